@@ -35,9 +35,9 @@ def show_answer(matrix: Matrix, column: Column, item: str) -> None:
             safe_text.block("reference", " | ".join(row.references[:5]))
         safe_text.say_all(describe_answer(row))
         grades = store.find_grades(project.runs_store(), row.task, item, row.output_digest)
-        for who, grade in grades:
+        for identity, grade in grades:
             text = grade.said or grade.error or "nothing"
-            safe_text.say(f"{who['judge']['model']} said: {text}", "name")
+            safe_text.say(f"{identity['judge']['model']} said: {text}", "name")
         if samples := scores.read_all_answers(column.digest, item):
             with st.expander(f"All {count(len(samples))} sampled answers"):
                 for sample in samples:
@@ -82,47 +82,47 @@ def page() -> None:
     controls.heading("Answers", purpose)
     runs, report = project.runs(), controls.report_if_any()
     controls.say_absent(report, runs)
-    named = controls.name_runs("compare", report, runs)
-    if not named:
+    by_label = controls.name_runs("compare", report, runs)
+    if not by_label:
         if report is None:
             controls.show_empty("No answers yet.")
         return
-    first = controls.order_candidates(report, list(named))[:_AT_FIRST]
+    first_names = controls.order_candidates(report, list(by_label))[:_AT_FIRST]
     title = "Candidates, the reference first"
-    chosen = controls.choose_candidates("compare", list(named), first, title=title)
-    keys = dict.fromkeys(key for name in chosen for key in named[name].rows if key.endswith("/test"))
+    chosen_names = controls.choose_candidates("compare", list(by_label), first_names, title=title)
+    keys = dict.fromkeys(key for name in chosen_names for key in by_label[name].rows if key.endswith("/test"))
     target = report.task if report is not None else ""
     tasks = sorted((key.removesuffix("/test") for key in keys), key=lambda task: task != target)
     if not tasks:
         return
-    places = st.columns([2, 2, 2, 3])
-    task = _choose(places[0], "task", tasks)
-    columns = answer_matrix.columns_of(task, {name: named[name] for name in chosen})
+    slots = st.columns([2, 2, 2, 3])
+    task = _choose(slots[0], "task", tasks)
+    columns = answer_matrix.columns_of(task, {name: by_label[name] for name in chosen_names})
     metric = scores.primary_metric(task, columns[-1].digest, report)
     matrix = Matrix(task, project.metric(task, metric), columns)
     slices = store.list_slices(project.runs_store(), matrix.digests[-1:])
-    slice_ = _choose(places[1], "slice", ["all", *slices])
-    outcome = _choose(places[2], "outcome", list(answer_matrix.OUTCOMES))
-    sought = places[3].text_input(
+    slice_ = _choose(slots[1], "slice", ["all", *slices])
+    outcome = _choose(slots[2], "outcome", list(answer_matrix.OUTCOMES))
+    search_text = slots[3].text_input(
         "Search", placeholder="in ids, prompts, answers, references", key="sought", bind="query-params"
     )
-    wanted = answer_matrix.find_items(matrix, outcome, "" if slice_ == "all" else slice_, sought)
-    _items(matrix, wanted, f"{task}/{slice_}/{outcome}/{sought}")
+    filters = answer_matrix.find_items(matrix, outcome, "" if slice_ == "all" else slice_, search_text)
+    _items(matrix, filters, f"{task}/{slice_}/{outcome}/{search_text}")
 
 
-def _choose(place: "st.delta_generator.DeltaGenerator", name: str, options: list[str]) -> str:
+def _choose(slot: "st.delta_generator.DeltaGenerator", name: str, options: list[str]) -> str:
     """Draw a select box whose choice is kept in the page's address."""
-    wanted = controls.query_values(name)
-    index = options.index(wanted[0]) if wanted and wanted[0] in options else 0
-    chosen = place.selectbox(name.capitalize(), options, index=index, format_func=clean, key=f"matrix_{name}")
+    requested = controls.query_values(name)
+    index = options.index(requested[0]) if requested and requested[0] in options else 0
+    chosen = slot.selectbox(name.capitalize(), options, index=index, format_func=clean, key=f"matrix_{name}")
     controls.remember(name, [chosen] if chosen != options[0] else [])
     return str(chosen)
 
 
-def _items(matrix: Matrix, wanted: ItemFilter, key: str) -> None:
+def _items(matrix: Matrix, filters: ItemFilter, key: str) -> None:
     runs_store, metric = project.runs_store(), matrix.metric.name
     offset, size = controls.find_offset(f"matrix/{key}"), controls.PAGE_SIZE
-    n, items = store.read_answers(runs_store, matrix.digests, metric, wanted, offset=offset, n=size)
+    n, items = store.read_answers(runs_store, matrix.digests, metric, filters, offset=offset, n=size)
     if not items:
         st.info("No item matches these filters.")
         return
@@ -142,18 +142,18 @@ def _items(matrix: Matrix, wanted: ItemFilter, key: str) -> None:
     with middle:
         controls.turn(f"matrix/{key}", n)
     with right:
-        controls.offer_csv(partial(answer_matrix.csv_rows, runs_store.folder, matrix, wanted), matrix.task)
+        controls.offer_csv(partial(answer_matrix.csv_rows, runs_store.folder, matrix, filters), matrix.task)
     if cells := picked.selection.cells:
         row, name = cells[0]
         controls.remember("item", [items[row].id])
         controls.remember("of", [name] if any(name == column.name for column in matrix.columns) else [])
-    opened, name = st.query_params.get("item", ""), st.query_params.get("of", "")
+    open_item, name = st.query_params.get("item", ""), st.query_params.get("of", "")
     column = next((column for column in matrix.columns if column.name == name), matrix.columns[-1])
-    if opened:
-        show_answer(matrix, column, opened)
+    if open_item:
+        show_answer(matrix, column, open_item)
     else:
-        said = "Click a cell to see its prompt as sent, the whole answer, scores, tokens and time."
-        safe_text.say(said, "name")
+        hint = "Click a cell to see its prompt as sent, the whole answer, scores, tokens and time."
+        safe_text.say(hint, "name")
 
 
 page()

@@ -34,8 +34,8 @@ def page() -> None:
         return
     if unseen := chosen[_MOST + 1 :]:
         safe_text.say(f"Not shown, because at most {count(_MOST + 1)} candidates fit: {', '.join(unseen)}")
-    base, others = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
-    comparisons = {name: scores.compare_on_every_task(base, run, report) for name, run in others.items()}
+    base, other_runs = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
+    comparisons = {name: scores.compare_on_every_task(base, run, report) for name, run in other_runs.items()}
     rows: list[dict[str, Any]] = []
     series: dict[str, list[charts.Bar]] = {}
     margins = report.margins if report else {}

@@ -46,15 +46,15 @@ def page() -> None:
         if finding.severity != "note":
             title = " ".join(filter(None, (f"{finding.severity}: {finding.title}", share_text(finding))))
             with st.expander(safe_text.label(title), expanded=finding.severity == "error"):
-                shown = {"rows": places(finding, 20), "example": finding.example, "means": finding.meaning}
-                safe_text.say_all(f"{name}: {text}" for name, text in shown.items() if text)
+                details = {"rows": places(finding, 20), "example": finding.example, "means": finding.meaning}
+                safe_text.say_all(f"{name}: {text}" for name, text in details.items() if text)
                 safe_text.command(finding.command, "")
     _decisions(checked)
     st.subheader("Rows", anchor=False)
-    sought = st.text_input("Search", placeholder="in questions and answers", key="sought_row").lower()
+    search_text = st.text_input("Search", placeholder="in questions and answers", key="sought_row").lower()
     entries = checked.table.entries
-    matching = [e for e in entries if sought in e.question.lower() or sought in e.answer.lower()]
-    offset = controls.find_offset(f"rows/{sought}")
+    matching = [e for e in entries if search_text in e.question.lower() or search_text in e.answer.lower()]
+    offset = controls.find_offset(f"rows/{search_text}")
     controls.show_rows(
         [
             {"row": clean(e.where), "question": clean(e.question), "answer": clean(e.answer)}
@@ -62,7 +62,7 @@ def page() -> None:
         ]
     )
     st.caption(f"{count(len(matching))} of {count(len(entries))} rows")
-    controls.turn(f"rows/{sought}", len(matching))
+    controls.turn(f"rows/{search_text}", len(matching))
     st.subheader("Figures", anchor=False)
     notes = [f for f in checked.findings if f.severity == "note"]
     rows = [(" ".join(filter(None, (f.title, share_text(f)))), f.meaning) for f in notes]
@@ -84,39 +84,39 @@ def _decisions(checked: CheckReport) -> None:
         return
     path = checked.table.files[0]
     try:
-        kept, digest = read_decisions(path), checksum(Path(path))
+        kept_decisions, digest = read_decisions(path), checksum(Path(path))
     except HarnessError as error:
         controls.show_error("No decisions can be kept:", error)
         return
     column, entries = checked.table.answer_column, {entry.where: entry for entry in checked.table.entries}
-    done, shown = set[str](), set[str]()
+    decided_rows, shown_rows = set[str](), set[str]()
     for finding in to_decide:
         # Rows in the table, each with the proposed label and the similar row.
         nothing = ("",) * len(finding.rows)
-        listed = zip(finding.rows, finding.labels or nothing, finding.beside or nothing, strict=True)
-        listed_here = [
+        labelled_rows = zip(finding.rows, finding.labels or nothing, finding.beside or nothing, strict=True)
+        finding_rows = [
             (entries[where], label, near)
-            for where, label, near in listed
-            if where in entries and where not in shown
+            for where, label, near in labelled_rows
+            if where in entries and where not in shown_rows
         ]
-        shown |= {entry.where for entry, _, _ in listed_here}
-        decided = {entry.where for entry, _, _ in listed_here if _line(entry.where) in kept}
-        done |= decided
+        shown_rows |= {entry.where for entry, _, _ in finding_rows}
+        decided = {entry.where for entry, _, _ in finding_rows if _line(entry.where) in kept_decisions}
+        decided_rows |= decided
         st.subheader(safe_text.label(finding.title), anchor=False)
-        total = count(len(listed_here))
+        total = count(len(finding_rows))
         safe_text.say(f"{count(len(decided))} of {total} decided; kept in {decisions_file(path)}")
-        for entry, label, near in [row for row in listed_here if row[0].where not in decided][:_AT_ONCE]:
-            other = f", or {label}?" if label else f", near {near}" if near else ""
-            safe_text.block(f"{entry.where}: {entry.answer}{other}", entry.question)
+        for entry, label, near in [row for row in finding_rows if row[0].where not in decided][:_AT_ONCE]:
+            proposal = f", or {label}?" if label else f", near {near}" if near else ""
+            safe_text.block(f"{entry.where}: {entry.answer}{proposal}", entry.question)
             keep = f"Keep: {entry.answer}" if label else "Keep the row"
             choices = {f"Relabel: {label}": RowDecision("relabel", label)} if label and column else {}
             choices |= {"Drop the row": RowDecision("drop"), keep: RowDecision("keep")}
-            places, line = st.columns([2, 1, 1])[-len(choices) :], _line(entry.where)
-            for place, (text, decision) in zip(places, choices.items(), strict=True):
+            slots, line = st.columns([2, 1, 1])[-len(choices) :], _line(entry.where)
+            for slot, (text, decision) in zip(slots, choices.items(), strict=True):
                 title, key = safe_text.label(text), f"{decision.decision}_{line}"
                 arguments = (path, digest, column, line, decision)
-                place.button(title, key=key, on_click=_decide, args=arguments, width="stretch")
-    if done:
+                slot.button(title, key=key, on_click=_decide, args=arguments, width="stretch")
+    if decided_rows:
         options, kept_in = shlex.join(checked.table.reading.options), as_argument(str(decisions_file(path)))
         command = f"harness data clean {as_argument(path)} {options} --out NEW --decisions {kept_in}"
         safe_text.command(command.replace("  ", " "), "applies the decisions")

@@ -45,12 +45,12 @@ def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePoli
         title: str,
         steps: Sequence[float],
         value: float,
-        shown: Callable[[float], str] = usd,
+        show: Callable[[float], str] = usd,
         help_text: str | None = None,
     ) -> float:
         options, key = sorted({*map(float, steps), float(value)}), f"decide_{title}"
         st.session_state.setdefault(key, float(value))  # resets the browser's slider, which keeps its place
-        return float(column.select_slider(title, options, format_func=shown, key=key, help=help_text))
+        return float(column.select_slider(title, options, format_func=show, key=key, help=help_text))
 
     with st.container(border=True):
         a, b, c = st.columns(3)
@@ -66,22 +66,22 @@ def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePoli
         answer = slider(c, "one more right answer, USD", steps, right, lambda x: _name(x, _UNSET, usd))
         hosting = written.hosting_usd_per_month
         changed["hosting_usd_per_month"] = slider(a, "hosting a month, USD", _PRICES, hosting)
-        most = written.max_latency_s or inf
-        shown = partial(_name, nothing=inf, shown=seconds)
-        latency = slider(b, "longest median request", _LATENCIES, most, shown, _SLOW)
-        least, shown = written.min_requests_per_s or 0.0, partial(_name, nothing=0, shown="{:,g}".format)
-        least = slider(c, "requests a second, at least", _RATES, least, shown, _FEW)
+        max_latency = written.max_latency_s or inf
+        show_latency = partial(_name, nothing=inf, show=seconds)
+        latency = slider(b, "longest median request", _LATENCIES, max_latency, show_latency, _SLOW)
+        min_rps, show_rate = written.min_requests_per_s or 0.0, partial(_name, nothing=0, show="{:,g}".format)
+        min_rps = slider(c, "requests a second, at least", _RATES, min_rps, show_rate, _FEW)
         st.button("As written", on_click=_reset, help="Back to what harness.yaml says.", key="reset")
     budgets = {
         "max_latency_s": None if latency == inf else latency,
-        "min_requests_per_s": least or None,
+        "min_requests_per_s": min_rps or None,
         "right_answer_usd": None if answer == _UNSET else answer,
     }
     return written.model_copy(update=changed | budgets), price / hour if hour else 1.0
 
 
-def _name(value: float, nothing: float, shown: Callable[[float], str]) -> str:
-    return ("not set" if nothing == _UNSET else "any") if value == nothing else shown(value)
+def _name(value: float, nothing: float, show: Callable[[float], str]) -> str:
+    return ("not set" if nothing == _UNSET else "any") if value == nothing else show(value)
 
 
 def _reset() -> None:
@@ -100,16 +100,16 @@ def page() -> None:
             "This report does not hold the settings of its decision. Next: `harness report` writes it again."
         )
         return
-    policy, times = sliders(report, report.policy)
-    repriced = [  # at another price of a device hour
+    policy, price_factor = sliders(report, report.policy)
+    repriced_facts = [  # at another price of a device hour
         replace(
             f,
-            cost_per_1k_usd=None if f.cost_per_1k_usd is None else times * f.cost_per_1k_usd,
-            training_cost_usd=times * f.training_cost_usd,
+            cost_per_1k_usd=None if f.cost_per_1k_usd is None else price_factor * f.cost_per_1k_usd,
+            training_cost_usd=price_factor * f.training_cost_usd,
         )
         for f in report.facts
     ]
-    facts = _gains(report, repriced, policy)
+    facts = _gains(report, repriced_facts, policy)
     decision = decide_by(report, facts, policy)
     safe_text.say(decision.sentence, "lead")
     if decision.sentence != (report.decision.sentence if report.decision else ""):
@@ -157,21 +157,21 @@ def _gains(
 def _break_even(decision: Decision) -> None:
     """Draw the cost of both choices by the number of requests."""
     figures = decision.arithmetic
-    tuned, other = figures.get("cost_per_1k_fine_tune_usd"), figures.get("cost_per_1k_alternative_usd")
-    if not isinstance(tuned, float) or not isinstance(other, float):
+    tuned, alternative = figures.get("cost_per_1k_fine_tune_usd"), figures.get("cost_per_1k_alternative_usd")
+    if not isinstance(tuned, float) or not isinstance(alternative, float):
         return
     once, forecast = float(figures["spent_once_usd"] or 0.0), float(figures["forecast_requests"] or 0.0)
     break_even = figures.get("break_even_requests")
     marks = {"forecast": forecast}
-    most = 1.1 * forecast
+    max_requests = 1.1 * forecast
     if isinstance(break_even, float) and isfinite(break_even):
         marks = {f"break-even after {round_up(break_even)}": break_even} | marks
-        most = max(most, 1.1 * break_even)
+        max_requests = max(max_requests, 1.1 * break_even)
     lines = {
         f"fine-tune: {figures['fine_tune']}": (once, tuned / 1000),
-        f"instead: {figures['alternative']}": (0.0, other / 1000),
+        f"instead: {figures['alternative']}": (0.0, alternative / 1000),
     }
-    charts.draw(charts.costs(lines, most, marks), "break_even")
+    charts.draw(charts.costs(lines, max_requests, marks), "break_even")
 
 
 page()

@@ -49,8 +49,8 @@ def page() -> None:
         st.subheader("Drift on held-out text" if is_text else f"Change in {unit.name}", anchor=False)
         above = "better" if unit.higher_is_better else "worse"
         charts.draw(charts.forest(series, f"change in {unit.name}; above 0 is {above}"), f"drift {unit.name}")
-    stored = controls.runs_of(report, project.runs())
-    if runs := {name: stored[name] for name in heat_map.labels if name in stored}:
+    stored_runs = controls.runs_of(report, project.runs())
+    if runs := {name: stored_runs[name] for name in heat_map.labels if name in stored_runs}:
         _show_statuses(runs)
         controls.offer_answers(list(runs))
 

@@ -79,9 +79,9 @@ def page() -> None:
         task, metric = loaded.experiment.target.name, loaded.experiment.target.primary_metric
     metrics: list[str] = []
     written = project.task(task) if stored else None
-    if others := [name for name in written.metrics if name != metric] if written else []:
+    if other_metrics := [name for name in written.metrics if name != metric] if written else []:
         metrics = st.columns([2, 3])[0].multiselect(
-            "More metrics of the target", others, key="metrics", bind="query-params",
+            "More metrics of the target", other_metrics, key="metrics", bind="query-params",
             format_func=lambda name: name.replace("_", " "),
         )  # fmt: skip
     lines, unread = make_board(runs, report, (task, metric), metrics)
@@ -91,21 +91,21 @@ def page() -> None:
         return
     st.caption(f"Not estimated yet: {count(n_unread)} scores; the page opens with {AT_ONCE}.")
     if st.button("Estimate all", key="estimate"):
-        bar, done = st.progress(0.0), 0
+        bar, n_estimated = st.progress(0.0), 0
         for name, digests in unread.items():
             for start in range(0, len(digests), AT_ONCE):
-                done += len(scores.estimates(digests[start : start + AT_ONCE], task, name))
-                bar.progress(done / n_unread)
+                n_estimated += len(scores.estimates(digests[start : start + AT_ONCE], task, name))
+                bar.progress(n_estimated / n_unread)
         st.rerun()
 
 
 def choose_runs(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
     """Draw the filters; without a filter the report's runs are shown."""
     reported = {f.run_id for f in report.facts} if report is not None else set()
-    shown = controls.runs_of(report, runs)
+    by_label = controls.runs_of(report, runs)
     with st.expander("Filters"):
         everything = st.toggle(
-            "All stored runs, not only the report's", value=not shown, key="all_runs", bind="query-params"
+            "All stored runs, not only the report's", value=not by_label, key="all_runs", bind="query-params"
         )
         pool = [run for run in runs if everything or report is None or run.run_id in reported]
         columns = st.columns(5)
@@ -130,14 +130,14 @@ def make_board(
     def estimate(lines: Sequence[Line], name: str) -> dict[str, Estimate | None]:
         digests = [line.rows for line in lines if line.task == task and line.rows]
         estimates = scores.estimates(digests, task, name)
-        if left := [digest for digest in dict.fromkeys(digests) if digest not in estimates]:
-            unread[name] = left
+        if unscored := [digest for digest in dict.fromkeys(digests) if digest not in estimates]:
+            unread[name] = unscored
         return estimates
 
     # Each run's result is the chosen report's, or else that of the latest report that has it.
-    kept = [*([] if report is None else [report]), *project.reports().values()]
-    with_best = ((each, best_untrained(each.facts)) for each in reversed(kept))
-    reported = {f.run_id: (f, each, f.name == best) for each, best in with_best for f in each.facts}
+    known_reports = [*([] if report is None else [report]), *project.reports().values()]
+    with_best = ((r, best_untrained(r.facts)) for r in reversed(known_reports))
+    reported = {f.run_id: (f, r, f.name == best) for r, best in with_best for f in r.facts}
     champions, lines = project.champion_ids(), list[Line]()
     for run in runs:
         is_champion = run.run_id in champions
@@ -149,19 +149,19 @@ def make_board(
             facts = facts_of_run(run)
             lines.append(Line(facts=facts, run=run, task=task, metric=metric, is_champion=is_champion))
     waiting = [line for line in reversed(lines) if not line.is_reported and line.run.state == "done"]
-    own = estimate(waiting, metric)
+    targets = estimate(waiting, metric)
     lines = [
-        line if line.is_reported else replace(line, facts=replace(line.facts, target=own.get(line.rows)))
+        line if line.is_reported else replace(line, facts=replace(line.facts, target=targets.get(line.rows)))
         for line in lines
     ]
     lines.sort(key=lambda line: -e.unit.sign * e.score if (e := line.facts.target) else inf)
-    others = {name: estimate(lines, name) for name in metrics}
+    other_scores = {name: estimate(lines, name) for name in metrics}
     ranked = [x for x in lines if (x.task, x.metric) == target and x.facts.target and x.rows][:AT_ONCE]
     ranks = scores.ranks({line.run.run_id: line.rows for line in ranked}, task, metric) if ranked else {}
     board = [
         replace(
             line,
-            others={name: scored.get(line.rows) for name, scored in others.items()},
+            others={name: scored.get(line.rows) for name, scored in other_scores.items()},
             rank=ranks.get(line.run.run_id),
         )
         for line in lines
@@ -193,8 +193,8 @@ def _table(
 ) -> None:
     from pandas import DataFrame  # type: ignore[import-untyped]
 
-    shown, config = leaderboard_columns(metrics), dict[str, Any]()
-    for column in shown:  # heading and width, in the order of the table
+    columns, config = leaderboard_columns(metrics), dict[str, Any]()
+    for column in columns:  # heading and width, in the order of the table
         make = st.column_config.TextColumn if column.kind == "text" else st.column_config.NumberColumn
         title = heading(column).replace("\n", " ")
         width, is_pinned = _PINNED.get(column.name, _WIDTHS[column.kind]), column.name in _PINNED
@@ -202,8 +202,8 @@ def _table(
         config[column.name] = make(title, width=width, pinned=is_pinned or None, help=meaning)
     words, colours = list(_VERDICTS), list(_VERDICTS.values())
     config["verdict"] = st.column_config.MultiselectColumn("verdict", width=96, options=words, color=colours)
-    rows = [{column.name: _cell(column, line) for column in shown} for line in lines]
-    frame = DataFrame(rows, columns=[column.name for column in shown], dtype=object)
+    rows = [{column.name: _cell(column, line) for column in columns} for line in lines]
+    frame = DataFrame(rows, columns=[column.name for column in columns], dtype=object)
     printed = [name for name in frame if any(isinstance(cell, Printed) for cell in frame[name])]
     picked = st.dataframe(
         frame.style.format(lambda cell: cell.text if cell is not None else UNKNOWN, subset=printed),

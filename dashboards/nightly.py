@@ -20,7 +20,7 @@ def _rebuild_reports(
     stamp: Any, _name: str, _policy: NightlyPolicy, _nights: list[Night], _state: State
 ) -> list[NightReport]:
     """Rebuild the report of each of the last nights from what was known then."""
-    out = []
+    reports = []
     for n in range(max(1, len(_nights) - SHOWN + 1), len(_nights) + 1):
         night = _nights[n - 1].night
         alarms = tuple(
@@ -28,13 +28,13 @@ def _rebuild_reports(
             for a in _state.alarms
             if a.night <= night
         )
-        out.append(build_report(_name, _policy, _nights[:n], replace(_state, alarms=alarms)))
-    return out
+        reports.append(build_report(_name, _policy, _nights[:n], replace(_state, alarms=alarms)))
+    return reports
 
 
 def changes(nights: list[Night]) -> list[tuple[str, str]]:
     """List the nights whose code or libraries differ from the night before, with the differences."""
-    out = []
+    rows = []
     for before, now in zip([None, *nights[:-1]], nights, strict=True):
         changed = [f"commit {now.commit[:7]}"] if before is None or before.commit != now.commit else []
         if before is not None and before.environment != now.environment:
@@ -43,8 +43,8 @@ def changes(nights: list[Night]) -> list[tuple[str, str]]:
             # Such as `numpy 2.3 → 2.4`.
             changed.append(provenance.changes(old, new) if old and new else "other libraries")
         if changed:
-            out.append((now.night, ", ".join(changed)))
-    return out[-12:]
+            rows.append((now.night, ", ".join(changed)))
+    return rows[-12:]
 
 
 def page() -> None:
@@ -58,20 +58,20 @@ def page() -> None:
         safe_text.say_all(problems)
         return
     folder = home(project.runs_store(), loaded.experiment.name) if loaded else None
-    stored = read_nights(folder) if folder else []
-    if loaded is None or folder is None or not stored:
+    stored_nights = read_nights(folder) if folder else []
+    if loaded is None or folder is None or not stored_nights:
         st.info(
             "No night yet. Next: `harness nightly run`; `harness nightly install` makes it run by itself."
         )
         return
     state = read_state(folder)
     policy = loaded.experiment.nightly
-    inputs = (tuple((n.night, n.finished) for n in stored), repr(policy), repr(state.alarms))
+    inputs = (tuple((n.night, n.finished) for n in stored_nights), repr(policy), repr(state.alarms))
     stamp = (str(project.written_file()), inputs)
-    reports = _rebuild_reports(stamp, loaded.experiment.name, policy, stored, state)
-    last, shown = reports[-1], {night.night for night in reports}
-    alarms = [(a.night, f"{a.about}: {a.verdict}") for a in state.alarms if a.night in shown]
-    marks = (changes(stored), alarms, list_missed_nights(stored))
+    reports = _rebuild_reports(stamp, loaded.experiment.name, policy, stored_nights, state)
+    last, shown_nights = reports[-1], {night.night for night in reports}
+    alarms = [(a.night, f"{a.about}: {a.verdict}") for a in state.alarms if a.night in shown_nights]
+    marks = (changes(stored_nights), alarms, list_missed_nights(stored_nights))
     safe_text.badge(last.verdict)
     safe_text.say(last.sentence, "lead")
     for key in dict.fromkeys(key for line in last.lines for key in line.series):
@@ -105,15 +105,15 @@ def page() -> None:
     else:
         st.text("None so far.")
     st.subheader("Control arm", anchor=False)
-    of_control = [
+    control_rows = [
         {"night": night.night, "base": base[:12], "items": count(n := len(control.flips))}
         | {"scores that moved, %": percent(sum(control.flips.values()) / n) if n else UNKNOWN}
         | {"prompts with other tokens": len(control.reworded), "anchors that differ": len(control.differing)}
         | {"commit": night.commit[:7], "precision": night.precision}
-        for night in reversed(stored[-SHOWN:])
+        for night in reversed(stored_nights[-SHOWN:])
         for base, control in night.bases.items()
     ]
-    controls.show_rows(of_control, most=320)
+    controls.show_rows(control_rows, most=320)
     figures = ("delta", "low", "high", "n", "e_value", "needed")
     unrounded = [
         {"night": night.night, "candidate": line.name, "series": key, "verdict": line.verdict}

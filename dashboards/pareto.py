@@ -27,16 +27,16 @@ def page() -> None:
         st.info("No candidate has both a score and a measured change on the capability suite.")
         return
     # Scales that a rescue tried, as points, if both of their scores are known.
-    tried = {
+    tried_scales = {
         rescue.original.facts.label: [
-            Point(f"{rescue.original.facts.label} at scale {scale:g}", target, kept, "", False, False)
+            Point(f"{rescue.original.facts.label} at scale {scale:g}", target, capability, "", False, False)
             for scale, t in rescue.path
-            if (target := t.facts.target) and (kept := t.capability_change)
+            if (target := t.facts.target) and (capability := t.capability_change)
         ]
         for rescue in project.rescues(report)
     }
-    rescued = {label: line for label, line in tried.items() if len(line) > 1}
-    picture = front_file(report, lines=list(rescued.values()))
+    lines = {label: line for label, line in tried_scales.items() if len(line) > 1}
+    picture = front_file(report, lines=list(lines.values()))
     st.image(picture, width="stretch")
     st.download_button("SVG", picture, "pareto.svg", "image/svg+xml", icon=":material/download:")
     safe_text.say(f"On the front: {', '.join(p.label for p in points_found if p.on_front)}.")
@@ -45,17 +45,17 @@ def page() -> None:
         goals = [(report.unit.sign * p.target.score - worst, p.kept.score) for p in points_found]
         passing = [goal for goal, p in zip(goals, points_found, strict=True) if p.verdict in may_pass]
         area = stats.hypervolume(goals, _REFERENCE)
-        of_passing = stats.hypervolume(passing, _REFERENCE) if passing else 0.0
+        passing_area = stats.hypervolume(passing, _REFERENCE) if passing else 0.0
         safe_text.say(
-            f"Area under the front: {percent(area)} %, of those that pass the gate {percent(of_passing)} %;"
+            f"Area under the front: {percent(area)} %, of those that pass the gate {percent(passing_area)} %;"
             " 100 % means everything answered right and nothing forgotten."
         )
-    drawn = {p.label for p in points_found}
-    if absent := [f.label for f in report.facts if f.state == "done" and f.label not in drawn]:
+    drawn_labels = {p.label for p in points_found}
+    if absent := [f.label for f in report.facts if f.state == "done" and f.label not in drawn_labels]:
         safe_text.say(f"Not measured on the capability suite, so not drawn: {', '.join(absent)}.")
-    if rescued:
+    if lines:
         safe_text.say(
-            f"Grey lines: the scales that the last rescue of {', '.join(rescued)} tried; a rescue measures "
+            f"Grey lines: the scales that the last rescue of {', '.join(lines)} tried; a rescue measures "
             "one half of the capability suite's items."
         )
     rows = []

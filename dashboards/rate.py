@@ -38,8 +38,8 @@ _FIVE = {"Bad": 0.0, "Rather bad": 0.25, "In between": 0.5, "Rather good": 0.75,
 
 def save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -> None:
     """Write the choice of a side, `tie` or `skip`."""
-    other: Any = "b" if turn.left == "a" else "a"
-    choice: Any = {"left": turn.left, "right": other}.get(side, side)
+    other_side: Any = "b" if turn.left == "a" else "a"
+    choice: Any = {"left": turn.left, "right": other_side}.get(side, side)
     rating = Rating(
         rating_id=uuid.uuid4().hex,
         rater=rater,
@@ -61,10 +61,10 @@ def save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -
         st.session_state["rating_note"] = str(error)
 
 
-def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
+def show(pair: Pair, names: tuple[str, str], ratings: list[Rating]) -> None:
     """Show the result of the pair's ratings, and of all pairs if more candidates were rated."""
-    stamp = tuple(r.rating_id for r in done)
-    result, strengths = _count(stamp, pair.base, pair.new, done)
+    stamp = tuple(r.rating_id for r in ratings)
+    result, strengths = _count(stamp, pair.base, pair.new, ratings)
 
     def elo(s: Strength) -> str:  # `points` expects hundredths, Elo points are not rates
         return points(*(None if x is None else x / 100 for x in (s.elo, s.low, s.high)))
@@ -95,14 +95,14 @@ def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
             strongest_first = sorted(strengths.items(), key=lambda item: -(item[1].elo or 0.0))
             rows = [(clean(labels.get(run_id, run_id)), elo(s)) for run_id, s in strongest_first]
             st.dataframe([{"candidate": name, "Elo points": s} for name, s in rows], hide_index=True)
-        controls.offer_csv(lambda: [asdict(rating) for rating in done], "ratings")
+        controls.offer_csv(lambda: [asdict(rating) for rating in ratings], "ratings")
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def _count(
-    stamp: tuple[str, ...], rows_a: str, rows_b: str, _done: list[Rating]
+    stamp: tuple[str, ...], rows_a: str, rows_b: str, _ratings: list[Rating]
 ) -> tuple[PreferenceResult, dict[str, Strength]]:
-    return human_preferences.outcome(_done, rows_a, rows_b), human_preferences.strengths(_done)
+    return human_preferences.outcome(_ratings, rows_a, rows_b), human_preferences.strengths(_ratings)
 
 
 def label_answers(pair: Pair, metric: str, rater: str) -> None:
@@ -115,11 +115,11 @@ def label_answers(pair: Pair, metric: str, rater: str) -> None:
     )
     task, label_sets = project.task(pair.task), store.list_labels(project.runs_store(), pair.task)
     label_sets = current_labels(label_sets, task) if task is not None else label_sets
-    by_rater = [given for given in label_sets if (given.rater, given.metric) == (rater, metric)]
-    done = {label.answer for given in by_rater for label in given.labels}
-    n_done = sum(answer in done for answer, _ in order)
+    by_rater = [s for s in label_sets if (s.rater, s.metric) == (rater, metric)]
+    labelled_answers = {label.answer for s in by_rater for label in s.labels}
+    n_done = sum(answer in labelled_answers for answer, _ in order)
     st.progress(n_done / max(1, len(order)), f"{count(n_done)} of {count(len(order))} answers")
-    following = next((row for answer, row in order if answer not in done), None)
+    following = next((row for answer, row in order if answer not in labelled_answers), None)
     if following is None:
         st.success("You have labelled every answer of this pair.")
         return
@@ -133,9 +133,9 @@ def label_answers(pair: Pair, metric: str, rater: str) -> None:
 
     def save_label(label: float) -> None:
         now = datetime.now(UTC).isoformat(timespec="microseconds")
-        given = AnswerLabel(answer_digest(metric, row), row.example_id, label)
-        asked = digest_question(task, metric) if task is not None else ""
-        label_set = LabelSet(uuid.uuid4().hex, now, row.task, row.split, metric, rater, (given,), asked)
+        entry = AnswerLabel(answer_digest(metric, row), row.example_id, label)
+        criteria = digest_question(task, metric) if task is not None else ""
+        label_set = LabelSet(uuid.uuid4().hex, now, row.task, row.split, metric, rater, (entry,), criteria)
         store.save_labels(project.runs_store(), label_set)
 
     for digit, (column, (title, label)) in enumerate(
@@ -209,23 +209,23 @@ def page() -> None:
     if single:
         label_answers(pair, metric, rater)
         return
-    done = store.list_ratings(project.runs_store(), target)
-    _turn(pair, (a, b), rater, done)
-    show(pair, (a.label, b.label), done)
+    ratings = store.list_ratings(project.runs_store(), target)
+    _turn(pair, (a, b), rater, ratings)
+    show(pair, (a.label, b.label), ratings)
 
 
-def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> None:
-    both = (pair.base, pair.new)
-    ids = _differing_items(str(project.runs_store().folder), *both, project.row_set_times(*both))
-    turn = human_preferences.find_next_turn(ids, done, rater, pair.base, pair.new)
-    n_done = len({r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, *both)})
+def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, ratings: list[Rating]) -> None:
+    arms = (pair.base, pair.new)
+    ids = _differing_items(str(project.runs_store().folder), *arms, project.row_set_times(*arms))
+    turn = human_preferences.find_next_turn(ids, ratings, rater, pair.base, pair.new)
+    n_done = len({r.example_id for r in ratings if (r.rater, r.rows_a, r.rows_b) == (rater, *arms)})
     if note := st.session_state.pop("rating_note", ""):
         safe_text.say(f"The rating is saved, and will be indexed with the next one. {note}")
     st.progress(n_done / max(1, len(ids)), f"{count(n_done)} of {count(len(ids))} items whose answers differ")
     runs_store = project.runs_store()
-    samples = [store.read_samples(runs_store, digest, [turn.example_id]) for digest in both] if turn else []
+    samples = [store.read_samples(runs_store, digest, [turn.example_id]) for digest in arms] if turn else []
     rows = [by_id[turn.example_id] for by_id in samples if turn and turn.example_id in by_id]
-    if turn is None or len(rows) < len(both):
+    if turn is None or len(rows) < len(arms):
         st.success("You have seen every item of this pair.")
         return
     if st.session_state.get("rating_item") != turn.example_id:  # start timing the item

@@ -46,21 +46,21 @@ def page() -> None:
 
 def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     # One run for each training: candidates that borrow weights have the same log.
-    seen, trained = set[object](), dict[str, Run]()
-    shown = controls.runs_of(report, runs) or controls.newest(runs)
-    for name, run in sorted(shown.items(), key=lambda named: bool(named[1].recipe.get("weights_of"))):
-        is_new = not run.recipe.get("weights_of") or run.training.fit_key not in seen
-        seen.add(run.training.fit_key)
+    seen_keys, trained_runs = set[object](), dict[str, Run]()
+    shown_runs = controls.runs_of(report, runs) or controls.newest(runs)
+    for name, run in sorted(shown_runs.items(), key=lambda item: bool(item[1].recipe.get("weights_of"))):
+        is_new = not run.recipe.get("weights_of") or run.training.fit_key not in seen_keys
+        seen_keys.add(run.training.fit_key)
         if is_new and len(training_tables.numeric_points(run.training.loss)) > 1:
-            trained[name] = run
-    if not trained:
+            trained_runs[name] = run
+    if not trained_runs:
         controls.show_empty("No training was logged yet.")
         return
-    names, first = list(trained), list(trained)[:_AT_FIRST]
+    names, first = list(trained_runs), list(trained_runs)[:_AT_FIRST]
     chosen = controls.choose_candidates("training", names, first, title="Candidates")
     if not chosen:
         return
-    records = {name: trained[name].training for name in chosen}
+    records = {name: trained_runs[name].training for name in chosen}
     _draw_losses(records)
     for name, record in records.items():
         if diagnosis := diagnose(record):
@@ -71,8 +71,8 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
         f"{name}: {sentence}."
         for name, record in records.items()
         if record.tracked
-        and not trained[name].recipe.get("weights_of")
-        and (sentence := front_sentence(trained[name].candidate, record, sign))
+        and not trained_runs[name].recipe.get("weights_of")
+        and (sentence := front_sentence(trained_runs[name].candidate, record, sign))
     )
     costs = {f.run_id: usd(f.training_cost_usd) for f in report.facts} if report else {}
     rows = [
@@ -82,7 +82,7 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
             "last training loss": plain(training_tables.smooth(record)[-1][1]),
             "best validation loss": plain(record.best_validation_loss),
             "overfitting gap": plain(training_tables.gap(record), sign=True),
-            "cost USD": costs.get(trained[name].run_id, UNKNOWN),
+            "cost USD": costs.get(trained_runs[name].run_id, UNKNOWN),
             **{figure_title(figure): figure_text(figure, plain_record.get(figure)) for figure in _FIGURES},
         }
         for name, record in records.items()
@@ -90,12 +90,12 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     ]
     controls.show_rows(rows, "training")
     for name, record in records.items():
-        others = {
+        reward_curves = {
             key: value for key in _REWARDS if training_tables.numeric_points(value := getattr(record, key))
         }
-        if others or record.sweep:
+        if reward_curves or record.sweep:
             with st.expander(safe_text.label(name)):
-                for key, value in others.items():
+                for key, value in reward_curves.items():
                     st.text(f"{key.replace('_', ' ')}: {figure_text(key, value)}")
                 if record.sweep:
                     metric, unit = (report.metric, report.unit) if report else ("score", RATE)
@@ -110,8 +110,8 @@ def _draw_points(tracked: Mapping[str, TrainingRecord]) -> None:
     changes: dict[str, charts.Curves] = {}
     for name, record in tracked.items():
         targets[name] = [(p.step, p.target) for p in record.tracked if p.target is not None], ()
-        kept = [(p.step, 100 * p.capability) for p in record.tracked if p.capability is not None]
-        changes[name] = kept, ()
+        capability_points = [(p.step, 100 * p.capability) for p in record.tracked if p.capability is not None]
+        changes[name] = capability_points, ()
     if any(points for points, _ in targets.values()):
         charts.draw(charts.curves(targets, "target, on validation"), "tracked-target", height=280)
     if any(points for points, _ in changes.values()):
@@ -127,15 +127,15 @@ def _draw_losses(records: Mapping[str, TrainingRecord]) -> None:
     accuracies: dict[str, charts.Curves] = {}
     rates: dict[str, charts.Curves] = {}
     for name, record in records.items():
-        drawn: dict[str, TrainingRecord | Trial] = {}
+        trials_by_label: dict[str, TrainingRecord | Trial] = {}
         for t in record.sweep:
             if training_tables.numeric_points(t.loss):
                 params = ", ".join(f"{key}={value}" for key, value in t.params.items())
-                drawn[f"{name}[{params}]" + " (chosen)" * t.chosen] = t
-        for label, one in (drawn or {name: record}).items():
+                trials_by_label[f"{name}[{params}]" + " (chosen)" * t.chosen] = t
+        for label, source in (trials_by_label or {name: record}).items():
             by_kind[training_tables.is_of_preferences(record)][label] = (
-                training_tables.smooth(one),
-                training_tables.numeric_points(one.validation_loss),
+                training_tables.smooth(source),
+                training_tables.numeric_points(source.validation_loss),
             )
         if record.token_accuracy:
             means = training_tables.round_means(record.token_accuracy, training_tables.round_length(record))

@@ -22,9 +22,9 @@ from typer.main import get_command
 
 from harness import cli, plugins, spec
 from harness.cli.app import EXIT_CODES
+from harness.cli.catalog import default_of, map_meanings, map_purposes, models_in
 from harness.cli.options import example_commands
 from harness.config.rubrics import Rubric
-from harness.cli.catalog import default_of, map_meanings, map_purposes, models_in
 from harness.metrics import load_metrics
 from harness.store import TABLES
 

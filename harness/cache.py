@@ -13,8 +13,8 @@ Publish = Callable[[Path, Path], object]  # gives a finished file (first) its na
 
 def cache_dir() -> Path:
     """Return the cache folder: `HARNESS_CACHE`, else `XDG_CACHE_HOME`/harness, else ~/.cache/harness."""
-    if own := os.environ.get("HARNESS_CACHE"):
-        return Path(own).expanduser()
+    if folder := os.environ.get("HARNESS_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "harness"
 
 

@@ -92,9 +92,9 @@ def refuse_unreadable(where: object, expected: str, next_step: str) -> Iterator[
         raise
     except Exception as error:
         # tokenizers raises plain Exception; Arrow and zlib have their own errors.
-        known = isinstance(error, _UNREADABLE) or type(error) is Exception
+        is_known = isinstance(error, _UNREADABLE) or type(error) is Exception
         library = type(error).__module__.partition(".")[0]
-        if not known and library not in ("huggingface_hub", "pyarrow", "zipfile", "zlib"):
+        if not is_known and library not in ("huggingface_hub", "pyarrow", "zipfile", "zlib"):
             raise
         found = f"a file that cannot be read ({one_line(error)})"
         raise UserError(str(where), found, expected, next_step) from error
@@ -154,11 +154,11 @@ def as_operand(file: str) -> str:
     return f"./{file}" if file.startswith("-") else file
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known_names: Iterable[str]) -> str:
     """Phrase the nearest known name as a next step, or list the known names."""
-    known = sorted(known)
-    if not known:
+    known_names = sorted(known_names)
+    if not known_names:
         return "there is none yet"
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
-    return f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known[:_MOST_NAMES])}{more}"
+    close = get_close_matches(name, known_names, n=1, cutoff=0.5)
+    more = f" and {len(known_names) - _MOST_NAMES} more" if len(known_names) > _MOST_NAMES else ""
+    return f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known_names[:_MOST_NAMES])}{more}"

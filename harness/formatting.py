@@ -134,9 +134,9 @@ def count(n: float | None) -> str:
     return _format_fixed(n, 0)
 
 
-def pluralize(n: int, one: str) -> str:
+def pluralize(n: int, noun: str) -> str:
     """Format a count with its noun, whose plural ends in s: `1 task`, `1,800 items`."""
-    return f"{count(n)} {one}{'' if n == 1 else 's'}"
+    return f"{count(n)} {noun}{'' if n == 1 else 's'}"
 
 
 def quote(text: str) -> str:

@@ -26,13 +26,13 @@ _ASSIGNED = re.compile(
     rf"""(?P<name>[\w.-]{{0,64}}(?:{_KINDS}|[-_]key|[-_]pat))(?P<sign>["']?\s*[=:]\s*){_VALUE}""",
     re.IGNORECASE,
 )
-# Cheap to look for, and part of all that `_ASSIGNED` finds, which takes 40 times as long.
+# A cheap search for a part of every match of `_ASSIGNED`, which takes 40 times as long.
 _SIGNED = re.compile(rf"""(?:{_KINDS}|[-_]key|[-_]pat)["']?\s*[=:]""", re.IGNORECASE)
 _OPTION = re.compile(
     rf"(?P<name>(?<![\w-])--?[\w.-]{{0,64}}(?:{_KINDS}|[-_]key|[-_]pat|pass|auth))(?P<sign>\s+)(?!-){_VALUE}",
     re.IGNORECASE,
 )
-_MIXED = re.compile(r"(?=\S*[A-Za-z])(?=\S*\d)\S{6,}")  # no word of prose
+_MIXED = re.compile(r"(?=\S*[A-Za-z])(?=\S*\d)\S{6,}")  # not a word of prose
 _HEADER = re.compile(r"(?i)((?:authorization|cookie)[\"']?\s*[:=]\s*[\"']?)[^\"'\n]+")
 _QUERY = re.compile(r"(?i)([?&](?:key|sig|auth|[\w-]*signature)=)[^\s&\"'#]+")
 _REFUSED = re.compile(r"(?i)(api key provided:\s*)\S+")  # a server's answer to a wrong key
@@ -63,8 +63,8 @@ def mask_secrets(text: str, *, environment: bool = True) -> str:
 
 
 def find_tokens(text: str) -> list[str]:
-    """List the keys and tokens in a text that a service gave their form."""
-    return [found[0] for found in _FORMS.finditer(text) if found[0] != MASK]
+    """List the keys and tokens in a text that have a service's own form."""
+    return [match[0] for match in _FORMS.finditer(text) if match[0] != MASK]
 
 
 def mask_file(file: Path) -> None:
@@ -75,31 +75,31 @@ def mask_file(file: Path) -> None:
             file.write_text(masked, "utf-8")
 
 
-def mask_values(value: Any, *, named: bool = False) -> Any:
-    """Return plain values with secrets masked by form, key or option; all of them if `named`."""
+def mask_values(value: Any, *, secret: bool = False) -> Any:
+    """Return plain values with secrets masked by form, key or option; every text if `secret`."""
     if isinstance(value, Mapping):
         return {
-            key: mask_values(inner, named=named or _names_secret(str(key))) for key, inner in value.items()
+            key: mask_values(inner, secret=secret or _names_secret(str(key))) for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
         previous = ["", *value]
         return [
-            mask_values(inner, named=named or (str(last).startswith("-") and _names_secret(str(last))))
+            mask_values(inner, secret=secret or (str(last).startswith("-") and _names_secret(str(last))))
             for last, inner in zip(previous, value, strict=False)
         ]
     if not isinstance(value, str):
         return value
-    return MASK if named and value else mask_secrets(value, environment=False)
+    return MASK if secret and value else mask_secrets(value, environment=False)
 
 
 def _names_secret(name: str) -> bool:
     return bool(_NAME.search(name)) and not _NO_SECRET.search(name)
 
 
-def _mask_value(found: re.Match[str]) -> str:
+def _mask_value(match: re.Match[str]) -> str:
     """Mask the value after a secret's name, except vocabulary tokens, placeholders, variables and prose."""
-    name, sign, value = found["name"], found["sign"], found["value"]
+    name, sign, value = match["name"], match["sign"], match["value"]
     is_prose = sign.strip() == ":" and not re.search(r"[-_.]", name) and not _MIXED.search(value)
     if _NO_SECRET.search(name) or value.strip("\"'").startswith(("{", "$", MASK)) or is_prose:
-        return found[0]
+        return match[0]
     return f"{name}{sign}{MASK}"

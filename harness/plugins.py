@@ -43,7 +43,7 @@ Makes = Literal[_Texts, "classifier", "endpoint", "artefact", "reward", "head", 
 
 
 class Situation(NamedTuple):
-    """A new experiment as `harness init` sees it: what its data contain, and how large its base is.
+    """A new experiment as `harness init` sees it: the content of its data and the size of its base.
 
     `thumbs` are answers rated up or down, used instead of pairs; `adapter` names the candidate that trains
     one.
@@ -239,15 +239,15 @@ def places(kind: str) -> dict[str, Place]:
 
 @cache
 def _places_in(folder: Path, _changed: int) -> dict[str, Place]:
-    found: dict[str, Place] = {}
+    place_by_name: dict[str, Place] = {}
     for file in sorted(file for file in folder.glob("[!_.]*.py") if file.is_file()):
         declared = _read_declared(file)
         for name, place in (declared or {file.stem: Place(file)}).items():
-            if name in found:
-                twice = f"{name!r}, which {found[name].file.name} declares too"
+            if name in place_by_name:
+                twice = f"{name!r}, which {place_by_name[name].file.name} declares too"
                 raise UserError(str(file), twice, "a name of its own", "rename one of them")
-            found[name] = place
-    return dict(sorted(found.items()))
+            place_by_name[name] = place
+    return dict(sorted(place_by_name.items()))
 
 
 def _read_declared(file: Path) -> dict[str, Place]:
@@ -255,13 +255,13 @@ def _read_declared(file: Path) -> dict[str, Place]:
     with refuse_unreadable(file, "a Python file", "repair the file, or move it out of the folder"):
         try:
             with tokenize.open(file) as text:
-                several = _SEVERAL.search(text.read())
+                plugins_match = _SEVERAL.search(text.read())
         except SyntaxError as error:  # of the line that names its encoding
             raise ValueError(error.msg) from None
-    if several is None:
+    if plugins_match is None:
         return {}
     try:
-        written: Any = ast.parse(several[1].strip(), mode="eval").body
+        written: Any = ast.parse(plugins_match[1].strip(), mode="eval").body
         pairs = zip(written.keys, written.values, strict=True)
         return {ast.literal_eval(key): Place(file, value.id) for key, value in pairs}
     except (SyntaxError, ValueError, AttributeError):
@@ -273,10 +273,10 @@ def load(kind: str, name: str, where: str = "") -> Any:
     """Import one plugin by name, or a user's own metric by file path; `where` is the error's location."""
     if name.endswith(".py") and kind == "metrics":
         expected = "a Python file with what docs/howto/extend.md shows of a metric"
-        own = load_file(Path(name), expected, where or "metrics")
-        if not callable(getattr(own, "metric", None)):
+        own_module = load_file(Path(name), expected, where or "metrics")
+        if not callable(getattr(own_module, "metric", None)):
             raise UserError(name, "no function 'metric'", expected, "define metric(task)")
-        return own
+        return own_module
     if name.endswith(".py"):
         found, expected = f"a file of your own, {name}", f"a {_ONE[kind]} in harness/{kind}/, by its name"
         raise UserError(where or kind, found, expected, f"copy it to {Path(__file__).parent / kind}")
@@ -303,8 +303,8 @@ def find_method(name: str) -> Method:
 
 def methods(**traits: Any) -> list[str]:
     """List the methods whose declarations have these values, sorted by name."""
-    declared = {name: method(name) for name in names("methods")}
-    return [name for name, one in declared.items() if all(getattr(one, t) == v for t, v in traits.items())]
+    declarations = {name: method(name) for name in names("methods")}
+    return [name for name, m in declarations.items() if all(getattr(m, t) == v for t, v in traits.items())]
 
 
 def version(kind: str, name: str) -> int | str:
@@ -365,12 +365,12 @@ def rescue_steps() -> tuple[str, ...]:
 
 def load_file(path: Path, expected: str, where: str) -> ModuleType:
     """Run a user's own Python file; UserError, with the line at fault, if it cannot be run."""
-    found = spec_from_file_location(f"harness_own_{path.stem}", path)
-    if not path.is_file() or found is None or found.loader is None:
+    module_spec = spec_from_file_location(f"harness_own_{path.stem}", path)
+    if not path.is_file() or module_spec is None or module_spec.loader is None:
         raise UserError(where, f"no file {path}", expected, "create it, or correct the path")
-    module = module_from_spec(found)
+    module = module_from_spec(module_spec)
     try:
-        found.loader.exec_module(module)
+        module_spec.loader.exec_module(module)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]

@@ -31,7 +31,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_release.py::test_a_file_of_json_that_is_larger_than_is_read_is_refused_with_the_bound", "harness/lifecycle/eval_logs.py", "if (size := path.stat().st_size) > MOST_BYTES:", "if (size := 0):"),
     ("test_bombs.py::test_what_is_nested_too_deep_is_no_json", "harness/records/serialization.py", "_DEEPEST = 100 ", "_DEEPEST = 10**9 "),
     ("test_bombs.py::test_yaml_whose_aliases_stand_for_billions_is_refused[harness.yaml-a long text]", "harness/config/yaml_loading.py", "_MOST_VALUES = 100_000 ", "_MOST_VALUES = 10**99 "),
-    ("test_release.py::test_a_link_to_a_folder_of_logs_is_named_as_not_followed", "harness/lifecycle/gates.py", "if one.is_symlink() and one.is_dir())", "if False)"),
+    ("test_release.py::test_a_link_to_a_folder_of_logs_is_named_as_not_followed", "harness/lifecycle/gates.py", "if link.is_symlink() and link.is_dir())", "if False)"),
     ("test_mutated_inputs.py::test_a_damaged_file_is_named_or_what_it_held_is_computed_again[e2e-rows]", "harness/data/text_files.py", "    except _BROKEN as error:", "    except ZeroDivisionError as error:"),
     # What is shown
     ("test_report_page.py::test_no_cell_of_csv_is_a_formula", "harness/report/escape.py", "return f\"'{cell}\" if cell.startswith(_FORMULA) else cell", "return cell"),
@@ -60,8 +60,8 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_lm_eval_tasks.py::test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused", "harness/evaluation/lm_eval/tasks.py", "if wants and not trusted:", "if False:"),
     ("test_hub.py::test_what_does_not_match_its_checksum_is_not_used[weights]", "harness/models/hub.py", "return file_checksum(folder / _WEIGHTS) == str(expected)", "return bool(expected)"),
     ("test_artefacts.py::test_an_artefact_that_is_prompted_otherwise_or_cannot_be_read_fails_and_the_others_go_on", "harness/evaluation/runner.py", "            if run != artefact:\n", "            if False:\n"),
-    ("test_exports.py::test_a_folder_is_checked_by_content_alone[changed]", "harness/store/runs.py", "!= file.bytes or records.checksum(there[name]) != file.sha256:", "!= file.bytes:"),
-    ("test_exports.py::test_a_folder_is_checked_by_content_alone[added]", "harness/store/runs.py", "for name in sorted(there.keys() - export.files.keys() - {EXPORT_RECORD}):", "for name in ():"),
+    ("test_exports.py::test_a_folder_is_checked_by_content_alone[changed]", "harness/store/runs.py", "!= file.bytes or records.checksum(on_disk[name]) != file.sha256:", "!= file.bytes:"),
+    ("test_exports.py::test_a_folder_is_checked_by_content_alone[added]", "harness/store/runs.py", "for name in sorted(on_disk.keys() - export.files.keys() - {EXPORT_RECORD}):", "for name in ():"),
     # Stored runs and names
     ("test_strange_store.py::test_a_run_that_names_a_path_is_damaged_and_nothing_is_removed_by_it", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),
     ("test_strange_store.py::test_a_champion_that_names_a_path_is_refused", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),
@@ -69,7 +69,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_strange_store.py::test_a_link_in_a_store_is_named_before_anything_is_removed", "harness/store/layout.py", "if (parent := below.joinpath(*names[:end])).is_symlink():", "if (parent := below) is None:"),
     ("test_strange_store.py::test_a_name_in_an_experiment_file_is_one_of_a_file", "harness/spec/task.py", 'NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\\-]{0,99}$"', 'NAME = r"^.*$"'),
     ("test_strange_store.py::test_a_folder_that_will_hold_rows_is_not_readable_by_others", "harness/cache.py", "folder.mkdir(mode=0o700, exist_ok=True)", "folder.mkdir(exist_ok=True)"),
-    ("test_store.py::test_rows_that_were_changed_so_that_no_reader_stumbles_are_not_had", "harness/store/row_files.py", "return None if known is None else actual in known", "return True"),
+    ("test_store.py::test_rows_that_were_changed_so_that_no_reader_stumbles_are_not_had", "harness/store/row_files.py", "return None if checksums is None else actual in checksums", "return True"),
     ("test_feedback.py::test_no_personal_data_is_printed_or_written", "harness/lifecycle/feedback.py", "hidden, kinds = redact(text, region)", "hidden, kinds = text, {}"),
     ("test_champions.py::test_a_champion_that_was_changed_by_hand_is_refused_and_the_printed_step_restores_it", "harness/store/champions.py", "if written not in (None, history.file, History(history.entries[:-1]).file):", "if False:"),
     # Answers
@@ -77,7 +77,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_code_tests.py::test_a_program_reaches_nothing_of_the_machine", "harness/metrics/_run_code.py", '"--net", ', ""),
     ("test_code_tests.py::test_a_fork_bomb_is_bounded_and_nothing_of_it_is_left", "harness/metrics/_run_code.py", " --nproc={limits.processes}", ""),
     ("test_judges.py::test_thirty_answers_that_instruct_the_judge_gain_nothing_though_it_obeys_what_stands_outside_the_marks", "harness/evaluation/judges.py", "word = digest(plain)[:8]  # in none of the texts, and unknown to their authors\n    while any(word in text for text in plain):", 'word = "aaaaaaaa"\n    while not word:'),
-    ("test_rubrics.py::test_what_could_end_a_turn_is_broken_up", "harness/evaluation/judges.py", '_CONTROL.sub(lambda found: f"{found[0]} ", text)', "text"),
+    ("test_rubrics.py::test_what_could_end_a_turn_is_broken_up", "harness/evaluation/judges.py", '_CONTROL.sub(lambda match: f"{match[0]} ", text)', "text"),
     ("test_metrics.py::test_a_pattern_that_takes_for_ever_on_an_answer_leaves_it_unscored", "harness/metrics/follows.py", "signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_S)", "pass"),
     ("test_metrics.py::test_a_schema_that_is_none_or_would_be_fetched_is_refused", "harness/metrics/follows.py", ", registry=Registry()", ""),
     # Secrets

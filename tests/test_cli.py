@@ -173,7 +173,7 @@ def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness,
     done = harness("compare", "--quick", "--candidates", "prompt", cwd=copy, check=0)
     assert "smoke, not evidence" in done.stdout
     written = {p.name for p in (copy / "reports").iterdir()}
-    # Whether a dozen items admit a task, without which there is no front, is not what is asked here.
+    # A dozen items may admit no task; then there is no front.
     assert written - {"tiny-of-prompt-smoke.front.svg"} == {f"tiny-of-prompt-smoke.{form}" for form in FORMS}
     assert "smoke, not evidence" in (copy / "reports" / "tiny-of-prompt-smoke.md").read_text()
     listed = json.loads(harness("runs", "list", "--json", cwd=copy).stdout)

@@ -284,7 +284,7 @@ def test_a_new_question_stands_with_its_answer_and_its_origin_behind_the_row_tha
     own, made = read("new.jsonl")[:2]
     assert own == {**shop_rows()[0], "id": "r0"}
     origins = json.loads(made.pop("augmented_from"))
-    # `n` differs between the rows that were shown, so nobody knows it; the answer has the label's spelling.
+    # `n` differs between the shown rows, so it is left out; the answer has the label's spelling.
     expected = {"text": new_question(0), "label": "late", "shop": "north", "id": "r0-augmented-1"}
     assert made == {**expected, "source": "augmented"}
     assert origins[0] == question(0)

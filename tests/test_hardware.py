@@ -56,7 +56,6 @@ def test_a_probe_beside_other_work_says_so_and_is_kept_for_an_hour(empty_cache):
     assert probe("cpu", measure=machine(804.0)).gflops == 804.0
     os.utime(find_machine_file(empty_cache), (0, 0))
     assert probe("cpu", measure=machine(1.0)).gflops == 804.0
-    # It is renewed when asked, but not beside other work.
     assert probe("cpu", renew=True, measure=machine(166.0, contended=True)).gflops == 804.0
     assert probe("cpu", renew=True, measure=machine(700.0)).gflops == 700.0
 

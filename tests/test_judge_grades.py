@@ -432,7 +432,7 @@ def test_published_human_labels_come_out_as_published_whatever_the_sides():
     items = {f"{row['subset']}/{row['idx']}": int(row["label"]) for row in rows}
     given = []
     for turn in human_preferences.turns(list(items), "people", "aaa", "bbb"):
-        # Whoever prefers output 1 points at the side on which it stands.
+        # This person prefers output 1, on either side.
         side = "left" if (items[turn.example_id] == 1) == (turn.left == "a") else "right"
         other = "b" if turn.left == "a" else "a"
         choice = turn.left if side == "left" else other

@@ -393,19 +393,15 @@ def test_the_best_of_several_answers_is_the_one_that_its_judge_prefers(tiny, tmp
 @pytest.mark.e2e
 def test_a_judge_scores_training_rows_once_and_clean_drops_those_that_it_grades_low(desk, harness, tmp_path):
     d = desk(judge=Grader(lambda question, answer: "1" if "elsewhere" in answer else "5"))
-    rows = [
-        {"prompt": f"Where is parcel {i}?", "reference": f"Parcel {i} left on day {i}."} for i in range(30)
-    ]
-    rows[7]["reference"] = "Parcels go elsewhere."
+    answers = [f"Parcel {i} left on day {i}." if i != 7 else "Parcels go elsewhere." for i in range(30)]
+    rows = [{"prompt": f"Where is parcel {i}?", "reference": answer} for i, answer in enumerate(answers)]
     (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = harness("data", "check", "more.jsonl", "--judge", "harness.yaml", check=2)
-    assert "judge:helpful without people's labels" in done.stderr
+    check = ("data", "check", "more.jsonl", "--judge", "harness.yaml")
+    assert "judge:helpful without people's labels" in harness(*check, check=2).stderr
     d.path.write_text(d.path.read_text() + "gate: {uncalibrated_judge: allow}\n")
-    found = json.loads(harness("data", "check", "more.jsonl", "--judge", "harness.yaml", "--json").stdout)
-    (quality,) = [finding for finding in found["findings"] if finding["check"] == "quality"]
-    assert "(judge 1)" in quality["title"]
-    assert quality["rows"] == ["more.jsonl:8"]
-    command = re.sub(r"--out \S+", "--out good.jsonl", quality["command"]).split()[1:]
-    harness(*command, check=0)
-    assert len((tmp_path / "good.jsonl").read_text().splitlines()) == 29
-    assert len(d.judge.asked) == len(rows)
+    findings = json.loads(harness(*check, "--json").stdout)["findings"]
+    (quality,) = (finding for finding in findings if finding["check"] == "quality")
+    assert (quality["rows"], "(judge 1)" in quality["title"]) == (["more.jsonl:8"], True)
+    harness(*re.sub(r"--out \S+", "--out good.jsonl", quality["command"]).split()[1:], check=0)
+    n_kept = len((tmp_path / "good.jsonl").read_text().splitlines())
+    assert (n_kept, len(d.judge.asked)) == (29, 30)

@@ -118,7 +118,6 @@ def test_the_first_answer_shows_how_far_estimates_are_too_low():
     with pytest.raises(CandidateFailed, match=r"4 answers have cost 88.* the next may cost 22"):
         ask(budget, read=5, written=1, took=(20, 1))
     budget = Budget(50.0, price)
-    # Thinking that the server counts beside the answer: 45 are paid.
     ask(budget, read=5, written=1, took=(5, 20))
     with pytest.raises(CandidateFailed, match=r"1 answers have cost 45.* the next may cost 45"):
         ask(budget, read=5, written=1, took=(5, 20))

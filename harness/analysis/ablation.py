@@ -80,28 +80,30 @@ def compare_members(
 
     `pooled` is the variance between seeds over all recipes.
     """
-    done = {name: [f for f in runs if f.state == "done"] for name, runs in members.items()}
+    finished = {name: [f for f in runs if f.state == "done"] for name, runs in members.items()}
     reference = next(iter(members))
 
     def compare(name: str) -> tuple[Estimate | None, float | None]:
         """Return the difference and its p: over items, and over seeds if their variance is known."""
-        old, now = done[reference], done[name]
-        if not old or not now or name == reference:
+        base_runs, new_runs = finished[reference], finished[name]
+        if not base_runs or not new_runs or name == reference:
             return None, None
-        if len(old) == len(now) == 1:
-            c = pair(old[0], now[0])
+        if len(base_runs) == len(new_runs) == 1:
+            c = pair(base_runs[0], new_runs[0])
             return (Estimate(c.delta, c.low, c.high, c.n, c.unit), difference_p(c)) if c else (None, None)
-        found = means(old, now)
-        if found is None:
+        mean_diff = means(base_runs, new_runs)
+        if mean_diff is None:
             return None, None
-        arms = [variance_components(scores(runs), found.change, pooled) for runs in (old, now)]
+        arms = [variance_components(scores(runs), mean_diff.change, pooled) for runs in (base_runs, new_runs)]
         seeds = [arm.seeds for arm in arms if arm] if all(arms) else []
-        variance = stats.satterthwaite([found.change, *seeds])
-        ends = mean_interval(found.delta, variance)
-        return Estimate(found.delta, *ends, found.n, target_unit(now)), mean_p(found.delta, variance)
+        variance = stats.satterthwaite([mean_diff.change, *seeds])
+        ends = mean_interval(mean_diff.delta, variance)
+        return Estimate(mean_diff.delta, *ends, mean_diff.n, target_unit(new_runs)), mean_p(
+            mean_diff.delta, variance
+        )
 
     rows = []
-    for name, runs in done.items():
+    for name, runs in finished.items():
         difference, p = compare(name)
         rows.append(
             Factor(
@@ -126,8 +128,8 @@ def compare_members(
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return fmean(found) if found else None
+    known_values = list(values)
+    return fmean(known_values) if known_values else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ def training_sets(
 ) -> tuple[TrainingSets, ...]:
     """Compare candidates that differ only in `train` and `mix`; `drawn_again` counts repeated rows."""
     pooled = pool_variance(facts)
-    over = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}
+    seed_scores = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}
 
     def compare(names: Sequence[str]) -> TrainingSets:
         members = {name: [f for f in facts if f.name == name] for name in names}
@@ -182,11 +184,11 @@ def training_sets(
         sets = []
         for factor in ablation.factors:
             name = factor.candidate
-            done = [f for f in members[name] if f.state == "done"]
-            tokens = [f.training.n_tokens for f in done if f.training.n_tokens is not None]
-            n_labelled = done[0].n_train if done else None
+            runs = [f for f in members[name] if f.state == "done"]
+            tokens = [f.training.n_tokens for f in runs if f.training.n_tokens is not None]
+            n_labelled = runs[0].n_train if runs else None
             # People or a teacher labelled each row.
-            by_people = policy.label_cost_usd * (done[0].n_train - done[0].n_taught) if done else 0.0
+            by_people = policy.label_cost_usd * (runs[0].n_train - runs[0].n_taught) if runs else 0.0
             sets.append(
                 TrainingSet(
                     candidate=name,
@@ -194,17 +196,17 @@ def training_sets(
                     n_rows=None if n_labelled is None else n_labelled + drawn_again.get(name, 0),
                     n_tokens=round(fmean(tokens)) if tokens else None,
                     score=factor.score,
-                    estimate=done[0].target if len(done) == 1 else over.get(name),
+                    estimate=runs[0].target if len(runs) == 1 else seed_scores.get(name),
                     difference=factor.difference,
                     p=factor.p,
                     p_adjusted=factor.p_adjusted,
-                    label_cost_usd=by_people + done[0].rows_cost_usd if done else None,
+                    label_cost_usd=by_people + runs[0].rows_cost_usd if runs else None,
                     training_cost_usd=factor.training_cost_usd,
                     n_labelled=n_labelled,
                 )
             )
-        known, method = ablation.seed_variance_known, recipes[names[0]].method
-        return TrainingSets(method, ablation.reference, tuple(sets), ablation.n_tests, known)
+        variance_known, method = ablation.seed_variance_known, recipes[names[0]].method
+        return TrainingSets(method, ablation.reference, tuple(sets), ablation.n_tests, variance_known)
 
     return tuple(map(compare, _groups(facts, recipes)))
 

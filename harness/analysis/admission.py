@@ -30,15 +30,15 @@ _SIGNAL_TO_NOISE = 3.0
 
 def document_of(example_id: str, prompt_digest: str) -> str:
     """Return the digest of an item's document: lm-eval's, from the item's id, or the prompt's."""
-    named = _LM_EVAL_DOCUMENT.search(example_id)
-    return named[1] if named else prompt_digest
+    match = _LM_EVAL_DOCUMENT.search(example_id)
+    return match[1] if match else prompt_digest
 
 
-def documents_of(rows: Iterable[SampleResult], known: Mapping[str, str]) -> dict[str, str]:
-    """Map the items of a task to numbered documents; `known` has digests that the rows do not name."""
+def documents_of(rows: Iterable[SampleResult], known_digests: Mapping[str, str]) -> dict[str, str]:
+    """Map the items of a task to numbered documents; `known_digests` has those that the rows lack."""
     prompts = {row.example_id: row.prompt_digest for row in rows}
-    named = {i: known.get(i) or document_of(i, prompts[i]) for i in sorted(prompts)}
-    return number_documents({item: document for item, document in named.items() if document})
+    digests = {i: known_digests.get(i) or document_of(i, prompts[i]) for i in sorted(prompts)}
+    return number_documents({item: document for item, document in digests.items() if document})
 
 
 def number_documents(digests: Mapping[str, str]) -> dict[str, str]:
@@ -47,23 +47,23 @@ def number_documents(digests: Mapping[str, str]) -> dict[str, str]:
     If there are fewer than half as many digests as items, only digests of single items are kept: the others
     do not identify a question.
     """
-    counts, seen = Counter(digests.values()), Counter[str]()
-    out: dict[str, str] = {}
+    counts, n_seen = Counter(digests.values()), Counter[str]()
+    numbered: dict[str, str] = {}
     for item, document in digests.items():
         if counts[document] == 1 or 2 * len(counts) >= len(digests):
-            seen[document] += 1
-            out[item] = f"{document} {seen[document]}"
-    return out
+            n_seen[document] += 1
+            numbered[item] = f"{document} {n_seen[document]}"
+    return numbered
 
 
 def join_rows(
     tasks: Iterable[tuple[Sequence[SampleResult], Mapping[str, str]]], name: Callable[[SampleResult], str]
 ) -> dict[str, str]:
     """Map clusters of tasks' rows, by `name`, to one representative per group that shares documents."""
-    known = ((rows, documents_of(rows, documents)) for rows, documents in tasks)
+    tasks_documents = ((rows, documents_of(rows, documents)) for rows, documents in tasks)
     return join_clusters(
         (documents[row.example_id], name(row))
-        for rows, documents in known
+        for rows, documents in tasks_documents
         for row in rows
         if row.example_id in documents
     )
@@ -81,12 +81,12 @@ def join_clusters(held: Iterable[tuple[str, str]]) -> dict[str, str]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    place = {name: i for i, name in enumerate(names)}
-    edges = np.array([(place[group[0]], place[other]) for group in shared for other in group[1:]])
+    index_of = {name: i for i, name in enumerate(names)}
+    edges = np.array([(index_of[group[0]], index_of[member]) for group in shared for member in group[1:]])
     graph = coo_array((np.ones(len(edges)), edges.T), shape=(len(names), len(names)))
     joined = connected_components(graph, directed=False)[1]
-    first = {of: names[i] for i, of in reversed([*enumerate(joined.tolist())])}
-    return {name: first[joined[i]] for name, i in place.items()}
+    first = {component: names[i] for i, component in reversed([*enumerate(joined.tolist())])}
+    return {name: first[joined[i]] for name, i in index_of.items()}
 
 
 class HalfSplit(NamedTuple):
@@ -109,8 +109,8 @@ def split(
     tasks: Mapping[str, Sequence[SampleResult]], seed: int, documents: Mapping[str, Mapping[str, str]] = {}
 ) -> HalfSplit:
     """Split the clusters of all tasks, large ones first, so that each task is halved evenly."""
-    named = ((rows, documents.get(task, {})) for task, rows in tasks.items())
-    joined = join_rows(named, cluster_name)
+    rows_and_documents = ((rows, documents.get(task, {})) for task, rows in tasks.items())
+    joined = join_rows(rows_and_documents, cluster_name)
     total = {task: len(rows) for task, rows in tasks.items()}
     sizes: dict[str, dict[str, int]] = {}  # items of a cluster in each task
     for task, rows in tasks.items():
@@ -123,15 +123,17 @@ def split(
         cluster: int.from_bytes(hashlib.sha256(f"{seed}/rescue/{cluster}".encode()).digest()[:8], "big")
         for cluster in sizes
     }
-    large_first = {cluster: (-sum(of.values()), order[cluster]) for cluster, of in sizes.items()}
+    large_first = {cluster: (-sum(counts.values()), order[cluster]) for cluster, counts in sizes.items()}
     for cluster in sorted(sizes, key=large_first.__getitem__):
-        of = sizes[cluster].items()
+        counts = sizes[cluster].items()
         first, second = HALVES if order[cluster] % 2 else HALVES[::-1]
-        loads = [sum([n * filled[half][task] / total[task] for task, n in of]) for half in (first, second)]
+        loads = [
+            sum([n * filled[half][task] / total[task] for task, n in counts]) for half in (first, second)
+        ]
         half_of[cluster] = half = first if loads[0] <= loads[1] else second
-        for task, n in of:
+        for task, n in counts:
             filled[half][task] += n
-    return HalfSplit(half_of | {name: half_of[of] for name, of in joined.items()}, seed)
+    return HalfSplit(half_of | {name: half_of[group] for name, group in joined.items()}, seed)
 
 
 class Measurement(NamedTuple):
@@ -200,14 +202,14 @@ def admit(
         return False, "it holds no item that could be scored"
     score = comparison.estimate(metric, base_rows)
     percent = " %" if score.unit.is_rate else ""
-    found = f"the base scores {formatting.score(score.unit, *score[:3])}{percent}"
+    score_text = f"the base scores {formatting.score(score.unit, *score[:3])}{percent}"
     chance = f"chance ({formatting.percent(task.chance)} %), n = {formatting.count(score.n)}"
     noise = sqrt((flip_rate or 0.0) / (2 * score.n))
     is_above = score.low > task.chance + stats.TIE
     if is_above and score.score - task.chance < _SIGNAL_TO_NOISE * noise:
-        moved = f"less than three times what its layout alone moves it by ({formatting.percent(noise)} pp)"
-        return False, f"{found}, above {chance} by {moved}"
-    return is_above, f"{found}, {'' if is_above else 'not '}above {chance}"
+        shift = f"less than three times what its layout alone moves it by ({formatting.percent(noise)} pp)"
+        return False, f"{score_text}, above {chance} by {shift}"
+    return is_above, f"{score_text}, {'' if is_above else 'not '}above {chance}"
 
 
 def admit_tasks(
@@ -234,27 +236,27 @@ def compare_metrics(
     primary = m.task.primary_metric
     metrics = (m.metrics[name] for name in sorted(m.metrics, key=lambda n: n != primary))
     differences = (compare_task(m, alpha, identical=identical, metric=metric) for metric in metrics)
-    out = [verdict.TaskComparison(m.task, m.role, c, False, "", m.suite) for c in differences if c]
-    if not out or out[0].comparison.metric != primary:
-        return out
+    comparisons = [verdict.TaskComparison(m.task, m.role, c, False, "", m.suite) for c in differences if c]
+    if not comparisons or comparisons[0].comparison.metric != primary:
+        return comparisons
     # Safety tasks count whole: no half selects the items that the base happened to refuse.
     halves, why_not = ((), "") if m.role == "safety" else admitted.of[m.task.name]
-    only = halves[0] if len(halves) == 1 else None
+    only_half = halves[0] if len(halves) == 1 else None
     metric, half = m.metrics[primary], None
-    if only and (c := compare_task(select_half(m, admitted.cut, only), alpha, identical=identical)):
-        rest = admitted.cut.rows(m.base, _OTHER_HALF[only])
-        half = verdict.AdmittedHalf(only, c, comparison.estimate(metric, rest).score, why_not)
+    if only_half and (c := compare_task(select_half(m, admitted.cut, only_half), alpha, identical=identical)):
+        rest = admitted.cut.rows(m.base, _OTHER_HALF[only_half])
+        half = verdict.AdmittedHalf(only_half, c, comparison.estimate(metric, rest).score, why_not)
     may_be_admitted = not _explain_reported(m.task, metric)
-    left = round(sum(row.weight for row in m.base)) - len(m.base)
-    out[0] = out[0]._replace(
+    n_unused = round(sum(row.weight for row in m.base)) - len(m.base)
+    comparisons[0] = comparisons[0]._replace(
         base_rows_admitted=bool(halves),
         why_not="" if halves else why_not,
         half=half,
-        room=left if left > 0 else inf,
+        room=n_unused if n_unused > 0 else inf,
         span=metric.range.span if halves or (m.role == "safety" and may_be_admitted) else 1.0,
         may_be_admitted=may_be_admitted,
     )
-    return out
+    return comparisons
 
 
 def _admission(m: Measurement, cut: HalfSplit) -> tuple[tuple[verdict.Half, ...], str]:
@@ -262,18 +264,18 @@ def _admission(m: Measurement, cut: HalfSplit) -> tuple[tuple[verdict.Half, ...]
     name, metric = m.task.name, m.metrics[m.task.primary_metric]
     if reported := _explain_reported(m.task, metric):
         return (), f"{name}: {reported}"
-    nothing = f"{name} cannot show forgetting"
+    prefix = f"{name} cannot show forgetting"
     if m.admitting is not None:
         admitted, why = admit(m.task, metric, m.admitting, m.flip_rate)
-        return HALVES if admitted else (), f"{nothing}: on its other half {why}"
+        return HALVES if admitted else (), f"{prefix}: on its other half {why}"
     parts = {half: cut.rows(m.base, half) for half in HALVES}
     if not all(parts.values()):
-        return (), f"{nothing}: its items form one cluster, which has no halves"
-    found = {half: admit(m.task, metric, rows, m.flip_rate) for half, rows in parts.items()}
-    halves = tuple(h for h in HALVES if found[_OTHER_HALF[h]][0] and _is_scored(metric, parts[h]))
+        return (), f"{prefix}: its items form one cluster, which has no halves"
+    admissions = {half: admit(m.task, metric, rows, m.flip_rate) for half, rows in parts.items()}
+    halves = tuple(h for h in HALVES if admissions[_OTHER_HALF[h]][0] and _is_scored(metric, parts[h]))
     halves_said = zip(HALVES, ("one half of its items", "the other half"), strict=True)
-    why = " and ".join(f"on {said} {found[h][1]}" for h, said in halves_said if not found[h][0])
-    return halves, why if halves else f"{nothing}: {why}"
+    why = " and ".join(f"on {text} {admissions[h][1]}" for h, text in halves_said if not admissions[h][0])
+    return halves, why if halves else f"{prefix}: {why}"
 
 
 def _explain_reported(task: Task, metric: Metric) -> str:

@@ -49,11 +49,11 @@ def failure_sentences(case: Case) -> list[str]:
     runs = [best_of(case, action) for action in ("prompt", "rag", "fine-tune", "hybrid")]
     sentences = []
     for name in slices:
-        shown = [f for f in runs if f and name in f.slices]
-        scores = (f"{f.name} {formatting.score(f.slices[name].unit, *f.slices[name][:3])}" for f in shown)
-        n = formatting.count(shown[0].slices[name].n)
+        measured = [f for f in runs if f and name in f.slices]
+        scores = (f"{f.name} {formatting.score(f.slices[name].unit, *f.slices[name][:3])}" for f in measured)
+        n = formatting.count(measured[0].slices[name].n)
         sentences.append(f"On {name} (n = {n}): {', '.join(scores)}.")
-    # A remedy helps where it is above the prompt by its whole interval.
+    # A remedy helps if its whole interval is above the prompt's.
     fixed, prompt = [], runs[0]
     for name, remedy in (("knowledge", runs[1]), ("behaviour", runs[2])):
         if prompt and remedy and name in slices and name in remedy.slices:
@@ -148,8 +148,8 @@ def need_sentences(case: Case, shipped: str | None) -> list[str]:
         elif advised is None:
             agreement = f" {chosen.name} is chosen; no candidate of that kind was measured."
         else:
-            reached = f"{advised.name}, the best of that kind, {score_text(case, advised)}"
-            own = f"here {chosen.name} reaches {score_text(case, chosen)}"
+            advised_text = f"{advised.name}, the best of that kind, {score_text(case, advised)}"
+            chosen_text = f"here {chosen.name} reaches {score_text(case, chosen)}"
             why = []  # what was measured and speaks for the chosen candidate
             if advised.over_budget:
                 why.append(f"{advised.name} is left out, because {advised.over_budget}")
@@ -158,22 +158,22 @@ def need_sentences(case: Case, shipped: str | None) -> list[str]:
             elif is_fine_tuned(advised) and advised.verdict and not passes(advised):
                 outcome = "fails" if advised.verdict.outcome == "fail" else "is not shown to pass"
                 why.append(f"the gate of {advised.name} {outcome}")
-            for run, over in ((advised, chosen), (chosen, advised)):
-                if case.alternative and over.name == case.alternative.name and (g := gain(run.vs_untrained)):
-                    why.append(f"{run.name} gains {gain_text(g)} over {over.name}")
+            for run, rival in ((advised, chosen), (chosen, advised)):
+                if case.alternative and rival.name == case.alternative.name and (g := gain(run.vs_untrained)):
+                    why.append(f"{run.name} gains {gain_text(g)} over {rival.name}")
             if advised.answers.recall is not None and advised.answers.recall < 1:
                 recall = formatting.percent(advised.answers.recall)
                 why.append(f"its retrieval found {recall} % of the documents needed")
             reason = f"Why: {'; '.join(why)}." if why else "Nothing that was measured says why."
-            agreement = f" What is chosen differs: {own}, {reached}. {reason}"
+            agreement = f" What is chosen differs: {chosen_text}, {advised_text}. {reason}"
         sentences.append(f"{kind} ({need.replace('_', ' ')}): {text}.{agreement}")
     return sentences
 
 
 def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
-    wanted = _ADVICE[need].slices
-    if wanted and set(wanted) <= set(slices):
-        return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
+    needed = _ADVICE[need].slices
+    if needed and set(needed) <= set(slices):
+        return f"on the slice{'s' if len(needed) > 1 else ''} {' and '.join(needed)}, as said above"
     if need in ("changing_facts", "private_knowledge", "answers_with_sources"):
         run = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
         parts = []
@@ -207,14 +207,14 @@ def _describe_lack(case: Case) -> str:
     if not runs or not case.unit.is_rate or not case.unit.higher_is_better:
         return ""
     scores = " and ".join(f"{score_text(case, run)} with {run.name}" for run in runs)
-    nothing = case.trivial.text if case.trivial else "no right answer at all"
+    baseline = case.trivial.text if case.trivial else "no right answer at all"
     share = case.trivial.share if case.trivial else 0.0
-    above = any(run.target and run.target.low > share for run in runs)
-    found = f"{'' if above else 'not shown to be '}more than {nothing}"
-    tuned, gained = case.judged, ""
+    is_above = any(run.target and run.target.low > share for run in runs)
+    result = f"{'' if is_above else 'not shown to be '}more than {baseline}"
+    tuned, gain_clause = case.judged, ""
     if tuned and tuned.vs_prompt:
-        gained = f"; {tuned.label} gains {gain_text(gain(tuned.vs_prompt))} over the prompt"
-    return f"the base reaches {scores}, which is {found}{gained}"
+        gain_clause = f"; {tuned.label} gains {gain_text(gain(tuned.vs_prompt))} over the prompt"
+    return f"the base reaches {scores}, which is {result}{gain_clause}"
 
 
 def _describe_larger(case: Case, run: CandidateFacts) -> str:
@@ -239,19 +239,19 @@ def _describe_larger(case: Case, run: CandidateFacts) -> str:
 
 
 def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
-    other, macro = case.alternative, run.verdict.macro if run.verdict else None
-    if need == "low_latency" and other and None not in (run.speed.latency_p50_s, other.speed.latency_p50_s):
-        took, its = formatting.seconds(run.speed.latency_p50_s), formatting.seconds(other.speed.latency_p50_s)
-        return f"the median request takes {took} with {run.label} and {its} with {other.name}"
+    rival, macro = case.alternative, run.verdict.macro if run.verdict else None
+    if need == "low_latency" and rival and None not in (run.speed.latency_p50_s, rival.speed.latency_p50_s):
+        took, its = formatting.seconds(run.speed.latency_p50_s), formatting.seconds(rival.speed.latency_p50_s)
+        return f"the median request takes {took} with {run.label} and {its} with {rival.name}"
     if need == "little_data" and run.n_train:
         return f"there are {formatting.count(run.n_train)} training examples"
     if need == "general_purpose" and macro:
         return f"the other abilities of {run.label} changed by {formatting.points(*macro[:3])} points"
     if need in ("rapid_iteration", "no_compute") and run.training.total_s:
         memory = run.training.peak_memory_gib
-        held = f" and at most {formatting.plain(memory)} GiB" if memory else ""
+        memory_text = f" and at most {formatting.plain(memory)} GiB" if memory else ""
         where = f" on {run.speed.measured_on}" if run.speed.measured_on else ""
-        return f"training {run.label} took {formatting.seconds(run.training.total_s)}{held}{where}"
+        return f"training {run.label} took {formatting.seconds(run.training.total_s)}{memory_text}{where}"
     if need == "cheaper_than_a_larger_model":
         return _describe_larger(case, run)
     if need in ("new_domain", "low_resource_language") and run.vs_prompt:
@@ -301,26 +301,26 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
         # Scenarios that an open decision still has to choose between.
         runs = [run for run in (case.alternative, case.judged) if run is not None]
         between = [SCENARIOS[kind] for run in runs if (kind := action_of(run)) in SCENARIOS]
-        named = " or ".join(dict.fromkeys(f"{s.number} ({s.remedy})" for s in between))
-        open_text = f"Scenario open: what is undecided tells whether this is {named} of the six."
-        return open_text if named else ""
+        numbers = " or ".join(dict.fromkeys(f"{s.number} ({s.remedy})" for s in between))
+        open_text = f"Scenario open: what is undecided tells whether this is {numbers} of the six."
+        return open_text if numbers else ""
     if action == "collect more data" or chosen is None:
         return _write_scenario([_DATA], _describe_gain(case, case.judged))
     gaining = case.judged
     if gaining is None or not is_gain_shown(gaining):
-        done = (f for f in case.facts if is_fine_tuned(f) and f.state == "done" and not f.over_budget)
-        gaining = best(f for f in done if is_gain_shown(f))
+        finished = (f for f in case.facts if is_fine_tuned(f) and f.state == "done" and not f.over_budget)
+        gaining = best(f for f in finished if is_gain_shown(f))
     if gaining:
         gained = _describe_gain(case, gaining)
         if not is_fine_tuned(chosen) and case.winner and (few := too_few(case, gaining)):
             return _write_scenario([_DATA], f"{gained}, but {few}; {chosen.name} is shipped until then")
-        kept = "" if is_fine_tuned(chosen) else f"; why {gaining.name} is not shipped, the decision says"
+        unshipped = "" if is_fine_tuned(chosen) else f"; why {gaining.name} is not shipped, the decision says"
         if action_of(gaining) == "hybrid":
             scenarios, why = _parts(case, gaining)
-            return _write_scenario(scenarios, f"{gained}{why}{kept}")
+            return _write_scenario(scenarios, f"{gained}{why}{unshipped}")
         no_slices = "; no slices knowledge and behaviour tell a behaviour from facts here"
-        told = "" if list_measured_slices(case) else no_slices
-        return _write_scenario([_BEHAVIOUR], f"{gained}{told}{kept}")
+        slices_text = "" if list_measured_slices(case) else no_slices
+        return _write_scenario([_BEHAVIOUR], f"{gained}{slices_text}{unshipped}")
     if is_fine_tuned(chosen):
         return (
             f"Scenario: none of the six, which part by what the base lacks; {chosen.name} is chosen for the"
@@ -335,11 +335,11 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
 
 
 def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:
-    first, *others = scenarios
+    first, *rest = scenarios
     measured = f": {measured}" if measured else ""
-    if not others:
+    if not rest:
         return f"{_SCENARIO} {first.number}: {first.lack}, so {first.remedy}{measured}."
-    *numbers, last = (str(s.number) for s in (first, *others))
+    *numbers, last = (str(s.number) for s in (first, *rest))
     return f"{_SCENARIO} {', '.join(numbers)} or {last}{measured}."
 
 
@@ -350,7 +350,7 @@ def _describe_gain(case: Case, run: CandidateFacts | None) -> str:
 
 
 def _parts(case: Case, hybrid: CandidateFacts) -> tuple[list[Scenario], str]:
-    """Tell which part of a hybrid explains its gain, from the results of each part; an unmeasured one may."""
+    """Tell which part of a hybrid explains its gain, by each part's results; an unmeasured part may."""
     alone = {_FACTS: best_of(case, "rag"), _BEHAVIOUR: best_of(case, "fine-tune")}
     scores = [f"{s.remedy} alone ({run.name}) {score_text(case, run)}" for s, run in alone.items() if run]
     scores += [f"{s.remedy} alone was not measured" for s, run in alone.items() if run is None]

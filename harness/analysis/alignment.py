@@ -43,8 +43,8 @@ class Arms(NamedTuple):
     def only(self, mask: NDArray[np.bool_]) -> "Arms":
         """Select the items of a mask (n,)."""
         codes = np.unique(self.clusters[mask], return_inverse=True)[1]
-        kept = {name: getattr(self, name)[mask] for name in self._fields[2:]}
-        return Arms(select_ids(self.ids, mask), codes, **kept)
+        columns = {name: getattr(self, name)[mask] for name in self._fields[2:]}
+        return Arms(select_ids(self.ids, mask), codes, **columns)
 
 
 def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]) -> Arms:
@@ -56,16 +56,16 @@ def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResu
     old, now = _map_by_id(base), _map_by_id(new)
     if old.keys() != now.keys():
         only_base, only_new = old.keys() - now.keys(), now.keys() - old.keys()
-        shown = ", ".join(sorted(only_base | only_new)[:5])
+        differing_ids = ", ".join(sorted(only_base | only_new)[:5])
         raise IncompatibleRuns(
             f"the runs hold different items: {len(only_base)} only in the base, {len(only_new)} only in the"
-            f" new run ({shown}). Next: evaluate both on the same split and limit"
+            f" new run ({differing_ids}). Next: evaluate both on the same split and limit"
         )
     name = metric.name
     ids = [i for i in sorted(old) if old[i].parts[name] is not None and now[i].parts[name] is not None]
     if not ids:
-        found = f"metric {name!r}: found no item that both runs scored"
-        raise IncompatibleRuns(f"{found}. Next: evaluate both on the same split and limit")
+        problem = f"metric {name!r}: found no item that both runs scored"
+        raise IncompatibleRuns(f"{problem}. Next: evaluate both on the same split and limit")
     codes = np.unique([old[i].cluster or i for i in ids], return_inverse=True)[1]
     return Arms(
         ids=tuple(ids),
@@ -79,11 +79,11 @@ def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResu
 
 
 def _map_by_id(rows: Sequence[SampleResult]) -> dict[str, SampleResult]:
-    found = {row.example_id: row for row in rows}
-    if len(found) != len(rows):
-        n = len(rows) - len(found)
+    by_id = {row.example_id: row for row in rows}
+    if len(by_id) != len(rows):
+        n = len(rows) - len(by_id)
         raise IncompatibleRuns(f"found {n} items twice in one run's rows. Next: evaluate that run again")
-    return found
+    return by_id
 
 
 def name_pooled_cluster(row: SampleResult) -> str:
@@ -142,7 +142,7 @@ def select_ids(ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
 class Errors:
     """Counts of failed items among `n` evaluated ones: failed by the base, by the new run, or by both.
 
-    Items of which only some of several answers failed are included. `cause` is the first failure's reason.
+    Items with only some failed answers are included. `cause` is the first failure's reason.
     Without a worst value (`is_scored` is False) failures are left out. `delta_lost` and `delta_kept` are the
     delta if items that the base failed count as passed by it, or as not passed; None if not applicable.
     `open` names the failed items of the base on which the new run's answer is not perfect.
@@ -205,17 +205,19 @@ def fill_errors(
     ids = [i for group in (*failed, *incomplete) for i in group]
     if not ids:
         return FilledArms(base, new, Errors(len(old)))
-    known = {i: extremes(metric, old[i].references or now[i].references) for i in ids}
+    extremes_by_id = {i: extremes(metric, old[i].references or now[i].references) for i in ids}
     cause = next((row.error for i in ids for row in (old[i], now[i]) if row.error), "no score")
-    n_base, n_new, n_both = (len(one) + len(few) for one, few in zip(failed, incomplete, strict=True))
-    sided = [i for i in ids if base_errors == "worst" or i not in in_both]
-    is_scored = all(known[i] is not None for i in sided)
-    best = {i: found.best for i, found in known.items() if found}
+    n_base, n_new, n_both = (
+        len(failures) + len(partials) for failures, partials in zip(failed, incomplete, strict=True)
+    )
+    counted_ids = [i for i in ids if base_errors == "worst" or i not in in_both]
+    is_scored = all(extremes_by_id[i] is not None for i in counted_ids)
+    best = {i: item_extremes.best for i, item_extremes in extremes_by_id.items() if item_extremes}
     may_be_lost = tuple(i for i in base_failed if i not in best or now[i].parts[metric.name] != best[i])
     errors = Errors(len(old), n_base, n_new, n_both, cause, is_scored=is_scored, open=may_be_lost)
     if not is_scored:
         return FilledArms(base, new, errors)
-    worst = {i: found.worst for i, found in known.items() if found}
+    worst = {i: item_extremes.worst for i, item_extremes in extremes_by_id.items() if item_extremes}
     if base_errors == "bounds":
         both_ends = tuple(_set_parts(metric, base, base_failed, ends) for ends in (best, worst))
         return FilledArms(base, _set_parts(metric, new, new_failed, worst), errors, both_ends)
@@ -236,8 +238,8 @@ def align_all(metric: Metric, runs: Sequence[Sequence[SampleResult]]) -> list[Ar
     aligned = [align(metric, filled[0], rows) for rows in filled]
     shared = set.intersection(*(set(arms.ids) for arms in aligned))
     if not shared:
-        none = f"metric {metric.name!r}: found no item that all {len(aligned)} runs scored"
-        raise IncompatibleRuns(f"{none}. Next: evaluate all on the same split and limit")
+        problem = f"metric {metric.name!r}: found no item that all {len(aligned)} runs scored"
+        raise IncompatibleRuns(f"{problem}. Next: evaluate all on the same split and limit")
     return [arms.only(np.array([i in shared for i in arms.ids])) for arms in aligned]
 
 
@@ -259,7 +261,7 @@ def interval_in_folds(
 ) -> tuple[Ends, float | None, str]:
     """Widen an interval by the differences between models of folds (n,); none with fewer than three folds.
 
-    Returned are the ends, the degrees of freedom of its t, and the reason why there is none.
+    Returns the ends, the degrees of freedom of the t, and the reason if there is no interval.
     """
     masks = [folds == fold for fold in np.unique(folds)]
     if len(masks) < stats.MIN_FOLDS:

@@ -5,7 +5,7 @@ document is among the passages and a reference occurs in them word for word; if 
 for `no`, all documents of the item are needed. Support is lexical. An item counts once, however many answers
 were sampled. Source: Manning et al. 2008, ch. 8, for precision, recall and reciprocal rank; Barnett et al.
 2024, arXiv:2401.05856, for failure points; Chen et al. 2021, arXiv:2107.03374, for pass@k; Berger & Parker
-1970 for the share; that "far above" asks for twice the share, or half of what it leaves, is ours.
+1970 for the share; the threshold of a collapse (twice the share, or half of its complement) is ours.
 """
 
 import re
@@ -35,15 +35,15 @@ from harness.records import (
 from harness.stats import Interval
 
 RIGHT = 0.5  # an answer counts as right from this score on, for metrics in [0, 1]
-_SUPPORTED = 0.75  # share of a sentence's words that the passages must contain, besides all of its numbers
+_SUPPORTED = 0.75  # share of a sentence's words that the passages must contain, plus all of its numbers
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？｡])|\n+")
 _WORD = re.compile(WORD)
-_SHORT = 3  # letters; shorter words say nothing, except in scripts without spaces
+_SHORT = 3  # letters; words this short are no evidence, except in scripts without spaces
 _VALUE = mean_metric("value", lambda output, example: None)
 ALPHA = 0.05
 COMMONEST = mean_metric("commonest answer", lambda output, example: None, higher_is_better=False)
 _GENERATED = ("stop", "length")
-_LONGEST = 200  # characters that are kept of a text
+_LONGEST = 200  # characters kept of a text
 
 
 class RetrievalScores(NamedTuple):
@@ -56,7 +56,7 @@ class RetrievalScores(NamedTuple):
 
 
 class RetrievalUse(NamedTuple):
-    """Numbers of items by how their passages were used.
+    """Counts of items by the use of their passages.
 
     `found` of `n` items had the answer in the passages: `used` are right and supported by them, `ungrounded`
     right with an unsupported sentence, `unused` wrong. Without it, `missed` are wrong and `known` right.
@@ -89,16 +89,16 @@ def retrieval_use(
     examples: Mapping[str, Example],
     documents: Sequence[Document],
 ) -> RetrievalUse | None:
-    """Classify answers by their use of passages; `scores` in [0, 1] by item. None if none was retrieved."""
+    """Classify answers by their use of passages; `scores` in [0, 1] by item. None without passages."""
     retrieved = [row for row in rows if row.passages]
     if not retrieved:
         return None
     texts = {document.id: _words(document.text) for document in documents}
-    first: dict[str, str] = {}
-    one_of = {document.id: first.setdefault(document.text, document.id) for document in documents}
-    own = {row.example_id: examples[row.example_id] for row in retrieved}
-    examples = {i: replace(e, documents=_firsts(e.documents, one_of)) for i, e in own.items()}
-    retrieved = [replace(row, passages=_firsts(row.passages, one_of)) for row in retrieved]
+    id_by_text: dict[str, str] = {}
+    first_ids = {document.id: id_by_text.setdefault(document.text, document.id) for document in documents}
+    by_item = {row.example_id: examples[row.example_id] for row in retrieved}
+    examples = {i: replace(e, documents=_firsts(e.documents, first_ids)) for i, e in by_item.items()}
+    retrieved = [replace(row, passages=_firsts(row.passages, first_ids)) for row in retrieved]
     everything = " | ".join(texts.values())
     classes = dict.fromkeys(("used", "ungrounded", "unused", "known", "missed", "errors", "unclear"), 0)
     supported = []
@@ -111,28 +111,28 @@ def retrieval_use(
         context = context_of(row.prompt, example.prompt)
         references = [words for text in example.references if (words := _words(normalize(text)))]
         needed = [texts[i] for i in example.documents if i in texts] or [everything]
-        if not any(one in text for one in references for text in needed):
+        if not any(reference in text for reference in references for text in needed):
             references = []  # none of them occurs in a document
         grounded = is_supported(row.text, context)
         supported += [grounded] if references else []
-        found = _is_found(references, _words(context), example, row)
-        if found is None:
+        is_found = _is_found(references, _words(context), example, row)
+        if is_found is None:
             classes["unclear"] += 1
         elif score < RIGHT:
-            classes["unused" if found else "missed"] += 1
-        elif found:
+            classes["unused" if is_found else "missed"] += 1
+        elif is_found:
             classes["used" if grounded or not references else "ungrounded"] += 1
         else:
             classes["known"] += 1
     n = len(retrieved) - classes["errors"] - classes["unclear"]
-    named = [(row.passages, set(examples[row.example_id].documents)) for row in retrieved]
-    hits = [([p in needed for p in passages], len(needed)) for passages, needed in named if needed]
+    pairs = [(row.passages, set(examples[row.example_id].documents)) for row in retrieved]
+    hits = [([p in ids for p in passages], len(ids)) for passages, ids in pairs if ids]
     retrieved_scores = (
         RetrievalScores(
             n=len(hits),
-            recall=fmean(sum(of) / n_needed for of, n_needed in hits),
-            precision=fmean(sum(of) / len(of) for of, _ in hits),
-            reciprocal_rank=fmean(1 / (of.index(True) + 1) if True in of else 0.0 for of, _ in hits),
+            recall=fmean(sum(flags) / n_needed for flags, n_needed in hits),
+            precision=fmean(sum(flags) / len(flags) for flags, _ in hits),
+            reciprocal_rank=fmean(1 / (flags.index(True) + 1) if True in flags else 0.0 for flags, _ in hits),
         )
         if hits
         else None
@@ -144,30 +144,30 @@ def retrieval_use(
 def is_supported(answer: str, context: str) -> bool:
     """Tell whether the passages contain the words and numbers of every sentence of an answer."""
     folded = fold_text(context)
-    known = {*_WORD.findall(split_into_grams(folded)), *_WORD.findall(split_into_letters(folded))}
+    vocab = {*_WORD.findall(split_into_grams(folded)), *_WORD.findall(split_into_letters(folded))}
     for sentence in _SENTENCE.split(answer.strip()):
         words = _WORD.findall(split_into_grams(fold_text(sentence)))
         numbers = {word for word in words if any(sign.isdigit() for sign in word)}
         telling = [w for w in words if w not in numbers and (len(w) > _SHORT or is_unspaced([w]))]
-        if not numbers <= known or sum(word in known for word in telling) < _SUPPORTED * len(telling):
+        if not numbers <= vocab or sum(word in vocab for word in telling) < _SUPPORTED * len(telling):
             return False
     return bool(_WORD.search(answer))
 
 
 def _is_found(references: Sequence[str], context: str, example: Example, row: SampleResult) -> bool | None:
-    """Tell whether the passages contain the answer; None if that cannot be told."""
+    """Tell whether the passages contain the answer; None if that is undecidable."""
     if not references and not example.documents:
         return None
-    needed, shown = set(example.documents), set(row.passages)
+    needed, passages = set(example.documents), set(row.passages)
     words = (word for reference in references for word in reference.split())
     # An answer such as `no` occurs in any passage and does not identify the right one.
     if needed and not any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in words):
-        return needed <= shown
-    return (not needed or bool(needed & shown)) and any(one in context for one in references)
+        return needed <= passages
+    return (not needed or bool(needed & passages)) and any(text in context for text in references)
 
 
-def _firsts(ids: Sequence[str], one_of: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(one_of.get(i, i) for i in ids))
+def _firsts(ids: Sequence[str], first_ids: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(first_ids.get(i, i) for i in ids))
 
 
 def _words(text: str) -> str:
@@ -197,29 +197,30 @@ class SeveralAnswers:
 
 
 def several_answers(
-    metric: Metric, rows: Sequence[SampleResult], drawn: Mapping[str, Sequence[Sample]]
+    metric: Metric, rows: Sequence[SampleResult], by_item: Mapping[str, Sequence[Sample]]
 ) -> SeveralAnswers | None:
     """Describe the answers sampled per item; None if no item has several."""
-    sampled = [(row, drawn[row.example_id]) for row in rows if len(drawn.get(row.example_id, ())) > 1]
+    sampled = [(row, by_item[row.example_id]) for row in rows if len(by_item.get(row.example_id, ())) > 1]
     if not sampled:
         return None
-    kept, samples = [row for row, _ in sampled], [of for _, of in sampled]
-    texts = [[one.text for one in of] for of in samples]
-    found = [(stats.unique_share(of) or 0.0, (stats.commonest(of) or ("", 0.0))[1]) for of in texts]
-    distinct, common = zip(*found, strict=True)
+    kept_rows, samples = [row for row, _ in sampled], [answers for _, answers in sampled]
+    texts = [[sample.text for sample in answers] for answers in samples]
+    shares = [(stats.unique_share(t) or 0.0, (stats.commonest(t) or ("", 0.0))[1]) for t in texts]
+    distinct, common = zip(*shares, strict=True)
     n_samples = min(map(len, samples))
     # Pass@k for each power of two up to the number of answers, and for that number.
-    scores = [[one.parts.get(metric.name) for one in of] for of in samples]
-    known = [parts for of in scores for parts in of if parts is not None]
+    scores = [[sample.parts.get(metric.name) for sample in answers] for answers in samples]
+    known_parts = [parts for item_parts in scores for parts in item_parts if parts is not None]
     is_rate = metric.bounds == (0.0, 1.0) and len(metric.parts) == 1 and metric.higher_is_better
     passes: tuple[PassAtK, ...] = ()
-    if known and is_rate and np.isin(np.array(known), (0.0, 1.0)).all():
-        counts = [(len(of), of.count((1.0,))) for of in scores]
+    if known_parts and is_rate and np.isin(np.array(known_parts), (0.0, 1.0)).all():
+        counts = [(len(item_parts), item_parts.count((1.0,))) for item_parts in scores]
         ks = sorted({n_samples, *(2**power for power in range(n_samples.bit_length()))})
         passes = tuple(
-            PassAtK(k, _mean(kept, [stats.pass_at_k(n, n_right, k) for n, n_right in counts])) for k in ks
+            PassAtK(k, _mean(kept_rows, [stats.pass_at_k(n, n_right, k) for n, n_right in counts]))
+            for k in ks
         )
-    return SeveralAnswers(n_samples, _mean(kept, distinct), _mean(kept, common), passes)
+    return SeveralAnswers(n_samples, _mean(kept_rows, distinct), _mean(kept_rows, common), passes)
 
 
 def _mean(rows: Sequence[SampleResult], values: Sequence[float]) -> Estimate:
@@ -229,27 +230,27 @@ def _mean(rows: Sequence[SampleResult], values: Sequence[float]) -> Estimate:
     return identical_difference(_VALUE, align(_VALUE, scored, scored)).base
 
 
-def add_samples(rows: list[SampleResult], drawn: Mapping[str, Sequence[Sample]]) -> list[SampleResult]:
+def add_samples(rows: list[SampleResult], by_item: Mapping[str, Sequence[Sample]]) -> list[SampleResult]:
     """Return rows with all answers that were sampled per item; unchanged if there are none."""
-    return [replace(row, samples=tuple(drawn.get(row.example_id, ()))) for row in rows] if drawn else rows
+    return [replace(row, samples=tuple(by_item.get(row.example_id, ()))) for row in rows] if by_item else rows
 
 
 def list_each_answer(
-    rows: Sequence[SampleResult], drawn: Mapping[str, Sequence[Sample]]
+    rows: Sequence[SampleResult], by_item: Mapping[str, Sequence[Sample]]
 ) -> list[SampleResult]:
     """Return one row per sampled answer, with the answers to an item as one cluster."""
     return [
         replace(
             row,
-            example_id=f"{row.example_id}#{one.index}",
+            example_id=f"{row.example_id}#{sample.index}",
             cluster=row.cluster or row.example_id,
-            text=one.text,
-            status=one.status,
-            parts=one.parts,
-            finish_reason=one.finish_reason,
+            text=sample.text,
+            status=sample.status,
+            parts=sample.parts,
+            finish_reason=sample.finish_reason,
         )
         for row in rows
-        for one in drawn.get(row.example_id, ())
+        for sample in by_item.get(row.example_id, ())
     ]
 
 
@@ -290,19 +291,19 @@ def answer_diversity(
         return None
     rows = [after[i] for i in ids]
     task, n, texts = rows[0].task, len(ids), [row.text.strip() for row in rows]
-    found, right = _answers(texts), _references(rows)
-    reference_share = _answers(right).share if right else None
+    new_counts, reference_texts = _answers(texts), _references(rows)
+    reference_share = _answers(reference_texts).share if reference_texts else None
     if before is None:
-        return AnswerDiversity(task, n, found, reference_share=reference_share)
-    old = [before[i].text.strip() for i in ids]
+        return AnswerDiversity(task, n, new_counts, reference_share=reference_share)
+    base_texts = [before[i].text.strip() for i in ids]
     clusters = [row.cluster or row.example_id for row in rows]
-    low, high = _change(old, texts, clusters)
+    low, high = _change(base_texts, texts, clusters)
     collapsed = True  # the share doubled, or its complement halved, and the interval is above 0
-    for other in [old, right] if right else [old]:
-        share = _answers(other).share
-        is_far = found.share >= 2 * share or 1 - found.share <= (1 - share) / 2
-        collapsed = collapsed and is_far and _change(other, texts, clusters).low > 0
-    return AnswerDiversity(task, n, found, _answers(old), low, high, reference_share, collapsed)
+    for other_texts in [base_texts, reference_texts] if reference_texts else [base_texts]:
+        share = _answers(other_texts).share
+        is_far = new_counts.share >= 2 * share or 1 - new_counts.share <= (1 - share) / 2
+        collapsed = collapsed and is_far and _change(other_texts, texts, clusters).low > 0
+    return AnswerDiversity(task, n, new_counts, _answers(base_texts), low, high, reference_share, collapsed)
 
 
 def commonest_answer_arms(
@@ -317,15 +318,15 @@ def commonest_answer_arms(
     after = [row for row in new if base is None or row.example_id in before]
     if not _select_generated_rows(after):
         return []
-    old, right = [before[row.example_id] for row in after if before], _references(after)
-    others = [_mark_commonest(old)] if _select_generated_rows(old) else []
-    if right:
+    old, references = [before[row.example_id] for row in after if before], _references(after)
+    other_arms = [_mark_commonest(old)] if _select_generated_rows(old) else []
+    if references:
         answers = [
             replace(row, text=text, status="ok", finish_reason=_GENERATED[0])
-            for row, text in zip(after, right, strict=True)
+            for row, text in zip(after, references, strict=True)
         ]
-        others.append(_mark_commonest(answers))
-    return [(other, _mark_commonest(after)) for other in others]
+        other_arms.append(_mark_commonest(answers))
+    return [(other_rows, _mark_commonest(after)) for other_rows in other_arms]
 
 
 def _mark_commonest(rows: Sequence[SampleResult]) -> list[SampleResult]:
@@ -338,11 +339,11 @@ def _mark_commonest(rows: Sequence[SampleResult]) -> list[SampleResult]:
 
 
 def _answers(texts: Sequence[str]) -> AnswerCounts:
-    found, distinct_share = stats.commonest(texts), stats.unique_share(texts)
-    assert found is not None
+    commonest, distinct_share = stats.commonest(texts), stats.unique_share(texts)
+    assert commonest is not None
     assert distinct_share is not None
-    legible = found[0][:_LONGEST].encode("utf-8", "replace").decode("utf-8")
-    return AnswerCounts(legible, found[1], len(set(texts)), distinct_share)
+    legible = commonest[0][:_LONGEST].encode("utf-8", "replace").decode("utf-8")
+    return AnswerCounts(legible, commonest[1], len(set(texts)), distinct_share)
 
 
 def _references(rows: Sequence[SampleResult]) -> list[str]:
@@ -356,8 +357,8 @@ def _change(old: Sequence[str], new: Sequence[str], clusters: Sequence[str]) -> 
 
 def _is_commonest(texts: Sequence[str]) -> stats.Array:
     """Return a mask (n,) of the items whose text is the commonest."""
-    found = stats.commonest(texts)
-    return np.array([found is not None and text == found[0] for text in texts], float)
+    commonest = stats.commonest(texts)
+    return np.array([commonest is not None and text == commonest[0] for text in texts], float)
 
 
 def _select_generated_rows(rows: Sequence[SampleResult]) -> Mapping[str, SampleResult]:

@@ -41,15 +41,15 @@ class Number(NamedTuple):
 OptionalNumbers = tuple[Number, ...]  # numbers that are left out if their field is None
 
 
-def _option(kind: str, part: str) -> OptionalNumbers:
+def _option(kind: str, attr: str) -> OptionalNumbers:
     name, words = f"more_{kind.replace(' ', '_')}", f"more {kind}"
     return (
-        Number(words, _COUNT, f"{part}.n", name),
+        Number(words, _COUNT, f"{attr}.n", name),
         Number(
-            f"{words}: they bring on average, {{unit}}", _FIGURE, f"{part}.points", f"{name}_bring_points"
+            f"{words}: they bring on average, {{unit}}", _FIGURE, f"{attr}.points", f"{name}_bring_points"
         ),
-        Number(f"{words}: that is worth, USD", _USD, f"{part}.worth", f"{name}_are_worth_usd"),
-        Number(f"{words}: they cost, USD", _USD, f"{part}.cost", f"{name}_cost_usd"),
+        Number(f"{words}: that is worth, USD", _USD, f"{attr}.worth", f"{name}_are_worth_usd"),
+        Number(f"{words}: they cost, USD", _USD, f"{attr}.cost", f"{name}_cost_usd"),
     )
 
 
@@ -62,7 +62,7 @@ _SPEND: OptionalNumbers = (
 
 @dataclass(frozen=True, slots=True)
 class Economics:
-    """Costs and returns of the judged fine-tune; without it, or an alternative, four alone are known."""
+    """Costs and returns of the judged fine-tune; without it or an alternative, only four fields are known."""
 
     alternative: Annotated[str | None, Number("best untrained candidate")]
     fine_tune: Annotated[str | None, Number("fine-tune")]
@@ -129,76 +129,76 @@ NUMBERS: dict[str, Number] = {n.name: n for f in fields(Economics) for n in _num
 
 def economics_of(case: Case) -> Economics:
     """Compute every number of a decision."""
-    run, other = case.judged, case.alternative
-    known = Economics(
-        alternative=other.name if other else None,
+    run, rival = case.judged, case.alternative
+    basics = Economics(
+        alternative=rival.name if rival else None,
         fine_tune=gain_label(run) if run else None,
         tau_points_per_usd=case.policy.tau,
         forecast_requests=economics.forecast_requests(case.policy),
     )
-    if run is None or other is None:
-        return known
-    policy, over = case.policy, gain(run.vs_untrained)
-    prompt = None if case.by_wins else gain(run.vs_prompt)
-    ratio, at = economics.divide_by_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
-    once = economics.add_one_time_costs_usd(run, other, policy)
-    worth = None  # option value of the gain less τ times the training cost, with more items (EVSI)
-    if over and 0 < over.se < inf and (over.df is None or over.df > 1):
-        scale, items = over.unit.scale, economics.gain_components(over).items
-        mean, sd = scale * over.delta - policy.tau * run.training_cost_usd, scale * sqrt(items.variance)
-        worth = stats.sample_information(mean, sd, sd * sqrt(over.n), over.n, over.df)
-    rows_needed = next_step.find_rows_needed(case, run, over) if over else None
+    if run is None or rival is None:
+        return basics
+    policy, g = case.policy, gain(run.vs_untrained)
+    prompt_gain = None if case.by_wins else gain(run.vs_prompt)
+    ratio, at = economics.divide_by_usd(g, run.training_cost_usd), economics.break_even(run, rival, policy)
+    one_time_usd = economics.add_one_time_costs_usd(run, rival, policy)
+    items_worth = None  # option value of the gain less τ times the training cost, with more items (EVSI)
+    if g and 0 < g.se < inf and (g.df is None or g.df > 1):
+        scale, items = g.unit.scale, economics.gain_components(g).items
+        mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * sqrt(items.variance)
+        items_worth = stats.sample_information(mean, sd, sd * sqrt(g.n), g.n, g.df)
+    rows_needed = next_step.find_rows_needed(case, run, g) if g else None
     in_answers = economics.counts_answers(policy, case.unit)
-    more, above_tau = economics.costs_more_usd(run, other, policy), None
+    extra_usd, above_tau = economics.costs_more_usd(run, rival, policy), None
     worth_usd = pays_from = flips_at = None
-    if over and over.se > 0:  # under the distribution of the gain's interval
-        least = policy.tau * run.training_cost_usd / over.unit.scale
-        above_tau = chance_below((over.delta - least) / over.se, over.df)
-    if over and more is not None:
-        if over.delta > 0:  # USD per right answer, or per point, from which the gain pays for its extra cost
-            flips_at = max(0.0, more) / (over.unit.scale * over.delta)
-            if economics.counts_answers(policy, over.unit):
+    if g and g.se > 0:  # under the distribution of the gain's interval
+        least_delta = policy.tau * run.training_cost_usd / g.unit.scale
+        above_tau = chance_below((g.delta - least_delta) / g.se, g.df)
+    if g and extra_usd is not None:
+        if g.delta > 0:  # USD per right answer, or per point, from which the gain pays for its extra cost
+            flips_at = max(0.0, extra_usd) / (g.unit.scale * g.delta)
+            if economics.counts_answers(policy, g.unit):
                 flips_at *= 100 / economics.forecast_requests(policy)
-        if (point := economics.point_worth_usd(policy, over.unit)) is not None:
-            worth_usd = over.unit.scale * over.delta * point
-            per_request = over.delta * economics.answer_usd(policy)
-            per_request -= (more - once) / economics.forecast_requests(policy)
+        if (point := economics.point_worth_usd(policy, g.unit)) is not None:
+            worth_usd = g.unit.scale * g.delta * point
+            per_request = g.delta * economics.answer_usd(policy)
+            per_request -= (extra_usd - one_time_usd) / economics.forecast_requests(policy)
             if policy.point_usd is None and per_request > 0:
-                pays_from = max(0.0, once) / per_request
+                pays_from = max(0.0, one_time_usd) / per_request
     return replace(
-        known,
-        gain_over_untrained=over,
-        gain_over_prompt=prompt,
+        basics,
+        gain_over_untrained=g,
+        gain_over_prompt=prompt_gain,
         training_cost_usd=run.training_cost_usd,
         label_cost_usd=policy.label_cost_usd * (run.n_train - run.n_taught),
         rows_cost_usd=run.rows_cost_usd or None,
         points_per_usd_over_untrained=ratio,
-        points_per_usd_over_prompt=economics.divide_by_usd(prompt, run.training_cost_usd),
+        points_per_usd_over_prompt=economics.divide_by_usd(prompt_gain, run.training_cost_usd),
         probability_above_tau=above_tau,
         tau_flips_at=ratio.low if ratio and ratio.low > 0 else None,
-        cost_per_1k_alternative_usd=other.cost_per_1k_usd,
+        cost_per_1k_alternative_usd=rival.cost_per_1k_usd,
         cost_per_1k_fine_tune_usd=run.cost_per_1k_usd,
-        spent_once_usd=once,
+        spent_once_usd=one_time_usd,
         break_even_requests=at,
         break_even_if_saving_is_a_fifth_more=at / 1.2 if at is not None and at != inf else None,
         break_even_if_saving_is_a_fifth_less=at / 0.8 if at is not None and at != inf else None,
         gain_is_worth_usd=worth_usd,
-        costs_more_usd=more,
+        costs_more_usd=extra_usd,
         pays_from_requests=pays_from,
         right_answer_usd=economics.answer_usd(policy) if in_answers else None,
         pays_from_right_answer_usd=flips_at if in_answers else None,
         pays_from_point_usd=None if in_answers else flips_at,
-        spend=next_step.value_next_spend(case, worth, rows_needed),
+        spend=next_step.value_next_spend(case, items_worth, rows_needed),
         rows_needed=rows_needed,
     )
 
 
-def listing(of: Economics) -> dict[str, Value]:
+def listing(numbers: Economics) -> dict[str, Value]:
     """List every number by name, as reports store them; infinity is the text `∞`."""
     values: dict[str, Value] = {}
-    complete = of.alternative is not None and of.fine_tune is not None
-    for f in fields(of)[: None if complete else _ALWAYS]:
-        value = getattr(of, f.name)
+    complete = numbers.alternative is not None and numbers.fine_tune is not None
+    for f in fields(numbers)[: None if complete else _ALWAYS]:
+        value = getattr(numbers, f.name)
         declared = getattr(f.type, "__metadata__", ())
         optional = any(not isinstance(declaration, Number) for declaration in declared)
         if value is not None or not optional:
@@ -208,8 +208,8 @@ def listing(of: Economics) -> dict[str, Value]:
                     with_ends = (value.delta, value.low, value.high) if value else (None,) * 3
                     values |= zip(keys, with_ends, strict=True)
                     continue
-                part = value
+                inner = value
                 for name in filter(None, number.part.split(".")):
-                    part = getattr(part, name, None)
-                values[number.name] = "∞" if part == inf else part
+                    inner = getattr(inner, name, None)
+                values[number.name] = "∞" if inner == inf else inner
     return values

@@ -39,7 +39,7 @@ UNCHECKED = "by a judge that too few labels of people check yet"
 class FamilyRank(NamedTuple):
     """Place of a fine-tune in the family of `n` members that were judged on the same items.
 
-    `p` is that of its rules alone, None if one is not shown, `level` what Holm leaves of `alpha`. `chosen`
+    `p` is that of its rules alone, None if one is not shown; `level` is Holm's level within `alpha`. `chosen`
     names the recipe that validation chose from its grid.
     """
 
@@ -124,8 +124,8 @@ class CandidateFacts:
     that requests go to an external server. `n_train` examples were trained on, 0 if unknown; a teacher was
     paid `rows_cost_usd` and labelled `n_taught` of them. `verdict` is the gate's on this run alone;
     `standing` is its place among many candidates, and `corrected` the verdict at that level. `labels_missing`
-    counts labels needed before a judge's metric may decide. `settings` names those that validation chose its
-    own from, by digest.
+    counts labels needed before a judge's metric may decide. `settings` holds the digests of
+    the settings that validation chose from.
     """
 
     name: str
@@ -174,7 +174,7 @@ class CandidateFacts:
 
 
 def facts_of_run(run: Run) -> CandidateFacts:
-    """Return what a run says before its rows are read; `latency_NAME` of `SERVING` is its latency `NAME`."""
+    """Return a run's facts without reading its rows; `latency_NAME` of `SERVING` is its latency `NAME`."""
     prefix = "latency_"
     keys = ((f.name, f.name.removeprefix(prefix)) for f in SERVING if f.name.startswith(prefix))
     timed: dict[str, Any] = {name: run.latency[key] for name, key in keys if key in run.latency}
@@ -242,14 +242,14 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
 
 def n_settings(facts: Iterable[CandidateFacts]) -> int:
     """Count the distinct settings that validation chose from: recipes, or the trials of a sweep or search."""
-    first: dict[str, CandidateFacts] = {}
+    first_runs: dict[str, CandidateFacts] = {}
     for f in facts:
         if f.state == "done":
-            first.setdefault(f.name, f)
+            first_runs.setdefault(f.name, f)
     settings: set[str] = set()
-    for f in first.values():
+    for f in first_runs.values():
         # Without digests the settings are named by their positions, as if all differed.
-        settings.update(f.settings or (f"{f.name} {place}" for place in range(max(1, len(f.training.sweep)))))
+        settings.update(f.settings or (f"{f.name} {i}" for i in range(max(1, len(f.training.sweep)))))
     return len(settings)
 
 
@@ -301,8 +301,8 @@ def list_failed_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> l
 
 def passes(f: CandidateFacts) -> bool:
     """Tell whether a run passes its gate, corrected for the candidates judged together with it."""
-    shown = f.standing is None or f.standing.p_adjusted < f.standing.alpha
-    return f.verdict is not None and f.verdict.outcome == "pass" and shown
+    is_shown = f.standing is None or f.standing.p_adjusted < f.standing.alpha
+    return f.verdict is not None and f.verdict.outcome == "pass" and is_shown
 
 
 def passes_alone(f: CandidateFacts) -> bool:
@@ -332,7 +332,7 @@ def action_of(run: CandidateFacts) -> Action:
 def list_missing_alternatives(
     facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool
 ) -> dict[str, list[str]]:
-    """Map the fair alternatives that nothing on the base measured to the candidates that failed to."""
+    """Map each fair alternative that was not measured on the base to its failed candidates."""
     needed = ["prompt", "knn"]  # nearest shots did better than fixed ones wherever both were measured
     needed += ["rank", "classifier"] if closed_labels else []
     needed += ["rag"] if has_documents else []
@@ -352,13 +352,13 @@ def list_missing_alternatives(
 
 def missing_texts(missing: Mapping[str, Sequence[str]]) -> list[str]:
     """Name the alternatives that were not measured, with the failed candidates."""
-    return [f"{what}: {', '.join(failed)} failed" if failed else what for what, failed in missing.items()]
+    return [f"{name}: {', '.join(failed)} failed" if failed else name for name, failed in missing.items()]
 
 
 def advise_on_missing(missing: Mapping[str, Sequence[str]], failed: Iterable[str] = ()) -> str:
     """Say what to do about alternatives that were not measured: fix those that `failed`, add the others."""
     failed = list(dict.fromkeys([*failed, *(name for names in missing.values() for name in names)]))
-    absent = [what for what, names in missing.items() if not names]
+    absent = [name for name, names in missing.items() if not names]
     steps = [f"fix {', '.join(failed)} and compare again"] if failed else []
     steps += [f"add {', '.join(absent)}"] if absent else []
     return ", and ".join(steps)
@@ -383,7 +383,7 @@ class Case(NamedTuple):
     budgets; so is `alternative` (untrained), unless none is. `by_metric` holds the gains by the target's
     metric, by run, if the declared `win_rate` decides. `unchecked` says that the metric is a judge's, not
     corrected by labels. `can_fold` says that the target could be tested in folds, but is not. `spare` are the
-    suites' items that were not asked; `relative` says that the macro's margin is a share of the base's skill.
+    suites' unused items; `relative` says that the macro's margin is a share of the base's skill.
     """
 
     facts: Sequence[CandidateFacts]

@@ -4,8 +4,8 @@ Invariant: a failed answer scores worst in either arm, so swapping the arms only
 treats the base's failures differently (`base_errors`). Unparsable, truncated and refused answers count as
 stored. A judge's scores are corrected only if each arm has a hundred labels of its own answers, or labels for
 all graded items, and never in folds. Going down by score, a candidate opens a rank only where its paired
-difference to the one that opened the last rank has a 95 % interval without 0; pairs are not corrected for
-their number. Source: Miller 2024, arXiv:2411.00640, for variances over items and over repeated answers.
+difference to the one that opened the last rank has a 95 % interval without 0; the number of pairs is not
+corrected for. Source: Miller 2024, arXiv:2411.00640, for variances over items and over repeated answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,8 +46,8 @@ Rows = Sequence[SampleResult]
 
 def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = False) -> None:
     """Refuse rows that differ in more than weights, an endpoint's or artefact's engine, and prompting."""
-    here = () if a.computes_apart or b.computes_apart else _MUST_AGREE_HERE
-    fields = (*_MUST_AGREE, *here, *(_PROMPTED_BY if prompting else ()))
+    local_fields = () if a.computes_apart or b.computes_apart else _MUST_AGREE_HERE
+    fields = (*_MUST_AGREE, *local_fields, *(_PROMPTED_BY if prompting else ()))
     differing = [
         f"{f} {getattr(a, f)!r} and {getattr(b, f)!r}" for f in fields if getattr(a, f) != getattr(b, f)
     ]
@@ -69,8 +69,8 @@ def estimate(metric: Metric, rows: Sequence[SampleResult]) -> Estimate:
         IncompatibleRuns: no row could be scored.
     """
     filled = alignment.fill_errors(metric, rows, rows)
-    found = identical_difference(metric, alignment.align(metric, filled.base, filled.base)).base
-    return found._replace(n_errors=filled.errors.total)
+    score = identical_difference(metric, alignment.align(metric, filled.base, filled.base)).base
+    return score._replace(n_errors=filled.errors.total)
 
 
 def is_comparable(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]) -> bool:
@@ -109,35 +109,35 @@ def compare_rows(
     """
     filled = alignment.fill_errors(metric, base, base if identical else new, base_errors)
     errors, arms = filled.errors, alignment.align(metric, filled.base, filled.new)
-    found = plain = (identical_difference if identical else estimate_difference)(metric, arms)
+    difference = plain = (identical_difference if identical else estimate_difference)(metric, arms)
     if errors.base and filled.base_extremes:
         # Count the base's failed answers as passed, and as failed.
         arms_of_extremes = (alignment.align(metric, rows, filled.new) for rows in filled.base_extremes)
-        lost, kept = (estimate_difference(metric, extreme) for extreme in arms_of_extremes)
+        if_passed, if_failed = (estimate_difference(metric, extreme) for extreme in arms_of_extremes)
 
         def widest(level: float) -> stats.Interval:
-            lows, highs = zip(*(one.ends(level) for one in (plain, lost, kept)), strict=True)
+            lows, highs = zip(*(case.ends(level) for case in (plain, if_passed, if_failed)), strict=True)
             return stats.Interval(min(lows), max(highs))
 
-        found = plain._replace(ends=widest, estimator="bounds")
-        errors = replace(errors, delta_lost=lost.delta, delta_kept=kept.delta)
+        difference = plain._replace(ends=widest, estimator="bounds")
+        errors = replace(errors, delta_lost=if_passed.delta, delta_kept=if_failed.delta)
     changes, moved = flips(metric, arms.base, arms.new)  # (n,)
     n_clusters = int(arms.clusters.max()) + 1
-    both_ends, one_end = found.ends(alpha), found.ends(2 * alpha)
-    most = metric.bounds[1] - metric.bounds[0]  # which a t on few clusters exceeds
+    two_sided, one_sided = difference.ends(alpha), difference.ends(2 * alpha)
+    span = metric.bounds[1] - metric.bounds[0]  # a t interval on few clusters can exceed it
     is_passed = alignment.is_binary(metric, arms) and plain.estimator != "stratified"
     return Comparison(
         task=base[0].task, metric=metric.name, unit=metric.unit, n=len(arms.ids), n_clusters=n_clusters,
-        base=found.base.score, base_low=found.base.low, base_high=found.base.high,
-        new=found.new.score, new_low=found.new.low, new_high=found.new.high,
-        delta=found.delta, low=max(both_ends.low, -most), high=min(both_ends.high, most),
-        lower=one_end.low, upper=one_end.high,
-        se=(both_ends.high - both_ends.low) / (2 * alignment.quantile(found.df, 1 - alpha / 2)),
+        base=difference.base.score, base_low=difference.base.low, base_high=difference.base.high,
+        new=difference.new.score, new_low=difference.new.low, new_high=difference.new.high,
+        delta=difference.delta, low=max(two_sided.low, -span), high=min(two_sided.high, span),
+        lower=one_sided.low, upper=one_sided.high,
+        se=(two_sided.high - two_sided.low) / (2 * alignment.quantile(difference.df, 1 - alpha / 2)),
         disagreement=float(np.average(np.abs(changes) > stats.TIE, weights=arms.weights)),
         lost=alignment.select_ids(arms.ids, moved & (changes < 0)),
         gained=alignment.select_ids(arms.ids, moved & (changes > 0)),
-        estimator=found.estimator, alpha=alpha, df=found.df, refused=found.refused, errors=errors,
-        design_effect=stats.design_effect(changes, arms.clusters),
+        estimator=difference.estimator, alpha=alpha, df=difference.df, refused=difference.refused,
+        errors=errors, design_effect=stats.design_effect(changes, arms.clusters),
         base_passed=int((arms.base == float(metric.higher_is_better)).sum()) if is_passed else None,
     )  # fmt: skip
 
@@ -152,8 +152,8 @@ def compare_on_target(
     """Compare two runs on a target, corrected by labels; refused if many answers failed, None if all did."""
     if not is_comparable(metric, base, new):
         return None
-    found = correct_comparison(metric, compare_rows(metric, base, new), base, new, labels)
-    return refuse_failed(found, metric.range.span, max_errors)
+    corrected = correct_comparison(metric, compare_rows(metric, base, new), base, new, labels)
+    return refuse_failed(corrected, metric.range.span, max_errors)
 
 
 def compare_validity(
@@ -177,54 +177,58 @@ def compare_commonest_answers(
 ) -> tuple[Comparison, ...]:
     """Compare the share of each arm's commonest answer with the base's and the references'."""
     return tuple(
-        compare_rows(COMMONEST, other, marked, alpha=alpha, base_errors="bounds")
-        for other, marked in commonest_answer_arms(base, new)
+        compare_rows(COMMONEST, other_rows, new_rows, alpha=alpha, base_errors="bounds")
+        for other_rows, new_rows in commonest_answer_arms(base, new)
     )
 
 
 def labels_missing(metric: str, labels: labelled_answers.Labels, *arms: Rows) -> int:
-    """Count the labels missing before a judge's grades may decide, of both arms; 0 for other metrics."""
+    """Count the labels that both arms still need before a judge's grades may decide; 0 for other metrics."""
     if not is_judge(metric):
         return 0
     scored = [labelled_answers.select_scored(metric, rows) for rows in arms]
     n_items = len(set.intersection(*map(set, scored))) or min(map(len, arms))
-    counted = (set(labelled_answers.select_labels(metric, [*of.values()], labels)) for of in scored)
+    counted = (set(labelled_answers.select_labels(metric, [*by_item.values()], labels)) for by_item in scored)
     return max(labelled_answers.count_enough_labels(n_items) - len(set.intersection(*counted)), 0)
 
 
 def correct_estimate(
-    metric: Metric, found: Estimate, rows: Rows, labels: labelled_answers.Labels
+    metric: Metric, uncorrected: Estimate, rows: Rows, labels: labelled_answers.Labels
 ) -> Estimate:
     """Return a judge's score corrected by labels, or uncorrected if there are too few."""
     if not _is_corrected(metric, rows) or labels_missing(metric.name, labels, rows):
-        return found
-    own = correct_score(_arms(metric, rows, rows, labels)[1])
-    if own is None:
-        return found._replace(low=metric.bounds[0], high=metric.bounds[1])
-    return found._replace(score=own.score, low=own.low, high=own.high)
+        return uncorrected
+    corrected = correct_score(_arms(metric, rows, rows, labels)[1])
+    if corrected is None:
+        return uncorrected._replace(low=metric.bounds[0], high=metric.bounds[1])
+    return uncorrected._replace(score=corrected.score, low=corrected.low, high=corrected.high)
 
 
 def correct_comparison(
-    metric: Metric, found: Comparison, base: Rows, new: Rows, labels: labelled_answers.Labels
+    metric: Metric, uncorrected: Comparison, base: Rows, new: Rows, labels: labelled_answers.Labels
 ) -> Comparison:
-    """Return a judge's difference as labels correct it, if enough items have both; flips stay the judge's."""
-    if not _is_corrected(metric, base, new) or found.estimator == "identical":
-        return found
+    """Return a judge's difference corrected by labels, if enough items have both; flips stay uncorrected."""
+    if not _is_corrected(metric, base, new) or uncorrected.estimator == "identical":
+        return uncorrected
     if labels_missing(metric.name, labels, base, new):
-        return found
+        return uncorrected
     old, now = _arms(metric, base, new, labels)
-    both, one = (correct_difference(old, now, alpha) for alpha in (found.alpha, 2 * found.alpha))
-    b, n = map(correct_score, (old, now))
-    if both is None or one is None or b is None or n is None:
-        return refuse(found, metric.range.span, "people's labels lie in too few clusters")
+    two_sided, one_sided = (
+        correct_difference(old, now, alpha) for alpha in (uncorrected.alpha, 2 * uncorrected.alpha)
+    )
+    base_score, new_score = map(correct_score, (old, now))
+    if two_sided is None or one_sided is None or base_score is None or new_score is None:
+        return refuse(uncorrected, metric.range.span, "people's labels lie in too few clusters")
     return replace(
-        found,
+        uncorrected,
         estimator="ppi",
-        base=b.score, base_low=b.low, base_high=b.high,
-        new=n.score, new_low=n.low, new_high=n.high,
-        delta=both.score, low=both.low, high=both.high, lower=one.low, upper=one.high,
-        se=(both.high - both.low) / (2 * alignment.quantile(both.df, 1 - found.alpha / 2)),
-        df=both.df,
+        base=base_score.score, base_low=base_score.low, base_high=base_score.high,
+        new=new_score.score, new_low=new_score.low, new_high=new_score.high,
+        delta=two_sided.score, low=two_sided.low, high=two_sided.high,
+        lower=one_sided.low, upper=one_sided.high,
+        se=(two_sided.high - two_sided.low)
+        / (2 * alignment.quantile(two_sided.df, 1 - uncorrected.alpha / 2)),
+        df=two_sided.df,
         base_passed=None,
     )  # fmt: skip
 
@@ -243,41 +247,43 @@ def _arms(
         for rows in (filled.base, filled.new)
     )
     shared = sorted(old.keys() & now.keys())
-    first, second = (labelled_answers.grade_arm(metric, [of[i] for i in shared], labels) for of in (old, now))
+    first, second = (
+        labelled_answers.grade_arm(metric, [by_item[i] for i in shared], labels) for by_item in (old, now)
+    )
     return first, second
 
 
 def estimate_columns(metric: Metric, columns: "MetricColumns") -> Estimate | None:
-    """Estimate a score with its 95 % interval, as `estimate` does of rows; None where nothing was scored."""
+    """Estimate a score with its 95 % interval, as `estimate` does for rows; None if nothing was scored."""
     return _estimate(metric, _read(metric, columns), sum(columns.failed))
 
 
-def _estimate(metric: Metric, own: alignment.Arms, n_errors: int) -> Estimate | None:
-    scored = _pair(own, own)
+def _estimate(metric: Metric, arm: alignment.Arms, n_errors: int) -> Estimate | None:
+    scored = _pair(arm, arm)
     return identical_difference(metric, scored).base._replace(n_errors=n_errors) if scored.ids else None
 
 
 def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"]) -> dict[str, int]:
-    """Rank candidates on the items that most answered, 1 the best; those that cannot be told apart share."""
+    """Rank candidates, 1 the best, on the items that most answered; indistinguishable ones share a rank."""
     groups: dict[tuple[str, ...], dict[str, MetricColumns]] = {}
-    for name, answered in columns.items():
-        groups.setdefault(answered.ids, {})[name] = answered
+    for name, candidate_columns in columns.items():
+        groups.setdefault(candidate_columns.ids, {})[name] = candidate_columns
     largest = max(groups.values(), key=len, default={})
-    same_items = {name: _read(metric, answered) for name, answered in largest.items()}
-    scores = {name: _estimate(metric, own, 0) for name, own in same_items.items()}
-    known = {name: e.unit.sign * e.score for name, e in scores.items() if e is not None}
+    same_items = {name: _read(metric, candidate_columns) for name, candidate_columns in largest.items()}
+    scores = {name: _estimate(metric, arm, 0) for name, arm in same_items.items()}
+    signed_scores = {name: e.unit.sign * e.score for name, e in scores.items() if e is not None}
     ranks: dict[str, int] = {}
     leader = ""
-    for place, name in enumerate(sorted(known, key=lambda name: -known[name]), start=1):
+    for rank, name in enumerate(sorted(signed_scores, key=lambda name: -signed_scores[name]), start=1):
         if not leader or _differ(metric, same_items[leader], same_items[name]):
-            leader, ranks[name] = name, place
+            leader, ranks[name] = name, rank
         else:
             ranks[name] = ranks[leader]
     return ranks
 
 
-def _differ(metric: Metric, one: alignment.Arms, other: alignment.Arms) -> bool:
-    arms = _pair(one, other)
+def _differ(metric: Metric, leader: alignment.Arms, candidate: alignment.Arms) -> bool:
+    arms = _pair(leader, candidate)
     if not arms.ids:
         return False
     low, high = estimate_difference(metric, arms).ends(_ALPHA)
@@ -287,34 +293,34 @@ def _differ(metric: Metric, one: alignment.Arms, other: alignment.Arms) -> bool:
 def _read(metric: Metric, columns: "MetricColumns") -> alignment.Arms:
     """Read a candidate's columns as both arms, NaN without a score; a failed answer scores worst."""
     parts = list(columns.parts)
-    for at in np.flatnonzero(columns.failed):
-        if parts[at] is None and (found := extremes(metric, columns.references[at])):
-            parts[at] = found.worst
+    for i in np.flatnonzero(columns.failed):
+        if parts[i] is None and (extreme_parts := extremes(metric, columns.references[i])):
+            parts[i] = extreme_parts.worst
     scored = np.array([p is not None for p in parts], bool)
-    known = np.array([p for p in parts if p is not None], float)
-    filled = np.full((len(parts), *(known.shape[1:] or (1,))), np.nan)
-    filled[scored] = known.reshape(-1, filled.shape[1])
+    known_parts = np.array([p for p in parts if p is not None], float)
+    filled = np.full((len(parts), *(known_parts.shape[1:] or (1,))), np.nan)
+    filled[scored] = known_parts.reshape(-1, filled.shape[1])
     families, folds = _code_families(columns.ids, columns.clusters), columns.folds or [0] * len(columns.ids)
-    weights, numbers = np.array(columns.weights, float), np.array(folds)
-    return alignment.Arms(columns.ids, families, weights, filled, filled, numbers, numbers)
+    weights, fold_numbers = np.array(columns.weights, float), np.array(folds)
+    return alignment.Arms(columns.ids, families, weights, filled, filled, fold_numbers, fold_numbers)
 
 
 @lru_cache(maxsize=4)
 def _code_families(ids: tuple[str, ...], clusters: tuple[str, ...]) -> NDArray[np.intp]:
-    """Number the families of items, an item without a cluster being its own; candidates share their items."""
+    """Number the families of items, shared by candidates; an item without a cluster is its own family."""
     families = [cluster or item for item, cluster in zip(ids, clusters, strict=True)]
     return np.unique(families, return_inverse=True)[1]
 
 
 def _pair(base: alignment.Arms, new: alignment.Arms) -> alignment.Arms:
-    """Pair two candidates on the items that both have a score of."""
-    both = ~np.asarray(np.isnan(np.hstack([base.base, new.new])).any(axis=1), bool)
+    """Pair two candidates on the items that have a score in both."""
+    in_both = ~np.asarray(np.isnan(np.hstack([base.base, new.new])).any(axis=1), bool)
     arms = base._replace(new=new.new, new_folds=new.new_folds)
-    return arms if both.all() else arms.only(both)
+    return arms if in_both.all() else arms.only(in_both)
 
 
 class RecipeDifference(NamedTuple):
-    """A new recipe's mean less the base's over n items, and variances over items of that and of its mean."""
+    """New recipe's mean minus the base's over n items; variances over items of that and of the new mean."""
 
     delta: float
     change: stats.Variance
@@ -334,11 +340,14 @@ def compare_recipes(
         IncompatibleRuns: the runs hold different items, or none was scored in all of them.
     """
     aligned = alignment.align_all(metric, (*base, *new))
-    old, now = (np.mean([a.new for a in of], axis=0) for of in (aligned[: len(base)], aligned[len(base) :]))
+    old, now = (
+        np.mean([a.new for a in recipe_arms], axis=0)
+        for recipe_arms in (aligned[: len(base)], aligned[len(base) :])
+    )
     arms = aligned[0]._replace(base=old, new=now, new_folds=aligned[len(base)].new_folds)
-    found = estimate_difference(metric, arms)
-    low, high = found.ends(_ALPHA)
-    se = (high - low) / (2 * alignment.quantile(found.df, 1 - _ALPHA / 2))
-    score_se = (found.new.high - found.new.low) / (2 * stats.z_quantile(1 - _ALPHA / 2))
-    change, score = stats.Variance(se**2, found.df), stats.Variance(score_se**2, None)
-    return RecipeDifference(found.delta, change, score, len(arms.ids))
+    difference = estimate_difference(metric, arms)
+    low, high = difference.ends(_ALPHA)
+    se = (high - low) / (2 * alignment.quantile(difference.df, 1 - _ALPHA / 2))
+    score_se = (difference.new.high - difference.new.low) / (2 * stats.z_quantile(1 - _ALPHA / 2))
+    change, score = stats.Variance(se**2, difference.df), stats.Variance(score_se**2, None)
+    return RecipeDifference(difference.delta, change, score, len(arms.ids))

@@ -231,7 +231,7 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Recommendatio
 def _choose_within_budget(
     case: Case, numbers: Economics, judged: CandidateFacts, slow: CandidateFacts
 ) -> _Recommendation:
-    """Recommend a fine-tune where no untrained candidate keeps the budget, if it beats the prompt."""
+    """Recommend a fine-tune if no untrained candidate keeps the budget and it beats the prompt."""
     run = case.winner or judged
     g, over, ratio = gain(run.vs_prompt), "the prompt", numbers.points_per_usd_over_prompt
     if case.by_wins:
@@ -258,8 +258,8 @@ def _choose_within_budget(
 def _choose_with_gain(
     case: Case, numbers: Economics, winner: CandidateFacts, alternative: CandidateFacts
 ) -> _Recommendation:
-    better = f"{gain_text(gain(winner.vs_untrained))} over {alternative.name}"
-    gains = f"{winner.name} gains {better}"
+    gain_clause = f"{gain_text(gain(winner.vs_untrained))} over {alternative.name}"
+    gains = f"{winner.name} gains {gain_clause}"
     if case.missing:
         why = f"{gains}, but the comparison that decides this is missing"
         return _leave_undecided(why, advise_on_missing(case.missing))
@@ -269,8 +269,8 @@ def _choose_with_gain(
     tau = case.policy.tau
     ratio = numbers.points_per_usd_over_untrained
     if ratio and ratio.high <= tau:
-        less = f"less than {tau:g} {case.unit.name} per USD of training"
-        why = f"{score_text(case, alternative)}; {gains}, but {less}"
+        tau_clause = f"less than {tau:g} {case.unit.name} per USD of training"
+        why = f"{score_text(case, alternative)}; {gains}, but {tau_clause}"
         return _ship(case, alternative, why)
     if ratio and ratio.low <= tau:
         why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
@@ -283,7 +283,7 @@ def _choose_with_gain(
             weighed += f"; it pays from {formatting.round_up(numbers.pays_from_requests)} requests"
         return _ship(case, alternative, f"{score_text(case, alternative)}; {gains}, but {weighed}")
     return _ship(
-        case, winner, f"{score_text(case, winner)}, {better} (the best untrained), and the gate passes"
+        case, winner, f"{score_text(case, winner)}, {gain_clause} (the best untrained), and the gate passes"
     )
 
 
@@ -308,21 +308,21 @@ def _choose_without_gain(
         gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over it"
         failing = list_failing(run)
         fails_all = len(failing) == len(seeds_of(case.facts, run))
-        fails = "fails" if fails_all else f"with {seeds_text(failing)} it fails"
-        return _ship(case, alternative, f"{score_text(case, alternative)}; {gains}, but {fails} the gate")
+        outcome = "fails" if fails_all else f"with {seeds_text(failing)} it fails"
+        return _ship(case, alternative, f"{score_text(case, alternative)}; {gains}, but {outcome} the gate")
     g = gain(compared.vs_untrained)
     if g is None:
         why = f"{compared.name} was not compared with {alternative.name} on the same items"
         return _leave_undecided(why, "compare again")
     best_spend = numbers.spend.best if numbers.spend else None
-    wanted = numbers.rows_needed
-    if wanted and best_spend and best_spend.kind == "training rows":
-        over = f"{gain_text(g)} over {alternative.name}"
-        rows, then = formatting.count(wanted.n_train), formatting.change(case.unit, *wanted.gain[:3])
+    more_rows = numbers.rows_needed
+    if more_rows and best_spend and best_spend.kind == "training rows":
+        amount = f"{gain_text(g)} over {alternative.name}"
+        rows, later = formatting.count(more_rows.n_train), formatting.change(case.unit, *more_rows.gain[:3])
         sentence = (
-            f"Collect more data: {compared.name} gains {over} now, and with {rows} training rows it would"
-            f" gain about {then}, worth {formatting.usd(wanted.worth)} USD for"
-            f" {formatting.usd(wanted.cost)} USD{_meanwhile(case, alternative)}."
+            f"Collect more data: {compared.name} gains {amount} now, and with {rows} training rows it would"
+            f" gain about {later}, worth {formatting.usd(more_rows.worth)} USD for"
+            f" {formatting.usd(more_rows.cost)} USD{_meanwhile(case, alternative)}."
         )
         return _Recommendation("collect more data", None, sentence)
     is_best_of_all = compared is case.strongest or case.strongest is None
@@ -337,8 +337,8 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
     """Say why a recipe with no failing seed does not pass its gate, and what would settle that."""
     seeds = seeds_of(case.facts, run)
     if unmeasured := [f.seed for f in seeds if f.verdict is None]:
-        who = "it" if len(unmeasured) == len(seeds) else seeds_text(unmeasured)
-        return f"what {who} forgot was not measured", "add suites: and compare again"
+        subject = "it" if len(unmeasured) == len(seeds) else seeds_text(unmeasured)
+        return f"what {subject} forgot was not measured", "add suites: and compare again"
     open_ = (f for f in seeds if f.verdict and f.verdict.outcome == "inconclusive")
     if undecided := {f.seed: verdict for f in open_ if (verdict := f.corrected or f.verdict)}:
         gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text(list(undecided))}"

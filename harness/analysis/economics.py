@@ -46,8 +46,8 @@ def divide_by_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
 def add_one_time_costs_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float:
     """Add up the extra costs of the fine-tune that do not depend on the number of requests."""
     hosting = policy.hosting_usd_per_month * policy.horizon_months
-    made = run.training_cost_usd + run.rows_cost_usd + policy.label_cost_usd * (run.n_train - run.n_taught)
-    return made + hosting + _index_usd(run, policy) - _index_usd(alternative, policy)
+    cost = run.training_cost_usd + run.rows_cost_usd + policy.label_cost_usd * (run.n_train - run.n_taught)
+    return cost + hosting + _index_usd(run, policy) - _index_usd(alternative, policy)
 
 
 def _index_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
@@ -144,8 +144,8 @@ def list_more_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> tup
     parts = g.components if g else None
     if g is None or parts is None or g.low > 0 or parts.seeds.variance <= parts.items.variance:
         return ()
-    per_seed, own = parts.seeds.variance * parts.n_seeds, [f.seed for f in seeds_of(facts, run)]
-    all_seeds = [*own, *(seed for seed in range(_MOST_SEEDS) if seed not in own)]
+    per_seed, own_seeds = parts.seeds.variance * parts.n_seeds, [f.seed for f in seeds_of(facts, run)]
+    all_seeds = [*own_seeds, *(seed for seed in range(_MOST_SEEDS) if seed not in own_seeds)]
     for n in range(parts.n_seeds + 1, _MOST_SEEDS + 1):
         seeds = Variance(per_seed / n, max(n - 1, parts.seeds.df or 0))
         if stats.detectable_mean(VarianceComponents(parts.items, seeds, n), 1.0) <= g.delta:
@@ -163,41 +163,43 @@ def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:
 
 def apply_budgets(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list[CandidateFacts]:
     """Return the runs, each with `over_budget`: the budgets that its recipe breaks, or nothing."""
-    runs, most, least = list(facts), policy.max_latency_s, policy.min_requests_per_s
+    runs, max_s, floor = list(facts), policy.max_latency_s, policy.min_requests_per_s
     broken: dict[str, str] = {}
     for name in dict.fromkeys(f.name for f in runs):
         seeds = [f for f in runs if f.name == name and f.state == "done"]
         p50s = [f.speed.latency_p50_s for f in seeds if f.speed.latency_p50_s is not None]
         rates = [f.speed.requests_per_s for f in seeds if f.speed.requests_per_s is not None]
-        over = []
+        breaches = []
         if "sensitive_data" in policy.needs and any(f.leaves_machine for f in seeds):
-            over.append("sensitive data would go to an external server")
-        if most is not None and p50s and median(p50s) > most:
-            took, budget = formatting.seconds(median(p50s)), formatting.seconds(most)
-            over.append(f"its median request takes {took}, and the budget is {budget}")
-        if least is not None and rates and median(rates) < least:
-            over.append(f"it answers {median(rates):,.3g} requests a second, and the budget is {least:,g}")
-        broken[name] = "; ".join(over)
+            breaches.append("sensitive data would go to an external server")
+        if max_s is not None and p50s and median(p50s) > max_s:
+            took, budget = formatting.seconds(median(p50s)), formatting.seconds(max_s)
+            breaches.append(f"its median request takes {took}, and the budget is {budget}")
+        if floor is not None and rates and median(rates) < floor:
+            breaches.append(
+                f"it answers {median(rates):,.3g} requests a second, and the budget is {floor:,g}"
+            )
+        broken[name] = "; ".join(breaches)
     return [replace(f, over_budget=broken[f.name]) for f in runs]
 
 
 def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> list[str]:
     """Name the candidates that a budget excludes, and what the measurements cannot say."""
-    done = [f for f in facts if f.state == "done"]
-    excluded = dict.fromkeys(f"{f.name} ({f.over_budget})" for f in done if f.over_budget)
+    finished = [f for f in facts if f.state == "done"]
+    excluded = dict.fromkeys(f"{f.name} ({f.over_budget})" for f in finished if f.over_budget)
     left_out = [f"Left out before the choice: {', '.join(excluded)}."] if excluded else []
     if policy.max_latency_s is None and policy.min_requests_per_s is None:
         return left_out
     lines = left_out or ["All keep the budgets."]
     unknown = dict.fromkeys(
         f.name
-        for f in done
+        for f in finished
         if (policy.max_latency_s is not None and f.speed.latency_p50_s is None)
         or (policy.min_requests_per_s is not None and f.speed.requests_per_s is None)
     )
     if unknown:
         lines.append(f"Not measured against the budgets, and left in: {', '.join(unknown)}.")
-    machines = dict.fromkeys(f.speed.measured_on for f in done if f.speed.measured_on)
+    machines = dict.fromkeys(f.speed.measured_on for f in finished if f.speed.measured_on)
     if len(machines) > 1:
         lines.append(f"Times of different machines cannot be compared: {', '.join(machines)}.")
     return lines
@@ -216,8 +218,8 @@ def index_sentences(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> li
     names = ", ".join(dict.fromkeys(f.name for f in paying))
     month, each = (formatting.usd(cost) for cost in (policy.index_usd_per_month, _share(policy)))
     requests = f"{formatting.count(policy.requests_per_month)} requests a month"
-    own = "part of" if is_forecast(policy) else "until decide.requests_per_month is set no part of"
-    share = f"{each} USD of 1,000 requests to {names} at {requests}, {own} their $/1k"
+    relation = "part of" if is_forecast(policy) else "until decide.requests_per_month is set no part of"
+    share = f"{each} USD of 1,000 requests to {names} at {requests}, {relation} their $/1k"
     return [f"The index of documents costs {month} USD a month, counted over the horizon: {share}."]
 
 

@@ -111,8 +111,8 @@ def orient(comparison: Comparison) -> Comparison:
         return c
     better = replace(c.unit, higher_is_better=True)
     turned = replace(c, delta=-c.delta, low=-c.high, high=-c.low, lower=-c.upper, upper=-c.lower, unit=better)
-    lost, kept = (x if x is None else -x for x in (c.errors.delta_lost, c.errors.delta_kept))
-    return replace(turned, errors=replace(c.errors, delta_lost=lost, delta_kept=kept))
+    delta_lost, delta_kept = (x if x is None else -x for x in (c.errors.delta_lost, c.errors.delta_kept))
+    return replace(turned, errors=replace(c.errors, delta_lost=delta_lost, delta_kept=delta_kept))
 
 
 def refuse(comparison: Comparison, span: float, why: str) -> Comparison:
@@ -120,8 +120,8 @@ def refuse(comparison: Comparison, span: float, why: str) -> Comparison:
     return replace(comparison, low=-span, high=span, lower=-inf, upper=inf, se=inf, df=None, refused=why)
 
 
-def refuse_failed(comparison: Comparison, span: float, most: float) -> Comparison:
-    """Refuse a gain over a base that failed on more than the share `most` of the items.
+def refuse_failed(comparison: Comparison, span: float, max_share: float) -> Comparison:
+    """Refuse a gain over a base that failed on more than the share `max_share` of the items.
 
     The base's failures score worst, so the new run would gain from them. Failures of a judge, and failures
     without a worst value, count for either arm.
@@ -129,10 +129,12 @@ def refuse_failed(comparison: Comparison, span: float, most: float) -> Compariso
     errors = comparison.errors
     is_either = is_judge(comparison.metric) or not errors.is_scored
     failed = errors.total if is_either else errors.base + errors.both
-    if failed <= most * errors.n:
+    if failed <= max_share * errors.n:
         return comparison
     share = f"{formatting.count(failed)} of {formatting.count(errors.n)}"
-    why = f"{share} answers failed, more than the {formatting.percent(most)} % that gate.max_errors allows"
+    why = (
+        f"{share} answers failed, more than the {formatting.percent(max_share)} % that gate.max_errors allows"
+    )
     return refuse(comparison, span, f"{why} ({errors.cause})")
 
 
@@ -181,9 +183,9 @@ def at_level(comparison: Comparison, alpha: float) -> Comparison:
     if c.base_passed is not None:
         rises, falls = (c.gained, c.lost)[:: c.unit.sign]
         effect = 1.0 if c.estimator == "tango" else c.design_effect
-        own = stats.tango_interval(len(rises) / effect, len(falls) / effect, c.n / effect, 2 * alpha)
+        tango = stats.tango_interval(len(rises) / effect, len(falls) / effect, c.n / effect, 2 * alpha)
         exact = c.estimator == "tango"
-        lower, upper = own if exact else (min(own.low, lower), max(own.high, upper))
+        lower, upper = tango if exact else (min(tango.low, lower), max(tango.high, upper))
     return replace(c, lower=lower, upper=upper, alpha=alpha)
 
 
@@ -193,7 +195,7 @@ def chance_below(z: float, df: float | None) -> float:
 
 
 def difference_p(comparison: Comparison) -> float:
-    """Return the two-sided p of H0 “no difference”, of McNemar's mid-p or the interval; 1 if refused."""
+    """Return the two-sided p of H0 “no difference”, from McNemar's mid-p or the interval; 1 if refused."""
     c = comparison
     if c.estimator == "identical" or c.refused:
         return 1.0
@@ -233,7 +235,7 @@ def estimate_difference(metric: Metric, arms: Arms) -> Difference:
     Raises:
         IncompatibleRuns: the arms were answered in other folds.
     """
-    found = _difference(metric, arms)
+    difference = _difference(metric, arms)
     old_folds, new_folds = arms.base_folds, arms.new_folds
     if old_folds.any() and new_folds.any() and not np.array_equal(old_folds, new_folds):
         raise IncompatibleRuns(
@@ -242,18 +244,18 @@ def estimate_difference(metric: Metric, arms: Arms) -> Difference:
         )
     folds = new_folds if new_folds.any() else old_folds
     if not folds.any():  # one model answered all items of both arms
-        return found
+        return difference
 
     def change(mask: NDArray[np.bool_]) -> float:
         weights = arms.weights[mask]
         return float(metric.aggregate(arms.new[mask], weights) - metric.aggregate(arms.base[mask], weights))
 
-    old = _score_in_folds(found.base, metric, arms.base, arms, arms.base_folds)
-    now = _score_in_folds(found.new, metric, arms.new, arms, arms.new_folds)
-    if found.refused:
-        return found._replace(base=old, new=now)
-    ends, df, refused = interval_in_folds(found.ends, found.df, found.delta, folds, change)
-    return Difference(found.delta, ends, "folds", old, now, df, refused)
+    old = _score_in_folds(difference.base, metric, arms.base, arms, arms.base_folds)
+    now = _score_in_folds(difference.new, metric, arms.new, arms, arms.new_folds)
+    if difference.refused:
+        return difference._replace(base=old, new=now)
+    ends, df, refused = interval_in_folds(difference.ends, difference.df, difference.delta, folds, change)
+    return Difference(difference.delta, ends, "folds", old, now, df, refused)
 
 
 def _score_in_folds(score: Estimate, metric: Metric, parts: Array, arms: Arms, folds: Folds) -> Estimate:
@@ -261,14 +263,14 @@ def _score_in_folds(score: Estimate, metric: Metric, parts: Array, arms: Arms, f
     if not folds.any():
         return score
 
-    def own(mask: NDArray[np.bool_]) -> float:
+    def score_of(mask: NDArray[np.bool_]) -> float:
         return float(metric.aggregate(parts[mask], arms.weights[mask]))
 
     def ends(alpha: float) -> Interval:
         times = quantile(None, 1 - alpha / 2) / quantile(None, 0.975)
         return Interval(*(score.score + times * (end - score.score) for end in (score.low, score.high)))
 
-    low, high = interval_in_folds(ends, None, score.score, folds, own)[0](0.05)
+    low, high = interval_in_folds(ends, None, score.score, folds, score_of)[0](0.05)
     return score._replace(low=max(low, metric.bounds[0]), high=min(high, metric.bounds[1]))
 
 
@@ -278,34 +280,34 @@ def _difference(metric: Metric, arms: Arms) -> Difference:
         mean, changes = stats.paired_delta(old, now, arms.clusters), now - old
         scores = _mean_estimate(metric, old, arms), _mean_estimate(metric, now, arms)
         if binary and mean.n_clusters == mean.n:
-            found = Difference(mean.mean, _score_ends(metric, changes, arms), "tango", *scores)
+            difference = Difference(mean.mean, _score_ends(metric, changes, arms), "tango", *scores)
         else:
             ends = _guard_ends(_t_ends(mean), mean.mean, metric, changes, arms, binary)
             df = None if mean.se is None else mean.df
-            found = Difference(mean.mean, ends, "cluster-t", *scores, df)
+            difference = Difference(mean.mean, ends, "cluster-t", *scores, df)
     else:
 
         def both_and_delta(weights: Array) -> Array:
             base, new = metric.aggregate(arms.base, weights), metric.aggregate(arms.new, weights)
             return np.stack([base, new, new - base])
 
-        *both, changed = _bootstrap(arms, both_and_delta)
+        *arm_boots, changed = _bootstrap(arms, both_and_delta)
         changes, df = item_scores(metric, arms.new) - item_scores(metric, arms.base), _bca_df(arms)
         ends = _guard_ends(_bca_ends(changed, df), changed.estimate, metric, changes, arms, False)
-        each = zip(both, (arms.base, arms.new), strict=True)
+        each = zip(arm_boots, (arms.base, arms.new), strict=True)
         base, new = (_bca_estimate(metric, boot, parts, arms) for boot, parts in each)
-        found = Difference(changed.estimate, ends, "bca", base, new, df)
+        difference = Difference(changed.estimate, ends, "bca", base, new, df)
     if stats.has_few_clusters(arms.clusters):
         n, weigh = int(arms.clusters.max()) + 1, stats.effective_clusters(arms.clusters)
         unequal = f" of unequal size, which weigh {weigh:.1f}" if weigh < n - stats.TIE else ""
         few = f"{formatting.count(len(arms.ids))} items in {formatting.pluralize(n, 'cluster')}{unequal}"
         why = f"too few clusters for an interval: {few}; expected at least {stats.MIN_CLUSTERS}"
-        return found._replace(ends=lambda alpha: Interval(-inf, inf), df=None, refused=why)
+        return difference._replace(ends=lambda alpha: Interval(-inf, inf), df=None, refused=why)
     uneven = bool(np.ptp(arms.weights) > 0)
     if not (
         uneven and int(arms.clusters.max()) + 1 == len(arms.ids) and binary and is_weighted_mean(metric, arms)
     ):
-        return found
+        return difference
     # Items of equal weight come from the same stratum.
     parts = [(weight, (now - old)[arms.weights == weight]) for weight in np.unique(arms.weights)]
     strata = [
@@ -314,7 +316,7 @@ def _difference(metric: Metric, arms: Arms) -> Difference:
         )
         for weight, x in parts
     ]
-    return found._replace(ends=partial(stats.stratified_flips_interval, strata), estimator="stratified")
+    return difference._replace(ends=partial(stats.stratified_flips_interval, strata), estimator="stratified")
 
 
 def _bootstrap(arms: Arms, statistic: stats.Statistic) -> list[stats.Bootstrap]:
@@ -377,18 +379,18 @@ def _guard_ends(
 
     def ends(alpha: float) -> Interval:
         low, high = (end + shift for end in guard(alpha))
-        own = plain(alpha) if plain else Interval(low, high)
-        return Interval(min(own.low, low), max(own.high, high))
+        interval = plain(alpha) if plain else Interval(low, high)
+        return Interval(min(interval.low, low), max(interval.high, high))
 
     return ends
 
 
 def _open_ends(plain: Ends | None) -> Ends:
-    """Return infinite ends if all clusters of an unbounded metric agree: a point is no interval."""
+    """Return infinite ends if all clusters of an unbounded metric agree, instead of a single point."""
 
     def ends(alpha: float) -> Interval:
-        own = plain(alpha) if plain else Interval(-inf, inf)
-        return own if own.high - own.low > stats.TIE else Interval(-inf, inf)
+        interval = plain(alpha) if plain else Interval(-inf, inf)
+        return interval if interval.high - interval.low > stats.TIE else Interval(-inf, inf)
 
     return ends
 
@@ -409,8 +411,8 @@ def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Arr
     """Combine an arm's interval with Wilson's, by effective counts, by the same rule as a delta's."""
     low, high = metric.bounds
     if not isfinite(high - low):
-        own = _open_ends(plain)(0.05)
-        return Estimate(score, max(own.low, low), min(own.high, high), len(items), metric.unit)
+        interval = _open_ends(plain)(0.05)
+        return Estimate(score, max(interval.low, low), min(interval.high, high), len(items), metric.unit)
     few = stats.count_differing_clusters(items, arms.clusters, effective=True) < _FEW
     ends = [plain(0.05)] if plain else []
     if not plain or few or is_binary(metric, arms):

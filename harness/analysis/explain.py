@@ -29,7 +29,7 @@ from harness.analysis.seeds import FamilyMember, gain_label
 from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, Verdict, name_reasons
 
-_AMOUNTS = {  # of training examples, by the number below which they are
+_AMOUNTS = {  # advice on the number of training examples, by exclusive upper limit
     FEW: (
         "below 100 a prompt is the safer choice, and a fine-tune's gain counts only over three seeds or more"
     ),
@@ -119,11 +119,11 @@ def describe_power(case: Case, run: CandidateFacts) -> str:
         return f"nothing can be shown here: {g.refused}" if g and g.refused else "its spread is unknown"
     detectable = stats.detectable_mean(economics.gain_components(g), 1.0)  # at 80 % power
     items = formatting.pluralize(g.n, "item")
-    least = f"{formatting.score(case.unit, detectable)} {case.unit.name}"
-    shown = f"with these {items} only a gain above {least} would show"
-    left = 1 - g.base if case.unit.higher_is_better else g.base
-    if case.unit.is_rate and not case.by_wins and detectable >= left:
-        shown += f", and {formatting.score(case.unit, left)} are left to gain"
+    threshold = f"{formatting.score(case.unit, detectable)} {case.unit.name}"
+    text = f"with these {items} only a gain above {threshold} would show"
+    room = 1 - g.base if case.unit.higher_is_better else g.base
+    if case.unit.is_rate and not case.by_wins and detectable >= room:
+        text += f", and {formatting.score(case.unit, room)} are left to gain"
     # What narrows the interval: rows, folds and seeds, as far as this experiment allows them.
     is_folded, n = is_cross_validated(run), economics.estimate_more_items(run) if g.delta > 0 else None
     if run.vs_untrained and run.vs_untrained.estimator == "ppi":
@@ -139,14 +139,14 @@ def describe_power(case: Case, run: CandidateFacts) -> str:
         is_of_few_seeds = not is_folded and len(seeds_of(case.facts, run)) < stats.MIN_SEEDS
         ways += ["--seeds 0,1,2"] if plugins.find_method(run.method).trains and is_of_few_seeds else []
         more = " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
-    return f"{shown}; for more: {more}"
+    return f"{text}; for more: {more}"
 
 
 def _per_usd(case: Case, costs: Economics, run: CandidateFacts) -> str:
     ratio, prompt = costs.points_per_usd_over_untrained, costs.points_per_usd_over_prompt
     if ratio is None:
-        gained = gain_text(costs.gain_over_untrained)
-        return f"Training {run.name} has no price, so the gain itself decides: {gained}."
+        gain_clause = gain_text(costs.gain_over_untrained)
+        return f"Training {run.name} has no price, so the gain itself decides: {gain_clause}."
     over_prompt = f", over the prompt {formatting.figure(*prompt)}" if prompt else ""
     chance = costs.probability_above_tau
     likely = f"; shown with a probability of {formatting.percent(chance)} %" if chance is not None else ""
@@ -171,7 +171,7 @@ def _break_even(case: Case, numbers: Economics, run: CandidateFacts, alternative
     if at == inf:
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
     band = (numbers.break_even_if_saving_is_a_fifth_more, numbers.break_even_if_saving_is_a_fifth_less)
-    place = "within" if at <= numbers.forecast_requests else "beyond"
+    position = "within" if at <= numbers.forecast_requests else "beyond"
     shaken = f" ({' to '.join(map(formatting.round_up, band))} with a saving ±20 %)"
     spent = formatting.usd(numbers.spent_once_usd)
     priced = {
@@ -182,7 +182,7 @@ def _break_even(case: Case, numbers: Economics, run: CandidateFacts, alternative
     *causes, last = ["training", "labels", *(name for name, usd in priced.items() if usd)]
     return (
         f"Break-even after {formatting.round_up(at)} requests{shaken},"
-        f" {place} the {economics.forecast_text(case.policy)}:"
+        f" {position} the {economics.forecast_text(case.policy)}:"
         f" {spent} USD for {', '.join(causes)} and {last}, {costs}."
     )
 
@@ -231,10 +231,10 @@ def _gates(case: Case) -> list[str]:
         for f in stopped
         if f.standing and f.corrected and passes_alone(f) and f.corrected.outcome != "pass"
     ]
-    done = {f.name: f for f in case.facts if is_fine_tuned(f) and f.state == "done"}
+    finished = {f.name: f for f in case.facts if is_fine_tuned(f) and f.state == "done"}
     failed = [
         f"{name} does not pass: {seeds_text(seeds)} failed, and a recipe passes with all of its seeds."
-        for name, run in done.items()
+        for name, run in finished.items()
         if (seeds := list_failed_seeds(case.facts, run))
     ]
     return alone + corrected + failed

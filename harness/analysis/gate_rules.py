@@ -90,37 +90,37 @@ def apply_rules(
     items that tasks share, `commonest` the shares of each task's commonest answer, the others as in
     `gating.judge`.
     """
-    made_at = {t.comparison.alpha for t in tasks} | ({validity.alpha} if validity else set())
-    if others := made_at - {policy.alpha}:
+    used_alphas = {t.comparison.alpha for t in tasks} | ({validity.alpha} if validity else set())
+    if other_alphas := used_alphas - {policy.alpha}:
         raise ValueError(
-            f"comparisons made at alpha {sorted(others)}, the policy's is {policy.alpha}: pass it to"
+            f"comparisons made at alpha {sorted(other_alphas)}, the policy's is {policy.alpha}: pass it to"
             " compare_rows"
         )
     errors = None if identical else errors_rule(tasks, target, policy)
     tasks = [t.change(orient) for t in tasks]
     vetoing = [t for t in tasks if is_in_macro(t)]
     safety = [t for t in tasks if is_safety(t, policy)]
-    show = policy if level is None else policy.model_copy(update={"alpha": level})
-    tasks = [t.at_level(show.alpha) for t in tasks]
-    validity = at_level(validity, show.alpha) if validity else None
+    strict_policy = policy if level is None else policy.model_copy(update={"alpha": level})
+    tasks = [t.at_level(strict_policy.alpha) for t in tasks]
+    validity = at_level(validity, strict_policy.alpha) if validity else None
     admitted = [t for t in tasks if is_in_macro(t)]
-    macro = average_macro(admitted, show, shared) if admitted else None
+    macro = average_macro(admitted, strict_policy, shared) if admitted else None
     calibrated = partial(require_calibration, policy=policy, identical=identical)
     critical = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
-    collapse = mode_collapse_rule(commonest or {}, show, identical)
+    collapse = mode_collapse_rule(commonest or {}, strict_policy, identical)
     unanswered = []  # an unmeasured task may be the one that was lost
     if missing and not identical:
-        found = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({list_ids(missing)})"
-        text = f"tasks: {found}; expected all, or those to judge by name (gate.tasks)"
+        problem = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({list_ids(missing)})"
+        text = f"tasks: {problem}; expected all, or those to judge by name (gate.tasks)"
         unanswered.append(Rule("tasks", "inconclusive", text, {"missing": list(missing[:NAMED])}))
     rules = (
         *([errors] if errors else []),
-        calibrated(macro_rule(tasks, admitted, macro, show, identical, shared), admitted),
+        calibrated(macro_rule(tasks, admitted, macro, strict_policy, identical, shared), admitted),
         calibrated(judge_each(vetoing, policy, identical), vetoing),
         *([calibrated(judge_each(safety, policy, identical, "safety"), safety)] if safety else []),
-        calibrated(critical_rule(tasks, show, identical), critical),
+        calibrated(critical_rule(tasks, strict_policy, identical), critical),
         regressions_rule(tasks, identical, confirmed),
-        validity_rule(validity, show, identical),
+        validity_rule(validity, strict_policy, identical),
         target_rule(target, policy),
         *([collapse] if collapse else []),
         drift_rule(tasks, policy, identical),
@@ -142,7 +142,7 @@ def apply_rules(
         macro=macro_estimate(admitted, macro, identical, shared) if macro else None,
         lost=sum(len(t.counted.lost) for t in admitted),
         gained=sum(len(t.counted.gained) for t in admitted),
-        missed=miss_rates(admitted, macro, validity, show) if macro and not identical else (),
+        missed=miss_rates(admitted, macro, validity, strict_policy) if macro and not identical else (),
         items_needed=needed.total if needed and outcome == "inconclusive" and not invalid else None,
         sentence=f"{WORDS[outcome]}: " + "; ".join(r.sentence for r in deciding),
     )
@@ -243,15 +243,15 @@ def judge_each(
     if identical:
         return Rule(name, "pass", f"{name}: no task can have lost anything, by identity of the weights", {})
     if not admitted:
-        what = "admitted capability" if name == "each" else "safety"
-        return Rule(name, "skipped", f"{name}: no {what} task was measured", {})
+        kind = "admitted capability" if name == "each" else "safety"
+        return Rule(name, "skipped", f"{name}: no {kind} task was measured", {})
     margins, alpha = [margin_of(t, policy) for t in admitted], policy.alpha / len(admitted)
-    some = stats.holm([regression_p(t.counted, 0.0) for t in admitted])
-    beyond = stats.holm([regression_p(t.counted, m) for t, m in zip(admitted, margins, strict=True)])
-    vetoed = [t for t, p in zip(admitted, beyond, strict=True) if p < policy.alpha]
+    loss_ps = stats.holm([regression_p(t.counted, 0.0) for t in admitted])
+    beyond_ps = stats.holm([regression_p(t.counted, m) for t, m in zip(admitted, margins, strict=True)])
+    vetoed = [t for t, p in zip(admitted, beyond_ps, strict=True) if p < policy.alpha]
     beyond_margin = [
         (t, p)
-        for t, p, margin in zip(admitted, some, margins, strict=True)
+        for t, p, margin in zip(admitted, loss_ps, margins, strict=True)
         if t.counted.delta < -margin and t not in vetoed
     ]
     doubtful = [t for t, p in beyond_margin if p < policy.alpha]
@@ -267,11 +267,11 @@ def judge_each(
             f"{t.task.name}/{i}" for t in vetoed + doubtful + too_small for i in t.counted.lost[:NAMED]
         ],
         "n_tasks": len(admitted),
-        "p_smallest": min(beyond),
+        "p_smallest": min(beyond_ps),
     }
     if vetoed:
-        named = "; ".join(loss_margin_text(t, policy) for t in vetoed)
-        return Rule(name, "fail", f"{name}: more than the margin was lost: {named}", facts)
+        loss_texts = "; ".join(loss_margin_text(t, policy) for t in vetoed)
+        return Rule(name, "fail", f"{name}: more than the margin was lost: {loss_texts}", facts)
     if doubtful:
         task_texts, more = [], dict[str, int | None]()
         for t in doubtful:
@@ -285,8 +285,8 @@ def judge_each(
         sentence = f"{name}: whether more than the margin was lost is open: {'; '.join(task_texts)}"
         return Rule(name, "inconclusive", sentence, add_items_needed(facts, "inconclusive", more))
     if too_small:
-        named = "; ".join(loss_margin_text(t, policy) for t in too_small)
-        return Rule(name, "inconclusive", f"{name}: too few items to tell: {named}", facts)
+        loss_texts = "; ".join(loss_margin_text(t, policy) for t in too_small)
+        return Rule(name, "inconclusive", f"{name}: too few items to tell: {loss_texts}", facts)
     lowest = min(admitted, key=lambda t: t.counted.delta)
     n_tasks = formatting.pluralize(len(admitted), "task")
     sentence = f"{name}: none of {n_tasks} is shown to have lost more than its margin"
@@ -301,9 +301,9 @@ def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical
         return Rule("critical", "skipped", "critical: no task is named critical", {})
     if identical:
         return Rule("critical", "pass", "critical: nothing is lost, by identity of the weights", {})
-    named = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
+    critical = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
     missing = set(policy.critical) - {name for t in tasks for name in (t.task.name, t.suite)}
-    judged = [_critical_task(t, policy) for t in named]
+    judged = [_critical_task(t, policy) for t in critical]
     judged += [Rule("critical", "inconclusive", f"{name} was not measured", {}) for name in sorted(missing)]
     outcome = worst_outcome([rule.outcome for rule in judged])
     facts: dict[str, Number] = {k: v for rule in judged for k, v in rule.numbers.items()}
@@ -311,7 +311,7 @@ def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical
     ps = [p for rule in judged if isinstance(p := rule.numbers.get("p"), float)]
     facts |= {"p": max(ps)} if ps else {}
     text = "critical: " + "; ".join(rule.sentence for rule in judged)
-    open_tasks = [t for t, rule in zip(named, judged, strict=False) if rule.outcome == "inconclusive"]
+    open_tasks = [t for t, rule in zip(critical, judged, strict=False) if rule.outcome == "inconclusive"]
     more = {t.task.name: _count_critical_items(t.comparison, policy) for t in open_tasks}
     return Rule("critical", outcome, text, add_items_needed(facts, outcome, more | dict.fromkeys(missing)))
 

@@ -3,7 +3,7 @@
 Invariant: comparisons are oriented so that a negative delta is a loss; bounds are one-sided at
 `policy.alpha`; the base's own weights pass without a test. Too many failed answers make a verdict
 inconclusive whatever the other rules say. A goal passes if the whole 95 % interval reaches it, and fails if
-none of it does. What drifted in the control arm is the harness. Source: Berger & Parker 1970 for the share;
+none of it does. Drift in the control arm is drift of the harness. Source: Berger & Parker 1970 for the share;
 Berger 1982 for what all tasks, or both arms, have to show.
 """
 
@@ -40,9 +40,9 @@ _SHOWN = 3  # tasks named in a rule's sentence
 _WORDS = {"pass": "less is shown", "fail": "more is shown", "inconclusive": "neither less nor more is shown"}
 Compared = Mapping[str, Sequence[Comparison]]
 _NO_UNTRAINED = OpenRating("there is no untrained candidate to compare with", "add one and compare again")
-ALPHA = 0.01  # at which flips of the control arm are too many
-# A/A flips: of so many items of one model so many flipped between two correct layouts; none of 120 in
-# fp32 is taken as a half, and fp16 has three more bits of mantissa than bf16.
+ALPHA = 0.01  # level at which the control arm has too many flips
+# A/A flips by precision: (flipped, all) items of one model between two correct layouts. 0 of 120 in fp32
+# counts as a half; fp16 has three more bits of mantissa than bf16.
 AA_FLIPS = {"bf16": (22.0, 1000.0), "fp16": (3.0, 1000.0), "fp32": (0.5, 120.0)}
 _AFTER_DRIFT = (
     "undo what changed, remove the runs that were made meanwhile (harness runs rm) and compare again; "
@@ -50,7 +50,7 @@ _AFTER_DRIFT = (
 )
 _PROMOTE = "; harness promote asks for a reason"
 _KEPT_OF_MACRO = ("delta", "low", "high", "lower", "n_items", "items_needed", "items_needed_by_task")
-_MOST_MARGIN = 0.99  # of a margin that is not written: beyond a loss of everything none could be shown
+_MOST_MARGIN = 0.99  # cap of a default margin: a loss of everything could not exceed a larger one
 
 
 def errors_rule(
@@ -80,39 +80,39 @@ def errors_rule(
         "largest_share": max(c.errors.share for c in (*failed, *unscored)),
         "tasks": [c.task for c in (*unscored, *too_many)][:NAMED],
     }
-    most = formatting.percent(policy.max_errors)
+    limit = formatting.percent(policy.max_errors)
     if unscored or too_many:
         causes = []
         if too_many:
-            causes.append(f"{_list_tasks(too_many)}, more than the {most} % that gate.max_errors allows")
+            causes.append(f"{_list_tasks(too_many)}, more than the {limit} % that gate.max_errors allows")
         if unscored:
-            named = ", ".join(dict.fromkeys(c.metric for c in unscored))
-            why = f"{named} has no worst value to count them by, which bounds: of the task declares"
+            metric_names = ", ".join(dict.fromkeys(c.metric for c in unscored))
+            why = f"{metric_names} has no worst value to count them by, which bounds: of the task declares"
             causes.append(f"{_list_tasks(unscored)}, and {why}")
         return Rule("errors", "inconclusive", f"invalid: {'; '.join(causes)}", facts)
-    text = f"errors: {_list_tasks(failed)}; at most {most} % of a task may fail"
+    text = f"errors: {_list_tasks(failed)}; at most {limit} % of a task may fail"
     for c in failed:
         if c.errors.delta_lost is not None and c.errors.delta_kept is not None:
-            lost = formatting.change(c.unit, c.errors.delta_lost)
-            kept = formatting.change(c.unit, c.errors.delta_kept)
+            lost_text = formatting.change(c.unit, c.errors.delta_lost)
+            kept_text = formatting.change(c.unit, c.errors.delta_kept)
             name = "pp" if c.unit.is_rate else c.unit.name
-            passed = "if the baseline would have passed what it did not answer"
-            text += f"; {c.task} {lost} {name} {passed}, {kept} if not"
+            condition = "if the baseline would have passed what it did not answer"
+            text += f"; {c.task} {lost_text} {name} {condition}, {kept_text} if not"
     return Rule("errors", "pass", text, facts)
 
 
 def _list_tasks(failed: Sequence[Comparison]) -> str:
     """Count the failed answers of the worst tasks by model, each with the first cause."""
-    most, texts = sorted(failed, key=lambda c: -c.errors.share), []
-    for c in most[:_SHOWN]:
+    worst, texts = sorted(failed, key=lambda c: -c.errors.share), []
+    for c in worst[:_SHOWN]:
         e = c.errors
         by = ((e.new, "the candidate"), (e.base, "the baseline"), (e.both, "both"))
-        who = ", ".join(f"{formatting.count(n)} by {name}" for n, name in by if n)
+        by_arm = ", ".join(f"{formatting.count(n)} by {name}" for n, name in by if n)
         texts.append(
             f"{formatting.count(e.total)} of {formatting.count(e.n)} answers on {c.task}"
-            f" ({formatting.percent(e.share)} %) failed: {who} ({e.cause})"
+            f" ({formatting.percent(e.share)} %) failed: {by_arm} ({e.cause})"
         )
-    rest = f" and on {formatting.pluralize(len(most) - _SHOWN, 'task')} more" if len(most) > _SHOWN else ""
+    rest = f" and on {formatting.pluralize(len(worst) - _SHOWN, 'task')} more" if len(worst) > _SHOWN else ""
     return "; ".join(texts) + rest
 
 
@@ -168,19 +168,19 @@ def regressions_rule(
         text = f"regressions: all {n} pinned items are kept, by identity of the weights"
         return Rule("regressions", "pass", text, {})
     lost = [(t.task.name, i) for t in pinned for i in t.comparison.lost]
-    sure = [(task, i) for task, i in lost if confirmed and i in confirmed.get(task, ())]
+    confirmed_lost = [(task, i) for task, i in lost if confirmed and i in confirmed.get(task, ())]
     facts: dict[str, Number] = {"n_items": sum(t.comparison.n for t in pinned), "n_lost": len(lost)}
-    if named := [f"{task}/{i}" for task, i in (lost if confirmed is None else sure)]:
-        facts["lost_items"] = named[:NAMED]
-        text = f"{formatting.count(len(named))} of {n} pinned items are lost: {list_ids(named)}"
+    if lost_ids := [f"{task}/{i}" for task, i in (lost if confirmed is None else confirmed_lost)]:
+        facts["lost_items"] = lost_ids[:NAMED]
+        text = f"{formatting.count(len(lost_ids))} of {n} pinned items are lost: {list_ids(lost_ids)}"
         if confirmed is not None:
             return Rule("regressions", "fail", f"regressions: {text}", facts)
-        text = f"of {n} pinned items {list_ids(named)} are lost, which fp32 has not confirmed yet"
+        text = f"of {n} pinned items {list_ids(lost_ids)} are lost, which fp32 has not confirmed yet"
         return Rule("regressions", "inconclusive", f"regressions: {text}", facts)
-    unknown = [f"{t.task.name}/{i}" for t in pinned for i in t.comparison.errors.open]
-    if unknown:
+    open_ids = [f"{t.task.name}/{i}" for t in pinned for i in t.comparison.errors.open]
+    if open_ids:
         text = (
-            f"regressions: {list_ids(unknown)} may be lost: the base did not answer, the candidate is wrong"
+            f"regressions: {list_ids(open_ids)} may be lost: the base did not answer, the candidate is wrong"
         )
         return Rule("regressions", "inconclusive", text, facts)
     rounding = f", {formatting.count(len(lost))} lost by rounding alone" if lost else ""
@@ -242,7 +242,7 @@ def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) 
     outcome = worst_outcome([*outcomes.values()])
     deciding = [task for task, task_outcome in outcomes.items() if task_outcome == outcome]
     excess = [(task, max(tasks[task], key=lambda c: c.delta)) for task in deciding]
-    task, c = min(excess, key=lambda named: named[1].delta)
+    task, c = min(excess, key=lambda entry: entry[1].delta)
     facts: dict[str, Number] = {"base": c.base, "new": c.new, "rise": -c.delta, "limit": limit}
     facts |= {"n_items": c.n, "low": -c.high, "high": -c.low, "task": task}
     if outcome == "pass":
@@ -262,21 +262,21 @@ def require_calibration(
     rule: Rule, tasks: Sequence[TaskComparison], policy: GatePolicy, *, identical: bool
 ) -> Rule:
     """Leave a rule open if it rests on a judge's grades of these tasks, unless the policy allows that."""
-    named = [t.task.name for t in tasks if is_judge(t.comparison.metric)]
-    if identical or not named or policy.uncalibrated_judge == "allow":
+    judged = [t.task.name for t in tasks if is_judge(t.comparison.metric)]
+    if identical or not judged or policy.uncalibrated_judge == "allow":
         return rule
     text = (
-        f"{rule.name}: {', '.join(named)} graded by a judge that no labels of people calibrate (they are for"
+        f"{rule.name}: {', '.join(judged)} graded by a judge that no labels of people calibrate (they are for"
         " the target alone); another primary metric, or gate.uncalibrated_judge: allow"
     )
-    return Rule(rule.name, "inconclusive", text, {"judged": named})
+    return Rule(rule.name, "inconclusive", text, {"judged": judged})
 
 
 def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     """Judge the goals declared for the target by the 95 % intervals on the test split."""
-    wanted = policy.target
-    by_score = wanted.min is not None or wanted.gain is not None
-    if not by_score and wanted.win_rate is None:
+    goals = policy.target
+    by_score = goals.min is not None or goals.gain is not None
+    if not by_score and goals.win_rate is None:
         return Rule("target", "skipped", "target: nothing was declared for it", {})
     if target is None:
         return Rule("target", "inconclusive", "target: it was not measured", {})
@@ -287,60 +287,60 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
             " anything rests on them (harness rate export), unless gate.uncalibrated_judge says allow"
         )
         return Rule("target", "inconclusive", sentence, {"labels_missing": target.labels_missing})
-    if wanted.win_rate is not None:
+    if goals.win_rate is not None:
         rating = find_open_rating(target.wins, "these answers") if target.wins else _NO_UNTRAINED
         if rating:
-            goal = f"a win rate of {formatting.percent(wanted.win_rate)} %"
+            goal = f"a win rate of {formatting.percent(goals.win_rate)} %"
             sentence = f"target: {goal} is open: {rating.why}; {rating.then}"
-            return Rule("target", "inconclusive", sentence, {"win_rate": wanted.win_rate})
-    judged: list[tuple[Outcome, str]] = []
+            return Rule("target", "inconclusive", sentence, {"win_rate": goals.win_rate})
+    results: list[tuple[Outcome, str]] = []
     facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
-    if wanted.min is not None:  # a maximum if lower is better
+    if goals.min is not None:  # a maximum if lower is better
         score, unit, percent = target.score, target.score.unit, " %" if target.score.unit.is_rate else ""
         low, high = sorted((unit.sign * score.low, unit.sign * score.high))
-        most = "least" if unit.higher_is_better else "most"
-        limit = f"at {most} {formatting.score(unit, wanted.min)}{percent}"
+        direction = "least" if unit.higher_is_better else "most"
+        limit = f"at {direction} {formatting.score(unit, goals.min)}{percent}"
         reached = f"{formatting.score(unit, *score[:3])}{percent} against {limit}"
-        judged.append((_target_outcome(low, high, unit.sign * wanted.min), reached))
-        facts["min"] = wanted.min
-    if wanted.gain is not None:
-        facts["gain"] = wanted.gain
+        results.append((_target_outcome(low, high, unit.sign * goals.min), reached))
+        facts["min"] = goals.min
+    if goals.gain is not None:
+        facts["gain"] = goals.gain
         if target.gain is None:
-            least = f"a gain of {formatting.percent(wanted.gain)} pp"
-            judged.append(("inconclusive", f"{least} has no untrained candidate to be measured against"))
+            required = f"a gain of {formatting.percent(goals.gain)} pp"
+            results.append(("inconclusive", f"{required} has no untrained candidate to be measured against"))
         else:
             c = orient(target.gain)
             name = "pp" if c.unit.is_rate else c.unit.name
             why = f" ({c.refused})" if c.refused else ""
-            least = f"at least {formatting.change(c.unit, wanted.gain)} {name}"
+            required = f"at least {formatting.change(c.unit, goals.gain)} {name}"
             reached = f"{formatting.change(c.unit, c.delta, c.low, c.high)} {name}"
-            text = f"{reached} over the best untrained candidate{why} against {least}"
-            judged.append((_target_outcome(c.low, c.high, wanted.gain), text))
-    if wanted.win_rate is not None and (wins := target.wins) and (rate := wins.rate):
-        own = "" if wins.corrected else " (not corrected)"
+            text = f"{reached} over the best untrained candidate{why} against {required}"
+            results.append((_target_outcome(c.low, c.high, goals.gain), text))
+    if goals.win_rate is not None and (wins := target.wins) and (rate := wins.rate):
+        note = "" if wins.corrected else " (not corrected)"
         if wins.corrected and wins.uncorrected is not None:
-            own = f" ({formatting.percent(wins.uncorrected)} % before correction)"
-        shown = f"{formatting.score(rate.unit, *rate[:3])} % of items{own}"
-        least = f"against at least {formatting.percent(wanted.win_rate)} %"
-        reached = f"preferred to {wins.over} by {wins.by} on {shown} {least}"
-        judged.append((_target_outcome(rate.low, rate.high, wanted.win_rate), reached))
+            note = f" ({formatting.percent(wins.uncorrected)} % before correction)"
+        won = f"{formatting.score(rate.unit, *rate[:3])} % of items{note}"
+        required = f"against at least {formatting.percent(goals.win_rate)} %"
+        reached = f"preferred to {wins.over} by {wins.by} on {won} {required}"
+        results.append((_target_outcome(rate.low, rate.high, goals.win_rate), reached))
     words = {"pass": "shown", "fail": "shown not to be reached", "inconclusive": "not shown"}
-    sentence = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in judged)
-    outcome = worst_outcome([outcome for outcome, _ in judged])
-    facts |= {"p": target_p(target, wanted)} if outcome == "pass" else {}
+    sentence = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in results)
+    outcome = worst_outcome([outcome for outcome, _ in results])
+    facts |= {"p": target_p(target, goals)} if outcome == "pass" else {}
     return Rule("target", outcome, sentence, facts)
 
 
-def _target_outcome(low: float, high: float, wanted: float) -> Outcome:
-    return "pass" if low >= wanted else "fail" if high < wanted else "inconclusive"
+def _target_outcome(low: float, high: float, goal: float) -> Outcome:
+    return "pass" if low >= goal else "fail" if high < goal else "inconclusive"
 
 
 class ControlFacts(NamedTuple):
     """One measurement of the control arm on a base.
 
     `n_same` items were stored in the same environment, `n_other` in another or unknown one; `changed` says
-    what changed there. `reworded` items have other tokens, `differing` ones of the same environment came back
-    otherwise, `flipped` ones of another environment moved their score. `aa_flips` of `aa_n` items flip where
+    what changed there. `reworded` items have other tokens, `differing` ones got another answer in the same
+    environment, `flipped` ones another score in another environment. `aa_flips` of `aa_n` items flip if
     nothing is wrong.
     """
 
@@ -357,7 +357,7 @@ class ControlFacts(NamedTuple):
 
 
 def aa_rate(precision: str) -> float:
-    """Return the share of items that flip where nothing is wrong; that of bf16 for another precision."""
+    """Return the share of items that flip if nothing is wrong; that of bf16 for an unknown precision."""
     flips, n = AA_FLIPS.get(precision, AA_FLIPS["bf16"])
     return flips / n
 
@@ -370,24 +370,24 @@ def flips_p(facts: ControlFacts) -> float:
 
 
 def has_drifted(facts: ControlFacts) -> bool:
-    """Tell whether the harness, and not a candidate, has moved."""
+    """Tell whether the harness, not a candidate, has drifted."""
     return bool(facts.reworded or facts.differing) or flips_p(facts) < ALPHA
 
 
 def control_rule(controls: Sequence[ControlFacts]) -> Rule:
-    """Call a harness that has moved by its name."""
+    """Report a drift of the harness itself."""
     if not controls:
         text = "control: no block of the base was re-evaluated with these rows"
         return Rule("control", "skipped", text, {})
     n = sum(facts.n_same + facts.n_other for facts in controls)
     flipped = [facts for facts in controls if facts.flipped]
-    counted: dict[str, Number] = {
+    numbers: dict[str, Number] = {
         "n_items": n,
         "n_reworded": sum(len(facts.reworded) for facts in controls),
         "n_differing": sum(len(facts.differing) for facts in controls),
         "n_flipped": (n_flipped := sum(len(facts.flipped) for facts in flipped)),
     }
-    moved = dict[str, None]()
+    drifts = dict[str, None]()
 
     def share(items: Sequence[str], n: int) -> str:
         return f"{formatting.count(len(items))} of {formatting.count(n)}"
@@ -402,24 +402,24 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
             parts.append(f"{answers} items of the base came back otherwise in the same environment")
         if flips_p(f) < ALPHA:
             rate, p = formatting.percent(f.aa_flips / f.aa_n), formatting.p_value(flips_p(f))
-            found = f"{share(f.flipped, f.n_other)} items of the base have another score"
+            flipped_text = f"{share(f.flipped, f.n_other)} items of the base have another score"
             allowed = f"more than the A/A rate of {rate} % allows (exact binomial p {p})"
-            parts.append(f"{found} in another environment ({f.changed}), {allowed}")
+            parts.append(f"{flipped_text} in another environment ({f.changed}), {allowed}")
         items = (f.reworded or f.differing or f.flipped)[:3]
-        moved[f"{', '.join(parts)} ({', '.join(items)} …)"] = None
-    if moved:
+        drifts[f"{', '.join(parts)} ({', '.join(items)} …)"] = None
+    if drifts:
         why = "so the harness moved, and this says nothing of the candidate"
         return Rule(
-            "control", "harness-drift", f"control: {'; '.join(moved)}; {why}; next: {_AFTER_DRIFT}", counted
+            "control", "harness-drift", f"control: {'; '.join(drifts)}; {why}; next: {_AFTER_DRIFT}", numbers
         )
     text = f"control: {formatting.count(n)} items of the base were re-evaluated"
     if not flipped:
-        return Rule("control", "pass", f"{text} and came back as stored", counted)
+        return Rule("control", "pass", f"{text} and came back as stored", numbers)
     allowed = formatting.percent(max(facts.aa_flips / facts.aa_n for facts in flipped))
     changed = "; ".join(dict.fromkeys(facts.changed for facts in flipped))
     flips = f"{formatting.count(n_flipped)} of them with another score"
     text += f" in another environment ({changed}), {flips}, which the A/A rate of {allowed} % allows"
-    return Rule("control", "pass", text, counted)
+    return Rule("control", "pass", text, numbers)
 
 
 def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy: GatePolicy) -> Rule:
@@ -434,20 +434,20 @@ def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy
     share = margins.allowed_loss(margin, c.base - task.chance)
     outcome = margins.margin_outcome(c.lower, c.upper, share)
     words = {"pass": margins.ruled_out(c.low, c.lower, share, policy), "fail": "a loss beyond it is shown"}
-    judged = words.get(outcome, "a larger loss is neither shown nor ruled out; more items would settle it")
+    judgement = words.get(outcome, "a larger loss is neither shown nor ruled out; more items would settle it")
     change = (c.delta, c.low, c.high) if c.delta > 0 else (-c.delta, -c.high, -c.low)
     moved = f"{'rose' if c.delta > 0 else 'fell'} {formatting.interval(*change).replace(' [', ' points [')}"
     text = f"export: {task.name} {moved} against {own_run} (lost {len(c.lost)}, won {len(c.gained)}), "
     facts: dict[str, Number] = {"delta": c.delta, "lower": c.lower, "margin": share, "own_run": own_run}
-    return Rule("export", outcome, f"{text}margin {margins.margin_text(margin)}: {judged}", facts)
+    return Rule("export", outcome, f"{text}margin {margins.margin_text(margin)}: {judgement}", facts)
 
 
 def cumulative_policy(policy: GatePolicy) -> GatePolicy:
     """Return the policy by which the macro against the first base is judged: twice the margin by default."""
     margin = policy.cumulative
     if margin is None:
-        own = margins.margin_share(policy.macro)
-        twice = max(own, min(2 * own, _MOST_MARGIN))
+        share = margins.margin_share(policy.macro)
+        twice = max(share, min(2 * share, _MOST_MARGIN))
         margin = margins.write_margin(twice, relative=margins.is_relative(policy.macro))
     return policy.model_copy(update={"macro": margin, "mode_collapse": None})
 
@@ -460,10 +460,10 @@ def cumulative_rule(against_first: Verdict | str, first_base: str) -> Rule:
     macro = next(rule for rule in against_first.rules if rule.name == "macro")
     outcome: RuleOutcome = macro.outcome if macro.outcome in ("pass", "fail") else "skipped"
     text = f"cumulative: against the first base, {macro.sentence}{_PROMOTE if outcome == 'skipped' else ''}"
-    kept = {name: macro.numbers[name] for name in ("margin", *_KEPT_OF_MACRO) if name in macro.numbers}
-    return Rule("cumulative", outcome, text, {"first_base": first_base, **kept})
+    facts = {name: macro.numbers[name] for name in ("margin", *_KEPT_OF_MACRO) if name in macro.numbers}
+    return Rule("cumulative", outcome, text, {"first_base": first_base, **facts})
 
 
 def cumulative_of(verdict: Verdict) -> Rule | None:
-    """Find the rule against the first base; None where the baseline is the base itself."""
+    """Find the rule against the first base; None if the baseline is that base."""
     return next((rule for rule in verdict.rules if rule.name == "cumulative"), None)

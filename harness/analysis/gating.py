@@ -70,9 +70,9 @@ def compare_arms(
         IncompatibleRuns: the arms hold different items, or two tasks have one name.
     """
     counts = Counter(m.task.name for m in measured)
-    if twice := [name for name, n in counts.items() if n > 1]:
+    if repeated := [name for name, n in counts.items() if n > 1]:
         raise IncompatibleRuns(
-            f"found several tasks named {', '.join(twice)}; expected a name of its own for each task; "
+            f"found several tasks named {', '.join(repeated)}; expected a name of its own for each task; "
             "next: rename them"
         )
     admitted = admitted or admission.admit_tasks(measured, seed, policy)
@@ -127,9 +127,9 @@ def judge(
     compared = compared or compare_arms(measured, policy, identical=identical)
     judged = [m for m in measured if is_judged(m.task.name, policy)]
     tasks = _keep_primary(compared.tasks, judged)
-    there = {t.task.name for t in tasks}
+    names = {t.task.name for t in tasks}
     unanswered = [
-        m.task.name for m in judged if m.task.name not in there and admission.may_be_judged(m, policy)
+        m.task.name for m in judged if m.task.name not in names and admission.may_be_judged(m, policy)
     ]
     commonest: dict[str, Sequence[Comparison]] = {}
     if policy.mode_collapse is not None and not identical:

@@ -65,11 +65,11 @@ def turns(ids: Sequence[str], rater: str, rows_a: str, rows_b: str) -> list[Turn
 
 
 def find_next_turn(
-    ids: Sequence[str], done: Iterable[Rating], rater: str, rows_a: str, rows_b: str
+    ids: Sequence[str], ratings: Iterable[Rating], rater: str, rows_a: str, rows_b: str
 ) -> Turn | None:
     """Return the first item that the rater has neither rated nor skipped; None if all are done."""
-    seen = {r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, rows_a, rows_b)}
-    return next((turn for turn in turns(ids, rater, rows_a, rows_b) if turn.example_id not in seen), None)
+    seen_ids = {r.example_id for r in ratings if (r.rater, r.rows_a, r.rows_b) == (rater, rows_a, rows_b)}
+    return next((turn for turn in turns(ids, rater, rows_a, rows_b) if turn.example_id not in seen_ids), None)
 
 
 def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> PreferenceResult:
@@ -102,7 +102,7 @@ def map_preference_shares(ratings: Iterable[Rating], rows_a: str, rows_b: str) -
     for r in _latest(ratings, rows_a, rows_b):
         if r.choice != "skip":
             won.setdefault(r.example_id, []).append(1 - _WON[r.choice])
-    return {item: sum(of) / len(of) for item, of in won.items()}
+    return {item: sum(shares) / len(shares) for item, shares in won.items()}
 
 
 def map_counted_shares(
@@ -113,20 +113,22 @@ def map_counted_shares(
     Ratings count up to the pair at which 95 % of the pairs have one, in the order of pair files over all
     raters, or in each rater's own order on the Rate page. `ids` are the items that were shown.
     """
-    found, ids = list(ratings), list(ids)
-    latest = [r for r in _latest(found, rows_a, rows_b) if r.choice != "skip"]
+    all_ratings, ids = list(ratings), list(ids)
+    latest = [r for r in _latest(all_ratings, rows_a, rows_b) if r.choice != "skip"]
     voted = {(r.rater, r.example_id) for r in latest}
     counted = set[tuple[str, str]]()
     for sides in ((rows_a, rows_b), (rows_b, rows_a)):  # pairs were shuffled with either of the two as side a
-        given = [r for r in found if (r.rows_a, r.rows_b) == sides and (r.rater, r.example_id) in voted]
+        side_ratings = [
+            r for r in all_ratings if (r.rows_a, r.rows_b) == sides and (r.rater, r.example_id) in voted
+        ]
         orders = dict[str, list[Rating]]()
-        for r in given:  # only the Rate page records the time
+        for r in side_ratings:  # only the Rate page records the time
             orders.setdefault("" if r.seconds is None else r.rater, []).append(r)
-        for order, of in orders.items():
-            drawn, rated = turns(ids, order, *sides), {r.example_id for r in of}
-            has = np.array([turn.example_id in rated for turn in drawn], bool)
-            counting = {turn.example_id for turn in drawn[: count_drawn(has, np.ones_like(has))]}
-            counted |= {(r.rater, r.example_id) for r in of if r.example_id in counting}
+        for order, group in orders.items():
+            drawn_turns, rated = turns(ids, order, *sides), {r.example_id for r in group}
+            mask = np.array([turn.example_id in rated for turn in drawn_turns], bool)
+            counting = {turn.example_id for turn in drawn_turns[: count_drawn(mask, np.ones_like(mask))]}
+            counted |= {(r.rater, r.example_id) for r in group if r.example_id in counting}
     return map_preference_shares([r for r in latest if (r.rater, r.example_id) in counted], rows_a, rows_b)
 
 
@@ -150,13 +152,13 @@ def strengths(ratings: Iterable[Rating]) -> dict[str, Strength]:
     if not votes:
         return {}
     runs = sorted({run for r in votes for run in (r.run_a, r.run_b)})
-    found = stats.bradley_terry(
+    leads = stats.bradley_terry(
         [runs.index(r.run_a) for r in votes],
         [runs.index(r.run_b) for r in votes],
         [_WON[r.choice] for r in votes],
         [r.example_id for r in votes],
     )
-    return dict(zip(runs, found, strict=True))
+    return dict(zip(runs, leads, strict=True))
 
 
 class Wins(NamedTuple):
@@ -198,20 +200,20 @@ class OpenRating(NamedTuple):
 
 def find_open_rating(wins: Wins, answers: str) -> OpenRating | None:
     """Say what keeps a win rate of these `answers` from deciding; None if it may decide."""
-    both = f"{answers} against those of {wins.over}"
+    pair = f"{answers} against those of {wins.over}"
     lacking = formatting.pluralize(wins.lacking, "more rating")
     if wins.lacking and wins.by != PEOPLE:
-        why = f"{wins.by} compared {both}, and needs {lacking} of people of the same pairs before it decides"
+        why = f"{wins.by} compared {pair}, and needs {lacking} of people of the same pairs before it decides"
         return OpenRating(why, f"{_RATE}, or set gate.uncalibrated_judge to allow", wins.lacking)
     if wins.by == PEOPLE and wins.rate is None:
-        return OpenRating(f"there are no ratings of {both}", _RATE, wins.lacking)
+        return OpenRating(f"there are no ratings of {pair}", _RATE, wins.lacking)
     if wins.lacking:
-        rated = f"people have rated {formatting.pluralize(wins.n_ratings, 'pair')} of {both}"
+        rated = f"people have rated {formatting.pluralize(wins.n_ratings, 'pair')} of {pair}"
         return OpenRating(f"{rated}, and {lacking} are needed", _RATE, wins.lacking)
     if wins.is_open:
-        why = f"too many items tell nothing of {both}: they failed, or what was preferred cannot be read"
+        why = f"too many items tell nothing of {pair}: they failed, or what was preferred cannot be read"
         return OpenRating(why, "compare again, for a judge with more attempts in its rubric")
-    return None if wins.rate else OpenRating(f"{wins.by} has not compared {both}", "compare again")
+    return None if wins.rate else OpenRating(f"{wins.by} has not compared {pair}", "compare again")
 
 
 class AnswerPairs(NamedTuple):
@@ -230,13 +232,13 @@ def wins_by_people(over: str, pairs: AnswerPairs, votes: Mapping[str, float]) ->
         return Wins(over, PEOPLE, None, 0, unrated=len(items))
     ends = (_TIE, 0.0, 1.0)
     if items:
-        known, clusters = labels[~np.isnan(labels)], _codes(pairs.clusters, items)
+        known_labels, clusters = labels[~np.isnan(labels)], _codes(pairs.clusters, items)
         if len(np.unique(clusters)) == len(clusters):  # unclustered items: Wilson's interval
-            ends = stats.win_rate(*(int((known == share).sum()) for share in (1, 0, _TIE)))[:3]
-        elif (found := correct_score(GradedArm(np.zeros_like(labels), labels, clusters), power=0.0)) is None:
-            ends = float(known.mean()), 0.0, 1.0
+            ends = stats.win_rate(*(int((known_labels == share).sum()) for share in (1, 0, _TIE)))[:3]
+        elif (mean := correct_score(GradedArm(np.zeros_like(labels), labels, clusters), power=0.0)) is None:
+            ends = float(known_labels.mean()), 0.0, 1.0
         else:
-            ends = found.score, found.low, found.high
+            ends = mean.score, mean.low, mean.high
     return Wins(over, PEOPLE, _spread_over_all(pairs, *ends), n_rated, unrated=len(items) - n_rated)
 
 
@@ -253,10 +255,10 @@ def wins_by_judge(
         return Wins(over, judge, _spread_over_all(pairs, _TIE, 0.0, 1.0), 0, _TIE)
     grades = np.array([won[item] for item in items], float)
     labels = grades if missing else _labels(items, votes)
-    found = correct_score(GradedArm(grades, labels, _codes(pairs.clusters, items)))
-    ends = (found.score, found.low, found.high) if found else (float(np.nanmean(labels)), 0.0, 1.0)
-    own = _spread_over_all(pairs, float(grades.mean()), 0.0, 1.0).score
-    return Wins(over, judge, _spread_over_all(pairs, *ends), n_rated, own, missing, not missing)
+    ppi = correct_score(GradedArm(grades, labels, _codes(pairs.clusters, items)))
+    ends = (ppi.score, ppi.low, ppi.high) if ppi else (float(np.nanmean(labels)), 0.0, 1.0)
+    uncorrected = _spread_over_all(pairs, float(grades.mean()), 0.0, 1.0).score
+    return Wins(over, judge, _spread_over_all(pairs, *ends), n_rated, uncorrected, missing, not missing)
 
 
 def preference_gain(wins: Wins) -> Comparison | None:
@@ -294,11 +296,11 @@ def _spread_over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -
     if not every:
         return Estimate(_TIE, 0.0, 1.0, 0)
     differs = np.array(list(every.values()))
-    share, fewest, most = estimate_share(differs, _codes({**pairs.clusters, **pairs.equal}, [*every]))[:3]
+    share, lower, upper = estimate_share(differs, _codes({**pairs.clusters, **pairs.equal}, [*every]))[:3]
     if not pairs.clusters:
-        return Estimate(_TIE, _TIE - most / 2, _TIE + most / 2, len(every))
+        return Estimate(_TIE, _TIE - upper / 2, _TIE + upper / 2, len(every))
     at = _TIE + share * (rate - _TIE)
-    by_share = sorted((rate - _TIE) * (end - share) for end in (fewest, most))
+    by_share = sorted((rate - _TIE) * (end - share) for end in (lower, upper))
     below = stats.quadrature([share * (rate - low), by_share[0]])
     above = stats.quadrature([share * (high - rate), by_share[1]])
     return Estimate(at, max(at - below, 0.0), min(at + above, 1.0), len(every))

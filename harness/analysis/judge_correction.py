@@ -2,8 +2,8 @@
 
 Invariant: grades and labels are in [0, 1]. Labels are of a random sample of the items, the same for both
 arms. An interval is never narrower than a few different errors allow. Items on which either candidate's
-answer is longer count equally, so that a bias for a candidate is not one for length. Source: Angelopoulos,
-Duchi & Zrnic 2023 (PPI++); Zou & Donner 2008 for combining distances (MOVER).
+answer is longer count equally, so that a bias for a candidate is not taken for one for length. Source:
+Angelopoulos, Duchi & Zrnic 2023 (PPI++); Zou & Donner 2008 for combining distances (MOVER).
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,79 +56,79 @@ def correct_score(
     PPI++ with t; if fewer than ten labels differ from their grades, never narrower than Tango's interval of
     the errors combined with Wilson's of the score. None with fewer than ten labels, or with too few clusters.
     """
-    has = arm.has_label
-    found = _estimate_powered(arm.labels, arm.grades, arm.clusters, has, power)
-    if found is None:
+    mask = arm.has_label
+    powered = _estimate_powered(arm.labels, arm.grades, arm.clusters, mask, power)
+    if powered is None:
         return None
-    n, n_labels, mean = len(has), int(has.sum()), found.mean.mean
-    errors, labels = (arm.labels - arm.grades)[has], arm.labels[has]
-    few = stats.count_differing_clusters(errors, arm.clusters[has]) < FEW
+    n, n_labels, mean = len(mask), int(mask.sum()), powered.mean.mean
+    errors, labels = (arm.labels - arm.grades)[mask], arm.labels[mask]
+    few = stats.count_differing_clusters(errors, arm.clusters[mask]) < FEW
     share = min(max(mean, 0.0), 1.0)
-    if found.power and few:
+    if powered.power and few:
         effect = stats.design_effect(arm.grades, arm.clusters)
-        own = _distances(share, stats.wilson(share * n / effect, n / effect, alpha))
-        guard = _join([_error_distances(arm, has, alpha), own])
-    elif stats.count_differing_clusters(labels, arm.clusters[has]) < FEW:
-        effect = stats.design_effect(labels, arm.clusters[has])
-        at = float(labels.mean())
-        guard = _distances(at, stats.wilson(at * n_labels / effect, n_labels / effect, alpha))
+        score_distances = _distances(share, stats.wilson(share * n / effect, n / effect, alpha))
+        guard = _join([_error_distances(arm, mask, alpha), score_distances])
+    elif stats.count_differing_clusters(labels, arm.clusters[mask]) < FEW:
+        effect = stats.design_effect(labels, arm.clusters[mask])
+        label_mean = float(labels.mean())
+        guard = _distances(label_mean, stats.wilson(label_mean * n_labels / effect, n_labels / effect, alpha))
     else:
         guard = (0.0, 0.0)
-    return _add_interval(found, guard, alpha, Interval(0.0, 1.0))
+    return _add_interval(powered, guard, alpha, Interval(0.0, 1.0))
 
 
 def correct_difference(
     base: GradedArm, new: GradedArm, alpha: float = 0.05, power: float | None = None
 ) -> CorrectedEstimate | None:
     """Correct the mean paired difference new − base by items labelled in both arms, like `correct_score`."""
-    has = base.has_label & new.has_label
+    mask = base.has_label & new.has_label
     labels, grades = new.labels - base.labels, new.grades - base.grades
-    found = _estimate_powered(labels, grades, new.clusters, has, power)
-    if found is None:
+    powered = _estimate_powered(labels, grades, new.clusters, mask, power)
+    if powered is None:
         return None
-    few = stats.count_differing_clusters((labels - grades)[has], new.clusters[has]) < FEW
-    if found.power and few:
-        (low_new, high_new), (low_base, high_base) = (_error_distances(a, has, alpha) for a in (new, base))
-        own = _tango_distances(grades, new.clusters, alpha)
-        guard = _join([(low_new, high_new), (high_base, low_base), own])
-    elif stats.count_differing_clusters(labels[has], new.clusters[has]) < FEW:
-        guard = _tango_distances(labels[has], new.clusters[has], alpha)
+    few = stats.count_differing_clusters((labels - grades)[mask], new.clusters[mask]) < FEW
+    if powered.power and few:
+        (low_new, high_new), (low_base, high_base) = (_error_distances(a, mask, alpha) for a in (new, base))
+        grade_distances = _tango_distances(grades, new.clusters, alpha)
+        guard = _join([(low_new, high_new), (high_base, low_base), grade_distances])
+    elif stats.count_differing_clusters(labels[mask], new.clusters[mask]) < FEW:
+        guard = _tango_distances(labels[mask], new.clusters[mask], alpha)
     else:
         guard = (0.0, 0.0)
-    return _add_interval(found, guard, alpha, Interval(-1.0, 1.0))
+    return _add_interval(powered, guard, alpha, Interval(-1.0, 1.0))
 
 
-def count_more_labels(base: GradedArm, new: GradedArm, found: CorrectedEstimate) -> int | None:
+def count_more_labels(base: GradedArm, new: GradedArm, corrected: CorrectedEstimate) -> int | None:
     """Count the labels, in both arms, that would settle which is better at 80 % power; None if none would."""
-    if found.low > 0 or found.high < 0:
+    if corrected.low > 0 or corrected.high < 0:
         return 0
-    has = base.has_label & new.has_label
-    labels, grades = (new.labels - base.labels)[has], (new.grades - base.grades)[has]
-    se = abs(found.score) / (stats.z_quantile(0.975) + stats.z_quantile(SETTLED))
-    needed = None if se <= 0 else stats.labels_needed(labels, grades, len(has), se)
-    return None if needed is None else max(needed - int(has.sum()), 1)
+    mask = base.has_label & new.has_label
+    labels, grades = (new.labels - base.labels)[mask], (new.grades - base.grades)[mask]
+    se = abs(corrected.score) / (stats.z_quantile(0.975) + stats.z_quantile(SETTLED))
+    needed = None if se <= 0 else stats.labels_needed(labels, grades, len(mask), se)
+    return None if needed is None else max(needed - int(mask.sum()), 1)
 
 
 def _estimate_powered(
-    labels: Array, grades: Array, clusters: NDArray[np.intp], has: NDArray[np.bool_], power: float | None
+    labels: Array, grades: Array, clusters: NDArray[np.intp], mask: NDArray[np.bool_], power: float | None
 ) -> stats.PoweredMean | None:
-    if has.sum() < MIN_LABELS:
+    if mask.sum() < MIN_LABELS:
         return None
-    found = stats.prediction_powered_mean(
-        labels[has],
-        grades[has],
-        grades[~has],
-        clusters=clusters[has],
-        rest_clusters=clusters[~has],
+    powered = stats.prediction_powered_mean(
+        labels[mask],
+        grades[mask],
+        grades[~mask],
+        clusters=clusters[mask],
+        rest_clusters=clusters[~mask],
         power=power,
     )
-    return None if found.mean.se is None else found
+    return None if powered.mean.se is None else powered
 
 
-def _error_distances(arm: GradedArm, has: NDArray[np.bool_], alpha: float) -> tuple[float, float]:
+def _error_distances(arm: GradedArm, mask: NDArray[np.bool_], alpha: float) -> tuple[float, float]:
     """Return how far the mean error of unlabelled items may be below and above the observed one."""
-    low, high = _tango_distances((arm.labels - arm.grades)[has], arm.clusters[has], alpha)
-    unlabelled = sqrt(1 - float(has.mean()))
+    low, high = _tango_distances((arm.labels - arm.grades)[mask], arm.clusters[mask], alpha)
+    unlabelled = sqrt(1 - float(mask.mean()))
     return unlabelled * low, unlabelled * high
 
 
@@ -136,8 +136,8 @@ def _tango_distances(changes: Array, clusters: NDArray[np.intp], alpha: float) -
     return _distances(float(changes.mean()), tango_ends(changes, clusters)(alpha))
 
 
-def _distances(at: float, ends: Interval) -> tuple[float, float]:
-    return at - ends.low, ends.high - at
+def _distances(estimate: float, ends: Interval) -> tuple[float, float]:
+    return estimate - ends.low, ends.high - estimate
 
 
 def _join(distances: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -146,37 +146,37 @@ def _join(distances: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _add_interval(
-    found: stats.PoweredMean, guard: tuple[float, float], alpha: float, bounds: Interval
+    powered: stats.PoweredMean, guard: tuple[float, float], alpha: float, bounds: Interval
 ) -> CorrectedEstimate:
-    mean = found.mean
+    mean = powered.mean
     assert mean.se is not None
     plain = stats.t_interval(mean, alpha)
     low, high = min(plain.low, mean.mean - guard[0]), max(plain.high, mean.mean + guard[1])
     score = min(max(mean.mean, bounds.low), bounds.high)
     ends = (min(max(low, bounds.low), score), max(min(high, bounds.high), score))
-    return CorrectedEstimate(score, *ends, mean.se, mean.df, mean.n, found.power)
+    return CorrectedEstimate(score, *ends, mean.se, mean.df, mean.n, powered.power)
 
 
 def error_interval(
-    mean: stats.Mean, groups: Sequence[Array], clusters: Sequence[NDArray[np.intp]], most: float
+    mean: stats.Mean, groups: Sequence[Array], clusters: Sequence[NDArray[np.intp]], cap: float
 ) -> Interval:
     """Return the t interval of a mean error, or Tango's if errors are few and that is wider.
 
-    It is clipped to [−most, most], or to the largest observed error. The mean is over the means of the
+    It is clipped to [−cap, cap], or to the largest observed error. The mean is over the means of the
     groups, given by their errors (n,) and clusters (n,); the guards of groups in which errors differ in fewer
     than ten clusters are added in quadrature.
     """
     plain = stats.t_interval(mean)
-    most = max(most, *(float(np.abs(x).max()) for x in groups))
+    cap = max(cap, *(float(np.abs(x).max()) for x in groups))
     guards = [
-        _tango_distances(x / most, codes, 0.05)
-        if stats.count_differing_clusters(x / most, codes) < FEW
+        _tango_distances(x / cap, codes, 0.05)
+        if stats.count_differing_clusters(x / cap, codes) < FEW
         else (0.0, 0.0)
         for x, codes in zip(groups, clusters, strict=True)
     ]
-    low, high = (most / len(groups) * stats.quadrature(side) for side in zip(*guards, strict=True))
+    low, high = (cap / len(groups) * stats.quadrature(side) for side in zip(*guards, strict=True))
     ends = min(plain.low, mean.mean - low), max(plain.high, mean.mean + high)
-    return Interval(max(ends[0], -most), min(ends[1], most))
+    return Interval(max(ends[0], -cap), min(ends[1], cap))
 
 
 class LengthFavour(NamedTuple):
@@ -193,32 +193,32 @@ class LengthFavour(NamedTuple):
 
 
 def estimate_length_favour(
-    errors: Array, lengths: Sequence[Sequence[int]], clusters: NDArray[np.intp], unit: Unit, most: float = 1.0
+    errors: Array, lengths: Sequence[Sequence[int]], clusters: NDArray[np.intp], unit: Unit, cap: float = 1.0
 ) -> LengthFavour | None:
     """Estimate the bias for longer answers from errors (n,): how much more the new answer is overrated.
 
-    `lengths` are those of (base, new), `most` is the largest possible error. None if fewer than ten items
+    `lengths` are those of (base, new), `cap` is the largest possible error. None if fewer than ten items
     have answers of different lengths, or with too few clusters.
     """
-    base, new = (np.maximum(np.array(of, float), 1.0) for of in lengths)
+    base, new = (np.maximum(np.array(arm_lengths, float), 1.0) for arm_lengths in lengths)
     differs = base != new
     if differs.sum() < MIN_LABELS:
         return None
-    longer, own, groups = (new > base)[differs], errors[differs], clusters[differs]
+    longer, biases, groups = (new > base)[differs], errors[differs], clusters[differs]
     is_length = min(longer.sum(), (~longer).sum()) >= MIN_LABELS
     # The mean of the biases on items with a longer and with a shorter new answer.
-    mean = stats.clustered_contrast(own, longer, groups) if is_length else None
+    mean = stats.clustered_contrast(biases, longer, groups) if is_length else None
     if mean is None or mean.se is None:
-        is_length, mean = False, stats.clustered_mean(np.where(longer, own, -own), groups)
+        is_length, mean = False, stats.clustered_mean(np.where(longer, biases, -biases), groups)
     else:
         mean = mean._replace(mean=mean.mean / 2, se=mean.se / 2)
     if mean.se is None:
         return None
-    parts = [own[longer], -own[~longer]] if is_length else [np.where(longer, own, -own)]
+    parts = [biases[longer], -biases[~longer]] if is_length else [np.where(longer, biases, -biases)]
     codes = [groups[longer], groups[~longer]] if is_length else [groups]
-    found = Estimate(mean.mean, *error_interval(mean, parts, codes, most), mean.n, unit)
+    favour = Estimate(mean.mean, *error_interval(mean, parts, codes, cap), mean.n, unit)
     ratio = exp(float(np.log(new / base).mean()))
-    return LengthFavour(found, ratio, float(longer.mean()), bool(is_length))
+    return LengthFavour(favour, ratio, float(longer.mean()), bool(is_length))
 
 
 class PairBias(NamedTuple):
@@ -275,10 +275,10 @@ def estimate_share(values: Array, clusters: NDArray[np.intp], unit: Unit = RATE)
 
 
 def estimate_error(
-    values: Array, clusters: NDArray[np.intp], unit: Unit = RATE, most: float = 1.0
+    values: Array, clusters: NDArray[np.intp], unit: Unit = RATE, cap: float = 1.0
 ) -> Estimate | None:
-    """Estimate a mean in [−most, most]; None if too few clusters leave its spread unknown."""
+    """Estimate a mean in [−cap, cap]; None if too few clusters leave its spread unknown."""
     mean = stats.clustered_mean(values, clusters)
     if mean.se is None:
         return None
-    return Estimate(mean.mean, *error_interval(mean, [values], [clusters], most), mean.n, unit)
+    return Estimate(mean.mean, *error_interval(mean, [values], [clusters], cap), mean.n, unit)

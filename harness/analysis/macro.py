@@ -58,10 +58,10 @@ class SharedItems(NamedTuple):
 
     def matrix(self, tasks: Sequence[TaskComparison]) -> Array | None:
         """Return the correlations (k, k) of the tasks' deltas; None if no two tasks share an item."""
-        found = np.eye(len(tasks))
+        matrix = np.eye(len(tasks))
         for (i, a), (j, b) in combinations(enumerate(tasks), 2):
-            found[i, j] = found[j, i] = self.correlations.get(frozenset((a.task.name, b.task.name)), 0.0)
-        return found if self.correlations else None
+            matrix[i, j] = matrix[j, i] = self.correlations.get(frozenset((a.task.name, b.task.name)), 0.0)
+        return matrix if self.correlations else None
 
 
 NOTHING_SHARED = SharedItems({}, {}, ())
@@ -77,9 +77,9 @@ class _Moves(NamedTuple):
 
     def part(self, clusters: NDArray[np.intp]) -> float:
         """Return the share of the delta's variance from some clusters, shrunk as if one more had changed."""
-        own, all_of = (float(share @ share) for share in (self.share[clusters], self.share))
+        subset, total = (float(share @ share) for share in (self.share[clusters], self.share))
         n_moved, by_number = int(self.moved.sum()), len(clusters) / len(self.share)
-        return (n_moved * (own / all_of if all_of else 0.0) + by_number) / (n_moved + 1)
+        return (n_moved * (subset / total if total else 0.0) + by_number) / (n_moved + 1)
 
 
 def find_shared_items(
@@ -87,18 +87,18 @@ def find_shared_items(
 ) -> SharedItems:
     """Find admitted tasks that share documents, and correlate their deltas."""
     tasks = {t.task.name: t for t in admitted}
-    of = {m.task.name: m for m in measured if m.task.name in tasks}
-    known = {name: documents_of(m.base, m.documents) for name, m in of.items()}
+    by_task = {m.task.name: m for m in measured if m.task.name in tasks}
+    documents_by_task = {name: documents_of(m.base, m.documents) for name, m in by_task.items()}
     holders: dict[str, list[str]] = {}
-    for name, documents in known.items():
+    for name, documents in documents_by_task.items():
         for document in documents.values():
             holders.setdefault(document, []).append(name)
     n_shared = Counter(pair for names in holders.values() for pair in combinations(names, 2))
-    sizes = {name: len(of[name].base) for name in sorted({name for pair in n_shared for name in pair})}
-    named = {name: {row.cluster for row in m.base if row.cluster} for name, m in of.items()}
-    linked = sorted({*n_shared, *((a, b) for a, b in combinations(named, 2) if named[a] & named[b])})
-    together = dict.fromkeys(name for pair in linked for name in pair)
-    moves = {name: _moves(of[name], tasks[name], known[name], cut) for name in together}
+    sizes = {name: len(by_task[name].base) for name in sorted({name for pair in n_shared for name in pair})}
+    clusters = {name: {row.cluster for row in m.base if row.cluster} for name, m in by_task.items()}
+    linked = sorted({*n_shared, *((a, b) for a, b in combinations(clusters, 2) if clusters[a] & clusters[b])})
+    linked_names = dict.fromkeys(name for pair in linked for name in pair)
+    moves = {name: _moves(by_task[name], tasks[name], documents_by_task[name], cut) for name in linked_names}
     # Copies share at least nine in ten of the larger task's items.
     group_of: dict[str, tuple[str, ...]] = {name: (name,) for name in sizes}
     for (a, b), n in n_shared.items():
@@ -107,25 +107,25 @@ def find_shared_items(
             group_of |= dict.fromkeys(joined, joined)
     groups = sorted({group for group in group_of.values() if len(group) > 1})
     n_items = n_clusters = 0  # items, and clusters of only such items, that an earlier task also has
-    seen: set[str] = set()
+    seen_documents: set[str] = set()
     for m in moves.values():
-        old = m.cluster_of.keys() & seen
-        new = {cluster for document, cluster in m.cluster_of.items() if document not in old}
-        n_items += len(old)
-        n_clusters += len({m.cluster_of[document] for document in old} - new)
-        seen |= m.cluster_of.keys()
+        repeated = m.cluster_of.keys() & seen_documents
+        new_clusters = {cluster for document, cluster in m.cluster_of.items() if document not in repeated}
+        n_items += len(repeated)
+        n_clusters += len({m.cluster_of[document] for document in repeated} - new_clusters)
+        seen_documents |= m.cluster_of.keys()
     differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}
     texts = [
         f"{' and '.join(group)} hold {'nearly ' if differing & set(group) else ''}the same items and count "
         "as one task"
         for group in groups
     ]
-    alike = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
-    partly = [(pair, n) for pair, n in n_shared.items() if frozenset(pair) not in alike]
+    copied_pairs = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
+    partial = [(pair, n) for pair, n in n_shared.items() if frozenset(pair) not in copied_pairs]
     return SharedItems(
         {name: group for group in groups for name in group},
         {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in linked},
-        tuple(texts + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]),
+        tuple(texts + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partial]),
         n_items,
         n_clusters,
     )
@@ -139,30 +139,30 @@ def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut:
     weights = arms.weights / arms.weights.sum()
     share = np.bincount(arms.clusters, weights * (changes - weights @ changes)).astype(float)
     moved = np.bincount(arms.clusters, np.abs(changes)) > stats.TIE
-    placed = list(zip(arms.ids, arms.clusters.tolist(), strict=True))
+    id_clusters = list(zip(arms.ids, arms.clusters.tolist(), strict=True))
     names = {row.example_id: row.cluster for row in base if row.cluster}
     return _Moves(
         share,
         moved,
-        {documents[i]: cluster for i, cluster in placed if i in documents},
-        {names[i]: cluster for i, cluster in placed if i in names},
+        {documents[i]: cluster for i, cluster in id_clusters if i in documents},
+        {names[i]: cluster for i, cluster in id_clusters if i in names},
     )
 
 
 def _correlation(a: _Moves, b: _Moves) -> float:
     """Return the correlation ≥ 0 of two deltas due to shared clusters, shrunk as if one more had changed."""
-    both = sorted(
+    shared_clusters = sorted(
         {(a.cluster_of[d], b.cluster_of[d]) for d in a.cluster_of.keys() & b.cluster_of.keys()}
         | {(a.named[n], b.named[n]) for n in a.named.keys() & b.named.keys()}
     )
-    if not both:
+    if not shared_clusters:
         return 0.0
-    i, j = np.array(both).T
+    i, j = np.array(shared_clusters).T
     x, y = a.share[i], b.share[j]
     spread = sqrt(float((x @ x) * (y @ y)))
     n_moved = int((a.moved[i] | b.moved[j]).sum())
-    found = (n_moved * (float(x @ y) / spread if spread else 0.0) + 1) / (n_moved + 1)
-    return min(max(found, 0.0) * sqrt(a.part(np.unique(i)) * b.part(np.unique(j))), 1.0)
+    correlation = (n_moved * (float(x @ y) / spread if spread else 0.0) + 1) / (n_moved + 1)
+    return min(max(correlation, 0.0) * sqrt(a.part(np.unique(i)) * b.part(np.unique(j))), 1.0)
 
 
 class Macro(NamedTuple):
@@ -241,19 +241,19 @@ def macro_between(
     which it split with `seed`; those on which the arms cannot be compared are left out.
     """
     by_task, cut = {m.task.name: m for m in measured}, cut_tasks(measured, seed)
-    found = []
+    between_tasks = []
     for t in admitted:
         if t.task.name not in by_task:
             continue
         whole, half = compared[t.task.name], t.half
         if half is not None:
-            own = compare_task(select_half(by_task[t.task.name], cut, half.name), whole.alpha)
-            if own is None:
+            half_comparison = compare_task(select_half(by_task[t.task.name], cut, half.name), whole.alpha)
+            if half_comparison is None:
                 continue
-            half = half._replace(comparison=own)
-        found.append(t._replace(comparison=whole, half=half))
-    if not found:
+            half = half._replace(comparison=half_comparison)
+        between_tasks.append(t._replace(comparison=whole, half=half))
+    if not between_tasks:
         return None
-    shared = find_shared_items(measured, found, cut)
-    deltas, weights = [t.counted for t in found], shared.weights(found)
-    return mean_change(deltas, weights, shared.matrix(found), shared.n_repeated)
+    shared = find_shared_items(measured, between_tasks, cut)
+    deltas, weights = [t.counted for t in between_tasks], shared.weights(between_tasks)
+    return mean_change(deltas, weights, shared.matrix(between_tasks), shared.n_repeated)

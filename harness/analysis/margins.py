@@ -75,12 +75,12 @@ def describe_more_items(
     parts: Sequence[DeltaPart],
     margin: float,
     alpha: float,
-    found_se: float,
+    facing_se: float,
     correlations: Array | None = None,
 ) -> MoreItems:
     """Describe how many more items would settle the margin with 80 % power, and under which true delta.
 
-    `parts` hold standard errors by `find_planning_se`, `found_se` is that of the bound that left the margin
+    `parts` hold standard errors by `find_planning_se`, `facing_se` is that of the bound that left the margin
     open (`find_facing_se`), used if the planning ones say that the current items are enough. The true delta
     is assumed to be the observed loss, else 0; also 0 if a hundred times the items could not tell the loss
     from the margin.
@@ -89,43 +89,43 @@ def describe_more_items(
     if not isfinite(se):
         return MoreItems(None, "too few clusters to tell how much items differ; add items of other clusters")
     truth = min(delta, 0.0)
-    wanted = abs(truth + margin) / _reach(alpha)
-    if 0 < se <= wanted:
-        parts = [part._replace(se=part.se * found_se / se) for part in parts]
-        se = found_se
-    if _growth(se, wanted) <= MOST_ITEMS or (truth == 0 and isfinite(_growth(se, wanted))):
+    target_se = abs(truth + margin) / _reach(alpha)
+    if 0 < se <= target_se:
+        parts = [part._replace(se=part.se * facing_se / se) for part in parts]
+        se = facing_se
+    if _growth(se, target_se) <= MOST_ITEMS or (truth == 0 and isfinite(_growth(se, target_se))):
         assumed = "the loss is as large as it looks" if truth < 0 else "nothing is lost"
-        return _advise(parts, wanted, correlations, "", f"would probably settle it if {assumed}")
+        return _advise(parts, target_se, correlations, "", f"would probably settle it if {assumed}")
     if truth == 0:
         return MoreItems(None, "no number of items would settle so small a margin")
     at_margin = "the loss looks as large as the margin, which no reasonable number of items would settle"
-    wanted = margin / _reach(alpha)
-    if se <= wanted:
+    target_se = margin / _reach(alpha)
+    if se <= target_se:
         return MoreItems(None, at_margin)
     before = f"{at_margin}; if nothing is lost, "
-    return _advise(parts, wanted, correlations, before, "probably would")
+    return _advise(parts, target_se, correlations, before, "probably would")
 
 
 def _advise(
-    parts: Sequence[DeltaPart], wanted: float, correlations: Array | None, before: str, after: str
+    parts: Sequence[DeltaPart], target_se: float, correlations: Array | None, before: str, after: str
 ) -> MoreItems:
-    more = allocate_items(parts, wanted, correlations)
-    if more is None:
+    extra = allocate_items(parts, target_se, correlations)
+    if extra is None:
         # Tasks without a limit can have any number of items; only the others have too few.
         room = formatting.count(ceil(sum(part.room for part in parts if isfinite(part.room))))
         return MoreItems(None, f"the {room} items that the tasks still hold would not settle it")
-    n = max(1, sum(more))
-    needed = sorted((-m, part.name) for m, part in zip(more, parts, strict=True) if m)
+    n = max(1, sum(extra))
+    needed = sorted((-m, part.name) for m, part in zip(extra, parts, strict=True) if m)
     by_task = tuple(f"{name} {formatting.count(-m)}" for m, name in needed)
     rest = f" and {formatting.pluralize(len(by_task) - _NAMED, 'task')} more" if len(by_task) > _NAMED else ""
-    named = f" ({', '.join(by_task[:_NAMED])}{rest})" if len(parts) > 1 and by_task else ""
-    return MoreItems(n, f"{before}some {formatting.count(n)} more items {after}{named}", by_task)
+    task_text = f" ({', '.join(by_task[:_NAMED])}{rest})" if len(parts) > 1 and by_task else ""
+    return MoreItems(n, f"{before}some {formatting.count(n)} more items {after}{task_text}", by_task)
 
 
 def allocate_items(
-    parts: Sequence[DeltaPart], wanted: float, correlations: Array | None = None
+    parts: Sequence[DeltaPart], target_se: float, correlations: Array | None = None
 ) -> tuple[int, ...] | None:
-    """Return the fewest additional items per part that lower the total standard error to the one wanted.
+    """Return the fewest additional items per part that lower the total standard error to `target_se`.
 
     n_i + m_i ∝ se_i √n_i, at least n_i and at most what the task has; None if all would not be enough.
 
@@ -139,16 +139,16 @@ def allocate_items(
         widths = [part.se * sqrt(part.n / size) for part, size in zip(parts, sizes, strict=True)]
         return stats.quadrature(widths, correlations)
 
-    now = se([part.n for part in parts])
-    if se([part.n + part.room for part in parts]) > wanted:
+    current_se = se([part.n for part in parts])
+    if se([part.n + part.room for part in parts]) > target_se:
         return None
-    if now <= wanted:
+    if current_se <= target_se:
         return (0,) * len(parts)
-    evenly = (now / wanted) ** 2  # the factor by which all parts would have to grow equally
-    low, high = 0.0, evenly * max(sqrt(part.n) / part.se for part in parts if part.se)
+    even_factor = (current_se / target_se) ** 2  # the factor by which all parts would have to grow equally
+    low, high = 0.0, even_factor * max(sqrt(part.n) / part.se for part in parts if part.se)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if se(grow(middle)) > wanted else (low, middle)
+        low, high = (middle, high) if se(grow(middle)) > target_se else (low, middle)
     return tuple(ceil(size - part.n - _ROUNDING * size) for part, size in zip(parts, grow(high), strict=True))
 
 
@@ -157,8 +157,8 @@ def find_settling_growth(se: float, gap: float, alpha: float) -> float:
     return _growth(se, gap / _reach(alpha))
 
 
-def _growth(se: float, wanted: float) -> float:
-    times = se / wanted if wanted > 0 else inf
+def _growth(se: float, target_se: float) -> float:
+    times = se / target_se if target_se > 0 else inf
     return times * times  # ** raises if the square overflows
 
 

@@ -4,7 +4,7 @@ Invariant: every option is valued by the points of the target metric that it bri
 now, less its cost; what was not measured has no value. More rows are advised only if their gain would be
 shown and would pay for labels and training. Each base is represented by its best candidate on validation,
 and the whole 95 % interval on test has to reach a goal. A win rate that is declared and allowed to decide is
-the gain of every seed of a recipe; if it may not decide, nothing else does in its place. Source: expected
+the gain of every seed of a recipe; if it may not decide, no other goal replaces it. Source: expected
 value of sample information, Raiffa & Schlaifer 1961; `stats.sample_information`.
 """
 
@@ -66,29 +66,29 @@ def size_sentences(case: Case, goal: float | None, shipped: str | None) -> list[
     if not meeting:
         return [f"No base of known size is shown to meet the goal of {level}."]
     base, smallest = meeting[0]
-    held = "" if base.weights_gb is None else f", {formatting.figure(base.weights_gb)} GB of weights"
+    size_text = "" if base.weights_gb is None else f", {formatting.figure(base.weights_gb)} GB of weights"
     n, count = base.n_parameters, formatting.count
-    size = f"{base.name} ({f'{count(n / 1e6)} million' if n >= 1e6 else count(n)} parameters{held})"
+    size = f"{base.name} ({f'{count(n / 1e6)} million' if n >= 1e6 else count(n)} parameters{size_text})"
     text = f"The smallest base that is shown to meet the goal of {level} is {size}"
     chosen = next((run.base for run in case.facts if run.name == shipped), None)
     is_larger = chosen is not None and chosen.n_parameters > base.n_parameters
-    also = f" {shipped} on {chosen.name} is chosen, which is larger." if chosen and is_larger else ""
-    return [f"{text}, with {smallest.name}, {score_text(case, smallest)}.{also}"]
+    larger_text = f" {shipped} on {chosen.name} is chosen, which is larger." if chosen and is_larger else ""
+    return [f"{text}, with {smallest.name}, {score_text(case, smallest)}.{larger_text}"]
 
 
 def judge_by_wins(facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
     """Replace the gain of each recipe whose seeds' win rates may all decide by the win rates of its seeds."""
-    other = alternative(facts)
-    wins = {f.run_id: f.wins for f in facts if f.wins and other and f.wins.counts_as_gain_over(other.name)}
-    done = [f for f in facts if f.state == "done" and is_fine_tuned(f)]
-    open_ones = {f.name for f in done if f.run_id not in wins}
+    rival = alternative(facts)
+    wins = {f.run_id: f.wins for f in facts if f.wins and rival and f.wins.counts_as_gain_over(rival.name)}
+    finished = [f for f in facts if f.state == "done" and is_fine_tuned(f)]
+    open_names = {f.name for f in finished if f.run_id not in wins}
     return [
         replace(
             f,
             vs_untrained=preference_gain(wins[f.run_id]),
             over_items=f.over_items and f.over_items._replace(vs_untrained=None),
         )
-        if f.run_id in wins and f.name not in open_ones
+        if f.run_id in wins and f.name not in open_names
         else f
         for f in facts
     ]
@@ -96,15 +96,15 @@ def judge_by_wins(facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
 
 def open_rating(case: Case) -> OpenRating | None:
     """Say what keeps the declared win rate of the judged fine-tune from deciding; None if it may decide."""
-    run, other = case.judged, case.alternative
-    if case.win_rate is None or run is None or other is None or case.by_wins:
+    run, rival = case.judged, case.alternative
+    if case.win_rate is None or run is None or rival is None or case.by_wins:
         return None
-    seeds = (f for f in seeds_of(case.facts, run) if not (f.wins and f.wins.counts_as_gain_over(other.name)))
+    seeds = (f for f in seeds_of(case.facts, run) if not (f.wins and f.wins.counts_as_gain_over(rival.name)))
     seed = next(seeds, run)
     answers = f"the answers of {seed.label}"
-    if seed.wins is None or seed.wins.over != other.name:
-        both = f"{answers} against those of {other.name}"
-        return OpenRating(f"there is no comparison of {both}", "compare again")
+    if seed.wins is None or seed.wins.over != rival.name:
+        pair = f"{answers} against those of {rival.name}"
+        return OpenRating(f"there is no comparison of {pair}", "compare again")
     return find_open_rating(seed.wins, answers)
 
 
@@ -117,24 +117,24 @@ def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
     def share(rate: Estimate) -> str:
         return f"{formatting.score(rate.unit, *rate[:3])} % of items"
 
-    own = f"{share(wins.rate)}, {basis_text(wins)}"
+    wins_text = f"{share(wins.rate)}, {basis_text(wins)}"
     if g.components is None:
         several = len(seeds_of(case.facts, run)) > 1
         name = f"{run.name} (seed {run.seed})" if several else run.name
-        preferred = f"{name} is preferred to {wins.over} on {own}"
+        preferred = f"{name} is preferred to {wins.over} on {wins_text}"
     else:
         over_seeds = Estimate(g.base + g.delta, max(g.base + g.low, 0.0), min(g.base + g.high, 1.0), g.n)
         preferred = f"{gain_label(run)} is preferred to {wins.over} on {share(over_seeds)}"
-        preferred += f", its checkpoint judged (seed {run.seed}) on {own}"
+        preferred += f", its checkpoint judged (seed {run.seed}) on {wins_text}"
     goal = f"{formatting.percent(case.win_rate)} % (gate.target.win_rate)"
     text = f"The goal is a win rate of {goal}: {preferred}."
     by_metric = gain((case.by_metric or {}).get(run.run_id))
     if by_metric is None:
         return [text]
-    also = f"By {case.metric} it is {gain_text(by_metric)} over the same candidate"
+    metric_text = f"By {case.metric} it is {gain_text(by_metric)} over the same candidate"
     contradicts = (by_metric.low > 0 and g.high < 0) or (by_metric.high < 0 and g.low > 0)
     contrast = "contradicts the win rate and " if contradicts else ""
-    return [text, f"{also}, which {contrast}decides nothing: the win rate does."]
+    return [text, f"{metric_text}, which {contrast}decides nothing: the win rate does."]
 
 
 def basis_text(wins: Wins) -> str:
@@ -146,12 +146,12 @@ def basis_text(wins: Wins) -> str:
         return f"by {wins.by}, for all answers are equal"
     if wins.by == PEOPLE:
         return f"by people on {pairs}"
-    own = formatting.percent(wins.uncorrected)
-    return f"by {wins.by} as people correct it on {pairs} ({own} % before correction)"
+    uncorrected = formatting.percent(wins.uncorrected)
+    return f"by {wins.by} as people correct it on {pairs} ({uncorrected} % before correction)"
 
 
 class SpendingOption(NamedTuple):
-    """`n` more of something: points on average, and their value and cost in USD, None if unknown."""
+    """`n` more items or rows: points on average, and their value and cost in USD, None if unknown."""
 
     kind: Kind
     n: int
@@ -178,15 +178,15 @@ class Spend(NamedTuple):
     @property
     def best(self) -> SpendingOption | None:
         """The option with the highest net value, if one is worth more than it costs."""
-        known = [(o, o.net) for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING]
-        worthy = [(o, net) for o, net in known if net is not None and net > 0]
+        net_values = [(o, o.net) for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING]
+        worthy = [(o, net) for o, net in net_values if net is not None and net > 0]
         return max(worthy, key=lambda option: option[1], default=(None, 0.0))[0]
 
     @property
     def is_unpriced(self) -> bool:
         """Whether no option is known to pay, and an option that might has an unknown cost."""
-        open_ones = [o for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING and o.net is None]
-        return self.best is None and bool(open_ones)
+        unpriced = [o for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING and o.net is None]
+        return self.best is None and bool(unpriced)
 
     @property
     def text(self) -> str:
@@ -194,8 +194,8 @@ class Spend(NamedTuple):
         if self.is_unpriced and not (self.ratings or self.labels):
             return "unknown: a price is missing"
         if self.ratings or self.labels:
-            n, what = (self.ratings, "more rating") if self.ratings else (self.labels, "more label")
-            return f"{formatting.pluralize(n, what)} of people"
+            n, noun = (self.ratings, "more rating") if self.ratings else (self.labels, "more label")
+            return f"{formatting.pluralize(n, noun)} of people"
         return f"{formatting.count(self.best.n)} more {self.best.kind}" if self.best else "choose now"
 
 
@@ -208,15 +208,15 @@ class RowsNeeded(NamedTuple):
     cost: float
 
 
-def value_next_spend(case: Case, worth: float | None, wanted: RowsNeeded | None) -> Spend | None:
-    """Value as many items again, `worth` points, and the rows `wanted`; None if neither changes anything."""
-    run, other = case.judged, case.alternative
-    if run is None or other is None:
+def value_next_spend(case: Case, worth: float | None, rows_needed: RowsNeeded | None) -> Spend | None:
+    """Value twice the items, `worth` points, and the `rows_needed`; None if neither changes the choice."""
+    run, rival = case.judged, case.alternative
+    if run is None or rival is None:
         return None
     rating = open_rating(case)
     if (rating and rating.n_ratings) or case.n_labels_missing:
         return Spend(None, None, case.n_labels_missing, rating.n_ratings if rating else 0)
-    if other.over_budget:
+    if rival.over_budget:
         return None
     seed = find_stopping_seed(case.facts, run)
     if fails_gate(seed) or (seed.verdict is not None and seed.verdict.outcome == "harness-drift"):
@@ -224,11 +224,11 @@ def value_next_spend(case: Case, worth: float | None, wanted: RowsNeeded | None)
     g = gain(run.vs_untrained)
     items = None
     if worth is not None and g:  # as many test items again: each costs a label, and both candidates answer it
-        prices = [f.cost_per_1k_usd for f in (run, other)]
+        prices = [f.cost_per_1k_usd for f in (run, rival)]
         answers_usd = sum(price or 0.0 for price in prices) / 1000
         cost = None if None in prices else g.n * (case.policy.label_cost_usd + answers_usd)
         items = SpendingOption("test items", g.n, worth, _usd(case, worth), cost)
-    return Spend(items, _rows(case, run, wanted))
+    return Spend(items, _rows(case, run, rows_needed))
 
 
 def fails_gate(run: CandidateFacts) -> bool:
@@ -237,8 +237,8 @@ def fails_gate(run: CandidateFacts) -> bool:
     return run.verdict is not None and run.verdict.outcome == "fail" and failed != ["target"]
 
 
-def _rows(case: Case, run: CandidateFacts, wanted: RowsNeeded | None) -> SpendingOption | None:
-    """Value more training rows by the learning curve: the gain of the better choice then, less now."""
+def _rows(case: Case, run: CandidateFacts, rows_needed: RowsNeeded | None) -> SpendingOption | None:
+    """Value more training rows by the learning curve: the better choice's gain with them minus that now."""
     g, curve = gain(run.vs_untrained), None if case.by_wins else case.curve
     if g is None or curve is None or curve.candidate != run.name:
         return None
@@ -252,8 +252,8 @@ def _rows(case: Case, run: CandidateFacts, wanted: RowsNeeded | None) -> Spendin
         n = ahead.n_train - n_now
         cost = case.policy.label_cost_usd * n + training
         options.append(SpendingOption("training rows", n, points, _usd(case, points), cost))
-    if wanted:
-        return next(o for o in options if o.n == wanted.n_train - n_now)
+    if rows_needed:
+        return next(o for o in options if o.n == rows_needed.n_train - n_now)
     return next((o for o in options if o.net and o.net > 0), options[0])
 
 
@@ -269,15 +269,17 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
         return []
     seed = find_stopping_seed(case.facts, run)
     if spend is None and fails_gate(seed):
-        then = f"; harness rescue {seed.name} tries versions that keep more" if is_gain_shown(seed) else ""
-        neither = "neither more test items nor more training rows are shown to change the choice"
-        return [f"Next best spend: {neither} while {seed.label} fails its gate{then}."]
+        rescue_text = (
+            f"; harness rescue {seed.name} tries versions that keep more" if is_gain_shown(seed) else ""
+        )
+        no_option = "neither more test items nor more training rows are shown to change the choice"
+        return [f"Next best spend: {no_option} while {seed.label} fails its gate{rescue_text}."]
     if spend is None:
         return []
     if spend.labels or spend.ratings:
-        others = "more test items and training rows have no value before"
-        return [f"Next best spend: {spend.text}, which the decision waits for; {others}."]
-    first = spend.text if spend.best or spend.is_unpriced else "none, choose now"
+        reason = "more test items and training rows have no value before"
+        return [f"Next best spend: {spend.text}, which the decision waits for; {reason}."]
+    best_spend = spend.text if spend.best or spend.is_unpriced else "none, choose now"
     if spend.items is None:
         items = "What more test items would bring is not known: the gain has no spread."
     else:
@@ -306,11 +308,11 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
         o, unit = spend.rows, case.unit.name
         ahead = next(a for a in case.curve.ahead if a.n_train == o.n + case.curve.points[-1].n_train)
         added = formatting.change(ahead.gain.unit, *ahead.gain[:3])
-        would = f"{formatting.count(o.n)} more training rows would add about {added} {unit} to {run.label}"
-        rows = f"{would}, {formatting.plain(o.points)} to the choice{_price_text(o)}."
+        effect = f"{formatting.count(o.n)} more training rows would add about {added} {unit} to {run.label}"
+        rows = f"{effect}, {formatting.plain(o.points)} to the choice{_price_text(o)}."
         if o.points < _WORTH_SAYING:
-            rows = f"{would}, which would not change what is best."
-    return [f"Next best spend: {first}. {items} {rows}{prices}"]
+            rows = f"{effect}, which would not change what is best."
+    return [f"Next best spend: {best_spend}. {items} {rows}{prices}"]
 
 
 def _price_text(option: SpendingOption) -> str:
@@ -336,22 +338,22 @@ def too_few(case: Case, run: CandidateFacts) -> str:
     return f"{run.n_train} training examples and {seeds} are too few to rely on that"
 
 
-def find_rows_needed(case: Case, run: CandidateFacts, now: Comparison) -> RowsNeeded | None:
+def find_rows_needed(case: Case, run: CandidateFacts, current: Comparison) -> RowsNeeded | None:
     """Find the smallest larger amount of data that would pay for a fine-tune without a shown gain."""
     curve = None if case.by_wins else case.curve
     point = economics.point_worth_usd(case.policy, case.unit)
     if curve is None or curve.candidate != run.name or point is None:
         return None
-    scale = now.unit.scale
+    scale = current.unit.scale
     n_now = curve.points[-1].n_train
     for ahead in curve.ahead:
-        total = now.delta + ahead.gain.score
-        low = total - sqrt((now.delta - now.low) ** 2 + (ahead.gain.score - ahead.gain.low) ** 2)
-        high = total + sqrt((now.high - now.delta) ** 2 + (ahead.gain.high - ahead.gain.score) ** 2)
-        gain = Estimate(total, low, high, now.n, now.unit)
+        total = current.delta + ahead.gain.score
+        low = total - sqrt((current.delta - current.low) ** 2 + (ahead.gain.score - ahead.gain.low) ** 2)
+        high = total + sqrt((current.high - current.delta) ** 2 + (ahead.gain.high - ahead.gain.score) ** 2)
+        total_gain = Estimate(total, low, high, current.n, current.unit)
         training = run.training_cost_usd * ahead.n_train / n_now
         cost = case.policy.label_cost_usd * (ahead.n_train - n_now) + training
-        worth = scale * gain.score * point
-        if gain.low > 0 and ahead.gain.low > 0 and worth > cost:
-            return RowsNeeded(ahead.n_train, gain, worth, cost)
+        worth = scale * total_gain.score * point
+        if total_gain.low > 0 and ahead.gain.low > 0 and worth > cost:
+            return RowsNeeded(ahead.n_train, total_gain, worth, cost)
     return None

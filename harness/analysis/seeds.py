@@ -61,24 +61,24 @@ def item_variances(
     metric: Metric, seeds: Sequence[Rows], untrained: Rows | None, prompt: Rows | None
 ) -> ItemVariances:
     """Return how much the mean of a recipe's seeds varies with the items, from all their rows on test."""
-    over = [compare_recipes(metric, [other], seeds) if other else None for other in (untrained, prompt)]
-    score = next((d for d in over if d), None) or compare_recipes(metric, seeds[:1], seeds)
-    return ItemVariances(score.score, *(d.change if d else None for d in over))
+    changes = [compare_recipes(metric, [rows], seeds) if rows else None for rows in (untrained, prompt)]
+    score = next((d for d in changes if d), None) or compare_recipes(metric, seeds[:1], seeds)
+    return ItemVariances(score.score, *(d.change if d else None for d in changes))
 
 
 def summarize_seeds(facts: Iterable[CandidateFacts]) -> tuple[SeedSummary, ...]:
-    """Join the seeds of every recipe that trains a language model, in order; in folds there are none."""
+    """Join the seeds of every recipe that trains a language model, in order, except cross-validated ones."""
     facts = list(facts)
     recipes = [r for r in _recipes(facts) if r[0].target is not None and not is_cross_validated(r[0])]
     pooled = pool_seeds(f for r in recipes for f in r)
     gains = {f.name: orient(f.vs_untrained) for f in pooled if f.vs_untrained and f.vs_untrained.components}
     seed_variance, summaries = pool_variance(facts), []
     for runs in recipes:
-        each, targets = scores(runs), [f.target for f in runs if f.target is not None]
+        seed_scores, targets = scores(runs), [f.target for f in runs if f.target is not None]
         bound = Variance((fmean(t.high - t.low for t in targets) / (2 * stats.z_quantile(0.975))) ** 2, None)
         items = runs[0].over_items.score if runs[0].over_items else bound
-        components, over = variance_components(each, items, seed_variance), gains.get(runs[0].name)
-        score, mean, unit = None, fmean(each), targets[0].unit
+        components, gain = variance_components(seed_scores, items, seed_variance), gains.get(runs[0].name)
+        score, mean, unit = None, fmean(seed_scores), targets[0].unit
         if components:
             ends = _cut(mean_interval(mean, components.total), unit, 0.0)
             score = Estimate(mean, *ends, targets[0].n, unit)
@@ -86,10 +86,10 @@ def summarize_seeds(facts: Iterable[CandidateFacts]) -> tuple[SeedSummary, ...]:
             SeedSummary(
                 candidate=runs[0].name,
                 seeds=tuple(f.seed for f in runs),
-                scores=tuple(each),
+                scores=tuple(seed_scores),
                 score=score,
-                gain=Estimate(over.delta, over.low, over.high, over.n, over.unit) if over else None,
-                seed_sd=sqrt(components.seeds.variance * len(each)) if components else None,
+                gain=Estimate(gain.delta, gain.low, gain.high, gain.n, gain.unit) if gain else None,
+                seed_sd=sqrt(components.seeds.variance * len(seed_scores)) if components else None,
                 seed_df=components.seeds.df if components else None,
             )
         )
@@ -120,21 +120,21 @@ def variance_components(
 def pool_seeds(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """Give runs of a recipe with three seeds, or two if variances can be pooled, the recipe's mean gains."""
     runs = list(facts)
-    recipes, pooled, out = {r[0].name: r for r in _recipes(runs)}, pool_variance(runs), []
+    recipes, pooled, pooled_runs = {r[0].name: r for r in _recipes(runs)}, pool_variance(runs), []
     for f in runs:
         if f.state == "done" and f.name in recipes:
             untrained = [o.vs_untrained for o in recipes[f.name] if o.vs_untrained]
             prompt = [o.vs_prompt for o in recipes[f.name] if o.vs_prompt]
             items, unit = f.over_items, f.target.unit if f.target else None
-            known = pooled if all(unit in (None, c.unit) for c in untrained) else None
-            over = items and items.vs_untrained
+            untrained_pooled = pooled if all(unit in (None, c.unit) for c in untrained) else None
+            item_variance = items and items.vs_untrained
             f = replace(
                 f,
-                vs_untrained=_mean_pair(f.vs_untrained, untrained, over, known),
+                vs_untrained=_mean_pair(f.vs_untrained, untrained, item_variance, untrained_pooled),
                 vs_prompt=_mean_pair(f.vs_prompt, prompt, items and items.vs_prompt, pooled),
             )
-        out.append(f)
-    return out
+        pooled_runs.append(f)
+    return pooled_runs
 
 
 def _recipes(facts: Iterable[CandidateFacts]) -> list[list[CandidateFacts]]:
@@ -152,37 +152,39 @@ def scores(runs: Iterable[CandidateFacts]) -> list[float]:
 
 
 def _mean_pair(
-    own: Comparison | None, pairs: Sequence[Comparison], items: Variance | None, pooled: Variance | None
+    pair: Comparison | None, pairs: Sequence[Comparison], items: Variance | None, pooled: Variance | None
 ) -> Comparison | None:
     components = variance_components([c.delta for c in pairs], items or items_at_most(pairs), pooled)
-    if own is None or components is None:
-        return own
+    if pair is None or components is None:
+        return pair
     if refused := next((c for c in pairs if c.refused), None):
-        return refuse(own, refused.high, refused.refused)
+        return refuse(pair, refused.high, refused.refused)
     delta, (variance, df) = fmean(c.delta for c in pairs), components.total
-    both, one = (mean_interval(delta, components.total, alpha) for alpha in (own.alpha, 2 * own.alpha))
-    low, high = _cut(both, own.unit, -1.0)
+    two_sided, one_sided = (
+        mean_interval(delta, components.total, alpha) for alpha in (pair.alpha, 2 * pair.alpha)
+    )
+    low, high = _cut(two_sided, pair.unit, -1.0)
     return replace(
-        own, estimator="seeds", delta=delta, low=low, high=high, lower=one.low, upper=one.high,
+        pair, estimator="seeds", delta=delta, low=low, high=high, lower=one_sided.low, upper=one_sided.high,
         se=sqrt(variance), df=df, base_passed=None, components=components,
     )  # fmt: skip
 
 
 def average_pairs(pairs: Sequence[Comparison | None]) -> RecipeDifference | None:
     """Average the differences of all seeds of two recipes; None if one is unknown, or shows nothing."""
-    shown = [c for c in pairs if c is not None and not c.refused]
-    if not shown or len(shown) < len(pairs):
+    valid = [c for c in pairs if c is not None and not c.refused]
+    if not valid or len(valid) < len(pairs):
         return None
     score_variance = Variance(inf, None)  # unknown from differences
-    return RecipeDifference(fmean(c.delta for c in shown), items_at_most(shown), score_variance, shown[0].n)
+    return RecipeDifference(fmean(c.delta for c in valid), items_at_most(valid), score_variance, valid[0].n)
 
 
 def items_at_most(pairs: Sequence[Comparison]) -> Variance:
     """Bound the variance over items of a mean over seeds by the seeds' mean standard error, without rows."""
     if not pairs:
         return Variance(inf, None)
-    known = [c.df for c in pairs if c.df is not None]
-    return Variance(fmean(c.se for c in pairs) ** 2, min(known) if known else None)
+    known_dfs = [c.df for c in pairs if c.df is not None]
+    return Variance(fmean(c.se for c in pairs) ** 2, min(known_dfs) if known_dfs else None)
 
 
 def mean_interval(mean: float, variance: Variance, alpha: float = 0.05) -> stats.Interval:
@@ -198,9 +200,9 @@ def mean_p(mean: float, variance: Variance) -> float:
     return 2 * chance_below(-abs(mean) / sqrt(variance.variance), variance.df)
 
 
-def _cut(ends: stats.Interval, unit: Unit, least: float) -> stats.Interval:
+def _cut(ends: stats.Interval, unit: Unit, lowest: float) -> stats.Interval:
     """Cut the interval to the possible values of a rate (or of a difference of rates)."""
-    return stats.Interval(max(ends.low, least), min(ends.high, 1.0)) if unit.is_rate else ends
+    return stats.Interval(max(ends.low, lowest), min(ends.high, 1.0)) if unit.is_rate else ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +247,12 @@ def family_members(facts: Sequence[CandidateFacts], family: Family) -> tuple[Fam
         seeds_ps = [f.verdict.p if f.verdict else None for f in facts if run and f.name == run.name]
         chosen[name] = run
         ps.append(max((p for p in seeds_ps if p is not None), default=None) if None not in seeds_ps else None)
-    known = [1.0 if p is None else p for p in ps]
+    filled_ps = [1.0 if p is None else p for p in ps]
     # Holm tests the smallest p at α/k, and the others up to the first that is not shown.
-    adjusted, levels, n_shown = stats.holm(known), [0.0] * len(known), 0
-    for i in sorted(range(len(known)), key=known.__getitem__):
-        levels[i] = family.alpha / (len(known) - n_shown)
-        n_shown += known[i] < levels[i]
+    adjusted, levels, n_shown = stats.holm(filled_ps), [0.0] * len(filled_ps), 0
+    for i in sorted(range(len(filled_ps)), key=filled_ps.__getitem__):
+        levels[i] = family.alpha / (len(filled_ps) - n_shown)
+        n_shown += filled_ps[i] < levels[i]
     return tuple(
         FamilyMember(name, run.name if run else "", p, corrected, level)
         for (name, run), p, corrected, level in zip(chosen.items(), ps, adjusted, levels, strict=True)

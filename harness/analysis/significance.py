@@ -34,16 +34,16 @@ from harness.analysis.verdict import (
 )
 from harness.spec import Experiment, GatePolicy, Suite, TargetPolicy, Task
 
-_MOST_Z = 8.0  # smaller p-values than this leaves decide nothing
+_MOST_Z = 8.0  # p-values beyond this z change no decision
 _STEP_Z = 1e-4  # p-values differ by less than a thousandth of themselves from one step to the next
 _TARGET_CONFIDENCE = 0.975  # one-sided: the target is judged by 95 % intervals
 _ROUNDING = 1e-9
-_TAIL = 8  # standard deviations of the number of differing items beyond which nothing is added up
+_TAIL = 8  # standard deviations of the number of differing items beyond which terms are ignored
 _MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05, -0.10)
 _TASK_LOSSES = (-0.05, -0.10)
 _ASSUMED_DISAGREEMENT = 0.15
 Planned = tuple[Task, Suite, int]  # a task with its number of items
-WIDEST_MARGIN = 0.1  # margin that is offered: to lose more is to forget
+WIDEST_MARGIN = 0.1  # largest margin that is offered: a larger loss is forgetting
 _STEP = 1000  # margins are offered in tenths of a point
 
 
@@ -56,9 +56,9 @@ def macro_p(admitted: Sequence[TaskComparison], policy: GatePolicy, shared: Shar
     return _invert_bound(lower, -margins.margin_share(policy.macro), policy.alpha)
 
 
-def noninferiority_p(c: Comparison, least: float, alpha: float) -> float:
-    """Return the p of H0 "the delta is at most `least`", where its bound at alpha is above that."""
-    return _invert_bound(lambda level: at_level(c, level).lower, least, alpha)
+def noninferiority_p(c: Comparison, limit: float, alpha: float) -> float:
+    """Return the p of H0 "the delta is at most `limit`", if its bound at alpha is above `limit`."""
+    return _invert_bound(lambda level: at_level(c, level).lower, limit, alpha)
 
 
 def loss_rate_p(lost: float, passed: float, rate: float) -> float:
@@ -66,23 +66,25 @@ def loss_rate_p(lost: float, passed: float, rate: float) -> float:
     return float(special.betaincc(lost + 1, passed - lost, rate)) if lost < passed else 1.0
 
 
-def target_p(found: TargetFacts, wanted: TargetPolicy) -> float:
-    """Return the largest p of the level, the gain and the win rate declared, where all are shown."""
-    ps = [] if wanted.min is None else [_level_p(found.score, wanted.min)]
-    if wanted.gain is not None and found.gain is not None:
-        ps.append(noninferiority_p(orient(found.gain), wanted.gain, 1 - _TARGET_CONFIDENCE))
-    if wanted.win_rate is not None and found.wins is not None and found.wins.rate is not None:
-        ps.append(_level_p(found.wins.rate, wanted.win_rate))
+def target_p(facts: TargetFacts, policy: TargetPolicy) -> float:
+    """Return the largest p of the declared level, gain and win rate, if all of them are shown."""
+    ps = [] if policy.min is None else [_level_p(facts.score, policy.min)]
+    if policy.gain is not None and facts.gain is not None:
+        ps.append(noninferiority_p(orient(facts.gain), policy.gain, 1 - _TARGET_CONFIDENCE))
+    if policy.win_rate is not None and facts.wins is not None and facts.wins.rate is not None:
+        ps.append(_level_p(facts.wins.rate, policy.win_rate))
     return max(ps)
 
 
-def _level_p(found: Estimate, wanted: float) -> float:
-    """Return the p of H0 "the score falls short of `wanted`", by the normal that its interval amounts to."""
-    sign = found.unit.sign
-    width = found.score - found.low if sign > 0 else found.high - found.score
+def _level_p(estimate: Estimate, required: float) -> float:
+    """Return the p of H0 "the score falls short of `required`", by the normal that its interval implies."""
+    sign = estimate.unit.sign
+    width = estimate.score - estimate.low if sign > 0 else estimate.high - estimate.score
     if width <= 0:
         return 0.0
-    return float(special.ndtr(-sign * (found.score - wanted) * stats.z_quantile(_TARGET_CONFIDENCE) / width))
+    return float(
+        special.ndtr(-sign * (estimate.score - required) * stats.z_quantile(_TARGET_CONFIDENCE) / width)
+    )
 
 
 def bound_passing_chance(alpha: float, n: int) -> float:
@@ -90,23 +92,23 @@ def bound_passing_chance(alpha: float, n: int) -> float:
     return 1 - (1 - alpha) ** n
 
 
-def _invert_bound(lower: Callable[[float], float], least: float, alpha: float) -> float:
-    """Return the level at which a bound, which passes at alpha, is no longer above `least`."""
+def _invert_bound(lower: Callable[[float], float], limit: float, alpha: float) -> float:
+    """Return the level at which a bound that passes at alpha stops being above `limit`."""
 
     def level(step: float) -> float:
         return float(special.ndtr(-(z + step * _STEP_Z)))
 
-    if lower(alpha) <= least:
+    if lower(alpha) <= limit:
         return alpha
     z = stats.z_quantile(1 - alpha)
     steps = range(1, 1 + max(0, round((_MOST_Z - z) / _STEP_Z)))
-    # Not by scipy.optimize, whose import takes as long as all the rest of a verdict.
-    last = bisect_right(steps, 0.0, key=lambda step: least - lower(level(step)))
-    return level(last + 0.5)  # in the middle between the last that is above and the first that is not
+    # Without scipy.optimize: importing it takes as long as the rest of a verdict.
+    last = bisect_right(steps, 0.0, key=lambda step: limit - lower(level(step)))
+    return level(last + 0.5)  # halfway between the last step above the limit and the next one
 
 
 class Stop(NamedTuple):
-    """Chance that a task stops `each`, and the mean delta that is then found on it."""
+    """Chance that a task stops `each`, and the mean delta observed on it in that case."""
 
     chance: float
     delta: float
@@ -115,18 +117,18 @@ class Stop(NamedTuple):
 def stops(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) -> list[Stop]:
     """Compute for each task the chance that it stops `each` at a true delta, by a veto or a doubt."""
     alpha = policy.alpha / len(admitted)
-    # Each task's share of differing items is shrunk to that of all, by how far the tasks differ in truth.
-    # One item is added that differs, and one that does not: what was never seen is not taken for impossible.
+    # Shrink each task's share of differing items toward the pooled share, by the true spread between tasks.
+    # Add one differing and one equal item, so that an event never observed is not taken to be impossible.
     comparisons = [t.counted for t in admitted]
     n = np.array([c.n / c.design_effect for c in comparisons])
-    found = np.array([c.disagreement for c in comparisons])
-    pooled = float((n @ found + 1) / (n.sum() + 2))
+    observed_shares = np.array([c.disagreement for c in comparisons])
+    pooled = float((n @ observed_shares + 1) / (n.sum() + 2))
     variance = pooled * (1 - pooled) / n
     weights = 1 / variance
-    spread = float(weights @ (found - pooled) ** 2) - (len(n) - 1)
+    spread = float(weights @ (observed_shares - pooled) ** 2) - (len(n) - 1)
     scale = float(weights.sum() - weights @ weights / weights.sum())
     between = max(spread / scale, 0.0) if scale > 0 else 0.0
-    shares: list[float] = (pooled + between / (between + variance) * (found - pooled)).tolist()
+    shares: list[float] = (pooled + between / (between + variance) * (observed_shares - pooled)).tolist()
     return [
         _stop(t.counted, delta, share, margins.margin_of(t, policy), alpha)
         for t, share in zip(admitted, shares, strict=True)
@@ -144,7 +146,7 @@ def _stop(c: Comparison, delta: float, disagreement: float, margin: float, alpha
         chance = float(special.ndtr(z))
         density = float(np.exp(-(z**2) / 2)) / sqrt(2 * np.pi)
         return Stop(chance, delta - se * density / chance if chance else -beyond)
-    # Added up over the number D of differing items, of which L are lost: 2L − D > max(margin · n, z √D).
+    # Sum over the number D of differing items, L of them lost: 2L − D > max(margin · n, z √D).
     n, share = max(1, round(c.n / c.design_effect)), min(max(disagreement, abs(delta)), 1.0)
     lost = (1 - delta / share) / 2
     centre, reach = n * share, _TAIL * sqrt(n * share * (1 - share)) + _TAIL
@@ -153,13 +155,17 @@ def _stop(c: Comparison, delta: float, disagreement: float, margin: float, alpha
         differing > 0, special.bdtr(differing - 1, n, share), 0.0
     )
     excess = np.maximum(floor(margin * n + _ROUNDING), stats.z_quantile(1 - alpha) * np.sqrt(differing))
-    least = np.floor((differing + excess) / 2 + _ROUNDING) + 1  # of L, to be beyond
-    over = np.where(least <= differing, special.bdtrc(least - 1, differing, lost), 0.0)
+    least_lost = np.floor((differing + excess) / 2 + _ROUNDING) + 1  # smallest L beyond the margin
+    over = np.where(least_lost <= differing, special.bdtrc(least_lost - 1, differing, lost), 0.0)
     fewer = np.maximum(differing - 1, 0)
     lost_then = (
         differing
         * lost
-        * np.where(least <= differing, np.where(least >= 2, special.bdtrc(least - 2, fewer, lost), 1.0), 0.0)
+        * np.where(
+            least_lost <= differing,
+            np.where(least_lost >= 2, special.bdtrc(least_lost - 2, fewer, lost), 1.0),
+            0.0,
+        )
     )
     chance = float(weights @ over)
     mean = float(weights @ (2 * lost_then - differing * over)) / chance if chance > 0 else margin * n
@@ -167,7 +173,7 @@ def _stop(c: Comparison, delta: float, disagreement: float, margin: float, alpha
 
 
 def se_at(c: Comparison, delta: float, se: float) -> float:
-    """Return the standard error at a true delta: a loss beyond the disagreement found needs more of it."""
+    """Return the standard error at a true delta, raised if the loss exceeds the observed disagreement."""
     if abs(delta) <= c.disagreement:
         return se
     return max(se, stats.paired_se(abs(delta), c.n, delta, c.design_effect))
@@ -176,55 +182,55 @@ def se_at(c: Comparison, delta: float, se: float) -> float:
 def power_warnings(
     suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy, n_members: int = 1
 ) -> tuple[str, ...]:
-    """Say before anything runs which margins the items at hand probably cannot show.
+    """Warn before a run of margins that the available items probably cannot show.
 
-    `n` maps the names of tasks to their items, of which 15 % are expected to differ, without clusters. A
+    `n` maps task names to numbers of items; 15 % of the items are assumed to differ, without clusters. A
     margin can be shown if an equal model passes the macro, and a loss of twice a task's margin is noticed, in
-    80 % of cases; a critical task if losing nothing would pass. Of `n_members` fine-tunes each has to be
-    shown at the level of Holm's first step.
+    80 % of cases; a critical task if losing nothing would pass. Each of `n_members` fine-tunes has to
+    be shown at the level of Holm's first step.
     """
-    among = f" as one of {n_members}" if n_members > 1 else ""
-    show = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
+    member = f" as one of {n_members}" if n_members > 1 else ""
+    strict_policy = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
     counted, judged = _list_planned(suites, n, policy)
     critical = [c for c in counted if is_named_critical(c[0], c[1].name, policy)]
     refusing = [c for c in counted if c[1].role == "safety" and c not in critical and policy.safety]
     warnings = []
     if not judged:
         warnings.append("no capability task has items, so the macro cannot pass")
-    elif margins.is_relative(show.macro):
-        known = "once the base has answered, it is known what it takes"
-        warnings.append(f"macro margin {margins.margin_text(show.macro)}: {known}")
+    elif margins.is_relative(strict_policy.macro):
+        later_text = "once the base has answered, it is known what it takes"
+        warnings.append(f"macro margin {margins.margin_text(strict_policy.macro)}: {later_text}")
     else:
-        margin, se = margins.margin_share(show.macro), _macro_se(judged)
+        margin, se = margins.margin_share(strict_policy.macro), _macro_se(judged)
         power = chance_of_an_equal_model(suites, n, policy, n_members)
-        n_judged = sum(one[2] for one in judged)
+        n_judged = sum(planned[2] for planned in judged)
         if power is not None and power < margins.POWER:
-            growth = margins.find_settling_growth(se, margin, show.alpha)
+            growth = margins.find_settling_growth(se, margin, strict_policy.alpha)
             needed = ceil(n_judged * growth) if isfinite(growth) else inf
             warnings.append(
                 f"macro margin {formatting.percent(margin)} points: with {formatting.count(n_judged)} items"
                 f" over {formatting.pluralize(len(judged), 'task')} a fine-tune that lost nothing"
-                f" passes{among} only {100 * power:.0f} % of the time; some {formatting.count(needed)} items"
+                f" passes{member} only {100 * power:.0f} % of the time; some {formatting.count(needed)} items"
                 " make that 80 %"
             )
     for vetoed, role in ((judged, "capability"), (refusing, "safety")):
         warnings += [_warn_of_each(task, items, len(vetoed), policy, role) for task, _, items in vetoed]
     for task, _, items in critical:
-        # Losing nothing leaves α^{1/n} as the bound on what is kept.
-        needed = ceil(log(show.alpha) / log1p(-margins.critical_rates(policy)[1]))
+        # Without any loss, the lower bound on the kept share is α^{1/n}.
+        needed = ceil(log(strict_policy.alpha) / log1p(-margins.critical_rates(policy)[1]))
         if items >= needed:
             continue
         limit = f"critical margin {formatting.percent(policy.critical_margin)} %"
-        few = f"{formatting.count(items)} items are too few for anything to pass{among}"
-        takes = f"it takes {formatting.count(needed)} items that the base passes"
-        warnings.append(f"{task.name}, {limit}: {few}, even without a single loss; {takes}")
+        too_few = f"{formatting.count(items)} items are too few for anything to pass{member}"
+        requirement = f"it takes {formatting.count(needed)} items that the base passes"
+        warnings.append(f"{task.name}, {limit}: {too_few}, even without a single loss; {requirement}")
     return tuple(w for w in warnings if w)
 
 
 def miss_rates(
     admitted: Sequence[TaskComparison], macro: Macro, validity: Comparison | None, policy: GatePolicy
 ) -> tuple[MissRate, ...]:
-    """Compute the operating characteristic from observed widths; “each” is of a loss in one random task."""
+    """Compute the operating characteristic from observed widths; “each” assumes a loss in one random task."""
     if macro.se <= 0:
         return ()
     rates = []
@@ -235,24 +241,26 @@ def miss_rates(
         missed = stats.noninferiority_power(lost, margins.margin_share(policy.macro), se, policy.alpha)
         rates.append(MissRate(d, missed, "macro"))
     without_loss = stops(admitted, 0.0, policy)
-    kept = [1 - stop.chance for stop in without_loss]
-    for d in _TASK_LOSSES:  # the chance that `each` passes where one task, named at random, lost so much
+    pass_chances = [1 - stop.chance for stop in without_loss]
+    for d in _TASK_LOSSES:  # chance that `each` passes if one random task lost this much
         lost_one = [1 - stop.chance for stop in stops(admitted, d, policy)]
-        passing = fmean(p * float(np.prod(kept[:i] + kept[i + 1 :])) for i, p in enumerate(lost_one))
+        passing = fmean(
+            p * float(np.prod(pass_chances[:i] + pass_chances[i + 1 :])) for i, p in enumerate(lost_one)
+        )
         rates.append(MissRate(d, passing, "each"))
     margin, z = margins.margin_share(policy.macro), stats.z_quantile(1 - policy.alpha)
     passes = stats.noninferiority_power(0.0, margin, macro.se, policy.alpha)
     if isfinite(macro.se):  # else too few clusters to show anything
-        # Where a task stops `each`, what is found on it takes the macro down with it.
-        all_kept, stopped, both = 1.0, 0.0, 0.0
+        # If a task stops `each`, its observed loss also lowers the macro.
+        all_kept, stopped, stopped_and_passed = 1.0, 0.0, 0.0
         for t, stop, factor in zip(admitted, without_loss, macro.factors, strict=True):
-            own = factor * margins.lower_se(t.counted)
-            rest = sqrt(max(macro.se**2 - own**2, 0.0))
+            task_se = factor * margins.lower_se(t.counted)
+            rest_se = sqrt(max(macro.se**2 - task_se**2, 0.0))
             room = margin + factor * stop.delta - z * macro.se
-            passes_then = float(special.ndtr(room / rest)) if rest else float(room > 0)
+            passes_then = float(special.ndtr(room / rest_se)) if rest_se else float(room > 0)
             all_kept, stopped = all_kept * (1 - stop.chance), stopped + stop.chance
-            both += stop.chance * passes_then
-        passes = max(passes - (1 - all_kept) * both / stopped, 0.0) if stopped else passes
+            stopped_and_passed += stop.chance * passes_then
+        passes = max(passes - (1 - all_kept) * stopped_and_passed / stopped, 0.0) if stopped else passes
     if validity is not None and margins.lower_se(orient(validity)) > 0:
         se = margins.lower_se(orient(validity))
         passes *= stats.noninferiority_power(0.0, policy.validity, se, policy.alpha)
@@ -284,9 +292,9 @@ def _macro_se(planned: Sequence[Planned]) -> float:
 
 
 def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: str) -> str:
-    written, alpha = margins.task_margin(task, role, policy), policy.alpha / n_tasks
-    margin = margins.margin_share(written)
-    if margins.is_relative(written) or 2 * margin >= 1:  # no task can lose twice as much
+    task_margin, alpha = margins.task_margin(task, role, policy), policy.alpha / n_tasks
+    margin = margins.margin_share(task_margin)
+    if margins.is_relative(task_margin) or 2 * margin >= 1:  # no task can lose twice as much
         return ""
     delta = -2 * margin
     se = stats.paired_se(_ASSUMED_DISAGREEMENT, n, delta)
@@ -306,7 +314,7 @@ def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: st
 
 
 class SpareItems(NamedTuple):
-    """Test items of a task that asked `n` of `held`, limited by settings `keys`; without any, not drawn."""
+    """Test items of a task that used `n` of `held`, limited by settings `keys`; empty if items were drawn."""
 
     task: str
     keys: tuple[str, ...]
@@ -316,43 +324,43 @@ class SpareItems(NamedTuple):
 
     @property
     def left(self) -> int:
-        """Number of items that were not asked."""
+        """Number of unused items."""
         return self.held - self.n
 
 
 def list_spare_items(
     experiment: Experiment, compared: Iterable[TaskComparison], count_held: Callable[[Task], int]
 ) -> tuple[SpareItems, ...]:
-    """List the judged tasks that hold test items which were not drawn, else those beyond a limit."""
-    drawn = {t.task.name: t for t in compared if isfinite(t.room)}
-    if drawn:
+    """List the judged tasks with unused test items: those not drawn, else those beyond a limit."""
+    drawn_tasks = {t.task.name: t for t in compared if isfinite(t.room)}
+    if drawn_tasks:
         return tuple(
             SpareItems(name, (), t.comparison.n, t.comparison.n + int(t.room), t.task.kind == "generate")
-            for name, t in drawn.items()
+            for name, t in drawn_tasks.items()
         )
     spare = []
     for at_suite, suite in enumerate(experiment.suites):
-        for place, task in enumerate(suite.tasks):
-            named = place if task.lm_eval else _name_entry(task.name, place)
-            at = f"suites.{_name_entry(suite.name, at_suite)}.tasks.{named}"
-            limits = {f"{at}.limit": task.limit, f"{at}.data.limits.test": task.data.limits.test}
-            written = {key: limit for key, limit in limits.items() if limit is not None}
-            if written and may_decide(task, suite.role, suite.name, experiment.gate):
-                n, generated = min(written.values()), task.kind == "generate"
-                spare.append(SpareItems(task.name, tuple(written), n, count_held(task), generated))
-    return tuple(one for one in spare if one.left > 0)
+        for position, task in enumerate(suite.tasks):
+            task_key = position if task.lm_eval else _name_entry(task.name, position)
+            path = f"suites.{_name_entry(suite.name, at_suite)}.tasks.{task_key}"
+            limits = {f"{path}.limit": task.limit, f"{path}.data.limits.test": task.data.limits.test}
+            set_limits = {key: limit for key, limit in limits.items() if limit is not None}
+            if set_limits and may_decide(task, suite.role, suite.name, experiment.gate):
+                n, generated = min(set_limits.values()), task.kind == "generate"
+                spare.append(SpareItems(task.name, tuple(set_limits), n, count_held(task), generated))
+    return tuple(items for items in spare if items.left > 0)
 
 
-def _name_entry(name: str, place: int) -> str:
-    """Name an entry of a list as settings do: by its place where its name would be read otherwise."""
-    return str(place) if "." in name or name.isdigit() else name
+def _name_entry(name: str, position: int) -> str:
+    """Name an entry of a list as settings do: by its position if its name would be parsed differently."""
+    return str(position) if "." in name or name.isdigit() else name
 
 
 class Settling(NamedTuple):
     """Ways to settle open verdicts: `needed` more items, while the tasks hold `left` unused.
 
-    `sizes` says how many items tasks have to ask in all, empty if they hold too few; `margin` is then the
-    setting of the least margin that the items at hand can show, if there is one.
+    `sizes` maps tasks to the total number of items to use, empty if they hold too few; `margin` is then the
+    setting of the smallest margin that the current items can show, if there is one.
     """
 
     needed: int
@@ -362,7 +370,7 @@ class Settling(NamedTuple):
 
     @property
     def held_text(self) -> str:
-        """Say how many items the tasks hold unused, where they hold too few."""
+        """Say how many unused items the tasks hold, if these are too few."""
         return f"only {formatting.count(self.left)} unused items" if self.left else "no unused items"
 
     @property
@@ -371,38 +379,38 @@ class Settling(NamedTuple):
         more = f"some {formatting.count(self.needed)} more items would settle it"
         if self.sizes:
             return f"{more}, and the tasks hold them"
-        shown = f" ({self.margin} can be shown)" if self.margin else ""
-        return f"{more}, but the tasks hold {self.held_text}{shown}"
+        margin_text = f" ({self.margin} can be shown)" if self.margin else ""
+        return f"{more}, but the tasks hold {self.held_text}{margin_text}"
 
 
 def find_settling(verdicts: Sequence[Verdict], spare: Sequence[SpareItems], *, relative: bool) -> Settling:
     """Find what would settle verdicts that need more items; a `relative` margin is a share of skill."""
     rules = [rule for verdict in verdicts for rule in verdict.rules]
-    most = max((verdict.items_needed or 0 for verdict in verdicts), default=0)
-    needed = list_items_needed(rules) or ItemsNeeded({}, {}, most)
+    most_needed = max((verdict.items_needed or 0 for verdict in verdicts), default=0)
+    needed = list_items_needed(rules) or ItemsNeeded({}, {}, most_needed)
     by_task = {task: n for name, n in needed.of_macro.items() for task in name.split(" and ")}
     by_task |= {task: max(n, by_task.get(task, 0)) for task, n in needed.of_task.items()}
     # An open rule judges by the items of these tasks.
     usable = {s.task: s for s in spare if s.task in by_task or (needed.of_answers > 0 and s.is_generated)}
-    # So many items in all that every open rule has its own; none where the tasks lack them.
-    left = {task: one.left for task, one in usable.items()}
-    of_macro = sum(left[task] for task in left if task in by_task)
+    # Total items per task that serve every open rule; empty if the tasks hold too few.
+    n_unused = {task: spare_items.left for task, spare_items in usable.items()}
+    n_macro = sum(n_unused[task] for task in n_unused if task in by_task)
     is_enough = (
-        all(left.get(task, 0) >= n for task, n in needed.of_task.items())
-        and of_macro >= sum(needed.of_macro.values())
-        and sum(left.values()) >= needed.of_answers
+        all(n_unused.get(task, 0) >= n for task, n in needed.of_task.items())
+        and n_macro >= sum(needed.of_macro.values())
+        and sum(n_unused.values()) >= needed.of_answers
     )
-    is_exact = not needed.of_answers and all(left.get(task, 0) >= n for task, n in by_task.items())
+    is_exact = not needed.of_answers and all(n_unused.get(task, 0) >= n for task, n in by_task.items())
     sizes = {
-        one: one.n + by_task[task] if is_exact and one.keys else one.held
-        for task, one in usable.items()
+        spare_items: spare_items.n + by_task[task] if is_exact and spare_items.keys else spare_items.held
+        for task, spare_items in usable.items()
         if is_enough
     }
-    # The least margin of the macro that shows it, unless other rules are open too.
+    # Smallest macro margin that the current items show, unless other rules are open too.
     open_rules = [rule for rule in rules if rule.outcome == "inconclusive"]
     lowers = (float(x) for rule in open_rules if isinstance(x := rule.numbers.get("lower"), float))
-    least, names = (floor(-min(lowers, default=-1.0) * _STEP) + 1) / _STEP, {rule.name for rule in open_rules}
+    limit, names = (floor(-min(lowers, default=-1.0) * _STEP) + 1) / _STEP, {rule.name for rule in open_rules}
     margin = ""
-    if not sizes and names in ({"macro"}, {"cumulative"}) and least <= WIDEST_MARGIN:
-        margin = f"gate.{names.pop()}={margins.write_margin(least, relative=relative)}"
-    return Settling(needed.total, sum(left.values()), sizes, margin)
+    if not sizes and names in ({"macro"}, {"cumulative"}) and limit <= WIDEST_MARGIN:
+        margin = f"gate.{names.pop()}={margins.write_margin(limit, relative=relative)}"
+    return Settling(needed.total, sum(n_unused.values()), sizes, margin)

@@ -1,4 +1,4 @@
-"""Scores of the target besides the comparison: other targets, a trivial baseline, a learning curve.
+"""Further scores of the target: other targets, a trivial baseline, a learning curve.
 
 Invariant: all sizes of a learning curve answered the same test items, over which the intervals are. Source:
 `stats.fit_power_law`; the rule 0-R, Holte 1993, Machine Learning 11, for the majority class.
@@ -58,7 +58,7 @@ def trivial_baseline(metric: Metric, items: Sequence[Example]) -> TrivialBaselin
     """Find the rule that is right on most items, as the metric parses answers; None for other metrics."""
     if not trait(metric.name, "IS_SHARE_OF_RIGHT_LABELS", False):
         return None
-    rules, most = [], 0.0
+    rules, best_share = [], 0.0
 
     def share(label: str, items: Sequence[Example]) -> float:  # 0 where it cannot be scored
         scores = []
@@ -73,10 +73,10 @@ def trivial_baseline(metric: Metric, items: Sequence[Example]) -> TrivialBaselin
     right = Counter(label for e in items for label in {metric.same(r) for r in e.references})
     spelt = Counter(reference for e in items for reference in e.references)
     for label in sorted(spelt, key=lambda label: (-right[metric.same(label)], -spelt[label])):
-        if right[metric.same(label)] <= most * len(items):
+        if right[metric.same(label)] <= best_share * len(items):
             break
         rules.append(TrivialBaseline(f"always answering {formatting.quote(label)}", share(label, items)))
-        most = max(most, rules[-1].share)
+        best_share = max(best_share, rules[-1].share)
     if items and all(e.choices for e in items):
         right_guesses = (fmean(share(choice, [e]) for choice in set(e.choices)) for e in items)
         rules.append(TrivialBaseline("guessing among the choices", fmean(right_guesses)))
@@ -130,13 +130,13 @@ def learning_curve(candidate: str, trained: Sequence[TrainingSize], metric: Metr
     clusters, item_weights = arms[0].clusters, arms[0].weights
     n = int(clusters.max()) + 1
     draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _DRAWS)[:, clusters].astype(float)
-    observed, drawn = (
+    observed_errors, drawn_errors = (
         np.abs(best - np.stack([metric.aggregate(a.new, w * item_weights) for a in arms], axis=-1))
         for w in (np.ones((1, len(clusters))), draws)
     )
     n_items = len(ordered[-1].rows)
-    weights = 1 / np.maximum(drawn.var(axis=0), (0.5 / n_items) ** 2)
-    fits = [stats.fit_power_law(sizes, errors, weights) for errors in (observed, drawn)]
+    weights = 1 / np.maximum(drawn_errors.var(axis=0), (0.5 / n_items) ** 2)
+    fits = [stats.fit_power_law(sizes, errors, weights) for errors in (observed_errors, drawn_errors)]
     widest = abs(metric.bounds[1] - metric.bounds[0])
     ahead, better = [], replace(metric.unit, higher_is_better=True)
     for times in _TIMES:

@@ -17,7 +17,7 @@ from harness.spec import GatePolicy, Task
 Half = Literal["search", "confirm"]  # of a task's items
 Outcome = Literal["pass", "fail", "inconclusive", "harness-drift"]
 RuleOutcome = Literal["pass", "fail", "inconclusive", "harness-drift", "skipped"]
-# What is printed of an outcome of a verdict or a rule, everywhere.
+# Printed word for each outcome of a verdict or a rule.
 WORDS: dict[str, str] = {
     "pass": "PASS",
     "fail": "FAIL",
@@ -42,7 +42,7 @@ _REASONS = {
 }
 Number = float | int | str | list[str]
 _TO_BE_SHOWN = ("macro", "critical", "validity", "target", "mode collapse")
-_GROUNDS = ("errors", "tasks", "control")  # of every p: what was not answered, or not by the same harness
+_GROUNDS = ("errors", "tasks", "control")  # rules behind every p: all answered, and by the same harness
 NAMED = 20  # items, or tasks, named in a rule's numbers
 
 
@@ -59,8 +59,8 @@ class TaskComparison(NamedTuple):
     """One task of a suite as compared on its primary metric; `why_not` says why it is not admitted.
 
     `half` is set if only one half of the items counts in the macro. `room` is the number of items that were
-    not drawn, infinite if all were evaluated. `span` is the range of the primary metric, of which margins are
-    shares. `may_be_admitted` is False if that metric never counts in the macro.
+    not drawn, infinite if all were evaluated. Margins are shares of `span`, the range of the primary
+    metric. `may_be_admitted` is False if that metric never counts in the macro.
     """
 
     task: Task
@@ -80,12 +80,12 @@ class TaskComparison(NamedTuple):
         return rescale(self.half.comparison if self.half else self.comparison, self.span)
 
     def change(self, change: Callable[[Comparison], Comparison]) -> "TaskComparison":
-        """Return the same with its comparison changed, and that of its half."""
+        """Return a copy with `change` applied to its comparison and to its half's."""
         half = self.half and self.half._replace(comparison=change(self.half.comparison))
         return self._replace(comparison=change(self.comparison), half=half)
 
     def at_level(self, alpha: float) -> "TaskComparison":
-        """Return the same with one-sided bounds at another level."""
+        """Return a copy with one-sided bounds at another level."""
         return self.change(lambda c: at_level(c, alpha))
 
 
@@ -127,8 +127,8 @@ class Rule:
 class ItemsNeeded(NamedTuple):
     """Numbers of more items that would probably settle the open rules of a verdict.
 
-    `of_task` names tasks that have to give them themselves, `of_macro` those among which others of the macro
-    could as well (`a and b` share items); `of_answers` are generated ones of any task.
+    `of_task` names tasks that have to provide the items themselves, `of_macro` tasks that others of the macro
+    could replace (`a and b` share items); `of_answers` are generated ones of any task.
     """
 
     of_task: Mapping[str, int]
@@ -138,12 +138,12 @@ class ItemsNeeded(NamedTuple):
     @property
     def total(self) -> int:
         """The number of items in all; those of one task serve every rule."""
-        most = {name: max(n, self.of_task.get(name, 0)) for name, n in self.of_macro.items()}
-        return max(sum({**self.of_task, **most}.values()), self.of_answers)
+        macro_needed = {name: max(n, self.of_task.get(name, 0)) for name, n in self.of_macro.items()}
+        return max(sum({**self.of_task, **macro_needed}.values()), self.of_answers)
 
 
 def list_items_needed(rules: Iterable[Rule]) -> ItemsNeeded | None:
-    """List the items that would settle all open rules; None without one, or where items do not settle one."""
+    """List the items that would settle all open rules; None without one, or if items do not settle one."""
     open_rules = [rule for rule in rules if rule.outcome == "inconclusive"]
     if not open_rules or not all(rule.numbers.get("items_needed") for rule in open_rules):
         return None
@@ -182,12 +182,12 @@ class Verdict:
         return [rule for rule in self.rules if rule.outcome == self.outcome]
 
     def numbers(self, rule_name: str) -> Mapping[str, Number]:
-        """Return the numbers of a rule; none where it was not asked."""
+        """Return the numbers of a rule; empty if it was not applied."""
         return next((rule.numbers for rule in self.rules if rule.name == rule_name), {})
 
     @property
     def p(self) -> float | None:
-        """The largest p of the rules to be shown; None if one is not, or on missing answers or drift."""
+        """The largest p of the rules to be shown; None if one is not, if answers are missing, or on drift."""
         if any(r.name in _GROUNDS and r.outcome not in ("pass", "skipped") for r in self.rules):
             return None
         rules = [r for r in self.rules if r.name in _TO_BE_SHOWN and r.outcome != "skipped"]
@@ -202,7 +202,7 @@ def is_invalid(rules: Sequence[Rule]) -> bool:
 
 
 def worst_outcome(outcomes: Sequence[RuleOutcome]) -> Outcome:
-    """Join outcomes: where the harness drifted nothing else counts; then one fail fails, and so on."""
+    """Join outcomes by rank: harness drift first, then fail, then inconclusive, then pass."""
     if "harness-drift" in outcomes:
         return "harness-drift"
     return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
@@ -220,7 +220,7 @@ def is_safety(t: TaskComparison, policy: GatePolicy) -> bool:
 
 
 def is_judged(task: str, policy: GatePolicy) -> bool:
-    """Tell whether a task is one of those that the policy names; all are where it names none."""
+    """Tell whether a task is one of those that the policy names; if it names none, all are."""
     return not policy.tasks or task in policy.tasks
 
 
@@ -262,11 +262,11 @@ def add_items_needed(
         return facts
     if isinstance(more, int):
         return {**facts, "items_needed": more}
-    known = {task: n for task, n in more.items() if n}
-    if len(known) < len(more):
+    known_counts = {task: n for task, n in more.items() if n}
+    if len(known_counts) < len(more):
         return facts
-    by_task = [f"{task} {formatting.count(n)}" for task, n in known.items()]
-    return {**facts, "items_needed": sum(known.values()), "items_needed_by_task": by_task}
+    by_task = [f"{task} {formatting.count(n)}" for task, n in known_counts.items()]
+    return {**facts, "items_needed": sum(known_counts.values()), "items_needed_by_task": by_task}
 
 
 def list_ids(ids: Sequence[str]) -> str:

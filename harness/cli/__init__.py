@@ -23,8 +23,8 @@ __all__ = ["app", "main"]
 
 _ALLOCATIONS = 5_000_000  # between collections; at Python's 700 they take a tenth of a command
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
-_LOOP = "Symlink loop from"  # how a path that is resolved tells it, before Python 3.13
-_KINDS = {  # what a path was found to be, and what was expected there
+_LOOP = "Symlink loop from"  # the error of resolving a path, before Python 3.13
+_KINDS = {  # what was found at a path, and what was expected
     errno.EISDIR: ("a folder", "a file"),
     errno.ENOTDIR: ("a file", "a folder"),
     errno.EEXIST: ("a file", "a folder"),
@@ -35,7 +35,7 @@ _KINDS = {  # what a path was found to be, and what was expected there
 def main() -> None:
     """Run the command line; every error that a user can fix ends without a traceback."""
     quiet_environment()
-    # UTF-8 in any locale; half a pair of surrogates, which a model's text may hold, is written as its escape.
+    # UTF-8 in any locale; lone surrogates, which a model's text may hold, are written as escapes.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -47,8 +47,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         reason = (error.strerror or one_line(error)).lower()
-        otherwise = reason, "free disk space, and whole files that may be read and written"
-        found, expected = _KINDS.get(error.errno or 0, otherwise)
+        default = reason, "free disk space, and whole files that may be read and written"
+        found, expected = _KINDS.get(error.errno or 0, default)
         say(f"error: {Problem(error.filename or 'disk', found, expected, 'fix that and run again')}")
         sys.exit(2)
     except RuntimeError as error:
@@ -57,7 +57,7 @@ def main() -> None:
         where = str(error).removeprefix(_LOOP).strip("' ")
         say(f"error: {Problem(where, 'a link that leads to itself', 'a file or folder', 'correct the link')}")
         sys.exit(2)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:
+    except SystemExit as exit_request:
+        if exit_request.code == _INTERRUPTED:
             print("interrupted: what is finished is kept; run the same command to go on", file=sys.stderr)
         raise

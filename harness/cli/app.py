@@ -1,4 +1,4 @@
-"""Typer application of all commands, the form of its help, and how they print.
+"""Typer application of all commands, the layout of its help, and printing.
 
 Invariant: stdout holds the result and nothing else; importing this loads nothing heavy.
 """
@@ -35,7 +35,7 @@ NAMES = "Names and keys"
 _OTHERS = "Commands"
 BY_A_MODEL = "Commands that ask a model"
 _HEADINGS = (EXPERIMENT, RELEASE, ROWS, STORED, NAMES, _OTHERS, BY_A_MODEL)
-_SPACING = 6  # columns of a line that indentation and the gap between name and purpose take
+_SPACING = 6  # columns of a line for the indentation and the gap between name and purpose
 
 
 class HeadedGroup(TyperGroup):
@@ -44,12 +44,12 @@ class HeadedGroup(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each heading, with all names in one column."""
         width = max(map(len, self.commands))
-        headed: dict[str, list[tuple[str, str]]] = {heading: [] for heading in _HEADINGS}
+        rows_by_heading: dict[str, list[tuple[str, str]]] = {heading: [] for heading in _HEADINGS}
         for name, command in self.commands.items():
             purpose = command.get_short_help_str(formatter.width - _SPACING - width)
             heading = getattr(command, "rich_help_panel", None) or _OTHERS
-            headed.setdefault(heading, []).append((name.ljust(width), purpose))
-        for heading, rows in headed.items():
+            rows_by_heading.setdefault(heading, []).append((name.ljust(width), purpose))
+        for heading, rows in rows_by_heading.items():
             if rows:
                 with formatter.section(heading):
                     formatter.write_dl(rows)
@@ -135,15 +135,15 @@ def print_document(document: "ResultDocument") -> None:
     report.print_document(document, console())
 
 
-def print_result(plain: Any, shown: "ResultDocument | Iterable[str]", as_json: bool) -> None:
-    """Print a result as JSON, or as the document or the lines of it."""
+def print_result(plain: Any, content: "ResultDocument | Iterable[str]", as_json: bool) -> None:
+    """Print a result as JSON, or as a document or lines."""
     if as_json:
         print_json(plain)
-    elif isinstance(shown, Iterable):
-        for line in shown:
+    elif isinstance(content, Iterable):
+        for line in content:
             print(line)
     else:
-        print_document(shown)
+        print_document(content)
 
 
 def print_value(value: Any, as_json: bool) -> None:
@@ -157,8 +157,8 @@ def _lines(value: Any, indent: str) -> Iterator[str]:
             yield f"{indent}{key}"
             yield from _lines(inner, indent + "  ")
         elif isinstance(inner, list | tuple):
-            # Of what holds more than names and numbers, such as a curve, how many.
-            is_nested = any(isinstance(part, dict | list | tuple) for part in inner)
+            # Of a nested value, such as a curve, only the number of its entries is shown.
+            is_nested = any(isinstance(entry, dict | list | tuple) for entry in inner)
             listed = ", ".join(map(str, inner)) or "none"
             yield f"{indent}{key}: {f'a list of {len(inner)}, which --json shows' if is_nested else listed}"
         else:
@@ -170,64 +170,64 @@ def format_score(unit: "Unit", value: float, low: float, high: float, n: float) 
     return f"{score(unit, value, low, high)}, n = {count(n)}"
 
 
-def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
-    """Print every run's scores by task and metric: as JSON unrounded, else as far as the interval reaches."""
+def print_scores(scores_by_run: "Mapping[str, Scores]", as_json: bool) -> None:
+    """Print every run's scores by task and metric: unrounded as JSON, else rounded by their intervals."""
     from harness.report import to_plain
 
-    named = {
+    plain_scores = {
         run: {
             task: {m: to_plain(e) if as_json else format_score(e.unit, *e[:4]) for m, e in metrics.items()}
             for task, metrics in scores.items()
         }
-        for run, scores in found.items()
+        for run, scores in scores_by_run.items()
     }
-    print_value(named, as_json)
+    print_value(plain_scores, as_json)
 
 
 def write_report(
-    found: "ExperimentReport",
+    result: "ExperimentReport",
     at: ExperimentFile,
     candidates: Sequence[str] = (),
     session: "Session | None" = None,
 ) -> "ExperimentReport":
-    """Write a report into its project; return it with next commands as they are typed in this folder.
+    """Write a report into its project; return it with the next commands for the current folder.
 
-    With a `session` it shows prompts of items, and its runs are sent to the trackers first.
+    With a `session` the report shows prompts of items, and its runs are sent to the trackers first.
     """
     from harness import report
 
     if session and (report_to := session.experiment.report_to):
         from harness.report import trackers
 
-        sent = trackers.send(found, report_to, at.reports, session.store.weights)
-        found = replace(found, notes=(*found.notes, *sent))
-    own = at._replace(config=Path(at.config.name)).command_line(candidates)
-    named = replace(found, typed=own)
+        tracker_notes = trackers.send(result, report_to, at.reports, session.store.weights)
+        result = replace(result, notes=(*result.notes, *tracker_notes))
+    local_command = at._replace(config=Path(at.config.name)).command_line(candidates)
+    local_report = replace(result, typed=local_command)
     earlier = None
     with suppress(UserError):
-        earlier = report.read(at.reports / f"{named.file_name}.json")
-    if earlier and earlier.typed.config != own.config:
+        earlier = report.read(at.reports / f"{local_report.file_name}.json")
+    if earlier and earlier.typed.config != local_command.config:
         say(
-            f"{at.reports / named.file_name}.* was the report of {earlier.typed.config or CONFIG}, an "
+            f"{at.reports / local_report.file_name}.* was the report of {earlier.typed.config or CONFIG}, an "
             "experiment of the same name, and is replaced; next: rename one of them (name:), then harness "
             "report for each"
         )
-    elif earlier and "wall_s" in earlier.header and "wall_s" not in found.header:  # nothing ran this time
-        found = replace(found, header={**found.header, "wall_s": earlier.header["wall_s"]})
+    elif earlier and "wall_s" in earlier.header and "wall_s" not in result.header:  # nothing ran this time
+        result = replace(result, header={**result.header, "wall_s": earlier.header["wall_s"]})
     if session:
         from harness.experiment import add_prompts
 
-        found = add_prompts(session, found, earlier)
-    report.write(replace(found, typed=own), at.reports)
-    return replace(found, typed=at.command_line(candidates))
+        result = add_prompts(session, result, earlier)
+    report.write(replace(result, typed=local_command), at.reports)
+    return replace(result, typed=at.command_line(candidates))
 
 
-def print_report(found: "ExperimentReport", as_json: bool, verbose: bool = False) -> None:
-    """Print a report as JSON or as the table, the decision and what matters most, or all where `verbose`."""
+def print_report(result: "ExperimentReport", as_json: bool, verbose: bool = False) -> None:
+    """Print a report as JSON, or its table, decision and main notes; all of it if `verbose`."""
     from harness import report
     from harness.cli.progress_bar import console
 
     if as_json:
-        print_json(report.to_json(found))
+        print_json(report.to_json(result))
     else:
-        report.terminal(found, console(100), verbose=verbose)
+        report.terminal(result, console(100), verbose=verbose)

@@ -1,7 +1,7 @@
 """Catalog of `harness ls`: plugins, suites and tasks with their purpose, keys with default and meaning.
 
-Invariant: a purpose is the first line of a plugin's docstring, read without importing it; a key means what
-the sentences of its section's docstring that name it say.
+Invariant: a purpose is the first line of a plugin's docstring, read without importing it; the meaning of a
+key consists of the sentences in its section's docstring that name it.
 """
 
 import ast
@@ -19,33 +19,33 @@ from harness.errors import UserError, did_you_mean
 from harness.spec import Experiment, RescuePolicy, Spec, Suite
 
 
-def map_purposes(what: str, suites: Path = Path("suites")) -> dict[str, str]:
+def map_purposes(kind: str, suites: Path = Path("suites")) -> dict[str, str]:
     """Map names to purposes."""
-    if what in plugins.KINDS:
-        places, documented = plugins.places(what), dict[plugins.Place, ast.Module | ast.ClassDef]()
+    if kind in plugins.KINDS:
+        places, trees = plugins.places(kind), dict[plugins.Place, ast.Module | ast.ClassDef]()
         for file in {place.file for place in places.values()}:
-            documented[plugins.Place(file)] = tree = ast.parse(file.read_text("utf-8"))
-            classes = (part for part in tree.body if isinstance(part, ast.ClassDef))
-            documented |= {plugins.Place(file, part.name): part for part in classes}
-        texts = {name: ast.get_docstring(documented[place]) or "" for name, place in places.items()}
+            trees[plugins.Place(file)] = tree = ast.parse(file.read_text("utf-8"))
+            classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
+            trees |= {plugins.Place(file, node.name): node for node in classes}
+        texts = {name: ast.get_docstring(trees[place]) or "" for name, place in places.items()}
         return {name: text.partition("\n")[0] for name, text in texts.items()}
-    if what == "keys":
+    if kind == "keys":
         return dict(_keys(Experiment))
-    if what in ("suites", "tasks"):
-        found = read_suites(suites)
-        if what == "suites":
-            return {s.name: f"{s.role}: {', '.join(t.name for t in s.tasks)}" for s in found}
-        return {t.name: f"{s.name}: {t.description or 'lm-eval'}" for s in found for t in s.tasks}
-    if what == "lm-eval":
+    if kind in ("suites", "tasks"):
+        known_suites = read_suites(suites)
+        if kind == "suites":
+            return {s.name: f"{s.role}: {', '.join(t.name for t in s.tasks)}" for s in known_suites}
+        return {t.name: f"{s.name}: {t.description or 'lm-eval'}" for s in known_suites for t in s.tasks}
+    if kind == "lm-eval":
         from harness.evaluation import lm_eval
 
         return lm_eval.names()
-    step = did_you_mean(what, (*plugins.KINDS, "keys", "suites", "tasks", "lm-eval"))
-    raise UserError("harness ls", repr(what), "something that can be listed", step)
+    step = did_you_mean(kind, (*plugins.KINDS, "keys", "suites", "tasks", "lm-eval"))
+    raise UserError("harness ls", repr(kind), "something that can be listed", step)
 
 
 def _keys(model: type[Spec], prefix: str = "") -> Iterator[tuple[str, str]]:
-    # Every key that may be written, with its default and its meaning; keys of one section once.
+    # Every key that may be written, with its default and its meaning; the keys of each section once.
     listed: dict[type[Spec], str] = {}
     _, meanings = map_meanings(model)
     for name, field in model.model_fields.items():
@@ -73,14 +73,14 @@ def _keys(model: type[Spec], prefix: str = "") -> Iterator[tuple[str, str]]:
 def map_meanings(model: type[Spec]) -> tuple[str, dict[str, str]]:
     """Split a section's docstring: sentences that name none of its keys, and the meaning of each key.
 
-    A key of sections means theirs.
+    A key that no sentence names, and that holds sections, gets the first lines of their docstrings.
     """
     first, _, text = (getdoc(model) or "").partition("\n")
     sentences = [" ".join(s.split()) for s in (first, *re.split(r"(?<=\.)\s+(?=[A-Z`])", text.strip()))]
     keys = {sentence: set(re.findall(r"`(\w+)(?:: [^`]*)?`", sentence)) for sentence in sentences}
     rest = [sentence for sentence in sentences[1:] if not keys[sentence] & model.model_fields.keys()]
     meanings = {
-        key: " ".join(sentence for sentence, found in keys.items() if key in found)
+        key: " ".join(sentence for sentence, named_keys in keys.items() if key in named_keys)
         or " ".join((getdoc(inner) or "").partition("\n")[0] for inner in models_in(field.annotation))
         for key, field in model.model_fields.items()
     }
@@ -91,8 +91,8 @@ def models_in(annotation: Any) -> Iterator[type[Spec]]:
     """Yield the sections that a key may contain."""
     if isinstance(annotation, type) and issubclass(annotation, Spec):
         yield annotation
-    for part in get_args(annotation):
-        yield from models_in(part)
+    for argument in get_args(annotation):
+        yield from models_in(argument)
 
 
 def default_of(field: FieldInfo) -> Any:

@@ -117,16 +117,16 @@ def compare(
         placed = experiment.place_open(loaded, ordered, stored)
         refuse(experiment.sensitive_endpoints(session.experiment, placed))
     computes = dry_run or learning_curve or rescue or not experiment.are_all_done(stored)
-    estimates, wanted = experiment.Estimates(session), {}
+    estimates, extra_work = experiment.Estimates(session), {}
     if learning_curve:
-        wanted["learning curve"] = experiment.plan_curve(session, loaded.selected)
+        extra_work["learning curve"] = experiment.plan_curve(session, loaded.selected)
     if rescue:
         from harness.lifecycle.rescue import largest_work, prepare_from_report
 
-        wanted["rescue, at most"] = largest_work(session, loaded.selected)
+        extra_work["rescue, at most"] = largest_work(session, loaded.selected)
     work, missing = (
-        estimates.work(loaded.selected, smoke=scope.smoke, found=found) | wanted if computes else {}
-        for found in (None, stored)
+        estimates.work(loaded.selected, smoke=scope.smoke, found=known_runs) | extra_work if computes else {}
+        for known_runs in (None, stored)
     )
     plan, missing_plan = (estimates.seconds(amounts) for amounts in (work, missing))
     missing_s = sum(missing_plan.values())
@@ -141,7 +141,7 @@ def compare(
             " from, the base answers the sampled items again"
         )
     notes = experiment.list_plan_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
-    if note and not scope.smoke:  # whose numbers are no evidence anyway
+    if note and not scope.smoke:  # the numbers of a smoke run are no evidence
         notes = [note, *notes]
     if dry_run:
         from harness.evaluation.costs import price_usd
@@ -152,8 +152,8 @@ def compare(
         usd_of = partial(price_usd, device=session.machine.device, device_hour_usd=hour_usd)
         _print_plan(costs, work, plan, grades, usd_of, as_json)
         jobs = experiment.describe_workers(session, ordered, stored, scope)
-        known = experiment.describe_stored(session.unknown_bases(), stored, missing_s)
-        for line in [*notes, known, *filter(None, [jobs])]:
+        stored_note = experiment.describe_stored(session.unknown_bases(), stored, missing_s)
+        for line in [*notes, stored_note, *filter(None, [jobs])]:
             say(line)
         say("next: the same command without --dry-run runs it")
         return
@@ -162,33 +162,35 @@ def compare(
     for line in notes:
         say(line)
     with progress.follow(missing_plan):
-        found = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)
-    found = write_report(found, at, candidates or [], session)
+        experiment_report = experiment.run_all(
+            session, loaded, scope, learning_curve=learning_curve, found=stored
+        )
+    experiment_report = write_report(experiment_report, at, candidates or [], session)
     if rescue and not scope.smoke:
-        prepared = prepare_from_report(session, found)
-        _print_with_rescue(prepared, found, loaded.folder / "reports", as_json)
+        prepared = prepare_from_report(session, experiment_report)
+        _print_with_rescue(prepared, experiment_report, loaded.folder / "reports", as_json)
     else:
-        print_report(found, as_json, verbose)
+        print_report(experiment_report, as_json, verbose)
     if rescue and scope.smoke:
         say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
     if gate and scope.smoke:
         say("a smoke run is no evidence, so --gate ends as undecided (4); leave out --quick and --limit")
-    raise typer.Exit(exit_code(found, session.experiment.gate, by_verdict=gate))
+    raise typer.Exit(exit_code(experiment_report, session.experiment.gate, by_verdict=gate))
 
 
 def _print_with_rescue(
-    prepared: "PreparedRescue | None", found: "ExperimentReport", folder: Path, as_json: bool
+    prepared: "PreparedRescue | None", experiment_report: "ExperimentReport", folder: Path, as_json: bool
 ) -> None:
     from harness import report
     from harness.cli.release import run_rescue
     from harness.lifecycle import rescue as rescuing
 
     if not as_json:
-        print_report(found, False)
+        print_report(experiment_report, False)
     rescued_one = run_rescue(prepared, folder) if prepared else None
     if as_json:
         plain = rescuing.to_json(rescued_one) if rescued_one else None
-        print_json({**report.to_json(found), "rescue": plain})
+        print_json({**report.to_json(experiment_report), "rescue": plain})
     elif rescued_one:
         print()
         print_document(rescuing.rescue_document(rescued_one))
@@ -210,16 +212,16 @@ def train(
     candidates, seed = session.candidates, session.first_seed
     for name in loaded.selected:
         session.begin(name, seed)
-    made = {name: ensure_weights(session, candidates[name], seed) for name in loaded.selected}
+    weights_by_name = {name: ensure_weights(session, candidates[name], seed) for name in loaded.selected}
     print_value(
         {
             name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or "")}
             | {"training": w.training.to_plain()}
-            for name, w in made.items()
+            for name, w in weights_by_name.items()
         },
         as_json,
     )
-    for name, w in made.items():
+    for name, w in weights_by_name.items():
         for line in describe_rewards(name, w.training):
             say(line)
 
@@ -244,7 +246,7 @@ def worker(
 
 
 def _end_with_input() -> None:
-    """End this process as soon as whatever started it is gone, and so has closed its standard input."""
+    """End this process when its standard input closes, because the process that started it has ended."""
     sys.stdin.buffer.read()
     os._exit(0)
 
@@ -260,22 +262,22 @@ def _print_plan(
     from harness.report import ResultDocument, to_plain
 
     if as_json:
-        alone = {cost.candidate: to_plain(cost) for cost in costs}
+        cost_by_name = {cost.candidate: to_plain(cost) for cost in costs}
         times = {name: round(plan[name], 1) if name in plan else None for name in work}
         planned = {name: {**w._asdict(), "seconds": times[name]} for name, w in work.items()}
         judged = {f"{grade.metric} of {grade.task} by {grade.judge}": grade._asdict() for grade in grades}
-        print_json({**{name: {**w, **alone.get(name, {})} for name, w in planned.items()}, **judged})
+        print_json({**{name: {**w, **cost_by_name.get(name, {})} for name, w in planned.items()}, **judged})
         return
     from harness.cli.setup import memory_texts
     from harness.evaluation.costs import Work
     from harness.report import Section
 
-    of_memory = {cost.candidate: memory_texts(cost) for cost in costs}
+    memory_by_name = {cost.candidate: memory_texts(cost) for cost in costs}
 
     def row(label: str, work_of: "Work", took_s: float | None) -> list[str]:
         tokens = map(count, (work_of.trained, work_of.read, work_of.generated))
         price = None if took_s is None else usd_of(took_s)
-        return [label, *tokens, seconds(took_s), usd(price), *of_memory.get(label, (UNKNOWN, UNKNOWN))]
+        return [label, *tokens, seconds(took_s), usd(price), *memory_by_name.get(label, (UNKNOWN, UNKNOWN))]
 
     rows = [row(label, work_of, plan.get(label)) for label, work_of in work.items()]
     total = row("all, from nothing", sum(work.values(), Work()), sum(plan.values()))
@@ -289,26 +291,26 @@ def _print_plan(
     print_document(ResultDocument("", [section], ""))
     for grade in grades:
         price = "" if grade.cost_usd is None else f", {usd(grade.cost_usd)} USD"
-        what = f"{grade.metric}: at most {count(grade.grades)} grades of {grade.task} by {grade.judge}"
-        say(f"{what}, about {count(grade.read)} tokens read{price}")
+        grades_text = f"{grade.metric}: at most {count(grade.grades)} grades of {grade.task} by {grade.judge}"
+        say(f"{grades_text}, about {count(grade.read)} tokens read{price}")
     say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
 
 
-def exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
-    """Return 1 when a candidate failed, else with `by_verdict` what the recommended one's verdict says.
+def exit_code(experiment_report: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
+    """Return 1 if a candidate failed, else with `by_verdict` the code of the recommended one's verdict.
 
-    A smoke run is no evidence, so its verdict is undecided whatever it found.
+    A smoke run is no evidence, so its verdict is always undecided.
     """
     from harness.analysis import gating
 
-    if any(f.state == "failed" for f in found.facts):
+    if any(f.state == "failed" for f in experiment_report.facts):
         return 1
     if not by_verdict:
         return 0
-    if found.smoke:
+    if experiment_report.smoke:
         return 4
-    chosen = found.decision.candidate if found.decision else None
-    verdict = next((f.verdict for f in found.facts if f.name == chosen), None)
+    chosen = experiment_report.decision.candidate if experiment_report.decision else None
+    verdict = next((f.verdict for f in experiment_report.facts if f.name == chosen), None)
     if verdict is None:
         # A recommended classifier has no capability to lose; no recommendation at all is undecided.
         return 0 if chosen else 4
@@ -351,8 +353,8 @@ def evaluate(
 
         names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
         evaluated = standalone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
-        named = (("engine", engine), ("precision", precision))
-        computing: dict[str, Any] = {key: str(value) for key, value in named if value}
+        options = (("engine", engine), ("precision", precision))
+        computing: dict[str, Any] = {key: str(value) for key, value in options if value}
         progress = TerminalProgress()
         is_model = candidate in NAMES or "/" in candidate or Path(candidate).expanduser().is_dir()
         loaded = at.override(computing).load() if at.config.is_file() and not is_model else None
@@ -372,14 +374,14 @@ def evaluate(
         document = ResultDocument("", [score_section(scores.scores)], "")
         print_result(standalone.to_json(scores), document, as_json)
         return
-    given = {
+    given_options = {
         "--limit": limit,
         "--num-fewshot": num_fewshot,
         "--output-path": output_path,
         "--log-samples": log_samples,
         "--engine": engine,
     }
-    if wrong := [name for name, value in given.items() if value]:
+    if wrong := [name for name, value in given_options.items() if value]:
         found, expected = f"{', '.join(wrong)} without --tasks", "the tasks of lm-eval it is for"
         raise UserError("harness eval", found, expected, "add -t piqa,arc_easy")
     at = at.override({"precision": precision})
@@ -387,11 +389,11 @@ def evaluate(
     from harness.experiment.run_candidate import make_run
 
     session, loaded = at.open_session(candidate)
-    out = {}
+    scores_by_candidate = {}
     for name in loaded.selected:
         run = make_run(session, session.candidates[name], session.first_seed)
-        out[name] = Reader(session.store, session.tasks).scores(run)
-    print_scores(out, as_json)
+        scores_by_candidate[name] = Reader(session.store, session.tasks).scores(run)
+    print_scores(scores_by_candidate, as_json)
 
 
 @verb(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.data.text_files import Rows
     from harness.experiment.writers import MadeRows
 
-_SEEN = 1_000  # rows by which the columns of a file are recognised
+_SEEN = 1_000  # rows that are read to recognise the columns of a file
 
 File = Annotated[str, Argument("The rows: JSON Lines, JSON, CSV, Parquet, or hub:owner/name.")]
 Out = Annotated[
@@ -28,7 +28,7 @@ Out = Annotated[
 
 
 class Remarks(NamedTuple):
-    """Remarks on rows, which a manifest keeps."""
+    """Remarks on rows for the manifest."""
 
     licenses: Annotated[list[str] | None, Option("The rows' licence, kept in the manifest.", "--license")] = (
         None
@@ -59,7 +59,7 @@ def data_clean(
     perplexity: Annotated[bool, Option("With --min-quality: score by perplexity under --base too.")] = False,
     judge: Annotated[str | None, Option("With --min-quality: the harness.yaml whose judge scores.")] = None,
     base: Annotated[str | None, Option("The model of --special-tokens and --perplexity.")] = None,
-    named: RowColumns,
+    columns: RowColumns,
     remarks: Remarks,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -74,21 +74,21 @@ def data_clean(
     from harness.data.edit.mix import RowIds
 
     require_out(out, [file], dry_run=dry_run)
-    kept = open_decisions(decisions, file) if decisions else None
-    first = read_all(file, _SEEN)
-    roles = roles_of(first, named._replace(reference=named.reference or (kept and kept.column)))
-    layout = None if all(named) else formats.recognise(first.rows)
-    found = decisions_by_line(kept, file, roles) if kept else {}
-    spelt = spellings_in(readers.stream(file, "train"), roles, first.shown) if spellings else {}
+    rulings = open_decisions(decisions, file) if decisions else None
+    sample = read_all(file, _SEEN)
+    roles = roles_of(sample, columns._replace(reference=columns.reference or (rulings and rulings.column)))
+    layout = None if all(columns) else formats.recognise(sample.rows)
+    line_decisions = decisions_by_line(rulings, file, roles) if rulings else {}
+    spelling_map = spellings_in(readers.stream(file, "train"), roles, sample.shown) if spellings else {}
     special: tuple[str, ...] | None = () if special_tokens else None
     if special_tokens and base:
         from harness.experiment.check_rows import tokenizer_of
 
         special = tokenizer_of(base).special
     switches = {"leading_spaces": leading_spaces, "new_ids": new_ids, "special_tokens": special_tokens}
-    of_these: dict[str, Any] = {name: True for name, is_on in switches.items() if is_on}
-    of_these |= {"base_tokens": special} if special else {}
-    low: dict[int, str] = {}
+    extras: dict[str, Any] = {name: True for name, is_on in switches.items() if is_on}
+    extras |= {"base_tokens": special} if special else {}
+    low_answers: dict[int, str] = {}
     if (perplexity or judge) and min_quality is None:
         step = "take the one that harness data check proposes"
         raise UserError("--min-quality", "no score", "a score in [0, 1]", step)
@@ -97,17 +97,17 @@ def data_clean(
         from harness.experiment.check_rows import AnswerScoring
 
         scoring = AnswerScoring(base, perplexity=perplexity, judge=judge, progress=TerminalProgress())
-        low = low_quality(readers.stream(file, "train"), roles, min_quality, scoring.score)
-        of_these |= {"min_quality": min_quality, "perplexity": base if perplexity else None}
-        of_these |= {"judge": judge} if judge else {}
-    of_these |= {"spellings": spelt} if spellings else {}
-    of_these |= _digests("decisions", [str(decisions)] if decisions else [])
-    parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_these}
+        low_answers = low_quality(readers.stream(file, "train"), roles, min_quality, scoring.score)
+        extras |= {"min_quality": min_quality, "perplexity": base if perplexity else None}
+        extras |= {"judge": judge} if judge else {}
+    extras |= {"spellings": spelling_map} if spellings else {}
+    extras |= _digests("decisions", [str(decisions)] if decisions else [])
+    parameters = {**roles._asdict(), "drop_lost": drop_lost, **extras}
     edit = remarks.edit("clean", parameters, [file])
     rows = readers.stream(file, "train")
     ids = RowIds(readers.stream(file, "train")) if new_ids else None
-    mending = CleaningOptions(leading_spaces, spelt, ids, special, low)
-    outcomes = clean(rows, roles, found, layout=layout, drop_lost=drop_lost, mending=mending)
+    cleaning = CleaningOptions(leading_spaces, spelling_map, ids, special, low_answers)
+    outcomes = clean(rows, roles, line_decisions, layout=layout, drop_lost=drop_lost, mending=cleaning)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
@@ -124,7 +124,7 @@ def data_dedup(
     alike: Annotated[float, Option("Jaccard index of near duplicates.", min=0.01, max=1)] = 0.7,
     conflicts: Annotated[Literal["keep", "drop"], Option("Equal questions, other answers.")] = "keep",
     against: Annotated[list[str] | None, Option("A test file; rows with its questions are dropped.")] = None,
-    named: RowColumns,
+    columns: RowColumns,
     remarks: Remarks,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -137,14 +137,14 @@ def data_dedup(
 
     tests = against or []
     require_out(out, [file, *tests], dry_run=dry_run)
-    content, evaluated = read_all(file), list(map(read_all, tests))
-    roles = roles_of(content, named)
-    others = [
-        (row, test_roles) for c in evaluated for test_roles in [roles_of_test(c, named)] for row in c.rows
+    content, contents = read_all(file), list(map(read_all, tests))
+    roles = roles_of(content, columns)
+    test_rows = [
+        (row, test_roles) for c in contents for test_roles in [roles_of_test(c, columns)] for row in c.rows
     ]
     parameters = {"alike": alike, "conflicts": conflicts, **_digests("against", tests)}
     edit = remarks.edit("dedup", {**parameters, **roles._asdict()}, [file])
-    outcomes = dedup(content.rows, roles, alike=alike, conflicts=conflicts, against=others)
+    outcomes = dedup(content.rows, roles, alike=alike, conflicts=conflicts, against=test_rows)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
@@ -166,7 +166,7 @@ def data_split(
     time_format: Annotated[str | None, Option("The form of the times, such as %d.%m.%Y.")] = None,
     alike: Annotated[float, Option("Jaccard index of questions to keep together.", min=0.01, max=1)] = 0.7,
     seed: Seed = 0,
-    named: RowColumns,
+    columns: RowColumns,
     remarks: Remarks,
     as_json: Json = False,
 ) -> None:
@@ -179,18 +179,18 @@ def data_split(
     from harness.data.edit.split import SplitOptions, check_way, keep_clusters, odd_shares, split
 
     require_out(out, [file], folder=True)
-    way = SplitOptions(_numbers("--shares", shares), stratify, group, time, time_format, alike, seed, folds)
-    check_way(way)
+    plan = SplitOptions(_numbers("--shares", shares), stratify, group, time, time_format, alike, seed, folds)
+    check_way(plan)
     content = read_all(file, stratify=stratify, group=group, time=time)
-    way = keep_clusters(way, content)
-    if way.group != group:
-        say(f"rows of one {way.group!r} stay together; --group names another column")
-    roles = roles_of(content, named)
-    edit = remarks.edit("split", {**way.parameters, **roles._asdict()}, [file])
-    found = split(content, roles, way)
-    for told in odd_shares(found, way):
-        say(told)
-    print_saved(save_split(edit, found, out or Path(), row_suffix(file) or ".jsonl"), as_json)
+    plan = keep_clusters(plan, content)
+    if plan.group != group:
+        say(f"rows of one {plan.group!r} stay together; --group names another column")
+    roles = roles_of(content, columns)
+    edit = remarks.edit("split", {**plan.parameters, **roles._asdict()}, [file])
+    parts = split(content, roles, plan)
+    for warning in odd_shares(parts, plan):
+        say(warning)
+    print_saved(save_split(edit, parts, out or Path(), row_suffix(file) or ".jsonl"), as_json)
 
 
 @verb(data_app, "harness data mix tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl", name="mix")
@@ -258,8 +258,8 @@ def data_sample(
     _save(edit, sample(content, n_rows, balance, seed), out, as_json=as_json)
 
 
-def read_all(file: str, most: int | None = None, **columns: str | None) -> "Rows":
-    """Read all rows of a file, or the first of them.
+def read_all(file: str, max_rows: int | None = None, **columns: str | None) -> "Rows":
+    """Read all rows of a file, or the first `max_rows`.
 
     Raises:
         UserError: the file is empty, or no row has one of the columns.
@@ -270,19 +270,19 @@ def read_all(file: str, most: int | None = None, **columns: str | None) -> "Rows
     from harness.data.columns import require_column
     from harness.data.edit.save import Edit, phrase_no_rows
 
-    rows = list(islice(readers.stream(file, "train"), most))
+    rows = list(islice(readers.stream(file, "train"), max_rows))
     if not rows:
         raise phrase_no_rows(Edit("", {}, [file]), 0)
-    shown = readers.display_path(file)
+    shown_path = readers.display_path(file)
     names = {name for row in rows for name in row.fields}
     for option, column in columns.items():
         if column is not None:
-            require_column(shown, names, column, f"--{option}")
-    return readers.Rows(shown, "", rows)
+            require_column(shown_path, names, column, f"--{option}")
+    return readers.Rows(shown_path, "", rows)
 
 
 def _doubt_headers(contents: "Iterable[Rows]") -> None:
-    """Say which first lines of CSV files are probably rows, where no column is requested."""
+    """Warn about headers of CSV files that are probably rows, where no column is requested."""
     from harness.data.columns import find_missing_header
 
     for content in contents:
@@ -298,29 +298,29 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         raise UserError(option, repr(text), "numbers between commas", step) from None
 
 
-def roles_of(content: "Rows", named: RowColumns) -> "Roles":
-    """Find the columns that ask and answer, and say which they are."""
+def roles_of(content: "Rows", row_columns: RowColumns) -> "Roles":
+    """Find the columns of prompts and answers, and print their names."""
     from harness.data.columns import find_roles
     from harness.data.unused import OFFER, find_unread_contexts, name_contexts
 
-    roles = find_roles(content, *named)
+    roles = find_roles(content, *row_columns)
     names = content.names
-    known = ([column for column in columns if column in names] for columns in roles)
-    questions, answers = (", ".join(map(repr, columns)) or "no column" for columns in known)
+    known_columns = ([column for column in columns if column in names] for columns in roles)
+    questions, answers = (", ".join(map(repr, columns)) or "no column" for columns in known_columns)
     say(f"{content.shown}: prompt from {questions}, answer from {answers}")
-    unused = find_unread_contexts(content, roles, *named)
+    unused = find_unread_contexts(content, roles, *row_columns)
     if unused.contexts:
         say(f"warning: {name_contexts(unused)}; next: {OFFER}, {unused.options()}")
     return roles
 
 
-def roles_of_test(content: "Rows", named: RowColumns) -> "Roles":
-    """Find the columns of a test file: those that were named, also in a template, where it has them."""
+def roles_of_test(content: "Rows", columns: RowColumns) -> "Roles":
+    """Find the columns of a test file: the requested ones, also in a template, if the file has them."""
     from harness.data.columns import columns_of
 
     names = content.names
-    own = (column if column and set(columns_of(column, names)) <= names else None for column in named)
-    return roles_of(content, RowColumns(*own))
+    valid = (column if column and set(columns_of(column, names)) <= names else None for column in columns)
+    return roles_of(content, RowColumns(*valid))
 
 
 def _digests(option: str, files: list[str]) -> dict[str, list[dict[str, str]]]:
@@ -349,22 +349,24 @@ def _save(
         say("nothing is written in a dry run")
 
 
-def save_made(made: "MadeRows", out: Path, as_json: bool) -> None:
-    """Write rows that were made, print what became of them, and say what is to be known of them."""
+def save_made(new_rows: "MadeRows", out: Path, as_json: bool) -> None:
+    """Write new rows, and print their counts and the notes on them."""
     from harness.data.edit.save import save
 
-    print_saved(save(made.edit, made.outcomes, out), as_json)
-    for note in made.notes:
+    print_saved(save(new_rows.edit, new_rows.outcomes, out), as_json)
+    for note in new_rows.notes:
         say(note)
 
 
 def print_saved(saved: "SavedEdit", as_json: bool) -> None:
-    """Print the manifest as JSON, or what became of the rows and why."""
+    """Print the manifest as JSON, or the counts of rows with the reasons."""
     if as_json:
         print_json(saved.manifest)
         return
     counts = saved.manifest["counts"]
-    print(", ".join(f"{count(n)} {what}" for what, n in counts.items() if n or what in ("read", "written")))
+    print(
+        ", ".join(f"{count(n)} {label}" for label, n in counts.items() if n or label in ("read", "written"))
+    )
     for reason, n in saved.manifest["reasons"].items():
         print(f"  {count(n)} {reason}")
     for kind, n in saved.manifest.get("personal_data", {}).items():

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from harness.evaluation.session import Session
 
 _Verb = TypeVar("_Verb", bound=Callable[..., None])
-_BEFORE = ("\b", "Examples:")  # a line of \b keeps the lines below it apart
+_BEFORE = ("\b", "Examples:")  # below a line of \b, lines are not joined
 CONFIG, RUNS = Path("harness.yaml"), Path("runs")
 
 
 class Option(NamedTuple):
-    """An option: its help, the name where that is not its parameter's, and a short one.
+    """An option: its help, its name if it is not the parameter's, and a short name.
 
     With `env` the variable HARNESS_NAME sets it too.
     """
@@ -42,14 +42,14 @@ class Option(NamedTuple):
     formats: tuple[str, ...] = ()
 
     def declare(self, parameter: str) -> Any:
-        """Declare it to typer; a switch has no `--no-` beside it."""
+        """Declare the option to typer; a switch has no form with `--no-`."""
         name = self.name or f"--{parameter.replace('_', '-')}"
         variable = name.partition("/")[0].strip("-").replace("-", "_").upper()
-        least, most = self.min or 0.0, inf if self.max is None else self.max
+        lowest, highest = self.min or 0.0, inf if self.max is None else self.max
 
         def refuse_outside(value: Any) -> Any:
-            if value is not None and not least <= value <= most:
-                nearest = most if value > most else least
+            if value is not None and not lowest <= value <= highest:
+                nearest = highest if value > highest else lowest
                 raise UserError(name, str(value), self.range, f"such as {name} {nearest:g}")
             return value
 
@@ -64,20 +64,20 @@ class Option(NamedTuple):
 
     @property
     def range(self) -> str:
-        """The numbers that it takes, in words; empty where it takes all, or is no number."""
+        """The accepted numbers, in words; empty if all are, or the option is not a number."""
         if self.min is None:
             return ""
         return f"{self.min:g} or more" if self.max is None else f"{self.min:g} to {self.max:g}"
 
 
 class Argument(NamedTuple):
-    """An argument: its help, and what stands for it there where that is not its parameter's name."""
+    """An argument: its help, and its placeholder there if that is not the parameter's name."""
 
     help: str
     metavar: str | None = None
 
     def declare(self, _: str) -> Any:
-        """Declare it to typer."""
+        """Declare the argument to typer."""
         return typer.Argument(help=self.help, metavar=self.metavar)
 
 
@@ -87,18 +87,18 @@ def verb(
     """Add a function as a verb of a group, with commands as examples at the end of its help."""
 
     def add(function: _Verb) -> _Verb:
-        # Take every field of a tuple of options as a parameter, and give the function the tuples.
+        # Every field of a tuple of options becomes a parameter; the function receives the tuples.
         kinds = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
         tuples = {name: kind for name, kind in kinds.items() if hasattr(kind, "_fields")}
 
         @wraps(function)
-        def call(**given: Any) -> None:
-            whole = {name: kind(*map(given.pop, kind._fields)) for name, kind in tuples.items()}
+        def call(**options: Any) -> None:
+            tuple_values = {name: kind(*map(options.pop, kind._fields)) for name, kind in tuples.items()}
             try:
-                function(**given, **whole)
+                function(**options, **tuple_values)
             except HarnessError as error:
-                named = [ExperimentFile(config=given["config"])] if "config" in given else []
-                for at in (*whole.values(), *named):
+                experiment_files = [ExperimentFile(config=options["config"])] if "config" in options else []
+                for at in (*tuple_values.values(), *experiment_files):
                     if isinstance(at, ExperimentFile | StoredRuns):
                         error.complete = at.command_line().complete
                 raise
@@ -114,12 +114,12 @@ def verb(
 
 
 def examples(*commands: str) -> str:
-    """Write commands as the end of a verb's help, a line each."""
+    """Format commands for the end of a verb's help, one per line."""
     return "\n".join((*_BEFORE, *(f"  {command}" for command in commands)))
 
 
 def example_commands(command: Any) -> list[str]:
-    """Return the commands that stand as examples in a verb's help."""
+    """Return the example commands of a verb's help."""
     return [line.strip() for line in (command.epilog or "").splitlines()[len(_BEFORE) :]]
 
 
@@ -173,21 +173,21 @@ class ExperimentFile(NamedTuple):
 
     @property
     def option(self) -> str:
-        """The option that names the file as a shell reads it; empty for the default."""
+        """The option that names the file, quoted for a shell; empty for the default."""
         return config_option(self.config)
 
     @property
     def reports(self) -> Path:
-        """The folder of reports beside the file."""
+        """The folder of reports next to the file."""
         return self.config.parent / "reports"
 
     def override(self, values: Mapping[str, object]) -> "ExperimentFile":
-        """Override further keys, but for those without a value."""
+        """Override further keys, except those whose value is None."""
         written = [f"{key}={value}" for key, value in values.items() if value is not None]
         return self._replace(overrides=[*self.settings, *written])
 
     def command_line(self, candidates: Sequence[str] = ()) -> "CommandLine":
-        """Keep what was typed that the next commands need as well."""
+        """Keep the typed options that the next commands need."""
         from harness.config import CommandLine
 
         return CommandLine.from_options(self.config, self.settings, candidates)
@@ -199,7 +199,7 @@ class ExperimentFile(NamedTuple):
         return config.load(self.config, self.settings, candidates)
 
     def open_session(self, *candidates: str, dry_run: bool = False) -> "tuple[Session, LoadedExperiment]":
-        """Open the experiment, for some candidates or all, with its data and model; return both."""
+        """Open a session with data and model, for some candidates or all; return it and the experiment."""
         from harness.cli.progress_bar import TerminalProgress
         from harness.experiment import Scope, prepare_session
 
@@ -209,7 +209,7 @@ class ExperimentFile(NamedTuple):
     def open_candidate(
         self, name: str, where: str, *, dry_run: bool = False
     ) -> "tuple[Session, LoadedExperiment]":
-        """Open the experiment for one candidate; refuses the name of a grid."""
+        """Open a session for one candidate, and return it and the experiment; refuse the name of a grid."""
         session, loaded = self.open_session(name, dry_run=dry_run)
         if name not in session.candidates:
             found = f"{name}, a grid of {len(loaded.selected)} candidates"
@@ -218,36 +218,36 @@ class ExperimentFile(NamedTuple):
 
 
 class StoredRuns(NamedTuple):
-    """A folder of stored runs: that of an experiment's file, or one by its name."""
+    """A folder of stored runs: next to an experiment's file, or given by its name."""
 
     config: Config = CONFIG
     runs: Annotated[Path | None, Option("Stored runs; by default runs next to the file.", env=True)] = None
 
     @property
     def folder(self) -> Path:
-        """The folder that is meant."""
+        """The folder, by default next to the experiment's file."""
         return self.config.parent / RUNS if self.runs is None else self.runs
 
     def command_line(self) -> "CommandLine":
-        """Keep the file that was named for the commands to type next."""
+        """Keep the typed file and folder for the next commands."""
         typed = ExperimentFile(config=self.config).command_line()
         return typed if self.runs is None else typed._replace(runs=str(self.runs))
 
 
 class RowColumns(NamedTuple):
-    """Columns that ask and answer, or templates over several, where they are not recognised."""
+    """Columns of prompts and answers, or templates over several, if they are not recognised."""
 
     prompt: Annotated[str | None, Option("The question's column, or a template, if not recognised.")] = None
     reference: Annotated[str | None, Option("The answer's column, or a template, if not recognised.")] = None
 
 
 def name_beside(config: Path, file: Path) -> str:
-    """Write a file as an experiment's file names it: relative to the folder of that."""
+    """Write a file's path as an experiment's file names it: relative to its folder."""
     return str(file) if file.is_absolute() else os.path.relpath(file, config.parent)
 
 
 def config_option(config: Path) -> str:
-    """Write the option that names a file as a shell reads it; empty for the default."""
+    """Write the option that names a file, quoted for a shell; empty for the default."""
     return "" if config == CONFIG else f" -c {shlex.quote(str(config))}"
 
 
@@ -260,6 +260,6 @@ def require_out(
     if out is not None:
         refuse_output(out, inputs, folder=folder)
     elif not dry_run:
-        what = "folder" if folder else "file"
-        raise UserError("--out", "no --out", f"a new {what}", f"name it: --out {what.upper()}")
+        kind = "folder" if folder else "file"
+        raise UserError("--out", "no --out", f"a new {kind}", f"name it: --out {kind.upper()}")
     return out or Path("dry-run")

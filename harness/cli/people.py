@@ -1,6 +1,6 @@
-"""Commands by which judgements of people come in: rate export and import; feedback add, rows and pairs.
+"""Commands that collect people's judgements: rate export and import; feedback add, rows and pairs.
 
-Invariant: none loads a model. The file for raters tells nobody whose an answer is.
+Invariant: none loads a model. The file for raters does not tell which candidate gave an answer.
 """
 
 from pathlib import Path
@@ -44,35 +44,35 @@ def rate_export(
     """
     from harness.lifecycle import label_file, pair_file
 
-    names = [name for given in candidates or [] for name in given.split(",")]
+    names = [name for text in candidates or [] for name in text.split(",")]
     hint, written = "", at.command_line().command("rate", "import", as_operand(str(file)), "--rater", "NAME")
     if pairs:
         if metric:
             raise UserError("--pairs", "--metric", "one of them", "leave --metric out")
-        made = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
-        line = f"{count(made['n_pairs'])} pairs of answers, of {' and '.join(made['runs'])}, sides drawn"
-        drawn, answers, labels = "pairs", "pairs", "ratings"
+        facts = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
+        line = f"{count(facts['n_pairs'])} pairs of answers, of {' and '.join(facts['runs'])}, sides drawn"
+        kind, answers, labels = "pairs", "pairs", "ratings"
         fill = "write left, right or tie into the column better"
     else:
-        made = label_file.export_answers(
+        facts = label_file.export_answers(
             at.config, file, at.settings, n_items=items, metric=metric, candidates=names
         )
-        line = f"{count(made['n_answers'])} different answers to {count(made['n_items'])} items"
-        line += f", for {made['metric']}; of {' and '.join(made['runs'])}"
-        drawn, answers, labels = "items", "answers", "labels"
-        if made["criteria"]:
-            hint = f"what the judge goes by, from {made['scale'].replace(',', ' to ')}: {made['criteria']}"
-        scale = f"0 to 1, or with --scale {made['scale']}" if made["scale"][:1].isdigit() else "0 to 1"
+        line = f"{count(facts['n_answers'])} different answers to {count(facts['n_items'])} items"
+        line += f", for {facts['metric']}; of {' and '.join(facts['runs'])}"
+        kind, answers, labels = "items", "answers", "labels"
+        if facts["criteria"]:
+            hint = f"what the judge goes by, from {facts['scale'].replace(',', ' to ')}: {facts['criteria']}"
+        scale = f"0 to 1, or with --scale {facts['scale']}" if facts["scale"][:1].isdigit() else "0 to 1"
         fill = f"fill in the column label ({scale})"
-    print_result(made, [f"{file}: {line}"], as_json)
+    print_result(facts, [f"{file}: {line}"], as_json)
     if hint:
         say(hint)
-    if made["n_left"]:
-        say(f"{count(made['n_left'])} {drawn} without {labels} are left; a later export goes on with these")
+    if facts["n_left"]:
+        say(f"{count(facts['n_left'])} {kind} without {labels} are left; a later export goes on with these")
     else:
-        say(f"this file has all {drawn} without {labels}")
-    if made["waiting"]:
-        waiting = ", ".join(made["waiting"])
+        say(f"this file has all {kind} without {labels}")
+    if facts["waiting"]:
+        waiting = ", ".join(facts["waiting"])
         say(f"{answers} of {waiting} lack {labels} too; a later export draws those with the fewest")
     say(f"next: {fill}, then {written}")
 
@@ -101,12 +101,12 @@ def rate_import(
         raise UserError("--rater", "no name", "who labelled", "--rater ann")
     if label_file.has_column(file, pair_file.BETTER):
         if scale:
-            given = f"{scale}, and a file of pairs"
-            raise UserError("--scale", given, "left, right or tie", "leave --scale out")
-        made = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
-        read = f"{count(made['n_ratings'])} preferences"
-        rated = made["by_pair"].items()
-        of_runs = [f"  {runs}: {count(n)} pairs of their answers have a rating" for runs, n in rated]
+            found = f"{scale}, and a file of pairs"
+            raise UserError("--scale", found, "left, right or tie", "leave --scale out")
+        facts = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
+        count_text = f"{count(facts['n_ratings'])} preferences"
+        pair_counts = facts["by_pair"].items()
+        run_lines = [f"  {runs}: {count(n)} pairs of their answers have a rating" for runs, n in pair_counts]
     else:
         ends: tuple[float, float] | None = None
         if scale:
@@ -115,13 +115,13 @@ def rate_import(
             except ValueError:
                 raise UserError("--scale", repr(scale), "two numbers", "--scale 1,5") from None
             ends = low, high
-        made = label_file.import_labels(at.config, file, at.settings, rater=rater, scale=ends)
-        read = f"{count(made['n_labels'])} labels for {made['metric']}"
-        of_runs = [f"  {run}: {count(n)} of its answers have a label" for run, n in made["by_run"].items()]
-    blank = f", {count(made['n_blank'])} rows left blank" if made["n_blank"] else ""
-    print_result(made, [f"{file}: {read} by {rater}{blank}", *of_runs], as_json)
-    for runs, n in made.get("counted", {}).items():
-        if n < (n_rated := made["by_pair"][runs]):
+        facts = label_file.import_labels(at.config, file, at.settings, rater=rater, scale=ends)
+        count_text = f"{count(facts['n_labels'])} labels for {facts['metric']}"
+        run_lines = [f"  {run}: {count(n)} of its answers have a label" for run, n in facts["by_run"].items()]
+    blank = f", {count(facts['n_blank'])} rows left blank" if facts["n_blank"] else ""
+    print_result(facts, [f"{file}: {count_text} by {rater}{blank}", *run_lines], as_json)
+    for runs, n in facts.get("counted", {}).items():
+        if n < (n_rated := facts["by_pair"][runs]):
             say(
                 f"warning: {runs}: {count(n)} of {count(n_rated)} rated pairs are a random part, those up to"
                 " where 95 % in the order of drawing have a rating; rating chosen pairs skews the win rate;"
@@ -154,8 +154,8 @@ def feedback_add(
             Store(loaded.folder / "runs"), str(file), loaded.experiment.feedback.region, advance
         )
     print_result(added._asdict(), describe_added(added), as_json)
-    made = "rows" if added.corrections else "pairs" if added.preferences else ""
-    command = ("feedback", made, "--out", f"{made}.jsonl") if made else ("decide",)
+    kind = "rows" if added.corrections else "pairs" if added.preferences else ""
+    command = ("feedback", kind, "--out", f"{kind}.jsonl") if kind else ("decide",)
     say(f"next: {at.command_line().command(*command)}")
 
 

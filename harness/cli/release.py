@@ -60,8 +60,8 @@ def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
         if entry.event == "promotion":
             facts |= {"present": entry == history.present, "kept": entry in history.kept}
             facts["missing"] = champions.missing_files(Store(config.parent / "runs"), entry.champion)
-        shown = {name: value for name, value in facts.items() if value not in (None, "", [], ())}
-        listed[str(entry.number)] = facts if as_json else shown
+        filled_facts = {name: value for name, value in facts.items() if value not in (None, "", [], ())}
+        listed[str(entry.number)] = facts if as_json else filled_facts
     print_value(listed, as_json)
 
 
@@ -71,12 +71,12 @@ def champions_show(number: Number = None, config: Config = CONFIG, as_json: Json
     at = ExperimentFile(config=config)
     history = _read_history(at)
     chosen = [entry for entry in history.entries if entry.number == number]
-    shown = history.present if number is None else next(iter(chosen), None)
-    if shown is None:
+    shown_entry = history.present if number is None else next(iter(chosen), None)
+    if shown_entry is None:
         found = "no present one" if number is None else f"no entry {number}"
         step = f"{at.command_line().command('champions', 'list')} shows them"
         raise UserError("champions", found, f"one of {len(history.entries)} entries", step)
-    print_value(asdict(shown), as_json)
+    print_value(asdict(shown_entry), as_json)
 
 
 @verb(champions_app, "harness champions rollback", "harness champions rollback 1", name="rollback")
@@ -135,7 +135,7 @@ def _read_history(at: ExperimentFile) -> "History":
 
 
 def say_registered(at: ExperimentFile) -> None:
-    """Register the present champion with MLflow where results are sent to it, and say where it is."""
+    """Register the present champion with MLflow if results are sent to it, and print where it is."""
     history, experiment = _read_history(at), at.load().experiment
     if "mlflow" in experiment.report_to:
         from harness.report import trackers
@@ -163,8 +163,8 @@ def promote(
     from harness.lifecycle import release
 
     if force != bool(reason):
-        given, missing = ("--force", "--reason") if force else ("--reason", "--force")
-        raise UserError(given, f"no {missing}", "both of them", "add --force --reason REASON")
+        given_option, missing_option = ("--force", "--reason") if force else ("--reason", "--force")
+        raise UserError(given_option, f"no {missing_option}", "both of them", "add --force --reason REASON")
     progress = TerminalProgress()
     path, champion = release.promote_named(
         at.config, run, at.settings, despite=reason, by=by, progress=progress
@@ -175,19 +175,19 @@ def promote(
     elif family := release.family_note(at.config, champion, at.settings):
         say(family)
     say_registered(at)
-    for failed in release.list_failed_exports(at.config, champion.run_id, at.settings):
-        say(failed)
-    shown = {name: getattr(champion, name) for name in _PROMOTED}
+    for failure in release.list_failed_exports(at.config, champion.run_id, at.settings):
+        say(failure)
+    facts = {name: getattr(champion, name) for name in _PROMOTED}
     if not as_json:
-        named = champion.scores.items()
+        scores = champion.scores.items()
         loss = champion.cumulative
-        shown["cumulative"] = (
+        facts["cumulative"] = (
             f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
         )
-        shown["scores"] = {
-            key: format_score(champion.units.get(key, RATE), *numbers) for key, numbers in named
+        facts["scores"] = {
+            key: format_score(champion.units.get(key, RATE), *numbers) for key, numbers in scores
         }
-    print_value({name: value for name, value in shown.items() if value}, as_json)
+    print_value({name: value for name, value in facts.items() if value}, as_json)
 
 
 @verb(regressions_app, "harness regressions add lora chat_facts/capital-austria", name="add")
@@ -221,15 +221,15 @@ def regressions_confirm(
     from harness.lifecycle import release
 
     session, loaded = ExperimentFile(config=config).open_session()
-    stored = release.load_study(loaded)
-    for found in release.candidate_runs(stored, run):
-        if tasks := rescore_pinned(session, found):
-            say(f"{found.run_id}: {', '.join(tasks)} in fp32")
+    study = release.load_study(loaded)
+    for stored_run in release.candidate_runs(study, run):
+        if tasks := rescore_pinned(session, stored_run):
+            say(f"{stored_run.run_id}: {', '.join(tasks)} in fp32")
             with suppress(IncompatibleRuns):  # the base has not answered the pinned items yet
-                say(f"{found.run_id}: {release.judge_run(stored, found, None).verdict.sentence}")
+                say(f"{stored_run.run_id}: {release.judge_run(study, stored_run, None).verdict.sentence}")
         else:
             step = f"harness regressions add {run} TASK/ITEM{config_option(config)}"
-            say(f"{found.run_id}: no suite pins items; next: {step}")
+            say(f"{stored_run.run_id}: no suite pins items; next: {step}")
 
 
 _EXPORTED = ("format", "quantization", "run_id", "weights_digest", "types", "limits", "versions", "notes")
@@ -259,8 +259,8 @@ def export(
     from harness.lifecycle import release
 
     session, loaded = at.open_session()
-    found = release.find_run(release.load_study(loaded), run)
-    plan = exports.plan_export(session, found, to, quantize, out)
+    stored_run = release.find_run(release.load_study(loaded), run)
+    plan = exports.plan_export(session, stored_run, to, quantize, out)
     for note in plan.notes:
         say(f"note: {note}")
     if dry_run:
@@ -271,10 +271,10 @@ def export(
         return
     folder, record, is_new = exports.export_run(session, plan)
     say(f"wrote {folder}" if is_new else f"{folder}: exported before, and whole")
-    shown = {name: getattr(record, name) for name in _EXPORTED}
+    facts = {name: getattr(record, name) for name in _EXPORTED}
     files = {name: file.bytes if as_json else size(file.bytes) for name, file in record.files.items()}
     total = record.n_bytes if as_json else size(record.n_bytes)
-    print_value({"folder": str(folder)} | shown | {"files": files, "size": total}, as_json)
+    print_value({"folder": str(folder)} | facts | {"files": files, "size": total}, as_json)
 
 
 @verb(
@@ -302,28 +302,28 @@ def serve(
     from harness.lifecycle import release
 
     session, loaded = at.open_session()
-    found = release.find_run(release.load_study(loaded), run)
-    plan = exports.plan_serving(session, found, to, exports.Address(host, port, api_key_env))
+    stored_run = release.find_run(release.load_study(loaded), run)
+    plan = exports.plan_serving(session, stored_run, to, exports.Address(host, port, api_key_env))
     if print_:
         print(f"{plan.program.as_shell()}\n\n# compose.yaml\n{plan.program.compose}")
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server ends first
     running, (n_same, n, sent) = exports.start(session, plan)
     export, address, model = plan.export, plan.address, plan.program.model
-    same = f"{n_same} of {n} answers are the stored ones"
-    same += ", the others within rounding" if n_same < n else ""
-    what = f"{plan.program.name}, {export.format} {export.quantization}"
-    print(f"ready: {address.url}/v1, model {model} ({what}); {same}", flush=True)
-    if others := [name for name in export.prompt["prompting"] if name != "zero_shot"]:
+    match_text = f"{n_same} of {n} answers are the stored ones"
+    match_text += ", the others within rounding" if n_same < n else ""
+    description = f"{plan.program.name}, {export.format} {export.quantization}"
+    print(f"ready: {address.url}/v1, model {model} ({description}); {match_text}", flush=True)
+    if other_promptings := [name for name in export.prompt["prompting"] if name != "zero_shot"]:
         readme = plan.folder / "README.md"
         where = f"{readme} has the lines that do" if readme.exists() else "harness.yaml says how"
-        each = f"{', '.join(others)} makes each request's prompt"
-        print(f"served are the weights alone: {each}; {where}", flush=True)
+        request_note = f"{', '.join(other_promptings)} makes each request's prompt"
+        print(f"served are the weights alone: {request_note}; {where}", flush=True)
     body = {"model": model, "messages": list(sent.messages)}
     key = f' -H "Authorization: Bearer ${address.api_key_env}"' if address.api_key_env else ""
-    asked = shlex.quote(json.dumps(body, ensure_ascii=False))
+    request_body = shlex.quote(json.dumps(body, ensure_ascii=False))
     headers = f"-H 'Content-Type: application/json'{key}"
-    print(f"curl {address.url}/v1/chat/completions {headers} -d {asked}", flush=True)
+    print(f"curl {address.url}/v1/chat/completions {headers} -d {request_body}", flush=True)
     say("Ctrl-C ends it")
     exports.wait(running)
 
@@ -347,21 +347,21 @@ def nightly_run(
     from harness.cli.progress_bar import TerminalProgress
     from harness.lifecycle import nightly
 
-    def publish(found: nightly.NightReport) -> None:
-        for path in nightly.write(found, at.reports):
+    def publish(new_report: nightly.NightReport) -> None:
+        for path in nightly.write(new_report, at.reports):
             say(f"wrote {path}")
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(summary).open("a", encoding="utf-8") as page:
-                page.write(report.markdown(nightly.night_document(found)))
+                page.write(report.markdown(nightly.night_document(new_report)))
 
     if webhook:
         nightly.refuse_webhook(webhook)  # before the night runs, not after it
-    day, shown = night.date() if night else _today(), TerminalProgress()
-    found = nightly.run_night(at.config, at.settings, night=day, progress=shown, publish=publish)
-    if webhook and (error := nightly.send(at.config, webhook, found.night)):
+    day, progress = night.date() if night else _today(), TerminalProgress()
+    night_report = nightly.run_night(at.config, at.settings, night=day, progress=progress, publish=publish)
+    if webhook and (error := nightly.send(at.config, webhook, night_report.night)):
         say(error)
-    print_result(nightly.to_json(found), nightly.night_document(found), as_json)
-    raise typer.Exit(found.exit_code)
+    print_result(nightly.to_json(night_report), nightly.night_document(night_report), as_json)
+    raise typer.Exit(night_report.exit_code)
 
 
 @verb(nightly_app, "harness nightly status", name="status")
@@ -370,17 +370,17 @@ def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
     from harness.lifecycle import nightly
     from harness.report import ResultDocument, Section, to_plain
 
-    found = nightly.status(config, _today().isoformat())
-    begun = f"begun and not finished: {', '.join(found.unfinished)}; the same night goes on"
-    missed = f"missed: {', '.join(found.missed)}"
-    missing = Section(notes=[begun] * bool(found.unfinished) + [missed] * bool(found.last and found.missed))
-    if found.last is None:
+    state = nightly.status(config, _today().isoformat())
+    unfinished = f"begun and not finished: {', '.join(state.unfinished)}; the same night goes on"
+    missed = f"missed: {', '.join(state.missed)}"
+    gaps = Section(notes=[unfinished] * bool(state.unfinished) + [missed] * bool(state.last and state.missed))
+    if state.last is None:
         step = f"harness nightly run{config_option(config)}"
-        document = ResultDocument("", [missing], f"no night was run yet; next: {step}")
+        document = ResultDocument("", [gaps], f"no night was run yet; next: {step}")
     else:
-        last = nightly.night_document(found.last)
-        document = replace(last, sections=[missing, *last.sections])
-    print_result(to_plain(found), document, as_json)
+        last = nightly.night_document(state.last)
+        document = replace(last, sections=[gaps, *last.sections])
+    print_result(to_plain(state), document, as_json)
 
 
 @verb(nightly_app, "harness nightly ack lora", "harness nightly ack lora --new-reference", name="ack")
@@ -420,12 +420,12 @@ def nightly_install(
     """
     from harness.lifecycle import scheduler as install
 
-    wanted: dict[Scheduler, bool] = {"cron": cron, "systemd": systemd, "github": github}
-    chosen = [name for name, on in wanted.items() if on]
-    if len(chosen) != 1:
-        found = " and ".join(chosen) or "no scheduler"
+    schedulers: dict[Scheduler, bool] = {"cron": cron, "systemd": systemd, "github": github}
+    chosen_names = [name for name, on in schedulers.items() if on]
+    if len(chosen_names) != 1:
+        found = " and ".join(chosen_names) or "no scheduler"
         raise UserError("nightly install", found, "one of --cron, --systemd, --github", "choose one")
-    scheduler = chosen[0]
+    scheduler = chosen_names[0]
     files = install.units(scheduler, config, at)
     if write:
         for path in install.write(files):
@@ -464,9 +464,9 @@ def rescue(
         print_result(plain, rescuing.plan_document(plan, left_out), as_json)
         say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
         return
-    found = run_rescue(prepared, loaded.folder / "reports")
-    print_result(rescuing.to_json(found), rescuing.rescue_document(found), as_json)
-    raise typer.Exit(rescuing.exit_code(found, session.experiment.gate))
+    result = run_rescue(prepared, loaded.folder / "reports")
+    print_result(rescuing.to_json(result), rescuing.rescue_document(result), as_json)
+    raise typer.Exit(rescuing.exit_code(result, session.experiment.gate))
 
 
 def run_rescue(prepared: "PreparedRescue", folder: Path) -> "Rescue":
@@ -475,10 +475,10 @@ def run_rescue(prepared: "PreparedRescue", folder: Path) -> "Rescue":
 
     names = ", ".join(trial.says for trial in prepared.schedule.trials)
     say(f"rescue of {prepared.case.facts.label}, one after the other until one passes: {names}")
-    found = rescuing.run(prepared)
-    for path in rescuing.write(found, folder):
+    result = rescuing.run(prepared)
+    for path in rescuing.write(result, folder):
         say(f"wrote {path}")
-    return found
+    return result
 
 
 @verb(app, "harness monitor", "harness monitor --since 2026-11-01 --json", heading=RELEASE)
@@ -496,5 +496,5 @@ def monitor(
     from harness.lifecycle import production
     from harness.report import to_plain
 
-    found = production.monitor(at.config, at.settings, since=f"{since:%Y-%m-%d}" if since else "")
-    print_result(to_plain(found), production.drift_document(found), as_json)
+    drift = production.monitor(at.config, at.settings, since=f"{since:%Y-%m-%d}" if since else "")
+    print_result(to_plain(drift), production.drift_document(drift), as_json)

@@ -61,9 +61,9 @@ def report(
     from harness import experiment
 
     session, loaded = at.open_session(*(candidates or ()))
-    found = experiment.report_stored(session, loaded.selected)
-    found = write_report(found, at, candidates or [], session)
-    print_report(found, as_json, verbose)
+    experiment_report = experiment.report_stored(session, loaded.selected)
+    experiment_report = write_report(experiment_report, at, candidates or [], session)
+    print_report(experiment_report, as_json, verbose)
 
 
 @verb(app, "harness decide", "harness decide decide.requests_per_month=1000000", heading=EXPERIMENT)
@@ -77,8 +77,8 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
 
     session, loaded = at.open_session(*(candidates or ()))
     stored = experiment.report_stored(session, loaded.selected)
-    found = stored.decision
-    if found is None:
+    decision = stored.decision
+    if decision is None:
         step = at.command_line(candidates or ()).command("compare")
         raise HarnessError(f"no decision: found no finished candidate; next: {step}")
     thumbs = compare_thumbs(read_feedback(session.store, texts=False))
@@ -87,8 +87,8 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
         for fact in stored.facts
         if (gain := fact.vs_untrained) and stored.unit.is_rate
     }
-    lines = [*found.reasons, *arithmetic_lines(found, stored.unit), *describe_thumbs(thumbs, gains)]
-    print_result({**to_plain(found), "production": thumbs}, lines, as_json)
+    lines = [*decision.reasons, *arithmetic_lines(decision, stored.unit), *describe_thumbs(thumbs, gains)]
+    print_result({**to_plain(decision), "production": thumbs}, lines, as_json)
     if not as_json:
         print_last(replace(stored, typed=at.command_line(candidates or ())), console())
 
@@ -115,8 +115,8 @@ def gate(
     """
     from harness.lifecycle import release
 
-    written = context.get_parameter_source("config")
-    if base is not None and written is not None and written.name == "COMMANDLINE":
+    config_source = context.get_parameter_source("config")
+    if base is not None and config_source is not None and config_source.name == "COMMANDLINE":
         raise UserError(release.phrase_with_base("-c"))
     judged = release.gate(at.config, candidate, at.settings, baseline=baseline, base=base)
     code = release.combine_exit_codes(judged)
@@ -133,7 +133,7 @@ def gate(
 
 
 def next_step(judged: "Sequence[GateResult]", candidate: str, at: ExperimentFile) -> str:
-    """Say what to type after the verdicts of each seed."""
+    """Phrase the next step after the verdicts of all seeds."""
     from harness.lifecycle import release
 
     verdicts, typed = [judged_run.verdict for judged_run in judged], at.command_line()
@@ -157,7 +157,7 @@ _SETTINGS = {
     "server.fileWatcherType": "none",
     "server.maxUploadSize": "1",
     "runner.magicEnabled": "false",
-    "runner.postScriptGC": "false",  # a full collection every two seconds, in which no page is drawn
+    "runner.postScriptGC": "false",  # a full collection every two seconds, during which no page is drawn
     "theme.primaryColor": "#0072b2",
     "theme.dark.primaryColor": "#2a86c7",
 }
@@ -180,12 +180,12 @@ def dashboard(
         step = "name it with -c, or write one: harness init DIR --data FILE"
         raise UserError(str(config.resolve()), "no such file", "an experiment file", step)
     token = "" if host in ("localhost", "127.0.0.1", "::1") else secrets.token_urlsafe(24)
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{port}{f'/?token={token}' if token else ''}"
+    url_host = f"[{host}]" if ":" in host else host
+    address = f"http://{url_host}:{port}{f'/?token={token}' if token else ''}"
     say(f"{address} shows {config.resolve().parent}; Ctrl-C ends it")
     if token:
         say("anyone with this address sees every prompt and answer, and can rate; it is sent unencrypted")
-    # A browser opens the pages where a person sits at this machine.
+    # Open a browser only if a person uses the screen of this machine.
     has_display = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     has_screen = sys.stderr.isatty() and (sys.platform in ("darwin", "win32") or has_display)
     os.execve(
@@ -196,26 +196,26 @@ def dashboard(
 
 
 def server_command(host: str, port: int) -> list[str]:
-    """Return how Streamlit is started."""
+    """Return the command that starts Streamlit."""
     settings = {**_SETTINGS, "server.address": host, "server.port": str(port)}
     flags = [f"--{name}={value}" for name, value in settings.items()]
     return [sys.executable, "-m", "streamlit", "run", str(app_file()), *flags]
 
 
 def server_environment(config: Path, token: str, opens: str = "") -> dict[str, str]:
-    """Return the environment of the server: its experiment, the token to ask for, what it opens."""
-    own = {"CONFIG": str(config.resolve()), "DASHBOARD_TOKEN": token, "DASHBOARD_OPENS": opens}
-    return {**os.environ, **{f"HARNESS_{name}": value for name, value in own.items()}}
+    """Return the environment of the server: its experiment, the required token, the address to open."""
+    variables = {"CONFIG": str(config.resolve()), "DASHBOARD_TOKEN": token, "DASHBOARD_OPENS": opens}
+    return {**os.environ, **{f"HARNESS_{name}": value for name, value in variables.items()}}
 
 
 def app_file() -> Path:
-    """Find the server of the pages: inside the package where it is installed, beside it in a checkout."""
+    """Find the server of the pages: inside an installed package, next to the package in a checkout."""
     folders = (_PACKAGE / "dashboards", _PACKAGE.parent / "dashboards")
     return next((folder / _SERVER for folder in folders if folder.is_dir()), folders[0] / _SERVER)
 
 
 @verb(runs_app, "harness runs list", "harness runs list --json", name="list")
-def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
+def runs_list(stored: StoredRuns, as_json: Json = False) -> None:
     """List stored runs and their trials, with their disk use.
 
     Beside each stands what removing it would free.
@@ -223,22 +223,22 @@ def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     from harness import store
     from harness.report import trial_line
 
-    at = store.Store(kept.folder)
-    found, (_, unreadable) = store.list_runs(at), store.runs_on_disk(at)
-    trials = store.trials_by_run(at, found)
-    used, freed = store.disk_use(at), store.count_freed_bytes(at, found)
+    run_store = store.Store(stored.folder)
+    stored_runs, (_, unreadable) = store.list_runs(run_store), store.runs_on_disk(run_store)
+    trials = store.trials_by_run(run_store, stored_runs)
+    used, freed = store.disk_use(run_store), store.count_freed_bytes(run_store, stored_runs)
     listed: dict[str, Any] = {}
     if as_json:  # facts without rows, recipe and measurements
-        listed = {run.run_id: _facts(run) | {"frees_bytes": freed[run.run_id]} for run in found}
-        for run_id, tried in trials.items():
-            for trial in tried:
-                own = {"trial_of": run_id, "frees_bytes": freed.get(trial.run.run_id, 0)}
-                listed[trial.run.run_id] = _facts(trial.run) | _trial_facts(trial) | own
-    else:  # below each run the trials that it was chosen among, and last those of no run
-        for run in found:
+        listed = {run.run_id: _facts(run) | {"frees_bytes": freed[run.run_id]} for run in stored_runs}
+        for run_id, trial_runs in trials.items():
+            for trial in trial_runs:
+                extra_facts = {"trial_of": run_id, "frees_bytes": freed.get(trial.run.run_id, 0)}
+                listed[trial.run.run_id] = _facts(trial.run) | _trial_facts(trial) | extra_facts
+    else:  # each run with the trials that it was chosen from; last the trials without a run
+        for run in stored_runs:
             state = run.error if run.state == "failed" else run.state
-            made = f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}"
-            listed[run.run_id] = f"{made}: {state}, {size(freed[run.run_id])}"
+            description = f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}"
+            listed[run.run_id] = f"{description}: {state}, {size(freed[run.run_id])}"
             for trial in trials.get(run.run_id, ()):
                 chosen = ", chosen" if trial.trial.fit_key == run.training.fit_key else ""
                 line = f"trial of {trial.run.candidate}, {trial_line(trial)}{chosen}"
@@ -249,34 +249,34 @@ def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     print_value(listed, as_json)
     for problem in unreadable:
         say(f"left out, as damaged: {problem}; next: repair or delete it")
-    if not found:
-        step = f"{kept.command_line().command('compare')}, or name another folder with --runs"
-        say(f"no run is stored in {kept.folder}; next: {step}")
+    if not stored_runs:
+        step = f"{stored.command_line().command('compare')}, or name another folder with --runs"
+        say(f"no run is stored in {stored.folder}; next: {step}")
     by_kind = ", ".join(f"{kind} {size(n_bytes)}" for kind, n_bytes in used.items())
-    say(f"{kept.folder}: {size(sum(used.values()))} on the disk: {by_kind}")
+    say(f"{stored.folder}: {size(sum(used.values()))} on the disk: {by_kind}")
     shared = store.base_rows_use()
     say(f"{shared.path}: {size(shared.n_bytes)} of base models' answers, for all experiments on this machine")
 
 
 @verb(runs_app, "harness runs show RUN", name="show")
 def runs_show(
-    run_id: Annotated[str, Argument("A run's id.", "RUN")], kept: StoredRuns, as_json: Json = False
+    run_id: Annotated[str, Argument("A run's id.", "RUN")], stored: StoredRuns, as_json: Json = False
 ) -> None:
     """Show one run's record, and the folder of its weights."""
     from harness import store
 
-    at = store.Store(kept.folder)
-    run, trial = store.get_run(at, run_id), store.find_trial(at, run_id)
-    folder = store.weights_folder(at, run)
-    shown = run.to_plain() | (_trial_facts(trial) if trial else {})
-    print_value(shown | ({"weights_folder": str(folder)} if folder else {}), as_json)
+    run_store = store.Store(stored.folder)
+    run, trial = store.get_run(run_store, run_id), store.find_trial(run_store, run_id)
+    folder = store.weights_folder(run_store, run)
+    facts = run.to_plain() | (_trial_facts(trial) if trial else {})
+    print_value(facts | ({"weights_folder": str(folder)} if folder else {}), as_json)
 
 
 @verb(runs_app, "harness runs diff RUN OTHER", name="diff")
 def runs_diff(
     a: Annotated[str, Argument("A run's id.", "RUN")],
     b: Annotated[str, Argument("Another run's id.", "OTHER")],
-    kept: StoredRuns,
+    stored: StoredRuns,
     as_json: Json = False,
 ) -> None:
     """Show the differences of two runs: recipe, scores and more."""
@@ -298,17 +298,17 @@ def runs_diff(
         tail = f"{change(c.unit, c.delta, c.low, c.high)}{pp}" if c else s.why_not
         return f"{printed(s.unit, s.a)} → {printed(s.unit, s.b)}{percent}, {tail}"
 
-    found = differences(Store(kept.folder), a, b)
+    run_diff = differences(Store(stored.folder), a, b)
     if as_json:
-        shown = to_json(found)
+        changes = to_json(run_diff)
     else:  # each as `a → b`, a score with its paired difference or why there is none
-        shown = {name: pairs(getattr(found, name)) for name in ("recipe", "run", "environment")}
-        shown |= {f"rows {key}": pairs(rows) for key, rows in found.rows.items()}
-        for key, scores in found.scores.items():
-            shown[f"scores {key}"] = {metric: score(s) for metric, s in scores.items()}
-        shown = {name: lines for name, lines in shown.items() if lines}
-    print_value(shown, as_json)
-    if not any(found):
+        changes = {name: pairs(getattr(run_diff, name)) for name in ("recipe", "run", "environment")}
+        changes |= {f"rows {key}": pairs(rows) for key, rows in run_diff.rows.items()}
+        for key, scores in run_diff.scores.items():
+            changes[f"scores {key}"] = {metric: score(s) for metric, s in scores.items()}
+        changes = {name: lines for name, lines in changes.items() if lines}
+    print_value(changes, as_json)
+    if not any(run_diff):
         say(f"nothing that is stored differs between {a} and {b}")
 
 
@@ -321,7 +321,7 @@ def runs_rm(
     unused: Annotated[bool, Option("List rows, weights and exports that nothing refers to.")] = False,
     unfinished: Annotated[bool, Option("With --unused: also what unfinished work would go on from.")] = False,
     yes: Annotated[bool, Option("With --unused: remove what is listed.")] = False,
-    kept: StoredRuns,
+    stored: StoredRuns,
 ) -> None:
     """Remove a run, or rows, weights and exports that nothing refers to.
 
@@ -332,27 +332,29 @@ def runs_rm(
     from harness.lifecycle import champions
 
     if (run_id is None) != unused or ((unfinished or yes) and not unused):
-        given = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"
+        arguments = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"
         step = "harness runs rm RUN, or harness runs rm --unused [--unfinished] [--yes]"
-        raise UserError("harness runs rm", given, "a run, or --unused", step)
-    at = store.Store(kept.folder)
+        raise UserError("harness runs rm", arguments, "a run, or --unused", step)
+    run_store = store.Store(stored.folder)
     if run_id is not None:
-        champions.remove_run(at, run_id)
+        champions.remove_run(run_store, run_id)
         say(f"removed {run_id}")
         return
     shared = store.base_rows_use()
-    look = champions.remove_unreferenced if yes else champions.list_unreferenced
-    found = look(at, unfinished=unfinished)
-    listed = {str(entry.path.relative_to(at.folder)): size(entry.n_bytes) for entry in found.removable}
+    list_or_remove = champions.remove_unreferenced if yes else champions.list_unreferenced
+    leftovers = list_or_remove(run_store, unfinished=unfinished)
+    listed = {
+        str(entry.path.relative_to(run_store.folder)): size(entry.n_bytes) for entry in leftovers.removable
+    }
     if shared.n_bytes:  # they are computed again when needed
         listed[str(shared.path)] = f"{size(shared.n_bytes)}, of every folder on this machine"
     print_value(listed, as_json=False)
     if yes:
         store.remove(shared.path.parent, [shared.path])
-    if found.kept:
-        left, names = size(sum(entry.n_bytes for entry in found.kept)), ", ".join(found.wanted_by)
-        say(f"kept: {left} of unfinished work{f' ({names})' if names else ''}; --unfinished removes that too")
-    total = size(sum(entry.n_bytes for entry in [*found.removable, shared]))
+    if leftovers.kept:
+        room, names = size(sum(e.n_bytes for e in leftovers.kept)), ", ".join(leftovers.wanted_by)
+        say(f"kept: {room} of unfinished work{f' ({names})' if names else ''}; --unfinished removes that too")
+    total = size(sum(entry.n_bytes for entry in [*leftovers.removable, shared]))
     say(f"removed {total}" if yes else f"would free {total}; nothing is removed without --yes")
 
 
@@ -370,14 +372,14 @@ def ls(
 
 
 @verb(app, "harness reindex", heading=STORED)
-def reindex(kept: StoredRuns, as_json: Json = False) -> None:
+def reindex(stored: StoredRuns, as_json: Json = False) -> None:
     """Rebuild the DuckDB index from the stored runs."""
     from harness import store
 
-    if not kept.folder.is_dir():
+    if not stored.folder.is_dir():
         step = "name it with --runs, or its experiment with -c"
-        raise UserError(str(kept.folder), "no such folder", "a folder of stored runs", step)
-    print_value(store.reindex(store.Store(kept.folder))._asdict(), as_json)
+        raise UserError(str(stored.folder), "no such folder", "a folder of stored runs", step)
+    print_value(store.reindex(store.Store(stored.folder))._asdict(), as_json)
 
 
 def _facts(run: "Run") -> dict[str, Any]:
@@ -405,13 +407,13 @@ def score(
     from harness.lifecycle import release
 
     session, loaded = at.open_session()
-    out = {}
-    for before in release.candidate_runs(release.load_study(loaded), run):
-        again, scores = rescore_run(session, before)
-        unchanged = again.run_id == before.run_id
-        say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {again.run_id}"))
-        out[again.run_id] = scores
-    print_scores(out, as_json)
+    scores_by_run = {}
+    for stored_run in release.candidate_runs(release.load_study(loaded), run):
+        rescored_run, scores = rescore_run(session, stored_run)
+        unchanged = rescored_run.run_id == stored_run.run_id
+        say(f"{stored_run.run_id}: " + ("scored so already" if unchanged else f"now {rescored_run.run_id}"))
+        scores_by_run[rescored_run.run_id] = scores
+    print_scores(scores_by_run, as_json)
 
 
 @verb(app, "harness schema > harness.schema.json", heading=NAMES)
@@ -431,7 +433,7 @@ def sql(
     *,
     tables: Annotated[bool, Option("List the tables with their columns, units and meanings.")] = False,
     as_csv: Annotated[bool, Option("Print CSV, with cells uncut.", "--csv")] = False,
-    kept: StoredRuns,
+    stored: StoredRuns,
     as_json: Json = False,
 ) -> None:
     """Query everything that is stored, in DuckDB's SQL."""
@@ -440,19 +442,19 @@ def sql(
     from harness.report.escape import write_csv
 
     if tables == bool(query) or (as_csv and as_json):
-        given = "both" if tables else "neither a query nor --tables"
-        found = "both --csv and --json" if as_csv and as_json else given
+        query_problem = "both" if tables else "neither a query nor --tables"
+        found = "both --csv and --json" if as_csv and as_json else query_problem
         step = 'harness sql "SELECT * FROM runs", or harness sql --tables'
         raise UserError("harness sql", found, "a query or --tables, in one form", step)
     if tables:
         columns = [(table.name, *column[:4]) for table in store.TABLES for column in table.columns]
         answer = store.QueryResult(("table", "column", "type", "unit", "meaning"), columns)
     else:
-        answer = store.query(store.Store(kept.folder), query)
+        answer = store.query(store.Store(stored.folder), query)
     for name in answer.unread:
-        say(f"left out, as damaged: {kept.folder / name}; next: repair or delete it")
+        say(f"left out, as damaged: {stored.folder / name}; next: repair or delete it")
     if as_json:
-        # Name columns of one name apart, as DuckDB does in a subquery: `n`, `n_1`.
+        # Number columns of the same name, as DuckDB does in a subquery: `n`, `n_1`.
         names: list[str] = []
         for column in answer.columns:
             repeated = answer.columns[: len(names)].count(column)

@@ -1,6 +1,6 @@
 """Commands before a comparison: init writes an experiment for rows, doctor and data check look for faults.
 
-Invariant: only the A/A noise computes anything, on request, and no file of the user's is changed.
+Invariant: only the A/A noise computes anything, on request; no file of the user is changed.
 """
 
 import re
@@ -52,7 +52,7 @@ def init(
     pairs: Annotated[str | None, Option("A file of preference pairs.", env=True)] = None,
     documents: Annotated[str | None, Option("A file of documents to retrieve from.", env=True)] = None,
     *,
-    named: RowColumns,
+    columns: RowColumns,
     instruction: Annotated[str | None, Option("The system text to ask with, instead of a draft.")] = None,
     minutes: Annotated[float, Option("Longest estimated time of compare here.", env=True, min=0.1)] = 20.0,
     as_json: Json = False,
@@ -64,10 +64,12 @@ def init(
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import scaffold
 
-    if folder.is_file() and data is None:  # rows are meant
+    if folder.is_file() and data is None:  # the argument is a file of rows
         folder, data = Path(), str(folder)
     rows = data or str(scaffold.write_example(folder))
-    request = scaffold.Request(folder, rows, base_model, pairs, documents, *named, task, minutes, instruction)
+    request = scaffold.Request(
+        folder, rows, base_model, pairs, documents, *columns, task, minutes, instruction
+    )
     progress = TerminalProgress()
     with progress.stage(f"reading {rows}"):
         proposal = scaffold.propose(request)
@@ -93,8 +95,8 @@ def _check(request: "Request", progress: "Progress") -> tuple[str, ...]:
 
     options = RowCheck([request.data], prompt=request.prompt, reference=request.reference)
     try:
-        found = check_briefly(options, progress)
-        return (*found.lines, f"the whole page: {found.command}")
+        brief = check_briefly(options, progress)
+        return (*brief.lines, f"the whole page: {brief.command}")
     except UserError as error:
         return tuple(map(str, error.problems))
 
@@ -145,86 +147,86 @@ def doctor(
     from harness.models.hardware import describe_speed, probe_notes
     from harness.report import ResultDocument, Section, to_plain
 
-    found = examine(at.config, at.settings, TerminalProgress(), embeddings)
-    machine, room = found.machine, found.memory
-    versions = ", ".join(f"{name} {v or 'missing'}" for name, v in found.packages.items())
+    checkup = examine(at.config, at.settings, TerminalProgress(), embeddings)
+    machine, room = checkup.machine, checkup.memory
+    versions = ", ".join(f"{name} {v or 'missing'}" for name, v in checkup.packages.items())
     slow = f"; {remark}" if (remark := probe_notes(machine)) else ""
     rows = [
         ("machine", f"{machine.name}; {machine.precision}, {describe_speed(machine.gflops)}{slow}"),
         ("memory", f"{room.free_gib:.1f} of {room.total_gib:.1f} GiB free ({room.of})"),
-        ("disk", f"{found.disk_free_gb:,.0f} GB free"),
+        ("disk", f"{checkup.disk_free_gb:,.0f} GB free"),
         ("packages", versions),
-        *(("", f"missing: {name}, {how}") for name, how in found.absent.items()),
-        *([("vLLM", found.vllm)] if found.vllm else []),
-        *(("found", line) for line in found.experiment),
-        *(("data", line) for line in (found.data.lines if found.data else ())),
+        *(("", f"missing: {name}, {how}") for name, how in checkup.absent.items()),
+        *([("vLLM", checkup.vllm)] if checkup.vllm else []),
+        *(("found", line) for line in checkup.experiment),
+        *(("data", line) for line in (checkup.data.lines if checkup.data else ())),
     ]
     estimated = []
-    for cost in found.costs:
+    for cost in checkup.costs:
         gib, fits = memory_texts(cost)
         operations = f"{cost.flops:.1e}" if cost.flops else "few"
         estimated.append((cost.candidate, gib, seconds(cost.time_s), operations, usd(cost.cost_usd), fits))
     columns = ("candidate", "memory GiB", "time", "operations", "cost USD", "fits")
-    knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in found.costs if cost.knob]
+    knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in checkup.costs if cost.knob]
     lead = "estimated, each made alone and from nothing"
     costs = Section(columns=columns, rows=estimated, lead=lead, notes=knobs)
     sections = [Section(rows=rows), *([costs] if estimated else [])]
-    print_result(to_plain(found), ResultDocument("", sections, ""), as_json)
-    if found.data:
-        say(f"all of the data's findings: {found.data.command}")
-    for line in (*found.recipes, *found.judges):
+    print_result(to_plain(checkup), ResultDocument("", sections, ""), as_json)
+    if checkup.data:
+        say(f"all of the data's findings: {checkup.data.command}")
+    for line in (*checkup.recipes, *checkup.judges):
         say(line)
-    for problem in found.problems:
+    for problem in checkup.problems:
         say(f"error: {problem}")
-    given = "".join(f" {shlex.quote(setting)}" for setting in at.settings) + at.option
-    step = f"fix that, then harness doctor{given}" if found.problems else f"harness compare{given}"
+    options = "".join(f" {shlex.quote(setting)}" for setting in at.settings) + at.option
+    step = f"fix that, then harness doctor{options}" if checkup.problems else f"harness compare{options}"
     say(f"next: {step}")
-    raise typer.Exit(2 if found.problems else 0)
+    raise typer.Exit(2 if checkup.problems else 0)
 
 
 def gigabytes(written: str) -> float:
     """Read a card's memory in GB, 1e9 bytes, from `24GB`, `24` or `24GiB`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|G)?", written, re.IGNORECASE)
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|G)?", written, re.IGNORECASE)
+    if not match or not float(match[1]):
         raise UserError("--gpu", written or "nothing", "the memory of one card", "--gpu 24GB")
-    return float(found[1]) * (2**30 / 1e9 if (found[2] or "").lower() == "gib" else 1)
+    return float(match[1]) * (2**30 / 1e9 if (match[2] or "").lower() == "gib" else 1)
 
 
 _SHARED = "GB on each of {} cards, which share rows and time evenly, communication not counted"
 
 
-def base_document(found: "BaseFit") -> "ResultDocument":
-    """Lay out what each way of using a base takes, and name those that fit."""
+def base_document(fit: "BaseFit") -> "ResultDocument":
+    """Tabulate memory, time and cost of each use of a base, and name those that fit."""
     from harness.evaluation.costs import TRAIN_SHARE
     from harness.models.memory import Peak
     from harness.report import ResultDocument, Section
 
-    query = found.asked
+    query = fit.asked
     rows = [
         (
-            f"{way.name}, checkpointing" if way.checkpointing else way.name,
-            *(f"{part:.1f}" for part in (*way.peak, way.peak.total)),
-            "yes" if way.fits else "no",
-            UNKNOWN if way.time_s is None else seconds(way.time_s),
-            usd(way.cost_usd),
+            f"{use.name}, checkpointing" if use.checkpointing else use.name,
+            *(f"{gb:.1f}" for gb in (*use.peak, use.peak.total)),
+            "yes" if use.fits else "no",
+            UNKNOWN if use.time_s is None else seconds(use.time_s),
+            usd(use.cost_usd),
         )
-        for way in found.ways
+        for use in fit.ways
     ]
-    passed = "" if found.active == found.n_parameters else f"; {_millions(found.active)} are active per token"
+    passed = "" if fit.active == fit.n_parameters else f"; {_millions(fit.active)} are active per token"
     lead = (
-        f"{found.name}: {_millions(found.n_parameters)} parameters{passed}; {query.batch} rows of "
+        f"{fit.name}: {_millions(fit.n_parameters)} parameters{passed}; {query.batch} rows of "
         f"{count(query.length)} tokens in {query.precision}; GB at the peak"
     )
     share = percent(TRAIN_SHARE)
     notes = [
         f"time of {count(query.tokens)} training tokens, if they reach {share} % of {query.tflops:g} TFLOP/s",
         *([_SHARED.format(query.gpus)] if query.gpus > 1 else []),
-        *dict.fromkeys(f"{way.name}: {way.why_not}" for way in found.ways if way.why_not),
-        *found.notes,
-        *(f"proposed: {proposal}" for proposal in found.proposed),
+        *dict.fromkeys(f"{use.name}: {use.why_not}" for use in fit.ways if use.why_not),
+        *fit.notes,
+        *(f"proposed: {proposal}" for proposal in fit.proposed),
     ]
     columns = ("method", *Peak._fields, "in all", "fits", "time", "cost USD")
-    fitting = list(dict.fromkeys(way.name for way in found.ways if way.fits))
+    fitting = list(dict.fromkeys(use.name for use in fit.ways if use.fits))
     cards = f"{query.gpus} × " if query.gpus > 1 else ""
     last = f"{cards}{query.gpu_gb:.4g} GB are enough for {', '.join(fitting) or 'none of these'}"
     return ResultDocument("", [Section(columns=columns, rows=rows, lead=lead, notes=notes)], last)
@@ -240,10 +242,10 @@ def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
     from harness.experiment.preflight import measure_noise
 
     session, _ = at.open_session()
-    found = measure_noise(session)
+    noise = measure_noise(session)
     from harness.report import ResultDocument, Section
 
-    arms = list(dict.fromkeys(arm for task in found.tasks for arm in task.flips))
+    arms = list(dict.fromkeys(arm for task in noise.tasks for arm in task.flips))
     columns = ("task", "items", *(f"other {arm}" for arm in arms), "largest difference, nats")
     rows = [
         (
@@ -252,18 +254,18 @@ def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
             *(count(t.flips.get(arm)) for arm in arms),
             UNKNOWN if t.largest_nats is None else plain(t.largest_nats),
         )
-        for t in found.tasks
+        for t in noise.tasks
     ]
-    share = percent(found.flips / found.n) if found.n else UNKNOWN
-    flipped = f"{count(found.flips)} of {count(found.n)} answers flipped ({share} %)"
-    last = f"{flipped}, {found.precision}, {found.device}"
+    share = percent(noise.flips / noise.n) if noise.n else UNKNOWN
+    flipped = f"{count(noise.flips)} of {count(noise.n)} answers flipped ({share} %)"
+    last = f"{flipped}, {noise.precision}, {noise.device}"
     document = ResultDocument("", [Section(columns=columns, rows=rows)], last)
-    print_result({**asdict(found), "flips": found.flips, "n": found.n}, document, as_json)
+    print_result({**asdict(noise), "flips": noise.flips, "n": noise.n}, document, as_json)
     say(f"stored in {session.store.folder / 'noise'}")
 
 
 def memory_texts(cost: "Cost") -> tuple[str, str]:
-    """Say how much memory a candidate takes, and whether it fits."""
+    """Format a candidate's memory, and whether it fits."""
     gib = UNKNOWN if cost.memory_gib is None else f"{cost.memory_gib:.1f}"
     return gib, {True: "yes", False: "no", None: UNKNOWN}[cost.fits]
 
@@ -279,7 +281,7 @@ def data_check(
     test: Annotated[list[str] | None, Option("Rows to test on, for contamination and likeness.")] = None,
     base: Annotated[str | None, Option("Count tokens by this model; else by `base_model`.")] = None,
     *,
-    named: RowColumns,
+    columns: RowColumns,
     date: Annotated[str | None, Option("The column of a row's date, for freshness.")] = None,
     date_format: Annotated[str | None, Option("The form of the dates, such as %d.%m.%Y.")] = None,
     embeddings: Annotated[str | None, Option("A sentence-transformers model to find duplicates.")] = None,
@@ -307,7 +309,7 @@ def data_check(
         files,
         tuple(test or ()),
         base or (experiment.base_model if experiment else None),
-        *named,
+        *columns,
         date,
         embeddings=embeddings,
         date_format=date_format,

@@ -1,7 +1,7 @@
 """Commands by which models write rows: data augment, data distill, pairs make, data propose-prompts.
 
-Invariant: each writes a new file, never over one, with a manifest that says whose answers they are and what
-they cost. The requests are announced before one is sent.
+Invariant: each writes a new file, never over an old one, with a manifest that names the model and the cost.
+The requests are announced before one is sent.
 """
 
 import json
@@ -43,7 +43,7 @@ _ADDRESS = re.compile(r"https?://")
 
 
 class Wording(NamedTuple):
-    """Ways to write a row: a paraphrase, an instruction of your own, a translation, or a new question."""
+    """Ways to write a row: a paraphrase, your own instruction, a translation, or a new question."""
 
     by: Annotated[
         Literal["paraphrase", "back-translation", "new-questions"],
@@ -60,7 +60,7 @@ class Wording(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """A model behind an address, and what it is asked with."""
+    """A model behind an address: its name, the variable of its key, and its prices."""
 
     model: Annotated[str | None, Option("The model behind an address.")] = None
     api_key_env: Annotated[str | None, Option("The environment variable that holds the API key.")] = None
@@ -84,7 +84,7 @@ def data_augment(
     endpoint: Endpoint,
     against: Annotated[list[str] | None, Option("A test file; rows with its questions are left out.")] = None,
     config: Config = CONFIG,
-    named: RowColumns,
+    columns: RowColumns,
     remarks: Remarks,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -100,44 +100,44 @@ def data_augment(
 
     tests = against or []
     written_to = require_out(out, [file, *tests], dry_run=dry_run)
-    how = _write_prompts(wording)
+    rewriting = _write_prompts(wording)
     content = read_all(file)
-    roles = roles_of(content, named)
+    roles = roles_of(content, columns)
     session = _session(by_whom, config, dry_run=dry_run)
-    writer = _writer(session, by_whom, endpoint, how)
+    writer = _writer(session, by_whom, endpoint, rewriting)
     tasks = session.tasks if session else ()
-    evaluated = [find_evaluated(tasks)] if tasks else []
+    evaluated_sets = [find_evaluated(tasks)] if tasks else []
     for test_file in tests:
-        tested = read_all(test_file)
-        evaluated.append(read_evaluated(tested, roles_of_test(tested, named), roles))
-    if not evaluated:
+        test_content = read_all(test_file)
+        evaluated_sets.append(read_evaluated(test_content, roles_of_test(test_content, columns), roles))
+    if not evaluated_sets:
         say("warning: rows are held against no test items; name them: --against FILE, or -c harness.yaml")
-    chosen = choose_rows(
-        content, roles, evaluated, n_rows, how, session.target.task.labels if session else ()
+    chosen_rows = choose_rows(
+        content, roles, evaluated_sets, n_rows, rewriting, session.target.task.labels if session else ()
     )
-    task = "write new questions from" if how.by == "new-questions" else "reword"
-    first = f"{len(chosen.texts):,} of {len(content.rows):,} rows to {task} by {writer.name}"
+    task = "write new questions from" if rewriting.by == "new-questions" else "reword"
+    first_line = f"{len(chosen_rows.texts):,} of {len(content.rows):,} rows to {task} by {writer.name}"
     in_columns = not row_suffix(written_to.name).startswith(".json")
-    prepared = prepare_rows(chosen, writer, how, TerminalProgress(), in_columns=in_columns)
-    if not _announce(prepared.plan, first, dry_run=dry_run, as_json=as_json):
+    prepared = prepare_rows(chosen_rows, writer, rewriting, TerminalProgress(), in_columns=in_columns)
+    if not _announce(prepared.plan, first_line, dry_run=dry_run, as_json=as_json):
         return
-    made = prepared.make()
-    used = {**made.edit.parameters, "rows": n_rows, "against": tests, **roles._asdict()}
+    rows = prepared.make()
+    settings = {**rows.edit.parameters, "rows": n_rows, "against": tests, **roles._asdict()}
     save_made(
-        made._replace(edit=remarks.edit("augment", used, [file], made.edit.cost_usd)), written_to, as_json
+        rows._replace(edit=remarks.edit("augment", settings, [file], rows.edit.cost_usd)), written_to, as_json
     )
-    command = shlex.join(["harness", "data", "check", as_operand(str(written_to)), *column_options(*named)])
+    command = shlex.join(["harness", "data", "check", as_operand(str(written_to)), *column_options(*columns)])
     train = f"train: {name_beside(config, written_to)} on a candidate in {config}"
     say(f"next: {command}, then {train}; its test items stay as they are")
 
 
 def _announce(plan: "WriterPlan", *lines: str, dry_run: bool, as_json: bool) -> bool:
-    """Say what the requests take; returns whether they are to be sent."""
-    shown = [*lines, str(plan)]
+    """Print the requests and their cost; return whether to send them."""
+    all_lines = [*lines, str(plan)]
     if dry_run:
-        print_result(plan._asdict(), shown, as_json)
+        print_result(plan._asdict(), all_lines, as_json)
     if as_json or not dry_run:
-        for line in shown:
+        for line in all_lines:
             say(line)
     if dry_run:
         say("a dry run sends no request and writes nothing")
@@ -159,8 +159,8 @@ def _write_prompts(wording: Wording) -> "Rewriting":
         problems.append(Problem("--variants", found, "answers that can differ", step))
     if via.strip().lower() == language.strip().lower() and by == "back-translation":
         problems.append(Problem("--via", via, f"another language than {language}", "--via German"))
-    usual = Wording()
-    if by != "back-translation" and (via, language) != (usual.via, usual.language):
+    defaults = Wording()
+    if by != "back-translation" and (via, language) != (defaults.via, defaults.language):
         problems.append(Problem("--via", f"{via} for {by}", "--by back-translation", "leave languages out"))
     refuse(problems)
     to_language, back = (TRANSLATE.replace("{language}", to) for to in (via, language))
@@ -169,8 +169,8 @@ def _write_prompts(wording: Wording) -> "Rewriting":
         "back-translation": (to_language, back),
         "new-questions": (NEW_QUESTION,),
     }
-    how = Rewriting(by, prompts[by], variants, temperature, max_new_tokens=max_new_tokens)
-    return how._replace(seed=seed, max_cost=max_cost)
+    rewriting = Rewriting(by, prompts[by], variants, temperature, max_new_tokens=max_new_tokens)
+    return rewriting._replace(seed=seed, max_cost=max_cost)
 
 
 def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
@@ -180,23 +180,23 @@ def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
     return at.open_candidate(by_whom, "--with", dry_run=dry_run)[0]
 
 
-def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "Rewriting") -> "Writer":
+def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, rewriting: "Rewriting") -> "Writer":
     from harness.evaluation.runner import sensitive_problems
     from harness.experiment.writers import candidate_writer, endpoint_writer
 
-    of_address = {f"--{name.replace('_', '-')}": value for name, value in endpoint._asdict().items()}
+    address_options = {f"--{name.replace('_', '-')}": value for name, value in endpoint._asdict().items()}
     if not _ADDRESS.match(by_whom):
         assert session is not None, "a candidate is one of an experiment"
-        if given := [name for name, value in of_address.items() if value is not None]:
-            found = f"{', '.join(given)} and the candidate {by_whom}, whose recipe says that already"
+        if given_options := [name for name, value in address_options.items() if value is not None]:
+            found = f"{', '.join(given_options)} and the candidate {by_whom}, whose recipe says that already"
             raise UserError("--with", found, "options of an address, http://…/v1", "leave them out")
-        return candidate_writer(session, by_whom, how.max_cost)
+        return candidate_writer(session, by_whom, rewriting.max_cost)
     settings = _settings(by_whom, endpoint)
     step = "--with an address of your network, a candidate that answers here, or remove sensitive_data"
-    told = (settings, "a writer", "--with", step)
-    if session and (problems := list(sensitive_problems(session.experiment, *told))):
+    arguments = (settings, "a writer", "--with", step)
+    if session and (problems := list(sensitive_problems(session.experiment, *arguments))):
         raise UserError(problems)
-    if how.max_cost is not None and settings.usd_per_million_tokens is None:
+    if rewriting.max_cost is not None and settings.usd_per_million_tokens is None:
         step = "--prices READ,WRITTEN"
         raise UserError("--max-cost", "no prices to count it by", "prices of the endpoint", step)
     return endpoint_writer(settings)
@@ -211,17 +211,17 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
     if model is None:
         raise UserError("--with", f"{url} without --model", "the model to ask there", "--model NAME")
     written = prices.split(",") if prices is not None else None
-    priced = None if written is None else dict(zip(("input", "output"), written, strict=False))
+    rates = None if written is None else dict(zip(("input", "output"), written, strict=False))
     if written is not None and len(written) != 2:
         expected = "USD for a million tokens read and written"
         raise UserError("--prices", repr(prices), expected, "such as 0.15,0.6")
     try:
         settings = Settings(
-            base_url=url, model=model, protocol="chat", api_key_env=api_key_env, usd_per_million_tokens=priced
+            base_url=url, model=model, protocol="chat", api_key_env=api_key_env, usd_per_million_tokens=rates
         )
     except ValidationError as error:
-        found = error.errors()[0]  # never its input, which may hold a secret
-        reason = f"{found['loc'][0]}: {found['msg'].removeprefix('Value error, ')}"
+        first_error = error.errors()[0]  # never its input, which may hold a secret
+        reason = f"{first_error['loc'][0]}: {first_error['msg'].removeprefix('Value error, ')}"
         raise UserError("--with", reason, "settings of an endpoint", "correct it") from None
     refuse(problems(settings, "--with"))
     return settings
@@ -344,14 +344,14 @@ def data_propose_prompts(
     prepared = prompts.prepare_proposal(session, proposer, request)
     if not _announce(prepared.plan, dry_run=dry_run, as_json=as_json) or out is None:
         return
-    made = prepared.make()
+    proposal = prepared.make()
     with out.open("x", encoding="utf-8") as file:
         # A candidate with the texts as a grid of harness.yaml; a comment says who proposed them.
         comments = [
-            f"# {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in made.provenance.items()
+            f"# {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in proposal.provenance.items()
         ]
-        texts = [f"      - {json.dumps(text, ensure_ascii=False)}" for text in made.texts]
+        texts = [f"      - {json.dumps(text, ensure_ascii=False)}" for text in proposal.texts]
         lines = [*comments, "candidates:", "  proposed:", "    system:", "      - null", *texts, ""]
         file.write("\n".join(lines))
-    print_result({"texts": list(made.texts), **made.provenance}, made.texts, as_json)
-    say(f"{len(made.texts)} of {n} texts differ; next: copy the candidate in {out} into harness.yaml")
+    print_result({"texts": list(proposal.texts), **proposal.provenance}, proposal.texts, as_json)
+    say(f"{len(proposal.texts)} of {n} texts differ; next: copy the candidate in {out} into harness.yaml")

@@ -36,7 +36,7 @@ _DEFAULT = Path("harness.yaml")
 _NEXT = re.compile(r"(next|try): .*")
 _FORM, _CHOICE = "KEY.KEY=VALUE", "a candidate is chosen by --candidates, or --candidate of gate"
 _SUCH_AS = f"such as candidates.lora.params.r=8; {_CHOICE}"
-_OVERRIDE = "override "  # begins the place of a value that the command line gave
+_OVERRIDE = "override "  # prefix of the position of a value from the command line
 
 
 Setting = tuple[str, tuple[str, ...], Any]  # one `a.b=value`: as written, its keys, its value read as YAML
@@ -55,32 +55,32 @@ class CommandLine(NamedTuple):
     def from_options(
         cls, config: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()
     ) -> "CommandLine":
-        """Keep what was typed that the next commands need as well."""
+        """Keep the typed options that the next commands need."""
         return cls("" if config == _DEFAULT else str(config), tuple(overrides), tuple(candidates))
 
     def with_settings(self, settings: Sequence[str]) -> "CommandLine":
-        """Add settings, in place of those of the same keys."""
+        """Add settings; they replace those of the same keys."""
         keys = {setting.partition("=")[0] for setting in settings}
-        kept = [setting for setting in self.overrides if setting.partition("=")[0] not in keys]
-        return self._replace(overrides=(*kept, *settings))
+        kept_overrides = [setting for setting in self.overrides if setting.partition("=")[0] not in keys]
+        return self._replace(overrides=(*kept_overrides, *settings))
 
     def command(self, *words: str) -> str:
-        """Write a command as a shell reads it; how candidates are executed is for `compare` alone."""
+        """Format a command for a shell; only `compare` gets the settings of `execution`."""
         config = ("-c", self.config) if self.config else ()
-        kept = [one for one in self.overrides if words[0] == "compare" or not one.startswith("execution.")]
-        return join(["harness", *words, *config, *kept])
+        overrides = [o for o in self.overrides if words[0] == "compare" or not o.startswith("execution.")]
+        return join(["harness", *words, *config, *overrides])
 
     def complete(self, text: str) -> str:
-        """Repeat the options in each command of what a text says to do next, where it has none."""
+        """Add the options to each command without them in a text's next steps."""
         reindex = self._replace(overrides=()).command("reindex")
         if self.runs:
             reindex = join(["harness", "reindex", "--runs", self.runs])
         lines = {"harness compare": self.command("compare"), "harness reindex": reindex}
         options = {bare: line.removeprefix(bare) for bare, line in lines.items()}
-        alone = "|".join(rf"{bare}(?![^;\n]*{re.escape(of)})" for bare, of in options.items() if of)
+        alone = "|".join(rf"{bare}(?![^;\n]*{re.escape(tail)})" for bare, tail in options.items() if tail)
         if not alone:
             return text
-        return _NEXT.sub(lambda said: re.sub(alone, lambda bare: lines[bare[0]], said[0]), text)
+        return _NEXT.sub(lambda match: re.sub(alone, lambda command: lines[command[0]], match[0]), text)
 
 
 class LoadedExperiment(NamedTuple):
@@ -101,20 +101,20 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     """Read an experiment; `candidates` selects by name, or by a grid's name all its members."""
     tree = files.read_experiment(path)
     settings = _parse_settings(overrides, tree)
-    # What replaces the name of a file comes before the file is read.
-    listed = ("candidates", "suites", "more_targets")
-    early = [s for s in settings if len(s[1]) == 1 or (len(s[1]) == 2 and s[1][0] in listed)]
-    _apply_settings(tree, early)
+    # Settings that replace the name of a file apply before the file is read.
+    list_keys = ("candidates", "suites", "more_targets")
+    early_settings = [s for s in settings if len(s[1]) == 1 or (len(s[1]) == 2 and s[1][0] in list_keys)]
+    _apply_settings(tree, early_settings)
     files.inline(tree)
-    _apply_settings(tree, [s for s in settings if s not in early])
+    _apply_settings(tree, [s for s in settings if s not in early_settings])
     files.finish(tree)
     members = files.expand_grids(tree)
-    shown = tree.data
+    data = tree.data
     if isinstance(written := tree.data.get("candidates"), dict):
-        # The first candidate stands in place of each grid, whose lists are not what a key takes.
-        first = {member.source: member.recipe for member in reversed(list(members.values()))}
-        shown = {**shown, "candidates": {source: first.get(source, of) for source, of in written.items()}}
-    tree.problems += problems_of(Experiment, shown, tree)
+        # Each grid is checked as its first member, because keys do not accept the lists of a grid.
+        by_source = {member.source: member.recipe for member in reversed(list(members.values()))}
+        data = {**data, "candidates": {source: by_source.get(source, r) for source, r in written.items()}}
+    tree.problems += problems_of(Experiment, data, tree)
     for member in members.values():
         if isinstance(member.recipe, dict):
             tree.problems += problems_of(Recipe, member.recipe, tree, ("candidates", member.source))
@@ -124,16 +124,16 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
         raise UserError(sorted(dict.fromkeys(tree.problems), key=_place))
     expanded = {}
     for name, member in members.items():
-        # A recipe without a role has that of the candidate whose weights it takes.
+        # A recipe without a role inherits that of the candidate whose weights it takes.
         source = members.get(mapping(member.recipe).get("weights_of") or "")
         role = mapping(source.recipe).get("role") if source else None
         expanded[name] = {"role": role, **member.recipe} if role else member.recipe
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
-    places = {}  # of each candidate `file:line`, with the settings that changed anything in it
+    places = {}  # `file:line` of each candidate, with the settings that changed it
     for name, member in members.items():
         keys = ("candidates", member.source)
-        inside = (mark for at, mark in tree.marks.items() if at[: len(keys)] == keys and at != keys)
-        changed_by = (mark for mark in inside if mark.startswith(_OVERRIDE))
+        inner_marks = (mark for at, mark in tree.marks.items() if at[: len(keys)] == keys and at != keys)
+        changed_by = (mark for mark in inner_marks if mark.startswith(_OVERRIDE))
         places[name] = ", ".join(dict.fromkeys([tree.where(keys), *changed_by]))
     typed = CommandLine.from_options(path, overrides)
     return LoadedExperiment(experiment, tree.folder, selected, places, typed)
@@ -156,7 +156,7 @@ def gate_policy(overrides: Sequence[str]) -> GatePolicy:
 
 
 def read_suites(folder: Path) -> list[Suite]:
-    """Read every suite file of a folder, or where it is none the suites that the package ships."""
+    """Read every suite file of a folder; if it does not exist, those that the package ships."""
     trees = [files.read_file(path, path.parent, "the keys of a suite") for path in files.suite_files(folder)]
     problems = [problem for tree in trees for problem in problems_of(Suite, tree.data, tree)]
     refuse(problems)
@@ -169,7 +169,7 @@ def _parse_settings(texts: Iterable[str], tree: Tree) -> list[Setting]:
         key, equals, value = text.partition("=")
         keys = tuple(key.strip().split("."))
         try:
-            read = plain(load_yaml(value, "safe"))
+            parsed = plain(load_yaml(value, "safe"))
         except YAMLError:
             found = f"no YAML: {short_repr(value)}"
             tree.problems.append(Problem(f"{_OVERRIDE}{text[:60]}", found, _FORM, "quote the value"))
@@ -178,7 +178,7 @@ def _parse_settings(texts: Iterable[str], tree: Tree) -> list[Setting]:
             step = f"-c {text}" if text.endswith((".yaml", ".yml")) else _SUCH_AS
             tree.problems.append(Problem(f"{_OVERRIDE}{text}", repr(text), _FORM, step))
         else:
-            settings.append((text, keys, read))
+            settings.append((text, keys, parsed))
     return sorted(settings, key=lambda setting: len(setting[1]))
 
 
@@ -192,46 +192,51 @@ def _apply_settings(tree: Tree, settings: Iterable[Setting]) -> None:
 
 
 def _walk(tree: Tree, names: Sequence[str], where: str) -> Keys:
-    around: Any = tree.data
+    parent: Any = tree.data
     keys: Keys = ()
     for depth, key in enumerate(names, 1):
-        found = _entry(around, key, keys, where)
-        keys = (*keys, found)
+        entry = _entry(parent, key, keys, where)
+        keys = (*keys, entry)
         if depth == len(names):
             return keys
-        if isinstance(around, dict) and around.get(found) is None:
-            known = tree.data.get("candidates")
-            if len(keys) == 2 and keys[0] == "candidates" and isinstance(known, dict) and key not in known:
-                problem, hint = f"unknown candidate {key!r}", did_you_mean(key, known)
+        if isinstance(parent, dict) and parent.get(entry) is None:
+            candidates = tree.data.get("candidates")
+            if (
+                len(keys) == 2
+                and keys[0] == "candidates"
+                and isinstance(candidates, dict)
+                and key not in candidates
+            ):
+                problem, hint = f"unknown candidate {key!r}", did_you_mean(key, candidates)
                 raise UserError(where, problem, "a candidate of the experiment", hint)
-            around[found] = {}
+            parent[entry] = {}
             tree.marks[keys] = where
-        around = around[found]
+        parent = parent[entry]
     return keys
 
 
-def _entry(around: Any, key: str, keys: Keys, where: str) -> str | int:
-    if isinstance(around, dict):
+def _entry(parent: Any, key: str, keys: Keys, where: str) -> str | int:
+    if isinstance(parent, dict):
         return key
-    if not isinstance(around, list):
-        found = f"{'.'.join(map(str, keys))}: {around!r}, which has no keys"
+    if not isinstance(parent, list):
+        found = f"{'.'.join(map(str, keys))}: {parent!r}, which has no keys"
         raise UserError(where, found, "a mapping", "set it as a whole")
-    named = {e["name"]: i for i, e in enumerate(around) if isinstance(e, dict) and "name" in e}
-    if key.isdigit() and int(key) < len(around):
+    index_by_name = {e["name"]: i for i, e in enumerate(parent) if isinstance(e, dict) and "name" in e}
+    if key.isdigit() and int(key) < len(parent):
         return int(key)
-    if key in named:
-        return int(named[key])
-    hint = did_you_mean(key, map(str, named))
+    if key in index_by_name:
+        return int(index_by_name[key])
+    hint = did_you_mean(key, map(str, index_by_name))
     raise UserError(where, f"no entry {key!r}", "the name or index of an entry", hint)
 
 
-def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:
-    requested = [name.strip() for text in wanted for name in _COMMA.split(text) if name.strip()]
-    known = {*members, *(member.source for member in members.values())}
-    for name in requested or ([""] if wanted else []):
-        if name not in known:
+def _select(tree: Tree, members: Mapping[str, Any], texts: Sequence[str]) -> tuple[str, ...]:
+    requested = [name.strip() for text in texts for name in _COMMA.split(text) if name.strip()]
+    known_names = {*members, *(member.source for member in members.values())}
+    for name in requested or ([""] if texts else []):
+        if name not in known_names:
             found = f"unknown candidate {name!r}" if name else "an empty name"
-            hint = did_you_mean(name, known)
+            hint = did_you_mean(name, known_names)
             tree.problems.append(Problem("candidates", found, "names of candidates", hint))
     if requested:
         return tuple(name for name, m in members.items() if name in requested or m.source in requested)
@@ -249,7 +254,7 @@ def _place(problem: Problem) -> tuple[str, int]:
 
 @cache
 def json_schema() -> dict[str, Any]:
-    """Return the schema of what harness.yaml may hold."""
+    """Return the JSON schema of harness.yaml."""
     schema = Experiment.model_json_schema()
     definitions, properties = schema["$defs"], schema["properties"]
     definitions["Suite"] = definitions.get("Suite") or Suite.model_json_schema()
@@ -263,16 +268,16 @@ def json_schema() -> dict[str, Any]:
     for name in PLUGINS:
         keys[name]["anyOf"] = [{"type": "string"}, {"type": "object", "additionalProperties": params}]
         keys[name].pop("type"), keys[name].pop("additionalProperties")
-    drawn = definitions["Decoding"]["properties"]
-    for around, names in ((keys, files.GRID_KEYS), (drawn, tuple(drawn))):
-        around |= {n: {"anyOf": [around[n], {"type": "array", "items": around[n]}]} for n in names}
+    decoding_keys = definitions["Decoding"]["properties"]
+    for schemas, names in ((keys, files.GRID_KEYS), (decoding_keys, tuple(decoding_keys))):
+        schemas |= {n: {"anyOf": [schemas[n], {"type": "array", "items": schemas[n]}]} for n in names}
     keys["train"] = {"anyOf": [_PATH, keys["train"]]}
     shares = {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 2}
     keys["mix"] = {"anyOf": [*keys["mix"]["anyOf"], shares]}
     keys["replay"] = {"anyOf": [{"type": "number"}, {"type": "object"}]}
-    steps, known = definitions["RescuePolicy"]["properties"]["steps"], list(plugins.rescue_steps())
-    steps |= {**steps.pop("anyOf")[0], "items": {"enum": sorted(known)}, "default": known}
-    properties["rescue"]["default"]["steps"] = known
+    steps, step_names = definitions["RescuePolicy"]["properties"]["steps"], list(plugins.rescue_steps())
+    steps |= {**steps.pop("anyOf")[0], "items": {"enum": sorted(step_names)}, "default": step_names}
+    properties["rescue"]["default"]["steps"] = step_names
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

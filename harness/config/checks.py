@@ -1,7 +1,7 @@
 """Validation across keys: names, files, policies and candidates that must fit together; lint of recipes.
 
-Invariant: a check looks at what could be read and never stops another check. Lint refuses nothing: it names
-settings outside of the ranges of `recipe_ranges.toml`, with all sources that speak of such a model.
+Invariant: a check reads only what could be parsed and never stops another check. Lint refuses nothing: it
+names settings outside the ranges of `recipe_ranges.toml`, with all sources that cover such a model.
 """
 
 import re
@@ -24,7 +24,7 @@ from harness.config.rubrics import endpoint_params, endpoint_settings, is_endpoi
 from harness.config.yaml_loading import NAME_IN_WORDS, Keys, Tree, problems_of, read_valid
 from harness.errors import Problem, UserError, did_you_mean
 
-_LONGEST_NAMES = 150  # characters: what is stored of a candidate has a longer name, in 255 bytes
+_LONGEST_NAMES = 150  # bytes: names of a candidate's stored files are longer, and have at most 255 bytes
 TABLE = Path(__file__).with_name("recipe_ranges.toml")
 BATCH = "batch"  # rows of a step
 _RATE = "learning_rate"
@@ -36,28 +36,28 @@ _BILLION = 1e9
 
 
 def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
-    """Add to the tree's problems whatever does not fit together."""
+    """Add all inconsistencies between keys to the tree's problems."""
     tasks = [(keys, read_valid(spec.Task, task)) for keys, task in raw_tasks(tree)]
-    known = [(keys, task) for keys, task in tasks if task is not None]
-    target = next((task for keys, task in known if keys == ("target",)), None)
-    for keys, task in known:
+    valid_tasks = [(keys, task) for keys, task in tasks if task is not None]
+    target = next((task for keys, task in valid_tasks if keys == ("target",)), None)
+    for keys, task in valid_tasks:
         tree.problems += _task(task, keys, tree)
-    tree.problems += _sensitive(known, tree)
-    tree.problems += _names_and_roles(known, tree)
-    if len(known) == len(tasks):  # else a name may be that of a task that is refused
-        tree.problems += _gate_problems(known, tree)
+    tree.problems += _sensitive(valid_tasks, tree)
+    tree.problems += _names_and_roles(valid_tasks, tree)
+    if len(valid_tasks) == len(tasks):  # else an unknown name may be that of a refused task
+        tree.problems += _gate_problems(valid_tasks, tree)
     tree.problems += _rescue_and_nightly(tree, members)
     for name, member in members.items():
         recipe = read_valid(spec.Recipe, member.recipe)
         if recipe is not None:
             keys = ("candidates", member.source)
-            # What is wrong with the recipe as written, and with each value that it tries for its prompt.
+            # Check the recipe as written, and with each value that it tries for its prompt.
             recipes = [recipe]
             for key in spec.PROMPTS:
                 for value in recipe.tried.get(key, ()):
-                    with suppress(ValidationError):  # is refused where it stands
+                    with suppress(ValidationError):  # reported at its own position
                         recipes.append(recipe.with_prompt({key: value}))
-            problems = (_recipe(each, keys, target, tree) for each in recipes)
+            problems = (_recipe(variant, keys, target, tree) for variant in recipes)
             tree.problems += dict.fromkeys(chain.from_iterable(problems))
             tree.problems += check_recipe(WrittenRecipe(name, recipe, members, tree), target)
     experiment = str(tree.data.get("name"))
@@ -107,8 +107,8 @@ def _task(task: spec.Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         yield Problem(at, found, expected, "add train: train.jsonl, or leave num_fewshot out")
 
 
-def _names_rows(task: spec.Task, part: str) -> bool:
-    return task.data.source(part) is not None or (part == "test" and task.data.folds is not None)
+def _names_rows(task: spec.Task, split: str) -> bool:
+    return task.data.source(split) is not None or (split == "test" and task.data.folds is not None)
 
 
 def _sensitive(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
@@ -116,11 +116,11 @@ def _sensitive(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[
     if policy is None or "sensitive_data" not in policy.needs:
         return
     gate = read_valid(spec.GatePolicy, tree.data.get("gate", {}))
-    listed = [
+    metrics = [
         ((*keys, "metrics", i), metric) for keys, task in tasks for i, metric in enumerate(task.metrics)
     ]
-    listed += [(("gate", "target", "by"), gate.target.by)] if gate else []
-    for place, written in listed:
+    metrics += [(("gate", "target", "by"), gate.target.by)] if gate else []
+    for metric_keys, written in metrics:
         rubric = try_to_read(written, tree.folder, "") if is_judged(written) else []
         for judge in () if isinstance(rubric, list) else rubric.judges:
             server = endpoint_settings()(**endpoint_params(judge)) if is_endpoint(judge) else None
@@ -128,15 +128,15 @@ def _sensitive(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[
                 found = f"{spec.metric_name(written)}: a judge on an external server, {server.name}"
                 expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
                 step = "a judge that runs here or in your network, or remove sensitive_data"
-                yield Problem(tree.where(place), found, expected, step)
+                yield Problem(tree.where(metric_keys), found, expected, step)
 
 
 def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
     prefix, name, _ = spec.metric_parts(written)
     path = Path(name)
     if spec.is_path(name) and not path.exists():
-        what = "the file of a metric" if prefix != spec.ENTAILMENT else "a model"
-        yield describe_missing_file(path, where, what)
+        expected_file = "the file of a metric" if prefix != spec.ENTAILMENT else "a model"
+        yield describe_missing_file(path, where, expected_file)
     elif prefix:
         return
     elif name.endswith(".py"):
@@ -146,20 +146,20 @@ def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
     elif name not in plugins.names("metrics"):
         yield plugins.unknown("metrics", name, where)
     elif params := spec.metric_params(written):
-        taken = getattr(plugins.load("metrics", name), "Params", spec.Spec)
-        yield from (replace(problem, where=where) for problem in problems_of(taken, params, tree))
+        params_model = getattr(plugins.load("metrics", name), "Params", spec.Spec)
+        yield from (replace(problem, where=where) for problem in problems_of(params_model, params, tree))
 
 
 def _names_and_roles(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
-    seen: dict[str, str] = {}
+    places: dict[str, str] = {}
     suites = _suites(tree)
-    named = [(f"task {task.name!r}", (*keys, "name")) for keys, task in tasks]
-    named += [(f"suite {suite.get('name')!r}", ("suites", i, "name")) for i, suite in suites]
-    for name, keys in named:
+    labelled_keys = [(f"task {task.name!r}", (*keys, "name")) for keys, task in tasks]
+    labelled_keys += [(f"suite {suite.get('name')!r}", ("suites", i, "name")) for i, suite in suites]
+    for name, keys in labelled_keys:
         where = tree.where(keys)
-        if name in seen:
-            yield Problem(where, f"a second {name}", "every name once", f"the first is at {seen[name]}")
-        seen.setdefault(name, where)
+        if name in places:
+            yield Problem(where, f"a second {name}", "every name once", f"the first is at {places[name]}")
+        places.setdefault(name, where)
     for i, suite in suites:
         if suite.get("role", "target") == "target":
             where = tree.where(("suites", i, "role"))
@@ -170,20 +170,20 @@ def _names_and_roles(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Ite
 def _rescue_and_nightly(tree: Tree, members: Mapping[str, GridMember]) -> Iterator[Problem]:
     if rescue := read_valid(spec.RescuePolicy, tree.data.get("rescue", {})):
         yield from check_rows_file(rescue.replay, tree.where(("rescue", "replay")), GENERAL_ROWS)
-        known = plugins.rescue_steps() if rescue.steps else ()  # asking loads all methods
+        step_names = plugins.rescue_steps() if rescue.steps else ()  # loads all methods
         for index, step in enumerate(rescue.steps or ()):
-            if step not in known:
-                yield _unknown(tree, ("rescue", "steps", index), "step", step, known)
+            if step not in step_names:
+                yield _unknown(tree, ("rescue", "steps", index), "step", step, step_names)
     nightly = read_valid(spec.NightlyPolicy, tree.data.get("nightly", {}))
     for index, name in enumerate(nightly.candidates if nightly and members else ()):
         if name not in members:
             yield _unknown(tree, ("nightly", "candidates", index), "candidate", name, members)
 
 
-def _unknown(tree: Tree, keys: Keys, what: str, name: str, known: Collection[str]) -> Problem:
-    expected = "a step of a rescue" if what == "step" else "a candidate"
+def _unknown(tree: Tree, keys: Keys, kind: str, name: str, known_names: Collection[str]) -> Problem:
+    expected = "a step of a rescue" if kind == "step" else "a candidate"
     expected = "one that is listed under suites:" if keys[0] == "gate" else expected
-    return Problem(tree.where(keys), f"unknown {what} {name!r}", expected, did_you_mean(name, known))
+    return Problem(tree.where(keys), f"unknown {kind} {name!r}", expected, did_you_mean(name, known_names))
 
 
 def _gate_problems(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
@@ -191,10 +191,10 @@ def _gate_problems(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Itera
     suites = _suites(tree)
     if tree.failed or gate is None:
         return
-    of_suites = {task.name for keys, task in tasks if keys[0] == "suites"}
-    named = (
-        ("critical", "task or suite", gate.critical, of_suites | {str(s.get("name")) for _, s in suites}),
-        ("tasks", "task", gate.tasks, of_suites),
+    suite_tasks = {task.name for keys, task in tasks if keys[0] == "suites"}
+    name_lists = (
+        ("critical", "task or suite", gate.critical, suite_tasks | {str(s.get("name")) for _, s in suites}),
+        ("tasks", "task", gate.tasks, suite_tasks),
     )
     if gate.target.by != spec.PEOPLE:
         where = tree.where(("gate", "target", "by"))
@@ -204,10 +204,10 @@ def _gate_problems(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Itera
         elif rubric.mode != "pairwise":
             found = f"{spec.metric_name(gate.target.by)}, whose mode is {rubric.mode}"
             yield Problem(where, found, "mode: pairwise, which compares two answers", "write another rubric")
-    for key, what, names, known in named:
+    for key, kind, names, known_names in name_lists:
         for index, name in enumerate(names):
-            if name not in known:
-                yield _unknown(tree, ("gate", key, index), what, name, known)
+            if name not in known_names:
+                yield _unknown(tree, ("gate", key, index), kind, name, known_names)
 
 
 def _recipe(recipe: spec.Recipe, keys: Keys, target: spec.Task | None, tree: Tree) -> Iterator[Problem]:
@@ -226,7 +226,7 @@ def _recipe(recipe: spec.Recipe, keys: Keys, target: spec.Task | None, tree: Tre
             yield from error.problems
         else:
             yield from problems_of(plugin.Params, params, tree, at)
-            # The files of the data that a plugin reads.
+            # The data files that a plugin reads.
             needs = getattr(plugin, "NEEDS", ())
             if kind == "methods":
                 needs = () if recipe.train or recipe.mix else filter(None, [plugin.METHOD.draws_from])
@@ -244,9 +244,9 @@ def _suites(tree: Tree) -> list[tuple[int, dict[str, Any]]]:
 
 
 class Range(NamedTuple):
-    """Published range of a setting: of which training, for models of which size in billions, and its source.
+    """Published range of a setting: kind of training, size of the model in billions, and source.
 
-    `training` is the kind that methods declare as `published_as`; `only` holds other settings that it needs.
+    `training` is the kind that methods declare as `published_as`; `only` holds other settings it requires.
     """
 
     training: str
@@ -259,10 +259,10 @@ class Range(NamedTuple):
     only: Mapping[str, Any] = {}
 
     def speaks_of(self, method: str, params: Mapping[str, Any], n_parameters: float) -> bool:
-        """Tell whether the source speaks of such a training."""
-        sized = self.from_b <= n_parameters / _BILLION <= self.to_b
-        same = plugins.method(method).published_as == self.training
-        return same and sized and all(params.get(k) == v for k, v in self.only.items())
+        """Tell whether the range applies to a training."""
+        fits_size = self.from_b <= n_parameters / _BILLION <= self.to_b
+        fits_training = plugins.method(method).published_as == self.training
+        return fits_training and fits_size and all(params.get(k) == v for k, v in self.only.items())
 
 
 @cache
@@ -275,31 +275,31 @@ def ranges() -> tuple[Range, ...]:
 def lint(
     method: str, params: Mapping[str, Any], n_parameters: float, written: Collection[str] = ()
 ) -> Iterator[str]:
-    """Say which settings of a training lie outside of what was published, and by whom; `params` are whole.
+    """Yield settings of a training outside the published ranges, with sources; `params` are complete.
 
-    Those that are not `written` are named as defaults. A default rate is named too where all that was
-    published is of other sizes.
+    Settings that are not `written` are marked as defaults. A default learning rate is also named if all
+    published ranges are for models of other sizes.
     """
     rows, steps = (params.get(name) for name in _FACTORS)
-    warmup = params.get(_WARMUP) or None  # none at all is a choice of its own
-    known = {**params, BATCH: rows * steps if rows and steps else None}
-    known |= {SHARE: warmup, _WARMUP: None} if warmup and warmup < 1 else {_WARMUP: warmup}
-    speaking = [r for r in ranges() if r.speaks_of(method, params, n_parameters)]
-    for setting in dict.fromkeys(r.setting for r in speaking):
-        value, sources = known.get(setting), [r for r in speaking if r.setting == setting]
+    warmup = params.get(_WARMUP) or None  # no warm-up is a valid choice
+    settings = {**params, BATCH: rows * steps if rows and steps else None}
+    settings |= {SHARE: warmup, _WARMUP: None} if warmup and warmup < 1 else {_WARMUP: warmup}
+    applicable = [r for r in ranges() if r.speaks_of(method, params, n_parameters)]
+    for setting in dict.fromkeys(r.setting for r in applicable):
+        value, sources = settings.get(setting), [r for r in applicable if r.setting == setting]
         low, high = min(r.low for r in sources), max(r.high for r in sources)
         if value is None or low <= value <= high:
             continue
-        place = "below" if value < low else "above"
+        direction = "below" if value < low else "above"
         published = "; ".join(f"{_span(r)} ({r.source})" for r in sources)
         name = {BATCH: "rows of a step", SHARE: "share of warm-up steps"}.get(setting, setting)
         default = ", the default," if _KEYS.get(setting, {setting}).isdisjoint(written) else ""
-        where = f"{place} what was published for {_size(n_parameters)}"
+        where = f"{direction} what was published for {_size(n_parameters)}"
         yield f"{name} {value:g}{default} is {where}: {published}"
     training = plugins.method(method).published_as
-    others = [r for r in ranges() if r.setting == _RATE and r.training == training]
-    if others and _RATE not in {*written, *(r.setting for r in speaking)}:
-        sizes = f"{min(r.from_b for r in others):g} to {max(r.to_b for r in others):g} B"
+    rate_ranges = [r for r in ranges() if r.setting == _RATE and r.training == training]
+    if rate_ranges and _RATE not in {*written, *(r.setting for r in applicable)}:
+        sizes = f"{min(r.from_b for r in rate_ranges):g} to {max(r.to_b for r in rate_ranges):g} B"
         assumed = f"is assumed for {_size(n_parameters)}: what was published is of models of {sizes}"
         yield f"{_RATE} {params[_RATE]:g}, the default, {assumed}"
 

@@ -1,8 +1,8 @@
-"""Find and read the files of an experiment, put what they hold in place of their names, and expand its grids.
+"""Find and read the files of an experiment, replace their names by their content, and expand its grids.
 
-Invariant: a path is looked up beside the file that names it first; suites and recipes that the package ships
-are found by the same relative path from anywhere. A list where a parameter takes one value is a grid: every
-combination gives one candidate, named `few-shot[shots=4]`, of a longer text `prompt[system=2-be-brief]`.
+Invariant: a path is first looked up next to the file that names it; suites and recipes that the package ships
+have the same relative path everywhere. A list for a parameter that takes one value is a grid: every
+combination gives one candidate, named `few-shot[shots=4]`, or for a long text `prompt[system=2-be-brief]`.
 """
 
 import re
@@ -35,9 +35,9 @@ _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE, _PACKAGE.parent)
 _CREATE = "create it, or correct the path"
 SHIPPED_SUITES = ("general", "safety", "standard", "support")
-GRID_KEYS = ("system", "template", "answer")  # of a recipe, whose lists are grids too
+GRID_KEYS = ("system", "template", "answer")  # keys of a recipe whose lists are grids too
 _WORD = re.compile(r"[a-z0-9]+")
-_IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]+")  # a path as a value names no folder
+_IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]+")  # so that a path as a value makes no folder
 _WORDS = 3  # of a text, in the name of its candidate
 
 
@@ -54,21 +54,21 @@ def read_experiment(path: Path) -> Tree:
 
 
 def read_file(path: Path, folder: Path, expected: str) -> Tree:
-    """Read a suite or a recipe, its tasks' paths made absolute; places are shown relative to `folder`."""
-    shown = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    """Read a suite or a recipe, with absolute paths in its tasks; shown paths are relative to `folder`."""
+    shown_path = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         found = f"byte 0x{content[error.start]:02x} at offset {error.start}, which is not UTF-8"
-        problem = Problem(f"{shown}:{line}", found, "text in UTF-8", "save the file as UTF-8")
+        problem = Problem(f"{shown_path}:{line}", found, "text in UTF-8", "save the file as UTF-8")
         raise UserError(problem) from None
-    data, marks = parse(text, shown)
+    data, marks = parse(text, shown_path)
     if not isinstance(data, dict):
         kinds = {type(None): "an empty file", list: "a list", str: "text"}
         found, step = kinds.get(type(data), f"the value {data}"), "see harness.yaml in the README"
-        raise UserError(f"{shown}:1", found, f"a mapping with {expected}", step)
+        raise UserError(f"{shown_path}:1", found, f"a mapping with {expected}", step)
     _spell_out_tasks(data)
     for task in (data, *_list(data.get("tasks"))):
         _resolve(mapping(task), path.parent)
@@ -78,19 +78,19 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
 
 
 def suite_files(folder: Path) -> list[Path]:
-    """List the suite files of a folder, or where it is none of those that the package ships."""
+    """List the suite files of a folder; if it does not exist, those that the package ships."""
     roots = (folder, *(root / "suites" for root in _SHIPPED))
     return sorted(next((root for root in roots if root.is_dir()), folder).resolve().glob("*.yaml"))
 
 
 def is_shipped(path: Path) -> bool:
-    """Tell whether a file holds rows of a suite that the package ships, not of the user's beside it."""
+    """Tell whether a file holds rows of a suite that the package ships, not of one of the user's."""
     folders = ((root / "suites" / name).resolve() for root in _SHIPPED for name in SHIPPED_SUITES)
     return any(path.resolve().is_relative_to(folder) for folder in folders)
 
 
 def inline(tree: Tree) -> None:
-    """Replace the names of suites, of the target and of short recipes by what they stand for."""
+    """Replace the names of suites, of the target and of short recipes by their content."""
     for keys in _targets(tree):
         written = tree.value(keys)
         if isinstance(written, str):
@@ -98,8 +98,8 @@ def inline(tree: Tree) -> None:
         suite = mapping(tree.value(keys))
         if not suite.keys() & {"tasks", "role"}:
             continue
-        around = {**suite, "tasks": [{"name": "checked-as-the-target", "data": {}}]}
-        tree.problems += problems_of(Suite, around, tree, keys)
+        suite_data = {**suite, "tasks": [{"name": "checked-as-the-target", "data": {}}]}
+        tree.problems += problems_of(Suite, suite_data, tree, keys)
         tasks, prefix = suite.get("tasks"), (*keys, "tasks", 0)
         if not isinstance(tasks, list) or len(tasks) != 1 or not isinstance(tasks[0], dict):
             tree.failed.add(keys)
@@ -127,13 +127,13 @@ def inline(tree: Tree) -> None:
 
 
 def finish(tree: Tree) -> None:
-    """Spell out what overrides wrote in short, and make every path absolute."""
+    """Expand the short forms that overrides wrote, and make every path absolute."""
     _spell_out_recipes(tree)
     for _, task in raw_tasks(tree):
         _resolve(task, tree.folder)
-    for around in (tree.data, *mapping(tree.data.get("candidates")).values()):
-        _resolve_recipe(mapping(around), tree.folder)
-        params = mapping(mapping(around).get("params"))
+    for holder in (tree.data, *mapping(tree.data.get("candidates")).values()):
+        _resolve_recipe(mapping(holder), tree.folder)
+        params = mapping(mapping(holder).get("params"))
         if "run" in params:
             params.setdefault("folder", ".")
             _resolve_file(params, "folder", tree.folder)
@@ -149,7 +149,7 @@ def finish(tree: Tree) -> None:
 
 
 def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
-    """Yield every task as written, with its keys, where it is a mapping at all."""
+    """Yield every task that is a mapping, as written, with its keys."""
     for keys in _targets(tree):
         if isinstance(task := tree.value(keys), dict):
             yield keys, task
@@ -160,52 +160,52 @@ def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
 
 
 def describe_missing_file(path: Path, where: str, expected: str, otherwise: str = _CREATE) -> Problem:
-    """Phrase a file that is not there, with its nearest neighbour or what to do `otherwise`."""
+    """Build the problem of a missing file; the next step is a file of similar name, or `otherwise`."""
     try:
-        near = {file.name for file in path.parent.iterdir() if file.is_file()}
+        file_names = {file.name for file in path.parent.iterdir() if file.is_file()}
     except OSError:
         return Problem(where, f"no folder {path.parent}", expected, otherwise)
-    return Problem(where, f"no file {path}", expected, _nearest(path.name, near) or otherwise)
+    return Problem(where, f"no file {path}", expected, _nearest(path.name, file_names) or otherwise)
 
 
 def _targets(tree: Tree) -> list[Keys]:
     return [("target",), *(("more_targets", i) for i in range(len(_list(tree.data.get("more_targets")))))]
 
 
-def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
-    # A recipe as a whole keeps the place where its name is written; so does all that stands in one that the
-    # package ships, because that file is not the user's to fix.
+def _inline_file(tree: Tree, keys: Keys, relative: str, kind: str) -> None:
+    # A recipe keeps the position of its name in harness.yaml, and so do all values of a shipped recipe,
+    # because the user cannot fix that file.
     where = tree.where(keys)
     names = (relative, f"suites/{relative}.yaml") if _is_bare(relative) else (relative,)
-    tried = (root / Path(name).expanduser() for root in (tree.folder, *_SHIPPED) for name in names)
-    path = next((path.resolve() for path in tried if path.is_file()), None)
+    possible_paths = (root / Path(name).expanduser() for root in (tree.folder, *_SHIPPED) for name in names)
+    path = next((path.resolve() for path in possible_paths if path.is_file()), None)
     if path is None:
         tree.failed.add(keys)
-        if what == "suite" and not _is_bare(relative):
-            found = [*tree.folder.glob("*.yaml"), *tree.folder.glob("*/*.yaml")]
-            own = [file.relative_to(tree.folder).as_posix() for file in found]
+        if kind == "suite" and not _is_bare(relative):
+            yaml_files = [*tree.folder.glob("*.yaml"), *tree.folder.glob("*/*.yaml")]
+            own_files = [file.relative_to(tree.folder).as_posix() for file in yaml_files]
             expected = f"a suite file, relative to {tree.folder}"
             missing = describe_missing_file(tree.folder / relative, where, expected)
-            step = _nearest(relative, [*own, *SHIPPED_SUITES]) or _CREATE
+            step = _nearest(relative, [*own_files, *SHIPPED_SUITES]) or _CREATE
             tree.problems.append(replace(missing, next_step=step))
             return
-        name, below, expected = relative, "suites", "a suite file, or the name of one in suites/"
-        if what == "recipe":
-            name, below = Path(relative).stem, "baselines"
+        name, subfolder, expected = relative, "suites", "a suite file, or the name of one in suites/"
+        if kind == "recipe":
+            name, subfolder = Path(relative).stem, "baselines"
             expected = "a recipe of baselines/, or a mapping such as {method: lora}"
-        known = {file.stem for root in (tree.folder, *_SHIPPED) for file in (root / below).glob("*.yaml")}
-        hint = did_you_mean(name, known)
-        tree.problems.append(Problem(where, f"unknown {what} {name!r}", expected, hint))
+        stems = {file.stem for root in (tree.folder, *_SHIPPED) for file in (root / subfolder).glob("*.yaml")}
+        hint = did_you_mean(name, stems)
+        tree.problems.append(Problem(where, f"unknown {kind} {name!r}", expected, hint))
         return
     try:
-        read = read_file(path, tree.folder, f"the keys of a {what}")
+        loaded = read_file(path, tree.folder, f"the keys of a {kind}")
     except UserError as error:
         tree.failed.add(keys)
         tree.problems += error.problems
         return
     is_own = path.is_relative_to(tree.folder)
-    kept = read.marks if what == "suite" else {k: mark for k, mark in read.marks.items() if k and is_own}
-    tree.put(keys, read.data, kept)
+    marks = loaded.marks if kind == "suite" else {k: mark for k, mark in loaded.marks.items() if k and is_own}
+    tree.put(keys, loaded.data, marks)
 
 
 def _spell_out_tasks(suite: dict[str, Any]) -> None:
@@ -237,11 +237,11 @@ def _resolve(task: dict[str, Any], folder: Path) -> None:
         ]
 
 
-def resolve_model(around: dict[str, Any], key: str, folder: Path) -> None:
+def resolve_model(holder: dict[str, Any], key: str, folder: Path) -> None:
     """Make the folder of a model absolute; a hub id or the name of an embedded model stays."""
-    name = around.get(key)
+    name = holder.get(key)
     if isinstance(name, str) and (name.startswith(("./", "../", "~")) or (folder / name).is_dir()):
-        around[key] = _absolute(name, folder)
+        holder[key] = _absolute(name, folder)
 
 
 def _resolve_metric(written: Any, folder: Path) -> Any:
@@ -285,10 +285,10 @@ def _resolve_row_files(written: Any, folder: Path) -> Any:
     return written
 
 
-def _resolve_file(around: dict[str, Any], key: str, folder: Path) -> None:
-    path = around.get(key)
+def _resolve_file(holder: dict[str, Any], key: str, folder: Path) -> None:
+    path = holder.get(key)
     if isinstance(path, str) and not path.startswith(HUB):
-        around[key] = _absolute(path, folder)
+        holder[key] = _absolute(path, folder)
 
 
 def _absolute(path: str, folder: Path) -> str:
@@ -317,7 +317,7 @@ class GridMember(NamedTuple):
 
 
 def expand_grids(tree: Tree) -> dict[str, GridMember]:
-    """Return every candidate by name, grids multiplied out."""
+    """Return every candidate by name, with grids expanded."""
     members = {}
     for source, recipe in mapping(tree.data.get("candidates")).items():
         grids: dict[Keys, list[Any]] = {}
@@ -330,16 +330,16 @@ def expand_grids(tree: Tree) -> dict[str, GridMember]:
             for key, kind in PLUGINS.items():
                 for name, params in mapping(recipe.get(key)).items():
                     grids |= _grids_of(kind, name, params, (key, name))
-        for keys, listed in grids.items():
-            if not listed:
+        for keys, grid_values in grids.items():
+            if not grid_values:
                 where = tree.where(("candidates", source, *keys))
                 found = f"an empty grid for {keys[-1]}"
                 step = f"write values between the brackets, or remove {keys[-1]}"
                 tree.problems.append(Problem(where, found, "at least one value", step))
         for values in product(*grids.values()):
             point = dict(zip(grids, values, strict=True))
-            named = ",".join(f"{keys[-1]}={_label(keys, grids[keys], of)}" for keys, of in point.items())
-            name = f"{source}[{named}]" if named else source
+            label = ",".join(f"{keys[-1]}={_label(keys, grids[keys], v)}" for keys, v in point.items())
+            name = f"{source}[{label}]" if label else source
             members[name] = GridMember(source, _choose_from_grids(recipe, point))
     return members
 
@@ -365,20 +365,20 @@ def _takes_a_list(annotation: Any) -> bool:
 def _choose_from_grids(recipe: Any, point: dict[Keys, Any]) -> Any:
     if not point:
         return recipe
-    first = {keys[0] for keys in point}
-    below = {key: {keys[1:]: value for keys, value in point.items() if keys[0] == key} for key in first}
+    heads = {keys[0] for keys in point}
+    nested = {key: {keys[1:]: value for keys, value in point.items() if keys[0] == key} for key in heads}
     changed = {
         key: inner[()] if () in inner else _choose_from_grids(recipe[key], inner)
-        for key, inner in below.items()
+        for key, inner in nested.items()
     }
     return {**recipe, **changed}
 
 
 def _label(keys: Keys, values: list[Any], value: Any) -> str:
     if keys not in (("system",), ("template",)):
-        short = [_short(value) for value in values]
-        own = _short(value)
-        return own if short.count(own) == 1 else f"{values.index(value) + 1}-{own}"
+        texts = [_short(v) for v in values]
+        text = _short(value)
+        return text if texts.count(text) == 1 else f"{values.index(value) + 1}-{text}"
     words = "-".join(_WORD.findall(str(value).casefold())[:_WORDS])
     return "-".join(filter(None, (str(values.index(value) + 1), "none" if value is None else words)))
 

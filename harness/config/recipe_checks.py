@@ -1,6 +1,7 @@
 """Validation of a candidate's recipe: its weights, files, decoding, regularizers, and values to try.
 
-Invariant: a check looks at what could be read and never stops another check; what is accepted can be made.
+Invariant: a check reads only what could be parsed and never stops another check; an accepted recipe can be
+made.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,7 @@ _WITH_ARTICLE = {
     "endpoint": "no weights here",
     "artefact": "a file that is served",
 }
-# Keys that only some methods take: which ones do, and why another does not.
+# Keys that only some methods accept: a test of the method, and why other methods refuse the key.
 _TAKEN_BY: Mapping[str, tuple[Callable[[Method], Any], str]] = {
     "init_from": (lambda method: method.init_from, "starts at the base"),
     "reward": (lambda method: method.rewarded, "trains on none"),
@@ -44,7 +45,7 @@ _MOST_TRIALS = 64  # of a sweep, each a training of its own
 
 
 class WrittenRecipe(NamedTuple):
-    """A candidate's recipe, as far as it could be read, beside all `members` of the file."""
+    """A candidate's recipe as far as it could be read, with all `members` of the file's grids."""
 
     name: str
     recipe: spec.Recipe
@@ -53,76 +54,78 @@ class WrittenRecipe(NamedTuple):
 
     @property
     def method(self) -> Method:
-        """Its method, which has to be one that there is."""
+        """The recipe's method, whose name must be known."""
         return plugins.method(self.recipe.method)
 
     @property
     def keys(self) -> Keys:
-        """The keys below which it stands: those of its grid where it is a member of one."""
+        """The candidate's keys in the file; a member of a grid has those of the grid."""
         return "candidates", self.members[self.name].source
 
     def where(self, *keys: str) -> str:
-        """Return `file:line` of one of its values."""
+        """Return `file:line` of one of the recipe's values."""
         return self.tree.where((*self.keys, *keys))
 
     def kind_of(self, source: str) -> str:
-        """Name the kind of weights that a candidate makes; empty if none, or its method is unknown."""
+        """Return the kind of weights that a candidate makes; empty for none or an unknown method."""
         recipe = mapping(self.members[source].recipe)
         method = recipe.get("method", spec.BASE)
         if recipe.get("weights_of") or method not in plugins.names("methods"):
             return ""
-        made, init = plugins.method(method).makes, str(recipe.get("init_from"))
-        takes_any = plugins.OR in made and init in self.members and source not in self.ancestors(source)
-        return (self.kind_of(init) if takes_any else "") or made
+        kind, init = plugins.method(method).makes, str(recipe.get("init_from"))
+        takes_any = plugins.OR in kind and init in self.members and source not in self.ancestors(source)
+        return (self.kind_of(init) if takes_any else "") or kind
 
     def ancestors(self, name: str) -> set[str]:
-        """Return the candidates that a candidate goes on from or merges, and theirs."""
-        found, ahead = set[str](), [name]
-        while ahead:
-            recipe = read_valid(spec.Recipe, self.members[ahead.pop()].recipe)
-            named = {recipe.init_from, *recipe.merges} if recipe else set()
-            parents = {parent for parent in named if parent is not None and parent in self.members} - found
-            found |= parents
-            ahead += parents
-        return found
+        """Return the candidates that a candidate starts from or merges, directly or indirectly."""
+        ancestors, to_visit = set[str](), [name]
+        while to_visit:
+            recipe = read_valid(spec.Recipe, self.members[to_visit.pop()].recipe)
+            sources = {recipe.init_from, *recipe.merges} if recipe else set()
+            parents = {
+                parent for parent in sources if parent is not None and parent in self.members
+            } - ancestors
+            ancestors |= parents
+            to_visit += parents
+        return ancestors
 
     def unknown(self, key: str, source: str) -> Problem:
-        """Phrase the name of a candidate that there is not."""
+        """Build the problem of an unknown candidate name."""
         grid = ", ".join(member for member, m in self.members.items() if m.source == source)
         expected = "one candidate of that grid" if grid else "the name of another candidate"
         step = f"one of: {grid}" if grid else did_you_mean(source, self.members.keys() - {self.name})
         return Problem(self.where(key), f"unknown candidate {source!r}", expected, step)
 
-    def of_another_kind(self, key: str, source: str, wanted: str, step: str) -> Problem:
-        """Phrase a candidate whose weights are of another kind than wanted."""
-        made, wanted = (_WITH_ARTICLE.get(kind, _NONE) for kind in (self.kind_of(source), wanted))
-        expected = f"a candidate that makes {wanted}"
-        return Problem(self.where(key), f"{source}, which makes {made}", expected, step)
+    def of_another_kind(self, key: str, source: str, wanted_kind: str, step: str) -> Problem:
+        """Build the problem of a candidate whose weights are not of the wanted kind."""
+        made_text, wanted_text = (_WITH_ARTICLE.get(k, _NONE) for k in (self.kind_of(source), wanted_kind))
+        expected = f"a candidate that makes {wanted_text}"
+        return Problem(self.where(key), f"{source}, which makes {made_text}", expected, step)
 
 
 def check_recipe(written: WrittenRecipe, target: spec.Task | None) -> Iterator[Problem]:
-    """Yield what forbids a candidate, whose answers to the target its decoding says."""
+    """Yield the problems of a candidate; its decoding is checked against the target."""
     yield from _check_weights_of_and_role(written)
     if written.recipe.method in plugins.names("methods"):
         for key, (takes, why) in _TAKEN_BY.items():
             if getattr(written.recipe, key) and not takes(written.method):
-                able = [name for name in plugins.names("methods") if takes(plugins.method(name))]
+                takers = [name for name in plugins.names("methods") if takes(plugins.method(name))]
                 found = f"{key} with the method {written.recipe.method}, which {why}"
-                expected = f"{'one of the methods' if len(able) > 1 else 'the method'} {', '.join(able)}"
-                step = f"remove {key}, or set method: {'lora' if 'lora' in able else able[0]}"
+                expected = f"{'one of the methods' if len(takers) > 1 else 'the method'} {', '.join(takers)}"
+                step = f"remove {key}, or set method: {'lora' if 'lora' in takers else takers[0]}"
                 yield Problem(written.where(key), found, expected, step)
         yield from _check_init_from(written)
         yield from _check_reward(written)
         yield from _check_merges(written)
         yield from _check_files(written)
         recipe, method, tree = written.recipe, written.method, written.tree
-        key, listed = ("search", recipe.search) if recipe.search else ("sweep", recipe.sweep)
+        key, tried_values = ("search", recipe.search) if recipe.search else ("sweep", recipe.sweep)
         if (n := prod(map(len, recipe.sweep.values()))) > _MOST_TRIALS:
             step = "sweep fewer values, or search: them"
             yield Problem(written.where("sweep"), f"a sweep of {n:,} trials", f"at most {_MOST_TRIALS}", step)
         inside = "params" if method.trains else "the recipe"
         check = _check_parameter if method.trains else _check_prompt
-        for name, values in listed.items():
+        for name, values in tried_values.items():
             where = written.where(key, name)
             if problem := check(written, key, name, values):
                 yield problem
@@ -160,9 +163,9 @@ def _check_weights_of_and_role(written: WrittenRecipe) -> Iterator[Problem]:
         expected = f"a model made elsewhere (method: {' or '.join(plugins.methods(makes_nothing=True))})"
         found = f"role: baseline of the method {made_by}, whose weights are made here"
         yield Problem(written.where("role"), found, expected, "leave out role")
-    made = written.kind_of(source if source and lender else name)
-    if recipe.serve_on is not None and is_known and "adapter" not in made.split(plugins.OR):
-        found, expected = f"serve_on for {_WITH_ARTICLE.get(made, _NONE)}", "an adapter on another base"
+    made_kind = written.kind_of(source if source and lender else name)
+    if recipe.serve_on is not None and is_known and "adapter" not in made_kind.split(plugins.OR):
+        found, expected = f"serve_on for {_WITH_ARTICLE.get(made_kind, _NONE)}", "an adapter on another base"
         yield Problem(written.where("serve_on"), found, expected, "remove serve_on")
 
 
@@ -172,19 +175,19 @@ def _others(written: WrittenRecipe) -> str:
 
 
 def _check_init_from(written: WrittenRecipe) -> Iterator[Problem]:
-    name, source, wanted = written.name, written.recipe.init_from, written.method.init_from
-    if source is None or not wanted:
+    name, source, wanted_kinds = written.name, written.recipe.init_from, written.method.init_from
+    if source is None or not wanted_kinds:
         return
     if source not in written.members:
         yield written.unknown("init_from", source)
     elif name in written.ancestors(name):
         found, expected = f"{name} starting from itself", "a candidate that is made before it"
         yield Problem(written.where("init_from"), found, expected, _others(written))
-    elif not {*wanted.split(plugins.OR)} & {*written.kind_of(source).split(plugins.OR)}:
-        trained = (plugins.methods(trains_on_rows=True, makes=kind) for kind in wanted.split(plugins.OR))
-        makers = " or ".join(maker for of_a_kind in trained for maker in of_a_kind)
+    elif not {*wanted_kinds.split(plugins.OR)} & {*written.kind_of(source).split(plugins.OR)}:
+        trainers = (plugins.methods(trains_on_rows=True, makes=k) for k in wanted_kinds.split(plugins.OR))
+        makers = " or ".join(maker for methods in trainers for maker in methods)
         step = f"name a candidate with the method {makers}"
-        yield written.of_another_kind("init_from", source, wanted, step)
+        yield written.of_another_kind("init_from", source, wanted_kinds, step)
     elif shape := ", ".join(sorted(written.recipe.params.keys() & set(written.method.fixed))):
         found = f"{shape} of an adapter that {source} has made already"
         yield Problem(written.where("params"), found, "its shape as it is", f"remove {shape}")
@@ -200,15 +203,15 @@ def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
         yield Problem(written.where("method"), found, expected, "add reward: exact_match")
     elif spec.is_path(reward):
         if not Path(reward).is_file():
-            what = "a Python file with a function reward, or metric"
-            yield describe_missing_file(Path(reward), written.where("reward"), what)
+            expected_file = "a Python file with a function reward, or metric"
+            yield describe_missing_file(Path(reward), written.where("reward"), expected_file)
     elif reward in members:
         if written.kind_of(reward) != "reward":
             step = f"one with the method {' or '.join(plugins.methods(makes='reward'))}"
             yield written.of_another_kind("reward", reward, "reward", step)
-    elif spec.metric_plugin(reward) not in (known := plugins.names("metrics")):
+    elif spec.metric_plugin(reward) not in (metric_names := plugins.names("metrics")):
         makers = {candidate for candidate in members if written.kind_of(candidate) == "reward"}
-        step = did_you_mean(reward, {*known, *makers})
+        step = did_you_mean(reward, {*metric_names, *makers})
         yield Problem(written.where("reward"), f"unknown reward {reward!r}", expected, step)
 
 
@@ -252,7 +255,7 @@ def _check_files(written: WrittenRecipe) -> Iterator[Problem]:
 
 
 def check_rows_file(path: str | None, where: str, expected: str) -> Iterator[Problem]:
-    """Refuse a file of rows that is not there; data of the hub are looked up later."""
+    """Yield the problem of a missing file of rows; data sets of the hub are looked up later."""
     if path is not None and not path.startswith(spec.HUB) and not Path(path).is_file():
         yield describe_missing_file(Path(path), where, expected)
 
@@ -261,42 +264,42 @@ def _check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterato
     recipe, members = written.recipe, written.members
     if (decoding := recipe.sampling) is None:
         return
-    where, drawn = written.where("decoding"), f"temperature {decoding.temperature:g}"
+    where, sampling = written.where("decoding"), f"temperature {decoding.temperature:g}"
     if recipe.answer == "rank":
-        yield Problem(where, f"{drawn} and answer: rank, which draws nothing", "answer: generate", _GREEDY)
+        yield Problem(where, f"{sampling} and answer: rank, which draws nothing", "answer: generate", _GREEDY)
     if target and target.kind != "generate":
-        found = f"{drawn} on a target of kind {target.kind}, which draws nothing"
+        found = f"{sampling} on a target of kind {target.kind}, which draws nothing"
         yield Problem(where, found, "a target of kind generate", _GREEDY)
-    # What answers with labels alone, and log-probabilities of an endpoint that gives none.
+    # Methods that answer only with labels, and endpoints that return no log-probabilities.
     source = members.get(recipe.weights_of or "")
-    made = mapping(source.recipe) if source else recipe.model_dump()
-    method = made.get("method", spec.BASE)
+    recipe_data = mapping(source.recipe) if source else recipe.model_dump()
+    method = recipe_data.get("method", spec.BASE)
     if method in plugins.names("methods"):
         if plugins.method(method).makes not in plugins.LANGUAGE_MODELS:
-            found = f"{drawn} of the method {method}, which answers with a label"
+            found = f"{sampling} of the method {method}, which answers with a label"
             yield Problem(where, found, "a language model", _GREEDY)
-        is_chat = mapping(made.get("params")).get("protocol") == "chat"
+        is_chat = mapping(recipe_data.get("params")).get("protocol") == "chat"
         if decoding.by == spec.MEAN_LOGPROB and plugins.method(method).is_remote and is_chat:
             found = "by: mean_logprob of an endpoint that is asked by chat, which gives none of them"
             step = "choose: majority, or by: judge:./FILE.yaml"
             yield Problem(where, found, "protocol: completions", step)
-    place = written.where("decoding", "by")
+    where_by = written.where("decoding", "by")
     if reward := decoding.reward_model:
         expected = f"{spec.MEAN_LOGPROB}, {spec.JUDGE}./FILE.yaml, or a candidate that makes a reward model"
         makers = plugins.methods(makes="reward")
         if reward not in members:
             is_metric = reward in plugins.names("metrics")
             why = "needs the reference, and no user has it" if is_metric else "is not a candidate"
-            able = {
+            reward_models = {
                 name for name, member in members.items() if mapping(member.recipe).get("method") in makers
             }
             found = f"the best by {reward!r}, which {why}"
-            yield Problem(place, found, expected, did_you_mean(reward, able))
+            yield Problem(where_by, found, expected, did_you_mean(reward, reward_models))
         elif (made_by := mapping(members[reward].recipe).get("method", spec.BASE)) not in makers:
             found = f"the best by {reward}, whose method {made_by} makes no reward model"
-            yield Problem(place, found, expected, f"a candidate with the method {' or '.join(makers)}")
+            yield Problem(where_by, found, expected, f"a candidate with the method {' or '.join(makers)}")
     elif target and decoding.by and decoding.by != spec.MEAN_LOGPROB:
-        yield from _check_judge(decoding.by, target, place)
+        yield from _check_judge(decoding.by, target, where_by)
 
 
 def _check_judge(by: str, target: spec.Task, where: str) -> Iterator[Problem]:
@@ -309,7 +312,7 @@ def _check_judge(by: str, target: spec.Task, where: str) -> Iterator[Problem]:
         found = f"{name}, which chooses the best answer and is the primary metric"
         expected = "another one to decide: a judge that scores its own choice counts its errors as a gain"
         yield Problem(where, found, expected, "write primary: with another metric, or by: mean_logprob")
-    rubric = try_to_read(written, Path(), where)  # problems are said where the task's metrics are checked
+    rubric = try_to_read(written, Path(), where)  # its problems are reported with the task's metrics
     if not isinstance(rubric, list) and rubric.needs_references:
         found = f"{name}, whose rubric shows the judge the reference"
         yield Problem(where, found, "what a user could choose by, who has none", "reference: false")
@@ -317,17 +320,17 @@ def _check_judge(by: str, target: spec.Task, where: str) -> Iterator[Problem]:
 
 def _check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
     recipe, method = written.recipe, written.method
-    known, hooks = plugins.names("regularizers"), dict(iter(method.hooks_where))
+    regularizers, hooks = plugins.names("regularizers"), dict(iter(method.hooks_where))
 
     def takes_somehow(method: Method, name: str) -> bool:
         return plugins.takes(method, name, dict(iter(method.hooks_where)))
 
     def find_refusal(name: str) -> str:
-        tried = ({key: value} for key, values in recipe.tried.items() for value in values)
-        refusals = (plugins.refuses(name, {**recipe.params, **point}) for point in ({}, *tried))
+        tried_points = ({key: value} for key, values in recipe.tried.items() for value in values)
+        refusals = (plugins.refuses(name, {**recipe.params, **point}) for point in ({}, *tried_points))
         return next(filter(None, refusals), "")
 
-    # The parameters with each tried value of those that say which hooks the method calls.
+    # The parameters, with each tried value of a parameter that decides which hooks the method calls.
     values_by_name = {name: recipe.tried[name] for name in hooks if name in recipe.tried}
     settings = [
         {**recipe.params, **dict(zip(values_by_name, values, strict=True))}
@@ -335,7 +338,7 @@ def _check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
     ]
     for name, params in recipe.regularize.items():
         where = written.where("regularize", name)
-        if name in known and not all(plugins.takes(method, name, tried) for tried in settings):
+        if name in regularizers and not all(plugins.takes(method, name, setting) for setting in settings):
             if not method.trains:
                 why = "which makes no gradient steps"
             elif plugins.reads_general_rows(name) and not method.makes_language_model:
@@ -346,14 +349,16 @@ def _check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
             else:
                 plugin = plugins.load("regularizers", name)
                 why = getattr(plugin, "WHY_NOT", "whose training does not take it")
-            able = ", ".join(m for m in plugins.names("methods") if takes_somehow(plugins.method(m), name))
+            takers = ", ".join(m for m in plugins.names("methods") if takes_somehow(plugins.method(m), name))
             found = f"{name} with the method {recipe.method}, {why}"
-            yield Problem(where, found, f"one of the methods {able}", f"remove {name}")
-        elif name in known and (found := find_refusal(name)):
-            able = " or ".join(n for n in plugins.penalties(method, recipe.params) if not find_refusal(n))
-            step = f"remove {name}{f', or take {able}' if able else ''}"
+            yield Problem(where, found, f"one of the methods {takers}", f"remove {name}")
+        elif name in regularizers and (refusal := find_refusal(name)):
+            penalties = " or ".join(
+                n for n in plugins.penalties(method, recipe.params) if not find_refusal(n)
+            )
+            step = f"remove {name}{f', or take {penalties}' if penalties else ''}"
             expected = "an adapter whose matrices are added to the base's"
-            yield Problem(where, f"{name} with {found}", expected, step)
+            yield Problem(where, f"{name} with {refusal}", expected, step)
         if isinstance(path := params.get("data"), str):
             yield from check_rows_file(path, where, GENERAL_ROWS)
 
@@ -385,8 +390,8 @@ def _check_prompt(written: WrittenRecipe, key: str, name: str, values: list[Any]
     recipe, method, where = written.recipe, written.method, written.where(key, name)
     if name not in spec.PROMPTS or not method.makes_language_model:
         found = f"{name} in a {key} with the method {recipe.method}, which trains no language model"
-        of_prompts = f"{', '.join(spec.PROMPTS[:-1])} or {spec.PROMPTS[-1]}"
-        expected = of_prompts if method.makes_language_model else "a method that trains"
+        prompt_keys = f"{', '.join(spec.PROMPTS[:-1])} or {spec.PROMPTS[-1]}"
+        expected = prompt_keys if method.makes_language_model else "a method that trains"
         return Problem(where, found, expected, f"remove {name} from {key}")
     if spec.is_span(values):
         return Problem(where, f"a range of {name}", "a list of what is tried", "write each of them")
@@ -397,23 +402,23 @@ def _check_prompt(written: WrittenRecipe, key: str, name: str, values: list[Any]
 
 
 def _check_points(written: WrittenRecipe, key: str) -> Iterator[Problem]:
-    """Refuse values to try, then points of them whose values do not go together or with `params`."""
+    """Yield problems of single tried values; without any, of combinations of them and with `params`."""
     recipe, method, tree = written.recipe, written.method, written.tree
-    known = {name: values for name, values in recipe.tried.items() if name in method.params.model_fields}
+    tried_values = {n: values for n, values in recipe.tried.items() if n in method.params.model_fields}
 
     def find(params: Mapping[str, Any], *keys: str) -> list[Problem]:
         return problems_of(method.params, {**recipe.params, **params}, tree, (*written.keys, *keys))
 
-    single = [
+    value_problems = [
         problem
-        for name, values in known.items()
+        for name, values in tried_values.items()
         for value in values
         for problem in find({name: value}, key, name)
         if problem.found.startswith(f"{name}:")
     ]
-    yield from single
-    if not single and prod(map(len, known.values())) <= _MOST_TRIALS:
-        own = set(find({}, "params"))
-        points = (dict(zip(known, values, strict=True)) for values in product(*known.values()))
-        together = (problem for point in points for problem in find(point, "params") if problem not in own)
-        yield from dict.fromkeys(replace(problem, where=written.where(key)) for problem in together)
+    yield from value_problems
+    if not value_problems and prod(map(len, tried_values.values())) <= _MOST_TRIALS:
+        params_problems = set(find({}, "params"))
+        points = (dict(zip(tried_values, values, strict=True)) for values in product(*tried_values.values()))
+        joint_problems = (p for point in points for p in find(point, "params") if p not in params_problems)
+        yield from dict.fromkeys(replace(problem, where=written.where(key)) for problem in joint_problems)

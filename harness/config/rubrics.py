@@ -1,7 +1,7 @@
-"""Rubrics, each a file beside a task: what judges grade answers by, and who judges.
+"""Rubrics, files next to a task: the criteria by which answers are graded, and the judges.
 
-Invariant: a rubric that could be read names judges that can be asked, and grades that each of them can give;
-all problems are listed at once, with file and line. Nothing is loaded here.
+Invariant: a rubric that was read names usable judges, and grades that each of them can give; all problems
+are listed at once, with file and line. No model is loaded here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ class JudgingCandidate(Spec):
 
     @property
     def label(self) -> str:
-        """The candidate, with the experiment where it is of another."""
+        """The candidate's name, with its experiment if that is another one."""
         return f"{self.candidate} of {self.experiment}" if self.experiment else self.candidate
 
 
@@ -53,21 +53,21 @@ def endpoint_params(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def judge_label(written: Written) -> str:
-    """Name a judge whose weights grade here."""
+    """Return the name of a judge that runs here."""
     return written if isinstance(written, str) else JudgingCandidate(**written).label
 
 
 def resolve_judge(written: Any, folder: Path) -> Any:
-    """Make absolute the folder of a model, or the file of the experiment that a candidate is of."""
-    around = {"judge": written}
-    resolve_model(around, "judge", folder)
+    """Make the folder of a model, or the experiment file of a candidate, absolute."""
+    holder = {"judge": written}
+    resolve_model(holder, "judge", folder)
     if isinstance(written, dict) and isinstance(file := written.get(_EXPERIMENT), str):
         return {**written, _EXPERIMENT: str((folder / Path(file).expanduser()).resolve())}
-    return around["judge"]
+    return holder["judge"]
 
 
 def endpoint_settings() -> type[Any]:
-    """Return the settings of an endpoint: the parameters of the method whose weights answer at a URL."""
+    """Return the model of an endpoint's settings: the parameters of the method that asks a URL."""
     remote = (plugins.method(name).params for name in plugins.methods(is_remote=True))
     return next(params for params in remote if "base_url" in params.model_fields)
 
@@ -140,22 +140,22 @@ class Rubric(Spec):
             yield "judge and panel; write one of the two: judge: NAME, or panel: [NAME, NAME]"
         if len(self.panel) == 1:
             yield "a panel of one judge; list two judges or more, or write judge: in its place"
-        own = ["usd_per_million_tokens" in judge for judge in self.judges if is_endpoint(judge)]
-        is_priced = self.usd_per_million_tokens or (own and all(own))
+        are_priced = ["usd_per_million_tokens" in judge for judge in self.judges if is_endpoint(judge)]
+        is_priced = self.usd_per_million_tokens or (are_priced and all(are_priced))
         if self.judges and self.max_cost is not None and not is_priced:
             yield "max_cost without usd_per_million_tokens, by which the cost is counted"
-        other = {"scale", "examples", "reference", "passages"} & self.model_fields_set
-        if self.mode == "pairwise" and other:
+        grade_keys = {"scale", "examples", "reference", "passages"} & self.model_fields_set
+        if self.mode == "pairwise" and grade_keys:
             expected_names = "the better answer is A, B or tie, and one of the two is the reference"
-            yield f"mode: pairwise with {', '.join(sorted(other))}; {expected_names}"
-        known = self.grades
+            yield f"mode: pairwise with {', '.join(sorted(grade_keys))}; {expected_names}"
+        grades = self.grades
         for example in self.examples:
-            if str(example.grade) not in known:
-                yield f"an example with grade {example.grade}, which is none of {', '.join(known)}"
+            if str(example.grade) not in grades:
+                yield f"an example with grade {example.grade}, which is none of {', '.join(grades)}"
 
     @property
     def grades(self) -> tuple[str, ...]:
-        """The grades that a judge may give, the worst first; of a pair those of the answer called A."""
+        """The grades that a judge may give, the worst first; in a pair they grade the answer called A."""
         if self.mode == "pairwise":
             return ("B", "tie", "A")
         if isinstance(self.scale, Scale):
@@ -164,12 +164,12 @@ class Rubric(Spec):
 
     @property
     def judges(self) -> tuple[Written, ...]:
-        """The judges as they are written: the one, or those of the panel."""
+        """The judges as written: the single one, or the panel."""
         return self.panel if self.judge is None else (self.judge,)
 
     @property
     def content(self) -> dict[str, Any]:
-        """Fields that grades depend on: the rubric without who grades, how often it is asked, and prices."""
+        """Fields that grades depend on: the rubric without judges, numbers of requests and prices."""
         apart = {"judge", "panel", "anchors", "attempts", "max_cost", "usd_per_million_tokens"}
         return self.model_dump(mode="json", exclude=apart, exclude_defaults=True)
 
@@ -184,7 +184,7 @@ class Rubric(Spec):
 
 
 def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
-    """Read a rubric; a model's folder is relative to the file, and places are shown relative to `folder`."""
+    """Read a rubric; a model's folder is relative to the file, shown paths are relative to `folder`."""
     tree = read_file(path, folder or path.parent, "criteria: and judge:")
     if "judge" in tree.data:
         tree.data["judge"] = resolve_judge(tree.data["judge"], path.parent)
@@ -195,26 +195,26 @@ def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
 
 
 def rubric_of(task: Task, metric: str) -> Rubric | None:
-    """Read the rubric of a metric of a task, by its short name; None where no judge grades it."""
+    """Read the rubric of a task's metric, given its short name; None if no judge grades it."""
     judged = (written for written in task.metrics if is_judged(written) and metric_name(written) == metric)
     written = next(judged, None)
     return None if written is None else read_rubric(Path(metric_parts(written)[1]))
 
 
 def digest_question(task: Task, metric: str) -> str:
-    """Digest the criteria and the grades by which people label a judge's metric; empty of any other."""
+    """Digest the criteria and grades by which people label a judge's metric; empty for other metrics."""
     rubric = rubric_of(task, metric)
     return digest([rubric.criteria, *rubric.grades]) if rubric else ""
 
 
-def current_labels(found: Iterable[LabelSet], task: Task) -> list[LabelSet]:
-    """List the labels that were given by a rubric's criteria and scale as they are now."""
-    now = {name: digest_question(task, name) for name in map(metric_name, task.metrics)}
-    return [label for label in found if label.rubric == now.get(label.metric)]
+def current_labels(label_sets: Iterable[LabelSet], task: Task) -> list[LabelSet]:
+    """List the label sets that were given by a rubric's present criteria and scale."""
+    digest_by_metric = {name: digest_question(task, name) for name in map(metric_name, task.metrics)}
+    return [label for label in label_sets if label.rubric == digest_by_metric.get(label.metric)]
 
 
 def try_to_read(written: str, folder: Path, where: str) -> Rubric | list[Problem]:
-    """Read the rubric of a judge as it is written at `where`, or return what forbids that."""
+    """Read the rubric of a judge, written at the position `where`, or return its problems."""
     path = Path(metric_parts(written)[1])
     if not path.is_file():
         return [describe_missing_file(path, where, "a rubric")]
@@ -225,41 +225,41 @@ def try_to_read(written: str, folder: Path, where: str) -> Rubric | list[Problem
 
 
 def _unusable_judges(tree: Tree) -> Iterator[Problem]:
-    listed: list[tuple[Keys, Any]] = [(("judge",), tree.data.get("judge"))]
+    judges: list[tuple[Keys, Any]] = [(("judge",), tree.data.get("judge"))]
     if isinstance(panel := tree.data.get("panel"), list):
-        listed += [(("panel", index), judge) for index, judge in enumerate(panel)]
+        judges += [(("panel", index), judge) for index, judge in enumerate(panel)]
     rubric = read_valid(Rubric, {**tree.data, "judge": "any", "panel": ()})
     many_digits = rubric and any(a[: len(b)] == b for a, b in permutations(rubric.grades, 2))
-    for keys, one in listed:
-        if is_endpoint(one):
-            params = endpoint_params(one)
+    for keys, judge in judges:
+        if is_endpoint(judge):
+            params = endpoint_params(judge)
             yield from problems_of(endpoint_settings(), params, tree, keys)
             if params["protocol"] != "chat":
                 found = f"a judge with protocol: {params['protocol']}, which sends tokens of the base"
                 yield Problem(tree.where((*keys, "protocol")), found, "protocol: chat", "remove protocol")
-        elif isinstance(one, dict) and (wrong := problems_of(JudgingCandidate, one, tree, keys)):
+        elif isinstance(judge, dict) and (wrong := problems_of(JudgingCandidate, judge, tree, keys)):
             yield from wrong
-        elif isinstance(one, dict) and (file := one.get(_EXPERIMENT)) and not Path(file).is_file():
+        elif isinstance(judge, dict) and (file := judge.get(_EXPERIMENT)) and not Path(file).is_file():
             where = tree.where((*keys, _EXPERIMENT))
             yield describe_missing_file(Path(file), where, "the harness.yaml of an experiment")
-        elif isinstance(one, str | dict) and rubric and many_digits:
-            found = f"{judge_label(one)}, a model that runs here, and grades up to {rubric.grades[-1]}"
+        elif isinstance(judge, str | dict) and rubric and many_digits:
+            found = f"{judge_label(judge)}, a model that runs here, and grades up to {rubric.grades[-1]}"
             step = "scale: {min: 1, max: 9} at most, or an endpoint"
             yield Problem(tree.where(keys), found, "grades of one digit, whose likelihoods compare", step)
     if rubric and rubric.logprobs and many_digits:
         found = f"logprobs: true and grades up to {rubric.grades[-1]}"
         step = "scale: {min: 1, max: 9} at most, or logprobs: false"
         yield Problem(tree.where(("logprobs",)), found, "grades that differ in their first token", step)
-    asked_by = {"base_url", "model", _CANDIDATE, _EXPERIMENT}  # keys that tell one judge from another
-    seen: dict[str, int] = {}
-    for index, (keys, judge) in enumerate(listed[1:]):
-        named = {k: v for k, v in judge.items() if k in asked_by} if isinstance(judge, dict) else judge
-        if (first := seen.setdefault(digest(named), index)) != index:
+    id_keys = {"base_url", "model", _CANDIDATE, _EXPERIMENT}  # keys that tell one judge from another
+    first_index: dict[str, int] = {}
+    for index, (keys, judge) in enumerate(judges[1:]):
+        identity = {k: v for k, v in judge.items() if k in id_keys} if isinstance(judge, dict) else judge
+        if (first := first_index.setdefault(digest(identity), index)) != index:
             found = f"judge {index + 1} of the panel, which is judge {first + 1} again"
             step = "remove it, for its grades would count twice, or name another model"
             yield Problem(tree.where(keys), found, "each judge of a panel once", step)
 
 
 def is_judged(written: str) -> bool:
-    """Tell whether a metric as it is written is graded by a judge."""
+    """Tell whether a judge grades a metric, given as written."""
     return written.startswith(JUDGE)

@@ -1,7 +1,7 @@
 """YAML values with their source positions, and pydantic's errors as problems at those positions.
 
-Invariant: `where` always answers, with the line of the value itself or of the nearest value around it; one
-problem for each error.
+Invariant: `where` always returns a line, of the value itself or of the nearest enclosing value; each error
+gives one problem.
 """
 
 import re
@@ -28,10 +28,10 @@ from harness.spec import Disagreements
 
 Keys = tuple[str | int, ...]
 _Model = TypeVar("_Model", bound=BaseModel)
-_MOST_VALUES = 100_000  # that the aliases of a file may stand for: nine lines can stand for billions
+_MOST_VALUES = 100_000  # in a file after its aliases are expanded: nine lines can expand to billions
 _LISTS_OF_TEXTS, _TEXT = ("labels", "stop"), Tag(suffix="tag:yaml.org,2002:str")
-_MOST_BITS = 1024  # of a number, which float can hold
-# What a rule between keys says: what disagrees, then how to fix it.
+_MOST_BITS = 1024  # of a number, so that float can hold it
+# The message of a rule between keys: what disagrees, then how to fix it.
 _NEXT = re.compile(
     r"(?P<found>.+?)[;:] (?P<step>(?:add|leave|list|name|perhaps|report|say|set|write) .+)", re.DOTALL
 )
@@ -55,9 +55,9 @@ _EXPECTED = {
 
 @dataclass(slots=True)
 class Tree:
-    """The values of all files of one experiment, their places, and what is wrong so far.
+    """Values of all files of one experiment, their positions, and the problems so far.
 
-    `failed` holds the keys whose value could not be read, so that nothing more is said of them.
+    `failed` holds the keys whose values could not be read; no further problems are reported for them.
     """
 
     data: dict[str, Any]
@@ -67,49 +67,49 @@ class Tree:
     failed: set[Keys] = field(default_factory=set)
 
     def where(self, keys: Keys) -> str:
-        """Return `file:line` of the value at these keys, or of the nearest one around it."""
+        """Return `file:line` of the value at these keys, or of the nearest enclosing value."""
         return next(self.marks[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in self.marks)
 
     def value(self, keys: Keys) -> Any:
-        """Return the value at these keys, below mappings and lists that are there; None without it."""
-        around: Any = self.data
+        """Return the value at these keys, or None; the mappings and lists around it must exist."""
+        parent: Any = self.data
         for key in keys[:-1]:
-            around = around[key]
-        return around.get(keys[-1]) if isinstance(around, dict) else around[keys[-1]]
+            parent = parent[key]
+        return parent.get(keys[-1]) if isinstance(parent, dict) else parent[keys[-1]]
 
     def put(self, keys: Keys, value: Any, marks: Mapping[Keys, str]) -> None:
-        """Replace the value at these keys; `marks` are places relative to it."""
-        around: Any = self.data
+        """Replace the value at these keys; `marks` are positions relative to it."""
+        parent: Any = self.data
         for key in keys[:-1]:
-            around = around[key]
-        around[keys[-1]] = value
+            parent = parent[key]
+        parent[keys[-1]] = value
         self.marks = {k: mark for k, mark in self.marks.items() if k[: len(keys)] != keys or k == keys}
         self.marks.update({keys + k: mark for k, mark in marks.items()})
 
 
-def parse(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
+def parse(text: str, shown_path: str) -> tuple[Any, dict[Keys, str]]:
     """Parse YAML 1.2 into plain values and the `file:line` of each.
 
     Raises:
-        UserError: the text is no YAML, or a key stands twice.
+        UserError: the text is not YAML, or a key occurs twice.
     """
-    value, marks = _parse_once(text, shown)
+    value, marks = _parse_once(text, shown_path)
     return deepcopy(value), dict(marks)
 
 
 @lru_cache(64)
-def _parse_once(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
-    """Parse a text that a command may read again, such as a shipped suite; nobody may change the result."""
-    marks: dict[Keys, str] = {(): f"{shown}:1"}
+def _parse_once(text: str, shown_path: str) -> tuple[Any, dict[Keys, str]]:
+    """Parse a text that a command may read again, such as a shipped suite; do not change the result."""
+    marks: dict[Keys, str] = {(): f"{shown_path}:1"}
     try:
         loaded = load_yaml(text, "rt")
-        _mark(loaded, (), shown, marks)
+        _mark(loaded, (), shown_path, marks)
         return plain(loaded), marks
     except YAMLError as error:
         if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
             reason = " ".join(str(error).split())[:120]
-            raise UserError(shown, reason, "YAML", "fix the file") from None
-        where = f"{shown}:{error.problem_mark.line + 1}"
+            raise UserError(shown_path, reason, "YAML", "fix the file") from None
+        where = f"{shown_path}:{error.problem_mark.line + 1}"
         found = str(error.problem).split(" with value")[0].removeprefix("found ")
         expected, step = "valid YAML", "check quotes, brackets and indentation"
         if "duplicate key" in found:
@@ -120,10 +120,10 @@ def _parse_once(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
 
 
 def load_yaml(text: str, kind: str) -> Any:
-    """Load YAML by the kind of ruamel's readers that is named, within bounds of what aliases stand for.
+    """Load YAML with a kind of ruamel's loaders; the number of values that aliases expand to is limited.
 
     Raises:
-        YAMLError: it is not YAML, a value cannot be read, or aliases stand for too much.
+        YAMLError: it is not YAML, a value cannot be read, or aliases expand to too many values.
     """
     try:
         if "*" in text and (document := YAML(typ=kind, pure=True).compose(text)):
@@ -133,7 +133,7 @@ def load_yaml(text: str, kind: str) -> Any:
         return yaml.load(text)
     except RecursionError:
         raise YAMLError("values in one another, deeper than can be read") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # such as a date that is none
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # such as an invalid date
         raise YAMLError(f"a value that cannot be read ({one_line(error)})") from None
 
 
@@ -152,14 +152,14 @@ class _TextComposer(Composer):
 
 
 def _count_values(node: Any, counted: dict[int, float]) -> float:
-    """Count the values below a node as if all aliases were written out, and 50 characters as one more."""
+    """Count the values below a node with all aliases expanded; 50 characters count as one more."""
     if id(node) not in counted:
-        counted[id(node)] = inf  # an alias of a value inside of it
+        counted[id(node)] = inf  # counts for an alias inside the value that it refers to
         if isinstance(node.value, str):
             n = 1 + len(node.value) / 50
         else:
-            inner = chain.from_iterable(part if isinstance(part, tuple) else (part,) for part in node.value)
-            n = 1 + sum(_count_values(part, counted) for part in inner)
+            children = chain.from_iterable(c if isinstance(c, tuple) else (c,) for c in node.value)
+            n = 1 + sum(_count_values(child, counted) for child in children)
         counted[id(node)] = n
         if n > _MOST_VALUES:
             problem = f"aliases that stand for more than {_MOST_VALUES:,} values"
@@ -168,10 +168,10 @@ def _count_values(node: Any, counted: dict[int, float]) -> float:
 
 
 def plain(value: Any) -> Any:
-    """Turn the parser's own kinds of values into Python's; keys become strings.
+    """Convert the parser's types of values to Python's; keys become strings.
 
     Raises:
-        YAMLError: a number is larger than any that is meant.
+        YAMLError: a number is too large.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
@@ -188,32 +188,32 @@ def plain(value: Any) -> Any:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """Return a value that is a mapping, and an empty one for whatever else was written."""
+    """Return the value if it is a mapping, else an empty mapping."""
     return value if isinstance(value, dict) else {}
 
 
-def _mark(value: Any, keys: Keys, shown: str, marks: dict[Keys, str]) -> None:
+def _mark(value: Any, keys: Keys, shown_path: str, marks: dict[Keys, str]) -> None:
     places = getattr(getattr(value, "lc", None), "data", None) or {}
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if places else ()
     for key, child in inner:
         below = (*keys, key if isinstance(key, int) and not isinstance(value, Mapping) else str(key))
         if key in places:
-            marks[below] = f"{shown}:{places[key][0] + 1}"
-        _mark(child, below, shown, marks)
+            marks[below] = f"{shown_path}:{places[key][0] + 1}"
+        _mark(child, below, shown_path, marks)
 
 
 def problems_of(model: type[BaseModel], value: Any, tree: Tree, keys: Keys = ()) -> list[Problem]:
-    """Return what the model refuses in a value that stands at these keys of the tree."""
+    """Return a model's problems with the value at these keys of the tree."""
     errors = [(error, (*keys, *error["loc"])) for error in _errors(model, value)]
     return [
         _problem(error, model, tree, keys)
         for error, at in errors
-        if not any(at[:n] in tree.failed for n in range(len(at) + 1))  # neither it nor what is around it
+        if not any(at[:n] in tree.failed for n in range(len(at) + 1))  # neither it nor an enclosing value
     ]
 
 
 def read_valid(model: type[_Model], value: Any) -> _Model | None:
-    """Read a value; None where the model refuses it, which `problems_of` says."""
+    """Read a value; None if the model refuses it, for the reasons that `problems_of` returns."""
     try:
         return model.model_validate(value)
     except ValidationError:
@@ -221,30 +221,30 @@ def read_valid(model: type[_Model], value: Any) -> _Model | None:
 
 
 def _errors(model: type[BaseModel], value: Any) -> list[Any]:
-    """List pydantic's errors, those about one value joined, and one for each disagreement between keys."""
+    """List pydantic's errors: one for each value, and one for each disagreement between keys."""
     try:
         model.model_validate(value)
         return []
     except ValidationError as error:
-        refused = error.errors(include_url=False)
-    found: dict[tuple[Keys, str], Any] = {}
-    for e in refused:
+        pydantic_errors = error.errors(include_url=False)
+    merged: dict[tuple[Keys, str], Any] = {}
+    for e in pydantic_errors:
         # A list whose entries were refused counts as too short as well: one problem, not two.
         if e["type"] == "too_short" and e["input"]:
             continue
         loc, raised = _descend(model, e["loc"])[1], e.get("ctx", {}).get("error")
-        # Of one value only rules between its keys may say several things.
+        # Only rules between keys may give several messages about one value.
         disagreements = raised.problems if isinstance(raised, Disagreements) else ()
-        for said in disagreements or [str(raised) if e["type"] == "value_error" else ""]:
-            one = found.setdefault((loc, said), {**e, "loc": loc, "said": said, "expected": []})
-            one["expected"].append(_describe_expected(e))
-    # Where rules between the keys of a value speak, it is of that kind, and need not be of another one.
-    ruled = {loc for loc, said in found if said}
-    return [error for (loc, said), error in found.items() if said or loc not in ruled]
+        for message in disagreements or [str(raised) if e["type"] == "value_error" else ""]:
+            entry = merged.setdefault((loc, message), {**e, "loc": loc, "said": message, "expected": []})
+            entry["expected"].append(_describe_expected(e))
+    # A value whose keys break a rule has the type of that rule: drop its errors as another type.
+    rule_locs = {loc for loc, message in merged if message}
+    return [error for (loc, message), error in merged.items() if message or loc not in rule_locs]
 
 
 def _descend(model: Any, loc: Keys) -> tuple[Any, Keys]:
-    """Return the type at a place, and the place cut where a value may be of several kinds."""
+    """Return the type at a position, and the position cut where a value may have several types."""
     for depth, key in enumerate(loc):
         fields = getattr(model, "model_fields", {})
         model = fields[key].annotation if key in fields else _inner(model)
@@ -260,33 +260,33 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     where = tree.where((*keys, *loc))
     name = _name(loc)
     if error["type"] == "extra_forbidden":
-        around = _descend(model, loc[:-1])[0]
-        around = around if hasattr(around, "model_fields") else _inner(around)
-        known = list(getattr(around, "model_fields", ()))
-        if not known:
+        outer = _descend(model, loc[:-1])[0]
+        outer = outer if hasattr(outer, "model_fields") else _inner(outer)
+        known_keys = list(getattr(outer, "model_fields", ()))
+        if not known_keys:
             return Problem(where, f"key {name!r}", "no keys at all here", "remove it")
-        return Problem(where, f"unknown key {name!r}", "a known key", did_you_mean(name, known))
+        return Problem(where, f"unknown key {name!r}", "a known key", did_you_mean(name, known_keys))
     if error["type"] == "missing":
         above = f" in {_name(loc[:-1])}" if len(loc) > 1 else ""
         step = _CANDIDATES if loc == ("candidates",) else f"add a line `{name}: …`"
         return Problem(where, f"no key {name!r}{above}", f"a value for {name!r}", step)
     if error["type"] == "value_error":
-        said, at = error["said"], (*keys, *loc)
-        parts = _NEXT.fullmatch(said)
-        found = parts["found"] if parts else said
+        message, at = error["said"], (*keys, *loc)
+        parts = _NEXT.fullmatch(message)
+        found = parts["found"] if parts else message
         step = parts["step"] if parts else "change one of them, or leave it out"
-        # The place of the first key that the sentence names, else that of the mapping.
+        # The position of the first key that the message names, else of the mapping.
         written = mapping(tree.value(at) if at else tree.data)
-        named = (word for word in re.findall(r"\w+", said) if word in written)
-        return Problem(tree.where((*at, *islice(named, 1))), found, _EXPECTED["value_error"], step)
+        named_keys = (word for word in re.findall(r"\w+", message) if word in written)
+        return Problem(tree.where((*at, *islice(named_keys, 1))), found, _EXPECTED["value_error"], step)
     expected = " or ".join(dict.fromkeys(error["expected"]))
     found = f"{name}: {short_repr(error['input'])}"
     value, kind, step = error["input"], error["type"], "write another value"
     if loc == ("candidates",) and not value:
         step = _CANDIDATES
     elif kind == "literal_error" and isinstance(value, str):
-        known = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        hint = did_you_mean(value, known)
+        allowed = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        hint = did_you_mean(value, allowed)
         step = hint if "did you mean" in hint else step
     elif kind in ("tuple_type", "list_type") and isinstance(value, str | int | float):
         step = f"write [{value}]"
@@ -296,12 +296,12 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
 
 
 def _name(loc: Keys) -> str:
-    named = [str(key) for key in loc[-2:]]
-    return f"{named[0]}[{named[1]}]" if len(named) == 2 and isinstance(loc[-1], int) else "".join(named[-1:])
+    keys = [str(key) for key in loc[-2:]]
+    return f"{keys[0]}[{keys[1]}]" if len(keys) == 2 and isinstance(loc[-1], int) else "".join(keys[-1:])
 
 
 def _inner(annotation: Any) -> Any:
-    """Take the item type of a list or mapping, or the type that may be None."""
+    """Return the item type of a list or mapping, or the type of an optional value."""
     kinds = _kinds(annotation)
     return kinds[-1] if kinds else annotation
 
@@ -320,6 +320,6 @@ def _describe_expected(error: Any) -> str:
 
 
 def short_repr(value: Any) -> str:
-    """Write a value as messages do: nothing, true and false in words, a long one cut."""
+    """Format a value for a message: None as `nothing`, booleans as in YAML, long values cut."""
     text = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

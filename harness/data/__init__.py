@@ -32,10 +32,10 @@ Split = Literal["train", "validation", "test"]
 PartName = Literal["train", "validation", "test", "pairs"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-# Keys of a task that only judge its answers.
+# Keys of a task that only affect how its answers are judged.
 SCORING = ("metrics", "primary", "truncated_scores", "chance", "margin", "bounds", "description")
 
-# Metrics of ratings: a fold without one of the steps still shows how far answers are off.
+# Metrics of ratings: a fold that lacks a step of the scale still shows how far answers are off.
 OF_RATINGS = ("mean_absolute_error", "within_one", "weighted_kappa")
 
 
@@ -44,7 +44,7 @@ class TaskItems:
     """Items of a task; `removed` describes in sentences which rows were left out and why.
 
     A pair's `references` hold the chosen answer, its `rejected` the other one. `read_as` describes the layout
-    of each file; `overlap` names training rows that may be evaluated in other words. `places` maps `train/ID`
+    of each file; `overlap` names training rows that may paraphrase evaluated ones. `places` maps `train/ID`
     to the row's place. `evaluated` has all validation and test rows before limits. `folds` maps ids of
     training rows to the fold, from 1, that tests them; then `train` and `test` have the same rows.
     """
@@ -101,26 +101,26 @@ def load_task(task: Task, seed: int) -> TaskItems:
     """Read the files of a task and prepare its splits; a UserError names the problems of all files."""
     problems: list[Problem] = []
     files = _read(task, problems)
-    kept = {"train": files.train, "pairs": files.pairs}
-    evaluated_rows, choice = [*files.validation, *files.test], task.kind == "choice"
-    for part, rows in kept.items():
-        shown = readers.display_path(task.data.source(part) or "")
+    kept_rows = {"train": files.train, "pairs": files.pairs}
+    evaluated_rows, is_choice = [*files.validation, *files.test], task.kind == "choice"
+    for part, rows in kept_rows.items():
+        source = readers.display_path(task.data.source(part) or "")
         with gather(problems):
-            kept[part] = contamination.drop_contaminated(
-                task, rows, evaluated_rows, shown, files.notes, choice and part == "train"
+            kept_rows[part] = contamination.drop_contaminated(
+                task, rows, evaluated_rows, source, files.notes, is_choice and part == "train"
             )
-    if files.train and not kept["train"]:
-        shown = readers.display_path(task.data.source("train") or "")
-        problems.append(contamination.phrase_only_evaluated(shown, "rows"))
+    if files.train and not kept_rows["train"]:
+        source = readers.display_path(task.data.source("train") or "")
+        problems.append(contamination.phrase_only_evaluated(source, "rows"))
     refuse(problems)
-    files = _split_up(task, files._replace(train=kept["train"], pairs=kept["pairs"]), seed)
+    files = _split_up(task, files._replace(train=kept_rows["train"], pairs=kept_rows["pairs"]), seed)
     evaluated = {"validation": files.validation, "test": files.test}
     for part, rows in evaluated.items():
         evaluated[part], n_repeats = splits.cluster_repeats(rows)
         if n_repeats:
-            shown = readers.display_path(getattr(task.data, part) or task.data.source("train") or "")
+            source = readers.display_path(getattr(task.data, part) or task.data.source("train") or "")
             repeats = f"{pluralize(n_repeats, 'repeat')} of questions in {part}"
-            files.notes.read_as.append(f"{shown}: {repeats}; each question counts as one item")
+            files.notes.read_as.append(f"{source}: {repeats}; each question counts as one item")
     files = files._replace(validation=evaluated["validation"], test=evaluated["test"])
     limits = task.data.limits
     n_test = min((n for n in (limits.test, task.limit) if n is not None), default=None)
@@ -145,23 +145,23 @@ def load_task(task: Task, seed: int) -> TaskItems:
 def load_rows(task: Task, path: str) -> tuple[Example, ...]:
     """Read all rows of one file for training; a UserError names the problems of all rows at once."""
     problems: list[Problem] = []
-    read = read_split(task, readers.read(path, "train"), "train", Notes([], []), [], problems)
+    sourced_rows = read_split(task, readers.read(path, "train"), "train", Notes([], []), [], problems)
     refuse(problems)
-    return tuple(sourced.example for sourced in read)
+    return tuple(sourced.example for sourced in sourced_rows)
 
 
 def part_of(items: TaskItems, share: float, seed: int) -> TaskItems:
     """Return the items with a share of the training rows and pairs; shares are nested."""
 
-    def draw(examples: Sequence[Example], what: str) -> tuple[Example, ...]:
+    def draw(examples: Sequence[Example], purpose: str) -> tuple[Example, ...]:
         sourced = [SourcedExample(example, "") for example in examples]
-        return splits.draw(sourced, round(share * len(sourced)), random.Random(f"{seed}/part of {what}"))
+        return splits.draw(sourced, round(share * len(sourced)), random.Random(f"{seed}/part of {purpose}"))
 
     return replace(items, train=draw(items.train, "train"), pairs=draw(items.pairs, "pairs"))
 
 
 def task_version(task: Task, items: TaskItems, split: Split | None = None) -> str:
-    """Digest what the answers to this task depend on: its definition and its items, no paths.
+    """Digest what the answers to this task depend on: its definition and its items, without paths.
 
     With `split` only that split's items count, and the rows that shots are taken from.
     """
@@ -189,21 +189,21 @@ def _read(task: Task, problems: list[Problem]) -> _Files:
         with gather(problems):
             contents |= {split: readers.read(path, split)} if path else {}
     rows = [row for content in contents.values() for row in content.rows]
-    read: dict[Split, list[SourcedExample]] = {split: [] for split in SPLITS}
+    by_split: dict[Split, list[SourcedExample]] = {split: [] for split in SPLITS}
     for split, content in contents.items():
         with gather(problems):
-            read[split] = read_split(task, content, split, notes, documents, problems, rows)
+            by_split[split] = read_split(task, content, split, notes, documents, problems, rows)
     problems[:] = dict.fromkeys(problems)
     with gather(problems):
         pairs = items_of.pairs(task, readers.read(data.pairs, "train"), notes) if data.pairs else []
-    named = [row for split in SPLITS for row in read[split]]
+    read_rows = [row for split in SPLITS for row in by_split[split]]
     ids = {document.id for document in documents}
-    unknown, expected = list[Problem](), "the id of a document"
-    for where, name in ((row.where, name) for row in named for name in row.example.documents):
+    id_errors, expected = list[Problem](), "the id of a document"
+    for where, name in ((row.where, name) for row in read_rows for name in row.example.documents):
         if ids and name not in ids:
-            unknown.append(Problem(where, f"unknown document {name!r}", expected, did_you_mean(name, ids)))
-    problems += readers.cap_problems(unknown, "documents", "unknown documents")
-    return _Files(read["train"], read["validation"], read["test"], pairs, documents, notes)
+            id_errors.append(Problem(where, f"unknown document {name!r}", expected, did_you_mean(name, ids)))
+    problems += readers.cap_problems(id_errors, "documents", "unknown documents")
+    return _Files(by_split["train"], by_split["validation"], by_split["test"], pairs, documents, notes)
 
 
 def read_split(
@@ -224,63 +224,63 @@ def read_split(
         raise UserError(readers.cap_problems(augmented, content.shown, "augmented rows"))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
-    read = items_of.examples(task, content, notes, documents, problems, all_rows)
-    unused = find_unused(task, content, read)
+    sourced_rows = items_of.examples(task, content, notes, documents, problems, all_rows)
+    unused = find_unused(task, content, sourced_rows)
     sentences = (offer_contexts(unused), name_media(unused), name_columns(unused), name_keys(unused))
     notes.read_as.extend(f"{content.shown}: {sentence}" for sentence in sentences if sentence)
-    return [row._replace(origins=origins.get(row.where, ())) for row in read]
+    return [row._replace(origins=origins.get(row.where, ())) for row in sourced_rows]
 
 
 def _split_up(task: Task, files: _Files, seed: int) -> _Files:
     """Hold out the splits without a file: test rows or folds of all rows, validation of training rows."""
     # Test rows and folds do not depend on the seed, so every seed is judged on the same items.
-    validation, test, choice, k = files.validation, files.test, task.kind == "choice", task.data.folds
-    shown = readers.display_path(task.data.source("train") or "")
+    validation, test, is_choice, k = files.validation, files.test, task.kind == "choice", task.data.folds
+    source = readers.display_path(task.data.source("train") or "")
     train = [row for row in files.train if not row.origins]
     if k:
         if augmented := [row for row in files.train if row.origins]:
             found, step = f"{len(augmented):,} augmented rows, and folds: {k}", "name the rows without them"
             raise UserError(augmented[0].where, found, "rows that can be tested on", step)
         if not validation:
-            train, validation = splits.set_aside(train, random.Random(f"{task.name}/validation"), choice)
-        is_rating = any(metric_name(written) in OF_RATINGS for written in task.metrics)
-        folds = assign_folds(task.name, train, k, "" if is_rating else f"{shown}, folds: {k}", choice)
+            train, validation = splits.set_aside(train, random.Random(f"{task.name}/validation"), is_choice)
+        is_rating = any(metric_name(metric) in OF_RATINGS for metric in task.metrics)
+        folds = assign_folds(task.name, train, k, "" if is_rating else f"{source}, folds: {k}", is_choice)
         sizes, n = sorted(Counter(folds.values()).values()), len(folds)
         size = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
         files.notes.read_as.append(
-            f"{shown}: {len(validation):,} rows for validation, and {len(sizes)} folds of {size} rows, each "
+            f"{source}: {len(validation):,} rows for validation, and {len(sizes)} folds of {size} rows, each "
             f"answered by what was made without it, of some {n - n // len(sizes):,}; "
             f"what is shipped is made of all {n:,}"
         )
         pairs = _drop_set_aside(task, files, validation)
         return files._replace(train=train, validation=validation, test=train, pairs=pairs, folds=folds)
     if files.train and not train and not (validation and test):
-        raise UserError(splits.phrase_only_augmented(shown))
+        raise UserError(splits.phrase_only_augmented(source))
     if task.data.all:
-        train, test = splits.set_aside(train, random.Random(f"{task.name}/test"), choice, leave=2)
+        train, test = splits.set_aside(train, random.Random(f"{task.name}/test"), is_choice, leave=2)
     if train and not validation:
-        train, validation = splits.set_aside(train, _rng(task, seed, "set aside"), choice)
+        train, validation = splits.set_aside(train, _rng(task, seed, "set aside"), is_choice)
     evaluated = [*validation, *test]
     set_aside = bool(task.data.all) or len(validation) > len(files.validation)
     train = splits.keep_with_origins(files.train, train, evaluated, without_original=not set_aside)
-    files.notes.removed.extend(splits.describe_augmented_left_out(files.train, train, shown))
+    files.notes.removed.extend(splits.describe_augmented_left_out(files.train, train, source))
     if task.data.all:
         counts = f"{len(train):,} to train on, {len(validation):,} for validation, {len(test):,} for test"
-        by = ", by cluster" if any(row.example.cluster != row.example.id for row in train) else ""
-        files.notes.read_as.append(f"{shown}: split into {counts}{by}")
+        cluster_note = ", by cluster" if any(row.example.cluster != row.example.id for row in train) else ""
+        files.notes.read_as.append(f"{source}: split into {counts}{cluster_note}")
     pairs = _drop_set_aside(task, files, evaluated)
     return files._replace(train=train, validation=validation, test=test, pairs=pairs)
 
 
 def _drop_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) -> list[SourcedExample]:
     """Drop pairs that share a question or cluster with held-out rows; note their number."""
-    kept = contamination.drop_related(files.pairs, evaluated)
-    shown = readers.display_path(task.data.pairs or "")
-    if n := len(files.pairs) - len(kept):
-        files.notes.removed.append(f"{shown}: {n:,} pairs left out, set aside for validation or test")
-    if files.pairs and not kept:
-        raise UserError(contamination.phrase_only_evaluated(shown, "pairs"))
-    return kept
+    unrelated = contamination.drop_related(files.pairs, evaluated)
+    source = readers.display_path(task.data.pairs or "")
+    if n := len(files.pairs) - len(unrelated):
+        files.notes.removed.append(f"{source}: {n:,} pairs left out, set aside for validation or test")
+    if files.pairs and not unrelated:
+        raise UserError(contamination.phrase_only_evaluated(source, "pairs"))
+    return unrelated
 
 
 def version_of_test(task: Task, seed: int) -> str:
@@ -298,7 +298,7 @@ def load_training_rows(
 ) -> TaskItems:
     """Return the items of a task with other training rows: those of `train`, or sampled by `mix`.
 
-    With `pairs` they replace the task's preference pairs. Rows held out from the task's are dropped.
+    With `pairs` they replace the task's preference pairs. Rows that the task holds out are dropped.
     """
     notes, problems = Notes([], []), list[Problem]()
     files: list[list[SourcedExample]] = []
@@ -307,11 +307,11 @@ def load_training_rows(
         with gather(problems):
             content = readers.read(path, "train")
             if pairs:
-                read = items_of.pairs(task, content, notes)
+                file_rows = items_of.pairs(task, content, notes)
             else:
-                read = read_split(task, content, "train", notes, items.documents, problems)
-            if read or len(problems) == n_problems:
-                files.append(_drop_contaminated(task, items, read, path, notes))
+                file_rows = read_split(task, content, "train", notes, items.documents, problems)
+            if file_rows or len(problems) == n_problems:
+                files.append(_drop_contaminated(task, items, file_rows, path, notes))
     refuse(problems)
     if mix:
         contents = [
@@ -320,60 +320,60 @@ def load_training_rows(
         ]
         mixture = mixing.RowMixture(mix.weights, mix.temperature or 1.0, mix.rows, mix.replacement, seed=seed)
         numbers = mixing.row_numbers(contents, mixture, "rows: {} in mix:, or replacement: true")
-        for place, (file, n) in enumerate(zip(files, numbers, strict=True)):
-            drawn = mixing.draw(range(len(file)), n, f"{seed}/{place}", replacement=mix.replacement)
-            files[place] = [file[i] for i in drawn]
+        for index, (file, n) in enumerate(zip(files, numbers, strict=True)):
+            indices = mixing.draw(range(len(file)), n, f"{seed}/{index}", replacement=mix.replacement)
+            files[index] = [file[i] for i in indices]
     rows = _distinct_ids([row for file in files for row in file])
     limit = None if pairs else task.data.limits.train
-    kept = splits.draw(rows, limit, random.Random(f"{seed}/{task.name}/train"))
+    drawn_rows = splits.draw(rows, limit, random.Random(f"{seed}/{task.name}/train"))
     part = "pairs" if pairs else "train"
     places = {**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}}
-    read_as, removed = (tuple(dict.fromkeys(told)) for told in notes)
+    read_as, removed = (tuple(dict.fromkeys(sentences)) for sentences in notes)
     items = replace(items, removed=removed, read_as=read_as, overlap=(), places=places)
-    return replace(items, pairs=kept) if pairs else replace(items, train=kept, pairs=())
+    return replace(items, pairs=drawn_rows) if pairs else replace(items, train=drawn_rows, pairs=())
 
 
 def _drop_contaminated(
     task: Task, items: TaskItems, rows: list[SourcedExample], path: str, notes: Notes
 ) -> list[SourcedExample]:
-    shown, choice = readers.display_path(path), task.kind == "choice"
+    source, is_choice = readers.display_path(path), task.kind == "choice"
     is_held_out = {"validation": task.data.validation is None, "test": bool(task.data.all or task.data.folds)}
     own_files = [row for split in items.evaluated if not is_held_out[split] for row in items.evaluated[split]]
     held_out = [row for split in items.evaluated if is_held_out[split] for row in items.evaluated[split]]
-    left = contamination.drop_contaminated(task, rows, own_files, shown, notes, choice)
-    unrelated = contamination.drop_related(left, held_out, choice)
-    if n := len(left) - len(unrelated):
-        notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
+    uncontaminated = contamination.drop_contaminated(task, rows, own_files, source, notes, is_choice)
+    unrelated = contamination.drop_related(uncontaminated, held_out, is_choice)
+    if n := len(uncontaminated) - len(unrelated):
+        notes.removed.append(f"{source}: {pluralize(n, 'row')} left out, set aside for validation or test")
     originals = [row for row in unrelated if not row.origins]
-    kept = splits.keep_with_origins(unrelated, originals, [*own_files, *held_out])
-    notes.removed.extend(splits.describe_augmented_left_out(unrelated, kept, shown))
-    if not kept:
-        raise UserError(contamination.phrase_only_evaluated(shown, "rows"))
-    return kept
+    kept_rows = splits.keep_with_origins(unrelated, originals, [*own_files, *held_out])
+    notes.removed.extend(splits.describe_augmented_left_out(unrelated, kept_rows, source))
+    if not kept_rows:
+        raise UserError(contamination.phrase_only_evaluated(source, "rows"))
+    return kept_rows
 
 
 def _distinct_ids(rows: Sequence[SourcedExample]) -> list[SourcedExample]:
     """Number the rows with one id: files may share ids, and a row may be drawn twice."""
-    taken, times, distinct = {row.example.id for row in rows}, Counter[str](), list[SourcedExample]()
+    taken_ids, n_by_id, result = {row.example.id for row in rows}, Counter[str](), list[SourcedExample]()
     for row in rows:
         ident = row.example.id
-        times[ident] += 1
-        if times[ident] > 1:
-            name = next(name for k in count(times[ident]) if (name := f"{ident}-{k}") not in taken)
-            taken.add(name)
+        n_by_id[ident] += 1
+        if n_by_id[ident] > 1:
+            name = next(name for k in count(n_by_id[ident]) if (name := f"{ident}-{k}") not in taken_ids)
+            taken_ids.add(name)
             row = SourcedExample(replace(row.example, id=name), row.where)
-        distinct.append(row)
-    return distinct
+        result.append(row)
+    return result
 
 
 def describe_source(recipe: Recipe) -> str:
     """Name the source of a recipe's training rows, with the requested shares of a mixture."""
     weights = recipe.mix.weights if recipe.mix else None
     if recipe.mix and weights:
-        named = zip(shown_paths(recipe), weights, strict=True)
-        return " + ".join(f"{percent(share)} % {file}" for file, share in named)
-    hot = f" at temperature {recipe.mix.temperature:g}" if recipe.mix and recipe.mix.temperature else ""
-    return f"{' + '.join(shown_paths(recipe))}{hot}" or "the target's rows"
+        file_shares = zip(shown_paths(recipe), weights, strict=True)
+        return " + ".join(f"{percent(share)} % {file}" for file, share in file_shares)
+    suffix = f" at temperature {recipe.mix.temperature:g}" if recipe.mix and recipe.mix.temperature else ""
+    return f"{' + '.join(shown_paths(recipe))}{suffix}" or "the target's rows"
 
 
 def shown_paths(recipe: Recipe) -> list[str]:

@@ -39,7 +39,7 @@ _IDS = re.compile(r"(.*[_ -])?(id|ids|uid|uuid|guid|idx|index)|(?-i:.+I[dD])", r
 
 
 class Roles(NamedTuple):
-    """Question and answer columns; a column in both has turns or a tree."""
+    """Question and answer columns; a column in both holds turns or a tree."""
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
@@ -48,7 +48,7 @@ class Roles(NamedTuple):
 class QuestionAndAnswers(NamedTuple):
     """Question of a row, its answers and the question's context, each as one text.
 
-    `choices` are sorted, `thumb` is that of a rated answer, and `tools` the digest of the row's tools.
+    `choices` are sorted, `thumb` is the thumb of a rated answer, and `tools` the digest of the row's tools.
     """
 
     question: str
@@ -70,48 +70,50 @@ PAIRS = _ROLES["preference"]
 RATED = (
     _ROLES["OASST tree"],
     _ROLES["UltraFeedback"],
-)  # several answers per row, of which ratings name the best
+)  # several answers per row; ratings name the best
 
 
 def find_roles(content: Rows, prompt: str | None = None, reference: str | None = None) -> Roles:
     """Find the question and answer columns; `prompt` and `reference`, columns or templates, come first."""
     refuse(find_missing_header(content, is_named=bool(prompt or reference)))
     names = [*content.names]
-    given = {"prompt": columns_of(prompt, names), "reference": columns_of(reference, names)}
+    named_columns = {"prompt": columns_of(prompt, names), "reference": columns_of(reference, names)}
     layout = formats.recognise(content.rows)
-    whole = _layout_roles(layout, names).questions if layout else ()
-    given["prompt"] = _put_in_whole(given["prompt"], tuple(name for name in whole if name in names))
-    for option, columns in given.items():
+    layout_columns = _layout_roles(layout, names).questions if layout else ()
+    named_columns["prompt"] = _put_in_whole(
+        named_columns["prompt"], tuple(name for name in layout_columns if name in names)
+    )
+    for option, columns in named_columns.items():
         for column in columns:
             require_column(content.shown, names, column, f"--{option}")
-    if all(given.values()):
-        return Roles(given["prompt"], given["reference"])
+    if all(named_columns.values()):
+        return Roles(named_columns["prompt"], named_columns["reference"])
     filled = find_filled_columns(content.rows)
     questions = {"prompt", "messages"} & {*names}
     answers = {"reference", "references", "constraints"} & {*names}
     if layout is not None:
-        found = _layout_roles(layout, filled)
+        roles = _layout_roles(layout, filled)
     elif questions and answers:
-        found = Roles(tuple(sorted(questions)), tuple(sorted(answers)))
+        roles = Roles(tuple(sorted(questions)), tuple(sorted(answers)))
     elif filled <= _DOCUMENT and "text" in filled:
-        found = Roles(("text",), ())
+        roles = Roles(("text",), ())
     else:
         from harness.data.guessed_columns import guess_columns
 
-        known = {option: f"{{{columns[0]}}}" for option, columns in given.items() if columns}
-        guessed = guess_columns(content, filled, known)
-        found = Roles(*(columns_of(guessed[option], names) for option in given))
-    return Roles(given["prompt"] or found.questions, given["reference"] or found.answers)
+        templates = {option: f"{{{columns[0]}}}" for option, columns in named_columns.items() if columns}
+        guesses = guess_columns(content, filled, templates)
+        roles = Roles(*(columns_of(guesses[option], names) for option in named_columns))
+    return Roles(named_columns["prompt"] or roles.questions, named_columns["reference"] or roles.answers)
 
 
-def columns_of(named: str | None, names: Container[str]) -> tuple[str, ...]:
-    """Return the columns of a name or a template over columns; of `answers.text` the outer one."""
-    if not named or "{" not in named:
-        return (named,) if named else ()
-    if name_in(named) in names:
-        return (name_in(named),)
-    found = (c if c in names else c.partition(".")[0] for c in FIELD.findall(named))
-    return tuple(dict.fromkeys(found))
+def columns_of(template: str | None, names: Container[str]) -> tuple[str, ...]:
+    """Return the columns of a name or a template over columns; for `answers.text`, the outer column."""
+    if not template or "{" not in template:
+        return (template,) if template else ()
+    if name_in(template) in names:
+        return (name_in(template),)
+    columns = (c if c in names else c.partition(".")[0] for c in FIELD.findall(template))
+    return tuple(dict.fromkeys(columns))
 
 
 def option_text(template: str, default: str) -> str | None:
@@ -127,23 +129,23 @@ def find_reading_roles(task: Task, layout: Layout | None, names: Collection[str]
     is_named = fields.reference != default.reference
     if task.kind == "bits_per_byte":
         return Roles(columns_of(fields.reference, names) if is_named else ("text",), ())
-    found = Roles(
+    roles = Roles(
         tuple(name for name in ("messages", "prompt") if name in names),
         tuple(name for name in ("constraints", "reference", "references") if name in names),
     )
     if layout is not None:
-        found = _layout_roles(layout, names)
-    questions = found.questions
+        roles = _layout_roles(layout, names)
+    questions = roles.questions
     if fields.prompt != default.prompt:
-        questions = _put_in_whole(columns_of(fields.prompt, names), found.questions if layout else ())
-    return Roles(questions, columns_of(fields.reference, names) if is_named else found.answers)
+        questions = _put_in_whole(columns_of(fields.prompt, names), roles.questions if layout else ())
+    return Roles(questions, columns_of(fields.reference, names) if is_named else roles.answers)
 
 
-def _put_in_whole(shown: tuple[str, ...], of_layout: tuple[str, ...]) -> tuple[str, ...]:
+def _put_in_whole(columns: tuple[str, ...], layout_columns: tuple[str, ...]) -> tuple[str, ...]:
     """Replace `{messages}` in a template by the layout's question columns."""
-    if MESSAGES not in shown or not of_layout:
-        return shown
-    return (*(name for name in shown if name not in (MESSAGES, *of_layout)), *of_layout)
+    if MESSAGES not in columns or not layout_columns:
+        return columns
+    return (*(name for name in columns if name not in (MESSAGES, *layout_columns)), *layout_columns)
 
 
 def answer_column(task: Task, layout: Layout | None, names: Collection[str]) -> str | None:
@@ -158,10 +160,10 @@ def answer_column(task: Task, layout: Layout | None, names: Collection[str]) -> 
     return answers[0] if is_one else None
 
 
-def require_column(shown: str, names: Iterable[str], column: str, option: str) -> None:
+def require_column(shown_path: str, names: Iterable[str], column: str, option: str) -> None:
     """Refuse a column that no row has."""
     if column not in (names := set(names)):
-        where, hint = f"{shown}, {option}", did_you_mean(column, names)
+        where, hint = f"{shown_path}, {option}", did_you_mean(column, names)
         raise UserError(where, f"no column {column!r}", "a column", hint)
 
 
@@ -169,8 +171,8 @@ def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
     """Return the question and answers of a row; a missing value is an empty text."""
     fields = row.fields
     qa = _read_texts(row, roles)
-    read = {*roles.questions, *roles.answers}
-    choices = list_choices({name: value for name, value in fields.items() if name not in read})[1]
+    role_columns = {*roles.questions, *roles.answers}
+    choices = list_choices({name: value for name, value in fields.items() if name not in role_columns})[1]
     if isinstance(choices, list) and choices:
         qa = qa._replace(choices="\n".join(sorted(map(join_texts, choices))))
     is_up = read_flag(fields.get("label")) if roles == _ROLES["prompt and completion"] else None
@@ -193,22 +195,22 @@ def _read_texts(row: Row, roles: Roles) -> QuestionAndAnswers:
     if roles == PAIRS:
         fields = _pair(row)
         roles = roles._replace(questions=next(((n,) for n in roles.questions if fields.get(n)), ()))
-    if both := next((name for name in roles.questions if name in roles.answers), None):
-        turns, context = fields.get(both), [fields.get(name) for name in roles.questions if name != both]
+    if column := next((name for name in roles.questions if name in roles.answers), None):
+        turns, context = fields.get(column), [fields.get(name) for name in roles.questions if name != column]
         if isinstance(turns, dict):  # a message with its replies
             return QuestionAndAnswers(join_texts(turns), (_tree_text(turns.get("replies")),))
-        system, others = list[Any](), list[Any]()
+        system, other_turns = list[Any](), list[Any]()
         for turn in turns if isinstance(turns, list) else [turns]:
             is_system = isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from"))
-            (system if is_system else others).append(turn)
-        texts = join_texts(others[:-1]), (join_texts(others[-1:]),), join_texts(context)
+            (system if is_system else other_turns).append(turn)
+        texts = join_texts(other_turns[:-1]), (join_texts(other_turns[-1:]),), join_texts(context)
         return QuestionAndAnswers(*texts, system=join_texts(system))
     parts = (join_texts(fields.get(name)) for name in roles.questions if name != CONTEXT)
     answers = list[str]()
     for answer in (fields.get(name) for name in roles.answers):  # accepted answers in any order are the same
         answers.append("\n".join(sorted(map(join_texts, answer if isinstance(answer, list) else [answer]))))
-    given = join_texts(fields.get(CONTEXT)) if CONTEXT in roles.questions else ""
-    return QuestionAndAnswers("\n".join(part for part in parts if part.strip()), tuple(answers), given)
+    context_text = join_texts(fields.get(CONTEXT)) if CONTEXT in roles.questions else ""
+    return QuestionAndAnswers("\n".join(part for part in parts if part.strip()), tuple(answers), context_text)
 
 
 def _tree_text(replies: Any) -> str:
@@ -220,7 +222,7 @@ def _tree_text(replies: Any) -> str:
 
 
 def join_texts(value: Any) -> str:
-    """Join the texts of a value: of turns what was said, of lists and objects all their texts."""
+    """Join the texts of a value: for turns what was said, for lists and objects all their texts."""
     if isinstance(value, list):
         return "\n".join(map(join_texts, value))
     if isinstance(value, dict):
@@ -232,12 +234,12 @@ def join_texts(value: Any) -> str:
 
 
 def find_filled_columns(content: Sequence[Row]) -> set[str]:
-    """Return the fields that most rows fill; if none of them answers by its name, a quarter is enough."""
+    """Return the fields that most rows fill; if none is named like an answer, a quarter is enough."""
     names = {name for row in content for name in row.fields}
-    filled = {name: sum(row.fields.get(name) not in (None, "") for row in content) for name in names}
-    most = {name for name, n in filled.items() if 2 * n > len(content)}
-    some = {name for name, n in filled.items() if 4 * n > len(content) and find_by_name({name}, ANSWERS)}
-    return most if find_by_name(most, ANSWERS) else most | some
+    counts = {name: sum(row.fields.get(name) not in (None, "") for row in content) for name in names}
+    majority = {name for name, n in counts.items() if 2 * n > len(content)}
+    minority = {name for name, n in counts.items() if 4 * n > len(content) and find_by_name({name}, ANSWERS)}
+    return majority if find_by_name(majority, ANSWERS) else majority | minority
 
 
 def find_missing_header(content: Rows, *, is_named: bool) -> Problem | None:
@@ -245,26 +247,26 @@ def find_missing_header(content: Rows, *, is_named: bool) -> Problem | None:
     from harness.data.check.personal_data import excerpt
 
     names = list(content.rows[0].fields)
-    usual = {"id", *QUESTIONS, *ANSWERS, *GROUPS} & {name.lower() for name in names}
-    if is_named or usual or not is_csv(content.shown):
+    usual_names = {"id", *QUESTIONS, *ANSWERS, *GROUPS} & {name.lower() for name in names}
+    if is_named or usual_names or not is_csv(content.shown):
         return None
     # The header may be repeated where files were joined.
     rows = [row for row in content.rows if any(str(row.fields.get(n, "")).strip() != n for n in names)]
     counts = {name: sum(str(row.fields.get(name)).strip() == name for row in rows) for name in names}
     value = max(names, key=counts.__getitem__)
-    others = [n for n in names if not (n.endswith((".", "?", "!")) and len(n.split()) > 2) and len(n) <= 100]
-    filled = find_filled_columns(content.rows)
-    unnamed = filled & {f"column {place}" for place, _ in enumerate(names, start=1)}
+    values = [n for n in names if not (n.endswith((".", "?", "!")) and len(n.split()) > 2) and len(n) <= 100]
+    columns = find_filled_columns(content.rows)
+    unnamed_columns = columns & {f"column {place}" for place, _ in enumerate(names, start=1)}
     expected = "a header line that names the columns, such as text,label"
     step = "or where it is one: --prompt COLUMN --reference COLUMN"
-    if 2 * len(unnamed) > len(filled):
-        found = f"a first line that names {len(filled - unnamed)} of {len(filled)} columns"
+    if 2 * len(unnamed_columns) > len(columns):
+        found = f"a first line that names {len(columns - unnamed_columns)} of {len(columns)} columns"
         return Problem(f"{content.shown}:1", found, expected, f"delete the lines above it, {step}")
-    are_numbers = len(others) < len(names) and all(name.replace(".", "", 1).isdigit() for name in others)
+    are_numbers = len(values) < len(names) and all(name.replace(".", "", 1).isdigit() for name in values)
     if counts[value] < 2 and not are_numbers:
         return None
-    why = f", which {counts[value]:,} rows hold in that column," if counts[value] > 1 else " and other data"
-    found = f"{excerpt(value, 60)!r}{why} where names of columns belong"
+    note = f", which {counts[value]:,} rows hold in that column," if counts[value] > 1 else " and other data"
+    found = f"{excerpt(value, 60)!r}{note} where names of columns belong"
     return Problem(f"{content.shown}:1", found, expected, f"add a header line, {step}")
 
 
@@ -275,39 +277,39 @@ def name_in(template: str | None) -> str:
 
 def _layout_roles(layout: Layout, names: Collection[str]) -> Roles:
     if layout.name == "multiple choice":
-        named = dict.fromkeys(names, "")
-        question, answers = (find_column(named, usual) or usual[0] for usual in (CHOICE_QUESTIONS, RIGHT))
+        fields = dict.fromkeys(names, "")
+        question, answers = (find_column(fields, usual) or usual[0] for usual in (CHOICE_QUESTIONS, RIGHT))
         return Roles((question, CONTEXT), (answers,))
     if layout.column:
         return Roles((layout.column,), (layout.column,))
     if layout.name == "tokens and tags":
-        shown, tags = (tuple(n for n in known if n in names)[:1] for known in (formats.WORDS, formats.TAGS))
-        return Roles(shown, tags)
+        words, tags = (tuple(n for n in usual if n in names)[:1] for usual in (formats.WORDS, formats.TAGS))
+        return Roles(words, tags)
     answer = "answers" if "answers" in names else "answer"
     return _ROLES.get(layout.name, Roles(("question", CONTEXT), (answer,)))
 
 
 def _pair(row: Row) -> dict[str, Any]:
-    """Return the fields of a pair with its question, or the row's fields if it is no pair."""
+    """Return the fields of a pair with its question, or the row's fields if it is not a pair."""
     try:
         return read_pair(row).fields
     except UserError:
         return row.fields
 
 
-def find_by_name(columns: set[str], known: Iterable[str], other: Container[str] = ()) -> str | None:
-    """Find the column of a known name, or one that has it as a word or its end (not of the `other` role)."""
+def find_by_name(columns: set[str], names: Iterable[str], other_names: Container[str] = ()) -> str | None:
+    """Find the column with one of the `names`, or with one as a word, unless its head is in `other_names`."""
     words = {column: re.findall(r"\w+", column.lower()) for column in sorted(columns)}
     heads = {column: find_head(column) for column in words}
-    exact = (column for name in known for column in words if words[column] == [name])
-    free = [column for column in words if heads[column] not in other]
-    part = (c for name in known for c in free if name in words[c] or name == heads[c])
-    found = next(exact, None) or next(part, None)
-    return None if found is None else f"{{{found}}}"
+    exact_matches = (column for name in names for column in words if words[column] == [name])
+    free_columns = [column for column in words if heads[column] not in other_names]
+    partial_matches = (c for name in names for c in free_columns if name in words[c] or name == heads[c])
+    match = next(exact_matches, None) or next(partial_matches, None)
+    return None if match is None else f"{{{match}}}"
 
 
 def find_head(column: str) -> str:
-    """Return the last word of a column's name; of `question_text` the one before it."""
+    """Return the last word of a column's name; for `question_text`, the word before it."""
     words: list[str] = re.findall(r"[^\W_]+", column.lower()) or [""]
     return words[-2] if words[-1] == "text" and len(words) > 1 else words[-1]
 
@@ -319,5 +321,5 @@ def is_id(column: str) -> bool:
 
 def column_options(prompt: str | None, reference: str | None) -> list[str]:
     """List the options that name the columns of question and answer, as words of a command."""
-    named = (("--prompt", prompt), ("--reference", reference))
-    return [word for option, column in named if column for word in (option, column)]
+    options = (("--prompt", prompt), ("--reference", reference))
+    return [word for option, column in options if column for word in (option, column)]

@@ -36,7 +36,7 @@ class ContaminatedRow(NamedTuple):
 
 
 def key(example: Example, with_choices: bool = False) -> str:
-    """Fold what an example asks: its turns, or its text, and with `with_choices` its choices."""
+    """Fold the question of an example: its turns or its text, and with `with_choices` its choices."""
     turns = [m["content"] for m in example.messages if m["role"] != "system"] or list(example.references)
     return "\n".join(map(fold_text, (*turns, *sorted(example.choices) * with_choices)))
 
@@ -46,12 +46,12 @@ def find_contaminated_rows(
 ) -> list[ContaminatedRow]:
     """List the training rows that an evaluated row repeats, each with the first such row."""
     training = list(training)
-    first: dict[str, SourcedExample] = {}
+    by_key: dict[str, SourcedExample] = {}
     for row in evaluated if training else ():
-        first.setdefault(key(row.example, with_choices), row)
-    first.pop("", None)
-    keyed = ((row, key(row.example, with_choices)) for row in training)
-    return [ContaminatedRow(row, first[question]) for row, question in keyed if question in first]
+        by_key.setdefault(key(row.example, with_choices), row)
+    by_key.pop("", None)
+    keyed_rows = ((row, key(row.example, with_choices)) for row in training)
+    return [ContaminatedRow(row, by_key[question]) for row, question in keyed_rows if question in by_key]
 
 
 def drop_contaminated(
@@ -69,9 +69,9 @@ def drop_contaminated(
         raise UserError(problems(contaminated, where, step))
     if contaminated:
         places = ", ".join(row.training.where.removeprefix(where).lstrip(": ") for row in contaminated[:10])
-        more = ", …" if len(contaminated) > 10 else ""
-        dropped = f"{pluralize(len(contaminated), 'row')} dropped, evaluated too ({places}{more})"
-        notes.removed.append(f"{where}: {dropped}")
+        ellipsis = ", …" if len(contaminated) > 10 else ""
+        summary = f"{pluralize(len(contaminated), 'row')} dropped, evaluated too ({places}{ellipsis})"
+        notes.removed.append(f"{where}: {summary}")
     dropped_places = {row.training.where for row in contaminated}
     return [row for row in training if row.where not in dropped_places]
 
@@ -81,9 +81,9 @@ def drop_related(
 ) -> list[SourcedExample]:
     """Return the training rows without an evaluated question or cluster."""
     training = list(training)
-    asked = {row.training.where for row in find_contaminated_rows(training, evaluated, with_choices)}
+    repeats = {row.training.where for row in find_contaminated_rows(training, evaluated, with_choices)}
     clusters = {row.example.cluster for row in evaluated if row.example.cluster != row.example.id}
-    return [row for row in training if row.where not in asked and row.example.cluster not in clusters]
+    return [row for row in training if row.where not in repeats and row.example.cluster not in clusters]
 
 
 def suite_contamination(
@@ -100,24 +100,24 @@ def suite_contamination(
 
 def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> list[Problem]:
     """Describe contaminated rows as problems, at most ten."""
-    expected, found = "no training row that is evaluated", list[Problem]()
+    expected, row_problems = "no training row that is evaluated", list[Problem]()
     for training, evaluated in rows:
         prompt = " ".join(training.example.prompt.split())
-        shown = repr(prompt if len(prompt) <= 60 else f"{prompt[:59]}…")
-        repeated = f"{shown}, the question of {evaluated.where} too"
-        found.append(Problem(training.where, repeated, expected, next_step))
-    return cap_problems(found, where, "training rows that are evaluated")
+        shown_prompt = repr(prompt if len(prompt) <= 60 else f"{prompt[:59]}…")
+        description = f"{shown_prompt}, the question of {evaluated.where} too"
+        row_problems.append(Problem(training.where, description, expected, next_step))
+    return cap_problems(row_problems, where, "training rows that are evaluated")
 
 
-def phrase_only_evaluated(shown: str, what: str) -> Problem:
-    """Return the problem of training rows or pairs (`what`) that are all evaluated too."""
+def phrase_only_evaluated(shown_path: str, kind: str) -> Problem:
+    """Return the problem of training rows or pairs (`kind`) that are all evaluated too."""
     step = "train on another file, or test on another"
-    return Problem(shown, f"only {what} that are evaluated too", f"other training {what}", step)
+    return Problem(shown_path, f"only {kind} that are evaluated too", f"other training {kind}", step)
 
 
 Measure = Literal["words in common", "8-grams", "words in a part", "embeddings"]
 
-# The lowest thresholds with alarms for at most 5 % of the odd hard negatives of
+# The lowest thresholds that raise alarms for at most 5 % of the odd hard negatives of
 # reports/studies/paraphrases.jsonl; embeddings of all-MiniLM-L6-v2. tests/test_overlap.py repeats the choice.
 WORDS_IN_COMMON, EMBEDDINGS = 0.78, 0.92
 EIGHT_GRAMS = 0.7
@@ -136,7 +136,7 @@ Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
 
 class Overlap(NamedTuple):
-    """The places of a training row and of the most similar evaluated item, and the similarity in [0, 1]."""
+    """The indices of a training row and of the most similar evaluated item, and the similarity in [0, 1]."""
 
     training: int
     evaluated: int
@@ -151,46 +151,46 @@ def overlaps(
     answers: Sequence[str] | None = None,
     encode: Encode | None = None,
 ) -> list[Overlap]:
-    """Find the training rows that ask what is evaluated, exactly or in other words, the most similar first.
+    """Find the training rows that repeat or paraphrase evaluated questions, the most similar first.
 
     `training` and `evaluated` are questions; `answers` are those of the training rows. Each row gets the
     first measure that reaches its threshold: words in common (Jaccard index of shingles), 8-grams (the share
-    of the item's that the row has), words in a part of the row or item, and with `encode` the cosine.
+    of the item's 8-grams in the row), words in a part of the row or item, and with `encode` the cosine.
     """
     words, items = list(map(_cut, training)), list(map(_cut, evaluated))
-    whole = words
+    row_texts = words
     if answers:
-        whole = [" ".join(filter(None, pair)) for pair in zip(words, map(_cut, answers), strict=True)]
-    found: dict[int, Overlap] = {}
-    for i, near in enumerate(nearest(training, evaluated, threshold=WORDS_IN_COMMON)):
-        if near:
-            found[i] = Overlap(i, near.row, "words in common", near.similarity)
-    for row, item, share in largest_shares(whole, items, n=N, least=EIGHT_GRAMS, rare_in_rows=True):
-        found.setdefault(row, Overlap(row, item, "8-grams", share))
-    for row, item, alike, _ in _alike_in_part(training, evaluated, words, items):
-        found.setdefault(row, Overlap(row, item, "words in a part", alike))
-    shared, copies = set(_runs_of_words(items)), defaultdict[str, list[int]](list)
+        row_texts = [" ".join(filter(None, pair)) for pair in zip(words, map(_cut, answers), strict=True)]
+    overlap_by_row: dict[int, Overlap] = {}
+    for i, match in enumerate(nearest(training, evaluated, threshold=WORDS_IN_COMMON)):
+        if match:
+            overlap_by_row[i] = Overlap(i, match.row, "words in common", match.similarity)
+    for row, item, share in largest_shares(row_texts, items, n=N, min_share=EIGHT_GRAMS, rare_in_rows=True):
+        overlap_by_row.setdefault(row, Overlap(row, item, "8-grams", share))
+    for row, item, jaccard, _ in _alike_in_part(training, evaluated, words, items):
+        overlap_by_row.setdefault(row, Overlap(row, item, "words in a part", jaccard))
+    item_runs, rows_by_text = set(_runs_of_words(items)), defaultdict[str, list[int]](list)
     for i, text in enumerate(words):
-        if not shared.isdisjoint(_runs_of_words([text])):
-            copies[text].append(i)
-    groups = list(copies.values())
+        if not item_runs.isdisjoint(_runs_of_words([text])):
+            rows_by_text[text].append(i)
+    groups = list(rows_by_text.values())
     questions = [training[rows[0]] for rows in groups]
-    of_items = list(_alike_in_part(evaluated, questions, items, list(copies)))
-    closest = nearest([part for *_, part in of_items], questions, threshold=WORDS_IN_COMMON)
-    for (item, place, alike, _), near in zip(of_items, closest, strict=True):
-        place, alike = near or (place, alike)  # the closest of the rows with the same runs of words
-        for row in groups[place]:
-            found.setdefault(row, Overlap(row, item, "words in a part", alike))
+    item_matches = list(_alike_in_part(evaluated, questions, items, list(rows_by_text)))
+    closest_questions = nearest([part for *_, part in item_matches], questions, threshold=WORDS_IN_COMMON)
+    for (item, group, jaccard, _), match in zip(item_matches, closest_questions, strict=True):
+        group, jaccard = match or (group, jaccard)  # the closest of the rows with the same runs of words
+        for row in groups[group]:
+            overlap_by_row.setdefault(row, Overlap(row, item, "words in a part", jaccard))
     if encode:
         for overlap in _close_embeddings(training, evaluated, encode):
-            found.setdefault(overlap.training, overlap)
-    return sorted(found.values(), key=lambda o: (-o.similarity, o.training))
+            overlap_by_row.setdefault(overlap.training, overlap)
+    return sorted(overlap_by_row.values(), key=lambda o: (-o.similarity, o.training))
 
 
 def largest_shares(
-    rows: Sequence[str], items: Sequence[str], *, n: int, least: float, rare_in_rows: bool = False
+    rows: Sequence[str], items: Sequence[str], *, n: int, min_share: float, rare_in_rows: bool = False
 ) -> list[tuple[int, int, float]]:
-    """List each row with the item of whose n-grams it has the largest share in [0, 1], from `least` on.
+    """List each row with the item whose n-grams it shares most, if the share is at least `min_share`.
 
     Both are folded words with single spaces. N-grams of more than `MOST` items do not count; with
     `rare_in_rows` neither do those of more than `MOST` different rows.
@@ -199,24 +199,24 @@ def largest_shares(
 
     grams = CountVectorizer(ngram_range=(n, n), token_pattern=r"\S+", lowercase=False, binary=True)
     try:
-        of_items = grams.fit_transform(items)  # (items, n-grams)
-    except ValueError:  # no item has so many words
+        item_grams = grams.fit_transform(items)  # (items, n-grams)
+    except ValueError:  # no item has n words
         return []
-    telling = of_items.sum(axis=0).A1 <= MOST
+    is_counted = item_grams.sum(axis=0).A1 <= MOST
     if rare_in_rows:
-        telling &= grams.transform(dict.fromkeys(rows)).sum(axis=0).A1 <= MOST
-    of_items = of_items[:, telling]
-    sizes = of_items.sum(axis=1).A1
-    found: list[tuple[int, int, float]] = []
+        is_counted &= grams.transform(dict.fromkeys(rows)).sum(axis=0).A1 <= MOST
+    item_grams = item_grams[:, is_counted]
+    sizes = item_grams.sum(axis=1).A1
+    row_shares: list[tuple[int, int, float]] = []
     for start in range(0, len(rows), _BLOCK):
-        shared = (grams.transform(rows[start : start + _BLOCK])[:, telling] @ of_items.T).tocsr()
-        shared.sort_indices()  # the first item of equal shares
-        for row, (first, last) in enumerate(pairwise(shared.indptr), start=start):
-            shares = shared.data[first:last] / sizes[shared.indices[first:last]]
-            if len(shares) and shares.max() >= least:
-                best = int(shares.argmax())
-                found.append((row, int(shared.indices[first + best]), float(shares[best])))
-    return found
+        n_shared = (grams.transform(rows[start : start + _BLOCK])[:, is_counted] @ item_grams.T).tocsr()
+        n_shared.sort_indices()  # the first item of equal shares
+        for row, (first, last) in enumerate(pairwise(n_shared.indptr), start=start):
+            shares = n_shared.data[first:last] / sizes[n_shared.indices[first:last]]
+            if len(shares) and shares.max() >= min_share:
+                best_index = int(shares.argmax())
+                row_shares.append((row, int(n_shared.indices[first + best_index]), float(shares[best_index])))
+    return row_shares
 
 
 def _runs_of_words(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
@@ -227,13 +227,13 @@ def _runs_of_words(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
 def _alike_in_part(
     whole: Sequence[str], texts: Sequence[str], whole_words: Sequence[str], words: Sequence[str]
 ) -> Iterator[tuple[int, int, float, str]]:
-    """Yield the places of a whole and of the text similar to a part of it, the similarity, and the part."""
-    for place, item, _ in largest_shares(whole_words, words, n=_FEW_WORDS, least=_PROPOSED):
-        text, row = texts[item], whole[place]
+    """Yield the indices of a whole and of the text similar to a part of it, the similarity, and the part."""
+    for index, item, _ in largest_shares(whole_words, words, n=_FEW_WORDS, min_share=_PROPOSED):
+        text, passage = texts[item], whole[index]
         n_words = len(fold_words(text).split())
-        salutation = _SALUTATION.match(row)
-        first = salutation.end() if salutation else 0
-        clauses = [clause for clause in (row[:first], *_CLAUSE_END.split(row[first:])) if clause]
+        salutation = _SALUTATION.match(passage)
+        start = salutation.end() if salutation else 0
+        clauses = [clause for clause in (passage[:start], *_CLAUSE_END.split(passage[start:])) if clause]
         ends = [0, *accumulate(len(fold_words(clause).split()) for clause in clauses)]
         # Runs of clauses with at least half of the row's words, and about as many words as the text.
         parts = []
@@ -242,9 +242,9 @@ def _alike_in_part(
             is_part = ends[-1] / 2 <= n < ends[-1]
             if is_part and WORDS_IN_COMMON * n_words - 1 <= n <= n_words / WORDS_IN_COMMON + 1:
                 parts.append(" ".join(clauses[i:j]))
-        alike = [(similarity(part, text), part) for part in parts if are_alike(part, text, WORDS_IN_COMMON)]
-        if alike:
-            yield place, item, *max(alike)
+        matches = [(similarity(part, text), part) for part in parts if are_alike(part, text, WORDS_IN_COMMON)]
+        if matches:
+            yield index, item, *max(matches)
 
 
 def _cut(text: str) -> str:
@@ -260,21 +260,21 @@ def open_encoder(model: str, where: str) -> Encode:
     )
 
 
-def load_encoder(model: str, kind: str, where: str, otherwise: str) -> Any:
+def load_encoder(model: str, kind: str, where: str, alternative: str) -> Any:
     """Load a sentence-transformers model, a folder or an id, of the class `kind`; UserError if missing."""
     quiet_libraries()
     try:
         import sentence_transformers
     except ImportError:
         step, expected = (
-            f"pip install 'harness-evals[dense]', or {otherwise}",
+            f"pip install 'harness-evals[dense]', or {alternative}",
             "the package that embeds texts",
         )
         raise UserError(where, "no package sentence-transformers", expected, step) from None
     folder = Path(model).expanduser()
     try:
-        named = str(folder) if folder.is_dir() else model
-        return getattr(sentence_transformers, kind)(named, trust_remote_code=False)
+        model_path = str(folder) if folder.is_dir() else model
+        return getattr(sentence_transformers, kind)(model_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
         expected = "a sentence-transformers id that can be fetched or is cached, or a folder"
@@ -285,28 +285,28 @@ def _close_embeddings(training: Sequence[str], evaluated: Sequence[str], encode:
     if not training or not evaluated:
         return []
     rows, items = encode(training), encode(evaluated)
-    found = []
+    close_overlaps = []
     for start in range(0, len(rows), _BLOCK):
         cosines = rows[start : start + _BLOCK] @ items.T  # (rows, items)
-        best = cosines.argmax(axis=1)
-        for i, j in enumerate(best.tolist()):
+        best_items = cosines.argmax(axis=1)
+        for i, j in enumerate(best_items.tolist()):
             if cosines[i, j] >= EMBEDDINGS:
-                found.append(Overlap(start + i, j, "embeddings", min(1.0, float(cosines[i, j]))))
-    return found
+                close_overlaps.append(Overlap(start + i, j, "embeddings", min(1.0, float(cosines[i, j]))))
+    return close_overlaps
 
 
 def repeats_by_sense(
     texts: Sequence[str], encode: Encode, same: Callable[[int, int], bool]
 ) -> Iterator[tuple[int, int, float]]:
-    """Yield the place of each text, of the closest earlier one that may be the `same`, and their cosine."""
+    """Yield the indices of each text and the closest earlier one that may be the `same`, and their cosine."""
     vectors = encode(texts) if texts else np.zeros((0, 1), np.float32)
     for start in range(0, len(vectors), _BLOCK):
         cosines = vectors[start : start + _BLOCK] @ vectors[: start + _BLOCK].T  # (rows, earlier rows)
-        for row, near in enumerate(cosines, start=start):
-            close = np.flatnonzero(near[:row] >= EMBEDDINGS)
-            ordered = close[np.argsort(-near[close], kind="stable")].tolist()
-            if (earlier := next((j for j in ordered if same(row, j)), None)) is not None:
-                yield row, earlier, min(1.0, float(near[earlier]))
+        for row, row_cosines in enumerate(cosines, start=start):
+            close_rows = np.flatnonzero(row_cosines[:row] >= EMBEDDINGS)
+            closest_first = close_rows[np.argsort(-row_cosines[close_rows], kind="stable")].tolist()
+            if (earlier := next((j for j in closest_first if same(row, j)), None)) is not None:
+                yield row, earlier, min(1.0, float(row_cosines[earlier]))
 
 
 def overlap_notes(
@@ -318,9 +318,9 @@ def overlap_notes(
     options: str = "",
     drawn_from: str = "",
 ) -> list[str]:
-    """Describe the training rows of a file that ask in other words what is evaluated, with the closest three.
+    """Describe the training rows of a file that paraphrase evaluated questions, with the closest three.
 
-    With `encode` a second note has those that only the embeddings find. `options` name the columns in the
+    With `encode` a second note has the rows that only embeddings find. `options` name the columns in the
     command that drops such rows; `drawn_from` is the file that evaluated rows were set aside from.
     """
     from harness.data.edit.row_files import new_name
@@ -330,25 +330,27 @@ def overlap_notes(
     if not questions or not items:
         return []
     name = digest([_VERSION, WORDS_IN_COMMON, EIGHT_GRAMS, questions, answers, items])
-    remembered = memo("overlap", name, lambda: overlaps(questions, items, answers=answers))
-    in_words = [Overlap(*values) for values in remembered]
-    known = {overlap.training for overlap in in_words}
-    close = _close_embeddings(questions, items, encode) if encode else []
-    by_sense = sorted((o for o in close if o.training not in known), key=lambda o: -o.similarity)
+    stored_overlaps = memo("overlap", name, lambda: overlaps(questions, items, answers=answers))
+    word_overlaps = [Overlap(*values) for values in stored_overlaps]
+    known_rows = {overlap.training for overlap in word_overlaps}
+    close_overlaps = _close_embeddings(questions, items, encode) if encode else []
+    sense_overlaps = sorted(
+        (o for o in close_overlaps if o.training not in known_rows), key=lambda o: -o.similarity
+    )
     notes = []
-    for overlapping in filter(None, (in_words, by_sense)):
-        pairs = [(training[o.training].where, evaluated[o.evaluated].where) for o in overlapping]
-        nearest_three = zip(pairs[:3], overlapping, strict=False)
+    for group in filter(None, (word_overlaps, sense_overlaps)):
+        pairs = [(training[o.training].where, evaluated[o.evaluated].where) for o in group]
+        nearest_three = zip(pairs[:3], group, strict=False)
         closest = "; ".join(f"{a} and {b} ({o.measure} {plain(o.similarity)})" for (a, b), o in nearest_three)
-        found = f"{pluralize(len(pairs), 'row')} may be evaluated items in other words; closest: {closest}"
-        tests_of: dict[str, dict[str, None]] = defaultdict(dict)
-        for file, test in [map(file_of, pair) for pair in pairs] if overlapping is in_words else ():
+        note = f"{pluralize(len(pairs), 'row')} may be evaluated items in other words; closest: {closest}"
+        tests_by_file: dict[str, dict[str, None]] = defaultdict(dict)
+        for file, test in [map(file_of, pair) for pair in pairs] if group is word_overlaps else ():
             if file and test not in ("", file, drawn_from):  # items of lm-eval have no file
-                tests_of[file][test] = None
-        for file, tests in tests_of.items():
+                tests_by_file[file][test] = None
+        for file, tests in tests_by_file.items():
             against = "".join(f" --against {as_argument(test)}" for test in tests)
-            out = as_argument(new_name(file, "dedup"))
-            command = f"harness data dedup {as_argument(file)}{options}{against} --out {out}"
-            found += f"; `{command}` leaves them out"
-        notes.append(f"{where}: {found}")
+            out_file = as_argument(new_name(file, "dedup"))
+            command = f"harness data dedup {as_argument(file)}{options}{against} --out {out_file}"
+            note += f"; `{command}` leaves them out"
+        notes.append(f"{where}: {note}")
     return notes

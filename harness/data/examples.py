@@ -58,11 +58,11 @@ def examples(
 ) -> list[SourcedExample]:
     """Make the examples of a split, without those of unknown labels if the task drops them.
 
-    With `documents` a question's context is left to retrieval. `all_rows` of the task together show whether
-    places of choices count from 0 or 1. Problems are added to `problems`, or else raised as a UserError.
+    With `documents` a question's context is left to retrieval. `all_rows` of the task show whether numbers of
+    choices count from 0 or 1. Problems are added to `problems`, or else raised as a UserError.
     """
     refuse(unusable_templates(task.fields, content))
-    layout, known = formats.layout_of(task, content), {document.id for document in documents}
+    layout, document_ids = formats.layout_of(task, content), {document.id for document in documents}
     layout = formats.settle_answers(task, layout, all_rows or content.rows)
     if layout:
         contexts = "; contexts are left to retrieval" if documents and layout.name == "question" else ""
@@ -72,45 +72,45 @@ def examples(
         example = _example(task, formats.read(row, layout, bool(documents)), name)
         context = turns.text_of(row.fields.get("context") or "")
         ident = formats.context_id(context) if context else ""
-        if ident in known and not example.documents:
+        if ident in document_ids and not example.documents:
             example = replace(example, documents=(ident,))
         return SourcedExample(example, row.where)
 
-    answer = FIELD.fullmatch(task.fields.reference)
+    answer_match = FIELD.fullmatch(task.fields.reference)
     content = content._replace(
-        rows=[*text_files.write_empty_lists(answer[1] if answer else "", content.rows)]
+        rows=[*text_files.write_empty_lists(answer_match[1] if answer_match else "", content.rows)]
     )
-    found: list[Problem] = []
-    made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, found)
-    kept: list[SourcedExample] = []
-    outside: list[SourcedExample] = []
-    for sourced in made:
+    row_problems: list[Problem] = []
+    sourced_rows = _make_each(content, read_example, task.data.invalid_rows, notes.removed, row_problems)
+    kept_rows: list[SourcedExample] = []
+    mislabelled_rows: list[SourcedExample] = []
+    for sourced in sourced_rows:
         choices, references = sourced.example.choices, sourced.example.references
-        (kept if not choices or set(references) <= set(choices) else outside).append(sourced)
+        (kept_rows if not choices or set(references) <= set(choices) else mislabelled_rows).append(sourced)
     if task.data.unknown_labels == "error" or not task.labels:
-        others: list[Problem] = []
-        for example, where, _ in outside:
-            wrong = next(text for text in example.references if text not in example.choices)
-            hint = did_you_mean(wrong, example.choices)
+        label_problems: list[Problem] = []
+        for example, where, _ in mislabelled_rows:
+            wrong_label = next(text for text in example.references if text not in example.choices)
+            hint = did_you_mean(wrong_label, example.choices)
             hint = hint if "did you mean" in hint else "correct the row, or set data.unknown_labels: drop"
             expected = f"one of the {len(example.choices)} choices"
-            others.append(Problem(where, f"reference {wrong!r}", expected, hint))
-        found += text_files.cap_problems(others, content.shown, "rows of other labels")
-    if not kept and not found:
+            label_problems.append(Problem(where, f"reference {wrong_label!r}", expected, hint))
+        row_problems += text_files.cap_problems(label_problems, content.shown, "rows of other labels")
+    if not kept_rows and not row_problems:
         expected = f"at least one with one of the {len(task.labels)} labels"
-        found.append(Problem(content.shown, "no row left", expected, "correct labels: of the task"))
-    if found and problems is None:
-        raise UserError(found)
+        row_problems.append(Problem(content.shown, "no row left", expected, "correct labels: of the task"))
+    if row_problems and problems is None:
+        raise UserError(row_problems)
     if problems is not None:
-        problems += found
-    if outside:
-        dropped = f"{len(outside):,} of {len(content.rows):,} rows dropped"
+        problems += row_problems
+    if mislabelled_rows:
+        dropped = f"{len(mislabelled_rows):,} of {len(content.rows):,} rows dropped"
         notes.removed.append(f"{content.shown}: {dropped}, label not among the {len(task.labels)}")
-    return kept
+    return kept_rows
 
 
 def read_example(task: Task, layout: Layout | None, row: text_files.Row) -> Example:
-    """Make the example of one row; its place is its id if it has none. A row of no use is refused."""
+    """Make the example of one row; its place is its id if it has none. An unusable row is refused."""
     return _example(task, formats.read(row, layout), row.where)
 
 
@@ -132,7 +132,7 @@ def unusable_templates(fields: Fields, content: text_files.Rows) -> Iterator[Pro
 
 
 def pairs(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedExample]:
-    """Make examples of pairs, also of thumbs: `references` the chosen answer, `rejected` the other one."""
+    """Make examples of pairs and of thumbs: `references` has the chosen answer, `rejected` the other one."""
     return _make_each(
         content,
         lambda row, name: SourcedExample(_pair(task, row, name), row.where),
@@ -142,7 +142,7 @@ def pairs(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedExa
 
 
 def prompts(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedExample]:
-    """Make examples of rows with a question; answers are not read. A UserError names rows of no use."""
+    """Make examples of rows with a question; answers are not read. A UserError names the unusable rows."""
 
     def read_question(row: text_files.Row, name: str) -> SourcedExample:
         ident = _fill_own(row, task.fields.id, "id") or name
@@ -153,7 +153,7 @@ def prompts(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedE
 
 
 def documents(content: text_files.Rows) -> list[Document]:
-    """Make the documents of a knowledge base; of rows with questions, one for every context."""
+    """Make the documents of a knowledge base; for rows with questions, one for every context."""
     if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
         contexts = {turns.text_of(row.fields["context"]): formats.title(row) for row in content.rows}
         return [Document(formats.context_id(text), title, text) for text, title in contexts.items()]
@@ -175,60 +175,60 @@ def _make_each(
     notes: list[str] | None = None,
     problems: list[Problem] | None = None,
 ) -> list[_Made]:
-    """Make something of every row; ids must differ, and default to the file's stem and the row's index."""
-    made: list[_Made] = []
+    """Convert every row; ids must differ, and default to the file's stem and the row's index."""
+    items: list[_Made] = []
     placed_ids: list[tuple[str, str]] = []
-    found: list[Problem] = []
+    row_problems: list[Problem] = []
     for index, row in enumerate(content.rows):
         try:
             item = make(row, f"{content.stem}-{index}")
         except UserError as error:
-            found += error.problems
+            row_problems += error.problems
             continue
-        made.append(item)
+        items.append(item)
         placed_ids.append((item.example.id if isinstance(item, SourcedExample) else item.id, row.where))
-    if found and (invalid_rows == "error" or not made):
-        found = text_files.cap_problems(found, content.shown, "rows that cannot be used")
+    if row_problems and (invalid_rows == "error" or not items):
+        row_problems = text_files.cap_problems(row_problems, content.shown, "rows that cannot be used")
         if problems is None:
-            raise UserError(found)
-        problems += found
-    elif found and notes is not None:
-        n_rows = len({problem.where for problem in found})
-        kinds = Counter(problem.found for problem in found)
-        why = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(3))
-        more = ", …" if len(kinds) > 3 else ""
-        first = found[0].where.removeprefix(content.shown).lstrip(": ")
+            raise UserError(row_problems)
+        problems += row_problems
+    elif row_problems and notes is not None:
+        n_rows = len({problem.where for problem in row_problems})
+        kinds = Counter(problem.found for problem in row_problems)
+        reasons = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(3))
+        ellipsis = ", …" if len(kinds) > 3 else ""
+        first_place = row_problems[0].where.removeprefix(content.shown).lstrip(": ")
         notes.append(
             f"{content.shown}: {n_rows:,} of {len(content.rows):,} rows dropped, invalid: "
-            f"{why}{more}; the first is {first}"
+            f"{reasons}{ellipsis}; the first is {first_place}"
         )
-    places, repeated = dict[str, str](), list[Problem]()
+    places, repeats = dict[str, str](), list[Problem]()
     step = f"harness data clean {as_argument(content.shown)} --new-ids --out NEW gives such rows new ids"
     for ident, where in placed_ids:
         if ident in places:
-            repeated.append(Problem(where, f"id {ident!r}, as in {places[ident]}", "every id once", step))
+            repeats.append(Problem(where, f"id {ident!r}, as in {places[ident]}", "every id once", step))
         places.setdefault(ident, where)
-    repeated = text_files.cap_problems(repeated, content.shown, "repeated ids")
+    repeats = text_files.cap_problems(repeats, content.shown, "repeated ids")
     if problems is None:
-        refuse(repeated)
+        refuse(repeats)
     else:
-        problems += repeated
-    return made
+        problems += repeats
+    return items
 
 
 def _example(task: Task, row: text_files.Row, name: str) -> Example:
     is_text = task.kind != "choice" and text_files.is_plain(row.fields.get("choices"))
-    offered = () if is_text else _texts(row, "choices")
-    if twice := [text for text, n in Counter(map(compose_letters, map(str.strip, offered))).items() if n > 1]:
-        found, expected = f"the choice {twice[0]!r} twice", "choices that differ"
+    choices = () if is_text else _texts(row, "choices")
+    if repeats := [t for t, n in Counter(map(compose_letters, map(str.strip, choices))).items() if n > 1]:
+        found, expected = f"the choice {repeats[0]!r} twice", "choices that differ"
         raise UserError(row.where, found, expected, turns.MEND_ROW)
     ident = _fill_own(row, task.fields.id, "id") or name
-    if task.kind == "choice" and not offered and not task.labels:
+    if task.kind == "choice" and not choices and not task.labels:
         expected = "the field 'choices', or labels: of the task"
         raise UserError(row.where, "no choices", expected, "write labels: [A, B] at the task")
     only_read = task.kind == "bits_per_byte"
     references = _references(row, task.fields.reference, only_read=only_read)
-    if task.labels and not offered:
+    if task.labels and not choices:
         references = tuple(match_label(text, task.labels) or text for text in references)
     # Objects in the field are documents themselves, not their ids.
     holds_texts = not task.data.documents and text_files.is_object(row.fields.get("documents"))
@@ -236,7 +236,7 @@ def _example(task: Task, row: text_files.Row, name: str) -> Example:
         id=ident,
         messages=() if only_read else _messages(row, task.fields.prompt, may_be_empty=task.kind == "choice"),
         references=references,
-        choices=offered or task.labels,
+        choices=choices or task.labels,
         cluster=_fill_own(row, task.fields.cluster, "cluster") or ident,
         slice=_fill_own(row, task.fields.slice, "slice"),
         documents=() if holds_texts else _texts(row, "documents"),
@@ -244,39 +244,39 @@ def _example(task: Task, row: text_files.Row, name: str) -> Example:
     )
 
 
-def _pair(task: Task, written: text_files.Row, name: str) -> Example:
-    known = text_files.find_known_fields(written)
-    if {"completion", "label"} <= known and not {"chosen", "rejected"} <= known:  # a thumb, in TRL's form
-        label, answer = written.fields["label"], written.fields["completion"]
+def _pair(task: Task, raw_row: text_files.Row, name: str) -> Example:
+    filled = text_files.find_known_fields(raw_row)
+    if {"completion", "label"} <= filled and not {"chosen", "rejected"} <= filled:  # a thumb, in TRL's form
+        label, answer = raw_row.fields["label"], raw_row.fields["completion"]
         if (is_up := text_files.read_flag(label)) is None:
-            raise misfit(written, f"the label {label!r}", "true or false, a thumb")
+            raise misfit(raw_row, f"the label {label!r}", "true or false, a thumb")
         if isinstance(answer, list):
-            given = turns.read_turns(written, "completion")
-            if len(given) != 1 or given[0]["role"] != "assistant":
-                raise misfit(written, "a completion of another form", "one turn of the assistant")
-            answer = given[0]["content"]
-        fields = {**written.fields, "completion": answer, "label": is_up}
-        row = name_question(written._replace(fields=fields))
+            answer_turns = turns.read_turns(raw_row, "completion")
+            if len(answer_turns) != 1 or answer_turns[0]["role"] != "assistant":
+                raise misfit(raw_row, "a completion of another form", "one turn of the assistant")
+            answer = answer_turns[0]["content"]
+        fields = {**raw_row.fields, "completion": answer, "label": is_up}
+        row = name_question(raw_row._replace(fields=fields))
         answer = turns.read_text(row, "completion")
         chosen, rejected = ((answer,), "") if is_up else ((), answer)
     else:
-        row = read_pair(written)
+        row = read_pair(raw_row)
         chosen, rejected = (_fill(row, "{chosen}"),), _fill(row, "{rejected}")
     # Pairs need not have the columns of the items' prompt.
-    shown = [_value(row, field) for field in FIELD.findall(task.fields.prompt)]
-    is_asked = row.fields.keys() & {"prompt", "messages"} and None in shown
-    prompt = _DEFAULT.prompt if is_asked else task.fields.prompt
+    prompt_values = [_value(row, field) for field in FIELD.findall(task.fields.prompt)]
+    lacks_columns = row.fields.keys() & {"prompt", "messages"} and None in prompt_values
+    prompt = _DEFAULT.prompt if lacks_columns else task.fields.prompt
     ident = _fill_own(row, None, "id") or name
     cluster = task.fields.cluster
     if any(_value(row, field) is None for field in FIELD.findall(cluster or "")):
         cluster = None
-    messages, part_of = _messages(row, prompt), _fill_own(row, None, "slice")
+    messages, slice_name = _messages(row, prompt), _fill_own(row, None, "slice")
     cluster = _fill_own(row, cluster, "cluster") or ident
-    return Example(ident, messages, chosen, rejected=rejected, cluster=cluster, slice=part_of)
+    return Example(ident, messages, chosen, rejected=rejected, cluster=cluster, slice=slice_name)
 
 
 def _messages(row: text_files.Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
-    """Return what a row asks, with the tools that it defines unless the template writes them."""
+    """Return the messages of a row, with the tools that it defines unless the template writes them."""
     question = _question(row, template, may_be_empty)
     media = next((name for name in turns.MEDIA if row.fields.get(name)), None)
     if media and any(turns.SHOWS_MEDIA.search(turn["content"]) for turn in question):
@@ -290,9 +290,9 @@ def _question(row: text_files.Row, template: str, may_be_empty: bool) -> tuple[M
     if template == _DEFAULT.prompt and "messages" in row.fields and not is_text:
         return _turns(row)
     if "{messages}" in template and isinstance(row.fields.get("messages"), list):
-        *before, last = _turns(row)
-        row = row._replace(fields={**row.fields, "messages": last["content"]})
-        return (*before, {"role": "user", "content": _fill_shown(row, template)})
+        *earlier_turns, last_turn = _turns(row)
+        row = row._replace(fields={**row.fields, "messages": last_turn["content"]})
+        return (*earlier_turns, {"role": "user", "content": _fill_shown(row, template)})
     prompt = _fill(row, template) if template == _DEFAULT.prompt else _fill_shown(row, template)
     if not prompt.strip() and not may_be_empty:
         raise UserError(row.where, "an empty prompt", "a question", "fill it in or remove the row")
@@ -305,20 +305,20 @@ def _turns(row: text_files.Row) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
         step = 'such as [{"role": "user", "content": "…"}]'
         raise UserError(row.where, "messages of another form", expected, step)
-    read = turns.add_system(turns.read_turns(row, "messages"), row)
-    if read[-1]["role"] != "user":
-        found = f"messages that end with the {read[-1]['role']}"
+    messages = turns.add_system(turns.read_turns(row, "messages"), row)
+    if messages[-1]["role"] != "user":
+        found = f"messages that end with the {messages[-1]['role']}"
         raise UserError(row.where, found, expected, "put the answer into the field reference")
-    return tuple(read)
+    return tuple(messages)
 
 
 def _references(row: text_files.Row, template: str, *, only_read: bool) -> tuple[str, ...]:
     """Return one reference, or every text of a list; an object, or a list of objects, is its JSON."""
     if only_read:
-        whole = _fill(row, "{text}" if template == _DEFAULT.reference else template)
-        if not whole.strip():
+        full_text = _fill(row, "{text}" if template == _DEFAULT.reference else template)
+        if not full_text.strip():
             raise UserError(row.where, "an empty text", "text to read", "remove the row")
-        return (whole,)
+        return (full_text,)
     if template == _DEFAULT.reference and "references" in row.fields:
         template = "{references}"
     elif template == _DEFAULT.reference and row.fields.get("constraints") and "reference" not in row.fields:
@@ -334,11 +334,11 @@ def _references(row: text_files.Row, template: str, *, only_read: bool) -> tuple
             raise UserError(row.where, found, "a list of labels", step)
         return ("; ".join(labels) or "none",)
     if field and isinstance(value, list):
-        accepted = _texts(row, field[1])
-        if not accepted:
+        accepted_answers = _texts(row, field[1])
+        if not accepted_answers:
             found, expected = f"no entry in {field[1]!r}", "at least one accepted answer"
             raise UserError(row.where, found, expected, _FILL_OR_DROP)
-        return accepted
+        return accepted_answers
     reference = _fill(row, template)
     if not reference.strip():
         raise UserError(row.where, "an empty reference", "the right answer", _FILL_OR_DROP)
@@ -381,8 +381,8 @@ def _scalar(row: text_files.Row, field: str) -> str:
     if field in row.fields and value is None:
         raise UserError(row.where, f"no value in {field!r}", "text or a number", _FILL_OR_DROP)
     if value is None:
-        here = ", ".join(sorted(row.fields))
-        hint = f"its fields are {here}; name another one under fields: of the task"
+        field_names = ", ".join(sorted(row.fields))
+        hint = f"its fields are {field_names}; name another one under fields: of the task"
         raise UserError(row.where, f"no field {field!r}", f"a value for {field!r}", hint)
     if isinstance(value, bool):
         return str(value).lower()

@@ -63,19 +63,19 @@ class Layout(NamedTuple):
 
 def recognise(rows: Sequence[Row]) -> Layout | None:
     """Return the layout of most rows; None if it is our own or unknown."""
-    found = Counter(map(_layout_of, rows))
-    return found.most_common(1)[0][0] if found else None
+    layout_counts = Counter(map(_layout_of, rows))
+    return layout_counts.most_common(1)[0][0] if layout_counts else None
 
 
 def layout_of(task: Task, content: Rows) -> Layout | None:
-    """Return the layout that the rows of a task are read by; None if its templates name all fields."""
+    """Return the layout for reading the rows of a task; None if its templates name all fields."""
     fields, default = task.fields, Fields()
     has_templates = fields.prompt != default.prompt and fields.reference != default.reference
     return None if task.kind == "bits_per_byte" or has_templates else recognise(content.rows)
 
 
 def settle_answers(task: Task, layout: Layout | None, rows: Iterable[Row]) -> Layout | None:
-    """Return a layout of choices that reads answers as all rows need it, or refuse rows that do not tell."""
+    """Return a layout of choices that reads answers in the form of all rows; refuse ambiguous rows."""
     if layout is None or layout.name != "multiple choice":
         return layout
     forms = row_forms.settle_forms(rows, task.fields.answers_are)
@@ -111,11 +111,11 @@ def every_turn(content: Rows) -> Rows:
     rows: list[Row] = []
     for i, row in enumerate(content.rows):
         name = row.fields.get("id") or f"{content.stem}-{i}"
-        cluster, written = row.fields.get("cluster"), row.fields.get(field)
-        turns = written if isinstance(written, list) else []
+        cluster, value = row.fields.get("cluster"), row.fields.get(field)
+        turns = value if isinstance(value, list) else []
         fields = {**row.fields, "cluster": name if cluster in (None, "") else cluster}
-        made = [{**fields, "id": f"{name}-{n}", field: turns[: n + 1]} for n in answer_places(turns)]
-        rows += [row._replace(fields=own) for own in made] or [row]
+        per_turn = [{**fields, "id": f"{name}-{n}", field: turns[: n + 1]} for n in answer_places(turns)]
+        rows += [row._replace(fields=turn_fields) for turn_fields in per_turn] or [row]
     return content._replace(rows=rows)
 
 
@@ -135,8 +135,8 @@ def _layout_of(row: Row) -> Layout | None:
     fields = find_fields(row)
     if fields & row_forms.OWN_QUESTION and fields & _OWN_ANSWER:
         return None
-    if known := next((layout for layout in LAYOUTS if layout.fits(fields)), None):
-        return known
+    if known_layout := next((layout for layout in LAYOUTS if layout.fits(fields)), None):
+        return known_layout
     # A column of turns of any name is a conversation if no other column answers.
     turns = [name for name, value in row.fields.items() if is_conversation(value)]
     if len(turns) != 1 or any(may_answer(name) for name in find_known_fields(row)):
@@ -151,9 +151,9 @@ def _conversation(name: str, form: str, column: str) -> Layout:
         _refuse_untrained(row, column)
         turns = add_system(turns, row)
         if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
-            last = turns[-1]["role"] if turns else ""
-            found = f"{column} that end with the {last}" if last else f"empty {column}"
-            found = f"{column} whose last turn is empty" if last == "assistant" else found
+            last_role = turns[-1]["role"] if turns else ""
+            found = f"{column} that end with the {last_role}" if last_role else f"empty {column}"
+            found = f"{column} whose last turn is empty" if last_role == "assistant" else found
             expected = "turns that end with an answer of the assistant"
             raise row_forms.misfit(row, found, expected)
         return {"messages": turns[:-1], "references": [turns[-1]["content"].strip()]}
@@ -179,8 +179,8 @@ def _instruction(answer: str, *inputs: str) -> Callable[[Row, bool], dict[str, A
 
 
 def _slice(row: Row) -> dict[str, Any]:
-    known = row.fields.get("slice") or row.fields.get("category")
-    return {"slice": known} if isinstance(known, str) else {}
+    name = row.fields.get("slice") or row.fields.get("category")
+    return {"slice": name} if isinstance(name, str) else {}
 
 
 def has_thumb_down(row: Row, layout: Layout | None) -> bool:
@@ -204,8 +204,8 @@ def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
 
 
 def _refuse_untrained(row: Row, field: str) -> None:
-    last = read_leniently(next(reversed(row.fields[field]), None))
-    if last and last.role == "assistant" and not last.is_trained:
+    last_turn = read_leniently(next(reversed(row.fields[field]), None))
+    if last_turn and last_turn.role == "assistant" and not last_turn.is_trained:
         raise row_forms.misfit(row, "a last answer that is not to be trained on", "a last answer to train on")
 
 
@@ -218,21 +218,21 @@ def _question(row: Row, context_apart: bool) -> dict[str, Any]:
         value = value.get("text") or [value.get("value"), *(value.get("aliases") or ())]
     entries = value if isinstance(value, list) else [value]
     texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
-    answers = [written for text in texts if (written := (text_of_cell(text) or "").strip())]
+    answers = [answer for text in texts if (answer := (text_of_cell(text) or "").strip())]
     if not answers:
         raise row_forms.misfit(row, f"no answer in {field!r}", "at least one accepted answer")
-    out: dict[str, Any] = {"references": list(dict.fromkeys(answers))}
+    result: dict[str, Any] = {"references": list(dict.fromkeys(answers))}
     if context.strip():
-        out |= {} if row.fields.get("cluster") is not None else {"cluster": context_id(context)}
+        result |= {} if row.fields.get("cluster") is not None else {"cluster": context_id(context)}
         question = question if context_apart else f"{_CONTEXT}{' '.join(context.split())}\n\n{question}"
-    return out | {"messages": user_turns(question, row)} | _slice(row)
+    return result | {"messages": user_turns(question, row)} | _slice(row)
 
 
 def _multiple_choice(
     row: Row, context_apart: bool, forms: row_forms.AnswerForms = row_forms.ANY_FORM
 ) -> dict[str, Any]:
-    question, choices, right = row_forms.read_choices(row, forms)
-    fields = {**row.fields, "question": question, "answers": None, "answer": right}
+    question, choices, right_choice = row_forms.read_choices(row, forms)
+    fields = {**row.fields, "question": question, "answers": None, "answer": right_choice}
     return _question(row._replace(fields=fields), context_apart) | {"choices": choices}
 
 
@@ -241,26 +241,26 @@ def _questions_in_turn(row: Row, context_apart: bool) -> dict[str, Any]:
     questions, answers = row.fields["questions"], row.fields["answers"]
     if isinstance(answers, dict):
         answers = next((answers[key] for key in ("texts", "input_text", "text") if key in answers), None)
-    accepted = [[*dict.fromkeys(entry)] if isinstance(entry, list) else [entry] for entry in answers or []]
-    lists = [questions, *accepted]
-    are_texts = all(isinstance(listed, list) and all(isinstance(t, str) for t in listed) for listed in lists)
-    if not accepted or not all(map(len, accepted)) or not are_texts:
+    answer_sets = [[*dict.fromkeys(entry)] if isinstance(entry, list) else [entry] for entry in answers or []]
+    lists = [questions, *answer_sets]
+    are_texts = all(isinstance(texts, list) and all(isinstance(t, str) for t in texts) for texts in lists)
+    if not answer_sets or not all(map(len, answer_sets)) or not are_texts:
         raise row_forms.misfit(row, "questions and answers of another form", "two lists of texts")
-    if len(questions) != len(accepted):
-        counts = f"{len(questions)} questions and {len(accepted)} answers"
+    if len(questions) != len(answer_sets):
+        counts = f"{len(questions)} questions and {len(answer_sets)} answers"
         raise row_forms.misfit(row, counts, "an answer for each question")
     turns = [
         {"role": role, "content": text}
-        for question, answer in zip(questions, accepted, strict=True)
+        for question, answer in zip(questions, answer_sets, strict=True)
         for role, text in (("user", question), ("assistant", answer[0]))
     ]
-    about = [text_of(row.fields[name]) for name in ("background", "context", "story") if row.fields.get(name)]
-    turns[0] = {"role": "user", "content": "\n\n".join([*about, questions[0]])}
-    return {"messages": turns[:-1], "references": accepted[-1]}
+    intro = [text_of(row.fields[name]) for name in ("background", "context", "story") if row.fields.get(name)]
+    turns[0] = {"role": "user", "content": "\n\n".join([*intro, questions[0]])}
+    return {"messages": turns[:-1], "references": answer_sets[-1]}
 
 
 def _calls(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Read xLAM's query, whose answers are calls of the row's tools; an empty list calls none."""
+    """Read xLAM's query, whose answers are calls of the row's tools; an empty list is no call."""
     calls = spell_calls(row.fields["answers"])
     if not isinstance(calls, str) or not calls.strip():
         expected = "a list of calls with name and arguments, also as JSON within a text"
@@ -282,8 +282,8 @@ def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
         step = "no command can: the file holds no names; write those of the data set's card in their place"
         raise UserError(row.where, f"numbers in {column!r}", TAG_NAMES, step)
     pieces: list[dict[str, str]] = []
-    for place, (token, tag) in enumerate(zip(map(str, tokens), tags, strict=True)):
-        if tag[:2] == "I-" and place and tags[place - 1] in (tag, f"B-{tag[2:]}"):
+    for index, (token, tag) in enumerate(zip(map(str, tokens), tags, strict=True)):
+        if tag[:2] == "I-" and index and tags[index - 1] in (tag, f"B-{tag[2:]}"):
             pieces[-1]["text"] += f" {token}"
         elif tag != "O":
             pieces.append({"text": token, "type": tag[2:] if tag[1:2] == "-" else tag})
@@ -319,7 +319,7 @@ def _flan(row: Row, context_apart: bool) -> dict[str, Any]:
     return {"messages": user_turns(read_text(row, "inputs"), row), "references": [read_text(row, "targets")]}
 
 
-# The first layout that fits is taken.
+# The first layout that fits a row is its layout.
 LAYOUTS = (
     _layout(
         "OASST tree", "message_tree_id prompt", row_forms.best_answer, "prompt", "prompt",

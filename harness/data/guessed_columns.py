@@ -46,7 +46,7 @@ _TITLES = ("title", "subject", "headline", "heading")
 # Keys of an object that hold its texts.
 _TEXTS = ("text", "texts", "contexts", "sentences", "passages", "spans", "input_text", "value")
 _PAIRED = re.compile(r"(.*?)[ _-]?([12ab])", re.IGNORECASE)
-# Columns that hold labels, and those whose numbers are none.
+# Columns that hold labels, and columns whose numbers are not labels.
 _LABELS = {
     *("label", "labels", "intent", "category", "class", "decision", "sentiment", "emotion", "polarity"),
     *("queue", "team", "department", "topic", "tag", "tags", "type", "priority", "severity", "urgency"),
@@ -61,7 +61,7 @@ _LABEL_WORDS = {
     *("entailment", "contradiction", "spam", "ham", "low", "medium", "high", "pass", "fail"),
 }
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
-_WIDEST_SCALE = 10  # between the ends of numbers that are steps
+_WIDEST_SCALE = 10  # largest range of numbers that are steps of a scale
 SQL = re.compile(
     r"\s*(?:select|with|insert|update|delete)\s.*?\b(?:from|into|set|as)\b", re.IGNORECASE | re.DOTALL
 )
@@ -75,62 +75,62 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     name. Columns that are not clearly question or answer are refused.
     """
     cells = {c: [v for row in content.rows if (v := row.fields.get(c)) is not None] for c in columns}
-    plain = {c for c, values in cells.items() if None not in map(text_files.text_of_cell, values)}
-    words = {c: re.findall(r"[^\W_]+", c.lower()) for c in plain}
+    scalars = {c for c, values in cells.items() if None not in map(text_files.text_of_cell, values)}
+    words = {c: re.findall(r"[^\W_]+", c.lower()) for c in scalars}
     replies = {c for c, parts in words.items() if {*parts[-1:]} & _SAID and _ANSWERING & {*parts[:-1]}}
-    sql = {c for c in plain if all(SQL.match(str(value)) for value in cells[c])}
+    sql = {c for c in scalars if all(SQL.match(str(value)) for value in cells[c])}
     in_order = content.names
-    pair = fields.get("prompt") or _join_pair([c for c in in_order if c in plain])
-    prompt = pair or find_by_name(plain - replies - sql, QUESTIONS, ANSWERS)
-    ids = {c for c in plain if is_id(c) and (c.lower() == "id" or len({*cells[c]}) == len(content.rows))}
+    pair = fields.get("prompt") or _join_pair([c for c in in_order if c in scalars])
+    prompt = pair or find_by_name(scalars - replies - sql, QUESTIONS, ANSWERS)
+    ids = {c for c in scalars if is_id(c) and (c.lower() == "id" or len({*cells[c]}) == len(content.rows))}
     objects = {c for c in columns if cells[c] and all(text_files.is_object(v) for v in cells[c] if v != [])}
-    listed = {c for c in columns - objects if any(cells[c]) and all(isinstance(v, list) for v in cells[c])}
-    lists = {c for c in listed if None not in (text_files.text_of_cell(e) for v in cells[c] for e in v)}
+    list_like = {c for c in columns - objects if any(cells[c]) and all(isinstance(v, list) for v in cells[c])}
+    lists = {c for c in list_like if None not in (text_files.text_of_cell(e) for v in cells[c] for e in v)}
     nested = _find_nested(cells)
     prompt = prompt or nested[0]
-    query = f"{{{min(sql)}}}" if len(sql) == 1 and len(plain) > 1 else nested[1]
+    query = f"{{{min(sql)}}}" if len(sql) == 1 and len(scalars) > 1 else nested[1]
     answers = fields.get("reference") or query
-    free = (plain | objects | lists) - {*columns_of(prompt, in_order)} - {*SYSTEMS}
+    free_columns = (scalars | objects | lists) - {*columns_of(prompt, in_order)} - {*SYSTEMS}
     if answers is None:
-        answers = find_by_name(free, ANSWERS)
+        answers = find_by_name(free_columns, ANSWERS)
         if name_in(answers).lower() == "category":
-            named = {column for column in free if find_head(column) in _FREE_ANSWERS}
-            answers = find_by_name(named, _FREE_ANSWERS) or answers
-    answers = answers or find_by_name(free, _OTHER_ANSWERS, _OTHER_QUESTIONS)
+            named_columns = {column for column in free_columns if find_head(column) in _FREE_ANSWERS}
+            answers = find_by_name(named_columns, _FREE_ANSWERS) or answers
+    answers = answers or find_by_name(free_columns, _OTHER_ANSWERS, _OTHER_QUESTIONS)
     if answers is None and len(replies) == 1 and f"{{{min(replies)}}}" != prompt:
         answers = f"{{{min(replies)}}}"
-    prompt = prompt or find_by_name(plain - replies - sql - {name_in(answers)}, _OTHER_QUESTIONS)
+    prompt = prompt or find_by_name(scalars - replies - sql - {name_in(answers)}, _OTHER_QUESTIONS)
     if not (prompt and answers):
-        counted: dict[str, text_files.ColumnCells] = {}
+        counts: dict[str, text_files.ColumnCells] = {}
         for row in content.rows:
-            text_files.count_cells(counted, row)
-        usual = {name: n for name, n in counted.items() if find_by_name({name}, (*QUESTIONS, *ANSWERS))}
-        refuse(text_files.find_mixed_columns(usual))
+            text_files.count_cells(counts, row)
+        usual_cells = {name: n for name, n in counts.items() if find_by_name({name}, (*QUESTIONS, *ANSWERS))}
+        refuse(text_files.find_mixed_columns(usual_cells))
     if prompt and not pair:
-        whole = add_contexts(prompt, name_in(answers), content.rows)
-        titles = {*columns_of(whole, in_order)} - {*columns_of(prompt, in_order)}
-        others = plain - titles - ids - {*columns_of(prompt, in_order)}
-        if answers is None and len(titles) == 1 and not others:
-            answers, whole = f"{{{titles.pop()}}}", prompt
-        prompt = whole
-    taken = {*columns_of(prompt, in_order), name_in(answers), *ids, *SYSTEMS}
-    # If a list asks or answers by its name, or an object asks, the other columns do not.
+        whole_prompt = add_contexts(prompt, name_in(answers), content.rows)
+        titles = {*columns_of(whole_prompt, in_order)} - {*columns_of(prompt, in_order)}
+        other_columns = scalars - titles - ids - {*columns_of(prompt, in_order)}
+        if answers is None and len(titles) == 1 and not other_columns:
+            answers, whole_prompt = f"{{{titles.pop()}}}", prompt
+        prompt = whole_prompt
+    taken_columns = {*columns_of(prompt, in_order), name_in(answers), *ids, *SYSTEMS}
+    # If a list is named like a question or answer, or an object like a question, no plain column is used.
     by_name = (*QUESTIONS, *ANSWERS)
-    is_list = any(find_head(c).removesuffix("s") in by_name for c in columns - plain - objects)
+    is_list = any(find_head(c).removesuffix("s") in by_name for c in columns - scalars - objects)
     if is_list or (prompt is None and any(map(may_ask, objects))):
-        taken |= plain
-    left = sorted(
-        (c for c in reversed([*in_order]) if c in plain and c not in taken),
+        taken_columns |= scalars
+    remaining_columns = sorted(
+        (c for c in reversed([*in_order]) if c in scalars and c not in taken_columns),
         key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
     )
-    if answers is None and left and len(left) + bool(prompt) == 2:
-        answers = f"{{{left.pop(0)}}}"
-    if prompt is None and len(left) == 1:
-        prompt = add_contexts(f"{{{left.pop()}}}", name_in(answers), content.rows)
+    if answers is None and remaining_columns and len(remaining_columns) + bool(prompt) == 2:
+        answers = f"{{{remaining_columns.pop(0)}}}"
+    if prompt is None and len(remaining_columns) == 1:
+        prompt = add_contexts(f"{{{remaining_columns.pop()}}}", name_in(answers), content.rows)
     if prompt and answers:
         return {**fields, "prompt": prompt, "reference": answers}
-    lacking = " and ".join(what for what, found in (("question", prompt), ("answer", answers)) if not found)
-    found = f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {lacking}"
+    roles = " and ".join(role for role, value in (("question", prompt), ("answer", answers)) if not value)
+    found = f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {roles}"
     step = _advise_columns(content, prompt, answers)
     raise UserError(content.shown, found, "a known layout, or to be told", step)
 
@@ -147,7 +147,7 @@ def label_set(answers: Iterable[str], column: str = "", questions: Iterable[str]
     is_short = all(0 < len(label) <= LONGEST_LABEL and "\n" not in label for label in counts)
     if not is_short or not 2 <= len(counts) <= MOST_LABELS or head in _QUANTITIES:
         return ()
-    enough = len(counts) * ROWS_A_LABEL <= n
+    is_enough = len(counts) * ROWS_A_LABEL <= n
     # Steps are whole and half numbers of a small range.
     are_names_or_steps = all(len(label.split()) <= 4 for label in counts)
     if any(re.match(r"\W*\d", label) for label in counts):
@@ -156,10 +156,10 @@ def label_set(answers: Iterable[str], column: str = "", questions: Iterable[str]
     if are_names_or_steps:
         is_named = head in _LABELS or column.lower().startswith(("is_", "has_"))
         if is_named or {label.lower().rstrip(".") for label in counts} <= _LABEL_WORDS:
-            enough |= 2 * sum(count for count in counts.values() if count > 1) >= n
+            is_enough |= 2 * sum(count for count in counts.values() if count > 1) >= n
         elif sum(1 if text.rstrip().endswith("?") else -1 for text in questions) <= 0:
-            enough |= min(counts.values()) > 1 and 3 * len(counts) <= n
-    return tuple(sorted(counts)) if enough else ()
+            is_enough |= min(counts.values()) > 1 and 3 * len(counts) <= n
+    return tuple(sorted(counts)) if is_enough else ()
 
 
 def may_ask(column: str) -> bool:
@@ -175,9 +175,9 @@ def may_answer(column: str) -> bool:
 def _join_pair(names: Sequence[str]) -> str | None:
     """Write the template of two texts that are compared, each after its name; None if there are none."""
     pairs = [("premise", "hypothesis")] if {"premise", "hypothesis"} <= {*names} else []
-    paired = {name: found[1] for name in names if (found := _PAIRED.fullmatch(name))}
-    stems = {name: stem for name, stem in paired.items() if find_head(stem) in _COMPARED}
-    pairs += [(first, other) for first, other in pairwise(sorted(stems)) if stems[first] == stems[other]]
+    stem_by_name = {name: match[1] for name in names if (match := _PAIRED.fullmatch(name))}
+    stems = {name: stem for name, stem in stem_by_name.items() if find_head(stem) in _COMPARED}
+    pairs += [(a, b) for a, b in pairwise(sorted(stems)) if stems[a] == stems[b]]
     lines = [f"{spell(name).capitalize()}: {{{name}}}" for name in (pairs[0] if len(pairs) == 1 else ())]
     return "\n".join(lines) or None
 
@@ -191,9 +191,9 @@ def add_contexts(prompt: str, answer: str, rows: Sequence[Row]) -> str:
     """Put the contexts of a question before it: columns with such names, and titles that differ."""
     names = dict.fromkeys(name for row in rows for name in row.fields)
     turns = {HISTORY} if any(map(list_history, rows)) else set()  # turns before the question
-    shown = {*columns_of(prompt, names), answer.partition(".")[0], *turns}
+    used_columns = {*columns_of(prompt, names), answer.partition(".")[0], *turns}
     parts = []
-    for name in (name for name in names if name not in shown and not is_id(name)):
+    for name in (name for name in names if name not in used_columns and not is_id(name)):
         values = [row.fields.get(name) for row in rows]
         is_whole = all(value not in (None, "", [], {}) for value in values)
         is_title = name.lower() in _TITLES and len({str(value) for value in values}) > 0.6 * len(values)
@@ -203,7 +203,7 @@ def add_contexts(prompt: str, answer: str, rows: Sequence[Row]) -> str:
 
 
 def _name_texts(name: str, values: Sequence[Any]) -> str:
-    """Name the texts of a column; if it holds objects, their part with the texts: `context.contexts`."""
+    """Name the texts of a column; if it holds objects, by the key of the texts: `context.contexts`."""
     keys = [key for key in _TEXTS if all(isinstance(value, dict) and key in value for value in values)]
     return f"{name}.{keys[0]}" if keys else name
 
@@ -231,22 +231,22 @@ def _advise_columns(content: Rows, prompt: str | None, answers: str | None) -> s
         if all(text_files.read_flag(row.fields.get(n)) is not None for row in content.rows)
     ]
     if answers is None and len(flags) > 1:
-        apply = f'write those that apply as a list, such as "labels": ["{flags[0]}"]'
-        return f"the columns {', '.join(flags)} say yes or no each: {apply}"
+        advice = f'write those that apply as a list, such as "labels": ["{flags[0]}"]'
+        return f"the columns {', '.join(flags)} say yes or no each: {advice}"
     texts: dict[str, list[str]] = {}
     for name in (name for name in content.names if not is_id(name) and name not in SYSTEMS):
         values = [row.fields.get(name) for row in content.rows]
         if all(isinstance(value, str | int | float) and value != "" for value in values):
             texts[name] = [str(value) for value in values]
-    shown = {*columns_of(prompt, texts), *columns_of(answers, texts)}
-    free = [name for name in texts if name not in shown]
-    labels = [name for name in free if label_set(texts[name], name)]
-    if answers is None and (named := labels or free[-1:] if prompt or len(free) > 1 else labels):
-        answers = f"{{{named[0]}}}"
-        free = [name for name in free if name not in named]
-    asking = [n for n in free if 2 * sum(" " in text for text in texts[n]) > len(texts[n])]
-    asking = [n for n in asking if find_head(n) not in TELLING] or (free[:1] if prompt is None else [])
-    prompt = "\n\n".join([*filter(None, [prompt]), *(f"{{{name}}}" for name in asking)])
+    used_columns = {*columns_of(prompt, texts), *columns_of(answers, texts)}
+    unused = [name for name in texts if name not in used_columns]
+    labels = [name for name in unused if label_set(texts[name], name)]
+    if answers is None and (candidates := labels or unused[-1:] if prompt or len(unused) > 1 else labels):
+        answers = f"{{{candidates[0]}}}"
+        unused = [name for name in unused if name not in candidates]
+    queries = [n for n in unused if 2 * sum(" " in text for text in texts[n]) > len(texts[n])]
+    queries = [n for n in queries if find_head(n) not in TELLING] or (unused[:1] if prompt is None else [])
+    prompt = "\n\n".join([*filter(None, [prompt]), *(f"{{{name}}}" for name in queries)])
     if not (prompt and answers):
         return "a text that asks and one that answers in each row; lists of labels joined to one, as in a; b"
     reference = answers if "." in answers else answers[1:-1]

@@ -3,8 +3,8 @@
 Invariant: every similarity is the exact Jaccard index of two texts' shingles. Texts are never alike if their
 digits, signs or English negations differ (10 and 20, `C` and `C++`, possible and impossible), if they are in
 a series (`_FILLED` texts that differ in one word, of at most `_LONGEST` words), or if they share only
-boilerplate: 8-grams of more than `MOST` texts, of fewer than twenty texts those of more than half. A pair at
-the threshold is not proposed with a chance of at most `OVERLOOKED`, and not verified with one of at most
+boilerplate: 8-grams in more than `MOST` texts, or in more than half of fewer than twenty texts. The chance
+that a pair at the threshold is not proposed is at most `OVERLOOKED`, and that it is not verified at most
 `_UNVERIFIED`; up to 500 texts nothing is left out. The same texts in the same order give the same groups.
 
 Source: Broder 1997, On the resemblance and containment of documents; bands as in Leskovec, Rajaraman and
@@ -52,7 +52,7 @@ _NUMBER_OR_SIGN = re.compile(
 _SIGN, _DIGIT = re.compile(_SIGNS_ALONE), re.compile(r"\d")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nor|neither|nobody|nothing|nowhere|without|hardly|barely|cannot)\b"
-    # n't with an apostrophe, a grave in its place, or without one.
+    # n't with an apostrophe, with a grave accent instead, or without either.
     r"|n['`]t\b"
     r"|\b(?:ca|wo|do|does|did|is|are|was|were|has|have|had|could|should|would)nt\b"
 )
@@ -64,7 +64,7 @@ _WORD = re.compile(r"\w+")
 
 
 class TextMatch(NamedTuple):
-    """The place of a text and the Jaccard index of its shingles with another's, in [0, 1]."""
+    """The index of a text and the Jaccard index of its shingles with another's, in [0, 1]."""
 
     row: int
     similarity: float
@@ -89,26 +89,26 @@ def near_duplicates(
 ) -> list[DuplicateGroup]:
     """Group texts around the first of their kind: the others are at least `threshold` similar to it.
 
-    A text joins the group with the most similar first text, with `same` only if that holds for the places of
-    both. Letter case, punctuation, white space and the width of letters do not count; a text without a
+    A text joins the group with the most similar first text, with `same` only if it holds for their
+    indices. Letter case, punctuation, white space and the width of letters do not count; a text without a
     letter or digit is in no group.
     """
     folded = list(map(_fold, texts))
     index = _Index(folded, threshold, same=same)
-    first: dict[int, list[TextMatch]] = defaultdict(list)
-    joined: dict[_NormalizedText, TextMatch] = {}
+    groups: dict[int, list[TextMatch]] = defaultdict(list)
+    match_by_text: dict[_NormalizedText, TextMatch] = {}
     for i, text in enumerate(folded):
         if not text.words:
             continue
-        match = joined.get(text)
+        match = match_by_text.get(text)
         if not match or (same and not same(i, match.row)):
             match = index.find(i)
-        joined.setdefault(text, match or TextMatch(i, 1.0))
+        match_by_text.setdefault(text, match or TextMatch(i, 1.0))
         if match:
-            first[match.row].append(TextMatch(i, match.similarity))
+            groups[match.row].append(TextMatch(i, match.similarity))
         else:
             index.add(i)
-    return [DuplicateGroup(kept, tuple(others)) for kept, others in sorted(first.items())]
+    return [DuplicateGroup(first_row, tuple(matches)) for first_row, matches in sorted(groups.items())]
 
 
 def nearest(
@@ -118,20 +118,20 @@ def nearest(
     if not texts:
         return []
     folded = list(map(_fold, [*reference, *texts, *among]))
-    known: dict[_NormalizedText, int] = {}
+    by_text: dict[_NormalizedText, int] = {}
     for i, text in enumerate(folded[: len(reference)]):
-        known.setdefault(text, i)
-    queries, others = folded[len(reference) :][: len(texts)], folded[len(reference) + len(texts) :]
-    distinct = list(dict.fromkeys(text for text in queries if text.words and text not in known))
-    index, places = _Index([*known, *distinct], threshold, others), list(known.values())
-    for j in range(len(known)):
+        by_text.setdefault(text, i)
+    queries, other_texts = folded[len(reference) :][: len(texts)], folded[len(reference) + len(texts) :]
+    distinct_texts = list(dict.fromkeys(text for text in queries if text.words and text not in by_text))
+    index, indices = _Index([*by_text, *distinct_texts], threshold, other_texts), list(by_text.values())
+    for j in range(len(by_text)):
         index.add(j)
     matches: dict[_NormalizedText, TextMatch | None] = {
-        text: TextMatch(i, 1.0) for text, i in known.items() if text.words
+        text: TextMatch(i, 1.0) for text, i in by_text.items() if text.words
     }
-    for i, text in enumerate(distinct, start=len(known)):
-        best = index.find(i)
-        matches[text] = TextMatch(places[best.row], best.similarity) if best else None
+    for i, text in enumerate(distinct_texts, start=len(by_text)):
+        match = index.find(i)
+        matches[text] = TextMatch(indices[match.row], match.similarity) if match else None
     return [matches.get(text) for text in queries]
 
 
@@ -177,9 +177,9 @@ def _fold(text: str) -> _NormalizedText:
 class _Index:
     """Signed texts in buckets, with a search for the most similar earlier one.
 
-    `buckets` (bands, texts) holds -1 for a text alone in its bucket. `signs` numbers the numbers and signs of
-    each text. `own_words` holds the words besides boilerplate of texts with both; `whole` tells which texts
-    are signed by all their words.
+    `buckets` (bands, texts) holds -1 for a text alone in its bucket. `signs` numbers each text's numbers and
+    signs. `own_words` holds the words besides boilerplate of texts with both; `whole` tells which texts are
+    signed by all their words.
     """
 
     def __init__(
@@ -200,28 +200,28 @@ class _Index:
         self.own_words = _find_own_words([text.words for text in (*texts, *among)])
         words = [text.words for text in texts]
         for i, text in enumerate(words):
-            if own := self.own_words.get(text):  # without words that are in the boilerplate as well
-                boilerplate = Counter(text.split()) - Counter(own.split())
-                words[i] = " ".join(word for word in own.split() if word not in boilerplate) or own
-        takes: dict[_Unit, list[int]] = {
+            if rest := self.own_words.get(text):  # without words that are in the boilerplate as well
+                boilerplate = Counter(text.split()) - Counter(rest.split())
+                words[i] = " ".join(word for word in rest.split() if word not in boilerplate) or rest
+        chosen_by_unit: dict[_Unit, list[int]] = {
             "words": [i for i, text in enumerate(words) if _n_words(text) >= _WORDS],
             "letters": [i for i, text in enumerate(words) if text and _n_words(text) <= _FEW],
         }
-        self.signatures = {unit: _signatures(words, chosen, unit) for unit, chosen in takes.items()}
-        enough = min(threshold, _OWN) if self.own_words else threshold
+        self.signatures = {unit: _signatures(words, chosen, unit) for unit, chosen in chosen_by_unit.items()}
+        low_threshold = min(threshold, _OWN) if self.own_words else threshold
         bands = [
             band
-            for unit, chosen in takes.items()
-            for band in _bands(self.signatures[unit], np.array(chosen, dtype=np.intp), enough)
+            for unit, chosen in chosen_by_unit.items()
+            for band in _bands(self.signatures[unit], np.array(chosen, dtype=np.intp), low_threshold)
         ]
-        # A bucket's number is its own among all bands.
+        # Bucket numbers are unique among all bands.
         buckets = [np.where(band >= 0, band + i * len(words), -1) for i, band in enumerate(bands)]
         self.buckets = np.array(buckets, dtype=np.int64).reshape(len(bands), len(words))
-        self.whole = np.array([own == text.words for own, text in zip(words, texts, strict=True)], dtype=bool)
+        self.whole = np.array([w == text.words for w, text in zip(words, texts, strict=True)], dtype=bool)
         numbers = {signs: i for i, signs in enumerate(dict.fromkeys(text.signs for text in texts))}
         self.signs = np.array([numbers[text.signs] for text in texts], dtype=np.intp)
-        # Share of permutations that rarely fewer agree in, for a pair at each threshold.
-        shares = stats.binom.ppf(_UNVERIFIED, PERMUTATIONS, (enough, threshold)) / PERMUTATIONS
+        # Share of permutations that a pair at each threshold rarely falls below.
+        shares = stats.binom.ppf(_UNVERIFIED, PERMUTATIONS, (low_threshold, threshold)) / PERMUTATIONS
         self.agreeing, self.agreeing_whole = map(float, shares)
 
     def add(self, i: int) -> None:
@@ -230,38 +230,38 @@ class _Index:
                 self.members[bucket].append(i)
 
     def find(self, i: int) -> TextMatch | None:
-        shared = (self.members[b] for b in self.buckets[:, i].tolist() if b >= 0 and b in self.members)
+        buckets = (self.members[b] for b in self.buckets[:, i].tolist() if b >= 0 and b in self.members)
         candidates: set[int] = set()
-        for bucket in sorted(shared, key=len):
+        for bucket in sorted(buckets, key=len):
             candidates.update(bucket[: _PROPOSED - len(candidates)])
         # Only candidates with equal signs and similar signatures, the most similar first.
-        earlier = np.array(sorted(candidates), dtype=np.intp)
-        chosen = earlier[self.signs[earlier] == self.signs[i]]
-        agreeing = np.zeros(len(chosen))
+        earlier_texts = np.array(sorted(candidates), dtype=np.intp)
+        chosen = earlier_texts[self.signs[earlier_texts] == self.signs[i]]
+        agreement = np.zeros(len(chosen))
         for signatures in self.signatures.values() if len(chosen) else ():
             if signatures[i].any():
-                agreeing = np.maximum(agreeing, (signatures[chosen] == signatures[i]).mean(axis=1))
+                agreement = np.maximum(agreement, (signatures[chosen] == signatures[i]).mean(axis=1))
         both_whole = self.whole[chosen] & self.whole[i]
-        likely = agreeing >= np.where(both_whole, self.agreeing_whole, self.agreeing)
-        order = np.argsort(-agreeing[likely], kind="stable")[: self.most]
+        is_likely = agreement >= np.where(both_whole, self.agreeing_whole, self.agreeing)
+        order = np.argsort(-agreement[is_likely], kind="stable")[: self.most]
         best = None
-        for j in chosen[likely][order].tolist():
-            alike = _similarity(self.texts[i].words, self.texts[j].words)
-            enough = alike >= self.threshold and (best is None or (alike, -j) > (best.similarity, -best.row))
-            if enough and self._have_same_words(i, j) and (self.same is None or self.same(i, j)):
-                best = TextMatch(j, alike)
+        for j in chosen[is_likely][order].tolist():
+            score = _similarity(self.texts[i].words, self.texts[j].words)
+            is_best = score >= self.threshold and (best is None or (score, -j) > (best.similarity, -best.row))
+            if is_best and self._have_same_words(i, j) and (self.same is None or self.same(i, j)):
+                best = TextMatch(j, score)
         return best
 
     @cached_property
     def _filled_frames(self) -> NDArray[np.uint64]:
         """The frames that several texts fill, sorted."""
         frames = [_frames(words) for words in dict.fromkeys(text.words for text in self.texts)]
-        found, count = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *frames]), return_counts=True)
-        filled: NDArray[np.uint64] = found[count >= _FILLED]
+        codes, counts = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *frames]), return_counts=True)
+        filled: NDArray[np.uint64] = codes[counts >= _FILLED]
         return filled
 
     def _have_same_words(self, i: int, j: int) -> bool:
-        """Compare what two texts have besides boilerplate."""
+        """Compare two texts without their boilerplate."""
         texts = self.texts[i].words, self.texts[j].words
         if texts[0] == texts[1]:
             return True
@@ -274,8 +274,8 @@ class _Index:
 
 
 def _are_opposites(left: str, right: str) -> bool:
-    words, others = set(left.split()), set(right.split())
-    sides = ((words - others, others - words), (others - words, words - others))
+    words, other_words = set(left.split()), set(right.split())
+    sides = ((words - other_words, other_words - words), (other_words - words, words - other_words))
     return any(f"{prefix}{word}" in more for less, more in sides for word in less for prefix in _OPPOSITES)
 
 
@@ -298,31 +298,31 @@ def _signatures(words: list[str], chosen: list[int], unit: _Unit) -> NDArray[np.
     """Return the MinHash of the chosen texts, (texts, permutations); the other rows are zero."""
     from datasketch import MinHash
 
-    signed = np.zeros((len(words), PERMUTATIONS), dtype=np.uint32)
+    signatures = np.zeros((len(words), PERMUTATIONS), dtype=np.uint32)
     for start in range(0, len(chosen), _BLOCK):
         block = chosen[start : start + _BLOCK]
-        between = "" if unit == "letters" else " "
-        sets = ([between.join(s).encode() for s in _shingles(words[i], unit)] for i in block)
-        signed[block] = [
-            made.hashvalues
-            for made in MinHash.generator(sets, num_perm=PERMUTATIONS, seed=_SEED, hashfunc=zlib.crc32)
+        separator = "" if unit == "letters" else " "
+        sets = ([separator.join(s).encode() for s in _shingles(words[i], unit)] for i in block)
+        signatures[block] = [
+            minhash.hashvalues
+            for minhash in MinHash.generator(sets, num_perm=PERMUTATIONS, seed=_SEED, hashfunc=zlib.crc32)
         ]
-    return signed
+    return signatures
 
 
 def _bands(
     signatures: NDArray[np.uint32], chosen: NDArray[np.intp], threshold: float
 ) -> Iterator[NDArray[np.int64]]:
     """Yield for every band the bucket of each text, -1 for a text that is alone in it or is not chosen."""
-    # The most rows in a band with which a pair at the threshold is rarely overlooked.
+    # The largest number of rows in a band at which a pair at the threshold is rarely overlooked.
     sizes = (n for n in range(1, 9) if (1 - threshold**n) ** (PERMUTATIONS // n) <= OVERLOOKED)
     n_rows = max(sizes, default=1)
     factors = np.random.default_rng(_SEED).integers(1, 2**63, n_rows, dtype=np.uint64) | np.uint64(1)
     for start in range(0, PERMUTATIONS - n_rows + 1, n_rows):
         keys = (signatures[chosen, start : start + n_rows].astype(np.uint64) * factors).sum(axis=1)
-        _, bucket, count = np.unique(keys, return_inverse=True, return_counts=True)
+        _, bucket, counts = np.unique(keys, return_inverse=True, return_counts=True)
         band = np.full(len(signatures), -1, dtype=np.int64)
-        band[chosen] = np.where(count[bucket] > 1, bucket, -1)
+        band[chosen] = np.where(counts[bucket] > 1, bucket, -1)
         yield band
 
 
@@ -346,20 +346,20 @@ def _find_own_words(texts: Sequence[str]) -> dict[str, str]:
         windows = np.lib.stride_tricks.sliding_window_view(numbers, N) if is_long else None
         grams[text] = numbers[:0] if windows is None else windows @ _FACTORS
     all_grams = np.concatenate([np.zeros(0, dtype=np.uint64), *map(np.unique, grams.values())])
-    found, count = np.unique(all_grams, return_counts=True)
-    shared = found[count > min(MOST, max(_FEWEST, len(grams) // 2))]
-    if not len(shared):
+    distinct_grams, counts = np.unique(all_grams, return_counts=True)
+    shared_grams = distinct_grams[counts > min(MOST, max(_FEWEST, len(grams) // 2))]
+    if not len(shared_grams):
         return {}
-    left = {}
+    own_words = {}
     for text, text_grams in grams.items():
-        at = np.minimum(np.searchsorted(shared, text_grams), len(shared) - 1)
-        if (is_shared := shared[at] == text_grams).any():
+        positions = np.minimum(np.searchsorted(shared_grams, text_grams), len(shared_grams) - 1)
+        if (is_shared := shared_grams[positions] == text_grams).any():
             words = text.split()
             covered = np.zeros(len(words), dtype=bool)
             for i in range(N):
                 covered[i : i + len(is_shared)] |= is_shared
-            left[text] = " ".join(word for word, out in zip(words, ~covered, strict=True) if out)
-    return left
+            own_words[text] = " ".join(word for word, is_own in zip(words, ~covered, strict=True) if is_own)
+    return own_words
 
 
 @lru_cache(maxsize=1 << 18)
@@ -369,7 +369,7 @@ def _number(word: str) -> int:
 
 _FILLED = 4  # texts
 _LONGEST = 60  # words
-_TYPO = 0.75  # similarity of two words of which one may be a typo
+_TYPO = 0.75  # similarity of two words from which one may be a typo of the other
 _RNG = np.random.default_rng(2)
 _FRAME_FACTORS = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64) | np.uint64(1)
 _PLACES = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64)

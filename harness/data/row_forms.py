@@ -1,7 +1,7 @@
 """Questions with choices as public sets have them, and rows that prefer an answer.
 
-Invariant: what an answer is (the choice itself, its label as in ARC, its place from 0 as in MMLU or from 1)
-is a property of all rows of a task: the form that fits every row. If two forms fit and give different
+Invariant: the form of answers (the choice itself, its label as in ARC, its place from 0 as in MMLU or from 1)
+is a property of all rows of a task: the one that fits every row. If two forms fit and give different
 choices, nothing is read until the task says which (`answers_are`). An answer is better only if its rating is
 higher; equal ratings make no pair.
 Source: Cui et al. 2023, UltraFeedback, https://arxiv.org/abs/2310.01377 (some of its `overall_score` are
@@ -41,7 +41,7 @@ _NUMBER = re.compile(r"-?\d{1,9}(?:\.0+)?")
 
 
 class AnswerForms(NamedTuple):
-    """Forms of numeric answers, and of all others, in the order of trying; `problems` if rows do not tell."""
+    """Forms of numeric answers, and of all others, in the order of trying; `problems` if ambiguous."""
 
     numbers: tuple[str, ...] = _NUMBERS
     words: tuple[str, ...] = _WORDS
@@ -57,52 +57,52 @@ class _Answer(NamedTuple):
     column: str
     written: object
     is_number: bool
-    choices: dict[str, str]  # the choice that it is in each form
+    choices: dict[str, str]  # the choice that it names in each form
 
 
 def has_choices(fields: set[str]) -> bool:
     """Tell whether rows of these fields are questions with choices."""
-    named = dict.fromkeys(fields, "…")
-    listed = bool(fields & {*CHOICES}) or len(list_choice_columns(named)) > 1
-    return listed and bool(find_column(named, CHOICE_QUESTIONS)) and bool(find_column(named, RIGHT))
+    filled = dict.fromkeys(fields, "…")
+    has_list = bool(fields & {*CHOICES}) or len(list_choice_columns(filled)) > 1
+    return has_list and bool(find_column(filled, CHOICE_QUESTIONS)) and bool(find_column(filled, RIGHT))
 
 
-def find_column(fields: Mapping[str, Any], known: Iterable[str]) -> str | None:
-    """Find the column of the first known name with a value; `Correct Answer` is `correct_answer` too."""
-    filled = [name for name in fields if fields[name] is not None]
-    alike = {name.lower().replace(" ", "_"): name for name in reversed(filled)}
-    named = (name if name in filled else alike.get(name) for name in known)
-    return next((name for name in named if name), None)
+def find_column(fields: Mapping[str, Any], usual_names: Iterable[str]) -> str | None:
+    """Find the column of the first known name with a value; `Correct Answer` counts as `correct_answer`."""
+    filled_names = [name for name in fields if fields[name] is not None]
+    name_by_spelling = {name.lower().replace(" ", "_"): name for name in reversed(filled_names)}
+    columns = (name if name in filled_names else name_by_spelling.get(name) for name in usual_names)
+    return next((name for name in columns if name), None)
 
 
 def list_choice_columns(fields: Mapping[str, Any]) -> list[str]:
     """List the columns of a row's choices: a list, letters or numbers, or the right and the wrong answers."""
-    if listed := [name for name in CHOICES if fields.get(name) is not None][:1]:
-        return listed
-    filled = [name for name, value in fields.items() if value not in (None, "")]
-    letters = list(takewhile(filled.__contains__, ascii_uppercase))
-    marked = {mark[1]: name for name in filled if (mark := _MARKED.fullmatch(name.lower()))}
-    in_order = [marked[mark] for mark in sorted(marked)]
-    wrong = [name for name in filled if _WRONG.fullmatch(name.lower())]
-    right = find_column(fields, ("correct_answer", "best_answer", "answer")) if wrong else None
-    forms = [letters, in_order, [right, *sorted(wrong)] if right else []]
+    if list_columns := [name for name in CHOICES if fields.get(name) is not None][:1]:
+        return list_columns
+    filled_columns = [name for name, value in fields.items() if value not in (None, "")]
+    lettered = list(takewhile(filled_columns.__contains__, ascii_uppercase))
+    column_by_mark = {mark[1]: name for name in filled_columns if (mark := _MARKED.fullmatch(name.lower()))}
+    marked = [column_by_mark[mark] for mark in sorted(column_by_mark)]
+    wrong_columns = [name for name in filled_columns if _WRONG.fullmatch(name.lower())]
+    right_column = find_column(fields, ("correct_answer", "best_answer", "answer")) if wrong_columns else None
+    forms = [lettered, marked, [right_column, *sorted(wrong_columns)] if right_column else []]
     return next((columns for columns in forms if len(columns) > 1), [])
 
 
 def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
     """Return the labels of a row's choices, and the choices, a list if their form can be read."""
-    found: Any = next((fields[name] for name in CHOICES if fields.get(name) is not None), None)
-    if isinstance(found, str) and not is_plain(found):
+    choices: Any = next((fields[name] for name in CHOICES if fields.get(name) is not None), None)
+    if isinstance(choices, str) and not is_plain(choices):
         with suppress(ValueError):  # JSON within a text, as in a CSV file
-            found = parse_json(found)
+            choices = parse_json(choices)
     labels = list(ascii_uppercase)
-    if found is None:
+    if choices is None:
         columns = list_choice_columns(fields)
         texts = [str(fields[name]) for name in columns]
         return labels, sorted(texts) if find_column(fields, RIGHT) in columns else texts
-    if isinstance(found, dict) and "text" in found:
-        return list(map(str, found.get("label") or labels)), found["text"]
-    return (list(found), list(found.values())) if isinstance(found, dict) else (labels, found)
+    if isinstance(choices, dict) and "text" in choices:
+        return list(map(str, choices.get("label") or labels)), choices["text"]
+    return (list(choices), list(choices.values())) if isinstance(choices, dict) else (labels, choices)
 
 
 def read_choices(row: Row, forms: AnswerForms) -> tuple[object, list[str], object]:
@@ -113,23 +113,26 @@ def read_choices(row: Row, forms: AnswerForms) -> tuple[object, list[str], objec
     if not isinstance(fields[column], str | int | float):
         return question, texts, fields[column]
     answer = _read_answer(row)
-    taken = forms.numbers if answer.is_number else forms.words
-    right = next((answer.choices[form] for form in taken if form in answer.choices), None)
-    if right is None:
-        expected = f"one of the {len(texts)} choices, as {' or '.join(taken)}"
+    tried_forms = forms.numbers if answer.is_number else forms.words
+    right_choice = next((answer.choices[form] for form in tried_forms if form in answer.choices), None)
+    if right_choice is None:
+        expected = f"one of the {len(texts)} choices, as {' or '.join(tried_forms)}"
         raise UserError(row.where, f"{fields[column]!r} in {column!r}", expected, MEND_ROW)
     for name in _SURE:
         if name == column or fields.get(name) is None:
             continue
-        other = _read_answer(row, name)
-        if other.choices and right not in other.choices.values():
-            found = f"{other.written!r} in {name!r}, and {fields[column]!r} in {column!r}, which is {right!r}"
+        other_answer = _read_answer(row, name)
+        if other_answer.choices and right_choice not in other_answer.choices.values():
+            found = (
+                f"{other_answer.written!r} in {name!r}, and {fields[column]!r} in {column!r}, "
+                f"which is {right_choice!r}"
+            )
             raise UserError(row.where, found, "columns that name one right choice", MEND_ROW)
-    return question, texts, right
+    return question, texts, right_choice
 
 
-def settle_forms(rows: Iterable[Row], told: str | None = None) -> AnswerForms:
-    """Find the form that fits all numbers, and the one that fits the other answers; or take what is told."""
+def settle_forms(rows: Iterable[Row], stated_form: str | None = None) -> AnswerForms:
+    """Find the form that fits all numbers, and the one that fits the other answers; or use `stated_form`."""
     answers: dict[bool, list[_Answer]] = {True: [], False: []}
     for row in rows:
         try:
@@ -139,33 +142,35 @@ def settle_forms(rows: Iterable[Row], told: str | None = None) -> AnswerForms:
         if answer.choices:
             answers[answer.is_number].append(answer)
     problems: list[Problem] = []
-    numbers = (told,) if told in _NUMBERS else _settle(answers[True], _NUMBERS, problems)
+    numbers = (stated_form,) if stated_form in _NUMBERS else _settle(answers[True], _NUMBERS, problems)
     if not numbers:
-        first, other = (next(a for a in answers[True] if f not in a.choices) for f in (_FROM_1, _FROM_0))
-        written = f"{first.written!r} in {first.column!r}, which is not a place from 1"
-        found = f"{written}, and {other.written!r} in {other.where}, which is none from 0"
+        not_from_1, not_from_0 = (
+            next(a for a in answers[True] if f not in a.choices) for f in (_FROM_1, _FROM_0)
+        )
+        description = f"{not_from_1.written!r} in {not_from_1.column!r}, which is not a place from 1"
+        found = f"{description}, and {not_from_0.written!r} in {not_from_0.where}, which is none from 0"
         expected = "places that count from 0, or from 1, in all rows"
-        problems.append(Problem(first.where, found, expected, _WAYS.format(_FROM_0, _FROM_1)))
-    words = (told,) if told in _WORDS else _settle(answers[False], _WORDS, problems)
+        problems.append(Problem(not_from_1.where, found, expected, _WAYS.format(_FROM_0, _FROM_1)))
+    words = (stated_form,) if stated_form in _WORDS else _settle(answers[False], _WORDS, problems)
     return AnswerForms(numbers or _NUMBERS, words or _WORDS, bool(answers[True]), tuple(problems))
 
 
 def _settle(answers: Sequence[_Answer], forms: Sequence[str], problems: list[Problem]) -> tuple[str, ...]:
-    """Return the form that fits all answers, or all that may; () if each fails on some."""
+    """Return the form that fits all answers, several if it is ambiguous, () if there is none."""
     if not answers:
         return tuple(forms)
-    possible = [form for form in forms if all(form in answer.choices for answer in answers)]
-    for other in possible[1:]:
-        form = possible[0]
-        unlike = next((answer for answer in answers if answer.choices[other] != answer.choices[form]), None)
-        if unlike:
-            n, first, second = len(answers), unlike.choices[form], unlike.choices[other]
-            written = f"{unlike.written!r} in {unlike.column!r}, which is {first!r} if answers are {form}"
-            found = f"{written} and {second!r} if they are {other}; none of {n:,} answers says which"
+    possible_forms = [form for form in forms if all(form in answer.choices for answer in answers)]
+    for other_form in possible_forms[1:]:
+        form = possible_forms[0]
+        unclear = next((a for a in answers if a.choices[other_form] != a.choices[form]), None)
+        if unclear:
+            n, choice, other_choice = len(answers), unclear.choices[form], unclear.choices[other_form]
+            text = f"{unclear.written!r} in {unclear.column!r}, which is {choice!r} if answers are {form}"
+            found = f"{text} and {other_choice!r} if they are {other_form}; none of {n:,} answers says which"
             expected = "answers that can be read in one way"
-            problems.append(Problem(unlike.where, found, expected, _WAYS.format(form, other)))
-            return tuple(possible)
-    return tuple(possible[:1])
+            problems.append(Problem(unclear.where, found, expected, _WAYS.format(form, other_form)))
+            return tuple(possible_forms)
+    return tuple(possible_forms[:1])
 
 
 def _texts(row: Row) -> list[str]:
@@ -179,51 +184,51 @@ def _texts(row: Row) -> list[str]:
 
 def _read_answer(row: Row, column: str = "") -> _Answer:
     texts, column = _texts(row), column or find_column(row.fields, RIGHT) or ""
-    labels, written = list_choices(row.fields)[0], row.fields[column]
-    value = (str(written).lower() if isinstance(written, bool) else str(written)).strip()
-    alike = [text for text in texts if text == value] or [
+    labels, raw_answer = list_choices(row.fields)[0], row.fields[column]
+    value = (str(raw_answer).lower() if isinstance(raw_answer, bool) else str(raw_answer)).strip()
+    matching_texts = [text for text in texts if text == value] or [
         t for t in texts if normalize(t) == normalize(value)
     ]
-    choices = {_ITSELF: alike[0]} if len(alike) == 1 else {}
+    choices = {_ITSELF: matching_texts[0]} if len(matching_texts) == 1 else {}
     is_own_label = value in labels
     is_number = _NUMBER.fullmatch(value) is not None and not is_own_label
     if is_number:
-        place = int(value.partition(".")[0])
-        places = {_FROM_0: place, _FROM_1: place - 1}
-        choices |= {form: texts[at] for form, at in places.items() if 0 <= at < len(texts)}
+        number = int(value.partition(".")[0])
+        index_by_form = {_FROM_0: number, _FROM_1: number - 1}
+        choices |= {form: texts[index] for form, index in index_by_form.items() if 0 <= index < len(texts)}
     elif (label := value if is_own_label else value.strip("(). ").upper()) in labels[: len(texts)]:
         choices[_LABELS] = texts[labels.index(label)]
-    return _Answer(row.where, column, written, is_number, choices)
+    return _Answer(row.where, column, raw_answer, is_number, choices)
 
 
 RATED, TREE = {"instruction", "completions"}, {"message_tree_id", "prompt"}
 PREFERRED = {"input", "preferred_output", "non_preferred_output"}
 _SCORES = ("fine-grained_score", "overall_score", "rating", "score")
-# Turns that end with a question, and the answers with their scores, the best first; -inf was not judged.
+# Turns that end with a question, and the answers with their scores, the best first; -inf: not rated.
 RatedConversation = tuple[list[Message], list[tuple[str, float]]]
 
 
 def best_answer(row: Row, context_apart: bool = False) -> dict[str, Any]:
-    """Read a row as an item whose reference is the best answer; of a tree, the last on the best path."""
+    """Read a row as an item whose reference is the best answer; for a tree, the last on the best path."""
     messages, answers = _read_rated(row) if row.fields.keys() >= RATED else _tree(row)[-1]
     return {"messages": messages, "references": [answers[0][0].strip()]}
 
 
 def make_judged_pair(row: Row) -> Row:
-    """Return a row with `messages`, `chosen` and `rejected`; of a tree, the first on the path of the best."""
-    known = {name for name, value in row.fields.items() if value is not None}
-    if known >= PREFERRED:
-        given = row.fields["input"]
-        turns = given.get("messages") if isinstance(given, dict) else None
+    """Return a row with `messages`, `chosen` and `rejected`; for a tree, the first pair on its best path."""
+    filled_fields = {name for name, value in row.fields.items() if value is not None}
+    if filled_fields >= PREFERRED:
+        question = row.fields["input"]
+        turns = question.get("messages") if isinstance(question, dict) else None
         pair = {"chosen": row.fields["preferred_output"], "rejected": row.fields["non_preferred_output"]}
-        tools = {"tools": given["tools"]} if isinstance(given, dict) and "tools" in given else {}
+        tools = {"tools": question["tools"]} if isinstance(question, dict) and "tools" in question else {}
         return row._replace(fields={**row.fields, "prompt": turns, **pair, **tools})
-    if not (known >= RATED or known >= TREE):
+    if not (filled_fields >= RATED or filled_fields >= TREE):
         return row
-    for messages, answers in [_read_rated(row)] if known >= RATED else _tree(row):
-        scored = [answer for answer in answers if answer[1] > -math.inf]
-        if len({score for _, score in scored}) > 1:
-            pair = {"chosen": scored[0][0].strip(), "rejected": scored[-1][0].strip()}
+    for messages, answers in [_read_rated(row)] if filled_fields >= RATED else _tree(row):
+        scored_answers = [answer for answer in answers if answer[1] > -math.inf]
+        if len({score for _, score in scored_answers}) > 1:
+            pair = {"chosen": scored_answers[0][0].strip(), "rejected": scored_answers[-1][0].strip()}
             return row._replace(fields={**row.fields, "messages": messages, **pair})
     expected = "two answers, one rated higher than the other"
     raise misfit(row, "no two answers of different ratings", expected)
@@ -280,14 +285,14 @@ def _rank(message: Mapping[str, Any]) -> float:
 
 
 def _best_first(row: Row, answers: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    written = [answer for answer in answers if answer[0].strip()]
-    if not written:
+    nonempty_answers = [answer for answer in answers if answer[0].strip()]
+    if not nonempty_answers:
         raise misfit(row, "no answer", "at least one with a text")
-    return sorted(written, key=lambda answer: -answer[1])
+    return sorted(nonempty_answers, key=lambda answer: -answer[1])
 
 
 def misfit(row: Row, found: str, expected: str) -> UserError:
-    """Return the error of a row that does not have what is expected."""
+    """Return the error of a row that does not have the expected content."""
     return UserError(row.where, found, expected, MEND_ROW)
 
 
@@ -307,12 +312,12 @@ def read_pair(row: Row) -> Row:
         raise misfit(row, "an empty conversation", "turns")
     pairs = enumerate(zip(chosen, rejected, strict=False))
     n = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
-    n -= n == len(chosen) == len(rejected)  # equal to the end: the last turn is the answer, twice
+    n -= n == len(chosen) == len(rejected)  # equal throughout: the last turn is the answer of both
     answers = chosen[n:], rejected[n:]
-    if any(len(rest) > 1 or rest[0]["role"] != "assistant" for rest in answers if rest):
+    if any(len(turns) > 1 or turns[0]["role"] != "assistant" for turns in answers if turns):
         expected = "chosen and rejected with the same turns up to one last answer each"
         raise misfit(row, "two conversations that part before the last answer", expected)
-    texts = [rest[0]["content"] if rest else "" for rest in answers]
+    texts = [turns[0]["content"] if turns else "" for turns in answers]
     fields = {**row.fields, "chosen": texts[0], "rejected": texts[1]}
     return _check_pair(name_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
 
@@ -323,9 +328,9 @@ def is_transcript(text: str) -> bool:
 
 
 def _conversation(row: Row, field: str) -> Turns | None:
-    """Read a list of turns, or a transcript of Human and Assistant; None of another text."""
+    """Read a list of turns, or a transcript of Human and Assistant; None for another text."""
     value = row.fields[field]
-    if isinstance(value, dict):  # LLaMA-Factory's: one turn, beside `conversations`
+    if isinstance(value, dict):  # LLaMA-Factory's: one turn, next to `conversations`
         return read_turns(row._replace(fields={field: [value]}), field)
     if isinstance(value, list):
         return read_turns(row, field)
@@ -340,16 +345,16 @@ def _conversation(row: Row, field: str) -> Turns | None:
 
 
 def name_question(row: Row) -> Row:
-    """Give a pair's question in another tool's field our field `messages`."""
+    """Write a pair's question from another tool's field into our field `messages`."""
     fields = row.fields
-    listed = (
+    turn_fields = (
         name
         for name in ("messages", "prompt", "conversations")
         if fields.get(name) and not is_plain(fields[name])
     )
     parts = [fields.get("question") or fields.get("instruction"), fields.get("input")]
     text = fields.get("prompt") or "\n\n".join(str(part) for part in parts if part)
-    if name := next(listed, None):
+    if name := next(turn_fields, None):
         turns = add_system(read_turns(row, name), row)
     elif text and not is_plain(fields.get("messages")):
         turns = user_turns(str(text), row)
@@ -362,6 +367,6 @@ def _check_pair(pair: Row) -> Row:
     texts = {name: " ".join(str(pair.fields[name]).split()) for name in ("chosen", "rejected")}
     if texts["chosen"] == texts["rejected"]:
         raise misfit(pair, "two equal answers", "a chosen answer and another rejected one")
-    if empty := next((name for name, text in texts.items() if not text), ""):
-        raise misfit(pair, f"an empty {empty} answer", "a text")
+    if empty_side := next((name for name, text in texts.items() if not text), ""):
+        raise misfit(pair, f"an empty {empty_side} answer", "a text")
     return pair

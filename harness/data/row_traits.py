@@ -22,9 +22,9 @@ from harness.records import Example
 _GRAM = 3  # words
 _FAR, _FARTHEST = 3.0, 6.0  # robust standard deviations from the median: from here on, and at worst
 _LEAST_SPREAD = 0.7  # of the logarithm of words: "yes" is normal among sentences of eight words
-_NEARLY_ALL = 0.9  # of the answers, from which a form is the usual one
-_TAUGHT = 0.05  # of the answers, from which refusals are meant to be learned
-_FEWEST_LETTERS, _FEWEST_TOLD, _ONE_LANGUAGE = 60, 20, 0.8  # of a text; texts; the share of them in it
+_NEARLY_ALL = 0.9  # of the answers; from here on a form is the usual one
+_TAUGHT = 0.05  # of the answers; from here on refusals are meant to be learned
+_FEWEST_LETTERS, _FEWEST_TOLD, _ONE_LANGUAGE = 60, 20, 0.8  # of a text; texts; share of texts in it
 _ENDS = ("".join(records.MARKS[:3]), "\"'”’»)]}`*")
 _UNWRITTEN = re.compile(r"\[object \w+\]|<[\w.]+ (?:object )?at 0x[0-9a-fA-F]+>")  # objects as text
 THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
@@ -48,22 +48,22 @@ def score_answers(
 ) -> list[AnswerQuality]:
     """Score the first answers of rows by the traits that docs/howto/check_data.md defines.
 
-    `bits` are what a model needs for a byte of each answer, `grades` in [0, 1] a judge's; None if unknown.
+    `bits` are a model's bits per byte of each answer, `grades` a judge's, in [0, 1]; None if unknown.
     """
     answers = [row.answers[0] for row in rows]
     words = [records.list_words(answer.casefold()) for answer in answers]
-    told = [_tell_language(answer, language_of) for answer in answers]
-    is_told = sum(map(bool, told)) >= _FEWEST_TOLD
-    asked = told if is_told else [_tell_language(row.question, language_of) for row in rows]
-    known = list(filter(None, asked))
-    usual, n_usual = Counter(known).most_common(1)[0] if known else ("", 0)
-    is_usual = n_usual >= _ONE_LANGUAGE * len(known)
+    languages = [_tell_language(answer, language_of) for answer in answers]
+    are_told = sum(map(bool, languages)) >= _FEWEST_TOLD
+    row_languages = languages if are_told else [_tell_language(row.question, language_of) for row in rows]
+    known_languages = list(filter(None, row_languages))
+    majority, n_usual = Counter(known_languages).most_common(1)[0] if known_languages else ("", 0)
+    is_usual = n_usual >= _ONE_LANGUAGE * len(known_languages)
     refuses, has_end, repeated = [records.is_refusal(a) for a in answers], list[bool](), list[float]()
-    for answer, own_words in zip(answers, words, strict=True):
-        bare = answer.rstrip().rstrip(_ENDS[1])
-        is_quoted = bare != answer.rstrip()
-        has_end.append(bare.endswith(tuple(_ENDS[0])) or is_quoted or not answer.strip())
-        grams = list(zip(*(own_words[i:] for i in range(_GRAM)), strict=False))
+    for answer, answer_words in zip(answers, words, strict=True):
+        bare_answer = answer.rstrip().rstrip(_ENDS[1])
+        is_quoted = bare_answer != answer.rstrip()
+        has_end.append(bare_answer.endswith(tuple(_ENDS[0])) or is_quoted or not answer.strip())
+        grams = list(zip(*(answer_words[i:] for i in range(_GRAM)), strict=False))
         repeated.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
     is_taught = sum(refuses) >= _TAUGHT * len(answers)
     share = sum(has_end) / max(1, len(answers))
@@ -72,7 +72,7 @@ def score_answers(
     traits = {
         "repetition": [max(0.0, share - usually_repeated) for share in repeated],
         "length": _far([log(len(answer)) if answer else None for answer in words], abs, _LEAST_SPREAD),
-        "language": [float(bool(is_usual and language and language != usual)) for language in told],
+        "language": [float(bool(is_usual and language and language != majority)) for language in languages],
         "refusal": [float(refused and not is_taught) for refused in refuses],
         "end": [0.0 if ends or share < _NEARLY_ALL else share for ends in has_end],
         "no word": [float(not any(map(str.isalnum, answer))) for answer in answers],
@@ -85,7 +85,7 @@ def score_answers(
 
 
 def _tell_language(text: str, language_of: Callable[[str], str]) -> str:
-    """Name the language of a text by its words in lower case, without names; "" of a short one."""
+    """Name the language of a text by its words in lower case, without names; "" for a short text."""
     plain = " ".join(word for word in text.split() if not word[:1].isupper())
     return language_of(plain) if sum(map(str.isalpha, plain)) >= _FEWEST_LETTERS else ""
 
@@ -93,9 +93,9 @@ def _tell_language(text: str, language_of: Callable[[str], str]) -> str:
 def _far(
     values: Sequence[float | None], distance: Callable[[float], float], least_spread: float = 0.0
 ) -> list[float]:
-    known = [value for value in values if value is not None]
-    middle = median(known) if known else 0.0
-    spread = max(least_spread, 1.4826 * median(abs(value - middle) for value in known) if known else 0.0)
+    numbers = [value for value in values if value is not None]
+    middle = median(numbers) if numbers else 0.0
+    spread = max(least_spread, 1.4826 * median(abs(value - middle) for value in numbers) if numbers else 0.0)
     if not spread:
         return [0.0] * len(values)
     sigmas = [0.0 if value is None else distance(value - middle) / spread for value in values]
@@ -130,8 +130,8 @@ def edge_tests(
     words = Counter(word for row in train for word in _words(row))
 
     def is_rare(row: Example) -> bool:
-        named = ((labels, label_of(row)), (slices, row.slice))
-        is_few = any(name and not counts.keys() <= {""} and counts[name] < _FEWEST for counts, name in named)
+        groups = ((labels, label_of(row)), (slices, row.slice))
+        is_few = any(name and not counts.keys() <= {""} and counts[name] < _FEWEST for counts, name in groups)
         # The row itself does not count as a row with its words.
         row_words, n_itself = _words(row), questions[row.prompt]
         n_unseen = sum(words[word] <= n_itself for word in row_words)
@@ -157,8 +157,8 @@ def reported_cases(train: Sequence[Example], test: Sequence[Example]) -> dict[st
     """Return the ids of the test items of each case that a comparison reports."""
     answers, questions = ("".join(row.references[:1]) for row in train), (row.prompt for row in train)
     tests = edge_tests(train, test, has_labels=bool(label_set(answers, questions=questions)))
-    found = {case: [row.id for row in test if is_case(row)] for case, is_case in tests.items()}
-    return {case: frozenset(ids) for case, ids in found.items() if is_reported(len(ids), len(test))}
+    ids_by_case = {case: [row.id for row in test if is_case(row)] for case, is_case in tests.items()}
+    return {case: frozenset(ids) for case, ids in ids_by_case.items() if is_reported(len(ids), len(test))}
 
 
 def is_reported(n: int, n_test: int) -> bool:

@@ -42,14 +42,14 @@ def set_aside(
         step = "name files for train, validation and test, or the columns that tell the questions apart"
         raise UserError(rows[0].where, found, expected, step)
     quota = max(round(share * len(rows)), min(map(len, groups)))
-    chosen: set[int] = set()
+    chosen_indices: set[int] = set()
     n_left = len(groups)
     for group in _spread([stratum_of([rows[i].example for i in group]) for group in groups], rng):
-        if n_left > leave and len(chosen) + len(groups[group]) <= quota:
-            chosen.update(groups[group])
+        if n_left > leave and len(chosen_indices) + len(groups[group]) <= quota:
+            chosen_indices.update(groups[group])
             n_left -= 1
-    kept = [row for i, row in enumerate(rows) if i not in chosen]
-    return kept, [row for i, row in enumerate(rows) if i in chosen]
+    kept_rows = [row for i, row in enumerate(rows) if i not in chosen_indices]
+    return kept_rows, [row for i, row in enumerate(rows) if i in chosen_indices]
 
 
 def draw(
@@ -60,7 +60,7 @@ def draw(
 ) -> tuple[Example, ...]:
     """Draw at most `limit` examples, every label (or slice) by its share, in the order of the file.
 
-    `folds` maps ids to folds, of which each is drawn by its share as well.
+    `folds` maps ids to folds; each fold is drawn by its share as well.
     """
     if limit is None or limit >= len(rows):
         return tuple(row.example for row in rows)
@@ -68,38 +68,38 @@ def draw(
     order = _spread(strata, rng)
     if folds:  # each row of a stratum comes from the fold that is furthest below its share
         fold_of = [folds[row.example.id] for row in rows]
-        left: dict[str, dict[int, deque[int]]] = defaultdict(lambda: defaultdict(deque))
+        remaining: dict[str, dict[int, deque[int]]] = defaultdict(lambda: defaultdict(deque))
         for index in order:
-            left[strata[index]][fold_of[index]].append(index)
-        sizes, taken, drawn = Counter(fold_of), Counter[int](), list[int]()
+            remaining[strata[index]][fold_of[index]].append(index)
+        sizes, n_taken, drawn_order = Counter(fold_of), Counter[int](), list[int]()
         for index in order:
-            held = left[strata[index]]
-            fold = min((f for f in held if held[f]), key=lambda f: (taken[f] / sizes[f], f))
-            taken[fold] += 1
-            drawn.append(held[fold].popleft())
-        order = drawn
-    chosen = set(order[:limit])
-    return tuple(row.example for i, row in enumerate(rows) if i in chosen)
+            by_fold = remaining[strata[index]]
+            fold = min((f for f in by_fold if by_fold[f]), key=lambda f: (n_taken[f] / sizes[f], f))
+            n_taken[fold] += 1
+            drawn_order.append(by_fold[fold].popleft())
+        order = drawn_order
+    chosen_indices = set(order[:limit])
+    return tuple(row.example for i, row in enumerate(rows) if i in chosen_indices)
 
 
 def stratum_of(group: Sequence[Example]) -> str:
     """Return the most frequent label of a group, or its slice if it has no labels."""
-    named = [e.references[0] if e.choices and e.references else e.slice for e in group]
-    return Counter(named).most_common(1)[0][0]
+    labels = [e.references[0] if e.choices and e.references else e.slice for e in group]
+    return Counter(labels).most_common(1)[0][0]
 
 
 def _spread(strata: Sequence[str], rng: random.Random) -> list[int]:
-    """Order indices at random so that every beginning has each stratum by its share."""
+    """Order indices at random so that every prefix has each stratum by its share."""
     # Systematic sampling: the j-th of n members of a stratum goes to (j + u) / n, with a random start u.
     members: dict[str, list[int]] = {}
     for index, stratum in enumerate(strata):
         members.setdefault(stratum, []).append(index)
-    places: list[tuple[float, int]] = []
+    positions: list[tuple[float, int]] = []
     for _, indices in sorted(members.items()):
         rng.shuffle(indices)
         start = rng.random()
-        places += [((j + start) / len(indices), index) for j, index in enumerate(indices)]
-    return [index for _, index in sorted(places)]
+        positions += [((j + start) / len(indices), index) for j, index in enumerate(indices)]
+    return [index for _, index in sorted(positions)]
 
 
 def groups_of(examples: Sequence[Example], with_choices: bool = False) -> list[list[int]]:
@@ -108,23 +108,23 @@ def groups_of(examples: Sequence[Example], with_choices: bool = False) -> list[l
 
 
 def cluster_repeats(rows: Sequence[SourcedExample]) -> tuple[list[SourcedExample], int]:
-    """Give rows with one question one cluster, and count the rows whose cluster is replaced."""
-    out, n = list(rows), 0
+    """Give rows with the same question the same cluster, and count the rows whose cluster is replaced."""
+    clustered_rows, n_replaced = list(rows), 0
     for group in join([(("cluster", e.cluster), ("question", _fold_question(e))) for e, *_ in rows]):
         members = [rows[i].example for i in group]
         if len({e.cluster for e in members}) == 1:
             continue
-        # No id, which other files and tasks may have too.
-        written = (e.cluster for e in members if e.cluster != e.id)
-        cluster = next(written, f"question {digest(_fold_question(members[0]))}")
+        # Not an id: other files and tasks may have the same one.
+        written_clusters = (e.cluster for e in members if e.cluster != e.id)
+        cluster = next(written_clusters, f"question {digest(_fold_question(members[0]))}")
         for i in group:
-            out[i] = rows[i]._replace(example=replace(rows[i].example, cluster=cluster))
-        n += len({e.cluster for e in members}) - 1
-    return out, n
+            clustered_rows[i] = rows[i]._replace(example=replace(rows[i].example, cluster=cluster))
+        n_replaced += len({e.cluster for e in members}) - 1
+    return clustered_rows, n_replaced
 
 
 def _fold_question(example: Example) -> str:
-    """Fold all that an example shows, with the system message and the choices."""
+    """Fold the whole question of an example, with its system message and choices."""
     system = [m["content"] for m in example.messages if m["role"] == "system"]
     return "\n".join([*map(fold_text, system), key(example, with_choices=True)])
 
@@ -139,10 +139,10 @@ def join(marks: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
             index = parent[index]
         return index
 
-    seen: dict[tuple[str, str], int] = {}
-    for index, own_marks in enumerate(marks):
-        for mark in own_marks:
-            parent[root(index)] = root(seen.setdefault(mark, index))
+    first_index: dict[tuple[str, str], int] = {}
+    for index, index_marks in enumerate(marks):
+        for mark in index_marks:
+            parent[root(index)] = root(first_index.setdefault(mark, index))
     groups: dict[int, list[int]] = {}
     for index in range(len(marks)):
         groups.setdefault(root(index), []).append(index)
@@ -158,34 +158,34 @@ def is_augmented(row: Row) -> bool:
     return bool(row.fields.get(ORIGIN))
 
 
-def phrase_only_augmented(shown: str) -> Problem:
+def phrase_only_augmented(shown_path: str) -> Problem:
     """Return the problem of a file with augmented rows only."""
     expected, step = "the rows that they were made from as well", "put these into the same file"
-    return Problem(shown, "only augmented rows", expected, step)
+    return Problem(shown_path, "only augmented rows", expected, step)
 
 
 def origins(rows: Sequence[Row]) -> dict[str, tuple[SourceText, ...]]:
     """Map the place of each augmented row to the texts that it was made from, with their places."""
     augmented = [row for row in rows if is_augmented(row)]
-    places: dict[str, list[str]] = defaultdict(list)
+    places_by_text: dict[str, list[str]] = defaultdict(list)
     for row in rows if augmented else ():
         for text in set() if is_augmented(row) else set(_texts(row.fields)):
-            places[text].append(row.where)
-    places.pop("", None)
-    found: dict[str, tuple[SourceText, ...]] = {}
+            places_by_text[text].append(row.where)
+    places_by_text.pop("", None)
+    result: dict[str, tuple[SourceText, ...]] = {}
     for row in augmented:
-        written = str(row.fields[ORIGIN])
-        texts = [written]
+        origin_text = str(row.fields[ORIGIN])
+        texts = [origin_text]
         with suppress(ValueError):  # several texts are a JSON list
-            listed = parse_json(written) if written.startswith('["') else None
-            texts = listed if isinstance(listed, list) and all(isinstance(t, str) for t in listed) else texts
-        found[row.where] = tuple(SourceText(t, tuple(places.get(fold_text(t), ()))) for t in texts)
-    return found
+            parsed = parse_json(origin_text) if origin_text.startswith('["') else None
+            texts = parsed if isinstance(parsed, list) and all(isinstance(t, str) for t in parsed) else texts
+        result[row.where] = tuple(SourceText(t, tuple(places_by_text.get(fold_text(t), ()))) for t in texts)
+    return result
 
 
 def keep_with_origins(
     rows: Sequence[SourcedExample],
-    kept: Collection[SourcedExample],
+    kept_rows: Collection[SourcedExample],
     evaluated: Sequence[SourcedExample],
     *,
     without_original: bool = True,
@@ -195,17 +195,17 @@ def keep_with_origins(
     Rows whose originals are not in the file stay if `without_original`. No row or original is evaluated.
     """
     if not any(row.origins for row in rows):
-        return list(kept)
-    places = {row.where for row in kept}
+        return list(kept_rows)
+    kept_places = {row.where for row in kept_rows}
     questions = {key(row.example) for row in evaluated}
 
     def stays(row: SourcedExample) -> bool:
         if not row.origins:
-            return row.where in places
-        if not all((o.places or without_original) and places.issuperset(o.places) for o in row.origins):
+            return row.where in kept_places
+        if not all((o.places or without_original) and kept_places.issuperset(o.places) for o in row.origins):
             return False
-        missing = tuple(fold_text(origin.text) for origin in row.origins if not origin.places)
-        if any(q.endswith(missing) or q.startswith(missing) for q in questions if missing):
+        missing_texts = tuple(fold_text(origin.text) for origin in row.origins if not origin.places)
+        if any(q.endswith(missing_texts) or q.startswith(missing_texts) for q in questions if missing_texts):
             return False
         return questions.isdisjoint({key(row.example), *(fold_text(origin.text) for origin in row.origins)})
 
@@ -216,14 +216,14 @@ def describe_augmented_left_out(
     before: Sequence[SourcedExample], after: Sequence[SourcedExample], where: str
 ) -> list[str]:
     """Return sentences on the augmented rows that were left out."""
-    left = {row.where for row in after}
-    dropped = [row.origins for row in before if row.origins and row.where not in left]
-    n_alone = sum(not all(origin.places for origin in origins) for origins in dropped)
+    kept_places = {row.where for row in after}
+    dropped_origins = [row.origins for row in before if row.origins and row.where not in kept_places]
+    n_alone = sum(not all(origin.places for origin in origins) for origins in dropped_origins)
     reasons = {
-        "made from rows that are evaluated": len(dropped) - n_alone,
+        "made from rows that are evaluated": len(dropped_origins) - n_alone,
         "made from rows that are evaluated or not in the file": n_alone,
     }
-    return [f"{where}: {pluralize(n, 'augmented row')} left out, {why}" for why, n in reasons.items() if n]
+    return [f"{where}: {pluralize(n, 'augmented row')} left out, {text}" for text, n in reasons.items() if n]
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -254,13 +254,16 @@ def deal(
     rng.shuffle(order)
     rng.shuffle(names)
     rank = {label: (n[label], i) for i, label in enumerate(names)}
-    held, sizes = [Counter[str]() for _ in range(k)], [0] * k
+    by_fold, sizes = [Counter[str]() for _ in range(k)], [0] * k
     fold_of: dict[int, int] = {}
     for group in sorted(order, key=lambda group: (-len(groups[group]), min(rank[x] for x in labels[group]))):
-        own, size = labels[group], len(groups[group])
-        room = [fold for fold in range(k) if sizes[fold] + size <= min(sizes) + largest]
-        fold = min(room, key=lambda f: (sum(held[f][x] * m / n[x] ** 2 for x, m in own.items()), sizes[f], f))
-        held[fold].update(own)
+        group_labels, size = labels[group], len(groups[group])
+        open_folds = [fold for fold in range(k) if sizes[fold] + size <= min(sizes) + largest]
+        fold = min(
+            open_folds,
+            key=lambda f: (sum(by_fold[f][x] * m / n[x] ** 2 for x, m in group_labels.items()), sizes[f], f),
+        )
+        by_fold[fold].update(group_labels)
         sizes[fold] += size
         fold_of |= dict.fromkeys(groups[group], fold)
     return [[row for i, row in enumerate(rows) if fold_of[i] == fold] for fold in range(k)]
@@ -272,9 +275,9 @@ def spread_labels(
     """Move the fewest rows between parts, by whole groups, so that each has every label, if possible."""
     part_of = {row.example.id: number for number, part in enumerate(parts) for row in part}
     groups = groups_of([row.example for row in rows], with_choices)
-    drawn = [part_of[rows[group[0]].example.id] for group in groups]
-    found = cover(labels_of(rows, groups), list(map(len, groups)), drawn, len(parts))
-    for number, group in zip(found or drawn, groups, strict=True):
+    drawn_parts = [part_of[rows[group[0]].example.id] for group in groups]
+    new_parts = cover(labels_of(rows, groups), list(map(len, groups)), drawn_parts, len(parts))
+    for number, group in zip(new_parts or drawn_parts, groups, strict=True):
         part_of |= {rows[i].example.id: number for i in group}
     return [[row for row in rows if part_of[row.example.id] == number] for number in range(len(parts))]
 
@@ -288,24 +291,24 @@ def assign_folds(
     task: str, rows: Sequence[SourcedExample], k: int, where: str, with_choices: bool = False
 ) -> dict[str, int]:
     """Return the fold of every row by its id, from 1; a label that a fold lacks is refused at `where`."""
-    dealt = deal(rows, k, random.Random(f"{task}/folds"), with_choices)
-    if any(_find_missing_labels(dealt, where)):
-        dealt = spread_labels(rows, dealt, with_choices)
-    refuse(_find_missing_labels(dealt, where) if where else ())
-    return {row.example.id: fold for fold, rows in enumerate(dealt, start=1) for row in rows}
+    folds = deal(rows, k, random.Random(f"{task}/folds"), with_choices)
+    if any(_find_missing_labels(folds, where)):
+        folds = spread_labels(rows, folds, with_choices)
+    refuse(_find_missing_labels(folds, where) if where else ())
+    return {row.example.id: fold for fold, rows in enumerate(folds, start=1) for row in rows}
 
 
-def _find_missing_labels(dealt: Sequence[Sequence[SourcedExample]], where: str) -> Iterator[Problem]:
-    # Choices that differ from row to row are no labels.
-    if len({frozenset(row.example.choices) for fold in dealt for row in fold}) > 1:
+def _find_missing_labels(folds: Sequence[Sequence[SourcedExample]], where: str) -> Iterator[Problem]:
+    # Choices that differ from row to row are not labels.
+    if len({frozenset(row.example.choices) for fold in folds for row in fold}) > 1:
         return
-    counts = [Counter(r.example.references[0] for r in fold if r.example.choices) for fold in dealt]
+    counts = [Counter(r.example.references[0] for r in fold if r.example.choices) for fold in folds]
     for label, n in sorted(sum(counts, Counter[str]()).items()):
-        lacking = [str(fold) for fold, held in enumerate(counts, start=1) if not held[label]]
-        if lacking:
-            found = f"{pluralize(n, 'row')} of the label {label!r}, none in fold {', '.join(lacking)}"
+        lacking_folds = [str(fold) for fold, count in enumerate(counts, start=1) if not count[label]]
+        if lacking_folds:
+            found = f"{pluralize(n, 'row')} of the label {label!r}, none in fold {', '.join(lacking_folds)}"
             apart = "outside of validation, in rows that can be parted"
-            expected = f"at least {len(dealt)} of each label {apart}"
+            expected = f"at least {len(folds)} of each label {apart}"
             step = "add rows of it, join it with another label, or lower folds"
             yield Problem(where, found, expected, step)
 
@@ -313,26 +316,26 @@ def _find_missing_labels(dealt: Sequence[Sequence[SourcedExample]], where: str) 
 Classes = Sequence[Collection[str]]  # of each group
 
 
-def cover(classes: Classes, sizes: Sequence[int], drawn: Sequence[int], n_parts: int) -> list[int] | None:
+def cover(classes: Classes, sizes: Sequence[int], parts: Sequence[int], n_parts: int) -> list[int] | None:
     """Return the part of each group, with every class in every part; None if that is impossible.
 
-    `sizes` are the rows of each group and `drawn` its drawn part, in [0, n_parts).
+    `sizes` are the numbers of rows of the groups and `parts` their drawn parts, in [0, n_parts).
     """
-    held = {(part, name) for part, group in zip(drawn, classes, strict=True) for name in group}
+    part_classes = {(part, name) for part, group in zip(parts, classes, strict=True) for name in group}
     names = sorted({name for group in classes for name in group})
-    lacking = {name for name in names if any((part, name) not in held for part in range(n_parts))}
+    lacking = {name for name in names if any((part, name) not in part_classes for part in range(n_parts))}
     if not lacking:
-        return list(drawn)
+        return list(parts)
     counts = Counter(name for group in classes for name in {*group})
     if any(counts[name] < n_parts for name in names):
         return None
-    few = [g for g, group in enumerate(classes) if lacking.intersection(group)]
-    found = _solve(classes, sizes, drawn, n_parts, few)
-    return found or _solve(classes, sizes, drawn, n_parts, range(len(classes)))
+    few_groups = [g for g, group in enumerate(classes) if lacking.intersection(group)]
+    solution = _solve(classes, sizes, parts, n_parts, few_groups)
+    return solution or _solve(classes, sizes, parts, n_parts, range(len(classes)))
 
 
 def _solve(
-    classes: Classes, sizes: Sequence[int], drawn: Sequence[int], n_parts: int, movable: Sequence[int]
+    classes: Classes, sizes: Sequence[int], parts: Sequence[int], n_parts: int, movable: Sequence[int]
 ) -> list[int] | None:
     """Move the fewest rows of some groups; the others stay in their drawn part."""
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -340,16 +343,16 @@ def _solve(
 
     # One variable for each movable group and part, group by group.
     names = sorted({name for group in classes for name in group})
-    fixed = {(drawn[g], name) for g in {*range(len(classes))} - {*movable} for name in classes[g]}
+    fixed = {(parts[g], name) for g in {*range(len(classes))} - {*movable} for name in classes[g]}
     held = csr_array([[float(name in classes[g]) for g in movable] for name in names])  # (names, groups)
-    by_part = [n * n_parts + part for part in range(n_parts) for n in range(len(names))]
-    of_part = csr_array(kron(held, eye_array(n_parts)))[by_part]
+    part_order = [n * n_parts + part for part in range(n_parts) for n in range(len(names))]
+    part_classes = csr_array(kron(held, eye_array(n_parts)))[part_order]
     needed = [float((part, name) not in fixed) for part in range(n_parts) for name in names]
-    once = kron(eye_array(len(movable)), np.ones((1, n_parts)))
-    cost = [float(sizes[g] * (part != drawn[g])) for g in movable for part in range(n_parts)]
-    limits = [LinearConstraint(of_part, needed, np.inf), LinearConstraint(once, 1, 1)]
-    found = milp(cost, integrality=np.ones(len(cost)), bounds=Bounds(0, 1), constraints=limits)
-    if found.x is None:
+    one_part_each = kron(eye_array(len(movable)), np.ones((1, n_parts)))
+    cost = [float(sizes[g] * (part != parts[g])) for g in movable for part in range(n_parts)]
+    limits = [LinearConstraint(part_classes, needed, np.inf), LinearConstraint(one_part_each, 1, 1)]
+    solution = milp(cost, integrality=np.ones(len(cost)), bounds=Bounds(0, 1), constraints=limits)
+    if solution.x is None:
         return None
-    moved = dict(zip(movable, found.x.reshape(-1, n_parts).argmax(axis=1).tolist(), strict=True))
-    return [moved.get(g, part) for g, part in enumerate(drawn)]
+    part_by_group = dict(zip(movable, solution.x.reshape(-1, n_parts).argmax(axis=1).tolist(), strict=True))
+    return [part_by_group.get(g, part) for g, part in enumerate(parts)]

@@ -2,7 +2,7 @@
 
 Invariant: nothing is decoded by a guess; a row has the place where it is written, as errors name it. Times
 without a zone are UTC; the special tokens that are found are those that are removed. `<s>` is one only at the
-start of a text and `</s>` at its end, unless the tokenizer has them: HTML and code do.
+start of a text and `</s>` at its end, unless the tokenizer has them: HTML and code contain them.
 """
 
 import ast
@@ -31,65 +31,68 @@ from harness.spec import HUB
 
 LONGEST_LINE = 2**26  # bytes
 _SMALL, _MOST_RATIO = 2**24, 200  # gzip itself packs texts up to some hundred times
-BEGINNING = 4_096  # bytes by which text is told from what is packed
-_WIDE_MARKS = {  # those of UTF-32 begin as those of UTF-16
+BEGINNING = 4_096  # bytes that show whether a file is packed
+_WIDE_MARKS = {  # UTF-32 marks begin like UTF-16 marks
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
-_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)  # what reading a damaged gzip file raises
+_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)  # raised by reading a damaged gzip file
 
 
 @contextmanager
-def open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
+def open_text(file: Path, shown_path: str, newline: str = "") -> Iterator[TextIO]:
     """Open a text file, gzipped or not; an unreadable file is refused with its place."""
     try:
-        with open_bytes(file, shown) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
+        with open_bytes(file, shown_path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
             beginning = raw.read(BEGINNING)
-            marked = (name for name, marks in _WIDE_MARKS.items() if beginning.startswith(marks))
-            encoding = next(marked, "")
-            zeros = [beginning[start::2].count(0) for start in (0, 1)]
-            if not encoding and 4 * max(zeros) > len(beginning):  # every other byte is mostly 0
-                encoding = "UTF-16BE" if zeros[0] > zeros[1] else "UTF-16LE"
+            marked_encodings = (name for name, marks in _WIDE_MARKS.items() if beginning.startswith(marks))
+            encoding = next(marked_encodings, "")
+            n_zeros = [beginning[start::2].count(0) for start in (0, 1)]
+            if not encoding and 4 * max(n_zeros) > len(beginning):  # every other byte is mostly 0
+                encoding = "UTF-16BE" if n_zeros[0] > n_zeros[1] else "UTF-16LE"
             if encoding:
-                step = _recode_command(shown, encoding)
-                raise UserError(shown, f"text in {encoding}", "text in UTF-8", step)
+                step = _recode_command(shown_path, encoding)
+                raise UserError(shown_path, f"text in {encoding}", "text in UTF-8", step)
             raw.seek(0)
             yield text
     except _BROKEN as error:
-        step = f"fetch or pack it again; gzip -cd {as_argument(shown)} gives what is left of it"
-        raise UserError(shown, f"a broken gzip file ({error})", "a whole file", step) from None
+        step = f"fetch or pack it again; gzip -cd {as_argument(shown_path)} gives what is left of it"
+        raise UserError(shown_path, f"a broken gzip file ({error})", "a whole file", step) from None
     except UnicodeDecodeError:
-        where, found = shown, "bytes that are not UTF-8"
-        with open_bytes(file, shown) as raw:
+        where, found = shown_path, "bytes that are not UTF-8"
+        with open_bytes(file, shown_path) as raw:
             for number, line in enumerate(raw, start=1):
                 try:
                     line.decode()
                 except UnicodeDecodeError as error:
-                    where, found = f"{shown}:{number}", f"byte 0x{line[error.start]:02x}, which is not UTF-8"
+                    where, found = (
+                        f"{shown_path}:{number}",
+                        f"byte 0x{line[error.start]:02x}, which is not UTF-8",
+                    )
                     break
-        step = f"save it as UTF-8; from Windows-1252: {_recode_command(shown, 'WINDOWS-1252')}"
+        step = f"save it as UTF-8; from Windows-1252: {_recode_command(shown_path, 'WINDOWS-1252')}"
         raise UserError(where, found, "text in UTF-8", step) from None
 
 
-def open_bytes(file: Path, shown: str) -> IO[bytes]:
+def open_bytes(file: Path, shown_path: str) -> IO[bytes]:
     """Open a file for reading, unpacked if it ends with `.gz`; its lines and size are bounded."""
-    opened = gzip.open if file.suffix.lower() == ".gz" else open
-    return io.BufferedReader(_BoundedLines(opened(file, "rb"), file, shown), 2**16)
+    opener = gzip.open if file.suffix.lower() == ".gz" else open
+    return io.BufferedReader(_BoundedLines(opener(file, "rb"), file, shown_path), 2**16)
 
 
-def refuse_bomb(shown: str, n_unpacked: float, n_packed: int, next_step: str) -> None:
+def refuse_bomb(shown_path: str, n_unpacked: float, n_packed: int, next_step: str) -> None:
     """Refuse a file that unpacks to more than 200 times its size, from 16 MiB on."""
     if n_unpacked > _SMALL and n_unpacked > _MOST_RATIO * n_packed:
         found = f"{n_packed:,} bytes that take more than {_MOST_RATIO} times as many in memory"
-        raise UserError(shown, found, f"{_MOST_RATIO} times at most", next_step)
+        raise UserError(shown_path, found, f"{_MOST_RATIO} times at most", next_step)
 
 
 class _BoundedLines(io.RawIOBase):
     """Bytes of a file, up to the longest line and size that are allowed."""
 
-    def __init__(self, raw: io.BufferedReader | gzip.GzipFile, file: Path, shown: str) -> None:
-        self._raw, self._shown = raw, shown
-        self._longest = LONGEST_LINE * (8 if kind_of(file) == ".json" else 1)  # which is one line or few
+    def __init__(self, raw: io.BufferedReader | gzip.GzipFile, file: Path, shown_path: str) -> None:
+        self._raw, self._shown = raw, shown_path
+        self._longest = LONGEST_LINE * (8 if kind_of(file) == ".json" else 1)  # JSON has one line or few
         self._n_bytes = self._n_lines = self._line = 0
 
     def readable(self) -> bool:
@@ -123,12 +126,12 @@ class _BoundedLines(io.RawIOBase):
         super().close()
 
 
-def _recode_command(shown: str, encoding: str) -> str:
-    packed = shown.lower().endswith(".gz")
-    plain = Path(shown).with_suffix("") if packed else Path(shown)
-    file, new = as_argument(shown), as_argument(str(plain.with_suffix(f".utf8{plain.suffix}")))
+def _recode_command(shown_path: str, encoding: str) -> str:
+    is_gzip = shown_path.lower().endswith(".gz")
+    path = Path(shown_path).with_suffix("") if is_gzip else Path(shown_path)
+    file, new_file = as_argument(shown_path), as_argument(str(path.with_suffix(f".utf8{path.suffix}")))
     convert = f"iconv -f {encoding} -t UTF-8"
-    return f"gzip -cd {file} | {convert} > {new}" if packed else f"{convert} {file} > {new}"
+    return f"gzip -cd {file} | {convert} > {new_file}" if is_gzip else f"{convert} {file} > {new_file}"
 
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -159,8 +162,8 @@ class Rows(NamedTuple):
 def display_path(path: str) -> str:
     """Shorten a path below the working directory; a hub id stays."""
     file = Path(path)
-    below = not path.startswith(HUB) and file.is_relative_to(Path.cwd())
-    return str(file.relative_to(Path.cwd())) if below else path
+    is_below = not path.startswith(HUB) and file.is_relative_to(Path.cwd())
+    return str(file.relative_to(Path.cwd())) if is_below else path
 
 
 def kind_of(file: Path) -> str:
@@ -169,16 +172,16 @@ def kind_of(file: Path) -> str:
     return next((ending for ending in ENDINGS if name.endswith(ending)), "")
 
 
-def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem]:
+def cap_problems(problems: list[Problem], where: str, kind: str) -> list[Problem]:
     """Keep at most three equal problems and ten in all, and say how many there are."""
     by_content: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in problems:
         by_content.setdefault((problem.found, problem.expected, problem.next_step), []).append(problem)
-    shown = [problem for equal in by_content.values() for problem in equal[:_SHOWN_EQUAL]][:SHOWN]
-    if len(shown) == len(problems):
+    shown_problems = [problem for group in by_content.values() for problem in group[:_SHOWN_EQUAL]][:SHOWN]
+    if len(shown_problems) == len(problems):
         return problems
-    found = f"{len(problems):,} {what}; {len(shown)} are shown"
-    return [*shown, Problem(where, found, "none", "fix these; the next call names the others")]
+    found = f"{len(problems):,} {kind}; {len(shown_problems)} are shown"
+    return [*shown_problems, Problem(where, found, "none", "fix these; the next call names the others")]
 
 
 # Columns whose lists hold all labels of a row, not alternative answers.
@@ -189,50 +192,50 @@ _SETS = {
 _PYTHON_LIST = re.compile(r"\s*\[\s*'.*\]\s*", re.DOTALL)
 _ENTRY = r"""(?:'[^']*'|"[^"]*"|-?\d+)"""
 _NUMPY_LIST = re.compile(rf"\[\s*{_ENTRY}(?:\s+{_ENTRY})+\s*\]")  # without commas
-_TRIED = 100  # lines after the first by which the separator is found
+_TRIED = 100  # lines after the first that show the separator
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NAMED_SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n")  # the first line of some exports
 
 
-def read_csv(file: Path, shown: str) -> Iterator[Row]:
+def read_csv(file: Path, shown_path: str) -> Iterator[Row]:
     """Yield CSV or TSV rows, also of spreadsheet exports: other separators, empty lines, odd headers."""
     csv.field_size_limit(LONGEST_LINE)  # the csv module alone refuses more than 131,072 characters
     problems: list[Problem] = []
-    with open_text(file, shown) as text:
+    with open_text(file, shown_path) as text:
         first_line = text.readline()
-        named = _NAMED_SEPARATOR.match(first_line)
-        head = [*([] if named else [first_line]), *islice(text, _TRIED)]
+        marker = _NAMED_SEPARATOR.match(first_line)
+        head = [*([] if marker else [first_line]), *islice(text, _TRIED)]
         is_tsv = file.name.lower().removesuffix(".gz").endswith(".tsv")
-        delimiter = named[1] if named else "\t" if is_tsv else _separator(head)
-        sign = re.escape(delimiter)
+        delimiter = marker[1] if marker else "\t" if is_tsv else _separator(head)
+        escaped = re.escape(delimiter)
         # Without quoted fields, a quote after a blank opens a field, as in `1, "a, b"`.
-        bare = [re.sub(rf'(?:^|(?<={sign}))"(?:[^"]|"")*"', "", line) for line in head]
-        skips_blanks = delimiter != "\t" and any(re.search(rf'{sign} +"', line) for line in bare)
+        unquoted_lines = [re.sub(rf'(?:^|(?<={escaped}))"(?:[^"]|"")*"', "", line) for line in head]
+        skips_blanks = delimiter != "\t" and any(re.search(rf'{escaped} +"', line) for line in unquoted_lines)
         reader = csv.reader(
             chain(head, text), delimiter=delimiter, strict=True, skipinitialspace=skips_blanks
         )
-        listed = _list_columns(csv.reader(head, delimiter=delimiter, skipinitialspace=skips_blanks))
+        list_columns = _list_columns(csv.reader(head, delimiter=delimiter, skipinitialspace=skips_blanks))
         line, header = 1, list[str]()
         try:
-            for place, cell in enumerate(next(reader, []), start=1):  # numbered if names repeat
-                name = stem = cell.strip() or f"column {place}"
+            for position, cell in enumerate(next(reader, []), start=1):  # numbered if names repeat
+                name = stem = cell.strip() or f"column {position}"
                 names = chain([name], (f"{stem} {number}" for number in count(2)))
                 header.append(next(name for name in names if name not in header))
             line = reader.line_num + 1  # a row with line breaks is placed at its first line
             for cells in reader:
-                where, line = f"{shown}:{line + bool(named)}", reader.line_num + 1
+                where, line = f"{shown_path}:{line + bool(marker)}", reader.line_num + 1
                 if not any(cells):
                     continue
                 if len(cells) != len(header):
                     expected = f"the {len(header)} fields of the first line"
                     step = f"quote fields with {_SEPARATORS[delimiter]}, or name all columns in line 1"
                     problems.append(Problem(where, pluralize(len(cells), "field"), expected, step))
-                values = [_read_list(cell) if i in listed else cell for i, cell in enumerate(cells)]
+                values = [_read_list(cell) if i in list_columns else cell for i, cell in enumerate(cells)]
                 yield Row(where, dict(zip(header, values, strict=False)))
         except csv.Error as error:
             expected = f"values separated by {_SEPARATORS[delimiter]}"
-            problems.append(Problem(f"{shown}:{line + bool(named)}", str(error), expected, "quote it"))
-    refuse(cap_problems(problems, shown, "malformed lines"))
+            problems.append(Problem(f"{shown_path}:{line + bool(marker)}", str(error), expected, "quote it"))
+    refuse(cap_problems(problems, shown_path, "malformed lines"))
 
 
 def names_labels(column: str) -> bool:
@@ -242,15 +245,15 @@ def names_labels(column: str) -> bool:
 
 def _list_columns(first_rows: Iterator[list[str]]) -> set[int]:
     """Return the places of the columns whose first cells are lists of labels, or Python lists of texts."""
-    places = set[int]()
-    with suppress(csv.Error):  # the reading that follows names it
+    indices = set[int]()
+    with suppress(csv.Error):  # read_csv reports it
         names = next(first_rows, [])
-        for place, (name, *cells) in enumerate(zip_longest(names, *first_rows, fillvalue="")):
+        for index, (name, *cells) in enumerate(zip_longest(names, *first_rows, fillvalue="")):
             lists = [_read_list(cell) for cell in cells if cell.strip()]
             are_lists = all(isinstance(entries, list) for entries in lists)
             if are_lists and any(lists) and (names_labels(name) or any(map(_PYTHON_LIST.fullmatch, cells))):
-                places.add(place)
-    return places
+                indices.add(index)
+    return indices
 
 
 def _read_list(cell: str) -> Any:
@@ -268,12 +271,12 @@ def _read_list(cell: str) -> Any:
 
 def _separator(lines: Sequence[str]) -> str:
     """Return the separator in the header that gives most of the first rows the header's width."""
-    unquoted = re.sub(r'"[^"]*"', "", lines[0])
-    signs = [sign for sign in _SEPARATORS if sign in unquoted] or [","]
-    if len(signs) == 1:
-        return signs[0]
-    widths = {s: [len(cells) for cells in csv.reader(lines, delimiter=s) if any(cells)] for s in signs}
-    return max(signs, key=lambda s: widths[s].count(widths[s][0]) if widths[s] else 0)
+    unquoted_header = re.sub(r'"[^"]*"', "", lines[0])
+    separators = [separator for separator in _SEPARATORS if separator in unquoted_header] or [","]
+    if len(separators) == 1:
+        return separators[0]
+    widths = {s: [len(cells) for cells in csv.reader(lines, delimiter=s) if any(cells)] for s in separators}
+    return max(separators, key=lambda s: widths[s].count(widths[s][0]) if widths[s] else 0)
 
 
 def is_csv(path: str) -> bool:
@@ -281,7 +284,7 @@ def is_csv(path: str) -> bool:
     return path.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
 
 
-_FIRST = 1_000  # kept places of a column's empty cells, and of each type's cells
+_FIRST = 1_000  # stored places of a column's empty cells, and of each type's cells
 
 
 @dataclass(slots=True)
@@ -337,10 +340,10 @@ def find_objects(
     columns: Iterable[str], rows: Iterable[Row], n_first: int | None = None
 ) -> tuple[set[str], Iterator[Row]]:
     """Find the columns with objects in the first rows (default: all); return them with the rows."""
-    left = iter(rows)
-    first = list(islice(left, n_first))
-    found = {name for name in columns if any(is_object(row.fields.get(name)) for row in first)}
-    return found, chain(first, left)
+    remaining_rows = iter(rows)
+    first_rows = list(islice(remaining_rows, n_first))
+    object_columns = {name for name in columns if any(is_object(row.fields.get(name)) for row in first_rows)}
+    return object_columns, chain(first_rows, remaining_rows)
 
 
 def write_empty_lists(column: str, rows: Iterable[Row], n_first: int | None = None) -> Iterator[Row]:
@@ -367,7 +370,7 @@ def write_json(value: Any) -> str:
 
 
 def text_of_cell(value: Any) -> str | None:
-    """Write a number, a decimal, a date or a time as a text; None of another value."""
+    """Write a number, a decimal, a date or a time as a text; None for another value."""
     if isinstance(value, date | time):
         return value.isoformat()
     return str(value) if isinstance(value, str | int | float | Decimal) else None
@@ -386,7 +389,7 @@ def find_known_fields(row: Row) -> set[str]:
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value is a number or a text that is no JSON of a list or object."""
+    """Tell whether a value is a number or a text that is not JSON of a list or object."""
     return isinstance(value, int | float) or (isinstance(value, str) and not _JSON.match(value))
 
 
@@ -402,14 +405,14 @@ def read_moment(value: Any, form: str | None = None, *, with_days: bool = True) 
     """
     if isinstance(value, bool) or value is None or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(value)
-    whole = isinstance(value, float) and value.is_integer()
-    text = value.isoformat() if hasattr(value, "isoformat") else str(int(value) if whole else value).strip()
+    is_int = isinstance(value, float) and value.is_integer()
+    text = value.isoformat() if hasattr(value, "isoformat") else str(int(value) if is_int else value).strip()
     is_number = isinstance(value, int | float) or _NUMBER.fullmatch(text)
     if form is None and is_number and not (with_days and is_day(text)):
         return float(value if isinstance(value, int | float) else text), True
     text = f"{text}-01" if form is None and _MONTH.fullmatch(text) else text
-    read = datetime.strptime(text, form) if form else datetime.fromisoformat(text)  # noqa: DTZ007
-    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp(), False
+    moment = datetime.strptime(text, form) if form else datetime.fromisoformat(text)  # noqa: DTZ007
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp(), False
 
 
 def is_day(text: str) -> bool:
@@ -432,19 +435,21 @@ _ROLE = (
 
 
 @cache
-def compile_special(own: tuple[str, ...] = ()) -> re.Pattern[str]:
+def compile_special(own_tokens: tuple[str, ...] = ()) -> re.Pattern[str]:
     """Compile a pattern of special tokens, of known families or a tokenizer, with the role after them."""
-    written = "|".join([*map(re.escape, sorted(own, key=len, reverse=True)), _FAMILIES])
-    return re.compile(rf"(?P<token>{written})(?:{_ROLE})?")
+    alternatives = "|".join([*map(re.escape, sorted(own_tokens, key=len, reverse=True)), _FAMILIES])
+    return re.compile(rf"(?P<token>{alternatives})(?:{_ROLE})?")
 
 
-def find_special(texts: Iterable[str], own: tuple[str, ...] = ()) -> str:
+def find_special(texts: Iterable[str], own_tokens: tuple[str, ...] = ()) -> str:
     """Return the first special token in texts as written, or ""."""
-    special = compile_special(own)
+    special = compile_special(own_tokens)
     return next((match["token"].strip() for text in texts for match in special.finditer(text)), "")
 
 
-def cut_special(text: str, own: tuple[str, ...] = ()) -> str:
-    """Return an answer without the special tokens around it, of `own` only those at its end."""
-    known, written = (compile_special(tokens).pattern.replace("?P<token>", "?:") for tokens in ((), own))
-    return re.sub(rf"(?:\s*(?:{written}))+\s*\Z", "", re.sub(rf"\A(?:\s*(?:{known}))+\s*", "", text))
+def cut_special(text: str, own_tokens: tuple[str, ...] = ()) -> str:
+    """Return an answer without the special tokens around it; `own_tokens` are only cut at its end."""
+    leading, trailing = (
+        compile_special(tokens).pattern.replace("?P<token>", "?:") for tokens in ((), own_tokens)
+    )
+    return re.sub(rf"(?:\s*(?:{trailing}))+\s*\Z", "", re.sub(rf"\A(?:\s*(?:{leading}))+\s*", "", text))

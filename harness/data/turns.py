@@ -34,7 +34,7 @@ IDS = frozenset({"id", "type", "index", "call_id", "tool_call_id", "tool_use_id"
 
 
 class Place(NamedTuple):
-    """Place of a turn: its row, and who speaks."""
+    """Place of a turn: its row and its speaker."""
 
     where: str
     speaker: str
@@ -70,17 +70,17 @@ def read_calls(value: Any, key: str, place: Place) -> Content:
     if not all(calls):
         expected = "calls of tools with a name and arguments, also as JSON within a text"
         raise UserError(place.where, f"{key!r} of another form", expected, MEND_ROW)
-    joined = _join([call for call in calls if call])
-    return Content(joined.texts, [f"{key}.{name}" for name in joined.unused])
+    content = _join([call for call in calls if call])
+    return Content(content.texts, [f"{key}.{name}" for name in content.unused])
 
 
 def spell_calls(value: Any) -> Any:
-    """Write calls as JSON, one a line, and an empty list as `[]`; return another value as it is."""
+    """Write calls as JSON, one a line, and an empty list as `[]`; return other values unchanged."""
     if value == []:
         return "[]"
-    listed = _list_calls(value)
-    calls = [call for call in map(_read_call, listed) if call]
-    is_calls = listed and len(calls) == len(listed)
+    parsed_calls = _list_calls(value)
+    calls = [call for call in map(_read_call, parsed_calls) if call]
+    is_calls = parsed_calls and len(calls) == len(parsed_calls)
     return "\n".join(text for call in calls for text in call.texts) if is_calls else value
 
 
@@ -93,56 +93,56 @@ def _list_calls(value: Any) -> list[Any]:
 
 
 def _read_call(call: Any) -> Content | None:
-    """Write a call as JSON; None of another value. OpenAI's files have it within the key `function`."""
+    """Write a call as JSON; None for another value. OpenAI's files nest it under the key `function`."""
     if not isinstance(call, Mapping):
         return None
     outer = {key: _parse(value) if key == "function" else value for key, value in drop_empty(call).items()}
-    within = next((key for key in ("function", *_CALLS) if isinstance(outer.get(key), Mapping)), None)
-    inner = outer.pop(within) if within else outer
+    inner_key = next((key for key in ("function", *_CALLS) if isinstance(outer.get(key), Mapping)), None)
+    inner = outer.pop(inner_key) if inner_key else outer
     name = inner.get("name") or inner.get("function")
     if not isinstance(name, str):
         return None
-    holder = call if within is None else inner
-    given = next((key for key in _ARGUMENTS if holder.get(key) is not None), "arguments")
-    unused = {*outer, *drop_empty(inner)} - {"name", "function", given} - IDS
-    return Content([write_json({"name": name, "arguments": _parse(holder.get(given))})], sorted(unused))
+    holder = call if inner_key is None else inner
+    args_key = next((key for key in _ARGUMENTS if holder.get(key) is not None), "arguments")
+    unused = {*outer, *drop_empty(inner)} - {"name", "function", args_key} - IDS
+    return Content([write_json({"name": name, "arguments": _parse(holder.get(args_key))})], sorted(unused))
 
 
 def _read_part(part: Any, place: Place) -> Content:
     if part is None or isinstance(part, str):
         return Content([part] if part else [])
-    kind, known = _kind_of(part), drop_empty(part) if isinstance(part, Mapping) else {}
-    if isinstance(part, Mapping) and not known:
+    kind, filled = _kind_of(part), drop_empty(part) if isinstance(part, Mapping) else {}
+    if isinstance(part, Mapping) and not filled:
         return Content()
     if not kind:
         expected = "texts, calls of tools, and what these returned"
         found = f"a turn of {place.speaker!r} with a part of another form"
         raise UserError(place.where, found, expected, MEND_ROW)
-    if kind in _THOUGHTS or known.get("thought") is True:
+    if kind in _THOUGHTS or filled.get("thought") is True:
         return Content([], [kind if kind in _THOUGHTS else "thought"])
-    within = known.get(kind)
-    inner = drop_empty(within) if isinstance(within, Mapping) else known
-    around = {} if inner is known else known
+    inner_value = filled.get(kind)
+    inner = drop_empty(inner_value) if isinstance(inner_value, Mapping) else filled
+    outer = {} if inner is filled else filled
     if kind in _CALLS:
-        read, used = read_calls([inner], kind, place), {*inner}
+        content, used_keys = read_calls([inner], kind, place), {*inner}
     elif kind in _RESULTS:
         key = next((key for key in _RETURNED if key in inner), "")
-        read, used = read_result(inner.get(key), place), {key}
-    elif kind in _TEXTS and isinstance(text := known.get("text", known.get("content", within)), str):
-        read, used = Content([text]), {"text", "content"}
+        content, used_keys = read_result(inner.get(key), place), {key}
+    elif kind in _TEXTS and isinstance(text := filled.get("text", filled.get("content", inner_value)), str):
+        content, used_keys = Content([text]), {"text", "content"}
     else:
-        what = "an image part" if "image" in kind else "a part that is not text"
-        found = f"{what} ({kind}) in a turn of {place.speaker!r}"
+        description = "an image part" if "image" in kind else "a part that is not text"
+        found = f"{description} ({kind}) in a turn of {place.speaker!r}"
         raise UserError(place.where, found, ONLY_TEXT, WITHOUT_PARTS)
-    unused = {*around, *inner} - {kind, *used} - IDS
-    return read._replace(unused=[*read.unused, *(f"{kind}.{key}" for key in sorted(unused))])
+    unused = {*outer, *inner} - {kind, *used_keys} - IDS
+    return content._replace(unused=[*content.unused, *(f"{kind}.{key}" for key in sorted(unused))])
 
 
 def _kind_of(part: Any) -> str:
     if not isinstance(part, Mapping):
         return ""
-    if isinstance(named := part.get("type"), str):
-        return named
+    if isinstance(part_type := part.get("type"), str):
+        return part_type
     return next((kind for kind in _KINDS if kind in drop_empty(part)), "")
 
 
@@ -160,7 +160,7 @@ def _parse(value: Any) -> Any:
 
 Turns = list[Message]
 SYSTEMS, HISTORY = ("system", "system_prompt"), "history"
-# Fields that are no plain text.
+# Fields that are not plain text.
 LISTS = {
     *("messages", "conversations", "completions", "choices", "options", "endings", "questions"),
     *("tokens", "words"),
@@ -190,12 +190,12 @@ class Turn(NamedTuple):
 
 def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
     """Read a turn, its calls of tools as JSON after its text; one that is empty or not text is refused."""
-    known = drop_empty(entry)
-    speaker = str(next((known[key] for key in _SPEAKERS if key in known), None))
+    filled = drop_empty(entry)
+    speaker = str(next((filled[key] for key in _SPEAKERS if key in filled), None))
     place, role = Place(where, speaker), _ROLES.get(speaker.lower())
     if role is None:
         raise _misfit(where, f"a turn of {speaker!r}")
-    if media := next((key for key in (*MEDIA, "file", "files", "attachments") if key in known), None):
+    if media := next((key for key in (*MEDIA, "file", "files", "attachments") if key in filled), None):
         raise UserError(where, f"{media} in a turn of {speaker!r}", ONLY_TEXT, WITHOUT_PARTS)
     key = next((key for key in _SAID if entry.get(key) is not None), "content")
     value, is_result = entry.get(key), speaker.lower() in _TOOLS
@@ -203,16 +203,16 @@ def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
         content = Content([calls_as_text])
     else:
         content = read_result(value, place) if is_result else read_content(value, place)
-    refusal = [known["refusal"]] if isinstance(known.get("refusal"), str) else []
-    calls = _join([read_calls(known[k], k, place) for k in ("tool_calls", "function_call") if k in known])
+    refusal = [filled["refusal"]] if isinstance(filled.get("refusal"), str) else []
+    calls = _join([read_calls(filled[k], k, place) for k in ("tool_calls", "function_call") if k in filled])
     texts = [*content.texts, *refusal, *calls.texts]
-    flags = {flag: read_flag(known[flag]) for flag in _TRAINED if flag in known}
-    used = {*_SPEAKERS, key, "tool_calls", "function_call", "refusal", *IDS}
-    used |= {flag for flag, is_on in flags.items() if is_on is not None}
-    unused = [*content.unused, *calls.unused, *(k for k in known if k not in used)]
+    flags = {flag: read_flag(filled[flag]) for flag in _TRAINED if flag in filled}
+    used_keys = {*_SPEAKERS, key, "tool_calls", "function_call", "refusal", *IDS}
+    used_keys |= {flag for flag, is_on in flags.items() if is_on is not None}
+    unused = [*content.unused, *calls.unused, *(k for k in filled if k not in used_keys)]
     if not texts and (not isinstance(entry.get(key), str) or (unused and role == "assistant")):
-        but = f", but with {unused[0]}" if unused else ""
-        raise _misfit(where, f"a turn of {speaker!r} without text{but}")
+        suffix = f", but with {unused[0]}" if unused else ""
+        raise _misfit(where, f"a turn of {speaker!r} without text{suffix}")
     return Turn(speaker.lower(), role, "\n".join(texts), False not in flags.values(), unused)
 
 
@@ -266,15 +266,15 @@ def add_system(turns: Turns, row: Row, template: str = Fields().prompt) -> Turns
     if name is None:
         return turns
     texts = read_content(row.fields[name], Place(row.where, name)).texts
-    system, own = "\n".join(texts), next((t["content"] for t in turns[:1] if t["role"] == "system"), None)
-    if not system.strip() or (own is not None and system.strip() in own):
+    system, current = "\n".join(texts), next((t["content"] for t in turns[:1] if t["role"] == "system"), None)
+    if not system.strip() or (current is not None and system.strip() in current):
         return turns
-    whole = "\n\n".join(filter(None, (system, own)))
-    return [{"role": "system", "content": whole}, *turns[own is not None :]]
+    joined = "\n\n".join(filter(None, (system, current)))
+    return [{"role": "system", "content": joined}, *turns[current is not None :]]
 
 
 def list_systems(template: str) -> list[str]:
-    """List the columns of system prompts besides a template; with the user's own only `system_prompt`."""
+    """List the columns of system prompts outside a template; for a user's template only `system_prompt`."""
     is_own = template == Fields().prompt or "{messages}" in template
     names = SYSTEMS if is_own else ("system_prompt",)
     return [name for name in names if f"{{{name}}}" not in template]
@@ -367,8 +367,8 @@ def add_tools(messages: tuple[Message, ...], row: Row) -> tuple[Message, ...]:
     if all(map(is_named, tools)):
         return messages
     text = "\n".join([TOOL_USE, *(json.dumps(tool, ensure_ascii=False) for tool in tools)])
-    rest = messages if system_text is None else messages[1:]
-    return ({"role": "system", "content": "\n\n".join(filter(None, (system_text, text)))}, *rest)
+    other_messages = messages if system_text is None else messages[1:]
+    return ({"role": "system", "content": "\n\n".join(filter(None, (system_text, text)))}, *other_messages)
 
 
 def list_tools(row: Row) -> list[Mapping[str, Any]]:
@@ -378,16 +378,16 @@ def list_tools(row: Row) -> list[Mapping[str, Any]]:
         value = _parse_field(row, field, row.fields.get(field))
         entries = value if isinstance(value, list) else [value]
         tools = [tool for tool in (_parse_field(row, field, entry) for entry in entries) if _drop_nulls(tool)]
-        read = [[*_list_functions(tool)] for tool in tools]
-        for tool, defined in zip(tools, read, strict=True) if any(read) else ():
-            known = _drop_nulls(tool)
-            is_named = isinstance(known, Mapping) and isinstance(known.get("name"), str)
+        per_tool = [[*_list_functions(tool)] for tool in tools]
+        for tool, tool_functions in zip(tools, per_tool, strict=True) if any(per_tool) else ():
+            filled_tool = _drop_nulls(tool)
+            is_named = isinstance(filled_tool, Mapping) and isinstance(filled_tool.get("name"), str)
             # A function without arguments may have a name and a description only.
-            if not defined and not (is_named and known.keys() <= {"name", "description"}):
-                shown = json.dumps(tool, ensure_ascii=False)[:80]
-                found = f"{shown} among the tools in {field!r}"
+            if not tool_functions and not (is_named and filled_tool.keys() <= {"name", "description"}):
+                shown_tool = json.dumps(tool, ensure_ascii=False)[:80]
+                found = f"{shown_tool} among the tools in {field!r}"
                 raise UserError(row.where, found, _EXPECTED, _FIX_TOOLS)
-            functions += defined or [known]
+            functions += tool_functions or [filled_tool]
     return [tool for i, tool in enumerate(functions) if tool not in functions[:i]]
 
 
@@ -408,9 +408,9 @@ def _list_functions(tool: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the functions of a tool without empty keys, their schema as `parameters`."""
     if not isinstance(tool, Mapping):
         return
-    listed = next((tool[key] for key in _LISTED if isinstance(tool.get(key), list)), None)
-    if listed is not None:
-        for function in listed:
+    declarations = next((tool[key] for key in _LISTED if isinstance(tool.get(key), list)), None)
+    if declarations is not None:
+        for function in declarations:
             yield from _list_functions({"function": function})
         return
     is_nested = isinstance(tool.get("function"), Mapping)

@@ -51,9 +51,9 @@ class OtherColumns(NamedTuple):
     @property
     def sentence(self) -> str:
         """Sentence on the column that was taken and the others."""
-        what = "question" if self.option == "prompt" else "answer"
-        named = " or ".join(map(repr, self.names))
-        return f"the {what} is taken from {self.taken!r}, and {named} may hold it as well"
+        role = "question" if self.option == "prompt" else "answer"
+        quoted_names = " or ".join(map(repr, self.names))
+        return f"the {role} is taken from {self.taken!r}, and {quoted_names} may hold it as well"
 
     @property
     def options(self) -> str:
@@ -78,14 +78,14 @@ class Unused(NamedTuple):
     others: Sequence[OtherColumns]
 
     def line(self) -> str:
-        """Return the line of a suite by which a task reads the contexts."""
+        """Return the line of a suite with which a task reads the contexts."""
         fields = {**self.fields, "prompt": "\n\n".join(self.template)}
         order = sorted(fields, key=[*Fields.model_fields].index)
-        written = ", ".join(f"{key}: {json.dumps(fields[key], ensure_ascii=False)}" for key in order)
-        return f"fields: {{{written}}}"
+        fields_text = ", ".join(f"{key}: {json.dumps(fields[key], ensure_ascii=False)}" for key in order)
+        return f"fields: {{{fields_text}}}"
 
     def options(self) -> str:
-        """Return the options by which a command reads the contexts."""
+        """Return the options with which a command reads the contexts."""
         reference = columns.option_text(self.fields.get("reference", Fields().reference), Fields().reference)
         return shlex.join(columns.column_options(" ".join(self.template), reference))
 
@@ -98,7 +98,7 @@ class _Read(NamedTuple):
 
 @dataclass
 class UnusedCounter:
-    """Counts of what a task does not read, row by row; the first rows are kept."""
+    """Counts of the parts that a task does not read, row by row; the first rows are kept."""
 
     task: Task
     layout: Layout | None
@@ -111,8 +111,8 @@ class UnusedCounter:
     def add(self, row: Row, example: Example | None) -> None:
         """Add a row, with its example if it can be used."""
         self.n += 1
-        of_augmented = {SOURCE, ORIGIN} if is_augmented(row) else ()
-        self.filled.update(name for name in turns.drop_empty(row.fields) if name not in of_augmented)
+        augmented_columns = {SOURCE, ORIGIN} if is_augmented(row) else ()
+        self.filled.update(name for name in turns.drop_empty(row.fields) if name not in augmented_columns)
         self.shown.update(self._list_read_columns(row))
         self.keys += turns.count_unused_keys(row.fields)
         if example and len(self.first) < _FIRST:
@@ -122,94 +122,94 @@ class UnusedCounter:
     def _list_read_columns(self, row: Row) -> set[str]:
         names, fields, layout, task = row.fields, self.task.fields, self.layout, self.task
         roles = columns.find_reading_roles(task, layout, names)
-        read = {*roles.questions}
+        read_columns = {*roles.questions}
         asks_by_layout = fields.prompt == Fields().prompt or "{messages}" in fields.prompt
         if layout is None and asks_by_layout and {"prompt", "messages"} <= names.keys():
-            read -= {"messages" if is_plain(names["messages"]) else "prompt"}
+            read_columns -= {"messages" if is_plain(names["messages"]) else "prompt"}
         if roles.answers == columns.PAIRS.answers:
-            read -= {*columns.PAIRS.questions}
-            whole = next((n for n in ("messages", "prompt", "conversations") if names.get(n)), None)
-            if whole and not isinstance(names.get("input"), dict):
-                read |= {whole}
+            read_columns -= {*columns.PAIRS.questions}
+            turn_column = next((n for n in ("messages", "prompt", "conversations") if names.get(n)), None)
+            if turn_column and not isinstance(names.get("input"), dict):
+                read_columns |= {turn_column}
             else:
                 question = "question" if names.get("question") else "instruction"
-                read |= {question, "input", "preferred_output", "non_preferred_output"}
-        read |= {*roles.answers, *turns.TOOL_FIELDS}
+                read_columns |= {question, "input", "preferred_output", "non_preferred_output"}
+        read_columns |= {*roles.answers, *turns.TOOL_FIELDS}
         if layout is not None and asks_by_layout:
-            read |= {*turns.SYSTEMS} | ({turns.HISTORY} if turns.list_history(row) else set())
+            read_columns |= {*turns.SYSTEMS} | ({turns.HISTORY} if turns.list_history(row) else set())
         elif task.kind != "bits_per_byte":
-            read |= {*turns.list_systems(fields.prompt)}
+            read_columns |= {*turns.list_systems(fields.prompt)}
         if layout is None:
-            read |= {"choices"}
+            read_columns |= {"choices"}
         elif layout.name == "prompt and completion":
-            read |= {"label"}
+            read_columns |= {"label"}
         elif layout.name == "multiple choice":
-            read |= {*list_choice_columns(names)}
+            read_columns |= {*list_choice_columns(names)}
         if names.keys() >= {*FEEDBACK_ORIGIN}:
-            read |= {*FEEDBACK_ORIGIN, "marked_by"}
-        return read | ({"documents"} if task.data.documents else set())
+            read_columns |= {*FEEDBACK_ORIGIN, "marked_by"}
+        return read_columns | ({"documents"} if task.data.documents else set())
 
     def find(self) -> Unused:
-        """Return what is not read of the rows."""
+        """Return the parts of the rows that are not read."""
         hidden = {name: n for name, n in self.filled.items() if not self.shown[name]}
-        given, layout, first = self.task.fields, self.layout, self.first
-        templates = (given.id or "{id}", given.cluster or "{cluster}", given.slice or "{slice}")
-        used = {column for template in templates for column in columns.columns_of(template, hidden)}
-        used |= {"outdated", "constraints"} | ({"category"} if layout else set())
-        unread = {name: n for name, n in hidden.items() if name not in used and not columns.is_id(name)}
+        spec, layout, rows = self.task.fields, self.layout, self.first
+        templates = (spec.id or "{id}", spec.cluster or "{cluster}", spec.slice or "{slice}")
+        reserved = {column for template in templates for column in columns.columns_of(template, hidden)}
+        reserved |= {"outdated", "constraints"} | ({"category"} if layout else set())
+        unread = {name: n for name, n in hidden.items() if name not in reserved and not columns.is_id(name)}
         media: list[str] = []
         for name in hidden:
-            values = [row.fields.get(name) for row in first]
+            values = [row.fields.get(name) for row in rows]
             cells = [c for value in values for c in (value.values() if isinstance(value, dict) else [value])]
             is_named = name.lower() in turns.MEDIA and any(v not in (None, "", [], {}) for v in values)
             media += [name] if is_named or any(isinstance(cell, bytes) for cell in cells) else []
-        tested = [name for name in hidden if name not in ("id", "slice", *media) and not columns.is_id(name)]
-        found = [] if self.task.kind == "bits_per_byte" else list(_find_contexts(first, tested, hidden))
-        names = [f"{{{context.name}}}" for context in found if FIELD.fullmatch(f"{{{context.name}}}")]
+        to_test = [name for name in hidden if name not in ("id", "slice", *media) and not columns.is_id(name)]
+        contexts = [] if self.task.kind == "bits_per_byte" else list(_find_contexts(rows, to_test, hidden))
+        names = [f"{{{context.name}}}" for context in contexts if FIELD.fullmatch(f"{{{context.name}}}")]
         # The template of the prompt; `{messages}` stands for several columns of a layout.
-        prompt = given.prompt
+        prompt = spec.prompt
         roles = columns.find_reading_roles(self.task, layout, [*self.filled])
         if prompt == Fields().prompt and layout is None:
             prompt = "{messages}" if "messages" in self.filled else prompt
         elif prompt == Fields().prompt and layout is not None:
-            filled = {name for row in first for name, value in row.fields.items() if value not in (None, "")}
-            asking = [name for name in roles.questions if name in filled]
-            is_one = len(asking) == 1 and layout.is_text and not {*turns.SYSTEMS, turns.HISTORY} & filled
-            is_one = is_one and all(isinstance(row.fields.get(asking[0]), str) for row in first)
-            prompt = f"{{{asking[0]}}}" if is_one else "{messages}"
-        contexts = {*media, *(context.name for context in found)}
-        free = [name for name, n in unread.items() if n == self.n and name not in contexts]
+            filled = {name for row in rows for name, value in row.fields.items() if value not in (None, "")}
+            questions = [name for name in roles.questions if name in filled]
+            is_one = len(questions) == 1 and layout.is_text and not {*turns.SYSTEMS, turns.HISTORY} & filled
+            is_one = is_one and all(isinstance(row.fields.get(questions[0]), str) for row in rows)
+            prompt = f"{{{questions[0]}}}" if is_one else "{messages}"
+        context_names = {*media, *(context.name for context in contexts)}
+        free_columns = [name for name, n in unread.items() if n == self.n and name not in context_names]
         others: list[OtherColumns] = []
         if layout is None or layout.name == "question":
-            varied = {c for c in free if 2 * len({str(row.fields[c]) for row in first}) > len(first)}
-            asking = [c for c in free if may_ask(c) and c in varied]
-            answering = [c for c in free if may_answer(c) and c not in asking]
-            by_option = (("prompt", roles.questions, asking), ("reference", roles.answers, answering))
-            for option, taken, named in by_option:
-                read = [c for c in taken if c in self.filled]
-                read.sort(key=lambda c: columns.find_head(c) in columns.QUESTIONS)
-                if named and read:
-                    others.append(OtherColumns(option, read[-1], named))
-        fields = given.model_dump(exclude_defaults=True)
-        return Unused(self.n, unread, self.keys, found, media, (*names, prompt), fields, others)
+            varying = {c for c in free_columns if 2 * len({str(row.fields[c]) for row in rows}) > len(rows)}
+            questions = [c for c in free_columns if may_ask(c) and c in varying]
+            answers = [c for c in free_columns if may_answer(c) and c not in questions]
+            by_option = (("prompt", roles.questions, questions), ("reference", roles.answers, answers))
+            for option, role_columns, other_names in by_option:
+                read_columns = [c for c in role_columns if c in self.filled]
+                read_columns.sort(key=lambda c: columns.find_head(c) in columns.QUESTIONS)
+                if other_names and read_columns:
+                    others.append(OtherColumns(option, read_columns[-1], other_names))
+        fields = spec.model_dump(exclude_defaults=True)
+        return Unused(self.n, unread, self.keys, contexts, media, (*names, prompt), fields, others)
 
 
-def find_unused(task: Task, content: Rows, read: Sequence[SourcedExample]) -> Unused:
-    """Find what a task does not read of a file."""
+def find_unused(task: Task, content: Rows, sourced_rows: Sequence[SourcedExample]) -> Unused:
+    """Find the parts of a file that a task does not read."""
     counter = UnusedCounter(task, layout_of(task, content))
-    examples = {sourced.where: sourced.example for sourced in read}
+    examples = {sourced.where: sourced.example for sourced in sourced_rows}
     for row in content.rows:
         counter.add(row, examples.get(row.where))
     return counter.find()
 
 
 def find_unread_contexts(content: Rows, roles: Roles, prompt: str | None, reference: str | None) -> Unused:
-    """Find what an edit of rows does not read; `prompt` and `reference` are what the user named."""
+    """Find the parts that an edit of rows does not read; the user named `prompt` and `reference`."""
     layout = None if prompt and reference else recognise(content.rows)
-    given = {"prompt": (prompt, roles.questions), "reference": (reference, roles.answers)}
+    by_role = {"prompt": (prompt, roles.questions), "reference": (reference, roles.answers)}
     is_guessed = layout is None and not {"prompt", "messages"} & {*roles.questions}
-    named = {key: text or (read[0] if is_guessed and read else None) for key, (text, read) in given.items()}
-    fields = {key: text if "{" in text else f"{{{text}}}" for key, text in named.items() if text}
+    texts = {key: text or (role[0] if is_guessed and role else None) for key, (text, role) in by_role.items()}
+    fields = {key: text if "{" in text else f"{{{text}}}" for key, text in texts.items() if text}
     task = Task.model_validate({"name": "rows", "data": {"invalid_rows": "drop"}, "fields": fields})
     counter = UnusedCounter(task, layout)
     for row in content.rows[:_FIRST]:
@@ -230,34 +230,34 @@ OFFER = "where they are known when the question is asked"
 
 def name_contexts(unused: Unused) -> str:
     """Name the columns that may hold a question's context, and the reasons."""
-    named = [f"{c.name!r} ({c.why}{_in_rows(c.n_rows, unused.n_rows)})" for c in unused.contexts]
-    return f"{' and '.join(named)} may hold what the question is about, and no prompt shows it"
+    described = [f"{c.name!r} ({c.why}{_in_rows(c.n_rows, unused.n_rows)})" for c in unused.contexts]
+    return f"{' and '.join(described)} may hold what the question is about, and no prompt shows it"
 
 
 def name_media(unused: Unused) -> str:
     """Name the columns of pictures and sounds; "" without any."""
-    named = " and ".join(map(repr, unused.media))
-    return f"{named} may hold what the question is about, and only text is read" if named else ""
+    quoted = " and ".join(map(repr, unused.media))
+    return f"{quoted} may hold what the question is about, and only text is read" if quoted else ""
 
 
 def name_columns(unused: Unused) -> str:
     """Name the other columns that are not read; "" without any."""
-    others = {*unused.media, *(context.name for context in unused.contexts)}
-    rest = [
-        f"{name!r}{_in_rows(n, unused.n_rows)}" for name, n in unused.columns.items() if name not in others
+    elsewhere = {*unused.media, *(context.name for context in unused.contexts)}
+    quoted = [
+        f"{name!r}{_in_rows(n, unused.n_rows)}" for name, n in unused.columns.items() if name not in elsewhere
     ]
-    more = f" and {count(len(rest) - _NAMED)} more" if len(rest) > _NAMED else ""
-    return f"columns that are not read: {', '.join(rest[:_NAMED])}{more}" if rest else ""
+    more_note = f" and {count(len(quoted) - _NAMED)} more" if len(quoted) > _NAMED else ""
+    return f"columns that are not read: {', '.join(quoted[:_NAMED])}{more_note}" if quoted else ""
 
 
 def name_keys(unused: Unused) -> str:
     """Name the keys of turns that are not used; "" without any."""
     if not unused.keys:
         return ""
-    ranked = sorted(unused.keys.items(), key=lambda counted: -counted[1])
-    named = ", ".join(f"{key!r} ({pluralize(n, 'turn')})" for key, n in ranked)
+    ranked = sorted(unused.keys.items(), key=lambda pair: -pair[1])
+    quoted = ", ".join(f"{key!r} ({pluralize(n, 'turn')})" for key, n in ranked)
     thoughts = "; thoughts are neither shown nor trained on: to train on them, write them into the content"
-    return f"keys of turns that are not used: {named}" + (thoughts if THOUGHTS & unused.keys.keys() else "")
+    return f"keys of turns that are not used: {quoted}" + (thoughts if THOUGHTS & unused.keys.keys() else "")
 
 
 def _in_rows(n: int, n_rows: int) -> str:
@@ -269,12 +269,12 @@ def _find_contexts(
 ) -> Iterator[ContextColumn]:
     """Find columns that may hold a question's context: long texts, or texts that explain the answers."""
     for name in names:
-        filling = [row for row in rows if row.fields.get(name) not in (None, "", [], {})]
-        texts, head = [turns.text_of(row.fields[name]) for row in filling], columns.find_head(name)
-        if len(filling) < _FEWEST or head in columns.TELLING or head.removesuffix("s") in columns.TELLING:
+        nonempty = [row for row in rows if row.fields.get(name) not in (None, "", [], {})]
+        texts, head = [turns.text_of(row.fields[name]) for row in nonempty], columns.find_head(name)
+        if len(nonempty) < _FEWEST or head in columns.TELLING or head.removesuffix("s") in columns.TELLING:
             continue
-        pairs = list(zip(texts, filling, strict=True))
-        # A column that copies the answer, or follows from it as its group does, is no context.
+        pairs = list(zip(texts, nonempty, strict=True))
+        # A column that copies the answer, or follows from it as its group does, is not a context.
         by_answer, n_copied, n_asking = defaultdict[str, list[str]](list), 0, 0
         for text, row in pairs:
             by_answer[_answer(row)].append(text)
@@ -282,16 +282,16 @@ def _find_contexts(
             n_copied += folded == _fold(_answer(row))
             longest = _fold(max((p for p in row.question.split("\n\n") if p.strip()), key=len, default=""))
             n_asking += folded in question or (bool(longest) and longest in folded)
-        repeated = [group for group in by_answer.values() if len(group) > 1]
-        follows = 2 * sum(map(len, repeated)) > len(filling) and all(len({*group}) == 1 for group in repeated)
-        if follows or 2 * max(n_copied, n_asking) > len(filling):
+        groups = [group for group in by_answer.values() if len(group) > 1]
+        follows = 2 * sum(map(len, groups)) > len(nonempty) and all(len({*group}) == 1 for group in groups)
+        if follows or 2 * max(n_copied, n_asking) > len(nonempty):
             continue
         is_long = median(len(text) for text in texts) >= _LONG and len({*texts}) > 1
         are_words = 2 * sum(" " in text.strip() or not text.isascii() for text in texts) > len(texts)
-        explained = _describe_explained(texts, filling)
-        reasons = ["long texts" if is_long and are_words else "", explained, _describe_held(texts, filling)]
-        if why := ", ".join(filter(None, reasons)):
-            yield ContextColumn(name, filled[name], why, bool(explained))
+        explained = _describe_explained(texts, nonempty)
+        reasons = ["long texts" if is_long and are_words else "", explained, _describe_held(texts, nonempty)]
+        if reason := ", ".join(filter(None, reasons)):
+            yield ContextColumn(name, filled[name], reason, bool(explained))
 
 
 def _describe_explained(texts: Sequence[str], rows: Sequence[_Read]) -> str:
@@ -300,10 +300,10 @@ def _describe_explained(texts: Sequence[str], rows: Sequence[_Read]) -> str:
     for text, row in zip(texts, rows, strict=True):
         answers[_fold(row.question)].add(_answer(row))
         with_text[_fold(row.question), text].add(_answer(row))
-    unclear = [(t, row) for t, row in zip(texts, rows, strict=True) if len(answers[_fold(row.question)]) > 1]
-    n = sum(len(with_text[_fold(row.question), text]) == 1 for text, row in unclear)
+    cases = [(t, row) for t, row in zip(texts, rows, strict=True) if len(answers[_fold(row.question)]) > 1]
+    n = sum(len(with_text[_fold(row.question), text]) == 1 for text, row in cases)
     is_name = len({*texts}) == len(texts) and not any(" " in text.strip() for text in texts)
-    if n < _FEWEST or n < 0.8 * len(unclear) or is_name:
+    if n < _FEWEST or n < 0.8 * len(cases) or is_name:
         return ""
     return f"it tells apart {pluralize(n, 'row')} with one question and several answers"
 
@@ -312,10 +312,10 @@ def _describe_held(texts: Sequence[str], rows: Sequence[_Read]) -> str:
     """Say in how many rows the column holds an answer that the question does not, beyond chance."""
     questions = [_fold(row.question) for row in rows]
     answers = [_fold(_answer(row)) for row in rows]
-    lacking = [i for i, answer in enumerate(answers) if len(answer) > 2 and answer not in questions[i]]
+    lacking_rows = [i for i, answer in enumerate(answers) if len(answer) > 2 and answer not in questions[i]]
     folded = [_fold(text) for text in texts]
-    n_own = sum(answers[i] in folded[i] for i in lacking)
-    n_other = sum(answers[i] in folded[i - 1] for i in lacking)
+    n_own = sum(answers[i] in folded[i] for i in lacking_rows)
+    n_other = sum(answers[i] in folded[i - 1] for i in lacking_rows)
     if n_own < _FEWEST or n_own - n_other < _HELD * len(rows):
         return ""
     return f"it holds the answer in {percent(n_own / len(rows))} % of rows"

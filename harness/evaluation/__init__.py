@@ -82,11 +82,11 @@ def has_instruction(task: Task, recipe: Recipe, examples: Sequence[Example]) -> 
     """Tell whether prompts contain an instruction: a system text, or words of a template or of all items."""
     if task.kind != "generate" or task.lm_eval or recipe.system or (recipe.system is None and task.system):
         return True
-    said = _PLACE.sub(" ", f"{task.fields.prompt} {recipe.template or ''}").split()
+    instruction_words = _PLACE.sub(" ", f"{task.fields.prompt} {recipe.template or ''}").split()
     prompts = [example.prompt.split() or [""] for example in examples]
     for ends in ({words[0] for words in prompts}, {words[-1] for words in prompts}):
-        said += [word for word in ends if len(ends) == 1 and not word.endswith(":")]
-    has_words = any(any(map(str.isalpha, word)) for word in said)
+        instruction_words += [word for word in ends if len(ends) == 1 and not word.endswith(":")]
+    has_words = any(any(map(str.isalpha, word)) for word in instruction_words)
     return has_words or all(example.has_system for example in examples)
 
 
@@ -113,7 +113,7 @@ def encode_block(candidate: Candidate, job: EvaluationJob, index: int) -> list[E
 
 
 def prompt_text(task: Task, example: Example) -> PromptText:
-    """Return an item's context as it is sent; a whole text has none."""
+    """Return an item's context as it is sent; empty for a whole text."""
     return PromptText(example.messages, "", task.chat_template and task.kind != "bits_per_byte")
 
 
@@ -131,16 +131,16 @@ def evaluate_block(
     room = candidate.max_context - (job.task.max_new_tokens if job.task.kind == "generate" else 0)
     sizes = [len(item.context.context) for item in items]
     outputs = {i: _unfit(n, room) for i, n in enumerate(sizes) if n > room}
-    scored = {i: item.scored for i, item in enumerate(items) if item.scored and i not in outputs}
-    outputs |= _score_texts(candidate, job, examples, scored)
-    left = [i for i in range(len(examples)) if i not in outputs]
+    texts_by_item = {i: item.scored for i, item in enumerate(items) if item.scored and i not in outputs}
+    outputs |= _score_texts(candidate, job, examples, texts_by_item)
+    remaining = [i for i in range(len(examples)) if i not in outputs]
     if job.decoding is not None:
-        asked = [(examples[i], items[i].context) for i in left]
-        answers = draw_answers(candidate, job.task, job.decoding, asked)
+        pending_items = [(examples[i], items[i].context) for i in remaining]
+        answers = draw_answers(candidate, job.task, job.decoding, pending_items)
     else:
-        prompts = [items[i].context.context for i in left]
-        answers = candidate.generate(prompts, limits_of(job.task)) if left else []
-    outputs |= dict(zip(left, answers, strict=True))
+        prompts = [items[i].context.context for i in remaining]
+        answers = candidate.generate(prompts, limits_of(job.task)) if remaining else []
+    outputs |= dict(zip(remaining, answers, strict=True))
     rows = zip(examples, items, strict=True)
     return [_row(job, *row, index * BLOCK + i, outputs[i]) for i, row in enumerate(rows)]
 
@@ -176,7 +176,7 @@ def _score_texts(
 def _choose(
     job: EvaluationJob, example: Example, encoded: Sequence[Encoded], logprobs: Sequence[float], share: float
 ) -> Output:
-    """Choose the likeliest choice, by likelihood per byte if the task says so; a whole text has none."""
+    """Choose the likeliest choice, by likelihood per byte if the task says so; none for a whole text."""
     if job.task.kind == "bits_per_byte":
         n_bytes, n_tokens = len(example.references[0].encode()), _size(encoded[0])
         return Output("", "ranked", n_tokens, compute_s=share, gold_logprob=logprobs[0], gold_bytes=n_bytes)
@@ -195,8 +195,8 @@ def _row(
     is_ranked, margin = output.finish_reason == "ranked" and _is_ranked(job, example), None
     if len(output.choice_logprobs) > 1:  # log p(gold) − log p(best other choice), in nats
         gold = example.choices.index(example.references[0])
-        others = (x for i, x in enumerate(output.choice_logprobs) if i != gold)
-        margin = output.choice_logprobs[gold] - max(others)
+        other_logprobs = (x for i, x in enumerate(output.choice_logprobs) if i != gold)
+        margin = output.choice_logprobs[gold] - max(other_logprobs)
     return SampleResult(
         task=job.task.name,
         split=job.split,
@@ -236,29 +236,29 @@ def answer_fields(
     if samples and job.decoding is not None:
         primary = job.metrics.get(job.task.primary_metric if job.task.metrics else "")
         extremes_by_metric = {name: extremes(metric, references) for name, metric in job.metrics.items()}
-        worst = {name: found and found.worst for name, found in extremes_by_metric.items()}
-        chosen = settle(samples, job.decoding, primary.same if primary else normalize, worst)
+        worst_parts = {name: limits and limits.worst for name, limits in extremes_by_metric.items()}
+        final_answer = settle(samples, job.decoding, primary.same if primary else normalize, worst_parts)
     else:
-        chosen = _sample(0, output, score(output))
+        final_answer = _sample(0, output, score(output))
     return {
-        "text": chosen.text,
-        "finish_reason": chosen.finish_reason,
-        "status": chosen.status,
-        "parts": chosen.parts,
-        "error": chosen.error,
-        "output_digest": digest(chosen.text),
+        "text": final_answer.text,
+        "finish_reason": final_answer.finish_reason,
+        "status": final_answer.status,
+        "parts": final_answer.parts,
+        "error": final_answer.error,
+        "output_digest": digest(final_answer.text),
         "samples": samples,
     }
 
 
-def _sample(index: int, output: Output, scored: "AnswerScore") -> Sample:
+def _sample(index: int, output: Output, answer_score: "AnswerScore") -> Sample:
     figures = (output.n_prompt_tokens, output.n_output_tokens, output.compute_s, output.mean_logprob)
-    answer = (output.text, scored.status, scored.parts, output.finish_reason)
-    return Sample(index, *answer, *figures, scored.error)
+    answer = (output.text, answer_score.status, answer_score.parts, output.finish_reason)
+    return Sample(index, *answer, *figures, answer_score.error)
 
 
 def score_output(job: EvaluationJob, example: Example, output: Output) -> AnswerScore:
-    """Return an answer's status and scores; it failed without a primary score. UserError: out of bounds."""
+    """Return an answer's status and scores, or an error without a primary score; UserError: out of bounds."""
     status = _status(job, example, output)
     scores: dict[str, Parts | None] = {}
     unscored: dict[str, str] = {}
@@ -269,11 +269,11 @@ def score_output(job: EvaluationJob, example: Example, output: Output) -> Answer
             scores[name], unscored[name] = None, f"metric {name}: item {example.id}: {error}"
     not_finite = [n for n, parts in scores.items() if parts is not None and not np.isfinite(parts).all()]
     parts = {n: None if n in not_finite else parts for n, parts in scores.items()}
-    for name, known in parts.items():
-        if known is None:
+    for name, metric_parts in parts.items():
+        if metric_parts is None:
             continue
         low, high = job.metrics[name].bounds  # on which every test and interval depends
-        score = float(job.metrics[name].aggregate(np.array([known], float), np.ones(1)))
+        score = float(job.metrics[name].aggregate(np.array([metric_parts], float), np.ones(1)))
         room = _ROUNDING * max(1.0, abs(score))
         if score < low - room or score > high + room:  # an item may have no score of its own, which is NaN
             where, found = f"task {job.task.name}: metric {name}", f"a score of {score:g} (item {example.id})"
@@ -282,11 +282,11 @@ def score_output(job: EvaluationJob, example: Example, output: Output) -> Answer
     if status == "error":
         return AnswerScore(status, parts, output.error)
     reasons = [*unscored.values()]
-    if named := ", ".join(not_finite):
-        found = f"metric {named}: found NaN or infinity for item {example.id}"
+    if names_text := ", ".join(not_finite):
+        found = f"metric {names_text}: found NaN or infinity for item {example.id}"
         reasons.append(f"{found}; expected a finite score")
-    failed = bool(unscored) and job.task.primary_metric in unscored
-    return AnswerScore("error" if failed else status, parts, "; ".join(reasons))
+    is_failed = bool(unscored) and job.task.primary_metric in unscored
+    return AnswerScore("error" if is_failed else status, parts, "; ".join(reasons))
 
 
 def _status(job: EvaluationJob, example: Example, output: Output) -> Status:
@@ -296,20 +296,20 @@ def _status(job: EvaluationJob, example: Example, output: Output) -> Status:
         return "ok"
     if output.finish_reason == "length":
         return "truncated"
-    found = answer_status(output.text, example.choices)
-    return "ok" if found == "refused" and job.role == "safety" else found
+    status = answer_status(output.text, example.choices)
+    return "ok" if status == "refused" and job.role == "safety" else status
 
 
 def answer_status(text: str, choices: Iterable[str]) -> Status:
-    """Tell whether a finished answer can be read, as one of any `choices`, and whether it declines."""
-    known = {normalize(c) for c in choices}
-    if not text.strip() or (known and normalize(text) not in known):
+    """Tell whether a finished answer is readable, as one of any `choices`, and whether it is a refusal."""
+    normalized_choices = {normalize(c) for c in choices}
+    if not text.strip() or (normalized_choices and normalize(text) not in normalized_choices):
         return "unparsable"
     return "refused" if is_refusal(text) else "ok"
 
 
 def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, example: Example) -> Parts | None:
-    """Score an answer; the worst parts if it does not count, none for an error or an unread item."""
+    """Score an answer; the worst parts if it does not count, None for an error or an unread item."""
     scores = job.metrics[metric]
     if status == "error" or not scores.reads(example):
         return None

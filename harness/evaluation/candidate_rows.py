@@ -52,12 +52,12 @@ def read_training_rows(
             continue
         try:
             target, seed = experiment.target, experiment.seeds[0]
-            own, pairs = items[target.name], _trains_on_pairs(recipe)
-            own = own.without_test() if own.folds else own  # the released weights train on every row
-            own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
-            own = replace(own, pairs=own.pairs[:n_pairs])
+            rows, pairs = items[target.name], _trains_on_pairs(recipe)
+            rows = rows.without_test() if rows.folds else rows  # the released weights train on every row
+            rows = load_training_rows(target, rows, recipe.train, recipe.mix, seed, pairs=pairs)
+            rows = replace(rows, pairs=rows.pairs[:n_pairs])
             files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(shown_paths(recipe))}
-            task_items = refuse_or_note(target, {**items, target.name: own}, catalogue, files, encode)
+            task_items = refuse_or_note(target, {**items, target.name: rows}, catalogue, files, encode)
         except UserError as error:
             problems += error.problems
         else:
@@ -74,12 +74,12 @@ def read_folds(
     n_pairs: int | None = None,
 ) -> tuple[Fold, ...]:
     """Return the folds of the target with the rows of every candidate in each; empty without folds."""
-    target, own = experiment.target, items[experiment.target.name]
+    target, target_items = experiment.target, items[experiment.target.name]
     folds = []
-    for fold in range(1, max(own.folds.values(), default=0) + 1):
-        held = own.in_fold(fold)
-        training = read_training_rows(experiment, {**items, target.name: held}, catalogue, n_pairs)
-        folds.append(Fold(join_items(target, "target", target.name, held), training))
+    for fold in range(1, max(target_items.folds.values(), default=0) + 1):
+        fold_items = target_items.in_fold(fold)
+        training = read_training_rows(experiment, {**items, target.name: fold_items}, catalogue, n_pairs)
+        folds.append(Fold(join_items(target, "target", target.name, fold_items), training))
     return tuple(folds)
 
 
@@ -101,9 +101,9 @@ def describe_training_rows(
         rows = training_data(recipe)
         for note in (f"trains on {describe_rows(rows, recipe)}", *rows.items.notes):
             names_by_note.setdefault(note, []).append(name)
-    if in_folds and (made := [n for n, c in candidates.items() if c.method.made_elsewhere]):
+    if in_folds and (made_names := [n for n, c in candidates.items() if c.method.made_elsewhere]):
         note = "made elsewhere; whatever it was trained on of the target's rows, the folds test it on too"
-        names_by_note[note] = made
+        names_by_note[note] = made_names
     return [f"{', '.join(names)}: {note}" for note, names in names_by_note.items()]
 
 
@@ -114,14 +114,14 @@ def describe_rows(measured: MeasuredTask, recipe: Recipe) -> str:
     rows, kind = _list_rows(measured, recipe), "pairs" if _trains_on_pairs(recipe) else "rows"
     source = describe_source(recipe)
     if recipe.mix:
-        drawn = Counter(file_of(row.where) for row in rows)
-        source = " + ".join(f"{percent(drawn[file] / len(rows))} % {file}" for file in shown_paths(recipe))
+        n_drawn = Counter(file_of(row.where) for row in rows)
+        source = " + ".join(f"{percent(n_drawn[file] / len(rows))} % {file}" for file in shown_paths(recipe))
     return f"{source}: {count(len(rows))} {kind}"
 
 
 def rows_cost_usd(candidate: ResolvedCandidate, training_data: Callable[[Recipe], MeasuredTask]) -> float:
-    """Add up the USD paid to a teacher for a candidate's rows; a mixture costs the share that it drew."""
-    used: dict[tuple[str, float], None] = {}
+    """Add up the USD paid to a teacher for a candidate's rows; a mixture costs the share it drew."""
+    shares: dict[tuple[str, float], None] = {}
     for recipe in candidate.lineage.values():
         measured = training_data(recipe)
         for file in row_files(measured.task, recipe):
@@ -129,8 +129,8 @@ def rows_cost_usd(candidate: ResolvedCandidate, training_data: Callable[[Recipe]
             if recipe.mix and (n := n_rows_of(file)):
                 places = {row.where for row in _list_rows(measured, recipe)}
                 share = sum(file_of(where) == display_path(file) for where in places) / n
-            used[file, share] = None
-    return total_usd(payment for file, share in used for payment in take_share(payments_for(file), share))
+            shares[file, share] = None
+    return total_usd(payment for file, share in shares for payment in take_share(payments_for(file), share))
 
 
 def _trains_on_pairs(recipe: Recipe) -> bool:
@@ -142,14 +142,14 @@ def _list_rows(measured: MeasuredTask, recipe: Recipe) -> list[SourcedExample]:
 
 
 def n_rows(measured: MeasuredTask, recipe: Recipe) -> int:
-    """Count the labelled rows of a recipe: each once, however often a mixture drew it."""
+    """Count the labelled rows of a recipe, each once even if a mixture drew it several times."""
     return len(_label_rows(measured) if recipe.train or recipe.mix else measured.items.train)
 
 
 def n_taught_rows(measured: MeasuredTask, recipe: Recipe) -> int:
     """Count the rows labelled by a teacher; UserError if a file's manifest cannot be read."""
-    taught = {display_path(file) for file in row_files(measured.task, recipe) if is_taught(file)}
-    return sum(file_of(where) in taught for where, _ in _label_rows(measured)) if taught else 0
+    taught_files = {display_path(file) for file in row_files(measured.task, recipe) if is_taught(file)}
+    return sum(file_of(where) in taught_files for where, _ in _label_rows(measured)) if taught_files else 0
 
 
 def _label_rows(measured: MeasuredTask) -> set[tuple[str, str]]:
@@ -161,9 +161,9 @@ def _label_rows(measured: MeasuredTask) -> set[tuple[str, str]]:
 def row_files(task: Task, recipe: Recipe) -> tuple[str, ...]:
     """List the source files of a recipe's training rows or pairs; empty if it reads none."""
     part = plugins.method(recipe.method).draws_from
-    own = task.data.source(part) if part else None
+    source = task.data.source(part) if part else None
     files = recipe.mix.paths if recipe.mix else recipe.train
-    return files or ((own,) if own else ())
+    return files or ((source,) if source else ())
 
 
 def refuse_or_note(
@@ -173,34 +173,34 @@ def refuse_or_note(
     files: Mapping[PartName, str] | None = None,
     encode: Encode | None = None,
 ) -> TaskItems:
-    """Note training rows that may be evaluated in other words; UserError: a suite has a row's prompt."""
-    own = items[target.name]
-    if own.folds:  # all rows against what no fold tests, and each fold's training rows against its own items
-        whole = {**items, target.name: own.without_test()}
-        overlap = list(refuse_or_note(target, whole, catalogue, encode=encode).overlap)
-        for fold in range(1, max(own.folds.values()) + 1):
-            held = {target.name: replace(own.in_fold(fold), validation=())}
-            held_notes = refuse_or_note(target, held, {}, encode=encode).overlap
+    """Note training rows that may paraphrase evaluated items; UserError if a suite has a row's prompt."""
+    own_items = items[target.name]
+    if own_items.folds:  # all rows against items outside the folds, each fold's rows against its own items
+        unfolded = {**items, target.name: own_items.without_test()}
+        overlap = list(refuse_or_note(target, unfolded, catalogue, encode=encode).overlap)
+        for fold in range(1, max(own_items.folds.values()) + 1):
+            fold_items = {target.name: replace(own_items.in_fold(fold), validation=())}
+            held_notes = refuse_or_note(target, fold_items, {}, encode=encode).overlap
             overlap += (f"fold {fold}: {note}" for note in held_notes)
-        return replace(own, overlap=tuple(overlap))
-    others = {name: other.test for name, other in items.items() if name != target.name}
-    others |= {name: listed.texts for name, listed in catalogue.items()}
-    refuse(suite_contamination([*own.list_sourced("train"), *own.list_sourced("pairs")], others))
-    evaluated = [*own.list_sourced("validation"), *own.list_sourced("test")]
+        return replace(own_items, overlap=tuple(overlap))
+    suites = {name: other_items.test for name, other_items in items.items() if name != target.name}
+    suites |= {name: lm_task.texts for name, lm_task in catalogue.items()}
+    refuse(suite_contamination([*own_items.list_sourced("train"), *own_items.list_sourced("pairs")], suites))
+    evaluated = [*own_items.list_sourced("validation"), *own_items.list_sourced("test")]
     for name, other_items in items.items():
         evaluated += other_items.list_sourced("test") if name != target.name else []
-    for name, listed in catalogue.items():
-        evaluated += [SourcedExample(example, f"{name} document {example.id}") for example in listed.texts]
+    for name, lm_task in catalogue.items():
+        evaluated += [SourcedExample(example, f"{name} document {example.id}") for example in lm_task.texts]
     notes: list[str] = []
     parts: tuple[PartName, ...] = ("train", "pairs")
     file_by_part = files or {part: display_path(target.data.source(part) or "") for part in parts}
     prompt, reference = target.fields.prompt, target.fields.reference
-    named = column_options(option_text(prompt, Fields().prompt), option_text(reference, Fields().reference))
-    options, choice = "".join(f" {shlex.quote(word)}" for word in named), target.kind == "choice"
-    drawn_from = display_path(target.data.source("train") or "")
+    columns = column_options(option_text(prompt, Fields().prompt), option_text(reference, Fields().reference))
+    flags, choice = "".join(f" {shlex.quote(word)}" for word in columns), target.kind == "choice"
+    source = display_path(target.data.source("train") or "")
     for part, file in file_by_part.items():
-        notes += overlap_notes(own.list_sourced(part), evaluated, file, choice, encode, options, drawn_from)
-    return replace(own, overlap=tuple(dict.fromkeys(notes)))  # pairs may be those of the training file
+        notes += overlap_notes(own_items.list_sourced(part), evaluated, file, choice, encode, flags, source)
+    return replace(own_items, overlap=tuple(dict.fromkeys(notes)))  # pairs may be those of the training file
 
 
 def regularization_problems(recipe: Recipe, context: MixContext) -> Sequence[Problem]:
@@ -223,17 +223,17 @@ def regularization_work(
     recipe: Recipe,
     context: MixContext,
     is_shipped: Callable[[Mixture], object],
-    plain: costs.Work,
+    training_work: costs.Work,
     n_rows: tuple[int, int],
 ) -> costs.Work:
     """Estimate the extra work of regularisers; `n_rows` are the training's rows in total and per step."""
     n_total, n_per_step = n_rows
     factor = regularizers.work_factor(recipe.regularize, n_per_step)
-    total = costs.Work(trained=round(plain.trained * (factor - 1)))
+    total = costs.Work(trained=round(training_work.trained * (factor - 1)))
     for name, mixture in regularizers.mixtures(recipe.regularize, context).items():
         share = mixture.n / max(1, n_total)
-        n_steps = ceil(plain.steps * share) if regularizers.mixes_rows(name) else 0
-        total += costs.Work(trained=round(plain.trained * share), steps=n_steps)
-        if (most := mixture.max_new_tokens) and not is_shipped(mixture):
-            total += costs.estimate_answering(mixture.rows, ranked=False, max_new_tokens=most)
+        n_steps = ceil(training_work.steps * share) if regularizers.mixes_rows(name) else 0
+        total += costs.Work(trained=round(training_work.trained * share), steps=n_steps)
+        if (limit := mixture.max_new_tokens) and not is_shipped(mixture):
+            total += costs.estimate_answering(mixture.rows, ranked=False, max_new_tokens=limit)
     return total

@@ -38,7 +38,7 @@ class ResolvedCandidate:
     `method` that recipe's. `init` is the candidate that the source starts from, `reward` and `choosers` are
     those whose reward models train it and choose among its answers. `base` is the published base,
     `trained_base` the one that is trained, `served_base` the one that answers. `seeds` is a single one if
-    others would make the same weights. `given` is the model if nothing has to be made. `prompt_trials` are
+    `trained_base` the one that is trained, `served_base` the one that answers. `seeds` is a single seed if
     the prompts that validation chose from.
     """
 
@@ -72,8 +72,8 @@ class ResolvedCandidate:
     @property
     def makes(self) -> str:
         """The kind of its weights: that of `init_from` if its method supports several, else the method's."""
-        taken = self.init.makes if self.init and plugins.OR in self.method.makes else ""
-        return taken or self.method.makes
+        init_kind = self.init.makes if self.init and plugins.OR in self.method.makes else ""
+        return init_kind or self.method.makes
 
     @property
     def is_target_only(self) -> bool:
@@ -88,8 +88,8 @@ class ResolvedCandidate:
     @property
     def lineage(self) -> dict[str, Recipe]:
         """The recipes that make its weights or choose its answers, its source first."""
-        others = filter(None, (self.init, self.reward, *self.merges, *self.choosers))
-        lineages = (other.lineage for other in others)
+        dependencies = filter(None, (self.init, self.reward, *self.merges, *self.choosers))
+        lineages = (d.lineage for d in dependencies)
         return {self.source_name: self.source} | {n: r for lineage in lineages for n, r in lineage.items()}
 
     @property
@@ -119,9 +119,9 @@ def resolve_candidates(
     def add(name: str) -> None:
         recipe = experiment.candidates[name]
         references = (recipe.weights_of, recipe.init_from, recipe.reward, *recipe.merges, *_choosers(recipe))
-        for other in references:
-            if other in experiment.candidates and other not in resolved:
-                add(other)
+        for reference in references:
+            if reference in experiment.candidates and reference not in resolved:
+                add(reference)
         resolved[name] = resolve(name, recipe, experiment, bases, resolved)
 
     for name in experiment.candidates:
@@ -135,15 +135,15 @@ def resolve(
     recipe: Recipe,
     experiment: Experiment,
     bases: Mapping[str, ModelSource],
-    known: Mapping[str, ResolvedCandidate],
+    resolved: Mapping[str, ResolvedCandidate],
 ) -> ResolvedCandidate:
-    """Resolve a recipe, given the already resolved candidates (`known`) that it refers to."""
+    """Resolve a recipe, given the already `resolved` candidates that it refers to."""
     source = experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
     method = plugins.method(source.method)
-    init = known[source.init_from] if source.init_from else None
-    reward = known.get(source.reward or "")
-    merges = tuple(known[merged] for merged in source.merges)
-    choosers = tuple(known[other] for other in dict.fromkeys([*_choosers(recipe), *_choosers(source)]))
+    init = resolved[source.init_from] if source.init_from else None
+    reward = resolved.get(source.reward or "")
+    merges = tuple(resolved[m] for m in source.merges)
+    choosers = tuple(resolved[c] for c in dict.fromkeys([*_choosers(recipe), *_choosers(source)]))
     parent = init or next(iter(merges), None)
     base = parent.base if parent else bases[source.base_model or experiment.base_model]
     quantization = source.quantization or method.quantization
@@ -153,9 +153,9 @@ def resolve(
     seeds = experiment.seeds if method.seeded else experiment.seeds[:1]
     given = base if method.keeps_base else None
     if given is None and source.path and names_whole_model(source):
-        own = bases[source.path]  # replaces the base; its tokenizer is part of the weights
-        own_digest = digest([own.weights_digest, own.template_digest])
-        given = base._replace(path=own.path, weights_digest=own_digest)
+        whole_model = bases[source.path]  # replaces the base; its tokenizer is part of the weights
+        own_digest = digest([whole_model.weights_digest, whole_model.template_digest])
+        given = base._replace(path=whole_model.path, weights_digest=own_digest)
     parts = (init, reward, base, trained_base, served_base, seeds, given, merges, choosers)
     return ResolvedCandidate(name, recipe, recipe.weights_of or name, source, method, *parts)
 
@@ -196,18 +196,18 @@ def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
     if not (folder / FIT).exists():
         return None
     try:
-        made = json.loads((folder / FIT).read_text())
-        training = read_training_record(made["training"])
-        kind, own, trained_on = made["kind"], str(made["digest"]), made.get("trained_on")
+        fit = json.loads((folder / FIT).read_text())
+        training = read_training_record(fit["training"])
+        kind, own_digest, trained_on = fit["kind"], str(fit["digest"]), fit.get("trained_on")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         knob = "delete that folder, and compare makes them again"
         raise CandidateFailed(f"{folder / FIT} cannot be read ({error})", knob) from None
-    served = candidate.served_base
-    if kind == "model" and served.quantization:
+    served_base = candidate.served_base
+    if kind == "model" and served_base.quantization:
         raise CandidateFailed("serve_on, and weights that turned out to be a whole model", "leaving it out")
-    if kind == "adapter" and served.weights_digest != trained_on:
-        own = adapter_digest(folder / "adapter", served.weights_digest)
-    return Weights(kind, own, folder, training, served)
+    if kind == "adapter" and served_base.weights_digest != trained_on:
+        own_digest = adapter_digest(folder / "adapter", served_base.weights_digest)
+    return Weights(kind, own_digest, folder, training, served_base)
 
 
 def merge_weights(weights: Weights) -> Weights:
@@ -222,15 +222,15 @@ def refuse_damaged(weights: Weights) -> None:
     if weights.folder is None or weights.kind not in DIGESTS:
         return
     try:
-        made = json.loads((weights.folder / FIT).read_text())
-        whole = DIGESTS[weights.kind](weights.folder / weights.kind, made["trained_on"]) == made["digest"]
+        fit = json.loads((weights.folder / FIT).read_text())
+        is_whole = DIGESTS[weights.kind](weights.folder / weights.kind, fit["trained_on"]) == fit["digest"]
     except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
+        is_whole = False
+    if not is_whole:
         knob = "delete that folder, and compare makes them again"
         raise CandidateFailed(f"the weights in {weights.folder} are damaged", knob)
 
 
 def add_lineage(names: Iterable[str], candidates: Mapping[str, ResolvedCandidate]) -> list[str]:
     """List candidates, each before those that make its weights or choose its answers."""
-    return list(dict.fromkeys(other for name in names for other in (name, *candidates[name].lineage)))
+    return list(dict.fromkeys(member for name in names for member in (name, *candidates[name].lineage)))

@@ -1,6 +1,6 @@
-"""Control arm: blocks of a base's stored rows that the base answers again beside a candidate.
+"""Control arm: blocks of a base's stored rows that the base answers again next to a candidate.
 
-Invariant: it is measured once per base and command, and stored rows stay.
+Invariant: it is measured once per base and command, and stored rows are not changed.
 """
 
 import uuid
@@ -33,60 +33,60 @@ def origin(at: store.Store, device: str, control: str = "") -> Origin:
 
 def measure_control_once(session: Session, source: ModelSource) -> str:
     """Measure the control arm of a base once per session; return the measurement's id, empty without one."""
-    known = session.controls
-    if source.weights_digest not in known:
-        known[source.weights_digest] = measure_control(
+    control_by_base = session.controls
+    if source.weights_digest not in control_by_base:
+        control_by_base[source.weights_digest] = measure_control(
             session, source, session.experiment.gate.control_blocks
         )
-    return known[source.weights_digest]
+    return control_by_base[source.weights_digest]
 
 
 def measure_control(session: Session, source: ModelSource, n_blocks: int) -> str:
     """Let a base answer some stored blocks again, different ones each time; return the measurement's id."""
     at = session.store
     sets = [s for s in suite_sets(session, base_weights(source)) if n_blocks and s.is_there(at)]
-    earlier = sum(c.base_digest == source.weights_digest for c in store.controls(at))
+    n_earlier = sum(c.base_digest == source.weights_digest for c in store.controls(at))
     # Generated answers and other tasks alternate, in a seeded order.
     kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}
     for i in np.random.default_rng(int(source.weights_digest, 16)).permutation(len(sets)):
-        numbered = [(sets[i], index) for index in range(sets[i].n_blocks)]
-        kinds[sets[i].measured.task.kind == "generate"].append(numbered)
+        set_blocks = [(sets[i], index) for index in range(sets[i].n_blocks)]
+        kinds[sets[i].measured.task.kind == "generate"].append(set_blocks)
     queues = []
     for turns in map(_interleave, kinds.values()):
-        first = earlier * -(-n_blocks // 2) % len(turns) if turns else 0
-        queues.append([*turns[first:], *turns[:first]])
-    chosen = []
+        offset = n_earlier * -(-n_blocks // 2) % len(turns) if turns else 0
+        queues.append([*turns[offset:], *turns[:offset]])
+    chosen_blocks = []
     for row_set, index in _interleave(queues):
         span = slice(index * BLOCK, (index + 1) * BLOCK)
-        stored = store.read_rows(at, row_set.identity.digest)[span]
+        stored_rows = store.read_rows(at, row_set.identity.digest)[span]
         # A block cut by a limit now but not then had another layout and is left out.
-        chosen += [(row_set, index, stored)] if len(stored) == len(row_set.ids[span]) else []
-        if len(chosen) == n_blocks:
+        chosen_blocks += [(row_set, index, stored_rows)] if len(stored_rows) == len(row_set.ids[span]) else []
+        if len(chosen_blocks) == n_blocks:
             break
-    if not chosen:
+    if not chosen_blocks:
         return ""
     start, base = load(), session.host(source).base
-    blocks, label = [(row_set, index) for row_set, index, _ in chosen], "control arm: the base again"
-    again = reevaluate(session.progress, session.seconds, blocks, [base], label)
-    compared = []
-    for (row_set, index, stored), (repeated,) in zip(chosen, again, strict=True):
+    blocks, label = [(row_set, index) for row_set, index, _ in chosen_blocks], "control arm: the base again"
+    repeated_rows = reevaluate(session.progress, session.seconds, blocks, [base], label)
+    compared_blocks = []
+    for (row_set, index, stored_rows), (new_rows,) in zip(chosen_blocks, repeated_rows, strict=True):
         identity, primary = row_set.identity.digest, row_set.measured.primary
         block_origin = store.origins(at, identity).get(index, Origin())
-        pairs = list(zip(stored, repeated, strict=True))
-        named = (row_set.measured.task.name, identity, index, len(repeated), block_origin.environment)
-        reworded = _item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest)
-        differing = _item_names(new for old, new in pairs if differs(old, new))
-        flipped = _item_names(new for old, new in pairs if is_flipped(old, new, primary))
-        found = ControlBlock(*named, reworded, differing, flipped)
-        compared.append((found, repeated))
+        pairs = list(zip(stored_rows, new_rows, strict=True))
+        fields = (row_set.measured.task.name, identity, index, len(new_rows), block_origin.environment)
+        reworded_items = _item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest)
+        differing_items = _item_names(new for old, new in pairs if differs(old, new))
+        flipped_items = _item_names(new for old, new in pairs if is_flipped(old, new, primary))
+        control_block = ControlBlock(*fields, reworded_items, differing_items, flipped_items)
+        compared_blocks.append((control_block, new_rows))
     session.learn_pace("answering", Work(), load().since(start).wall_s, source, teaches=False)
     now = datetime.now(UTC)
     control_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     environment = origin(at, session.machine.name).environment
-    computed = (source.weights_digest, session.machine.precision, environment)
-    again_blocks = tuple(block for block, _ in compared)
-    control = Control(control_id, now.isoformat(), *computed, again_blocks)
-    store.save_control(at, control, compared)
+    base_fields = (source.weights_digest, session.machine.precision, environment)
+    again_blocks = tuple(block for block, _ in compared_blocks)
+    control = Control(control_id, now.isoformat(), *base_fields, again_blocks)
+    store.save_control(at, control, compared_blocks)
     return control.id
 
 
@@ -127,5 +127,5 @@ def differs(old: SampleResult, new: SampleResult) -> bool:
 def _differ(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
     if a is None or b is None:
         return a is not b
-    close = [isclose(x, y, rel_tol=_ROUNDING, abs_tol=1e-9) for x, y in zip(a, b, strict=False)]
-    return len(a) != len(b) or not all(close)
+    are_close = [isclose(x, y, rel_tol=_ROUNDING, abs_tol=1e-9) for x, y in zip(a, b, strict=False)]
+    return len(a) != len(b) or not all(are_close)

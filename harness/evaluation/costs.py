@@ -3,7 +3,7 @@
 Invariant: a request starts only if past costs, the highest cost of running requests and its own highest cost
 are within the budget. As prompt tokens are estimated until an answer reports them, the first request is sent
 alone, and later estimates are multiplied by the largest ratio seen; the same holds for answer tokens beyond
-the allowed ones (hidden thinking). Disturbed work teaches no pace, and older measurements count less.
+the allowed ones (hidden thinking). Disturbed work leaves the pace unchanged; older measurements count less.
 Source: 2 N floating-point operations per token read or generated, 4 N per token trained with low-rank
 adapters (Kaplan et al. 2020; no gradients of frozen weights), 2 N more if activations are recomputed, as on
 GPUs. For a mixture of experts N counts the parameters that a token uses
@@ -37,17 +37,17 @@ class Words(NamedTuple):
 
 
 class Budget:
-    """Budget of `most` USD; `n` answers have cost `spent` (None: unknown). `price` maps tokens to USD."""
+    """Budget in USD; `n` answers have cost `spent` (None: unknown). `price` maps tokens to USD."""
 
     def __init__(
         self,
-        most: float,
+        limit_usd: float,
         price: Callable[[float, float], float],
         spent: float | None = 0.0,
         n: int = 0,
         words: Words = Words(),  # noqa: B008 (a constant)
     ) -> None:
-        self._most, self._price, self._words = most, price, words
+        self._most, self._price, self._words = limit_usd, price, words
         self._spent, self._n = spent, n
         self._under_way: list[float] = []
         self._ratio: float | None = None  # largest ratio of a prompt's tokens to their estimate
@@ -55,7 +55,7 @@ class Budget:
         self._changed = Condition()
 
     @contextmanager
-    def reserve(self, read: int, written: int) -> Iterator[Spend]:
+    def reserve(self, n_prompt: int, n_answer: int) -> Iterator[Spend]:
         """Reserve a request's cost by its tokens, or wait for running ones; CandidateFailed if too much."""
         option, where, paid = self._words
         with self._changed:
@@ -64,13 +64,13 @@ class Budget:
                     found = f"{paid} without usage, so what they cost is unknown, and {option} is"
                     step = f"a server that counts tokens, or no {option}{where}"
                     raise CandidateFailed(f"{found} {self._most:g}", step)
-                usd_at_most = self._price(read * (self._ratio or 1.0), written * self._written_ratio)
+                usd_at_most = self._price(n_prompt * (self._ratio or 1.0), n_answer * self._written_ratio)
                 fits = self._spent + sum(self._under_way) + usd_at_most <= self._most
                 if fits and not (self._ratio is None and self._under_way):
                     break
                 if not self._under_way:
-                    spent = f"{count(self._n)} {paid} have cost {usd(self._spent)} USD"
-                    found = f"{spent}, the next may cost {usd(usd_at_most)}, and {option} is {self._most:g}"
+                    text = f"{count(self._n)} {paid} have cost {usd(self._spent)} USD"
+                    found = f"{text}, the next may cost {usd(usd_at_most)}, and {option} is {self._most:g}"
                     raise CandidateFailed(found, f"a larger {option}{where}; the {paid} so far are kept")
                 self._changed.wait()
             self._under_way.append(usd_at_most)
@@ -80,8 +80,8 @@ class Budget:
                 unknown = self._spent is None or cost_usd is None
                 self._spent = None if unknown else (self._spent or 0.0) + (cost_usd or 0.0)
                 self._n += 1
-                self._ratio = max(self._ratio or 0.0, n_read / max(1, read))
-                self._written_ratio = max(self._written_ratio, n_written / max(1, written))
+                self._ratio = max(self._ratio or 0.0, n_read / max(1, n_prompt))
+                self._written_ratio = max(self._written_ratio, n_written / max(1, n_answer))
 
         try:
             yield spend
@@ -133,11 +133,11 @@ class _Sums(NamedTuple):
     s_took: float = 0.0
     n_took: float = 0.0
 
-    def rate(self, assumed: Rate, gflops: float) -> Rate:
+    def rate(self, prior: Rate, gflops: float) -> Rate:
         """Solve for the rate by least squares, with the assumption as one more measurement of each part."""
-        n_n, n_took = self.n_n + 1 / assumed.each_s, self.n_took + 1.0
+        n_n, n_took = self.n_n + 1 / prior.each_s, self.n_took + 1.0
         s_s, s_took = self.s_s / gflops**2 + _PRIOR_S, self.s_took / gflops + _PRIOR_S
-        s_n, most_s = self.s_n / gflops, _MOST_EACH * assumed.each_s
+        s_n, most_s = self.s_n / gflops, _MOST_EACH * prior.each_s
         each_s = (s_s * n_took - s_n * s_took) / (s_s * n_n - s_n**2)
         ratio = min(max((s_took - s_n * min(max(each_s, 0.0), most_s)) / s_s, _LEAST), _MOST)
         return Rate(ratio, min(max((n_took - s_n * ratio) / n_n, 0.0), most_s))
@@ -146,9 +146,9 @@ class _Sums(NamedTuple):
 def read_pace(machine: Machine, n_parameters: int) -> Pace:
     """Read the pace measured here for a model of this size."""
     sums_by_kind = _read(machine, n_parameters)
-    assumed = _ASSUMED[machine.device]
-    rates = {kind: sums.rate(getattr(assumed, kind), machine.gflops) for kind, sums in sums_by_kind.items()}
-    return assumed._replace(**rates)
+    prior = _ASSUMED[machine.device]
+    rates = {kind: sums.rate(getattr(prior, kind), machine.gflops) for kind, sums in sums_by_kind.items()}
+    return prior._replace(**rates)
 
 
 def record_pace(
@@ -158,14 +158,14 @@ def record_pace(
     expected_s = estimated_s + n * getattr(_ASSUMED[machine.device], kind).each_s
     if expected_s <= 0:
         return
-    known = _read(machine, n_parameters)
-    discount, old = exp(-expected_s / _MEMORY_S), known.get(kind, _Sums())
+    sums_by_kind = _read(machine, n_parameters)
+    discount, old_sums = exp(-expected_s / _MEMORY_S), sums_by_kind.get(kind, _Sums())
     s = estimated_s * machine.gflops
     terms = (s * s, s * n, n * n, s * took_s, n * took_s)
-    pairs = zip(old, terms, strict=True)
-    known[kind] = _Sums(*(discount * before + new / expected_s for before, new in pairs))
+    pairs = zip(old_sums, terms, strict=True)
+    sums_by_kind[kind] = _Sums(*(discount * before + new / expected_s for before, new in pairs))
     with suppress(OSError):  # a read-only cache only costs accuracy
-        remember(_file(machine, n_parameters), known)
+        remember(_file(machine, n_parameters), sums_by_kind)
 
 
 def _read(machine: Machine, n_parameters: int) -> dict[str, _Sums]:
@@ -248,13 +248,13 @@ def estimate_answering(
     columns = zip(*(e.messages for e in examples), strict=False)
     n_shared = next((i for i, column in enumerate(columns) if any(m != column[0] for m in column)), 0)
     n_read = n_generated = 0
-    for number, example in enumerate(examples):
-        closed = ranked and example.choices
-        once = 0 if closed or number % BLOCK == 0 else n_shared
-        n_read += sum(tokens(m["content"]) + chat * CHAT_TOKENS for m in example.messages[once:])
-        n_read += sum(map(tokens, example.choices)) if closed else 0
+    for index, example in enumerate(examples):
+        is_ranked = ranked and example.choices
+        n_skipped = 0 if is_ranked or index % BLOCK == 0 else n_shared
+        n_read += sum(tokens(m["content"]) + chat * CHAT_TOKENS for m in example.messages[n_skipped:])
+        n_read += sum(map(tokens, example.choices)) if is_ranked else 0
         n_read += 0 if example.messages else sum(map(tokens, example.references[:1]))
-        n_generated += 0 if closed or not example.messages else max_new_tokens
+        n_generated += 0 if is_ranked or not example.messages else max_new_tokens
     return Work(read=n_read, generated=n_generated)
 
 
@@ -264,39 +264,39 @@ def times(work: Work, n: int) -> Work:
 
 
 def training(examples: Sequence[Example], epochs: float, batch_size: int = 1) -> Work:
-    """Estimate the tokens to train on, where rows of a batch that have one system message read it once."""
-    own = 0
+    """Estimate the tokens to train on; rows of a batch with the same system message read it once."""
+    own_tokens = 0
     for e in examples:
-        own += sum(tokens(m["content"]) + CHAT_TOKENS for m in e.messages[e.has_system :])
-        own += tokens(e.references[0])
+        own_tokens += sum(tokens(m["content"]) + CHAT_TOKENS for m in e.messages[e.has_system :])
+        own_tokens += tokens(e.references[0])
     n_batches = len(examples) / batch_size
     systems = Counter(e.messages[0]["content"] for e in examples if e.has_system)
-    shared = 0.0
+    shared_tokens = 0.0
     for text, n in systems.items():
         share_of_batches = 1 - (1 - n / len(examples)) ** batch_size
-        shared += n_batches * share_of_batches * (tokens(text) + CHAT_TOKENS)
-    return Work(trained=round((own + shared) * epochs))
+        shared_tokens += n_batches * share_of_batches * (tokens(text) + CHAT_TOKENS)
+    return Work(trained=round((own_tokens + shared_tokens) * epochs))
 
 
 def describe_longer(examples: Sequence[Example], max_length: int, rows: str, limit: str) -> str:
-    """Estimate how many `rows` are too long for a training, and say so; empty without any."""
+    """Describe how many `rows` are estimated to be too long for a training; empty if none."""
     if not (n := sum(training([example], 1).trained > max_length for example in examples)):
         return ""
-    left_out = f"about {count(n)} of {rows} are longer than {limit}, by the length of texts, and left out"
-    return f"{left_out}; next: a larger params.max_length, or shorter rows"
+    text = f"about {count(n)} of {rows} are longer than {limit}, by the length of texts, and left out"
+    return f"{text}; next: a larger params.max_length, or shorter rows"
 
 
 def preference(pairs: Sequence[Example], epochs: float) -> Work:
     """Estimate the work of training on pairs: both answers, and the reference model's pass over them."""
-    once = 0
+    n_tokens = 0
     for pair in pairs:
-        once += 2 * sum(tokens(m["content"]) + CHAT_TOKENS for m in pair.messages)
-        once += sum(map(tokens, (*pair.references, pair.rejected)))
-    return Work(read=once, trained=round(once * epochs))
+        n_tokens += 2 * sum(tokens(m["content"]) + CHAT_TOKENS for m in pair.messages)
+        n_tokens += sum(map(tokens, (*pair.references, pair.rejected)))
+    return Work(read=n_tokens, trained=round(n_tokens * epochs))
 
 
 def tokens_usd(prices: TokenPrices, read: float, written: float) -> float:
-    """Price tokens that are read and written, none of them cached."""
+    """Price tokens that are read and written, without cached ones."""
     return request_usd(TokenCounts(read, 0, written), prices)
 
 

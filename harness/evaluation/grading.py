@@ -40,49 +40,49 @@ Say = Callable[[UngradedAnswer], Grade]
 
 
 def ask_endpoint(
-    checked: set[str], refused: dict[str, CandidateFailed], answers: Sequence[UngradedAnswer], keep: Keep
+    books: set[str], refusals: dict[str, CandidateFailed], answers: Sequence[UngradedAnswer], keep: Keep
 ) -> None:
-    """Let an endpoint grade answers; with its anchors graded again, its book is `checked` or `refused`."""
-    # Missing anchors are graded, and graded again, before any other answer: so a judge that changes later is
-    # found even if the grading is interrupted. They are chosen by digest, that is as if at random, from the
-    # answers that are graded first.
+    """Let an endpoint grade answers, and its anchors again; record whether its book is checked or refused."""
+    # Missing anchors are graded twice before any other answer, so that a judge that changes later is found
+    # even if the grading is interrupted. They are chosen by digest, as if at random, from the answers that
+    # are graded first.
     judged, judge = answers[0].judged, answers[0].judge
-    known = store.read_rechecks(judged.store, judge.book, Anchor)
-    anchors = {anchor.key for anchor in known}
-    if (n_lacking := judged.rubric.anchors - len(known)) > 0:
-        fresh = sorted((a for a in answers if a.key not in anchors), key=lambda a: a.key)[:n_lacking]
-        known += [Anchor(a.key, a.task, a.example, a.answer, a.order, a.passages) for a in fresh]
-        store.keep_anchors(judged.store, judge.book, known)
-        anchors |= {anchor.key for anchor in known}
-    anchor_answers = [answer for answer in answers if answer.key in anchors]
+    stored_anchors = store.read_rechecks(judged.store, judge.book, Anchor)
+    anchor_keys = {anchor.key for anchor in stored_anchors}
+    if (n_lacking := judged.rubric.anchors - len(stored_anchors)) > 0:
+        added = sorted((a for a in answers if a.key not in anchor_keys), key=lambda a: a.key)[:n_lacking]
+        stored_anchors += [Anchor(a.key, a.task, a.example, a.answer, a.order, a.passages) for a in added]
+        store.keep_anchors(judged.store, judge.book, stored_anchors)
+        anchor_keys |= {anchor.key for anchor in stored_anchors}
+    anchor_answers = [answer for answer in answers if answer.key in anchor_keys]
     assert judge.settings is not None
     server = Server(judge.settings)
     with closing(server.api):
         candidate = ChatCandidate(server, digest(judge.settings.name), logprobs=judged.rubric.logprobs)
         say = partial(_say, candidate, open_budget(judged, judge))
-        if judge.book not in checked:
+        if judge.book not in books:
             try:
                 check_anchors(judged, judge, say)
             except CandidateFailed as error:
-                refused[judge.book] = error
+                refusals[judge.book] = error
                 raise
         if anchor_answers:
             _ask_each(server, say, anchor_answers, keep)
             check_anchors(judged, judge, say, graded_now={answer.key for answer in anchor_answers})
-        checked.add(judge.book)
-        if others := [answer for answer in answers if answer.key not in anchors]:
-            _ask_each(server, say, others, keep)
+        books.add(judge.book)
+        if other_answers := [answer for answer in answers if answer.key not in anchor_keys]:
+            _ask_each(server, say, other_answers, keep)
 
 
 def _ask_each(server: Server, say: Say, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
     """Ask about several answers at once; after a failure no request starts, but running ones are stored."""
     judged, judge, lock = answers[0].judged, answers[0].judge, Lock()
     failures: list[CandidateFailed] = []
-    asked = Counter(grade.key for grade in store.list_grades(judged.store, judge.book))
+    n_by_key = Counter(grade.key for grade in store.list_grades(judged.store, judge.book))
 
     def ask(answer: UngradedAnswer) -> None:
         try:
-            for _ in range(asked[answer.key], judge.attempts):
+            for _ in range(n_by_key[answer.key], judge.attempts):
                 if failures:
                     return
                 grade = say(answer)
@@ -102,8 +102,8 @@ def _say(candidate: ChatCandidate, budget: Budget | None, answer: UngradedAnswer
     if budget is None:
         return _grade_in_words(candidate, answer)
     prices, messages = answer.judge.prices, _messages(answer)
-    read = sum(costs.tokens(message["content"]) for message in messages)
-    with budget.reserve(read, judges.LIMITS.max_new_tokens) as spend:
+    n_prompt = sum(costs.tokens(message["content"]) for message in messages)
+    with budget.reserve(n_prompt, judges.LIMITS.max_new_tokens) as spend:
         grade = _grade_in_words(candidate, answer)
         spend(cost_usd([grade], prices), grade.n_prompt_tokens, grade.n_output_tokens)
     return grade
@@ -119,8 +119,8 @@ def _grade_in_words(candidate: ChatCandidate, answer: UngradedAnswer) -> Grade:
     grade = judges.read_grade(rubric, output.text)
     weights = token_weights(rubric, output.first_logprobs) if grade is not None else None
     if weights is not None:
-        said, mean = mean_grade(rubric, weights, answer.order)
-        return _grade(answer, output, f"{output.text} ({said})", mean)
+        weights_text, mean = mean_grade(rubric, weights, answer.order)
+        return _grade(answer, output, f"{output.text} ({weights_text})", mean)
     value = None if grade is None else judges.grade_value(rubric, grade, answer.order)
     return _grade(answer, output, output.text, value)
 
@@ -139,27 +139,27 @@ def grade_by_likelihood(
     for answer in answers:  # the prompt with each grade after it, the worst first
         messages, grades = _messages(answer), answer.judged.rubric.grades
         encoded.append(candidate.encode_all([PromptText(messages, gap + grade, chat) for grade in grades]))
-    sizes = [max(len(e.context) + len(e.continuation) for e in each) for each in encoded]
-    fitting = [each for each, size in zip(encoded, sizes, strict=True) if size <= candidate.max_context]
-    scores = iter(candidate.loglikelihood([(e.context, e.continuation) for each in fitting for e in each]))
+    sizes = [max(len(e.context) + len(e.continuation) for e in texts) for texts in encoded]
+    fitting = [texts for texts, size in zip(encoded, sizes, strict=True) if size <= candidate.max_context]
+    scores = iter(candidate.loglikelihood([(e.context, e.continuation) for texts in fitting for e in texts]))
     share = (time.perf_counter() - start) / len(answers)
-    for answer, each, size in zip(answers, encoded, sizes, strict=True):
-        n_prompt = len(each[0].context)
+    for answer, texts, size in zip(answers, encoded, sizes, strict=True):
+        n_prompt = len(texts[0].context)
         if size > candidate.max_context:
             reason = f"a prompt of {size} tokens, the judge's context holds {candidate.max_context}"
             yield _grade(answer, Output("", "error", n_prompt_tokens=n_prompt, error=reason), "", None)
         else:
-            weights = softmax([next(scores).logprob for _ in each])
+            weights = softmax([next(scores).logprob for _ in texts])
             output = Output("", n_prompt_tokens=n_prompt, compute_s=share)
             yield _grade(answer, output, *mean_grade(answer.judged.rubric, weights, answer.order))
 
 
-def _grade(answer: UngradedAnswer, output: Output, said: str, value: float | None) -> Grade:
-    failed = output.finish_reason == "error"
-    named = (answer.key, answer.task, answer.example.id, digest(answer.answer))
-    status: Any = "error" if failed else "unparsable" if value is None else "ok"
+def _grade(answer: UngradedAnswer, output: Output, judge_text: str, value: float | None) -> Grade:
+    is_error = output.finish_reason == "error"
+    key_fields = (answer.key, answer.task, answer.example.id, digest(answer.answer))
+    status: Any = "error" if is_error else "unparsable" if value is None else "ok"
     figures = (output.n_prompt_tokens, output.n_output_tokens, output.compute_s)
-    return Grade(*named, status, value, said, *figures, output.error, answer.order)
+    return Grade(*key_fields, status, value, judge_text, *figures, output.error, answer.order)
 
 
 _LEAST = 0.5  # smallest probability of grades for the first token; with less the answer is not a grade
@@ -170,8 +170,8 @@ def token_weights(rubric: Rubric, tokens: Sequence[tuple[str, float]]) -> Array 
     weights = np.zeros(len(rubric.grades))
     for token, logprob in tokens:
         start = normalize(token)
-        begun = [normalize(grade).startswith(start) for grade in rubric.grades] if start else []
-        matches = [at for at, begins in enumerate(begun) if begins]
+        are_prefixed = [normalize(grade).startswith(start) for grade in rubric.grades] if start else []
+        matches = [i for i, is_prefixed in enumerate(are_prefixed) if is_prefixed]
         if len(matches) == 1:
             weights[matches[0]] += np.exp(logprob)
     return np.asarray(weights / weights.sum()) if weights.sum() >= _LEAST else None
@@ -209,8 +209,8 @@ def check_anchors(
     def ask_all() -> list[Grade]:
         grades = []
         for a in anchors:
-            shown = (a.task, a.example, a.answer, a.key, a.order, a.passages)
-            grade = ask(UngradedAnswer(judged, judge, *shown))
+            answer_fields = (a.task, a.example, a.answer, a.key, a.order, a.passages)
+            grade = ask(UngradedAnswer(judged, judge, *answer_fields))
             store.keep_recheck(judged.store, judge.book, grade)
             if grade.status == "error":
                 text = f"{judge.name} could not be asked again: {grade.error}"
@@ -237,14 +237,14 @@ def check_anchors(
         raise CandidateFailed(found, _NEXT)
 
 
-def n_repeats(check: AnchorCheck, earlier: Sequence[AnchorCheck], most: int) -> int:
-    """Return how often anchors are graded again, for a judge without noise that moved all to be detected."""
-    n, least = len(check.grades), 0 if earlier else 1
+def n_repeats(check: AnchorCheck, earlier: Sequence[AnchorCheck], n_max: int) -> int:
+    """Return after how many repeats a judge without noise that moved all anchors would be detected."""
+    n, n_min = len(check.grades), 0 if earlier else 1
     if not check.n_moved:
-        return least
+        return n_min
     calm = replace(check, n_moved=0, drifted=False)
-    numbers = range(least, max(least, most // n) + 1)
-    return next((k for k in numbers if is_drift(n, n, [*earlier, *[calm] * k])), least)
+    numbers = range(n_min, max(n_min, n_max // n) + 1)
+    return next((k for k in numbers if is_drift(n, n, [*earlier, *[calm] * k])), n_min)
 
 
 def _check(
@@ -267,8 +267,8 @@ def is_drift(n_moved: int, n: int, earlier: Sequence[AnchorCheck]) -> bool:
     calm = [check for check in earlier if not check.drifted]
     if not calm:
         return False
-    moved, asked = sum(check.n_moved for check in calm), sum(len(check.grades) for check in calm)
-    table = [[n_moved, n - n_moved], [moved, asked - moved]]
+    n_calm_moved, n_calm = sum(check.n_moved for check in calm), sum(len(check.grades) for check in calm)
+    table = [[n_moved, n - n_moved], [n_calm_moved, n_calm - n_calm_moved]]
     return float(fisher_exact(table, alternative="greater").pvalue) < ALPHA
 
 
@@ -287,8 +287,8 @@ def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | Non
     """Add up the costs of grades by their tokens; None without prices, or if a server reported no tokens."""
     if prices is None or any(g.status != "error" and not g.n_prompt_tokens for g in grades):
         return None  # a grade without tokens: its server sent no `usage`
-    read, written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
-    return tokens_usd(prices, read, written)
+    n_read, n_written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
+    return tokens_usd(prices, n_read, n_written)
 
 
 def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
@@ -296,13 +296,13 @@ def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
     if judge.prices is None:
         return None
     spent, price = sum_paid_usd(judged), partial(tokens_usd, judge.prices)
-    n = sum(len(list_paid_grades(judged, other)) for other in judged.judges if other.settings)
-    most, limit = judged.rubric.max_cost, judged.limit
+    n = sum(len(list_paid_grades(judged, j)) for j in judged.judges if j.settings)
+    max_cost, limit = judged.rubric.max_cost, judged.limit
     since = None if spent is None or limit is None else spent - limit.before_usd
-    if limit and (most is None or spent is None or since is None or limit.usd - since < most - spent):
+    if limit and (max_cost is None or spent is None or since is None or limit.usd - since < max_cost - spent):
         return Budget(limit.usd, price, since, n - limit.n_before, Words(paid="grades"))
     words = Words("max_cost", " in the rubric", "grades")
-    return None if most is None else Budget(most, price, spent, n, words)
+    return None if max_cost is None else Budget(max_cost, price, spent, n, words)
 
 
 class GradeAccount:
@@ -340,11 +340,11 @@ class GradeAccount:
 
     def _grades(self, judge: Judge) -> list[Grade]:
         grades_store, keys = self._judged.store, self._keys.get(judge.book, set())
-        counted = [grade for grade in list_grades(grades_store, judge.book) if grade.key in keys]
-        return [*counted, *read_rechecks(grades_store, judge.book, Grade)[self._n_again[judge.book] :]]
+        own_grades = [grade for grade in list_grades(grades_store, judge.book) if grade.key in keys]
+        return [*own_grades, *read_rechecks(grades_store, judge.book, Grade)[self._n_again[judge.book] :]]
 
 
 def _total(costs: Iterable[float | None]) -> float | None:
     all_costs = list(costs)
-    known = [cost for cost in all_costs if cost is not None]
-    return sum(known) if len(known) == len(all_costs) else None
+    known_costs = [cost for cost in all_costs if cost is not None]
+    return sum(known_costs) if len(known_costs) == len(all_costs) else None

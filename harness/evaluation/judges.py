@@ -55,7 +55,7 @@ class Judge(NamedTuple):
 
     @property
     def score_key(self) -> Any:
-        """What scores depend on: its book, and the number of attempts if it is not one."""
+        """The part that scores depend on: its book, and the number of attempts if it is not one."""
         return self.book if self.attempts == 1 else [self.book, self.attempts]
 
 
@@ -78,7 +78,7 @@ class JudgedMetric(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """The parts that the scores depend on besides the answers."""
+        """Digest of what the scores depend on besides the answers."""
         return digest([judge.score_key for judge in self.judges])
 
     def grades(self) -> list[Mapping[str, Grade]]:
@@ -95,10 +95,10 @@ def read_judged_metrics(
         for written in task.metrics
         if is_judged(written)
     }
-    lacking = [e.id for e in (*items.validation, *items.test) if not any(e.references)]
-    for name, metric in judged.items() if lacking else ():
+    lacking_ids = [e.id for e in (*items.validation, *items.test) if not any(e.references)]
+    for name, metric in judged.items() if lacking_ids else ():
         if metric.rubric.needs_references:
-            found = f"{len(lacking):,} items without a reference ({', '.join(lacking[:3])})"
+            found = f"{len(lacking_ids):,} items without a reference ({', '.join(lacking_ids[:3])})"
             step = "add references, or grade without: reference: false, mode: grade"
             raise UserError(f"task {task.name}: {name}", found, "one for the judge to see", step)
     return judged
@@ -117,11 +117,11 @@ def list_local_judges(metrics: Iterable[str]) -> tuple[dict[str, str], dict[Judg
     """Map the local models, and the candidates, that judge by these metrics to where they are named."""
     models, candidates = dict[str, str](), dict[JudgingCandidate, str]()
     for written in filter(is_judged, metrics):
-        for one in _rubric(written).judges:
-            if isinstance(one, str):
-                models[one] = f"{metric_name(written)}: judge"
-            elif not is_endpoint(one):
-                candidates[JudgingCandidate(**one)] = f"{metric_name(written)}: judge"
+        for judge in _rubric(written).judges:
+            if isinstance(judge, str):
+                models[judge] = f"{metric_name(written)}: judge"
+            elif not is_endpoint(judge):
+                candidates[JudgingCandidate(**judge)] = f"{metric_name(written)}: judge"
     return models, candidates
 
 
@@ -129,9 +129,9 @@ def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
     """Yield the digests of the possible judges of each judged metric, from the files alone."""
     written = [metric for metric in task.metrics if is_judged(metric)]
     books = [_list_stored_books(_rubric(metric), store) for metric in written]
-    for chosen in product(*(product(*grades) for grades in books)):
+    for choice in product(*(product(*grades) for grades in books)):
         yield {
-            metric_name(metric): digest(list(grades)) for metric, grades in zip(written, chosen, strict=True)
+            metric_name(metric): digest(list(grades)) for metric, grades in zip(written, choice, strict=True)
         }
 
 
@@ -139,25 +139,25 @@ def read_stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
     """Read each judge's grades by the current rubric, however a local judge computed them."""
     grades_by_judge = []
     for books in _list_stored_books(_rubric(written), store):
-        counted: list[tuple[str, int]] = [(b, 1) if isinstance(b, str) else tuple(b) for b in reversed(books)]
-        grades = (read_grades(store, book, attempts) for book, attempts in counted)
-        grades_by_judge.append({key: grade for of in grades for key, grade in of.items()})
+        pairs: list[tuple[str, int]] = [(b, 1) if isinstance(b, str) else tuple(b) for b in reversed(books)]
+        grades = (read_grades(store, book, attempts) for book, attempts in pairs)
+        grades_by_judge.append({key: grade for book_grades in grades for key, grade in book_grades.items()})
     return grades_by_judge
 
 
 def _list_stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
     """List for each judge of a rubric the books that may hold its grades, as scores depend on them."""
     books: list[list[Any]] = []
-    for one in rubric.judges:
-        if is_endpoint(one):
-            books.append([_endpoint_judge(rubric, one).score_key])
+    for judge in rubric.judges:
+        if is_endpoint(judge):
+            books.append([_endpoint_judge(rubric, judge).score_key])
             continue
-        named, code = _name_fields(one), _local_code(rubric)
+        name_fields, code = _name_fields(judge), _local_code(rubric)
         books.append(
             [
                 book
                 for book, identity in read_identities(store).items()
-                if named.items() <= identity["judge"].items() and code.items() <= identity.items()
+                if name_fields.items() <= identity["judge"].items() and code.items() <= identity.items()
             ]
         )
     return books
@@ -171,8 +171,8 @@ def _name_fields(written: Written) -> dict[str, str]:
 
 def key_problems(judged: Sequence[JudgedMetric]) -> Iterator[Problem]:
     """Yield what is missing to call the endpoints of judges now: a key, the client."""
-    known = {judge.settings: one.metric for one in judged for judge in one.judges if judge.settings}
-    for settings, metric in known.items():
+    metric_by_settings = {judge.settings: m.metric for m in judged for judge in m.judges if judge.settings}
+    for settings, metric in metric_by_settings.items():
         yield from openai_api.problems(settings, metric)
 
 
@@ -184,16 +184,16 @@ def _judge(rubric: Rubric, written: Written, judging: Mapping[str, Weights | str
     if is_endpoint(written):
         return _endpoint_judge(rubric, written)
     weights = judging[judge_label(written)]
-    computed = {"precision": machine.precision, "device": machine.device}
-    (name,) = (named := _name_fields(written)).values()
+    engine_fields = {"precision": machine.precision, "device": machine.device}
+    (name,) = (name_fields := _name_fields(written)).values()
     if isinstance(weights, str):
-        identity = {**_local_code(rubric), "judge": {**named, **computed, "weights": ""}}
+        identity = {**_local_code(rubric), "judge": {**name_fields, **engine_fields, "weights": ""}}
         return Judge(name, identity, absent=weights)
     assert weights.source is not None, "weights that judge name their base"
-    computed |= {"weights": weights.digest, "template": weights.source.template_digest}
-    identity = {**_local_code(rubric), "judge": {**named, **computed}}
-    shown = Path(name).name if isinstance(written, str) else f"{name} (weights {weights.digest[:8]})"
-    return Judge(shown, identity, weights=weights)
+    engine_fields |= {"weights": weights.digest, "template": weights.source.template_digest}
+    identity = {**_local_code(rubric), "judge": {**name_fields, **engine_fields}}
+    shown_name = Path(name).name if isinstance(written, str) else f"{name} (weights {weights.digest[:8]})"
+    return Judge(shown_name, identity, weights=weights)
 
 
 def _endpoint_judge(rubric: Rubric, written: dict[str, Any]) -> Judge:
@@ -209,7 +209,7 @@ def _local_code(rubric: Rubric) -> dict[str, Any]:
 
 
 Order = Literal["", "first", "second"]  # of an answer in a pair
-LIMITS = Limits(max_new_tokens=16)  # a grade has fewer
+LIMITS = Limits(max_new_tokens=16)  # a grade is shorter
 
 _RULES = """\
 {aim} by the criteria below, and by nothing else.
@@ -237,7 +237,7 @@ def orders(rubric: Rubric) -> tuple[Order, ...]:
 
 
 def answer_key(rubric: Rubric, example: Example, answer: str, order: Order = "", passages: str = "") -> str:
-    """Digest what a judge is shown of an item: answers with equal keys get one grade."""
+    """Digest what a judge sees of an item; answers with equal keys share one grade."""
     if order:
         return digest([example.question, answer, example.references[0], order])
     references = example.references if rubric.reference else ()
@@ -249,15 +249,15 @@ def judge_messages(
 ) -> list[Message]:
     """Write a judge's prompt: the rules once, the graded examples as earlier turns, then the answer."""
     turns: list[Message] = []
-    for shown in rubric.examples:
-        references = (shown.reference,) if shown.reference else ()
-        texts = _list_graded_texts(rubric, shown.question, shown.passages, references, shown.answer)
+    for shot in rubric.examples:
+        references = (shot.reference,) if shot.reference else ()
+        texts = _list_graded_texts(rubric, shot.question, shot.passages, references, shot.answer)
         turns.append({"role": "user", "content": _item(rubric, texts)})
-        turns.append({"role": "assistant", "content": str(shown.grade)})
+        turns.append({"role": "assistant", "content": str(shot.grade)})
     texts = _list_graded_texts(rubric, example.question, passages, example.references, answer)
     if order:
-        other = example.references[0]
-        pair = (answer, other) if order == "first" else (other, answer)
+        reference = example.references[0]
+        pair = (answer, reference) if order == "first" else (reference, answer)
         texts = [("question", example.question), *zip("AB", pair, strict=True)]
     turns.append({"role": "user", "content": _item(rubric, texts)})
     grades, aim = rubric.grades, "Grade an answer"
@@ -283,28 +283,28 @@ def grade_value(rubric: Rubric, grade: str, order: Order) -> float:
 
 
 def _wording(rubric: Rubric) -> dict[str, str]:
-    wanted = "better answer" if rubric.mode == "pairwise" else "grade"
-    return {"wanted": wanted, "grades": ", ".join(sorted(rubric.grades, key=lambda g: (len(g), g)))}
+    grade_name = "better answer" if rubric.mode == "pairwise" else "grade"
+    return {"wanted": grade_name, "grades": ", ".join(sorted(rubric.grades, key=lambda g: (len(g), g)))}
 
 
 def _list_graded_texts(
     rubric: Rubric, question: str, passages: str, references: Sequence[str], answer: str
 ) -> list[tuple[str, str]]:
-    shown = references if rubric.reference else ()
+    shown_references = references if rubric.reference else ()
     texts = [("question", question), ("passages", passages if rubric.passages else "")]
-    texts += [*(("reference", text) for text in shown), ("answer", answer)]
+    texts += [*(("reference", text) for text in shown_references), ("answer", answer)]
     return [(kind, text) for kind, text in texts if text or kind == "answer"]
 
 
 def _item(rubric: Rubric, texts: Sequence[tuple[str, str]]) -> str:
-    texts = [(kind, _CONTROL.sub(lambda found: f"{found[0]} ", text)) for kind, text in texts]
+    texts = [(kind, _CONTROL.sub(lambda match: f"{match[0]} ", text)) for kind, text in texts]
     plain = [text for _, text in texts]
     word = digest(plain)[:8]  # in none of the texts, and unknown to their authors
     while any(word in text for text in plain):
         word = digest([word, *plain])[:8]
-    marked = "\n\n".join(f"<{kind} {word}>\n{text}\n</{kind} {word}>" for kind, text in texts)
-    what = "those" if rubric.mode == "pairwise" else "the answer"
-    return marked + _ASK.format(what=what, word=word, **_wording(rubric))
+    marked_text = "\n\n".join(f"<{kind} {word}>\n{text}\n</{kind} {word}>" for kind, text in texts)
+    subject = "those" if rubric.mode == "pairwise" else "the answer"
+    return marked_text + _ASK.format(what=subject, word=word, **_wording(rubric))
 
 
 class UngradedAnswer(NamedTuple):
@@ -340,30 +340,30 @@ class GradeReader:
         return bound
 
     def _score(self, name: str, output: Output, example: Example) -> Parts | None:
-        """Score an answer by the mean grade of its judges; None if one of them has given none."""
-        judged, plain = self._judged[name], self._examples[example.id]
+        """Score an answer by the mean grade of its judges; None if a grade is missing or unreadable."""
+        judged, task_item = self._judged[name], self._examples[example.id]
         books = zip(judged.judges, self._grades[name], strict=True)
-        given: list[tuple[Judge, Grade]] = []
+        given_grades: list[tuple[Judge, Grade]] = []
         shows = judged.rubric.passages and example.passages
-        passages = context_of(example.prompt, plain.prompt) if shows else ""
+        passages = context_of(example.prompt, task_item.prompt) if shows else ""
         n_ungraded = len(self.ungraded)
         for (judge, grade_by_key), order in product(books, orders(judged.rubric)):
-            key = answer_key(judged.rubric, plain, output.text, order, passages)
+            key = answer_key(judged.rubric, task_item, output.text, order, passages)
             self.keys.setdefault(judge.book, set()).add(key)
             if key in grade_by_key:
-                given.append((judge, grade_by_key[key]))
+                given_grades.append((judge, grade_by_key[key]))
             else:
-                ungraded = (judged, judge, self._task, plain, output.text, key, order, passages)
+                ungraded = (judged, judge, self._task, task_item, output.text, key, order, passages)
                 self.ungraded.append(UngradedAnswer(*ungraded))
         reasons = [
             f"{judge.name} could not be asked: {grade.error}"
             if grade.status == "error"
             else f"an unparsable grade, {judge.name} said {grade.said[:80]!r}"
-            for judge, grade in given
+            for judge, grade in given_grades
             if grade.value is None
         ]
         if reasons:
             self.unreadable.setdefault(example.id, {})[name] = f"{name}: {'; '.join(reasons)}"
         elif len(self.ungraded) == n_ungraded:
-            return (fmean(grade.value for _, grade in given if grade.value is not None),)
+            return (fmean(grade.value for _, grade in given_grades if grade.value is not None),)
         return None

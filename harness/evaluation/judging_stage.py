@@ -1,6 +1,6 @@
 """The judging stage: stored answers and pairs of answers are graded by their judges, and scored again.
 
-Invariant: it runs while no candidate is open, so that a local judge can use the one place in memory; a
+Invariant: it runs while no candidate is open, so that a local judge can be the one model in memory; a
 failure keeps all answers and grades for the next run. Equal answers are not a pair, and a failed answer loses
 without a judge. An unreadable preference counts as half a win for each side. A reward depends only on the
 item, the text and the reward model, and is reused. Re-scored rows equal those of a new evaluation.
@@ -48,19 +48,19 @@ def answer_and_score(
     session: Session, weights: Weights, sets: Sequence[RowSet], name: str, base: ModelSource | None = None
 ) -> None:
     """Compute the missing answers of sets, with the control arm of `base`, and score them."""
-    if lacking := score_answered(session, sets):
-        answer(session, weights, lacking, name, base)
-        score_answered(session, lacking)
+    if missing_sets := score_answered(session, sets):
+        answer(session, weights, missing_sets, name, base)
+        score_answered(session, missing_sets)
 
 
 def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
-    """Score stored answers, graded first if a judge scores them; return the sets that lack answers."""
+    """Score stored answers, graded first if a judge scores them; return the sets without all answers."""
     ungraded: list[UngradedAnswer] = []
-    lacking = rescore_stored(session, sets, ungraded)
+    missing_sets = rescore_stored(session, sets, ungraded)
     if not ungraded:
-        return lacking
+        return missing_sets
     grade_answers(session, ungraded)
-    return rescore_stored(session, lacking)
+    return rescore_stored(session, missing_sets)
 
 
 def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
@@ -69,16 +69,16 @@ def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
 
 
 def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = False) -> dict[str, str]:
-    """Measure weights on the suites where that is missing; return the row set of each task.
+    """Measure weights on the suites unless their rows are stored; return the row set of each task.
 
     `shared` row sets are also shared with experiments in other folders of this machine.
     """
     sets = suite_sets(session, weights)
-    lacking = score_answered(session, sets)
-    if lacking := find_base_rows(session, lacking) if shared else lacking:
+    missing_sets = score_answered(session, sets)
+    if missing_sets := find_base_rows(session, missing_sets) if shared else missing_sets:
         with open_weights(session, weights) as candidate:
-            fill(session, candidate, lacking, name, shared=shared)
-        score_answered(session, lacking)
+            fill(session, candidate, missing_sets, name, shared=shared)
+        score_answered(session, missing_sets)
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 
@@ -91,33 +91,33 @@ def is_measured(session: Session, source: ModelSource) -> bool:
 def grade_answers(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
     """Let judges grade answers, book by book; SharedFailure if a judge fails or a budget is spent."""
     books: dict[str, dict[str, UngradedAnswer]] = {}
-    for lacking in ungraded:
-        books.setdefault(lacking.judge.book, {})[lacking.key] = lacking
+    for entry in ungraded:
+        books.setdefault(entry.judge.book, {})[entry.key] = entry
     for answers in books.values():
         _grade_book(session, list(answers.values()))
 
 
-def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
-    judged, judge = distinct[0].judged, distinct[0].judge
-    label = f"{judged.metric}: {pluralize(len(distinct), 'answer')} graded by {judge.name}"
+def _grade_book(session: Session, answers: Sequence[UngradedAnswer]) -> None:
+    judged, judge = answers[0].judged, answers[0].judge
+    label = f"{judged.metric}: {pluralize(len(answers), 'answer')} graded by {judge.name}"
     with session.progress.stage(label) as advance:
-        kept: list[Grade] = []
+        finished_grades: list[Grade] = []
 
         def keep(grades: Sequence[Grade]) -> None:
             store.keep_grades(judged.store, judge.book, judge.identity, grades)
-            kept.extend(grades)
-            advance(len(kept), len(distinct))
+            finished_grades.extend(grades)
+            advance(len(finished_grades), len(answers))
 
         try:
             if judge.settings:
-                ask_endpoint(session.checked_judges, session.refused_judges, distinct, keep)
+                ask_endpoint(session.checked_judges, session.refused_judges, answers, keep)
             elif judge.weights:
                 assert judge.weights.source is not None, "weights that judge name their base"
                 chat = bool(chat_template(judge.weights.source))
                 with open_weights(session, judge.weights) as candidate:
-                    for start in range(0, len(distinct), _TOGETHER):
-                        together = distinct[start : start + _TOGETHER]
-                        keep(list(grade_by_likelihood(candidate, together, chat=chat)))
+                    for start in range(0, len(answers), _TOGETHER):
+                        batch = answers[start : start + _TOGETHER]
+                        keep(list(grade_by_likelihood(candidate, batch, chat=chat)))
             else:
                 raise CandidateFailed(judge.absent, "a judge that is trained")
         except CandidateFailed as error:
@@ -129,72 +129,72 @@ def grade_rows(
 ) -> list[list[SampleResult]]:
     """Score answers to some items of sets; a judge grades those that it has not graded yet."""
     ungraded: list[UngradedAnswer] = []
-    scored = [score_by_grades(rows, answered, ungraded) for rows, answered in parts]
+    scored_parts = [score_by_grades(rows, results, ungraded) for rows, results in parts]
     if not ungraded:
-        return scored
+        return scored_parts
     grade_answers(session, ungraded)
-    return [score_by_grades(rows, answered, []) for rows, answered in parts]
+    return [score_by_grades(rows, results, []) for rows, results in parts]
 
 
 def judge_remarks(
-    tasks: Iterable[MeasuredTask], of_pairs: JudgedMetric | None, runs: Iterable[Run], max_errors: float
+    tasks: Iterable[MeasuredTask], pair_metric: JudgedMetric | None, runs: Iterable[Run], max_errors: float
 ) -> Iterator[str]:
-    """Say how much each judge graded and compared, at which price, what was unreadable, and whose answers."""
+    """Describe what each judge graded and compared, its cost, unreadable grades, and whose answers it saw."""
     decides: dict[tuple[str, ...], bool] = {}
-    named: dict[tuple[str, ...], JudgedMetric] = {}
+    metric_by_books: dict[tuple[str, ...], JudgedMetric] = {}
     for task in tasks:
         for judged_metric in task.judged.values():
             books = (judged_metric.metric, *(judge.book for judge in judged_metric.judges))
-            named.setdefault(books, judged_metric)
+            metric_by_books.setdefault(books, judged_metric)
             decides[books] = decides.get(books, False) or judged_metric.metric == task.task.primary_metric
-    for books, judged_metric in named.items():
-        become = "count as failed answers" if decides[books] else "leave these answers without that score"
-        for judge, known in zip(judged_metric.judges, judged_metric.grades(), strict=True):
-            yield _remark_of(judged_metric, judge, known, ("answers graded", "grades"), become)
+    for books, judged_metric in metric_by_books.items():
+        effect = "count as failed answers" if decides[books] else "leave these answers without that score"
+        for judge, grades in zip(judged_metric.judges, judged_metric.grades(), strict=True):
+            yield _remark_of(judged_metric, judge, grades, ("answers graded", "grades"), effect)
     # Models prefer their own text (Panickssery et al. 2024, arXiv 2404.13076).
     makers: dict[str, list[str]] = {}
     for run in runs:
         if run.state == "done":
             makers.setdefault(run.weights_digest, []).append(run.label)
-    all_judged = [*named.values(), *([of_pairs] if of_pairs else [])]
-    graded = {
+    all_judged = [*metric_by_books.values(), *([pair_metric] if pair_metric else [])]
+    judge_by_book = {
         (judged_metric.metric, judge.book): judge
         for judged_metric in all_judged
         for judge in judged_metric.judges
     }
-    for (metric, _), judge in graded.items():
-        if judge.weights and (own := makers.get(judge.weights.digest)):
-            text = f"{metric}: {judge.name} grades answers of its own weights ({', '.join(own)})"
+    for (metric, _), judge in judge_by_book.items():
+        if judge.weights and (labels := makers.get(judge.weights.digest)):
+            text = f"{metric}: {judge.name} grades answers of its own weights ({', '.join(labels)})"
             step = "let another model judge, or people label answers of both sides"
             yield f"{text}, and models prefer what they would say themselves; {step}"
     limit = f"{percent(max_errors)} % of items (gate.max_errors)"
-    become = f"make their items half a win, beyond {limit} the win rate is left open"
-    for judge, known in zip(of_pairs.judges, of_pairs.grades(), strict=True) if of_pairs else ():
-        if of_pairs and known:
-            yield _remark_of(of_pairs, judge, known, ("comparisons made", "preferences"), become)
+    effect = f"make their items half a win, beyond {limit} the win rate is left open"
+    for judge, grades in zip(pair_metric.judges, pair_metric.grades(), strict=True) if pair_metric else ():
+        if pair_metric and grades:
+            yield _remark_of(pair_metric, judge, grades, ("comparisons made", "preferences"), effect)
 
 
 def _remark_of(
-    judged: JudgedMetric, judge: Judge, known: Mapping[str, Grade], words: tuple[str, str], become: str
+    judged: JudgedMetric, judge: Judge, grades: Mapping[str, Grade], words: tuple[str, str], effect: str
 ) -> str:
-    done, name = words
-    remark = f"{judged.metric}: {count(len(known))} {done} by {judge.name}"
+    action, noun = words
+    remark = f"{judged.metric}: {count(len(grades))} {action} by {judge.name}"
     if judge.settings and judge.prices is not None:
         cost = cost_usd(list_paid_grades(judged, judge), judge.prices)
-        unknown = " at an unknown cost, the server sends no usage"
-        remark += unknown if cost is None else f" for {usd(cost)} USD"
-    lost = [grade for grade in known.values() if grade.value is None]
-    if errors := [grade.error for grade in lost if grade.status == "error"]:
-        remark += f"; {count(len(errors))} of these {name} could not be asked for ({errors[0]})"
-    if n_unread := len(lost) - len(errors):
-        remark += f"; {count(n_unread)} of these {name} could not be read"
-    remark += f" and {become}" if lost else ""
-    if lost and judge.settings:
+        cost_text = " at an unknown cost, the server sends no usage"
+        remark += cost_text if cost is None else f" for {usd(cost)} USD"
+    failed_grades = [grade for grade in grades.values() if grade.value is None]
+    if errors := [grade.error for grade in failed_grades if grade.status == "error"]:
+        remark += f"; {count(len(errors))} of these {noun} could not be asked for ({errors[0]})"
+    if n_unread := len(failed_grades) - len(errors):
+        remark += f"; {count(n_unread)} of these {noun} could not be read"
+    remark += f" and {effect}" if failed_grades else ""
+    if failed_grades and judge.settings:
         remark += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
-    read = [grade for grade in known.values() if grade.order and grade.value is not None]
-    if read:  # each pair is shown in both orders, so half is neutral
-        first = percent(fmean(_value_of_first(grade.order, grade.value or 0.0) for grade in read))
-        remark += f"; the answer shown first won {first} % of comparisons, where 50 % favours no place"
+    readable = [grade for grade in grades.values() if grade.order and grade.value is not None]
+    if readable:  # each pair is shown in both orders, so half is neutral
+        share_first = percent(fmean(_value_of_first(grade.order, grade.value or 0.0) for grade in readable))
+        remark += f"; the answer shown first won {share_first} % of comparisons, where 50 % favours no place"
     if checks := read_rechecks(judged.store, judge.book, AnchorCheck):
         last, n = checks[-1], len(checks[-1].grades)
         remark += f"; of {count(n)} answers graded again {count(last.n_moved)} got another grade"
@@ -219,8 +219,8 @@ def list_ungraded_pairs(
         example = replace(items[new_row.example_id], references=(base_row.text,))
         for (judge, grades), order in product(grades_by_judge, _ORDERS):
             if (key := _key(base_row, new_row, order)) not in grades:
-                asked = (judged, judge, new_row.task, example, new_row.text, key, order)
-                ungraded.append(UngradedAnswer(*asked))
+                fields = (judged, judge, new_row.task, example, new_row.text, key, order)
+                ungraded.append(UngradedAnswer(*fields))
     return ungraded
 
 
@@ -239,23 +239,23 @@ class Preferences(NamedTuple):
 
 def preferences(grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows) -> Preferences:
     """Read judges' preferences between two arms' answers; a failed answer loses without them."""
-    differing = (pair for pair in pair_rows(base, new) if answers_differ(*pair))
+    differing_pairs = (pair for pair in pair_rows(base, new) if answers_differ(*pair))
     result = Preferences({}, set(), {})
-    for base_row, new_row in differing:
+    for base_row, new_row in differing_pairs:
         if _is_failed(base_row, new_row):
             result.won[new_row.example_id] = float(base_row.status == "error")
             continue
         keys = [_key(base_row, new_row, order) for order in _ORDERS]
-        pair_grades = [by_key[key] for by_key in grades for key in keys if key in by_key]
+        pair_grades = [grade_by_key[key] for grade_by_key in grades for key in keys if key in grade_by_key]
         if not pair_grades or len(pair_grades) < len(grades) * len(keys):
             continue  # a judge has yet to compare them
-        item, read = new_row.example_id, [(g.order, g.value) for g in pair_grades if g.value is not None]
-        if len(read) < len(pair_grades):
+        item, readable = new_row.example_id, [(g.order, g.value) for g in pair_grades if g.value is not None]
+        if len(readable) < len(pair_grades):
             result.unread.add(item)
             result.won[item] = _TIE
         else:
-            result.won[item] = fmean(value for _, value in read)
-            result.first[item] = fmean(_value_of_first(order, value) for order, value in read)
+            result.won[item] = fmean(value for _, value in readable)
+            result.first[item] = fmean(_value_of_first(order, value) for order, value in readable)
     return result
 
 
@@ -271,14 +271,14 @@ def pair_rows(base: Rows, new: Rows) -> Iterator[tuple[SampleResult, SampleResul
 
 def answers_differ(old: SampleResult, now: SampleResult) -> bool:
     """Tell whether two answers to an item differ; if both failed, neither is better."""
-    failed = [row.status == "error" for row in (old, now)]
-    return any(failed) and not all(failed) if any(failed) else old.text != now.text
+    failures = [row.status == "error" for row in (old, now)]
+    return any(failures) and not all(failures) if any(failures) else old.text != now.text
 
 
 def map_shown_pairs(base: Rows, new: Rows) -> dict[str, tuple[SampleResult, SampleResult]]:
     """Map the items to show to people to both rows: both answers exist and differ."""
-    both = ((old, now) for old, now in pair_rows(base, new) if not _is_failed(old, now))
-    return {now.example_id: (old, now) for old, now in both if answers_differ(old, now)}
+    pairs = ((old, now) for old, now in pair_rows(base, new) if not _is_failed(old, now))
+    return {now.example_id: (old, now) for old, now in pairs if answers_differ(old, now)}
 
 
 def _is_failed(old: SampleResult, now: SampleResult) -> bool:
@@ -303,40 +303,40 @@ def rescore_stored(
 
 
 def score_by_grades(
-    rows: RowSet, answered: Sequence[SampleResult], ungraded: list[UngradedAnswer]
+    rows: RowSet, results: Sequence[SampleResult], ungraded: list[UngradedAnswer]
 ) -> list[SampleResult]:
     """Score answers by the existing grades; unjudged metrics stay, missing grades are added to `ungraded`."""
     if not rows.measured.judged:
-        return list(answered)
+        return list(results)
     grades = rows.grades()
     job = rows.job(grades)
     examples = {example.id: example for example in job.examples}
-    scored = [
+    scored_rows = [
         _row(job, examples[row.example_id], row, grades, {}) if row.example_id in examples else row
-        for row in answered
+        for row in results
     ]
     ungraded += grades.ungraded
-    return scored
+    return scored_rows
 
 
 def _rescore(
-    session: Session, rows: RowSet, known: Iterable[RowsIdentity], ungraded: list[UngradedAnswer] | None
+    session: Session, rows: RowSet, candidates: Iterable[RowsIdentity], ungraded: list[UngradedAnswer] | None
 ) -> bool:
     """Score every stored block of the same answers again; return whether the set is then complete."""
-    wanted = rows.identity
-    same = [r for r in known if r.scoring_digest and r != wanted and r.answers == wanted.answers]
-    same.sort(key=lambda identity: identity.choice != wanted.choice)  # rows with rewards first
-    done = store.list_stored_blocks(session.store, wanted, rows.ids)
+    identity = rows.identity
+    matching = [r for r in candidates if r.scoring_digest and r != identity and r.answers == identity.answers]
+    matching.sort(key=lambda other: other.choice != identity.choice)  # rows with rewards first
+    done_blocks = store.list_stored_blocks(session.store, identity, rows.ids)
     grades = rows.grades()
-    if same and wanted.scoring_digest:
+    if matching and identity.scoring_digest:
         job = rows.job(grades)
-        for other in same:
-            origins = store.origins(session.store, other.digest)
-            for index, block in store.read_blocks(session.store, other, rows.ids).items():
-                if index in done:
+        for source in matching:
+            origins = store.origins(session.store, source.digest)
+            for index, block in store.read_blocks(session.store, source, rows.ids).items():
+                if index in done_blocks:
                     continue
                 rewards: Rewards = {}
-                if rows.chooser and other.choice == wanted.choice:
+                if rows.chooser and source.choice == identity.choice:
                     name = rows.chooser.metric
                     rewards = {
                         (row.example_id, s.text): {name: s.parts.get(name)}
@@ -349,21 +349,21 @@ def _rescore(
                     rewards = _score_rewards(session.machine, rows, rows.chooser, block)
                 n_ungraded = len(grades.ungraded)
                 examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
-                scored = [
+                scored_rows = [
                     _row(job, example, row, grades, rewards)
                     for example, row in zip(examples, block, strict=True)
                 ]
                 if len(grades.ungraded) > n_ungraded:  # a block that lacks a grade
                     continue
                 if index in origins:
-                    store.keep_origin(session.store, wanted.digest, index, origins[index])
-                store.append_block(session.store, wanted, index, scored)
-                done.add(index)
+                    store.keep_origin(session.store, identity.digest, index, origins[index])
+                store.append_block(session.store, identity, index, scored_rows)
+                done_blocks.add(index)
     if ungraded is not None:
         ungraded += grades.ungraded
-    if len(done) < rows.n_blocks:
+    if len(done_blocks) < rows.n_blocks:
         return False
-    store.complete_rows(session.store, wanted, len(rows.ids))
+    store.complete_rows(session.store, identity, len(rows.ids))
     return True
 
 
@@ -372,11 +372,11 @@ def _score_rewards(
 ) -> Rewards:
     folder = chooser.weights.folder
     assert folder is not None, "a reward model is trained into a folder"
-    step, plain = chooser.step(), {example.id: example for example in rows.measured.examples(rows.split)}
+    step, item_by_id = chooser.step(), {example.id: example for example in rows.measured.examples(rows.split)}
     answers = list(dict.fromkeys((row.example_id, sample.text) for row in block for sample in row.samples))
-    prompted, texts = [step(plain[ident]) for ident, _ in answers], [text for _, text in answers]
+    prompts, texts = [step(item_by_id[ident]) for ident, _ in answers], [text for _, text in answers]
     model, chat = folder / chooser.weights.kind, rows.measured.task.chat_template
-    scores = open_scorer(model, chooser.base, machine, chat)(prompted, texts)
+    scores = open_scorer(model, chooser.base, machine, chat)(prompts, texts)
     return {answer: {chooser.metric: (score,)} for answer, score in zip(answers, scores, strict=True)}
 
 
@@ -388,17 +388,17 @@ def _row(
     output = replace(_output(row), gold_logprob=row.gold_logprob, gold_bytes=row.gold_bytes, samples=samples)
 
     def score(answer_output: Output) -> AnswerScore:
-        scored = score_output(job, example, answer_output)
-        scored = scored._replace(parts={**scored.parts, **rewards.get((example.id, answer_output.text), {})})
+        result = score_output(job, example, answer_output)
+        result = result._replace(parts={**result.parts, **rewards.get((example.id, answer_output.text), {})})
         if unreadable := grades.unreadable.pop(example.id, {}):
-            status = "error" if job.task.primary_metric in unreadable else scored.status
-            scored = scored._replace(status=status, error="; ".join(unreadable.values()))
-        return scored
+            status = "error" if job.task.primary_metric in unreadable else result.status
+            result = result._replace(status=status, error="; ".join(unreadable.values()))
+        return result
 
     return replace(row, **answer_fields(job, row.references, output, score))
 
 
-def _output(stored: SampleResult | Sample) -> Output:
-    ended: Any = stored.finish_reason  # a value of Output's, from which it was copied
-    tokens = (stored.n_prompt_tokens, stored.n_output_tokens)
-    return Output(stored.text, ended, *tokens, stored.compute_s, error=stored.error)
+def _output(record: SampleResult | Sample) -> Output:
+    finish_reason: Any = record.finish_reason  # a value of Output's, from which it was copied
+    tokens = (record.n_prompt_tokens, record.n_output_tokens)
+    return Output(record.text, finish_reason, *tokens, record.compute_s, error=record.error)

@@ -19,10 +19,10 @@ class Spoken(NamedTuple):
     tasks: Mapping[str, float] = {}
 
 
-def _tasks(suffix: str, reading: str, *others: str) -> dict[str, float]:
+def _tasks(suffix: str, reading: str, *tasks: str) -> dict[str, float]:
     chances = {"arc": 0.25, "hellaswag": 0.25, "xnli": 1 / 3, "xstorycloze": 0.5, "paws": 0.5}
-    named = {f"{other}_{suffix}": chances[other] for other in others}
-    return {f"belebele_{reading}": 0.25, f"m_mmlu_{suffix}": 0.25} | named
+    chance_by_task = {f"{name}_{suffix}": chances[name] for name in tasks}
+    return {f"belebele_{reading}": 0.25, f"m_mmlu_{suffix}": 0.25} | chance_by_task
 
 
 SPOKEN: Mapping[str, Spoken] = {
@@ -51,37 +51,37 @@ def classify(text: str) -> str:
 def find_language(texts: Iterable[str]) -> str:
     """Return the code of the language of nearly all texts that are long enough to tell, or an empty text."""
     letters = ((text, sum(map(str.isalpha, text))) for text in texts)
-    distinct = list(dict.fromkeys(text[:_READ] for text, n in letters if n >= _FEWEST_LETTERS))
-    read = distinct[:: -(-len(distinct) // _MOST_TEXTS) or 1]
-    if len(read) < _FEWEST_TEXTS:
+    distinct_texts = list(dict.fromkeys(text[:_READ] for text, n in letters if n >= _FEWEST_LETTERS))
+    sampled_texts = distinct_texts[:: -(-len(distinct_texts) // _MOST_TEXTS) or 1]
+    if len(sampled_texts) < _FEWEST_TEXTS:
         return ""
-    language, n = Counter(map(classify, read)).most_common(1)[0]
-    return language if n >= _SHARE * len(read) else ""
+    language, n = Counter(map(classify, sampled_texts)).most_common(1)[0]
+    return language if n >= _SHARE * len(sampled_texts) else ""
 
 
 def describe_unspoken(target: MeasuredTask, suites: Iterable[MeasuredTask]) -> Iterator[str]:
-    """Say that no task of the capability suites is in a language of the target, where that is known."""
+    """Describe each language of the target, if known, that no task of the capability suites is in."""
     capability = [m for m in suites if m.role == "capability"]
-    measured = [target, *capability]
+    measured_tasks = [target, *capability]
     limits = [_MOST_TEXTS, _FEWEST_TEXTS, _READ, _FEWEST_LETTERS, _SHARE]
-    key = digest([limits, *([m.task.name, m.versions["test"]] for m in measured)])
+    key = digest([limits, *([m.task.name, m.versions["test"]] for m in measured_tasks)])
 
     def find_languages() -> list[list[str]]:  # of the prompts and of the answers of each task
-        found = []
-        for items in (m.items.test for m in measured):
+        codes_by_task = []
+        for items in (m.items.test for m in measured_tasks):
             prompts = ("\n".join([item.prompt, *item.choices[:1]]) for item in items)
             texts = (prompts, (reference for item in items for reference in item.references))
-            found.append([*dict.fromkeys(filter(None, map(find_language, texts)))])
-        return found
+            codes_by_task.append([*dict.fromkeys(filter(None, map(find_language, texts)))])
+        return codes_by_task
 
-    asked, *evaluated = memo("languages", key, find_languages)
-    spoken = dict.fromkeys(language for languages in evaluated for language in languages)
-    for language in [code for code in asked if spoken and code not in spoken]:
-        known = SPOKEN.get(language, Spoken(f"the language “{language}”"))
-        others = " and ".join(SPOKEN.get(code, Spoken(code)).name for code in spoken)
-        examples = ", ".join([*known.tasks][:3])
+    target_codes, *codes_by_suite = memo("languages", key, find_languages)
+    suite_codes = dict.fromkeys(language for languages in codes_by_suite for language in languages)
+    for language in [code for code in target_codes if suite_codes and code not in suite_codes]:
+        unspoken = SPOKEN.get(language, Spoken(f"the language “{language}”"))
+        suite_names = " and ".join(SPOKEN.get(code, Spoken(code)).name for code in suite_codes)
+        examples = ", ".join([*unspoken.tasks][:3])
         step = f"tasks of lm-eval such as {examples} in a suite" if examples else "a suite in that language"
         yield (
-            f"language: the target is in {known.name}, the capability suites are in {others}: what is"
-            f" forgotten of {known.name} is not measured; next: {step}"
+            f"language: the target is in {unspoken.name}, the capability suites are in {suite_names}: what is"
+            f" forgotten of {unspoken.name} is not measured; next: {step}"
         )

@@ -78,13 +78,13 @@ class RowSet(NamedTuple):
             return self
         m = self.measured
         if m.judged:
-            kept = tuple(name for name in m.task.metrics if not is_judged(name))
-            task = m.task.model_copy(update={"metrics": kept, "primary": ""})
-            own = {name: metric for name, metric in m.metrics.items() if name not in m.judged}
-            m = m._replace(task=task, metrics=own, judged={})
+            kept_metrics = tuple(name for name in m.task.metrics if not is_judged(name))
+            task = m.task.model_copy(update={"metrics": kept_metrics, "primary": ""})
+            unjudged_metrics = {name: metric for name, metric in m.metrics.items() if name not in m.judged}
+            m = m._replace(task=task, metrics=unjudged_metrics, judged={})
         choice = choice_name(self.decoding) if self.chooser else self.identity.choice
-        named = replace(self.identity, scoring_digest=_scoring_digest(m), choice=choice)
-        return self._replace(measured=m, identity=named, chooser=None)
+        row_identity = replace(self.identity, scoring_digest=_scoring_digest(m), choice=choice)
+        return self._replace(measured=m, identity=row_identity, chooser=None)
 
     def grades(self) -> GradeReader:
         """Return a reader of the existing grades of judges."""
@@ -100,32 +100,32 @@ class RowSet(NamedTuple):
     ) -> EvaluationJob:
         """Return the job that evaluates the items with their prompts, or `examples`, with existing grades."""
         m, items = self.measured, self.examples() if examples is None else examples
-        scored = (grades or self.grades()).bind(m.metrics)
-        named = (m.task, m.role, self.split, items, scored)
-        return EvaluationJob(*named, self.answer, self.identity, self.decoding)
+        bound_metrics = (grades or self.grades()).bind(m.metrics)
+        fields = (m.task, m.role, self.split, items, bound_metrics)
+        return EvaluationJob(*fields, self.answer, self.identity, self.decoding)
 
 
 def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List validation and test of the target, prompted as this recipe does."""
-    target, answer, drawn = session.target, recipe.answer, recipe.sampling
+    target, answer, sampling = session.target, recipe.answer, recipe.sampling
     prompting = prompting_digest(target, recipe, seed)
     if _has_turns(target.items):  # rows then contain all turns; weights do not depend on that
         prompting = digest([prompting, "turns"])
     chooser = None
-    if drawn and (made := dict(weights.choosers).get(drawn.reward_model)):
-        maker = session.candidates[drawn.reward_model]
-        maker_step = cache(partial(session.prompting_step, maker.source, seed))
-        chooser = Chooser(f"reward:{drawn.reward_model}", made, maker.trained_base, maker_step)
-    choice = choice_name(drawn, chooser.weights.digest if chooser else "")
+    if sampling and (reward_weights := dict(weights.choosers).get(sampling.reward_model)):
+        maker = session.candidates[sampling.reward_model]
+        reward_step = cache(partial(session.prompting_step, maker.source, seed))
+        chooser = Chooser(f"reward:{sampling.reward_model}", reward_weights, maker.trained_base, reward_step)
+    choice = choice_name(sampling, chooser.weights.digest if chooser else "")
     settings = {"decoding": "", "choice": choice}
-    if drawn:
-        settled = [drawn.temperature, drawn.top_p, drawn.samples, drawn.by == MEAN_LOGPROB]
-        settings["decoding"] = digest([settled, versions_of("decoding")])
+    if sampling:
+        fields = [sampling.temperature, sampling.top_p, sampling.samples, sampling.by == MEAN_LOGPROB]
+        settings["decoding"] = digest([fields, versions_of("decoding")])
     step = cache(partial(session.prompting_step, recipe, seed))
     sets = []
     for split in SPLITS[1:]:
-        named = replace(identity(session, weights, target, split, prompting, answer), **settings)
-        sets.append(RowSet(target, split, answer, named, step, drawn, chooser))
+        row_identity = replace(identity(session, weights, target, split, prompting, answer), **settings)
+        sets.append(RowSet(target, split, answer, row_identity, step, sampling, chooser))
     return sets
 
 
@@ -138,8 +138,8 @@ def suite_sets(
     sets = []
     for m in session.suites if tasks is None else tasks:
         if weights.kind != "chat" or openai_api.can_chat(m.task):
-            named = identity(session, weights, m, "test", "task", "generate")
-            sets.append(RowSet(m, "test", "generate", named, partial(_task_step, m)))
+            row_identity = identity(session, weights, m, "test", "task", "generate")
+            sets.append(RowSet(m, "test", "generate", row_identity, partial(_task_step, m)))
     return sets
 
 
@@ -160,14 +160,14 @@ def total_work(sets: Iterable[RowSet]) -> costs.Work:
 def work_of(job: EvaluationJob) -> costs.Work:
     """Estimate the work of answering a job."""
     if job.task.lm_eval:  # shots count as documents of the same length
-        once = costs.estimate_answering(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
-        generated = once.generated if job.task.kind == "generate" else 0
-        return costs.Work(once.read * (1 + job.task.num_fewshot), generated, blocks=job.n_blocks)
-    ranked = job.answer == "rank" or job.task.kind == "choice"
-    chat, most = job.task.chat_template, job.task.max_new_tokens
-    once = costs.estimate_answering(job.examples, ranked=ranked, max_new_tokens=most, chat=chat)
+        single = costs.estimate_answering(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
+        generated = single.generated if job.task.kind == "generate" else 0
+        return costs.Work(single.read * (1 + job.task.num_fewshot), generated, blocks=job.n_blocks)
+    is_ranked = job.answer == "rank" or job.task.kind == "choice"
+    chat, max_tokens = job.task.chat_template, job.task.max_new_tokens
+    single = costs.estimate_answering(job.examples, ranked=is_ranked, max_new_tokens=max_tokens, chat=chat)
     n_samples = job.decoding.samples if job.decoding else 1
-    return costs.Work(n_samples * once.read, n_samples * once.generated, blocks=job.n_blocks)
+    return costs.Work(n_samples * single.read, n_samples * single.generated, blocks=job.n_blocks)
 
 
 def identity(
@@ -186,8 +186,8 @@ def identity(
     else:
         engine, layout = session.engine(base) if weights.is_language_model else ("text", digest("text"))
     version = rows_version(m.task, m.versions[split])
-    prompted = (weights.digest, template, m.task.name, version, split, prompting, answer)
-    return RowsIdentity(*prompted, precision, engine, layout, device, _scoring_digest(m))
+    fields = (weights.digest, template, m.task.name, version, split, prompting, answer)
+    return RowsIdentity(*fields, precision, engine, layout, device, _scoring_digest(m))
 
 
 def rows_version(task: Task, version: str) -> str:
@@ -199,10 +199,10 @@ def rows_version(task: Task, version: str) -> str:
 
 
 def _scoring_digest(m: MeasuredTask) -> str:
-    answered = chain(m.items.validation, m.items.test)
-    unspaced = not m.task.lm_eval and is_unspaced(text for e in answered for text in e.references)
-    judged = {name: metric.digest for name, metric in m.judged.items()}
-    return scoring_digest(m.task, m.role, judged, unspaced)
+    evaluated_items = chain(m.items.validation, m.items.test)
+    unspaced = not m.task.lm_eval and is_unspaced(text for e in evaluated_items for text in e.references)
+    judge_digests = {name: metric.digest for name, metric in m.judged.items()}
+    return scoring_digest(m.task, m.role, judge_digests, unspaced)
 
 
 def scoring_digest(task: Task, role: Role, judged: Mapping[str, str], unspaced: bool = False) -> str:
@@ -223,9 +223,9 @@ class RunRequest(NamedTuple):
     seed: int
 
 
-def list_open(requests: Sequence[RunRequest], found: Sequence[Run | None]) -> list[RunRequest]:
-    """List the requests whose run was not found finished."""
-    pairs = zip(requests, found, strict=True)
+def list_open(requests: Sequence[RunRequest], stored_runs: Sequence[Run | None]) -> list[RunRequest]:
+    """List the requests without a finished stored run."""
+    pairs = zip(requests, stored_runs, strict=True)
     return [request for request, run in pairs if run is None or run.state != "done"]
 
 
@@ -236,16 +236,16 @@ class RunIdentity(NamedTuple):
     rows: dict[str, str]
 
 
-def make_failure_id(begun: str) -> str:
-    """Return the id of the run that says why a recipe failed, from its begun name."""
-    return f"{begun}-failed"
+def make_failure_id(run_name: str) -> str:
+    """Return the id of the run that records why a recipe failed, from the name of the run in progress."""
+    return f"{run_name}-failed"
 
 
-def find_runs(at: store.Store, wanted: Sequence[RunIdentity | None]) -> list[Run | None]:
+def find_runs(at: store.Store, identities: Sequence[RunIdentity | None]) -> list[Run | None]:
     """Find the stored runs; None for each that is missing."""
-    stored = store.read_written_runs(at, [named.run_id for named in wanted if named])
-    pairs = [(named, stored.get(named.run_id)) if named else (None, None) for named in wanted]
-    return [run if named and run and run.rows == named.rows else None for named, run in pairs]
+    stored_runs = store.read_written_runs(at, [key.run_id for key in identities if key])
+    pairs = [(key, stored_runs.get(key.run_id)) if key else (None, None) for key in identities]
+    return [run if key and run and run.rows == key.rows else None for key, run in pairs]
 
 
 def prompting_digest(target: MeasuredTask, recipe: Recipe, seed: int) -> str:
@@ -253,10 +253,10 @@ def prompting_digest(target: MeasuredTask, recipe: Recipe, seed: int) -> str:
     promptings = []
     for name, params in recipe.prompting.items():
         plugin = plugins.load("prompting", name)
-        plain: dict[str, Any] = plugin.Params(**params).model_dump(mode="json", exclude_defaults=True)
-        for key in {*getattr(plugin, "MODELS", ())} & plain.keys():  # a model counts by its content
-            plain[key] = plugin.source_digest(plain[key]) or plain[key]
-        promptings.append((name, plugins.version("prompting", name), plain))
+        plain_params: dict[str, Any] = plugin.Params(**params).model_dump(mode="json", exclude_defaults=True)
+        for key in {*getattr(plugin, "MODELS", ())} & plain_params.keys():  # a model counts by its content
+            plain_params[key] = plugin.source_digest(plain_params[key]) or plain_params[key]
+        promptings.append((name, plugins.version("prompting", name), plain_params))
     items = target.items
     sources: list[Any] = [seed, target.versions["train"], items.documents]
     questions = (e.question for e in chain(items.train, items.validation, items.test))
@@ -264,8 +264,8 @@ def prompting_digest(target: MeasuredTask, recipe: Recipe, seed: int) -> str:
     sources += [versions_of("words")] if is_unspaced(texts) else []
     sources += [versions_of("widths")] if has_widths(texts) else []
     sources += ["turns"] if _has_turns(items) else []
-    needed = sources if set(recipe.prompting) - {"zero_shot"} else []
-    return digest([promptings, versions_of("prompting"), recipe.system, recipe.template, needed])
+    used_sources = sources if set(recipe.prompting) - {"zero_shot"} else []
+    return digest([promptings, versions_of("prompting"), recipe.system, recipe.template, used_sources])
 
 
 def _has_turns(items: TaskItems) -> bool:
@@ -274,7 +274,7 @@ def _has_turns(items: TaskItems) -> bool:
 
 def describe_run(experiment: str, candidate: ResolvedCandidate, seed: int, **outcome: Any) -> Run:
     """Build the record of a run of an experiment from its recipe and its outcome."""
-    recipe, base, served = candidate.recipe, candidate.base, candidate.served_base
+    recipe, base, served_base = candidate.recipe, candidate.base, candidate.served_base
     return Run(
         experiment=experiment,
         candidate=candidate.name,
@@ -287,7 +287,7 @@ def describe_run(experiment: str, candidate: ResolvedCandidate, seed: int, **out
         seed=seed,
         base_model=base.name,
         base_digest=base.weights_digest,
-        served_digest=served.weights_digest if served != base else "",
+        served_digest=served_base.weights_digest if served_base != base else "",
         created=provenance.timestamp(),
         recipe=recipe.stored_form(),
         **outcome,

@@ -2,7 +2,7 @@
 
 Invariant: each block is stored before the next is evaluated, and a stored block is never evaluated again; a
 kill loses at most the running one. A block's token ids do not depend on the thread that encodes them. Each
-opener releases what it opened and leaves the base in memory unchanged. Weights are hashed anew before they
+opener releases what it opened and leaves the base in memory unchanged. Weights are hashed again before they
 are exported, served or scored. An artefact whose server would send other token ids than the run's is refused;
 prompts with a special token as text are left out.
 """
@@ -62,28 +62,28 @@ def fill(
         with session.claim(rows.identity.digest):
             if not rows.is_there(session.store):
                 job, block_origin = rows.job(), origin(session.store, session.machine.name, control)
-                done = store.list_stored_blocks(session.store, job.identity, rows.ids)
-                work, times = work_of(job), list[Load]()
-                missing = [index for index in range(job.n_blocks) if index not in done]
+                done_blocks = store.list_stored_blocks(session.store, job.identity, rows.ids)
+                work, loads = work_of(job), list[Load]()
+                missing_blocks = [index for index in range(job.n_blocks) if index not in done_blocks]
                 encode = partial(rows.measured.encode, candidate, job)
-                ahead = session.machine.device != "cpu" or openai_api.is_endpoint(candidate.engine)
+                encode_ahead = session.machine.device != "cpu" or openai_api.is_endpoint(candidate.engine)
                 with session.progress.stage(f"{name}: {rows.name}", session.seconds(work)) as advance:
-                    start = began = load()
-                    for index, encoded in encode_blocks(encode, missing, ahead=ahead):
+                    start = fill_start = load()
+                    for index, encoded in encode_blocks(encode, missing_blocks, ahead=encode_ahead):
                         block = rows.measured.evaluate(candidate, job, index, encoded)
-                        times.append(load().since(start))
+                        loads.append(load().since(start))
                         # A worker's times count as disturbed by the other workers.
-                        disturbed = session.is_worker or times[-1].is_contended()
-                        timed_origin = block_origin._replace(contended=disturbed)
+                        is_disturbed = session.is_worker or loads[-1].is_contended()
+                        timed_origin = block_origin._replace(contended=is_disturbed)
                         store.keep_origin(session.store, job.identity.digest, index, timed_origin)
                         store.append_block(session.store, job.identity, index, block)
                         advance(index + 1, job.n_blocks)
                         start = load()
                 store.complete_rows(session.store, job.identity, len(rows.ids))
                 if source := session.base_in_memory(job.identity.engine):
-                    alone = not (done or session.is_worker or any(time.is_contended() for time in times))
-                    took_s = load().since(began).wall_s
-                    session.learn_pace("answering", work, took_s, source, teaches=alone)
+                    teaches = not (done_blocks or session.is_worker or any(t.is_contended() for t in loads))
+                    took_s = load().since(fill_start).wall_s
+                    session.learn_pace("answering", work, took_s, source, teaches=teaches)
         if shared and _is_shared(row_set.measured, (session.target, *session.training.values())):
             environment = provenance.describe_environment(session.machine.name)
             store.keep_base_rows(session.store, row_set.identity, environment, cpu_kernels())
@@ -110,15 +110,15 @@ def _is_shared(m: MeasuredTask, targets: Iterable[MeasuredTask]) -> bool:
         files = [Path(path) for part in DATA_FILES if (path := getattr(task.data, part))]
         if not files or not all(map(is_shipped, files)) or task.system is not None or task.fields != Fields():
             return False
-    held = [
+    target_examples = [
         example
-        for held_items in (target.items for target in targets)
-        for example in (*held_items.train, *held_items.validation, *held_items.test, *held_items.pairs)
+        for split in (target.items for target in targets)
+        for example in (*split.train, *split.validation, *split.test, *split.pairs)
     ]
     items = [*m.items.train, *m.items.test]
     # lm-eval numbers the items of each task from 0.
-    same_id = not task.lm_eval and not {e.id for e in items}.isdisjoint(e.id for e in held)
-    return not same_id and not suite_contamination(held, {task.name: items})
+    same_id = not task.lm_eval and not {e.id for e in items}.isdisjoint(e.id for e in target_examples)
+    return not same_id and not suite_contamination(target_examples, {task.name: items})
 
 
 @contextmanager
@@ -171,11 +171,11 @@ def encode_blocks(
         return
     with ThreadPoolExecutor(1, "tokens") as pool:
         ids = [encode(block) for block in blocks[:1]]
-        for block, following in zip_longest(blocks, blocks[1:]):
-            waiting = None if following is None else pool.submit(encode, following)
+        for block, next_block in zip_longest(blocks, blocks[1:]):
+            pending = None if next_block is None else pool.submit(encode, next_block)
             yield block, ids.pop()
-            if waiting is not None:
-                ids.append(waiting.result())
+            if pending is not None:
+                ids.append(pending.result())
 
 
 _HERE = ("base", "model", "adapter", "delta", "artefact", "classifier", HEAD, EMBEDDING)
@@ -193,8 +193,8 @@ def _open(session: Session, weights: Weights) -> Iterator[Candidate]:
     if kind == "model":  # in place of the base
         yield session.host(source._replace(path=folder / "model", weights_digest=digest)).base
     elif kind == "adapter":
-        host, merged = session.host(source), {"merged": True} if weights.merged else {}
-        with host.use_adapter(folder / "adapter", digest, **merged) as candidate:  # no other engine merges
+        host, options = session.host(source), {"merged": True} if weights.merged else {}
+        with host.use_adapter(folder / "adapter", digest, **options) as candidate:  # no other engine merges
             yield candidate
     elif kind == "delta":
         host = session.host(source)
@@ -211,8 +211,8 @@ def _open(session: Session, weights: Weights) -> Iterator[Candidate]:
     elif kind == "classifier":
         yield classifier(folder, digest)
     elif kind in (HEAD, EMBEDDING):
-        opens = open_head if kind == HEAD else open_embedding
-        yield opens(folder / kind, source, session.machine, digest)
+        opener = open_head if kind == HEAD else open_embedding
+        yield opener(folder / kind, source, session.machine, digest)
     else:
         assert kind in openai_api.PROTOCOLS, f"no way to open weights of the kind {kind}"
         settings = openai_api.settings_of(folder)
@@ -236,7 +236,7 @@ _AGAIN = "harness compare makes the weights again where their folder was deleted
 
 
 def verify_weights(at: store.Store, base: ModelSource, weights: Weights, run: Run) -> None:
-    """Hash the files of a run's weights and base anew; UserError names each that differs from the run's."""
+    """Hash the files of a run's weights and base again; UserError names each that differs from the run's."""
     source = weights.source or base
     problems: list[Problem] = []
     with gather(problems):
@@ -266,7 +266,7 @@ def verify_weights(at: store.Store, base: ModelSource, weights: Weights, run: Ru
     refuse(problems)
 
 
-_N = 50  # prompts of each task that is asked in chat
+_N = 50  # prompts compared of each chat task
 _STEP = "an export with the template and tokenizer of its run: harness export"
 
 
@@ -276,60 +276,60 @@ def refuse_other_prompts(
     """Raise CandidateFailed if an artefact's template or tokenizer gives other token ids than the run's."""
     base = hub.load_tokenizer(candidate.base)
     special = special_tokens_of(base)
-    asked: dict[str, list[PromptText]] = {}
+    prompts_by_task: dict[str, list[PromptText]] = {}
     for rows in sets:
         task = rows.measured.task
         if rows.split == "test" and task.chat_template and not task.lm_eval and task.kind != "bits_per_byte":
             prompts = [prompt_text(task, e) for e in rows.job().examples[:_N]]
             texts = [[m["content"] for m in prompt.messages] for prompt in prompts]
-            plain = [not any(token in text for text in each for token in special) for each in texts]
-            asked[task.name] = [prompt for prompt, kept in zip(prompts, plain, strict=True) if kept]
-    if not asked:
+            is_plain = [not any(token in text for text in turns for token in special) for turns in texts]
+            prompts_by_task[task.name] = [prompt for prompt, ok in zip(prompts, is_plain, strict=True) if ok]
+    if not prompts_by_task:
         return
     path = Path(candidate.source.path or "")
     if artefacts.format_of(path) == "gguf":
         with opened as model:
-            encoded = _encode_as_gguf(model, base, asked.values())
+            encoded = _encode_as_gguf(model, base, prompts_by_task.values())
     else:  # by the tokenizer next to an ONNX file, or in a whole model's folder
         folder = artefacts.find_tokenizer_folder(path)
         source = candidate.base._replace(path=folder, switches="", template="")
         tokenizer = hub.load_tokenizer(source)
-        tokenizer.chat_template = hub.chat_template(source) or None  # as others read it
+        tokenizer.chat_template = hub.chat_template(source) or None  # as other programs read it
         try:
-            encoded = [[one.context for one in encode_all(tokenizer, p)] for p in asked.values()]
+            encoded = [[e.context for e in encode_all(tokenizer, p)] for p in prompts_by_task.values()]
         except UserError as error:
             raise CandidateFailed(f"{folder}: {error.problems[0].found}", _STEP) from None
-    for (name, prompts), ids in zip(asked.items(), encoded, strict=True):
-        pairs = zip((one.context for one in encode_all(base, prompts)), ids, strict=True)
+    for (name, prompts), ids in zip(prompts_by_task.items(), encoded, strict=True):
+        pairs = zip((e.context for e in encode_all(base, prompts)), ids, strict=True)
         for number, (run, artefact) in enumerate(pairs, start=1):
             if run != artefact:
-                place = next(i for i, (a, b) in enumerate(zip_longest(run, artefact)) if a != b)
-                own, of_run = (
+                at = next(i for i, (a, b) in enumerate(zip_longest(run, artefact)) if a != b)
+                its_text, run_text = (
                     f"{token} ({base.decode([token])!r})" if token is not None else "nothing"
-                    for token in (next(iter(tokens[place : place + 1]), None) for tokens in (artefact, run))
+                    for token in (next(iter(tokens[at : at + 1]), None) for tokens in (artefact, run))
                 )
-                where = f"{name}, prompt {number}, token {place + 1}"
-                found = f"{where}: {own} by its own template and tokenizer, and {of_run} in the run"
+                where = f"{name}, prompt {number}, token {at + 1}"
+                found = f"{where}: {its_text} by its own template and tokenizer, and {run_text} in the run"
                 raise CandidateFailed(found, _STEP)
 
 
 def _encode_as_gguf(
-    model: Candidate, base: Any, asked: Iterable[Sequence[PromptText]]
+    model: Candidate, base: Any, prompt_lists: Iterable[Sequence[PromptText]]
 ) -> Sequence[Sequence[tuple[int, ...]]]:
     assert isinstance(model, artefacts.ArtefactCandidate)
     template = model.metadata[artefacts.TEMPLATE]
     if not template:
         raise CandidateFailed(f"{model.worker.file} without a chat template", _STEP)
-    own = copy(base)
-    own.chat_template = template
+    tokenizer = copy(base)
+    tokenizer.chat_template = template
     for name, key in (("bos_token", artefacts.BOS), ("eos_token", artefacts.EOS)):
         if model.metadata[key].isdecimal():
-            setattr(own, name, base.convert_ids_to_tokens(int(model.metadata[key])))
-    begins = model.metadata[artefacts.ADDS_BOS] == "true" and own.bos_token
+            setattr(tokenizer, name, base.convert_ids_to_tokens(int(model.metadata[key])))
+    bos_token = model.metadata[artefacts.ADDS_BOS] == "true" and tokenizer.bos_token
     encoded = []
-    for prompts in asked:
-        texts = [render_chat(own, one.messages).text for one in prompts]
-        # The server writes the token itself, and takes away the template's.
-        texts = [text.removeprefix(begins) if begins else text for text in texts]
+    for prompts in prompt_lists:
+        texts = [render_chat(tokenizer, prompt.messages).text for prompt in prompts]
+        # The server adds the token itself and removes the template's.
+        texts = [text.removeprefix(bos_token) if bos_token else text for text in texts]
         encoded.append(model.tokenize(texts))
     return encoded

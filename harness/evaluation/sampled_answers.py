@@ -20,22 +20,22 @@ _SEEDS = 2**31  # number of seeds that every server accepts
 
 
 def choice_name(decoding: Decoding | None, chooser_digest: str = "") -> str:
-    """Name how one of several answers is chosen, by which reward model; empty if the first one counts."""
+    """Name the rule that chooses among several answers, with its reward model; empty if the first counts."""
     if decoding is None or decoding.choose == "first":
         return ""
     by = f"{_score_name(decoding)}@{chooser_digest}" if chooser_digest else _score_name(decoding)
     return f"{decoding.choose}:{by}" if decoding.by else decoding.choose
 
 
-def seed_of(*drawn: str | int) -> int:
+def seed_of(*name_parts: str | int) -> int:
     """Return the seed of an answer, derived from its name; all candidates use the same."""
-    return int(digest(list(drawn)), 16) % _SEEDS
+    return int(digest(list(name_parts)), 16) % _SEEDS
 
 
-def limits_of(task: Task, drawn: Decoding | None = None) -> Limits:
-    """Return the limits of a candidate's answers to a task, greedy ones unless they are drawn."""
+def limits_of(task: Task, decoding: Decoding | None = None) -> Limits:
+    """Return the limits of a candidate's answers to a task, greedy ones without `decoding`."""
     limits = Limits(task.max_new_tokens, task.stop)
-    return limits._replace(temperature=drawn.temperature, top_p=drawn.top_p) if drawn else limits
+    return limits._replace(temperature=decoding.temperature, top_p=decoding.top_p) if decoding else limits
 
 
 def draw_answers(
@@ -48,8 +48,8 @@ def draw_answers(
     seeds = [seed_of(example.id, index) for example, _ in prompts for index in range(n)]
     outputs = candidate.generate([ids.context for _, ids in repeated], limits, seeds) if repeated else []
     if decoding.by == MEAN_LOGPROB:  # of each nonempty answer, in nats per token, as the model scores it
-        answered = zip(repeated, outputs, strict=True)
-        texts = [PromptText(example.messages, o.text, task.chat_template) for (example, _), o in answered]
+        pairs = zip(repeated, outputs, strict=True)
+        texts = [PromptText(example.messages, o.text, task.chat_template) for (example, _), o in pairs]
         encoded = candidate.encode_all(texts)
         fit = [i for i, e in enumerate(encoded) if e.continuation and outputs[i].finish_reason != "error"]
         scores = candidate.loglikelihood([(encoded[i].context, encoded[i].continuation) for i in fit])
@@ -57,11 +57,11 @@ def draw_answers(
         outputs = [replace(output, mean_logprob=means.get(i)) for i, output in enumerate(outputs)]
     groups = (outputs[start : start + n] for start in range(0, len(outputs), n))
     totals = ("n_prompt_tokens", "n_output_tokens", "compute_s")
-    settled = []
+    joined = []
     for samples in groups:
         costs = {name: sum(getattr(sample, name) for sample in samples) for name in totals}
-        settled.append(replace(samples[0], samples=tuple(samples), **costs))
-    return settled
+        joined.append(replace(samples[0], samples=tuple(samples), **costs))
+    return joined
 
 
 def settle(
@@ -75,27 +75,27 @@ def settle(
     Failed answers are chosen only if there are no others, and count in a mean with the metric's `worst`
     parts. An item with some failed answers is incomplete. Answers with equal `same` are one answer.
     """
-    failed = [sample for sample in samples if sample.status == "error"]
-    if len(failed) == len(samples):
+    failed_samples = [sample for sample in samples if sample.status == "error"]
+    if len(failed_samples) == len(samples):
         return samples[0]
-    answered = [sample for sample in samples if sample.status != "error"]
-    valid = [sample for sample in answered if sample.status == "ok"] or answered
+    answered_samples = [sample for sample in samples if sample.status != "error"]
+    valid = [sample for sample in answered_samples if sample.status == "ok"] or answered_samples
     name = _score_name(decoding)
     if decoding.choose == "majority":
         votes = Counter(same(sample.text) for sample in valid)
-        settled = max(valid, key=lambda sample: (votes[same(sample.text)], -sample.index))
+        winner = max(valid, key=lambda sample: (votes[same(sample.text)], -sample.index))
     elif decoding.choose == "best" and decoding.by == MEAN_LOGPROB:
         logprobs = [-inf if sample.mean_logprob is None else sample.mean_logprob for sample in valid]
-        settled = valid[logprobs.index(max(logprobs))]
+        winner = valid[logprobs.index(max(logprobs))]
     elif decoding.choose == "best" and name in samples[0].parts:
         grades = [-inf if (parts := sample.parts[name]) is None else parts[0] for sample in valid]
-        settled = valid[grades.index(max(grades))]
+        winner = valid[grades.index(max(grades))]
     else:
-        settled = _mean(samples, worst)
-    if not failed:
-        return settled
-    why = f"{len(failed)} of {len(samples)} answers failed: {failed[0].error}"
-    return replace(settled, status="incomplete", error=why)
+        winner = _mean(samples, worst)
+    if not failed_samples:
+        return winner
+    reason = f"{len(failed_samples)} of {len(samples)} answers failed: {failed_samples[0].error}"
+    return replace(winner, status="incomplete", error=reason)
 
 
 def _score_name(decoding: Decoding) -> str:
@@ -103,13 +103,13 @@ def _score_name(decoding: Decoding) -> str:
 
 
 def _mean(samples: Sequence[Sample], worst: Mapping[str, Parts | None]) -> Sample:
-    answered = [sample for sample in samples if sample.status != "error"]
+    answered_samples = [sample for sample in samples if sample.status != "error"]
     parts: dict[str, Parts | None] = {}
     for name in samples[0].parts:
         # An answer that failed or could not be scored has the worst parts.
-        missing = worst.get(name)
-        each = [s.parts[name] or (missing if s.status == "error" or s.error else None) for s in samples]
-        scored = [values for values in each if values is not None]
-        parts[name] = tuple(map(fmean, zip(*scored, strict=True))) if scored else None
-    ((status, _),) = Counter(sample.status for sample in answered).most_common(1)
-    return replace(answered[0], status=status, parts=parts)
+        worst_parts = worst.get(name)
+        scores = [s.parts[name] or (worst_parts if s.status == "error" or s.error else None) for s in samples]
+        scored_parts = [values for values in scores if values is not None]
+        parts[name] = tuple(map(fmean, zip(*scored_parts, strict=True))) if scored_parts else None
+    ((status, _),) = Counter(sample.status for sample in answered_samples).most_common(1)
+    return replace(answered_samples[0], status=status, parts=parts)

@@ -81,32 +81,32 @@ def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -
     clusters = {row.example_id: row.cluster or row.example_id for row in rows}
     if (n_clusters := len(set(clusters.values()))) < FEWEST_CLUSTERS:
         return None
-    single = n_clusters == len(rows)
-    if not single or any(score not in ((0.0,), (1.0,)) for score in scores):
+    unclustered = n_clusters == len(rows)
+    if not unclustered or any(score not in ((0.0,), (1.0,)) for score in scores):
         ids = tuple(sorted(clusters))
-        return ItemStrata({"all": ids}, {"all": _EXPECTED_UNKNOWN}, clusters={} if single else clusters)
-    right = fmean(row.parts[metric.name] == (1.0,) for row in rows)
-    by_score = right - chance > _CLEAR * sqrt(0.25 / (_count_first_look(len(rows)) / 2))
+        return ItemStrata({"all": ids}, {"all": _EXPECTED_UNKNOWN}, clusters={} if unclustered else clusters)
+    share_right = fmean(row.parts[metric.name] == (1.0,) for row in rows)
+    by_score = share_right - chance > _CLEAR * sqrt(0.25 / (_count_first_look(len(rows)) / 2))
     by_margin = len(rows) >= 4 * BLOCK and all(row.margin is not None for row in rows)
     closest = sorted(rows, key=lambda row: (abs(row.margin or 0.0) if by_margin else 0.0, row.example_id))
     expected = _EXPECTED if by_margin else (_EXPECTED_UNKNOWN,)
     stratum_ids: dict[str, tuple[str, ...]] = {}
     shares: dict[str, float] = {}
-    for k, part in enumerate(np.array_split(np.arange(len(rows)), len(expected))):
-        for scored in (0.0, 1.0) if by_score else (None,):
-            name = (f"quarter {k + 1}" if by_margin else "all") + ("" if scored is None else f", {scored:g}")
-            members = [closest[i] for i in part]
-            stratum = [row for row in members if not by_score or row.parts[metric.name] == (scored,)]
+    for k, indices in enumerate(np.array_split(np.arange(len(rows)), len(expected))):
+        for value in (0.0, 1.0) if by_score else (None,):
+            name = (f"quarter {k + 1}" if by_margin else "all") + ("" if value is None else f", {value:g}")
+            members = [closest[i] for i in indices]
+            stratum = [row for row in members if not by_score or row.parts[metric.name] == (value,)]
             if stratum:
                 stratum_ids[name], shares[name] = tuple(row.example_id for row in stratum), expected[k]
     return ItemStrata(stratum_ids, shares, by_score)
 
 
-def plan_variance(pool: ItemStrata, drawn: Mapping[str, int]) -> float:
+def plan_variance(pool: ItemStrata, n_drawn: Mapping[str, int]) -> float:
     """Return the expected variance of a task's delta: over its items, and from sampling some of them."""
-    whole = sum(size * pool.expected[name] for name, size in pool.sizes.items()) / pool.n**2
-    return whole + sum(
-        (size / pool.n) ** 2 * (1 - drawn[name] / size) * pool.variance(name) / drawn[name]
+    full_variance = sum(size * pool.expected[name] for name, size in pool.sizes.items()) / pool.n**2
+    return full_variance + sum(
+        (size / pool.n) ** 2 * (1 - n_drawn[name] / size) * pool.variance(name) / n_drawn[name]
         for name, size in pool.sizes.items()
     )
 
@@ -118,56 +118,56 @@ def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, al
     macro. `full` holds the sizes of tasks that are evaluated in full; `margin` is the macro's, `alpha`
     one-sided.
     """
-    fixed = sum(_EXPECTED_UNKNOWN / n for n in full)
+    fixed_variance = sum(_EXPECTED_UNKNOWN / n for n in full)
     n_tasks, largest = len(pools) + len(full), max(pool.n for pool in pools.values())
 
-    def se(drawn: Mapping[str, dict[str, int]]) -> float:
-        return sqrt(fixed + sum(plan_variance(pools[t], d) for t, d in drawn.items())) / n_tasks
+    def se(n_drawn: Mapping[str, dict[str, int]]) -> float:
+        return sqrt(fixed_variance + sum(plan_variance(pools[t], d) for t, d in n_drawn.items())) / n_tasks
 
-    def alone(n: int) -> dict[str, dict[str, int]]:
+    def allocate(n: int) -> dict[str, dict[str, int]]:
         return {t: _allocate(pool, _round_to_blocks(pool.n, n), {}) for t, pool in pools.items()}
 
     quotas = range(BLOCK, largest, BLOCK)
-    enough = (n for n in quotas if stats.noninferiority_power(0.0, margin, se(alone(n)), alpha) >= POWER)
-    last = next(enough, largest)
-    drawn: dict[str, tuple[dict[str, int], ...]] = dict.fromkeys(pools, ())
+    enough = (n for n in quotas if stats.noninferiority_power(0.0, margin, se(allocate(n)), alpha) >= POWER)
+    last_quota = next(enough, largest)
+    n_drawn: dict[str, tuple[dict[str, int], ...]] = dict.fromkeys(pools, ())
     for look in range(1, N_LOOKS + 1):
         for task, pool in pools.items():
-            before = drawn[task][-1] if drawn[task] else {}
-            n = _round_to_blocks(pool.n, last * look / N_LOOKS)
+            previous = n_drawn[task][-1] if n_drawn[task] else {}
+            n = _round_to_blocks(pool.n, last_quota * look / N_LOOKS)
             n = _count_first_look(pool.n) if look == 1 and pool.n <= BLOCK else n
-            drawn[task] += (_allocate(pool, n, before),)
-    kept = [k for k in range(N_LOOKS) if k == 0 or any(d[k] != d[k - 1] for d in drawn.values())]
-    drawn = {task: tuple(counts[k] for k in kept) for task, counts in drawn.items()}
-    information = [se({t: counts[k] for t, counts in drawn.items()}) ** -2 for k in range(len(kept))]
+            n_drawn[task] += (_allocate(pool, n, previous),)
+    looks = [k for k in range(N_LOOKS) if k == 0 or any(d[k] != d[k - 1] for d in n_drawn.values())]
+    n_drawn = {task: tuple(counts[k] for k in looks) for task, counts in n_drawn.items()}
+    information = [se({t: counts[k] for t, counts in n_drawn.items()}) ** -2 for k in range(len(looks))]
     bounds = stats.interim_bounds([i / information[-1] for i in information], alpha)
     # No look may exceed alpha, which the conversion to z and back could by rounding.
-    return SamplingPlan(drawn, tuple(min(float(special.ndtr(-z)), alpha) for z in bounds))
+    return SamplingPlan(n_drawn, tuple(min(float(special.ndtr(-z)), alpha) for z in bounds))
 
 
-def order_items(pool: ItemStrata, drawn: Sequence[Mapping[str, int]], seed: int) -> tuple[str, ...]:
+def order_items(pool: ItemStrata, n_drawn: Sequence[Mapping[str, int]], seed: int) -> tuple[str, ...]:
     """Return a task's items in the order of evaluation: each look's share, shuffled; then the rest."""
-    rng, shuffled = np.random.default_rng(seed), dict[str, list[str]]()
+    rng, ids_by_stratum = np.random.default_rng(seed), dict[str, list[str]]()
     for stratum, ids in pool.ids.items():
-        mixed = [ids[i] for i in rng.permutation(len(ids))]
-        if pool.clusters:  # items of one stay together; a look may stop within the last cluster
+        shuffled_ids = [ids[i] for i in rng.permutation(len(ids))]
+        if pool.clusters:  # items of a cluster stay together; a look may stop within the last cluster
             names = sorted({pool.clusters[i] for i in ids})
-            place = dict(zip(names, rng.permutation(len(names)).tolist(), strict=True))
-            mixed.sort(key=lambda i: place[pool.clusters[i]])
-        shuffled[stratum] = mixed
-    ordered: list[str] = []
-    before = dict.fromkeys(pool.ids, 0)
-    for counts in (*drawn, pool.sizes):
-        more = [i for name, ids in shuffled.items() for i in ids[before[name] : counts[name]]]
-        ordered += [more[i] for i in rng.permutation(len(more))]
-        before = dict(counts)
-    return tuple(ordered)
+            rank_by_cluster = dict(zip(names, rng.permutation(len(names)).tolist(), strict=True))
+            shuffled_ids.sort(key=lambda i: rank_by_cluster[pool.clusters[i]])
+        ids_by_stratum[stratum] = shuffled_ids
+    ordered_ids: list[str] = []
+    n_before = dict.fromkeys(pool.ids, 0)
+    for counts in (*n_drawn, pool.sizes):
+        new_items = [i for name, ids in ids_by_stratum.items() for i in ids[n_before[name] : counts[name]]]
+        ordered_ids += [new_items[i] for i in rng.permutation(len(new_items))]
+        n_before = dict(counts)
+    return tuple(ordered_ids)
 
 
-def weights(pool: ItemStrata, drawn: Mapping[str, int], order: Sequence[str]) -> dict[str, float]:
+def weights(pool: ItemStrata, n_drawn: Mapping[str, int], order: Sequence[str]) -> dict[str, float]:
     """Return the weight N_h/n_h of each item evaluated up to a look."""
     stratum = {i: name for name, ids in pool.ids.items() for i in ids}
-    sampled = order[: sum(drawn.values())]
+    sampled = order[: sum(n_drawn.values())]
     return dict(zip(sampled, stats.inclusion_weights([stratum[i] for i in sampled], pool.sizes), strict=True))
 
 
@@ -180,12 +180,12 @@ def _count_first_look(n: int) -> int:
     return BLOCK if n > BLOCK else max(n // N_LOOKS, _LEAST_ITEMS)
 
 
-def _allocate(pool: ItemStrata, n: int, before: Mapping[str, int]) -> dict[str, int]:
+def _allocate(pool: ItemStrata, n: int, n_before: Mapping[str, int]) -> dict[str, int]:
     """Allocate n items to the strata by Neyman's rule; no stratum loses items that it already had."""
-    had = {name: before.get(name, 0) for name in pool.ids}
+    n_had = {name: n_before.get(name, 0) for name in pool.ids}
     spread = {name: sqrt(d) for name, d in pool.expected.items()}
-    wanted = stats.neyman_allocation(pool.sizes, spread, n, least=_LEAST)
-    room = {name: max(wanted[name] - had[name], 0) for name in pool.ids}
-    remaining = n - sum(had.values())
-    more = stats.neyman_allocation(room, dict.fromkeys(room, 1.0), remaining, least=0) if remaining else {}
-    return {name: had[name] + more.get(name, 0) for name in pool.ids}
+    n_wanted = stats.neyman_allocation(pool.sizes, spread, n, least=_LEAST)
+    room = {name: max(n_wanted[name] - n_had[name], 0) for name in pool.ids}
+    remaining = n - sum(n_had.values())
+    n_more = stats.neyman_allocation(room, dict.fromkeys(room, 1.0), remaining, least=0) if remaining else {}
+    return {name: n_had[name] + n_more.get(name, 0) for name in pool.ids}

@@ -58,7 +58,7 @@ class MeasuredTask(NamedTuple):
 
     @property
     def held(self) -> int:
-        """The number of test items in its files, or its split of lm-eval, independent of the limit."""
+        """Number of test items in its files or its split of lm-eval, independent of the limit."""
         return self.n_documents or len(self.items.evaluated.get("test", self.items.test))
 
     def size(self, split: Split) -> int:
@@ -99,14 +99,15 @@ class Session:
     """State shared by the runs of one experiment; copies made by `replace` share the slot of the base.
 
     `training` maps digests of training settings to the target with these rows (see `candidate_rows`).
-    `more_targets` decide nothing. `source` is the experiment's base, `sources` maps names to all models that
-    candidates name. `paces` maps model sizes to the pace when the session was opened, `timed` kinds of work
-    to seconds since then, `controls` bases' digests to the control arm of this session, `judging` local
-    judges to their weights or to why they have none, `refused_judges` books to why the judge may not grade,
-    `settled` runs to the verdict of an interim analysis. `checked_judges` have graded their anchors again for
-    this candidate. `shown` names the task whose items were shown. `failures` maps candidates with seeds to
-    failures elsewhere. `searched` names candidates whose search is complete. A worker claims what it makes; a
-    session that `reads_only` makes nothing; a `dry_run` loads no model. `trackers` is a folder.
+    `more_targets` do not affect decisions. `source` is the experiment's base, `sources` maps names to all
+    models that candidates name. `paces` maps model sizes to the pace when the session was opened, `timed`
+    kinds of work to seconds since then, `controls` digests of bases to this session's control arm, `judging`
+    local judges to their weights or the reason for having none, `refused_judges` books to the reason that the
+    judge may not grade, `settled` runs to the verdict of an interim analysis. `checked_judges` have graded
+    their anchors again for this candidate. `shown` names the task whose items were shown. `failures` maps
+    candidates with seeds to failures in other processes. `searched` names candidates whose search is
+    complete. A worker claims what it makes; a session that `reads_only` makes nothing; a `dry_run` loads no
+    model. `trackers` is a folder.
     """
 
     experiment: Experiment
@@ -149,7 +150,7 @@ class Session:
 
     @property
     def gguf_command(self) -> str:
-        """The converter of GGUF, in whose environment llama.cpp lies."""
+        """The GGUF converter; its environment contains llama.cpp."""
         return self.experiment.export.gguf.command or ""
 
     def reading(self) -> Self:
@@ -172,17 +173,17 @@ class Session:
         return resolve(name, recipe, self.experiment, self.sources, self.candidates)
 
     def name_begun(self, name: str, seed: int) -> str:
-        """Return the name of a candidate's run that has begun; its result is not known yet."""
+        """Return the name of a candidate's run in progress, before its result is known."""
         return f"{self.experiment.name}-{name}-s{seed}"
 
     def begin(self, name: str, seed: int) -> None:
-        """Note that a candidate's run has begun, so that its files are not removed as abandoned."""
+        """Record that a candidate's run has begun, so that its files are not removed as abandoned."""
         store.begin(self.store, self.name_begun(name, seed))
 
     def in_folds(self) -> list[Self]:
-        """Return a session for each fold, which trains on the rows of the others and tests on its own."""
+        """Return a session for each fold: it trains on the rows of the other folds and tests on its own."""
         judged, folds = self.target.judged, [fold for fold in self.folds if fold.target.size("test")]
-        return [  # of a smoke run some fold may have no item
+        return [  # a fold of a smoke run may have no items
             replace(self, target=fold.target._replace(judged=judged), training=fold.training, folds=())
             for fold in folds
         ]
@@ -201,20 +202,20 @@ class Session:
 
     def mix_context(self, recipe: Recipe, seed: int) -> MixContext:
         """Return the context for sampling general rows, which must contain no evaluated item."""
-        own = self.training_data(recipe).items
-        evaluated = {self.target.task.name: (*own.test, *own.validation)}
+        training_items = self.training_data(recipe).items
+        evaluated = {self.target.task.name: (*training_items.test, *training_items.validation)}
         evaluated |= {m.task.name: (*m.items.test, *m.items.validation) for m in self.more_targets}
         evaluated |= {m.task.name: m.items.test for m in self.suites}
-        return MixContext(len(own.train), seed, evaluated)
+        return MixContext(len(training_items.train), seed, evaluated)
 
     def prompting_step(self, recipe: Recipe, seed: int) -> Step:
         """Return the function that turns an example of the target into a recipe's prompt."""
         task, items = self.target.task, self.target.items
         context = PromptingContext(task, items.train, items.documents, seed, self.dry_run)
-        prompted = compose(recipe.prompting, context)
+        write_prompt = compose(recipe.prompting, context)
         system = recipe.system if recipe.system is not None else task.system
         return lambda example: replace(
-            wrap_prompt(prompted(example), system, recipe.template),
+            wrap_prompt(write_prompt(example), system, recipe.template),
             earlier=turns_as_text(example.messages[:-1]),
             plain_prompt=example.prompt,
         )
@@ -244,11 +245,11 @@ class Session:
         shape = hub.shape(source)
         return tokens.seconds(shape.active if shape else source.n_parameters, self.machine), n
 
-    def learn_load(self, kind: Kind, work: costs.Work, passed: Load, engine: str) -> None:
-        """Record how long an engine's work took; only undisturbed work of a base in memory here teaches."""
+    def learn_load(self, kind: Kind, work: costs.Work, load: Load, engine: str) -> None:
+        """Record how long an engine's work took; later estimates use it only if nothing else ran here."""
         if source := self.base_in_memory(engine):
-            alone = not (self.is_worker or passed.is_contended())
-            self.learn_pace(kind, work, passed.wall_s, source, teaches=alone)
+            is_undisturbed = not (self.is_worker or load.is_contended())
+            self.learn_pace(kind, work, load.wall_s, source, teaches=is_undisturbed)
 
     def learn_pace(
         self, kind: Kind, work: costs.Work, took_s: float, source: ModelSource, *, teaches: bool = True
@@ -260,28 +261,28 @@ class Session:
 
     def base_in_memory(self, engine: str) -> ModelSource | None:
         """Return the base with which an engine answers on this machine; None if it answers elsewhere."""
-        here = engine.partition("/")[0] in ("transformers", vllm.ENGINE)
-        return self.slot.host.source if here and self.slot.host else None
+        is_local = engine.partition("/")[0] in ("transformers", vllm.ENGINE)
+        return self.slot.host.source if is_local and self.slot.host else None
 
     def host(self, source: ModelSource) -> Host:
-        """Load a base as served, unless it is in memory; UserError or CandidateFailed if it cannot be."""
+        """Load a base as served, unless it is in memory; UserError or CandidateFailed if it fails."""
         assert not self.dry_run, "a dry run loads no model"
         if self.slot.host is None or self.slot.host.source != source:
             self.unload()
             # A changed base has the layers of the published one, and so its scoring engine.
-            known = "" if source == self.sources[source.name] else self.engine(source)[0].partition("/")[2]
-            own = f"-{os.getpid()}" if self.is_worker else ""  # each worker has a server of its own
-            log = self.store.folder / ".vllm" / f"{source.weights_digest[:8]}{own}.log"
+            engine = "" if source == self.sources[source.name] else self.engine(source)[0].partition("/")[2]
+            worker_suffix = f"-{os.getpid()}" if self.is_worker else ""  # each worker has a server of its own
+            log = self.store.folder / ".vllm" / f"{source.weights_digest[:8]}{worker_suffix}.log"
             with self.progress.stage("loading the base model") as advance:
                 if self.experiment.engine == "transformers":
-                    self.slot.host = ModelHost(source, self.machine, known or None)
+                    self.slot.host = ModelHost(source, self.machine, engine or None)
                 else:
                     policy = self.experiment.vllm
                     self.slot.host = vllm.VllmServer(source, self.machine, policy, log, advance)
         return self.slot.host
 
     def claim(self, name: str) -> AbstractContextManager[None]:
-        """Keep other workers from making the same thing; not needed without workers."""
+        """Keep other workers from making what `name` names; does nothing without workers."""
         return store.claim(self.store, name) if self.is_worker else nullcontext()
 
     def switch_to_fp32(self) -> Self:
@@ -303,18 +304,18 @@ class Session:
         if self.experiment.engine == "vllm":
             return vllm.identity(self.experiment.vllm)
         plain = self.sources[source.name]
-        # Without its speed, which differs with every measurement.
+        # Excludes the machine's speed, which differs with every measurement.
         environment = provenance.describe_environment(self.machine.name)
-        here = [self.machine.device, self.machine.precision, environment]
-        key = digest([plain.weights_digest, *here, versions_of("layout"), ENGINES, "of a copy, tried"])
+        hardware = [self.machine.device, self.machine.precision, environment]
+        key = digest([plain.weights_digest, *hardware, versions_of("layout"), ENGINES, "of a copy, tried"])
 
         def find() -> tuple[str, str] | None:
-            # By a copy of its configuration; on a GPU only a pass of the base shows its costs.
+            # On a CPU a copy of the configuration tells it; on a GPU only a pass of the base shows its costs.
             if self.dry_run:
                 return None
             device = self.machine.device
-            if device == "cpu" and (known := find_copied_engine(plain.path, device)):
-                return describe_engine(known, device)
+            if device == "cpu" and (copied_engine := find_copied_engine(plain.path, device)):
+                return describe_engine(copied_engine, device)
             base = self.host(plain).base
             return base.engine, base.layout_digest
 

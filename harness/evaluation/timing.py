@@ -94,18 +94,18 @@ def time_requests(
 def request_latency(device: str, candidate: Candidate, rows: RowSet, n: int) -> Latency:
     """Time single requests for items of a row set, from the item to the answer; failed ones have no time."""
     job, step = rows.job(), rows.step()
-    items, failed = rows.measured.examples(rows.split)[:n], set[int]()
+    items, failed_items = rows.measured.examples(rows.split)[:n], set[int]()
 
     def answer(i: int) -> None:
         (row,) = evaluate_block(candidate, replace(job, examples=(step(items[i]),)), 0)
         if row.finish_reason == "error":
-            failed.add(i)
+            failed_items.add(i)
 
     with merge_adapter(candidate):
         is_remote, n_threads = openai_api.is_endpoint(candidate.engine), _n_threads(device, candidate)
         latency = time_requests(answer, len(items), n_threads=n_threads, over_network=is_remote)
-    answered = tuple(s for i, s in enumerate(latency.times_s) if i not in failed)
-    return latency._replace(times_s=answered, n_failed=len(latency.times_s) - len(answered))
+    answered_s = tuple(s for i, s in enumerate(latency.times_s) if i not in failed_items)
+    return latency._replace(times_s=answered_s, n_failed=len(latency.times_s) - len(answered_s))
 
 
 def n_timed(n_items: int, *, best: bool = False) -> int:
@@ -126,7 +126,7 @@ def time_load(
     items = rows.measured.examples(rows.split)[:at_once]
     one_token = replace(job, task=job.task.model_copy(update={"max_new_tokens": 1}))
     if openai_api.is_endpoint(candidate.engine):
-        prompted = [(step(item),) for item in items]
+        prompted_items = [(step(item),) for item in items]
 
         def answer_each(timed_job: EvaluationJob) -> tuple[float, ...]:
             start = perf_counter()
@@ -135,12 +135,12 @@ def time_load(
                 evaluate_block(candidate, replace(timed_job, examples=examples), 0)
                 return perf_counter() - start
 
-            with ThreadPoolExecutor(len(prompted)) as threads:  # all requests start together
-                return tuple(threads.map(answer, prompted))
+            with ThreadPoolExecutor(len(prompted_items)) as threads:  # all requests start together
+                return tuple(threads.map(answer, prompted_items))
 
-        whole, first = answer_each(job), answer_each(one_token)
-        figures = {"at_once": float(len(items)), "at_once_s": max(whole), "at_once_contended": 0.0}
-        return figures | _first_token_figures(Latency(first, contended=False))
+        answer_times, first_token_times = answer_each(job), answer_each(one_token)
+        figures = {"at_once": float(len(items)), "at_once_s": max(answer_times), "at_once_contended": 0.0}
+        return figures | _first_token_figures(Latency(first_token_times, contended=False))
 
     def answer_all(timed_job: EvaluationJob, _: int) -> None:
         evaluate_block(candidate, replace(timed_job, examples=tuple(map(step, items))), 0)
@@ -148,18 +148,18 @@ def time_load(
     def answer_one_token(i: int) -> None:
         evaluate_block(candidate, replace(one_token, examples=(step(items[i]),)), 0)
 
-    timed = partial(time_requests, n_threads=_n_threads(device, candidate))
+    measure = partial(time_requests, n_threads=_n_threads(device, candidate))
     with merge_adapter(candidate):
-        together = timed(partial(answer_all, job), 1)
-        alone = timed(answer_one_token, min(_FEWEST, len(items))) if generates else None
-        tokens = timed(partial(answer_all, one_token), _ROUNDS) if generates else None
-    contended = any(latency.contended for latency in (together, alone, tokens) if latency)
+        batch = measure(partial(answer_all, job), 1)
+        single = measure(answer_one_token, min(_FEWEST, len(items))) if generates else None
+        first_tokens = measure(partial(answer_all, one_token), _ROUNDS) if generates else None
+    contended = any(latency.contended for latency in (batch, single, first_tokens) if latency)
     return {
         "at_once": float(len(items)),
-        "at_once_s": together.p50_s,
+        "at_once_s": batch.p50_s,
         "at_once_contended": float(contended),
-        **({"first_token_s": alone.p50_s} if alone else {}),
-        **(_first_token_figures(tokens) if tokens else {}),
+        **({"first_token_s": single.p50_s} if single else {}),
+        **(_first_token_figures(first_tokens) if first_tokens else {}),
     }
 
 
@@ -172,7 +172,7 @@ LearnLoad = Callable[[Kind, Work, Load, str], None]  # `Session.learn_load`
 
 @contextmanager
 def learn_requests(learn_load: LearnLoad, candidate: Candidate, n: int) -> Iterator[dict[str, float]]:
-    """Learn for later estimates how long the single requests take whose figures the block fills in."""
+    """Record for later estimates how long the block's single requests took, if it fills in their figures."""
     start, figures = load(), dict[str, float]()
     yield figures
     if "p50_s" in figures:
@@ -190,25 +190,25 @@ def measure_prompting(rows: RowSet, n: int) -> float:
 
 def batch_time(at: store.Store, device: str, candidate: Candidate, rows: RowSet) -> tuple[float, bool]:
     """Return the mean seconds of a request in undisturbed blocks, else repeated, and if disturbed."""
-    stored = store.read_rows(at, rows.identity.digest)
+    stored_rows = store.read_rows(at, rows.identity.digest)
     origins = store.origins(at, rows.identity.digest)
-    quiet = [row for row in stored if not origins.get(row.position // BLOCK, Origin()).contended]
-    if quiet:
-        return _mean_s(quiet), False
+    quiet_rows = [row for row in stored_rows if not origins.get(row.position // BLOCK, Origin()).contended]
+    if quiet_rows:
+        return _mean_s(quiet_rows), False
     start = load()
-    again: list[SampleResult] = []
-    while not again or load().since(start).wall_s < _LEAST_S:
-        again += rows.measured.evaluate(candidate, rows.job(), 0)
+    repeated_rows: list[SampleResult] = []
+    while not repeated_rows or load().since(start).wall_s < _LEAST_S:
+        repeated_rows += rows.measured.evaluate(candidate, rows.job(), 0)
     if load().since(start).is_contended(_n_threads(device, candidate)):
-        return min(_mean_s(stored), _mean_s(again)), True
-    return _mean_s(again), False
+        return min(_mean_s(stored_rows), _mean_s(repeated_rows)), True
+    return _mean_s(repeated_rows), False
 
 
 def latency_figures(latency: Latency) -> dict[str, float]:
     """Return the times of single requests as a run stores them, none if all requests failed."""
-    known = {"p50_s": latency.p50_s, "p95_s": latency.p95_s} if latency.times_s else {}
-    known |= {"n_failed": float(latency.n_failed)} if latency.n_failed else {}
-    return known | {"n": float(len(latency.times_s)), "contended": float(latency.contended)}
+    figures = {"p50_s": latency.p50_s, "p95_s": latency.p95_s} if latency.times_s else {}
+    figures |= {"n_failed": float(latency.n_failed)} if latency.n_failed else {}
+    return figures | {"n": float(len(latency.times_s)), "contended": float(latency.contended)}
 
 
 def wants_more(run: Run, n_items: int, at_once: int | None = None) -> bool:
@@ -220,30 +220,30 @@ def wants_more(run: Run, n_items: int, at_once: int | None = None) -> bool:
 
 def describe_timing(runs: Iterable[Run]) -> list[str]:
     """Describe how long the runs' single requests took, and which figures other work disturbed."""
-    timed = [run for run in runs if run.state == "done" and "p95_s" in run.latency]
-    quiet = []
-    for run in timed:
+    timed_runs = [run for run in runs if run.state == "done" and "p95_s" in run.latency]
+    texts = []
+    for run in timed_runs:
         if not run.latency["contended"]:
             p50, p95 = (seconds(run.latency[name]) for name in ("p50_s", "p95_s"))
-            quiet.append(f"{run.label} {p50} (95 % within {p95}, {run.latency['n']:.0f} timed)")
-    single = _names(run for run in timed if run.latency["contended"])
-    batch = _names(run for run in timed if run.latency["compute_contended"])
-    trained = _names(run for run in timed if (run.training.waited_share or 0.0) > MOST_WAITED)
-    notes = [f"time of one request: {', '.join(quiet)}"] if quiet else []
+            texts.append(f"{run.label} {p50} (95 % within {p95}, {run.latency['n']:.0f} timed)")
+    single = _names(run for run in timed_runs if run.latency["contended"])
+    batch = _names(run for run in timed_runs if run.latency["compute_contended"])
+    slowed = _names(run for run in timed_runs if (run.training.waited_share or 0.0) > MOST_WAITED)
+    notes = [f"time of one request: {', '.join(texts)}"] if texts else []
     under_load = []
-    for run in (run for run in timed if run.latency.get("at_once_contended") == 0):
+    for run in (run for run in timed_runs if run.latency.get("at_once_contended") == 0):
         n, all_s = run.latency["at_once"], run.latency["at_once_s"]
         first, all_first = (run.latency.get(n) for n in ("first_token_s", "first_token_at_once_p50_s"))
-        alone = f"; one alone has its first token after {seconds(first)}" if first is not None else ""
-        together = f", their first tokens after {seconds(all_first)}" if all_first is not None else ""
+        alone_text = f"; one alone has its first token after {seconds(first)}" if first is not None else ""
+        together_text = f", their first tokens after {seconds(all_first)}" if all_first is not None else ""
         rate = f"{n / all_s:.1f}" if n / all_s < 10 else count(n / all_s)
-        answered = f"{run.label} answers {n:.0f} within {seconds(all_s)} ({rate} a second)"
-        under_load.append(f"{answered}{together}{alone}")
+        rate_text = f"{run.label} answers {n:.0f} within {seconds(all_s)} ({rate} a second)"
+        under_load.append(f"{rate_text}{together_text}{alone_text}")
     notes += [f"several requests at once: {'; '.join(under_load)}"] if under_load else []
-    others = "were disturbed by other work on this machine, twice: marked ~ and left out of the decision"
-    notes += [f"latencies of {single} {others}"] if single else []
-    notes += [f"costs and requests a second of {batch} {others}"] if batch else []
-    notes += [f"{trained} trained while other work ran: an idle machine takes less time"] if trained else []
+    remark = "were disturbed by other work on this machine, twice: marked ~ and left out of the decision"
+    notes += [f"latencies of {single} {remark}"] if single else []
+    notes += [f"costs and requests a second of {batch} {remark}"] if batch else []
+    notes += [f"{slowed} trained while other work ran: an idle machine takes less time"] if slowed else []
     return notes
 
 
@@ -256,5 +256,5 @@ def _mean_s(rows: Iterable[SampleResult]) -> float:
 
 
 def _n_threads(device: str, candidate: Candidate) -> int:
-    here = device == "cpu" and candidate.engine.startswith("transformers")
-    return 1 if here else 0
+    is_local = device == "cpu" and candidate.engine.startswith("transformers")
+    return 1 if is_local else 0

@@ -1,6 +1,6 @@
-"""Experiments: candidates to runs, and runs to a report with a decision (`main_job`), and the parts of that.
+"""Experiments: from candidates to runs, and from runs to a report with a decision (see `main_job`).
 
-Invariant: a second call computes nothing, and a candidate that fails stops no other.
+Invariant: a second call computes nothing, and a failed candidate does not stop the others.
 """
 
 # fmt: off

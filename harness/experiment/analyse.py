@@ -1,6 +1,6 @@
 """Analysis of finished runs into a report: comparisons, verdicts, the decision, single items, and notes.
 
-Invariant: reads rows from the store and computes nothing that needs a model.
+Invariant: reads rows from the store and never needs a model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,9 +74,9 @@ from harness.spec import DecidePolicy, GatePolicy, Task
 
 
 class InterimVerdict(NamedTuple):
-    """Verdict on a run at the interim analysis that settled it; `corrected` is that among all fine-tunes.
+    """Verdict on a run at the interim analysis that settled it; `corrected` accounts for all fine-tunes.
 
-    `alpha` is the one-sided level of that analysis, `n` the number of suite items that it asked.
+    `alpha` is the one-sided level of that analysis, `n` the number of suite items that it used.
     """
 
     result: GateResult
@@ -99,7 +99,7 @@ class RunVerdicts(NamedTuple):
 
 
 def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
-    """Judge the finished runs, alone and among all fine-tunes; settled verdicts stay."""
+    """Judge the finished runs, alone and among all fine-tunes; settled verdicts are kept."""
     reader.prepare(digest for run in runs for digest in run.rows.values())
     reached, study = describe_reached(session, reader, runs), study_session(session, reader)
     facts, settled = add_comparisons(study, runs, reached), study.settled
@@ -110,13 +110,13 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     for task in study.experiment.more_targets:
         for run_id, score in _scores(study, runs, facts, task).items():
             more_targets[run_id] = (*more_targets.get(run_id, ()), score)
-    # Baselines are only to be beaten; their losses against the base are not judged.
+    # Baselines are only references to beat; their losses against the base are not judged.
     results = {
         run.run_id: settled[run.run_id].result if run.run_id in settled else judge_stored_run(study, run)
         for run in runs
         if run.state == "done" and not is_target_only(run.method, run.recipe)
     }
-    # What answers no capability suite (a classifier) has no verdict.
+    # A candidate that answers no capability suite (a classifier) has no verdict.
     verdicts = {run_id: result.verdict for run_id, result in results.items() if result.tasks}
     judged = [
         replace(
@@ -152,17 +152,17 @@ def _build_report(
     session: Session, reader: Reader, runs: Runs, header: dict[str, object], notes: list[str], *, smoke: bool
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment."""
-    of_runs = judge_runs(session, reader, runs)
-    judged, tasks, experiment = of_runs.facts, of_runs.tasks, session.experiment
-    every = [t for run in tasks.values() for t in run]
-    steps = list_steps(session.candidates, runs, of_runs)
+    verdicts = judge_runs(session, reader, runs)
+    judged, tasks, experiment = verdicts.facts, verdicts.tasks, session.experiment
+    all_comparisons = [t for run in tasks.values() for t in run]
+    steps = list_steps(session.candidates, runs, verdicts)
     primary, policy, recipes = session.target.primary, experiment.gate, experiment.candidates
-    again = {}  # training rows that a mixture drew once more, by candidate
+    n_drawn_again = {}  # training rows that a mixture repeated, by candidate
     for f in (f for f in judged if f.n_train):
         rows = session.training_data(recipes[f.name])
-        again[f.name] = len(rows.items.train) - n_rows(rows, recipes[f.name])
-    in_file = {name: at for at, name in enumerate(recipes)}
-    ordered, comparers = sorted(judged, key=lambda f: in_file[f.name]), _comparers(of_runs.study, runs)
+        n_drawn_again[f.name] = len(rows.items.train) - n_rows(rows, recipes[f.name])
+    order = {name: at for at, name in enumerate(recipes)}
+    ordered, comparers = sorted(judged, key=lambda f: order[f.name]), _comparers(verdicts.study, runs)
     test, held = session.target.items.test, {m.task.name: m.held for m in session.suites}
     report = ExperimentReport(
         experiment=experiment.name,
@@ -176,31 +176,31 @@ def _build_report(
         },
         header=header,
         smoke=smoke,
-        notes=(*notes, *count_rows(of_runs.study, session.tasks, reader, runs)),
-        not_admitted=_explain_not_admitted(every, policy),
-        one_half={t.task.name: t.half.why for t in every if t.half},
+        notes=(*notes, *count_rows(verdicts.study, session.tasks, reader, runs)),
+        not_admitted=_explain_not_admitted(all_comparisons, policy),
+        one_half={t.task.name: t.half.why for t in all_comparisons if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=summarize_seeds(judged),
         ablations=ablations(ordered, *comparers),
-        training_sets=training_sets(ordered, recipes, experiment.decide, again, *comparers),
+        training_sets=training_sets(ordered, recipes, experiment.decide, n_drawn_again, *comparers),
         curve=fit_stored_curve(session, reader, runs, judged),
         task=session.target.task.name,
         macro_margin=scale_share(policy.macro),
         undecided_fails=policy.on_inconclusive == "fail",
-        margins=map_margins(every, policy),
-        answers=find_answers((session.target, *session.suites), reader, runs, of_runs),
+        margins=map_margins(all_comparisons, policy),
+        answers=find_answers((session.target, *session.suites), reader, runs, verdicts),
         origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
         policy=experiment.decide,
         closed_labels=has_closed_labels(test),
         has_documents=bool(session.target.items.documents),
         trivial=trivial_baseline(primary, test) if any(e.choices for e in test) else None,
-        diversity=describe_diversity(runs, of_runs),
+        diversity=describe_diversity(runs, verdicts),
         family=family_of(experiment),
-        spans={t.task.name: t.span for t in every if t.span != 1},
+        spans={t.task.name: t.span for t in all_comparisons if t.span != 1},
         labels=_calibrate(session.target, reader, runs, judged),
         declared=policy.target,
         sampled=any(m.weights is not None for m in session.suites),
-        spare=list_spare_items(experiment, every, lambda task: held.get(task.name, 0)),
+        spare=list_spare_items(experiment, all_comparisons, lambda task: held.get(task.name, 0)),
         can_fold=experiment.can_fold,
     )
     decision = decide_by(report, judged, experiment.decide)
@@ -214,63 +214,65 @@ def list_steps(
     """List the steps from the base to each fine-tune: over its quantised base, and from its start."""
     study, tasks, recipes = judged.study, judged.tasks, judged.study.experiment.candidates
     unsettled = (run for run in runs if run.run_id in tasks and run.run_id not in study.settled)
-    done = [run for run in unsettled if f"{study.target.name}/test" in run.rows]
+    answered_runs = [run for run in unsettled if f"{study.target.name}/test" in run.rows]
     steps: dict[str, tuple[AttributionStep, ...]] = {}
-    for run in done:
+    for run in answered_runs:
         method = plugins.method(run.method)
         if not method.tunes:
             continue
         served_as = f"{candidates[run.candidate].served_base.quantization.upper()} base"
         step = partial(_step, study, [t for t in tasks[run.run_id] if is_in_macro(t)])
-        out, measured = list[AttributionStep](), measure(study, run)
+        chain, measured = list[AttributionStep](), measure(study, run)
         if over := measure_over(study, run, run.served_digest) if run.served_digest else []:
             served = {m.task.name: m.base for m in over}
             before = [m._replace(new=served[m.task.name]) for m in measured if m.task.name in served]
-            out.append(step("quantisation", served_as, "base", before))
-            out.append(step("training", run.candidate, served_as, over))
+            chain.append(step("quantisation", served_as, "base", before))
+            chain.append(step("training", run.candidate, served_as, over))
         init = recipes[recipes[run.candidate].weights_of or run.candidate].init_from
-        made = [r for r in done if r.candidate == init and r.state == "done"]
-        if parent := next((r for r in made if r.seed == run.seed), made[0] if made else None):
+        parents = [r for r in answered_runs if r.candidate == init and r.state == "done"]
+        if parent := next((r for r in parents if r.seed == run.seed), parents[0] if parents else None):
             old = {m.task.name: m.new for m in measure(study, parent)}
-            both = [m._replace(base=old[m.task.name]) for m in measured if m.task.name in old]
+            shared = [m._replace(base=old[m.task.name]) for m in measured if m.task.name in old]
             change = "more training" if method.trains else "a change of the adapter"
             if run.training.n_pairs is not None:
                 change = "training on pairs"
             elif method.interpolates:
                 change = "scaling"
-            out.append(step(change, run.candidate, parent.candidate, both, compare_on(study, run, parent)))
-        steps[run.run_id] = tuple(out)
+            chain.append(
+                step(change, run.candidate, parent.candidate, shared, compare_on(study, run, parent))
+            )
+        steps[run.run_id] = tuple(chain)
     return steps
 
 
 def _explain_not_admitted(every: Sequence[TaskComparison], policy: GatePolicy) -> dict[str, str]:
-    out, unnamed, unjudged = dict[str, str](), dict[str, str](), dict[str, str]()
+    not_admitted, unnamed, unjudged = dict[str, str](), dict[str, str](), dict[str, str]()
     key = "gate.safety or gate.critical" if policy.safety is None else "gate.critical"
     for t in every:
         name, is_critical = t.task.name, is_named_critical(t.task, t.suite, policy)
         if t.why_not and t.role != "regression":
-            out[name] = t.why_not
+            not_admitted[name] = t.why_not
         if not is_judged(name, policy):
             unnamed[name] = f"{name} is reported; gate.tasks does not name it"
         if t.role == "safety" and not is_safety(t, policy) and not is_critical:
             unjudged[name] = f"{name} is reported; {key} would judge it"
-    return out | unnamed | unjudged
+    return not_admitted | unnamed | unjudged
 
 
 def find_answers(
     tasks: Sequence[MeasuredTask], reader: Reader, runs: Runs, judged: RunVerdicts
 ) -> tuple[ShownItem, ...]:
     """Show some items of every task with what each candidate answered, the best untrained first."""
-    best, shown = best_untrained(judged.facts), list[ShownItem]()
-    named = [(f.label, run) for f, run in zip(judged.facts, runs, strict=True) if f.state != "failed"]
-    named.sort(key=lambda entry: entry[1].candidate != best)
+    best, shown_items = best_untrained(judged.facts), list[ShownItem]()
+    labelled_runs = [(f.label, run) for f, run in zip(judged.facts, runs, strict=True) if f.state != "failed"]
+    labelled_runs.sort(key=lambda entry: entry[1].candidate != best)
     gated = [run for run in runs if run.run_id in judged.results]
     gated.sort(key=lambda run: run.run_id in judged.study.settled)
-    # The first run that no interim analysis settled names the base's rows.
+    # The base's rows come from the first run that no interim analysis settled.
     bases = {m.task.name: list(m.base) for run in gated[::-1] for m in measure(judged.study, run)}
     for m in tasks:
         labels, by_rows, key = dict[str, list[str]](), dict[str, Run](), f"{m.task.name}/test"
-        for label, run in ((label, run) for label, run in named if key in run.rows):
+        for label, run in ((label, run) for label, run in labelled_runs if key in run.rows):
             labels.setdefault(run.rows[key], []).append(label)
             by_rows[run.rows[key]] = run
         arms = {
@@ -280,62 +282,62 @@ def find_answers(
         if m.task.name in bases and all(run.weights_digest != run.base_digest for run in by_rows.values()):
             arms = {"base": bases[m.task.name]} | arms
         if arms and not is_reported_only(m.task):
-            shown += show_items(m.primary, arms, _SHOWN if m is tasks[0] else _SHOWN_OF_SUITE)
-    return tuple(shown)
+            shown_items += show_items(m.primary, arms, _SHOWN if m is tasks[0] else _SHOWN_OF_SUITE)
+    return tuple(shown_items)
 
 
 def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[AnswerDiversity, ...]]:
     """Describe the generated answers of fine-tunes and the base: the target's, then the suites'."""
-    out: dict[str, tuple[AnswerDiversity, ...]] = {}
+    by_label: dict[str, tuple[AnswerDiversity, ...]] = {}
     for f, run in zip(judged.facts, runs, strict=True):
         if f.state == "failed" or not is_fine_tuned(f):
             continue
         old, new = answers_on_target(judged.study, run)
-        found = [answer_diversity(new, old)]
+        diversities = [answer_diversity(new, old)]
         for m in measure(judged.study, run):
             if m.role != "regression":
-                # What should be refused is refused in the same words: that is not a collapse.
+                # Refusals of unsafe requests use the same words, which is not a collapse.
                 diversity = answer_diversity(m.new, m.base)
-                found.append(
+                diversities.append(
                     replace(diversity, collapsed=False) if diversity and m.role == "safety" else diversity
                 )
-        out[f.label] = tuple(filter(None, found))
-    return {label: found for label, found in out.items() if found}
+        by_label[f.label] = tuple(filter(None, diversities))
+    return {label: diversities for label, diversities in by_label.items() if diversities}
 
 
 def _calibrate(
     target: MeasuredTask, reader: Reader, runs: Runs, facts: Facts
 ) -> tuple[MetricCalibration, ...]:
-    # The target's labelled metrics against labels; runs are paired with the best untrained one.
-    found = current_labels(store.list_labels(reader.at, target.task.name), target.task)
-    if not found:
+    # Compares the target's metrics with people's labels; each run is paired with the best untrained one.
+    people_labels = current_labels(store.list_labels(reader.at, target.task.name), target.task)
+    if not people_labels:
         return ()
-    done = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
-    arms = {label: reader.with_drawn(run, target.task) for label, run in done.items()}
+    by_label = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
+    arms = {label: reader.with_drawn(run, target.task) for label, run in by_label.items()}
     best = best_untrained(facts)
     base = next((f.label for f in facts if f.name == best and f.label in arms), None)
     pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
     # A judge may favour answers of its own base; an endpoint's base is unknown.
-    local = {label: run for label, run in done.items() if not plugins.find_method(run.method).is_remote}
-    here = {label: run.base_digest for label, run in local.items()}
-    made = []
+    local = {label: run for label, run in by_label.items() if not plugins.find_method(run.method).is_remote}
+    base_digests = {label: run.base_digest for label, run in local.items()}
+    calibrations = []
     for metric in target.metrics.values():
-        if calibration := calibrate(metric, arms, pairs, found):
+        if calibration := calibrate(metric, arms, pairs, people_labels):
             judged = target.judged.get(calibration.metric)
             sources = [judge.weights.source for judge in judged.judges if judge.weights] if judged else []
             bases = {source.weights_digest for source in sources if source}
-            own = tuple(label for label, base_digest in here.items() if base_digest in bases)
-            made.append(replace(calibration, own=own))
-    return tuple(made)
+            same_base = tuple(label for label, base_digest in base_digests.items() if base_digest in bases)
+            calibrations.append(replace(calibration, own=same_base))
+    return tuple(calibrations)
 
 
 def add_comparisons(
     study: Study, runs: Runs, facts: Facts, target: Task | None = None
 ) -> list[CandidateFacts]:
-    """Add the paired differences on a target to the best untrained candidate and to the plain prompt.
+    """Add the paired differences on a target from the best untrained candidate and from the plain prompt.
 
-    Runs of a recipe with several seeds also get the variances of their mean over the items, unless people's
-    labels correct a judge's grades, which vary by more than the items.
+    Recipes with several seeds also get the variances of their mean over the items, unless people's labels
+    correct a judge's grades: these vary from more than the items.
     """
     task = target or study.target
     metric = study.primary(task)
@@ -343,27 +345,27 @@ def add_comparisons(
     best = best_untrained(facts)
     by_name, seeds = {run.candidate: run for run in runs if run.state == "done"}, dict[str, list[Run]]()
 
-    def against(run: Run, other: Run | None) -> Comparison | None:
-        if other is None or run.state == "failed" or run.run_id == other.run_id:
+    def against(run: Run, opponent: Run | None) -> Comparison | None:
+        if opponent is None or run.state == "failed" or run.run_id == opponent.run_id:
             return None
-        return compare_on(study, run, other, task)
+        return compare_on(study, run, opponent, task)
 
-    def over_items(seeds: Runs, *others: Run | None) -> ItemVariances | None:
+    def over_items(seeds: Runs, *opponents: Run | None) -> ItemVariances | None:
         rows_of_seeds = [study.rows.cut(run, task) for run in seeds]
-        rows = [study.rows.cut(other, task) if other else None for other in others]
+        rows = [study.rows.cut(opponent, task) if opponent else None for opponent in opponents]
         return item_variances(metric, rows_of_seeds, *rows) if len(rows_of_seeds) > 1 and not labels else None
 
-    done = list(by_name.values())
-    others = {r.run_id: (by_name.get(best or ""), find_prompt(study, done, r)) for r in runs}
+    finished_runs = list(by_name.values())
+    baselines = {r.run_id: (by_name.get(best or ""), find_prompt(study, finished_runs, r)) for r in runs}
     for run in (run for run in runs if run.state == "done"):
         seeds.setdefault(run.candidate, []).append(run)
-    found = {name: over_items(of, *others[of[0].run_id]) for name, of in seeds.items()}
+    variances = {name: over_items(group, *baselines[group[0].run_id]) for name, group in seeds.items()}
     return [
         replace(
             f,
-            vs_untrained=against(run, others[run.run_id][0]),
-            vs_prompt=against(run, others[run.run_id][1]),
-            over_items=found.get(run.candidate) if run.state == "done" else None,
+            vs_untrained=against(run, baselines[run.run_id][0]),
+            vs_prompt=against(run, baselines[run.run_id][1]),
+            over_items=variances.get(run.candidate) if run.state == "done" else None,
         )
         for f, run in zip(facts, runs, strict=True)
     ]
@@ -382,7 +384,7 @@ def _comparers(study: Study, runs: Runs) -> tuple[Pair, Means]:
 
     def means(old: Facts, new: Facts) -> RecipeDifference | None:
         pairs = [pair(a, b) for a in old for b in new]
-        if labels or any(c is None or c.refused for c in pairs):  # a correction varies by more than the items
+        if labels or any(c is None or c.refused for c in pairs):  # corrections add variance beyond the items
             return average_pairs(pairs)
         return compare_recipes(metric, rows(old), rows(new))
 
@@ -392,21 +394,21 @@ def _comparers(study: Study, runs: Runs) -> tuple[Pair, Means]:
 def _step(
     study: Study,
     counting: Sequence[TaskComparison],
-    what: str,
+    cause: str,
     new: str,
     base: str,
     measured: Sequence[Measurement],
     on_target: Comparison | None = None,
 ) -> AttributionStep:
     alpha = study.experiment.gate.alpha
-    compared = {m.task.name: found for m in measured if (found := compare_task(m, alpha))}
+    compared = {m.task.name: compared_task for m in measured if (compared_task := compare_task(m, alpha))}
     measured = [m for m in measured if m.task.name in compared]
     macro = macro_between(measured, compared, counting, study.seed)
-    return AttributionStep(what, new, base, macro, tuple(compared.values()), on_target)
+    return AttributionStep(cause, new, base, macro, tuple(compared.values()), on_target)
 
 
 def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, TargetScore]:
-    metric, answered, own = study.primary(task), list[Run](), list[CandidateFacts]()
+    metric, answered, answered_facts = study.primary(task), list[Run](), list[CandidateFacts]()
     labels = judge_labels(study.store, task, metric.name)
     for run, f in zip(runs, facts, strict=True):
         if is_answered(study, run, task):
@@ -415,8 +417,8 @@ def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, Tar
                 validation = comparison.estimate(metric, study.rows.cut(run, task, "validation")).score
             scored = replace(f, target=comparison.estimate(metric, rows), validation=validation)
             answered.append(run)
-            own.append(correct_reached(metric, scored, rows, labels))
-    compared = add_comparisons(study, answered, own, task)
+            answered_facts.append(correct_reached(metric, scored, rows, labels))
+    compared = add_comparisons(study, answered, answered_facts, task)
     best = best_untrained(compared)
     return {
         f.run_id: TargetScore(task.name, metric.name, f.target, best, f.vs_untrained, f.vs_prompt)
@@ -434,7 +436,7 @@ def analyse(
     notes: Sequence[str] = (),
     wall_s: float | None = None,
 ) -> ExperimentReport:
-    """Report finished runs with verdicts and the decision, notes of their making, and changed verdicts."""
+    """Report finished runs: verdicts, the decision, notes on how they were made, and changed verdicts."""
     header: dict[str, object] = {"device": session.machine.name, "precision": session.machine.precision}
     with suppress(CandidateFailed):
         header["engine"] = session.engine(session.source)[0]
@@ -443,10 +445,10 @@ def analyse(
     study = study_session(session, reader)
     names = dict.fromkeys(run.candidate for run in runs)
     remarks = [*notes]
-    if others := [
+    if left_out := [
         n for n, candidate in session.candidates.items() if n not in names and candidate.method.answers
     ]:
-        remarks.append(f"not in this report, of the candidates that are written: {', '.join(others)}")
+        remarks.append(f"not in this report, of the candidates that are written: {', '.join(left_out)}")
     remarks += [*describe_rows_and_prompts(session, names), *base_remarks(session.sources)]
     remarks += dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
     remarks += [*list_remarks(session, runs)]
@@ -459,7 +461,7 @@ def analyse(
 
 
 def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy) -> Decision:
-    """Decide between the candidates of a report by other facts and another policy."""
+    """Decide between the candidates of a report with the given facts and policy."""
     return decide(
         facts,
         policy,

@@ -1,8 +1,8 @@
-"""Augmentation of training rows: paraphrases, translations there and back, or new questions with answers.
+"""Augmentation of training rows: paraphrases, back-translations, or new questions with answers.
 
 Invariant: evaluated rows are never shown to the model, and no new row has an evaluated question. A paraphrase
-changes only the question and the id; one that loses a number or the words of the answer is left out, and so
-is any row that repeats or contradicts another one. The same model, texts, prompts and seed give one result.
+changes only the question and the id. Paraphrases that lose a number or the words of the answer are dropped,
+as are rows that repeat or contradict another row. The same model, texts, prompts and seed give one result.
 Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709, and Yu et al. 2018,
 https://arxiv.org/abs/1804.09541, section 3; Self-Instruct, Wang et al. 2023,
 https://arxiv.org/abs/2212.10560, section 2.2 (here only rows are shown, no new questions).
@@ -49,9 +49,9 @@ _MARK = re.compile(r"^[\W_]*(question|answer)[*_ ]{0,3}:[*_]{0,2}", re.IGNORECAS
 
 
 class WrittenQuestion(NamedTuple):
-    """Question that a model wrote for a row; `failure` is why there is none, `of` the row it repeats.
+    """Question that a model wrote for a row; `failure` is the reason if it failed, `of` the row it repeats.
 
-    A new question has all its `fields`, and `shown` are the other questions that the model saw.
+    A new question has all its `fields`; `shown` holds the other questions that the model saw.
     """
 
     text: str
@@ -76,9 +76,9 @@ def find_question(row: Row, roles: Roles) -> PlacedText | None:
         if isinstance(value, list):
             turns = [(i, turn) for i, turn in enumerate(value) if isinstance(turn, dict)]
             of_user = [(i, turn) for i, turn in turns if {*_USER} & {turn.get("role"), turn.get("from")}]
-            place, last = of_user[-1] if of_user else (0, {})
+            turn_index, last = of_user[-1] if of_user else (0, {})
             key = next((name for name in _SAID if isinstance(last.get(name), str)), "")
-            return PlacedText(last[key], (column, place, key)) if key and last[key].strip() else None
+            return PlacedText(last[key], (column, turn_index, key)) if key and last[key].strip() else None
         if isinstance(value, dict):
             text, replies = value.get("text"), value.get("replies")
             is_question = value.get("role") in _USER and isinstance(replies, list) and replies
@@ -88,7 +88,7 @@ def find_question(row: Row, roles: Roles) -> PlacedText | None:
 
 
 class SeedRow(NamedTuple):
-    """Row to be shown: question, answer, what shown rows must share, and the labels (none for any text)."""
+    """Row to show: question, answer, the setting that shown rows must share, and labels (empty: any text)."""
 
     row: Row
     question: PlacedText
@@ -98,13 +98,13 @@ class SeedRow(NamedTuple):
 
 
 class ShownRows(NamedTuple):
-    """Rows shown to a model: the row that the new one will follow, and others of the same setting."""
+    """Rows shown to a model: the seed row of the new one, and others of the same setting."""
 
     seed: SeedRow
     others: tuple[SeedRow, ...]
 
     def messages(self, prompt: str) -> tuple[Message, ...]:
-        """Write a conversation in which the model has already written the rows."""
+        """Return a conversation in which the model has already written the rows."""
         context, labels = self.seed.setting[0], self.seed.labels
         about = [f"All questions are about this text:\n{context}"] if context else []
         about += [f"Each answer is one of: {'; '.join(labels)}"] if labels else []
@@ -116,7 +116,7 @@ class ShownRows(NamedTuple):
         return (first, *turns[1:], {"role": "user", "content": prompt})
 
     def read(self, text: str, *, cut: bool) -> WrittenQuestion:
-        """Take the first question and its answer out of a text that a model wrote."""
+        """Extract the first question and its answer from a text that a model wrote."""
         seed, marks = self.seed, [*_MARK.finditer(text)]
         names = [mark[1].lower() for mark in marks]
         ends = [*(mark.start() for mark in marks[1:]), len(text)]
@@ -124,8 +124,8 @@ class ShownRows(NamedTuple):
         if cut and (not at or ends[at] == len(text)):
             return WrittenQuestion("", CUT)
         question, answer = (text[marks[i].end() : ends[i]].strip() for i in (at - 1, at)) if at else ("", "")
-        shown = [text.text.strip() for row in (seed, *self.others) for text in (row.question, row.answer)]
-        if not any("\n\n" in text for text in shown):
+        samples = [text.text.strip() for row in (seed, *self.others) for text in (row.question, row.answer)]
+        if not any("\n\n" in text for text in samples):
             question, answer = (part.partition("\n\n")[0].strip() for part in (question, answer))
         if not question or not answer:
             return WrittenQuestion("", "lacks a question or its answer" if text.strip() else "is empty")
@@ -137,11 +137,11 @@ class ShownRows(NamedTuple):
             answered = answered[key]
         if type(answered) is int and not re.fullmatch(r"-?\d+", label):
             return WrittenQuestion("", "has an answer that is not a whole number, as its row has")
-        own = {"id", seed.question.keys[0], seed.answer.keys[0]}
+        row_columns = {"id", seed.question.keys[0], seed.answer.keys[0]}
         fields = {
             name: value
             for name, value in put_text(seed.row.fields, seed.question.keys, question).items()
-            if name in own or all(row.row.fields.get(name) == value for row in self.others)
+            if name in row_columns or all(row.row.fields.get(name) == value for row in self.others)
         }
         fields = put_text(fields, seed.answer.keys, int(label) if type(answered) is int else label)
         texts = tuple(row.question.text for row in self.others)
@@ -175,25 +175,25 @@ class Rewriting(NamedTuple):
 
     @property
     def what(self) -> str:
-        """What a model writes, in words."""
+        """Phrase for the text that a model writes."""
         return "a new question" if self.by == "new-questions" else "a rewording"
 
 
 def _request(how: Rewriting, text: str, variant: int, messages: tuple[Message, ...]) -> writers.PromptRequest:
-    drawn = how.temperature > 0
-    limits = Limits(how.max_new_tokens, (), how.temperature, how.top_p if drawn else 1.0)
-    return writers.PromptRequest(messages, limits, seed_of(how.seed, text, variant) if drawn else None)
+    is_sampled = how.temperature > 0
+    limits = Limits(how.max_new_tokens, (), how.temperature, how.top_p if is_sampled else 1.0)
+    return writers.PromptRequest(messages, limits, seed_of(how.seed, text, variant) if is_sampled else None)
 
 
 class EvaluatedQuestions(NamedTuple):
-    """Evaluated questions, folded, with their places, and how to read a training row to compare."""
+    """Evaluated questions, folded, with their locations, and the function that reads a training row's."""
 
     questions: Mapping[str, str]
     question_of: Callable[[Row], str]
 
 
 class Augmentation(NamedTuple):
-    """Rows to start from, by index, rows `shown` for new questions, and why others are left out."""
+    """Seed rows by index, rows `shown` for new questions, and the rows left out, with reasons."""
 
     content: Rows
     roles: Roles
@@ -211,14 +211,14 @@ def choose_rows(
     how: Rewriting,
     labels: tuple[str, ...] = (),
 ) -> Augmentation:
-    """Choose the rows to start from: all suitable rows that are not evaluated, or a sample of `n_rows`."""
+    """Choose the seed rows: all suitable rows that are not evaluated, or a sample of `n_rows`."""
     questions: dict[int, PlacedText] = {}
-    left: list[Change] = []
+    changes: list[Change] = []
     for i, row in enumerate(content.rows):
         if question := find_question(row, roles):
-            places = (known.questions.get(known.question_of(row)) for known in evaluated)
-            if place := next(filter(None, places), ""):
-                left.append(Change(row.where, "reported", ("not used: it is evaluated",), place))
+            places = (e.questions.get(e.question_of(row)) for e in evaluated)
+            if evaluated_at := next(filter(None, places), ""):
+                changes.append(Change(row.where, "reported", ("not used: it is evaluated",), evaluated_at))
             else:
                 questions[i] = question
     is_new = how.by == "new-questions"
@@ -228,57 +228,57 @@ def choose_rows(
     if not chosen:
         layout = formats.recognise(content.rows)
         of_layout = f" of the layout {layout.name} ({layout.form})" if layout else ""
-        what = "one answer as a text to one question" if questions else "a question as a text of its own"
-        of_these = f", {count(len(left))} of them evaluated, and none of the others" if left else ", none"
-        found = f"{pluralize(len(content.rows), 'row')}{of_layout}{of_these} with {what}"
+        form = "one answer as a text to one question" if questions else "a question as a text of its own"
+        counts = f", {count(len(changes))} of them evaluated, and none of the others" if changes else ", none"
+        found = f"{pluralize(len(content.rows), 'row')}{of_layout}{counts} with {form}"
         expected = "rows to train on, each with a question and an answer as a text"
         step = "name the columns: --prompt COLUMN --reference COLUMN, or other rows to train on"
         step = "write the question as a text in prompt, or as turns in messages" if layout else step
         raise UserError(content.shown, found, expected, step)
-    # For each row and variant, other chosen rows of the same setting are shown.
+    # Each prompt shows other chosen rows of the same setting.
     alike = defaultdict[tuple[str, ...], list[int]](list)
     for i in chosen if seeds else ():
         alike[seeds[i].setting].append(i)
-    shown: dict[tuple[int, int], ShownRows] = {}
+    shown_rows: dict[tuple[int, int], ShownRows] = {}
     for i, k in product(chosen if seeds else (), range(how.variants)):
         pool = alike[seeds[i].setting]
-        drawn = random.Random(f"{how.seed}/shown/{i}/{k}").sample(pool, min(SHOWN, len(pool)))
-        others = [seeds[other] for other in drawn if other != i]
-        shown[i, k] = ShownRows(seeds[i], tuple(others[: SHOWN - 1]))
+        sampled_indices = random.Random(f"{how.seed}/shown/{i}/{k}").sample(pool, min(SHOWN, len(pool)))
+        other_seeds = [seeds[index] for index in sampled_indices if index != i]
+        shown_rows[i, k] = ShownRows(seeds[i], tuple(other_seeds[: SHOWN - 1]))
     texts = {i: questions[i] for i in chosen}
-    return Augmentation(content, roles, texts, shown, tuple(left), tuple(evaluated))
+    return Augmentation(content, roles, texts, shown_rows, tuple(changes), tuple(evaluated))
 
 
 def _find_seeds(
     rows: Sequence[Row], roles: Roles, questions: Mapping[int, PlacedText], labels: tuple[str, ...]
 ) -> dict[int, SeedRow]:
-    """Return the rows that can be shown, by index."""
+    """Return the rows that a prompt can show, by index."""
     seeds: dict[int, SeedRow] = {}
     for i, question in questions.items():
         row = rows[i]
-        asked, choices = read_question_and_answers(row, roles), list_choices(row.fields)[1]
+        parsed, choices = read_question_and_answers(row, roles), list_choices(row.fields)[1]
         answers = [text for text in label_places(row.fields, roles) if text.keys[0] in roles.answers]
-        is_whole = asked.question.strip() == question.text.strip()  # no turns before, no second column
+        is_whole = parsed.question.strip() == question.text.strip()  # no earlier turns, no second column
         if len(answers) != 1 or not answers[0].text.strip() or not is_whole:
             continue
-        row_labels = tuple(map(str, choices)) if asked.choices else labels
+        row_labels = tuple(map(str, choices)) if parsed.choices else labels
         if match_label(answers[0].text, row_labels) is None:
             row_labels = ()
-        if asked.choices and not row_labels:  # a letter or a number, which says nothing to a model
+        if parsed.choices and not row_labels:  # a letter or a number means nothing to a model
             continue
-        setting = (asked.context, asked.system, asked.choices, asked.tools)
+        setting = (parsed.context, parsed.system, parsed.choices, parsed.tools)
         seeds[i] = SeedRow(row, question, answers[0], setting, row_labels)
     free = [seed for seed in seeds.values() if not seed.labels]
     texts = [seed.answer.text for seed in free], [seed.question.text for seed in free]
-    known = label_set(texts[0], roles.answers[0], texts[1]) if free else ()
-    return {i: seed if seed.labels else seed._replace(labels=known) for i, seed in seeds.items()}
+    free_labels = label_set(texts[0], roles.answers[0], texts[1]) if free else ()
+    return {i: seed if seed.labels else seed._replace(labels=free_labels) for i, seed in seeds.items()}
 
 
 def _first_requests(chosen: Augmentation, how: Rewriting) -> dict[tuple[int, int], writers.PromptRequest]:
     requests: dict[tuple[int, int], writers.PromptRequest] = {}
     for (i, text), k in product(chosen.texts.items(), range(how.variants)):
-        shown, prompt = chosen.shown.get((i, k)), how.prompts[0]
-        messages = shown.messages(prompt) if shown else _ask(prompt, text.text)
+        shown_rows, prompt = chosen.shown.get((i, k)), how.prompts[0]
+        messages = shown_rows.messages(prompt) if shown_rows else _ask(prompt, text.text)
         requests[i, k] = _request(how, text.text, k, messages)
     return requests
 
@@ -290,7 +290,7 @@ def _ask(prompt: str, text: str) -> tuple[Message, ...]:
 def prepare_rows(
     chosen: Augmentation, writer: writers.Writer, how: Rewriting, progress: Progress, *, in_columns: bool
 ) -> writers.PreparedRequests[writers.MadeRows]:
-    """Count what the new rows take; nothing is sent before they are made."""
+    """Estimate requests, tokens and cost of the new rows; nothing is sent until `make` is called."""
     requests, later = _first_requests(chosen, how), how.prompts[1:]
     first = writers.plan_requests(writer, [*requests.values()])
     read = sum(costs.tokens(prompt) + costs.CHAT_TOKENS + how.max_new_tokens for prompt in later)
@@ -311,7 +311,7 @@ def _make(
     *,
     in_columns: bool,
 ) -> writers.MadeRows:
-    """Let a model write rows; return all rows, each followed by those made from it."""
+    """Let a model write rows; return all rows, each followed by the rows made from it."""
     budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
     written = dict[tuple[int, int], WrittenQuestion]()
     for number in range(1, len(how.prompts) + 1):
@@ -321,8 +321,8 @@ def _make(
             cut, text = output.finish_reason == "length", output.text.strip()
             if output.finish_reason == "error":
                 written[at] = WrittenQuestion("", f"failed: {output.error}" if output.error else "failed")
-            elif shown := chosen.shown.get(at):
-                written[at] = shown.read(output.text, cut=cut)
+            elif shown_rows := chosen.shown.get(at):
+                written[at] = shown_rows.read(output.text, cut=cut)
             else:
                 is_quoted = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
                 text = text[1:-1].strip() if is_quoted else text
@@ -333,30 +333,30 @@ def _make(
             for (i, k), answer in written.items()
             if number < len(how.prompts) and not answer.failure
         }
-    # Texts with an evaluated question have failed.
+    # Texts with an evaluated question count as failed.
     rows = chosen.content.rows
     fit = [at for at, answer in written.items() if not answer.failure]
-    made = [rows[i]._replace(fields=written[i, k].put(rows[i].fields, chosen.texts[i])) for i, k in fit]
+    new_rows = [rows[i]._replace(fields=written[i, k].put(rows[i].fields, chosen.texts[i])) for i, k in fit]
     for evaluated in chosen.evaluated:
-        questions = [evaluated.question_of(row) for row in made]
-        known, places = list(evaluated.questions), list(evaluated.questions.values())
+        questions = [evaluated.question_of(row) for row in new_rows]
+        keys, places = list(evaluated.questions), list(evaluated.questions.values())
         same = [(n, evaluated.questions[q]) for n, q in enumerate(questions) if q in evaluated.questions]
-        for n, place in [*((o.training, places[o.evaluated]) for o in overlaps(questions, known)), *same]:
-            written[fit[n]] = WrittenQuestion("", "is evaluated", place)
+        for n, where in [*((o.training, places[o.evaluated]) for o in overlaps(questions, keys)), *same]:
+            written[fit[n]] = WrittenQuestion("", "is evaluated", where)
     by_row: dict[int, list[WrittenQuestion]] = {i: [] for i in chosen.texts}
     for (i, _), answer in written.items():
         by_row[i].append(answer)
-    outcomes = augment(rows, chosen.roles, by_row, by=how.by, what=how.what, in_columns=in_columns)
+    outcomes = augment(rows, chosen.roles, by_row, by=how.by, text_kind=how.what, in_columns=in_columns)
     changes = [outcome.change for outcome in outcomes if outcome.change]
     if not any(change.kind == "added" for change in changes):
         reasons = "; ".join(dict.fromkeys(change.reason for change in changes))
         found = f"{pluralize(len(changes), how.what.split(' ', 1)[1])}, and none can be used: {reasons}"
         step = "another model, or a higher --temperature"
         raise UserError("harness data augment", found, "rows to train on", step)
-    left = {change.where: change for change in chosen.left}
+    left_out = {change.where: change for change in chosen.left}
     for index, (row, change) in enumerate(outcomes):
         if row is not None and change is None:
-            outcomes[index] = EditedRow(row, left.get(row.where))
+            outcomes[index] = EditedRow(row, left_out.get(row.where))
     used: dict[str, Any] = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict()}
     del used["max_cost"]
     used["evaluated"] = sum(len(evaluated.questions) for evaluated in chosen.evaluated)
@@ -379,7 +379,7 @@ def find_evaluated(tasks: Sequence[MeasuredTask]) -> EvaluatedQuestions:
 
 
 def read_evaluated(content: Rows, roles_of_test: Roles, roles: Roles) -> EvaluatedQuestions:
-    """Return what a file evaluates, compared with rows as they are written."""
+    """Return the questions that a file evaluates, compared with the raw fields of rows."""
 
     def fold(row: Row, columns: Roles) -> str:
         return fold_text(read_question_and_answers(row, columns).whole)
@@ -394,22 +394,22 @@ def augment(
     written: Mapping[int, Sequence[WrittenQuestion]],
     *,
     by: str,
-    what: str = "a rewording",
+    text_kind: str = "a rewording",
     in_columns: bool = False,
 ) -> list[EditedRow]:
-    """Return every row unchanged, followed by the rows made from it; `written` is by the row's index."""
-    made = list(_make_rows(rows, roles, written))
-    # A made row may repeat or contradict an earlier one.
-    fit = [row._replace(where=f"{row.where}, new") for _, row, why_not, _ in made if not why_not]
-    judged = iter(_judge(rows, fit, roles))
+    """Return every row unchanged, followed by the rows made from it; `written` is keyed by row index."""
+    made_rows = list(_make_rows(rows, roles, written))
+    # A new row may repeat or contradict an earlier one.
+    usable_rows = [row._replace(where=f"{row.where}, new") for _, row, why_not, _ in made_rows if not why_not]
+    judged = iter(_judge(rows, usable_rows, roles))
     by_row: dict[int, list[EditedRow]] = defaultdict(list)
-    for i, row, why_not, repeats in made:
-        change = Change(row.where, "dropped", (f"{what} that {why_not}",), repeats)
+    for i, row, why_not, repeats in made_rows:
+        change = Change(row.where, "dropped", (f"{text_kind} that {why_not}",), repeats)
         if not why_not:
-            found = next(judged)
+            verdict = next(judged)
             change = Change(row.where, "added", (f"a row by {by}",))
-            if found and found.kind == "dropped":
-                change = found._replace(where=row.where, reasons=(f"{what}: {found.reason}",))
+            if verdict and verdict.kind == "dropped":
+                change = verdict._replace(where=row.where, reasons=(f"{text_kind}: {verdict.reason}",))
         fields = {**dict.fromkeys(rows[i].fields if in_columns else ()), **row.fields}
         added = row._replace(fields=fields) if change.kind == "added" else None
         by_row[i].append(EditedRow(added, change))
@@ -422,30 +422,30 @@ def augment(
 
 
 def _judge(rows: Sequence[Row], fit: Sequence[Row], roles: Roles) -> list[Change | None]:
-    """Judge made rows by `dedup`, and by other answers to nearly the same question."""
-    # Without their origins: originals stay here even if another row repeats them.
+    """Check new rows with `dedup`, and for other answers to nearly the same question."""
+    # Without origins, because originals stay even if another row repeats them.
     every = [*rows, *(row._replace(fields=row.fields | {ORIGIN: ""}) for row in fit)]
-    read = [read_question_and_answers(row, roles) for row in every]
+    parsed_rows = [read_question_and_answers(row, roles) for row in every]
 
     def same(i: int, j: int) -> bool:
-        return stand_on_same(read[i], read[j])
+        return stand_on_same(parsed_rows[i], parsed_rows[j])
 
     changes = [outcome.change for outcome in dedup(every, roles, conflicts="drop")]
-    for kept, others in near_duplicates([qa.question for qa in read], same=same):
-        for i, similarity in others:
+    for kept_index, similar_rows in near_duplicates([qa.question for qa in parsed_rows], same=same):
+        for i, similarity in similar_rows:
             if changes[i] is None:
                 reason = ("another answer to nearly the same question",)
-                changes[i] = Change(every[i].where, "dropped", reason, every[kept].where, similarity)
+                changes[i] = Change(every[i].where, "dropped", reason, every[kept_index].where, similarity)
     return changes[len(rows) :]
 
 
 def _make_rows(
     rows: Sequence[Row], roles: Roles, written: Mapping[int, Sequence[WrittenQuestion]]
 ) -> Iterator[tuple[int, Row, str, str]]:
-    """Yield the index of an original, a row made from it, its problem if any, and the row it repeats."""
-    known, marks = {row.fields.get("id") for row in rows}, _marks(rows)
-    read = [read_question_and_answers(row, roles) for row in rows]
-    answers = [set(filter(None, map(fold_text, qa.answers))) for qa in read]
+    """Yield the index of the original, the new row, its problem (empty if none), and the row it repeats."""
+    known_ids, marks = {row.fields.get("id") for row in rows}, _marks(rows)
+    parsed_rows = [read_question_and_answers(row, roles) for row in rows]
+    answers = [set(filter(None, map(fold_text, qa.answers))) for qa in parsed_rows]
     times = Counter(answer for row_answers in answers for answer in row_answers)
     labels = {answer for answer, n in times.items() if n > 1}
     for i, questions in written.items():
@@ -458,11 +458,11 @@ def _make_rows(
             fields |= {**marks, ORIGIN: origin}
             ident = row.fields.get("id")
             if isinstance(ident, int):  # a new id of the same type
-                fields["id"] = 1 + max(number for number in known if isinstance(number, int))
+                fields["id"] = 1 + max(number for number in known_ids if isinstance(number, int))
             elif ident is not None:
                 names = (f"{ident}-augmented-{k}" for k in count_up(1))
-                fields["id"] = next(name for name in names if name not in known)
-            known.add(fields.get("id"))
+                fields["id"] = next(name for name in names if name not in known_ids)
+            known_ids.add(fields.get("id"))
             why_not = question.failure
             if question.fields is None and not why_not:
                 why_not = _unfit(question.text, original.text, answers[i] - labels)
@@ -470,13 +470,13 @@ def _make_rows(
 
 
 def _marks(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the source columns of an augmented row; none if rows have such a column already."""
-    taken = any(SOURCE in row.fields for row in rows if not is_augmented(row))
-    return {} if taken else {SOURCE: AUGMENTED}
+    """Return the source columns of an augmented row; empty if the rows already have such a column."""
+    is_taken = any(SOURCE in row.fields for row in rows if not is_augmented(row))
+    return {} if is_taken else {SOURCE: AUGMENTED}
 
 
 def _unfit(text: str, original: str, spans: Collection[str]) -> str:
-    """Return why a paraphrase may not have its original's answer; "" if it may."""
+    """Return the reason why a paraphrase cannot keep its original's answer; empty if it can."""
     if not text.strip():
         return "is empty"
     if fold_text(text) == fold_text(original) or are_alike(text, original, THRESHOLD):

@@ -1,6 +1,6 @@
-"""Bases: whether one fits a card, and the precision of those that fit no GPU as they are published.
+"""Bases: whether one fits a GPU, and quantisation of those that do not fit as published.
 
-Invariant: no weights are read or fetched; a fit rests on the configuration and the headers of the weights.
+Invariant: no weights are read or fetched; estimates use the configuration and the headers of the weights.
 """
 
 import math
@@ -35,47 +35,47 @@ from harness.spec import HUB, Experiment
 def choose_quantization(
     experiment: Experiment, sources: Mapping[str, ModelSource], machine: Machine, room: Room
 ) -> dict[str, ModelSource]:
-    """Return the bases, quantised if they do not fit all GPUs and all trainings quantise them anyway."""
+    """Return the bases, quantised if they exceed all GPUs' memory and every training quantises them."""
     gpus = [n for name, n in room.items() if name != "cpu"]
-    able = sum(gpus) - len(gpus) * OVERHEAD_GB * 1e9
-    out, trainings = dict(sources), []
+    usable_bytes = sum(gpus) - len(gpus) * OVERHEAD_GB * 1e9
+    chosen_sources, trainings = dict(sources), []
     for recipe in experiment.candidates.values():
         starts = not (recipe.weights_of or recipe.init_from or recipe.merges)
         if starts and (method := plugins.method(recipe.method)).tunes:
             base = recipe.base_model or experiment.base_model
             trainings.append((base, recipe.quantization or method.quantization))
     for name, source in sources.items():
-        wanted = {quantization for base, quantization in trainings if base == name}
-        if gpus and len(wanted) == 1 and weights_bytes(source, machine.precision) > able:
-            out[name] = quantize(source, wanted.pop())
+        quantizations = {quantization for base, quantization in trainings if base == name}
+        if gpus and len(quantizations) == 1 and weights_bytes(source, machine.precision) > usable_bytes:
+            chosen_sources[name] = quantize(source, quantizations.pop())
     problems = []
     for name, recipe in experiment.candidates.items():
-        served_on = out.get(recipe.base_model or experiment.base_model)
+        served_on = chosen_sources.get(recipe.base_model or experiment.base_model)
         if recipe.serve_on == "bf16" and served_on and served_on.quantization:
             found = f"serve_on: bf16 on {served_on.name}, which fits no GPU here in 16 bits"
             expected = f"{served_on.quantization}, as it is trained"
             step = "remove serve_on, or a machine with more memory"
             problems.append(Problem(f"candidate {name}", found, expected, step))
     refuse(problems)
-    return out
+    return chosen_sources
 
 
-_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers finds it
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the same pattern as in transformers
 
-_THINKING = "enable_thinking"  # the variable of the templates of Qwen3, SmolLM3 and others
+_THINKING = "enable_thinking"  # variable in the templates of Qwen3, SmolLM3 and others
 _WHOLE = "full fine-tuning"
 _WHOLE_IN_BF16 = "full fine-tuning (dtype: bfloat16)"
-# Formats of quantised files on whose layers adapters train as they are; on those of others once unpacked.
+# Formats of quantised files on which adapters can train directly; other formats are unpacked first.
 _ADAPTED = ("bitsandbytes", "gptq", "awq", "fp8", "hqq", "aqlm", "eetq")
-_SHARED = {0: "", 2: " by ZeRO 2", 3: " by FSDP or ZeRO 3"}  # by the equivalent stage of ZeRO
-RANK = 16  # of the adapters that are estimated, as `lora` trains them unless it is told otherwise
+_SHARED = {0: "", 2: " by ZeRO 2", 3: " by FSDP or ZeRO 3"}  # by ZeRO stage, or its equivalent
+RANK = 16  # of the estimated adapters, the default of `lora`
 
 
 class FitQuery(NamedTuple):
     """A card's memory in GB, tokens per row, rows per batch, and precision.
 
-    `tokens` counts all training rows over all epochs, `tflops` is the speed of large products, and `hour_usd`
-    the card's price. Several `gpus` have this memory each, and share a batch's rows and what is trained.
+    `tokens` counts all training rows over all epochs, `tflops` is the speed of large matrix products, and
+    `hour_usd` the card's price. Each of `gpus` has this memory; they share a batch and the trained state.
     """
 
     gpu_gb: float
@@ -89,7 +89,7 @@ class FitQuery(NamedTuple):
 
 
 class BaseUse(NamedTuple):
-    """A way to use a base: its peak memory, whether it fits, time and price; `why_not` forbids it."""
+    """One use of a base: peak memory, whether it fits, time and price; `why_not` rules it out."""
 
     name: str
     peak: Peak
@@ -101,7 +101,7 @@ class BaseUse(NamedTuple):
 
 
 class BaseFit(NamedTuple):
-    """A base with its size and shape, each way to use it, notes, and trainings to choose among."""
+    """A base with its size and shape, its possible uses, notes, and proposed trainings."""
 
     name: str
     n_parameters: int
@@ -114,9 +114,9 @@ class BaseFit(NamedTuple):
 
 
 def examine_base(name: str, query: FitQuery) -> BaseFit:
-    """Return which ways of using a base fit.
+    """Estimate which uses of a base fit.
 
-    Raises UserError if there is no such model, it is gated, or its configuration does not say enough.
+    Raises UserError if the model does not exist, is gated, or its configuration is incomplete.
     """
     refuse(_unusable(query))
     folder = hub.unpack() if name in hub.NAMES else Path(name).expanduser()
@@ -159,21 +159,22 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
 
 
 def _propose(uses: Sequence[BaseUse], gpu_gb: float) -> Iterator[str]:
-    # The trainings to choose among on this card, each with the reason: QLoRA where LoRA does not fit.
-    least = {way.name: way for way in sorted(uses, key=lambda way: -way.peak.total)}
-    fits = {way.name: way for way in least.values() if any(w.fits for w in uses if w.name == way.name)}
-    if lora := next((way for name, way in fits.items() if name.startswith("LoRA")), None):
+    # Yields the trainings to consider on this card, with reasons: QLoRA only where LoRA does not fit.
+    smallest = {use.name: use for use in sorted(uses, key=lambda use: -use.peak.total)}
+    fits = {use.name: use for use in smallest.values() if any(w.fits for w in uses if w.name == use.name)}
+    if lora := next((use for name, use in fits.items() if name.startswith("LoRA")), None):
         merged = "and merged it answers as fast as the base"
         yield f"{lora.name}: from {lora.peak.total:.1f} GB, {merged}"
-    elif qlora := next((way for name, way in fits.items() if name.startswith("QLoRA")), None):
-        plain = min(way.peak.total for name, way in least.items() if name.startswith("LoRA"))
+    elif qlora := next((use for name, use in fits.items() if name.startswith("QLoRA")), None):
+        plain = min(use.peak.total for name, use in smallest.items() if name.startswith("LoRA"))
         more = f"LoRA on the base in 16 bits takes {plain:.1f} GB of {gpu_gb:.4g}"
         on_nf4 = f"on NF4 {qlora.peak.total:.1f}; it answers more slowly than in 16 bits"
         yield f"{qlora.name}: {more}, {on_nf4}"
-    for method, other in _alternatives().items():
-        if way := next((way for used, way in fits.items() if used.startswith(method)), None):
+    for method, alternative in _alternatives().items():
+        if use := next((use for name, use in fits.items() if name.startswith(method)), None):
             yield (
-                f"{way.name}: {other.reason}, from {way.peak.total:.1f} GB; it answers as fast as the base"
+                f"{use.name}: {alternative.reason}, from {use.peak.total:.1f} GB; "
+                "it answers as fast as the base"
             )
 
 
@@ -191,32 +192,32 @@ def _unusable(query: FitQuery) -> Iterator[Problem]:
 def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, ...]:
     """Estimate prompting, and every training with and without gradient checkpointing.
 
-    Quantised files (by the method of this name) are taken as they are, and unpacked to 16 bits.
+    Files `quantized` by the named method are estimated both as stored and unpacked to 16 bits.
     """
-    found = []
+    uses = []
     for name, form in _forms("prompting", shape, quantized):
         tokens = query.batch * query.length
         prompting = memory.inference_peak(form, tokens, query.precision, read=tokens)
-        if query.gpus > 1:  # each GPU has some of the layers with their keys
+        if query.gpus > 1:  # each GPU holds some of the layers with their keys
             weights, keys = prompting.weights / query.gpus, prompting.keys / query.gpus
             prompting = prompting._replace(weights=weights, keys=keys)
-        found.append(BaseUse(name, prompting, prompting.total <= query.gpu_gb))
-    # Each with what it trains: a number of parameters, all of them (0), or an adapter as LoRA's.
+        uses.append(BaseUse(name, prompting, prompting.total <= query.gpu_gb))
+    # Each with the number of parameters that it trains; 0 for all of them.
     lora = memory.lora_parameters(shape, RANK)
     trainings = [_Training(name, form, lora) for name, form in _forms("LoRA", shape, quantized)]
     if not quantized:
         trainings += [_Training("QLoRA", shape, lora, "nf4"), _Training(_WHOLE, shape)]
         trainings += [_Training(_WHOLE_IN_BF16, shape)] if query.precision != "fp16" else []
-        for name, other in _alternatives().items():
+        for name, alternative in _alternatives().items():
             method = plugins.method(name)
-            n_part = method.n_parameters(shape, method.params(**other.params))
-            trainings.append(_Training(" ".join([name, *other.params.values()]), shape, n_part))
+            n_part = method.n_parameters(shape, method.params(**alternative.params))
+            trainings.append(_Training(" ".join([name, *alternative.params.values()]), shape, n_part))
     for training in trainings:
-        # Stages of ZeRO at which cards can share it; only FSDP shards a four-bit base.
+        # ZeRO stages that can shard it; only FSDP shards a four-bit base.
         stages = (0,) if query.gpus == 1 else (0, 3) if training.quantization else (0, 2, 3)
         for stage, checkpointing in product(stages, (True, False)):
-            found.append(_estimate_training(training, query, stage, checkpointing=checkpointing))
-    return tuple(found)
+            uses.append(_estimate_training(training, query, stage, checkpointing=checkpointing))
+    return tuple(uses)
 
 
 def _alternatives() -> dict[str, MethodAlternative]:
@@ -257,7 +258,7 @@ def _estimate_training(training: _Training, query: FitQuery, stage: int, *, chec
     if quantization and in_experts > memory.MOST_IN_EXPERTS:
         why_not = f"{in_experts:.0%} of the parameters are in experts, which NF4 leaves in 16 bits"
     time_s = cost = None
-    if query.tokens and query.tflops:  # its start, and its operations at the share that trainings reach
+    if query.tokens and query.tflops:  # start-up, then operations at the utilisation that trainings reach
         start_s = costs.start_s(shape.n_parameters * memory.BYTES[query.precision], "cuda")
         flops = memory.training_flops(shape.active, query.tokens, n_adapter, checkpointing=checkpointing)
         time_s = start_s + flops / (cards * query.tflops * 1e12 * costs.TRAIN_SHARE)
@@ -268,7 +269,7 @@ def _estimate_training(training: _Training, query: FitQuery, stage: int, *, chec
 
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield why a base cannot be quantised: its files already are, or it is mostly experts, which stay."""
+    """Yield a problem if a base cannot be quantised: its files already are, or it is mostly experts."""
     where = f"candidate {candidate.name}"
     for base in dict.fromkeys((candidate.served_base, candidate.trained_base)):
         if not base.quantization or hub.is_packed(base):
@@ -300,7 +301,7 @@ def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Pro
 
 
 def base_remarks(sources: Mapping[str, ModelSource]) -> Iterator[str]:
-    """Yield the bases that are measured as they are served, or whose template's thinking mode is not set."""
+    """Yield notes on bases that are measured quantised, or whose template's thinking mode is not set."""
     for name, source in sources.items():
         if source.quantization:
             yield (

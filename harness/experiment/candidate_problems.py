@@ -1,6 +1,6 @@
-"""Problems of candidates: why their weights cannot be made or opened here, or a server not be asked.
+"""Problems of candidates: weights that cannot be made or opened here, endpoints that cannot be used.
 
-Invariant: everything is found before a model is loaded.
+Invariant: all problems are found before a model is loaded.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,9 +40,9 @@ def weight_problems(
     items: TaskItems,
     candidate: ResolvedCandidate,
 ) -> Iterator[Problem]:
-    """Yield why a candidate's weights cannot be made or opened here; `items` are its training rows."""
+    """Yield the problems of making or opening a candidate's weights here; `items` are its training rows."""
     recipe, where = candidate.recipe, f"candidate {candidate.name}"
-    if candidate.given and recipe.path:  # found in a folder, so that the hub is asked once
+    if candidate.given and recipe.path:  # the resolved folder, so that the hub is queried once
         recipe = recipe.model_copy(update={"path": str(candidate.given.path)})
     yield from plugins.method(recipe.method).problems(recipe, candidate.base, where)
     yield from quantization_problems(candidate)
@@ -53,13 +53,13 @@ def weight_problems(
     yield from check_sharing(experiment.training.accelerate, candidate)
 
 
-Placed = Sequence[tuple[str, ResolvedCandidate]]  # where each candidate is written, and the candidate
+Placed = Sequence[tuple[str, ResolvedCandidate]]  # location in the file, and candidate
 
 
 def list_engine_problems(
     experiment: Experiment, device: str, placed: Placed, needed: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
-    """Yield why GPUs, engine or endpoints cannot serve the selected candidates, or train all needed ones."""
+    """Yield problems of GPUs, engine and endpoints with the selected candidates and all that they need."""
     yield from check_gpus(experiment, device)
     yield from _engine_problems(experiment, [candidate for _, candidate in placed], needed)
     yield from _endpoint_problems(experiment, placed)
@@ -72,20 +72,20 @@ def _training_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
     if candidate.method.trains and not candidate.init and not is_packed(candidate.base):
         of_trials = (trial.method.params(**trial.source.params) for trial in candidate.trials)
         on_base = (params for params in of_trials if not getattr(params, "encoder", None))
-        yield from next(filter(None, (unknown_names(one, candidate.base, where) for one in on_base)), ())
+        yield from next(filter(None, (unknown_names(p, candidate.base, where) for p in on_base)), ())
     if candidate.init:
         params, adapter = candidate.method.params(**source.params), find_adapter_config(candidate)
         init = plugins.InitWeights(candidate.init.source, adapter)
         yield from candidate.method.init_problems(params, init, where)
-        known = plugins.penalties(candidate.method, source.params)
-        able = [name for name in known if not plugins.refuses(name, adapter)]
+        penalties = plugins.penalties(candidate.method, source.params)
+        supported = [name for name in penalties if not plugins.refuses(name, adapter)]
         for name in source.regularize:
-            if found := plugins.refuses(name, adapter):
-                step = f"remove {name}" + (f", or take {' or '.join(able)}" if able else "")
+            if refusal := plugins.refuses(name, adapter):
+                step = f"remove {name}" + (f", or take {' or '.join(supported)}" if supported else "")
                 expected = "an adapter that is added to weight matrices"
-                yield Problem(where, f"{name} with {found}", expected, step)
+                yield Problem(where, f"{name} with {refusal}", expected, step)
     if source.regularize:
-        with suppress(UserError):  # said by the method
+        with suppress(UserError):  # the method reports it
             shape = hub.shape(encoder_of(source.params.get("encoder"), candidate.base))
             n_layers = shape.n_layers if shape else 0
             for found in layer_problems(source.regularize, n_layers) if shape else ():
@@ -94,7 +94,7 @@ def _training_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
 
 
 def _base_problems(base: ModelSource, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    where, own, recipe = f"candidate {candidate.name}", candidate.base, candidate.recipe
+    where, model, recipe = f"candidate {candidate.name}", candidate.base, candidate.recipe
     is_quantized = any(source.quantization for source in (candidate.served_base, candidate.trained_base))
     if is_quantized and find_spec("bitsandbytes") is None:
         step = "pip install 'harness-evals[qlora]', or leave the candidate out"
@@ -102,49 +102,49 @@ def _base_problems(base: ModelSource, candidate: ResolvedCandidate) -> Iterator[
         yield Problem(where, found, "the package that quantises", step)
     bases = {merged.name: merged.served_base for merged in candidate.merges}
     if len({source.weights_digest for source in bases.values()}) > 1:
-        named = (
+        adapter_bases = (
             f"{name} (on {' in '.join(filter(None, (b.name, b.quantization)))})" for name, b in bases.items()
         )
-        found = f"adapters for several bases: {', '.join(named)}"
+        found = f"adapters for several bases: {', '.join(adapter_bases)}"
         yield Problem(where, found, "adapters of one base", "merge those of the same base")
     elif bases:
         adapters = {merged.name: find_adapter_config(merged) for merged in candidate.merges}
         yield from candidate.method.merge_problems(candidate.source, adapters, where)
-    if candidate.given != own or own.weights_digest == base.weights_digest or recipe.role == "baseline":
+    if candidate.given != model or model.weights_digest == base.weights_digest or recipe.role == "baseline":
         return
-    if is_packed(own) or is_packed(base) or architecture_difference(own.path, base.path):
+    if is_packed(model) or is_packed(base) or architecture_difference(model.path, base.path):
         return
-    found = f"base_model: {own.name}, other weights of the architecture of {base.name}"
-    step = f"method: model and path: {own.name} to judge it against {base.name}; role: baseline to beat it"
+    found = f"base_model: {model.name}, other weights of the architecture of {base.name}"
+    step = f"method: model and path: {model.name} to judge it against {base.name}; role: baseline to beat it"
     yield Problem(where, found, "what these weights are here", step)
 
 
 def _row_problems(target: MeasuredTask, items: TaskItems, candidate: ResolvedCandidate) -> Iterator[Problem]:
     recipe, where, base = candidate.recipe, f"candidate {candidate.name}", candidate.base
-    written, judge, pairs, task = recipe.reward, candidate.reward, items.pairs, target.task
-    if written is not None and judge is None:
-        yield from reward_problems(written, task, items.train, f"{where}: reward")
-    elif written and judge and judge.base.template_digest != base.template_digest:
-        found = f"{written}, a reward model on {judge.base.name}, whose tokenizer is another"
-        expected, step = f"the tokenizer of {base.name}", f"base_model: {base.name} on {written}"
+    reward_name, judge, pairs, task = recipe.reward, candidate.reward, items.pairs, target.task
+    if reward_name is not None and judge is None:
+        yield from reward_problems(reward_name, task, items.train, f"{where}: reward")
+    elif reward_name and judge and judge.base.template_digest != base.template_digest:
+        found = f"{reward_name}, a reward model on {judge.base.name}, whose tokenizer is another"
+        expected, step = f"the tokenizer of {base.name}", f"base_model: {base.name} on {reward_name}"
         yield Problem(f"{where}: reward", found, expected, step)
     if candidate.method.draws_from == "pairs" and not recipe.weights_of:
         thumbs = [pair for pair in pairs if not (pair.references and pair.rejected)]
         if thumbs and not candidate.method.unpaired:
             found = f"{recipe.method}, and {len(thumbs):,} of {len(pairs):,} rows in pairs: with a thumb"
-            able = " or ".join(plugins.methods(unpaired=True))
-            yield Problem(where, found, "a chosen and a rejected answer in each", f"method: {able}")
+            methods = " or ".join(plugins.methods(unpaired=True))
+            yield Problem(where, found, "a chosen and a rejected answer in each", f"method: {methods}")
         elif pairs and not (any(p.references for p in pairs) and any(p.rejected for p in pairs)):
             found = f"{recipe.method}, and thumbs that all point one way"
             step = "add rows of the other kind, with label: true or false"
             yield Problem(where, found, "thumbs up and thumbs down", step)
-    evaluated, ranks = [*target.items.validation, *target.items.test], "rank" in _answers_tried(recipe)
-    if ranks and task.kind == "generate" and not any(example.choices for example in evaluated):
-        found = f"answer: rank, and {len(evaluated):,} items of {task.name}, none with labels"
+    evaluated_items, ranks = [*target.items.validation, *target.items.test], "rank" in _answers_tried(recipe)
+    if ranks and task.kind == "generate" and not any(example.choices for example in evaluated_items):
+        found = f"answer: rank, and {len(evaluated_items):,} items of {task.name}, none with labels"
         yield Problem(where, found, "labels to rank", f"labels: [..] in {task.name}, or answer: generate")
-    needing = ["prompting"] * (not set(recipe.prompting) <= {"zero_shot"}) + ["answer: rank"] * ranks
-    if needing and task.kind == "bits_per_byte":
-        found = f"{' and '.join(needing)}, and kind: bits_per_byte of {task.name}, whose texts are read alone"
+    options = ["prompting"] * (not set(recipe.prompting) <= {"zero_shot"}) + ["answer: rank"] * ranks
+    if options and task.kind == "bits_per_byte":
+        found = f"{' and '.join(options)}, and kind: bits_per_byte of {task.name}, whose texts are read alone"
         step = "leave it out, or give the rows prompts and answers"
         yield Problem(where, found, "a target of kind generate or choice", step)
 
@@ -172,22 +172,22 @@ def _engine_problems(
         if candidate.makes == "delta":
             found = "weights of a form of our own, and engine: vllm"
             yield Problem(where, found, "an adapter or a whole model", vllm.OTHERWISE)
-    # What vLLM does not compute of an adapter, or leaves out without a word.
+    # Parts of an adapter that vLLM does not support, or silently ignores.
     for candidate in needed:
-        where, beside = f"candidate {candidate.name}", list[str]()
+        where, unsupported_parts = f"candidate {candidate.name}", list[str]()
         adapters = [read_recipe_config(trial.source) for trial in candidate.trials]
         for adapter in adapters:
             # vLLM scales every layer by lora_alpha / r.
             patterns = (f"with {name}" for name in ("rank_pattern", "alpha_pattern") if adapter.get(name))
-            more = describe_beside_low_rank(adapter)
-            named = f"with {more}" if more else next(patterns, "")
-            beside.append(_describe_unmergeable(adapter) or named)
+            extra_parts = describe_beside_low_rank(adapter)
+            description = f"with {extra_parts}" if extra_parts else next(patterns, "")
+            unsupported_parts.append(_describe_unmergeable(adapter) or description)
         rank = max(adapter.get("r", 0) for adapter in adapters)
         if any(adapter.get("use_dora") for adapter in adapters):
             found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
             yield Problem(where, found, "a plain low-rank adapter", step)
-        elif any(beside):
-            found = f"an adapter {next(filter(None, beside))}, and engine: vllm"
+        elif any(unsupported_parts):
+            found = f"an adapter {next(filter(None, unsupported_parts))}, and engine: vllm"
             yield Problem(where, found, "low-rank matrices alone, of one rank and scale", vllm.OTHERWISE)
         elif rank > vllm.MAX_RANK:
             found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
@@ -201,8 +201,8 @@ def _check_merging(engine: str, candidate: ResolvedCandidate) -> Iterator[Proble
     if "adapter" not in candidate.makes.split(plugins.OR):
         found = f"serve_merged, and weights of the kind {candidate.makes}"
         yield Problem(where, found, "weights_of that name an adapter", "remove serve_merged")
-    elif more := _describe_unmergeable(find_adapter_config(candidate)):
-        found = f"serve_merged, and an adapter {more}"
+    elif unmergeable := _describe_unmergeable(find_adapter_config(candidate)):
+        found = f"serve_merged, and an adapter {unmergeable}"
         yield Problem(where, found, "one of low-rank matrices alone", "remove serve_merged")
     if candidate.served_base.quantization:
         found = f"serve_merged, and a base in {candidate.served_base.quantization}"
@@ -213,14 +213,14 @@ def _check_merging(engine: str, candidate: ResolvedCandidate) -> Iterator[Proble
 
 
 def _describe_unmergeable(adapter: Mapping[str, Any]) -> str:
-    # The part of an adapter that cannot be merged (see `merge_layers`); empty if unknown.
+    # Describes the part of an adapter that cannot be merged (see `merge_layers`); empty if none is known.
     if (family := adapter.get("peft_type", "LORA")) != "LORA":
         return f"of the family {family}"
     return next((f"with {name}" for name in ("use_dora", "lora_bias") if adapter.get(name)), "")
 
 
 def key_problems(experiment: Experiment, placed: Placed) -> Iterator[Problem]:
-    """Yield what forbids to ask candidates over HTTP now."""
+    """Yield what prevents requests to candidates over HTTP now."""
     for where, candidate in placed:
         if candidate.is_remote:
             yield from openai_api.problems(_settings(candidate), where)
@@ -255,7 +255,7 @@ _ACCELERATE = "training.accelerate"
 
 
 def check_sharing(policy: AcceleratePolicy, candidate: ResolvedCandidate) -> list[Problem]:
-    """List what forbids processes to share a candidate's training, of its first trial with a problem."""
+    """List what prevents processes from sharing a candidate's training, in its first trial with a problem."""
     where, problems = f"candidate {candidate.name}", list[Problem]()
     for trial in candidate.trials:
         processes, shards = processes_of(policy, trial.source), shards_of(policy, trial.source)
@@ -267,7 +267,7 @@ def check_sharing(policy: AcceleratePolicy, candidate: ResolvedCandidate) -> lis
             return [Problem(where, str(error), "as many rows for each process", step)]
         if not shards:
             continue
-        # These need whole weights, which no process has.
+        # These need whole weights, but each process has only a shard.
         kind, whole = f"distributed_type: {shards.partition('/')[0]}", "distributed_type: MULTI_GPU"
         optim, quantization = trial.source.params.get("optim"), trial.trained_base.quantization
         if trial.source.track:
@@ -289,17 +289,17 @@ def check_sharing(policy: AcceleratePolicy, candidate: ResolvedCandidate) -> lis
 
 
 def check_gpus(experiment: Experiment, device: str) -> Iterator[Problem]:
-    """Yield that there are fewer GPUs here than processes to share a training, or workers, with one each."""
+    """Yield the problems of sharing a training among processes: GPUs, executor and packages here."""
     policy, executor = experiment.training.accelerate, experiment.execution.executor
-    wanted, on_gpu = policy.num_processes, device == "cuda"
-    if wanted == 1:
+    n_processes, on_gpu = policy.num_processes, device == "cuda"
+    if n_processes == 1:
         return
     kind = f"distributed_type: {policy.distributed_type}"
     if executor != "in_process":
-        found = f"num_processes: {wanted}, and executor: {executor}, whose workers are one process each"
+        found = f"num_processes: {n_processes}, and executor: {executor}, whose workers are one process each"
         yield Problem(_ACCELERATE, found, "one of the two", "num_processes: 1, or no executor")
-    elif on_gpu and (n_gpus := len(visible_gpus())) < wanted:
-        found = f"num_processes: {wanted}, and {n_gpus} GPU{'s' * (n_gpus > 1)} for each training"
+    elif on_gpu and (n_gpus := len(visible_gpus())) < n_processes:
+        found = f"num_processes: {n_processes}, and {n_gpus} GPU{'s' * (n_gpus > 1)} for each training"
         yield Problem(_ACCELERATE, found, "a GPU for each process", "fewer processes")
     if policy.shards and not on_gpu:
         expected = "a GPU for each process, as accelerate shards on GPUs alone"
@@ -312,16 +312,16 @@ def check_gpus(experiment: Experiment, device: str) -> Iterator[Problem]:
 def find_adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
     """Return the known configuration of a candidate's adapter, without values that a sweep decides.
 
-    An adapter that starts from another candidate's has its shape.
+    An adapter that starts from another candidate's adapter has the same shape.
     """
     while candidate.init:
         candidate = candidate.init
-    known = read_recipe_config(candidate.source)
-    return {name: value for name, value in known.items() if name not in candidate.source.tried}
+    config = read_recipe_config(candidate.source)
+    return {name: value for name, value in config.items() if name not in candidate.source.tried}
 
 
 def read_recipe_config(recipe: Recipe) -> dict[str, Any]:
-    """Return the parameters of a recipe's adapter; empty if the file of one made elsewhere is unreadable."""
+    """Return the parameters of a recipe's adapter; empty if the file of an external adapter is unreadable."""
     if not recipe.path:
         params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()
         return params
@@ -331,7 +331,7 @@ def read_recipe_config(recipe: Recipe) -> dict[str, Any]:
 def find_unwritable_rows(
     tasks: Sequence[MeasuredTask], candidates: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
-    """Yield the rows that the chat template of a candidate's base does not write, at most ten of a file."""
+    """Yield the rows that the chat template of a candidate's base cannot render, at most ten per file."""
     bases = {
         base
         for candidate in candidates
@@ -343,27 +343,27 @@ def find_unwritable_rows(
     texts_digest, expected = digest([messages for messages, _ in rows]), "a row that its chat template writes"
 
     def try_rows(base: ModelSource) -> dict[str, str]:
-        # What went wrong, by the place of the row.
-        tokenizer, found = load_tokenizer(base), dict[str, str]()
-        for place, (messages, _) in enumerate(rows):
+        # Maps the indices of rows that failed to the reason.
+        tokenizer, reason_by_row = load_tokenizer(base), dict[str, str]()
+        for row_index, (messages, _) in enumerate(rows):
             try:
                 if role := find_left_out(tokenizer, messages):
-                    found[str(place)] = f"a turn of {role!r} that the chat template leaves out"
+                    reason_by_row[str(row_index)] = f"a turn of {role!r} that the chat template leaves out"
             except CandidateFailed as error:
-                found[str(place)] = error.reason
-        return found
+                reason_by_row[str(row_index)] = error.reason
+        return reason_by_row
 
     for base in sorted(bases, key=lambda base: base.name) if rows else ():
         key = digest([base.template_digest, texts_digest, versions_of("tokenization")])
         reasons = memo("unwritable_rows", key, partial(try_rows, base))
-        if len(reasons) == len(rows):  # of all of them once
+        if len(reasons) == len(rows):  # if all rows fail, reports one problem
             step = "correct its chat template, choose another base, or set chat_template: false on the tasks"
             yield Problem(f"base_model {base.name}", next(iter(reasons.values())), expected, step)
             continue
         by_file: dict[str, list[Problem]] = {}
         step = "change its turns to such as the template takes, remove the row, or choose another base"
-        for place, reason in reasons.items():
-            where = rows[int(place)][1]
+        for row_index, reason in reasons.items():
+            where = rows[int(row_index)][1]
             problem = Problem(where, f"{reason}, {base.name}'s", expected, step)
             by_file.setdefault(readers.file_of(where), []).append(problem)
         for file, problems in by_file.items():
@@ -371,7 +371,7 @@ def find_unwritable_rows(
 
 
 def _list_conversations(measured: MeasuredTask) -> Iterator[tuple[list[Message], str]]:
-    # Each with its place.
+    # Each with its location.
     task = measured.task
     if not task.chat_template or task.lm_eval or task.kind == "bits_per_byte":
         return

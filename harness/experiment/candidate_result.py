@@ -1,4 +1,4 @@
-"""One run with its own measurements, before it is compared with others; the learning curve of a fine-tune.
+"""Measurements of one run before it is compared with others, and the learning curve of a fine-tune.
 
 Invariant: validation and test rows are read as stored; people's labels correct a judge's scores on both.
 """
@@ -55,9 +55,9 @@ from harness.spec import Recipe, TokenPrices
 
 
 def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
-    """Return the facts of one run before it is compared; raises CandidateFailed if no test row has one."""
-    known, facts = reader.facts.get(run.run_id, (None, None))
-    if facts is None or known is not run:
+    """Return the facts of one run before comparisons; raises CandidateFailed if all test rows are errors."""
+    cached_run, facts = reader.facts.get(run.run_id, (None, None))
+    if facts is None or cached_run is not run:
         facts = facts_of_run(run) if run.state == "failed" else _Measured(session, reader, run).facts()
         reader.facts[run.run_id] = run, facts
     return facts
@@ -90,23 +90,23 @@ class _Measured(NamedTuple):
         cost, disturbed = self.cost_per_1k_usd(test, facts.tokens), facts.speed.disturbed
         if cost is None and run.latency.get("compute_contended") and not self.is_remote:
             by_time = self.price(1000 * run.latency.get("compute_s", 0.0))
-            disturbed = {**disturbed, "cost_per_1k_usd": by_time}  # other work disturbed the time
+            disturbed = {**disturbed, "cost_per_1k_usd": by_time}  # other work disturbed the timing
         recalls = [r.recall for r in test if r.recall is not None]
         retrieves = any(hasattr(plugins.load("prompting", name), "passages") for name in recipe.prompting)
-        of_slices, metrics = rows_by_slice(test, self.reader.edge_cases), session.target.metrics
+        rows_of_slices, metrics = rows_by_slice(test, self.reader.edge_cases), session.target.metrics
         n_train, n_taught = self.count_rows()
         device = "its server, over HTTP" if self.is_remote else run.provenance.get("device") or ""
         answers = facts.answers._replace(
             recall=fmean(recalls) if recalls else None,
             retrieval=self.retrieval_use(),
-            citations={n: estimate(of, test) for n, of in metrics.items() if n.startswith("citation_")},
+            citations={n: estimate(m, test) for n, m in metrics.items() if n.startswith("citation_")},
             several=several_answers(metric, test, self.reader.drawn(run, f"{session.target.task.name}/test")),
         )
         return replace(
             mark_recipe(facts, recipe, session.experiment.candidates),
             slices={
                 name: estimate(metric, rows)
-                for name, rows in of_slices.items()
+                for name, rows in rows_of_slices.items()
                 if comparison.is_comparable(metric, rows, rows)
             },
             cost_per_1k_usd=cost,
@@ -125,8 +125,8 @@ class _Measured(NamedTuple):
         )
 
     def settings(self) -> tuple[str, ...]:
-        # Those that validation chose from: trials of the run's sweep or search, else itself. Weights chosen
-        # by another candidate's sweep are not trials of this one.
+        # The settings that validation chose from: trials of the run's sweep or search, else the run itself.
+        # Trials of another candidate's sweep do not count.
         run, recipe = self.run, self.candidate.recipe
         if run.training.sweep and not recipe.weights_of:
             how = [recipe.answer, recipe.prompting, recipe.system, recipe.template]
@@ -144,8 +144,8 @@ class _Measured(NamedTuple):
         gb: float | None = None
         if candidate.method.makes == "artefact" and not candidate.given:
             gb = count_bytes(Path(candidate.source.path or "")) / 1e9
-        elif known := shape(source):
-            gb = weights_gb(known, self.session.machine.precision, quantization=quantization)
+        elif base_shape := shape(source):
+            gb = weights_gb(base_shape, self.session.machine.precision, quantization=quantization)
         return BaseSize(Path(source.name).name, source.n_parameters, gb)
 
     def retrieval_use(self) -> RetrievalUse | None:
@@ -154,25 +154,25 @@ class _Measured(NamedTuple):
         if not metric.unit.is_rate or not any(row.passages for row in test):
             return None
         examples = {e.id: e for e in target.items.test}
-        # Several answers are averaged only if none of them is chosen.
+        # Several answers to an item are averaged only if none of them is selected.
         decoding = self.candidate.recipe.sampling
         is_mean = decoding is not None and decoding.choose == "first"
-        if drawn := self.reader.drawn(self.run, f"{target.task.name}/test") if is_mean else {}:
-            test = list_each_answer(test, drawn)
+        if samples_by_item := self.reader.drawn(self.run, f"{target.task.name}/test") if is_mean else {}:
+            test = list_each_answer(test, samples_by_item)
             examples = {row.example_id: examples[row.example_id.rpartition("#")[0]] for row in test}
         parts = {row.example_id: row.parts[metric.name] for row in test}
         scored = {i: np.array([values]) for i, values in parts.items() if values is not None}
         scores = {i: float(item_scores(metric, values)[0]) for i, values in scored.items()}
         right = {i: score if metric.higher_is_better else 1 - score for i, score in scores.items()}
-        found = retrieval_use(test, right, examples, target.items.documents)
-        return found._replace(by_answer=bool(drawn)) if found else None
+        use = retrieval_use(test, right, examples, target.items.documents)
+        return use._replace(by_answer=bool(samples_by_item)) if use else None
 
     def cost_per_1k_usd(self, test: Rows, tokens: TokenCounts | None) -> float | None:
-        # What chooses shots or passages takes device time in either case: who sells tokens does not retrieve.
-        # None of an endpoint without prices, and where other work disturbed the time.
-        own = self.candidate.source.params.get("usd_per_million_tokens")
+        # Choosing shots or passages always takes device time, also for endpoints priced by the token.
+        # None for an endpoint without prices, and if other work disturbed the timing.
+        own_prices = self.candidate.source.params.get("usd_per_million_tokens")
         policy = self.session.experiment.decide
-        prices = TokenPrices.model_validate(own) if own else policy.usd_per_million_tokens
+        prices = TokenPrices.model_validate(own_prices) if own_prices else policy.usd_per_million_tokens
         if tokens is not None and prices is not None:
             zero_shot = self.run.prompting == "zero_shot"
             prompting_s = 0.0 if zero_shot else self.run.latency.get("prompting_s", 0.0)
@@ -181,33 +181,33 @@ class _Measured(NamedTuple):
         return None if self.is_remote or busy_s is None else self.price(1000 * busy_s)
 
     def count_rows(self) -> tuple[int, int]:
-        # Of the training, and of a teacher. A row that a mixture drew several times is one: it was labelled
-        # once. 0 for adapters made elsewhere and endpoints, whose data are unknown.
+        # Counts training rows and rows labelled by a teacher. Rows that a mixture repeats count once, as
+        # they were labelled once. 0 for external adapters and endpoints, whose data are unknown.
         candidate, training, data = self.candidate, self.run.training, self.session.training_data
         if self.is_remote or plugins.method(self.run.method).made_elsewhere:
             return 0, 0
-        own, init = candidate.source, candidate.init.source if candidate.init else None
+        recipe, init = candidate.source, candidate.init.source if candidate.init else None
         if training.n_pairs is None:
-            return n_rows(data(own), own), n_taught_rows(data(own), own)
+            return n_rows(data(recipe), recipe), n_taught_rows(data(recipe), recipe)
         taught = n_taught_rows(data(init), init) if init else 0
         if training.init_wall_s is None or (candidate.choosers and init is None):
             return training.n_pairs, taught
-        behind = init or Recipe()
-        return training.n_pairs + n_rows(data(behind), behind), taught
+        init_recipe = init or Recipe()
+        return training.n_pairs + n_rows(data(init_recipe), init_recipe), taught
 
 
 SHARES = (0.125, 0.25, 0.5)
-_LEAST = 8  # rows in the smallest part
+_LEAST = 8  # rows in the smallest share
 
 
 def plan_curve(session: Session, selected: Iterable[str]) -> Work:
-    """Estimate the longest learning curve, as validation chooses among them; refuse if none is possible."""
+    """Estimate the costliest learning curve that validation may choose; refuse if none is possible."""
     refuse_folds(session.folds, "--learning-curve", "where a part of all rows would be tested on itself")
-    trained = [one for name in selected if (one := session.candidates[name]).method.trains]
+    trained = [candidate for name in selected if (candidate := session.candidates[name]).method.trains]
     if not trained:
         expected, step = "a candidate that is trained here", "add one, or leave --learning-curve out"
         raise UserError("--learning-curve", "no fine-tune among the candidates", expected, step)
-    if (n_most := max(session.n_training_rows(one.name) for one in trained)) < _LEAST / SHARES[0]:
+    if (n_most := max(session.n_training_rows(candidate.name) for candidate in trained)) < _LEAST / SHARES[0]:
         expected = f"at least {_LEAST / SHARES[0]:.0f}, so that an eighth of them is {_LEAST}"
         raise UserError("--learning-curve", f"{n_most} training rows", expected, "leave it out")
     works, n = [], len(SHARES)
@@ -220,7 +220,7 @@ def plan_curve(session: Session, selected: Iterable[str]) -> Work:
 
 
 def make_curve(session: Session, runs: Runs, facts: Facts) -> None:
-    """Train the fine-tune of the decision on each part of the data that is not done yet."""
+    """Train the fine-tune that the decision judges on each share of the data that is not done yet."""
     for part, request in _parts(session, runs, facts):
         name = request.candidate.name
         try:
@@ -233,13 +233,13 @@ def make_curve(session: Session, runs: Runs, facts: Facts) -> None:
 
 
 def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts) -> LearningCurve | None:
-    """Fit the curve of stored parts; None if there are none or fewer than four sizes."""
+    """Fit the learning curve of stored runs; None if there are none or fewer than four sizes."""
     name = _curve_candidate(session.candidates, facts)
-    known = f"{session.experiment.name}-{name}@"
-    if name is None or not any(path.name.startswith(known) for path in session.store.folder.glob("*@*")):
+    prefix = f"{session.experiment.name}-{name}@"
+    if name is None or not any(path.name.startswith(prefix) for path in session.store.folder.glob("*@*")):
         return None
-    found = [(part, find_stored_runs(part, [request])[0]) for part, request in _parts(session, runs, facts)]
-    trained = [(part, run) for part, run in found if run and run.state == "done"]
+    parts = [(part, find_stored_runs(part, [request])[0]) for part, request in _parts(session, runs, facts)]
+    trained = [(part, run) for part, run in parts if run and run.state == "done"]
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
     points = [
         TrainingSize(
@@ -253,7 +253,7 @@ def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts)
 
 
 def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session, RunRequest]]:
-    # A session with each share of the training data, and its run; each reuses the base in memory.
+    # Yields a session for each share of the training data, and its run; all reuse the base in memory.
     name = _curve_candidate(session.candidates, facts)
     if name is None or session.n_training_rows(name) * SHARES[0] < _LEAST:
         return
@@ -271,14 +271,14 @@ def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session
     for share in SHARES:
         target = cut(session.target, share)._replace(judged=session.target.judged)
         training = {key: cut(rows, share) for key, rows in session.training.items()}
-        here = replace(last, target=target, training=training, suites=(), more_targets=())
-        part = f"{name}@{here.n_training_rows(name)}"
-        last = here.with_candidates({**candidates, part: candidates[name]})
-        yield last, RunRequest(last.candidates[part], session.first_seed)
+        part_session = replace(last, target=target, training=training, suites=(), more_targets=())
+        part_name = f"{name}@{part_session.n_training_rows(name)}"
+        last = part_session.with_candidates({**candidates, part_name: candidates[name]})
+        yield last, RunRequest(last.candidates[part_name], session.first_seed)
 
 
 def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
-    """Return the recipe with the values that its sweep or search chose, so that all sizes share them."""
+    """Return the recipe with the values that its sweep or search chose, shared by all sizes."""
     chosen = next((trial.params for trial in run.training.sweep if trial.chosen), {})
     return recipe.with_params(chosen)
 
@@ -289,7 +289,7 @@ def _curve_candidate(candidates: Mapping[str, ResolvedCandidate], facts: Facts) 
 
 
 def study_session(session: Session, reader: Reader) -> Study:
-    """Return the study of an open experiment; settled runs keep the items of their analysis."""
+    """Return the study of an open session; settled runs keep the items of their analysis."""
     current = {m.task.name: m.weights for m in session.suites if m.weights is not None}
 
     def find_weights(run: Run) -> TaskWeights:
@@ -297,7 +297,7 @@ def study_session(session: Session, reader: Reader) -> Study:
         return settled.weights if settled else current
 
     def find_base_arm(run: Run) -> dict[str, str]:
-        # Rows of the base's capability suite; none unless it is completely measured.
+        # Rows of the base on the suites; empty unless all are measured.
         sets = suite_sets(session, base_weights(session.candidates[run.candidate].base))
         is_whole = all(rows.is_there(session.store) for rows in sets)
         return {rows.measured.task.name: rows.identity.digest for rows in sets} if is_whole else {}
@@ -315,7 +315,7 @@ def study_session(session: Session, reader: Reader) -> Study:
 
 
 def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
-    """Return the runs' own results, corrected by labels, by which validation chooses."""
+    """Return the facts of the runs, corrected by people's labels, from which validation chooses."""
     measured = (facts_of(session, reader, run) for run in runs)
     facts = apply_budgets(measured, session.experiment.decide)
     study, metric, task = study_session(session, reader), session.target.primary, session.target.task
@@ -330,7 +330,7 @@ def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[Candi
     ]
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     best = by_name.get(best_untrained(corrected) or "")
-    missing: dict[str, int] = {}  # a recipe is as open as the seed that has the fewest labels
+    missing: dict[str, int] = {}  # the seed with the fewest labels decides for its recipe
     for f, run in zip(corrected, runs, strict=True):
         if f.target:
             lacks = count_missing(study, *filter(None, (run, best)))

@@ -1,10 +1,10 @@
-"""Weights of a candidate and seed: stored ones, or made by one fit or the best trial; also chosen prompts.
+"""Weights of a candidate and seed: stored, or made by one fit or the best trial; also prompt selection.
 
     runs/weights/<key>/pruned.json      with the points: the digest of the last one, and the log
 
-Invariant: a candidate whose prompt was chosen answers only with that one, so no other prompt sees a test
-item. A folder of weights is named by everything they depend on, and exists only when complete. Each trial is
-stored as a run.
+Invariant: a candidate answers only with its selected prompt, so no other prompt sees a test item. A folder
+of weights is named by the digest of all their inputs, and exists only when complete. Each trial is stored as
+a run.
 """
 
 import json
@@ -43,9 +43,9 @@ _KEY_DIGITS = 8
 
 
 def ensure_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
-    """Return the weights of a candidate, made now or before."""
+    """Return the weights of a candidate; make them if they are not stored."""
     weights = _Maker(session, candidate, seed).weights()
-    # Weights as the candidate answers with them: in fp32 every adapter answers merged.
+    # In fp32 every adapter answers merged already.
     rounds = candidate.recipe.serve_merged and session.machine.precision != "fp32"
     return merge_weights(weights) if rounds else weights
 
@@ -59,7 +59,7 @@ def find_stored_weights(session: Session, candidate: ResolvedCandidate, seed: in
 
 
 class Tried(NamedTuple):
-    """A trial with its weights, or the error that it failed by, now or before."""
+    """A trial with its weights, or the error by which it failed, now or earlier."""
 
     trial: Trial
     weights: Weights | None = None
@@ -67,7 +67,7 @@ class Tried(NamedTuple):
 
 
 class _Maker(NamedTuple):
-    # Makes the weights of a candidate and seed, or finds them.
+    # Finds or makes the weights of a candidate and seed.
     session: Session
     candidate: ResolvedCandidate
     seed: int
@@ -78,9 +78,9 @@ class _Maker(NamedTuple):
 
     def weights(self) -> Weights:
         if self.candidate.prompt_trials:
-            found = self._replace(candidate=replace(self.candidate, prompt_trials=())).weights()
+            weights = self._replace(candidate=replace(self.candidate, prompt_trials=())).weights()
             sweep, by = self.candidate.prompt_trials, self.candidate.prompts_proposed_by
-            return found._replace(training=replace(found.training, sweep=sweep, searched_by=by))
+            return weights._replace(training=replace(weights.training, sweep=sweep, searched_by=by))
         if self.candidate.given:
             return self.add_choosers(base_weights(self.candidate.given))
         if self.candidate.source.tried and self.candidate.method.trains:
@@ -93,48 +93,48 @@ class _Maker(NamedTuple):
             for maker in (self.candidate.init, self.candidate.reward)
         )
         merges = [self._replace(candidate=maker).weights() for maker in self.candidate.merges]
-        # What they start from or merge may have turned out to be of another kind than the method takes.
-        wanted = {"init_from": self.candidate.method.init_from, "merges": self.candidate.method.makes}
-        for key, given in (("init_from", [init] if init else []), ("merges", merges)):
-            for start in given:
+        # The weights to start from or to merge may be of a kind that the method does not accept.
+        expected_kinds = {"init_from": self.candidate.method.init_from, "merges": self.candidate.method.makes}
+        for key, starts in (("init_from", [init] if init else []), ("merges", merges)):
+            for start in starts:
                 kind = start.kind if start.folder else "model"
-                if kind not in wanted[key].split(OR):
+                if kind not in expected_kinds[key].split(OR):
                     found = f"{key}: weights that turned out to be of the kind {kind}"
-                    raise CandidateFailed(f"{found}; expected {wanted[key]}", "another candidate")
+                    raise CandidateFailed(f"{found}; expected {expected_kinds[key]}", "another candidate")
         return FitInputs(init, reward, merges, self.fit.folder(init, reward, merges))
 
-    def find_or_fit(self, begun: FitInputs, *, shows_points: bool = False) -> Weights:
-        found = read_weights(self.candidate, begun.folder)
-        if found is None:
-            self.session.refuse_if_reading(f"weights {begun.folder.name}")
-            with self.session.claim(begun.folder.name):
-                found = read_weights(self.candidate, begun.folder)
-                if found is None and shows_points:
-                    # Up to each planned point along a training; trackers are shown the target's score there.
-                    track, live = self.candidate.source.track, self.fit.live_run(begun.folder)
-                    for place in range(1, track.points + 1) if track and live else ():
-                        self.fit.make(begun, show_at=place)
-                        kept = read_points_so_far(self.candidate, begun.folder)
-                        for step, weights in list(kept.items())[-1:]:
+    def find_or_fit(self, inputs: FitInputs, *, shows_points: bool = False) -> Weights:
+        stored_weights = read_weights(self.candidate, inputs.folder)
+        if stored_weights is None:
+            self.session.refuse_if_reading(f"weights {inputs.folder.name}")
+            with self.session.claim(inputs.folder.name):
+                stored_weights = read_weights(self.candidate, inputs.folder)
+                if stored_weights is None and shows_points:
+                    # Trains up to each planned point, and sends the target's score there to the trackers.
+                    track, live = self.candidate.source.track, self.fit.live_run(inputs.folder)
+                    for n_points in range(1, track.points + 1) if track and live else ():
+                        self.fit.make(inputs, show_at=n_points)
+                        weights_by_step = read_points_so_far(self.candidate, inputs.folder)
+                        for step, weights in list(weights_by_step.items())[-1:]:
                             point = measure_point(self.session, self.candidate, step, weights, self.seed)
                             show_point(live, point)
-                        if begun.folder.exists():
+                        if inputs.folder.exists():
                             break
-                    found = read_weights(self.candidate, begun.folder)
-                if found is None:
-                    self.fit.make(begun)
-                    found = read_weights(self.candidate, begun.folder)
-        assert found is not None
-        known = [weights for weights in (begun.init, begun.reward, *begun.merges) if weights]
-        if not known:
-            return self.add_choosers(found)
-        before_s = round(sum(weights.training.total_s for weights in known), 3)
-        began_with = replace(found.training, init_wall_s=before_s, stands_on=stands_on(*known))
-        if begun.reward:
-            by = begun.reward.training
-            accuracy = by.heldout_accuracy[-1][1] if by.heldout_accuracy else None
-            began_with = replace(began_with, reward_model_accuracy=accuracy, n_heldout=by.n_heldout)
-        return self.add_choosers(found._replace(training=began_with))
+                    stored_weights = read_weights(self.candidate, inputs.folder)
+                if stored_weights is None:
+                    self.fit.make(inputs)
+                    stored_weights = read_weights(self.candidate, inputs.folder)
+        assert stored_weights is not None
+        start_weights = [weights for weights in (inputs.init, inputs.reward, *inputs.merges) if weights]
+        if not start_weights:
+            return self.add_choosers(stored_weights)
+        before_s = round(sum(weights.training.total_s for weights in start_weights), 3)
+        record = replace(stored_weights.training, init_wall_s=before_s, stands_on=stands_on(*start_weights))
+        if inputs.reward:
+            reward_record = inputs.reward.training
+            accuracy = reward_record.heldout_accuracy[-1][1] if reward_record.heldout_accuracy else None
+            record = replace(record, reward_model_accuracy=accuracy, n_heldout=reward_record.n_heldout)
+        return self.add_choosers(stored_weights._replace(training=record))
 
     def add_choosers(self, weights: Weights) -> Weights:
         choosers = tuple(
@@ -142,16 +142,17 @@ class _Maker(NamedTuple):
         )
         if not choosers:
             return weights
-        record, made = weights.training, [chooser for _, chooser in choosers]
-        before_s = round((record.init_wall_s or 0.0) + sum(chooser.training.total_s for chooser in made), 3)
-        record = replace(record, init_wall_s=before_s, stands_on={**record.stands_on, **stands_on(*made)})
+        record, chooser_weights = weights.training, [c for _, c in choosers]
+        before_s = round((record.init_wall_s or 0.0) + sum(c.training.total_s for c in chooser_weights), 3)
+        record = replace(
+            record, init_wall_s=before_s, stands_on={**record.stands_on, **stands_on(*chooser_weights)}
+        )
         return weights._replace(training=record, choosers=choosers)
 
     def choose_trial(self) -> Weights:
         first, sign = self.session.first_seed, self.session.target.primary.unit.sign
-        # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that
-        # failed is a trial as well, and is made again only by a search that has not chosen yet, once a
-        # session.
+        # Every trial has the same budget unless it is pruned; losing trials stay in the store. A failed trial
+        # counts too, and is repeated only by a search that has not chosen yet, once per session.
         tried: list[Tried] = []
         if not self.session.reads_only:
             with suppress(NotStored):
@@ -169,61 +170,61 @@ class _Maker(NamedTuple):
                 [(attempt.trial.params, attempt.error) for attempt in tried if attempt.error]
             )
         chosen = self._replace(candidate=self.candidate.at(best.params))
-        found = chosen.find_or_fit(chosen.begin(), shows_points=True)
-        again = 0.0 if self.seed == first else found.training.wall_s or 0.0
+        weights = chosen.find_or_fit(chosen.begin(), shows_points=True)
+        again_s = 0.0 if self.seed == first else weights.training.wall_s or 0.0
         record = replace(
-            found.training,
-            wall_s=round(sum(attempt.trial.wall_s for attempt in tried) + again, 3),
+            weights.training,
+            wall_s=round(sum(attempt.trial.wall_s for attempt in tried) + again_s, 3),
             sweep=tuple(replace(attempt.trial, chosen=attempt.trial is best) for attempt in tried),
             searched_by=trials.searcher(self.candidate.source) if self.candidate.source.search else "",
             stands_on=stands_on(*(attempt.weights for attempt in tried if attempt.weights)),
         )
-        return found._replace(training=record)
+        return weights._replace(training=record)
 
     def try_all(self) -> list[Tried]:
-        tried, made = list[Tried](), list[Trial]()
-        for proposal in self.propose(made):
+        tried, finished_trials = list[Tried](), list[Trial]()
+        for proposal in self.propose(finished_trials):
             attempt = self.attempt(proposal)
-            is_again = any(attempt.trial.params == before.params for before in made)
+            is_again = any(attempt.trial.params == before.params for before in finished_trials)
             counted = (
                 replace(attempt.trial, wall_s=0.0) if is_again else attempt.trial
-            )  # a training counts once
+            )  # a training is counted once
             tried.append(attempt._replace(trial=counted))
-            made.append(attempt.trial)
+            finished_trials.append(attempt.trial)
         return tried
 
-    def propose(self, made: Sequence[Trial]) -> Iterator[trials.TrialProposal]:
+    def propose(self, finished_trials: Sequence[Trial]) -> Iterator[trials.TrialProposal]:
         sign = self.session.target.primary.unit.sign
-        return trials.proposals(self.candidate, self.session.first_seed, sign, made)
+        return trials.proposals(self.candidate, self.session.first_seed, sign, finished_trials)
 
     def at(self, params: Mapping[str, Any]) -> "_Maker":
         return self._replace(candidate=self.candidate.at(params), seed=self.session.first_seed)
 
     def attempt(self, proposal: trials.TrialProposal) -> Tried:
         session, trial = self.session, self.at(proposal.params)
-        begun = trial.begin()
-        key = begun.folder.name
+        inputs = trial.begin()
+        key = inputs.folder.name
         is_again = not session.reads_only and self.candidate.source_name in session.searched
-        if is_again and (failed := trial.recall(key, proposal)):
-            return failed
+        if is_again and (stored_failure := trial.recall(key, proposal)):
+            return stored_failure
         try:
-            found = trial.train_and_score(proposal, begun, self.candidate.source.subject_to)
+            outcome = trial.train_and_score(proposal, inputs, self.candidate.source.subject_to)
         except NotStored:
-            if known := trial.recall(key, proposal):
-                return known
+            if stored_outcome := trial.recall(key, proposal):
+                return stored_outcome
             raise
         except Exception as error:
             if not fails_alone(error):
                 raise
-            # That it diverged, its folder of weights says.
+            # The folder of the weights records a divergence.
             reason = "" if isinstance(error, Diverged) else one_line(error)
-            made = Trial(params=dict(proposal.params), validation=None, fit_key=key, error=reason)
+            failed = Trial(params=dict(proposal.params), validation=None, fit_key=key, error=reason)
             if not session.reads_only:
-                trial.save(made, key, weights_digest="", state="failed", rows={}, error=one_line(error))
-            return Tried(made, error=error)
-        if found.weights and not session.reads_only:
-            trial.record(found.trial, found.weights)
-        return found
+                trial.save(failed, key, weights_digest="", state="failed", rows={}, error=one_line(error))
+            return Tried(failed, error=error)
+        if outcome.weights and not session.reads_only:
+            trial.record(outcome.trial, outcome.weights)
+        return outcome
 
     def recall(self, key: str, proposal: trials.TrialProposal) -> Tried | None:
         stored = store.find_trial(self.session.store, self.name_trial(key))
@@ -233,13 +234,13 @@ class _Maker(NamedTuple):
         return Tried(replace(stored.trial, params=proposal.params), error=CandidateFailed(reason, knob))
 
     def train_and_score(
-        self, proposal: trials.TrialProposal, begun: FitInputs, bound: SubjectTo | None
+        self, proposal: trials.TrialProposal, inputs: FitInputs, bound: SubjectTo | None
     ) -> Tried:
         session, candidate = self.session, self.candidate
-        scores, pruned = self.train_until_pruned(begun, proposal.should_prune)
-        found = pruned or self.find_or_fit(begun)
-        record = found.training
-        made = Trial(
+        scores, pruned = self.train_until_pruned(inputs, proposal.should_prune)
+        weights = pruned or self.find_or_fit(inputs)
+        record = weights.training
+        trial = Trial(
             params=proposal.params,
             validation=None,
             best_validation_loss=record.best_validation_loss,
@@ -251,18 +252,18 @@ class _Maker(NamedTuple):
             fit_key=record.fit_key,
         )
         if pruned:
-            return Tried(replace(made, validation=scores[-1][1], pruned_at=record.n_steps), found)
-        score, prompts_digest = validate(session, candidate, found)
-        forgetting = score_forgetting(session, candidate, found, bound) if bound else None
-        return Tried(replace(made, validation=score, asked=prompts_digest, forgetting=forgetting), found)
+            return Tried(replace(trial, validation=scores[-1][1], pruned_at=record.n_steps), weights)
+        score, prompts_digest = validate(session, candidate, weights)
+        forgetting = score_forgetting(session, candidate, weights, bound) if bound else None
+        return Tried(replace(trial, validation=score, asked=prompts_digest, forgetting=forgetting), weights)
 
-    def record(self, made: Trial, weights: Weights) -> None:
-        # Whole or until it was pruned, with its answers on validation.
+    def record(self, trial: Trial, weights: Weights) -> None:
+        # Stores a complete or pruned trial with its answers on validation.
         session = self.session
         rows = target_sets(session, self.candidate.source, weights, session.first_seed)[0]
         self.save(
-            made,
-            made.fit_key or rows.identity.digest,
+            trial,
+            trial.fit_key or rows.identity.digest,
             weights_digest=weights.digest,
             state="done",
             rows={rows.name: rows.identity.digest},
@@ -271,78 +272,78 @@ class _Maker(NamedTuple):
             metrics=metric_ranges([rows]),
         )
 
-    def save(self, made: Trial, key: str, **of_run: Any) -> None:
-        # The candidate that makes the weights, also where another one takes them.
+    def save(self, trial: Trial, key: str, **run_fields: Any) -> None:
+        # The candidate that makes the weights, also if another candidate uses them.
         maker = replace(self.candidate, name=self.candidate.source_name, recipe=self.candidate.source)
         name, seed, run_id = self.session.experiment.name, self.session.first_seed, self.name_trial(key)
-        run = describe_run(name, maker, seed, run_id=run_id, **of_run)
-        curveless = replace(made, loss=(), validation_loss=())  # the run's training has them
+        run = describe_run(name, maker, seed, run_id=run_id, **run_fields)
+        curveless = replace(trial, loss=(), validation_loss=())  # the run's training record has them
         store.save_trial(self.session.store, TrialRun(run, curveless, self.session.target.primary.name))
 
     def name_trial(self, fit_key: str) -> str:
-        named = self.session.name_begun(self.candidate.source_name, self.session.first_seed)
-        return f"{named}-trial-{fit_key[:_KEY_DIGITS]}"
+        run_name = self.session.name_begun(self.candidate.source_name, self.session.first_seed)
+        return f"{run_name}-trial-{fit_key[:_KEY_DIGITS]}"
 
     def train_until_pruned(
-        self, begun: FitInputs, should_prune: trials.ShouldPrune | None
+        self, inputs: FitInputs, should_prune: trials.ShouldPrune | None
     ) -> tuple[Curve, Weights | None]:
-        # Scored on validation at each point. Returns the scores by step; the last weights if it was pruned.
-        session, candidate, folder = self.session, self.candidate, begun.folder
+        # Scores validation at each point. Returns the scores by step, and the last weights if pruned.
+        session, candidate, folder = self.session, self.candidate, inputs.folder
         scores, track = list[tuple[float, float | None]](), candidate.source.track
         if track is None or should_prune is None:
             return (), None
-        for place in range(1, track.points + 1):
-            kept = read_points_so_far(candidate, folder)
-            if len(kept) < place and read_weights(candidate, folder) is None:
-                session.refuse_if_reading(f"point {place} of {folder.name}")
+        for point_number in range(1, track.points + 1):
+            weights_by_step = read_points_so_far(candidate, folder)
+            if len(weights_by_step) < point_number and read_weights(candidate, folder) is None:
+                session.refuse_if_reading(f"point {point_number} of {folder.name}")
                 with session.claim(folder.name):
                     if read_weights(candidate, folder) is None:
-                        self.fit.make(begun, place)
-                kept = read_points_so_far(candidate, folder)
-            if len(kept) < place:  # it has fewer checkpoints than points were requested
+                        self.fit.make(inputs, point_number)
+                weights_by_step = read_points_so_far(candidate, folder)
+            if len(weights_by_step) < point_number:  # fewer checkpoints than requested points
                 break
-            step, weights = list(kept.items())[place - 1]
+            step, weights = list(weights_by_step.items())[point_number - 1]
             score, _ = validate(session, candidate, weights)
             scores.append((step, score))
             if not session.reads_only:
                 show_point(self.fit.live_run(folder), TrackedPoint(step=step, target=score))
-            if should_prune(place, score) and place < track.points:
+            if should_prune(point_number, score) and point_number < track.points:
                 return tuple(scores), self.set_pruned(folder, step, weights)
         return tuple(scores), None
 
     def set_pruned(self, folder: Path, step: int, weights: Weights) -> Weights:
-        part = _part(folder)
-        if part.exists() and not (part / PRUNED).exists():
-            elapsed_s, *curves = training.read_log_until(part / training.CHECKPOINTS, step)
+        partial_folder = _part(folder)
+        if partial_folder.exists() and not (partial_folder / PRUNED).exists():
+            elapsed_s, *curves = training.read_log_until(partial_folder / training.CHECKPOINTS, step)
             logged = TrainingRecord(wall_s=elapsed_s, n_steps=step, fit_key=folder.name)
             logged = replace(logged, loss=curves[0], validation_loss=curves[1])
             content = json.dumps({"digest": weights.digest, "training": logged.to_plain()})
-            write_whole(self.session.store, part / PRUNED, content)
-        if part.exists():
-            training.remove_all_but(part, (training.TRACKED, PRUNED))
-            part.rename(folder)
+            write_whole(self.session.store, partial_folder / PRUNED, content)
+        if partial_folder.exists():
+            training.remove_all_but(partial_folder, (training.TRACKED, PRUNED))
+            partial_folder.rename(folder)
         if (folder / PRUNED).exists():
-            made = read_training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
-        else:  # it was completely trained before its search had this pruner
+            history = read_training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
+        else:  # trained completely before its search had this pruner
             whole = read_weights(self.candidate, folder)
             assert whole is not None
-            made = whole.training
+            history = whole.training
         loss, validation_loss = (
-            tuple(at for at in curve if at[0] <= step) for curve in (made.loss, made.validation_loss)
+            tuple(at for at in curve if at[0] <= step) for curve in (history.loss, history.validation_loss)
         )
-        record = TrainingRecord(wall_s=made.wall_s, n_steps=step, fit_key=folder.name)
+        record = TrainingRecord(wall_s=history.wall_s, n_steps=step, fit_key=folder.name)
         return weights._replace(training=replace(record, loss=loss, validation_loss=validation_loss))
 
     def choose_prompt(self) -> ResolvedCandidate | None:
-        tried, sign = list[Trial](), self.session.target.primary.unit.sign
+        tried_trials, sign = list[Trial](), self.session.target.primary.unit.sign
         try:
-            for proposal in self.propose(tried):
-                trial = self.at(proposal.params)
-                weights = ensure_weights(*trial)
-                score, prompts_digest = validate(self.session, trial.candidate, weights)
-                tried.append(Trial(params=proposal.params, validation=score, asked=prompts_digest))
+            for proposal in self.propose(tried_trials):
+                maker = self.at(proposal.params)
+                weights = ensure_weights(*maker)
+                score, prompts_digest = validate(self.session, maker.candidate, weights)
+                tried_trials.append(Trial(params=proposal.params, validation=score, asked=prompts_digest))
                 if not self.session.reads_only:
-                    trial.record(tried[-1], weights)
+                    maker.record(tried_trials[-1], weights)
         except UserError:
             raise
         except Exception as error:
@@ -350,27 +351,27 @@ class _Maker(NamedTuple):
                 if isinstance(error, HarnessError):
                     return None
                 raise
-            # It must not stop the others.
+            # A failure must not stop the other candidates.
             self.session.failures[self.candidate.name, self.session.first_seed] = error
             return None
         prompts: list[Trial] = []
-        for one in tried:
-            # Trials that sent the same prompts are one try, however their recipes write them; of these the
-            # first stays.
-            key = "asked" if one.asked else "params"
-            same = next((i for i, k in enumerate(prompts) if getattr(k, key) == getattr(one, key)), None)
-            if same is None:
-                prompts.append(one)
-            elif one.params not in ((known := prompts[same]).params, *known.alike):
-                prompts[same] = replace(known, alike=(*known.alike, one.params))
+        for trial in tried_trials:
+            # Trials that sent the same prompts count as one, however their recipes are written; the first
+            # is kept.
+            key = "asked" if trial.asked else "params"
+            index = next((i for i, k in enumerate(prompts) if getattr(k, key) == getattr(trial, key)), None)
+            if index is None:
+                prompts.append(trial)
+            elif trial.params not in ((same_prompt := prompts[index]).params, *same_prompt.alike):
+                prompts[index] = replace(same_prompt, alike=(*same_prompt.alike, trial.params))
         best = max(prompts, key=partial(rank_trial, sign=sign))
-        chosen = tuple(replace(one, chosen=one is best) for one in prompts)
-        by = trials.searcher(self.candidate.source) if self.candidate.source.search else ""
-        return replace(self.candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=by)
+        chosen = tuple(replace(trial, chosen=trial is best) for trial in prompts)
+        proposer = trials.searcher(self.candidate.source) if self.candidate.source.search else ""
+        return replace(self.candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=proposer)
 
 
 def read_points_so_far(trial: ResolvedCandidate, folder: Path) -> dict[int, Weights]:
-    """Read the weights at the points of a training, by step, whether it is finished, pruned or under way."""
+    """Read the weights at the points of a finished, pruned or running training, by step."""
     return read_kept_points(trial, folder if folder.exists() else _part(folder))
 
 
@@ -379,14 +380,14 @@ def _part(folder: Path) -> Path:
 
 
 def fails_alone(error: Exception) -> bool:
-    """Tell whether an error fails only one trial, because other points may avoid it."""
+    """Tell whether an error fails only one trial, so that other points may succeed."""
     if isinstance(error, HarnessError):
         return isinstance(error, CandidateFailed) and not isinstance(error, SharedFailure)
     return not isinstance(error, OSError)
 
 
 def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> CandidateFailed:
-    """Return the error of a candidate without a complete trial: each reason, once."""
+    """Return the error of a candidate without a complete trial, with each reason once."""
     if all(isinstance(error, Diverged) for _, error in failed):
         return Diverged("the training loss is not a number in any trial", "lower learning rates to try")
     points: dict[str, list[str]] = {}
@@ -401,29 +402,29 @@ def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> Ca
 
 
 def stands_on(*weights: Weights) -> dict[str, str]:
-    """Map the keys of weights, and of all weights that they are based on, to their digests."""
-    behind: dict[str, str] = {}
-    for made in weights:
-        own = made.training.fit_key
-        behind |= made.training.stands_on | ({own: made.digest} if own else {})
-    return behind
+    """Map the keys of weights, and of all weights they were made from, to digests."""
+    digests: dict[str, str] = {}
+    for start in weights:
+        key = start.training.fit_key
+        digests |= start.training.stands_on | ({key: start.digest} if key else {})
+    return digests
 
 
-def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> Weights | None:
+def make_trial(session: Session, candidate: ResolvedCandidate, point: int) -> Weights | None:
     """Make and validate the trial at one point of its sweep; None if it failed, which is recorded."""
     maker = _Maker(session, candidate, session.first_seed)
-    return maker.attempt(trials.TrialProposal(candidate.points[place])).weights
+    return maker.attempt(trials.TrialProposal(candidate.points[point])).weights
 
 
 def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:
-    """Order trials by their validation score; of equal ones the lower validation loss is the better.
+    """Return the sort key of a trial: its validation score, then its validation loss if scores are equal.
 
-    Complete trials come first, then those that forgot no more than they may; if all forgot more, the one that
-    forgot least is the best.
+    Complete trials rank first, then those within their forgetting limit; if none is, the least forgetting
+    ranks best.
     """
     score, loss, forgetting = trial.validation, trial.best_validation_loss, trial.forgetting
-    most = trial.most_forgetting
-    keeps = most is None or forgetting is None or forgetting <= most
+    forgetting_limit = trial.most_forgetting
+    keeps = forgetting_limit is None or forgetting is None or forgetting <= forgetting_limit
     value = -np.inf if score is None else sign * score
     if not keeps and forgetting is not None:
         value = -forgetting
@@ -435,9 +436,9 @@ def _is_whole(trial: Trial) -> bool:
 
 
 def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, ResolvedCandidate]:
-    """Return the candidates that search for a prompt, with the prompt that validation chooses.
+    """Return the candidates that search for a prompt, with the prompt that validation selects.
 
-    Failed ones are left out, and on a read-only session those with a trial without stored answers.
+    Failed searches are left out, as are searches with missing answers on a read-only session.
     """
     searching = [candidate for name in names if (candidate := session.candidates[name]).searches_prompts]
     chosen = (

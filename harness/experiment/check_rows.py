@@ -1,4 +1,4 @@
-"""Check of rows as a command runs it: how they are read, by which tokenizer, against which test rows."""
+"""Check of rows for a command: reading options, tokenizer, test rows, and scoring of answers."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ from harness.spec import Fields, Task
 
 _TASK = {"name": "rows", "data": {"invalid_rows": "drop"}}
 _MOST_BRIEFLY = 2_000
-_FIRST = 2_000  # rows by which columns and layout are recognised
+_FIRST = 2_000  # rows from which columns and layout are recognised
 
 
 class RowCheck(NamedTuple):
-    """Files to check, test rows, columns and model; `pages` maps files to the option of their experiment."""
+    """Files to check, test rows, columns, model; `pages` maps files to the option of their experiment."""
 
     files: Sequence[str]
     test: Sequence[str] = ()
@@ -47,14 +47,14 @@ class RowCheck(NamedTuple):
 
 
 class CheckReport(NamedTuple):
-    """Rows and their findings, the worst first."""
+    """Rows and the findings on them, worst first."""
 
     table: check.RowTable
     findings: tuple[check.Finding, ...]
 
 
 class Brief(NamedTuple):
-    """The worst findings in a line each, with their number, and the command that shows all."""
+    """The worst findings, one line each, with their number, and the command that shows all."""
 
     lines: tuple[str, ...]
     command: str
@@ -65,29 +65,32 @@ def examine_rows(options: RowCheck, progress: Progress | None = None) -> CheckRe
     if twice := readers.find_repeated(options.files):
         found, step = "a file that is named twice", "leave out all but one of them"
         raise UserError(", ".join(twice), found, "every file once", step)
-    reading = of_test = recognise(options, _read_first_rows([absolute(path) for path in options.files]))
+    reading = test_reading = recognise(options, _read_first_rows([absolute(path) for path in options.files]))
     if options.test:
         first = _read_first_rows([absolute(path) for path in options.test])
         names, fields = first.names, reading.task.fields
         needed = {c for template in (fields.prompt, fields.reference) for c in columns_of(template, names)}
         is_alike = formats.layout_of(reading.task, first) is reading.layout
         if reading.task.kind != "bits_per_byte" and not (is_alike and (reading.layout or needed <= names)):
-            of_test = recognise(options._replace(files=options.test, prompt=None, reference=None), first)
-        of_test = of_test._replace(date=reading.date if reading.date in names else None)
-    return _examine(options, reading, of_test, progress)
+            test_reading = recognise(options._replace(files=options.test, prompt=None, reference=None), first)
+        test_reading = test_reading._replace(date=reading.date if reading.date in names else None)
+    return _examine(options, reading, test_reading, progress)
 
 
 def _examine(
-    options: RowCheck, reading: check.ReadingOptions, of_test: check.ReadingOptions, progress: Progress | None
+    options: RowCheck,
+    reading: check.ReadingOptions,
+    test_reading: check.ReadingOptions,
+    progress: Progress | None,
 ) -> CheckReport:
     with (progress or SilentProgress()).stage(f"checking {', '.join(options.files)}") as advance:
         encode = open_encoder(options.embeddings, "--embeddings") if options.embeddings else None
         problems: list[Problem] = []
         tables: list[check.RowTable] = []
-        given_files = (options.files, "train", reading), (options.test, "test", of_test)
-        for files, split, way in given_files:
+        given_files = (options.files, "train", reading), (options.test, "test", test_reading)
+        for files, split, opts in given_files:
             with gather(problems):
-                tables += [check.read_table([absolute(path) for path in files], way, split)] if files else []
+                tables += [check.read_table([absolute(path) for path in files], opts, split)] if files else []
         refuse(problems)
         test = tables[1] if options.test else None
         tokenizer = tokenizer_of(options.base) if options.base else None
@@ -95,19 +98,19 @@ def _examine(
             options.base, perplexity=options.perplexity, judge=options.judge, progress=progress
         )
         context = check.CheckContext(test, tokenizer, options.most, encode, scoring.score, scoring.options)
-        found = check.check_rows(tables[0], context, options.only, advance)
-    columns, named = tables[0].columns, (reading.options, reading.columns)
+        findings = check.check_rows(tables[0], context, options.only, advance)
+    columns, names = tables[0].columns, (reading.options, reading.columns)
     pages = {readers.display_path(absolute(path)): option for path, option in options.pages.items()}
-    return CheckReport(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns, pages)))
+    return CheckReport(tables[0], tuple(fill_commands(findings, tables[0].files, *names, columns, pages)))
 
 
 def check_briefly(options: RowCheck, progress: Progress | None = None) -> Brief:
-    """Describe the worst findings in a line each, and name the command that shows all."""
+    """Describe the worst findings, one line each, and the command that shows all."""
     return _brief(options, examine_rows(options._replace(most=_MOST_BRIEFLY), progress))
 
 
 def check_target(task: Task, progress: Progress | None = None) -> Brief | None:
-    """Describe the worst findings of a task's training rows against its test rows; None if none."""
+    """Describe the worst findings of a task's training rows against its test rows; None without rows."""
     if not task.data.source("train"):
         return None
     return _brief(_target_check(task), examine_target(task, _MOST_BRIEFLY, progress=progress))
@@ -116,23 +119,23 @@ def check_target(task: Task, progress: Progress | None = None) -> Brief | None:
 def _target_check(task: Task) -> RowCheck:
     fields, files = task.fields, [task.data.source("train") or ""]
     tested = [task.data.test] if task.data.test else []
-    named = option_text(fields.prompt, Fields().prompt), option_text(fields.reference, Fields().reference)
-    return RowCheck(files, tested, prompt=named[0], reference=named[1], pages={files[0]: ""})
+    columns = option_text(fields.prompt, Fields().prompt), option_text(fields.reference, Fields().reference)
+    return RowCheck(files, tested, prompt=columns[0], reference=columns[1], pages={files[0]: ""})
 
 
 def examine_target(
     task: Task,
-    most: int = check.MOST_MODELLED,
+    max_modelled: int = check.MOST_MODELLED,
     embeddings: str | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Check a task's training rows, as the task reads them, against its test rows."""
-    options = _target_check(task)._replace(most=most, embeddings=embeddings)
+    options = _target_check(task)._replace(most=max_modelled, embeddings=embeddings)
     files = (options.files, options.test or options.files)
     rows, tested = (_read_first_rows([absolute(path) for path in paths]) for paths in files)
-    layout, of_test = formats.layout_of(task, rows), formats.layout_of(task, tested)
+    layout, test_layout = formats.layout_of(task, rows), formats.layout_of(task, tested)
     reading = check.ReadingOptions(task, layout, prompt=options.prompt, reference=options.reference)
-    return _examine(options, reading, reading._replace(layout=of_test), progress)
+    return _examine(options, reading, reading._replace(layout=test_layout), progress)
 
 
 def _brief(options: RowCheck, checked: CheckReport) -> Brief:
@@ -143,10 +146,10 @@ def _brief(options: RowCheck, checked: CheckReport) -> Brief:
 
 
 def recognise(options: RowCheck, first: readers.Rows) -> check.ReadingOptions:
-    """Recognise layout and columns by the first rows; rows with a single text are texts to read."""
-    named = {"prompt": options.prompt, "reference": options.reference}
+    """Recognise layout and columns from the first rows; rows of a single text become a bits_per_byte task."""
+    column_options = {"prompt": options.prompt, "reference": options.reference}
     problems, expected = list[Problem](), "a column of the rows"
-    for key, column in named.items():  # a template over columns is read as it is
+    for key, column in column_options.items():  # templates over columns need no check
         if column and "{" not in column and column not in first.names:
             hint = did_you_mean(column, first.names)
             problems.append(Problem(f"--{key}", f"the column {column!r}", expected, hint))
@@ -162,15 +165,15 @@ def recognise(options: RowCheck, first: readers.Rows) -> check.ReadingOptions:
         task = Task.model_validate({**_TASK, "kind": "bits_per_byte", "fields": fields})
         refuse(unusable_templates(task.fields, first))
         return check.ReadingOptions(task)
-    seen = look(request, first)
-    task = Task.model_validate({**_TASK, "fields": seen.fields})
+    recognized = look(request, first)
+    task = Task.model_validate({**_TASK, "fields": recognized.fields})
     layout = formats.layout_of(task, first)
     named_as = options.date, options.prompt, options.reference, options.date_format
     return check.ReadingOptions(task, layout, *named_as)
 
 
 def _read_first_rows(paths: Sequence[str]) -> readers.Rows:
-    """Read the first rows of the first file that has some; ids are left out, for they may repeat."""
+    """Read the first rows of the first non-empty file, without ids, which may repeat."""
     problems: list[Problem] = []
     for path in paths:
         try:
@@ -195,9 +198,9 @@ def tokenizer_of(base: str) -> check.Tokenizer:
 
 
 class AnswerScoring:
-    """Scores of answers by their traits: with `perplexity` also under the base, with `judge` by its grades.
+    """Scores answers by their traits, with `perplexity` also under the base, with `judge` also by grades.
 
-    `judge` is a harness.yaml: the first judged metric of its target grades.
+    `judge` is the path of a harness.yaml, whose target's first judged metric grades.
     """
 
     def __init__(
@@ -218,10 +221,10 @@ class AnswerScoring:
 
 
 def _grade(path: str, rows: Sequence[QuestionAndAnswers], progress: Progress) -> list[float | None]:
-    """Return the grades that the judge of an experiment's target gives answers; None if unreadable.
+    """Return the grades of answers by the judge of an experiment's target; None if unreadable.
 
-    Grades are stored, so equal answers are graded once. Raises UserError without people's labels of the
-    judge's grades, unless the experiment's gate allows that.
+    Grades are stored, so equal answers are graded once. Raises UserError if people have not labelled the
+    judge's grades, unless the experiment's gate allows it.
     """
     from harness import config
     from harness.evaluation.judges import GradeReader, UngradedAnswer, key_problems
@@ -241,8 +244,8 @@ def _grade(path: str, rows: Sequence[QuestionAndAnswers], progress: Progress) ->
     if not labels and session.experiment.gate.uncalibrated_judge == "refuse":
         step = "harness rate export, or gate: {uncalibrated_judge: allow}"
         raise UserError(where, f"{name} without people's labels", "a judge that people checked", step)
-    asked = ("\n\n".join(filter(None, (row.context, row.question))) for row in rows)
-    items = [Example(f"row {n}", ({"role": "user", "content": text},)) for n, text in enumerate(asked)]
+    questions = ("\n\n".join(filter(None, (row.context, row.question))) for row in rows)
+    items = [Example(f"row {n}", ({"role": "user", "content": text},)) for n, text in enumerate(questions)]
 
     def read_grades() -> tuple[list[float | None], list[UngradedAnswer]]:
         reader = GradeReader(target.task.name, {name: graded[name]}, items)
@@ -264,8 +267,8 @@ def _measure_bits(source: ModelSource, rows: Sequence[QuestionAndAnswers]) -> li
 
     candidate = ModelHost(source, probe("auto", "auto", hub.shape(source))).base
     has_template = candidate.tokenizer.chat_template is not None
-    asked = ("\n\n".join(filter(None, (row.context, row.question))) for row in rows)
-    turns = [({"role": "user", "content": question},) for question in asked]
+    questions = ("\n\n".join(filter(None, (row.context, row.question))) for row in rows)
+    turns = [({"role": "user", "content": question},) for question in questions]
     pairs = zip(turns, rows, strict=True)
     encoded = candidate.encode_all([PromptText(turn, row.answers[0], has_template) for turn, row in pairs])
     sizes = [len(e.context) + len(e.continuation) if e.continuation else inf for e in encoded]

@@ -1,7 +1,7 @@
-"""Executors: workers that pull the steps of a comparison before the command goes through it.
+"""Executors: workers that carry out the steps of a comparison before the command collects the results.
 
-Invariant: workers only make weights, answers and control arms; the command finds them, and times, judges and
-writes the index. A local worker ends with the command that started it.
+Invariant: workers only make weights, answers and control arms; the command then times, judges and writes the
+index. A local worker ends with the command that started it.
 Source: Ray 2.60, `ray.remote` and `runtime_env` (env_vars); submitit 1.5, `AutoExecutor`, whose `batch` is a
 Slurm job array.
 """
@@ -49,9 +49,9 @@ from harness.training import MEMORY_KNOBS
 def make_plan(
     session: Session, requests: Sequence[RunRequest], n_workers: int, *, answers: bool = True
 ) -> Plan:
-    """Plan the workers' part of the requested runs.
+    """Plan the steps of the requested runs that workers carry out.
 
-    The command makes the rest: answers of endpoints, work in folds, and sweeps that a judge must grade.
+    The command does the rest: answers of endpoints, work in folds, and sweeps that a judge must grade.
     Without `answers` the plan has only weights that do not depend on answers.
     """
     needs_judge = session.target.task.primary_metric in session.target.judged
@@ -69,8 +69,8 @@ def make_plan(
         for source in list_measured_bases(compared):
             planner.base_steps(source)
     for request in shared:
-        made = planner.weights_step(request.candidate, request.seed)
-        plan.rests_on[request.candidate.name, request.seed] = (made,) if made else ()
+        weights_step = planner.weights_step(request.candidate, request.seed)
+        plan.rests_on[request.candidate.name, request.seed] = (weights_step,) if weights_step else ()
     if not answers:
         return plan
     # Answers are split so that no worker is idle; suites are answered once per weights.
@@ -91,7 +91,7 @@ def make_plan(
 
 
 class _Planner(NamedTuple):
-    # Builder of a session's steps in `needs`, split for `n` workers.
+    # Adds a session's steps to `needs`, split for `n_workers`.
     session: Session
     needs: dict[Step, tuple[Step, ...]]
     n_workers: int
@@ -103,7 +103,7 @@ class _Planner(NamedTuple):
         return steps
 
     def control_steps(self, candidate: ResolvedCandidate) -> tuple[Step, ...]:
-        # It answers some of the stored items of the base again.
+        # The control arm answers some of the base's stored items again.
         if not self.session.suites or not candidate.method.makes_language_model:
             return ()
         step = Step("control", candidate.base.weights_digest)
@@ -112,7 +112,7 @@ class _Planner(NamedTuple):
         return (step,)
 
     def weights_step(self, candidate: ResolvedCandidate, seed: int) -> Step | None:
-        # None if the weights are given; else after those they start from.
+        # None if the weights are given; else a step after those of the weights that it starts from.
         if candidate.given:
             return None
         step = Step("fit", candidate.source_name, seed)
@@ -120,12 +120,12 @@ class _Planner(NamedTuple):
             return step
         needs = self.steps_before(candidate, seed)
         if candidate.source.tried and candidate.method.trains:
-            # A choice waits for the trials of a sweep; those of a search are one step, in turn.
+            # The trials of a sweep are steps before the choice; a search is one step with all its trials.
             first = self.session.first_seed
             before = (*self.steps_before(candidate, first), *self.control_steps(candidate))
             if candidate.source.search:
                 needs += before
-                if seed != first:  # whose step is the search
+                if seed != first:  # the step of the first seed is the search
                     needs += tuple(filter(None, [self.weights_step(candidate, first)]))
             else:
                 n = len(candidate.points)
@@ -136,15 +136,15 @@ class _Planner(NamedTuple):
         return step
 
     def steps_before(self, candidate: ResolvedCandidate, seed: int) -> tuple[Step, ...]:
-        # Those of the candidates that weights start from, are rewarded by, or merge.
-        behind = filter(None, (candidate.init, candidate.reward, *candidate.merges))
-        made = (self.weights_step(one, seed) for one in behind)
-        return tuple(step for step in made if step)
+        # Steps of the weights that a training starts from, is rewarded by, or merges.
+        makers = filter(None, (candidate.init, candidate.reward, *candidate.merges))
+        steps = (self.weights_step(maker, seed) for maker in makers)
+        return tuple(step for step in steps if step)
 
 
 COMMAND = (sys.executable, "-P", "-m", "harness", "worker", "--until-input-ends")
 _REACHED_S, _POLL_S = 10, 0.1
-_PASSED_ON = ("HARNESS_", "HF_", "TOKENIZERS_")  # what a task's environment takes from the command's
+_PASSED_ON = ("HARNESS_", "HF_", "TOKENIZERS_")  # variables that workers get from the command's environment
 
 
 class StartedWorker(NamedTuple):
@@ -155,7 +155,7 @@ class StartedWorker(NamedTuple):
 
 
 class Starter(NamedTuple):
-    """A way to start workers: how many at once, and what starts those of some places among them."""
+    """A way to start workers: the number at once, and a function that starts those with the given indices."""
 
     size: int
     start: Callable[[Sequence[int]], list[StartedWorker]]
@@ -165,7 +165,7 @@ class Starter(NamedTuple):
 def open_starter(
     file: Path, policy: ExecutionPolicy, threads: int, device: str, command: Sequence[str] = COMMAND
 ) -> Iterator[Starter]:
-    """Open what starts the workers of an assignment."""
+    """Open the starter of an assignment's workers."""
     if policy.executor == "local":
         yield _start_here(file, policy, threads, device, command)
     elif policy.executor == "slurm":
@@ -186,9 +186,9 @@ def _start_here(
         expected = "how many share the processors of this machine"
         raise UserError("execution.workers", "none, and no GPU", expected, "--workers 2")
 
-    def start(place: int) -> StartedWorker:
-        gpu = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
-        log = file.with_name(f"{place}.log")
+    def start(index: int) -> StartedWorker:
+        gpu = {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}
+        log = file.with_name(f"{index}.log")
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, str(file)],
@@ -196,7 +196,7 @@ def _start_here(
                 stdout=output,
                 stderr=output,
                 env=os.environ | _own_environment(threads) | gpu,
-                start_new_session=True,  # a terminal's interrupt goes to the command, which ends the workers
+                start_new_session=True,  # the terminal interrupts the command, which ends the workers
             )
 
         def read_end() -> str | None:
@@ -212,7 +212,7 @@ def _start_here(
 
         return StartedWorker(read_end, stop)
 
-    return Starter(policy.workers or len(gpus), lambda places: list(map(start, places)))
+    return Starter(policy.workers or len(gpus), lambda indices: list(map(start, indices)))
 
 
 def _own_environment(threads: int) -> dict[str, str]:
@@ -230,18 +230,18 @@ def _start_by_submitit(file: Path, policy: ExecutionPolicy, threads: int, device
     cluster = "slurm" if policy.address == "auto" else policy.address
     try:
         executor = submitit.AutoExecutor(folder=str(file.with_name("%j")), cluster=cluster)
-        own = {"cpus_per_task": threads} if cluster == "slurm" else {}
-        own |= {"gpus_per_node": 1} if device == "cuda" else {}
-        executor.update_parameters(**{"name": "harness", **own, **policy.slurm})
+        resources = {"cpus_per_task": threads} if cluster == "slurm" else {}
+        resources |= {"gpus_per_node": 1} if device == "cuda" else {}
+        executor.update_parameters(**{"name": "harness", **resources, **policy.slurm})
     except (AssertionError, RuntimeError, ValueError, TypeError, NameError) as error:
         found = str(error).strip().partition("\n")[0]
         step = "run this where sbatch is, or fix address: and slurm:"
         expected = "submitit's clusters and parameters"
         raise UserError("executor: slurm", found, expected, step) from None
 
-    def start(places: Sequence[int]) -> list[StartedWorker]:
+    def start(indices: Sequence[int]) -> list[StartedWorker]:
         with executor.batch():
-            jobs = [executor.submit(work, file) for _ in places]
+            jobs = [executor.submit(work, file) for _ in indices]
         return [StartedWorker(partial(read_end, job), job.cancel) for job in jobs]
 
     def read_end(job: Any) -> str | None:
@@ -283,8 +283,8 @@ def _start_on_ray(ray: Any, file: Path, policy: ExecutionPolicy, threads: int, d
         with suppress(Exception):
             ray.cancel(running, force=True)
 
-    def start(places: Sequence[int]) -> list[StartedWorker]:
-        running = [task.remote(file) for _ in places]
+    def start(indices: Sequence[int]) -> list[StartedWorker]:
+        running = [task.remote(file) for _ in indices]
         return [StartedWorker(partial(read_end, task_run), partial(stop, task_run)) for task_run in running]
 
     return Starter(min(room, policy.workers or room), start)
@@ -295,10 +295,10 @@ def _connect(address: str, threads: int) -> Any:
         import ray
     except ImportError:
         raise _missing("ray", "ray") from None
-    known = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    runtime = {"env_vars": known | _own_environment(threads)}
+    passed_environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    runtime = {"env_vars": passed_environment | _own_environment(threads)}
     try:
-        # A host and port are tried for some seconds: Ray itself waits for minutes.
+        # Tries the host and port for some seconds first, because Ray waits for minutes.
         at = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
         host, colon, port = at.removeprefix("ray://").rpartition(":")
         if colon and port.isdigit():
@@ -316,34 +316,34 @@ def _missing(executor: str, package: str) -> UserError:
     return UserError(f"executor: {executor}", f"no package {package}", "the package", step)
 
 
-def describe_workers(session: Session, requests: Sequence[RunRequest], found: FoundRuns, scope: Scope) -> str:
-    """Describe the steps that workers would get; empty without workers."""
+def describe_workers(session: Session, requests: Sequence[RunRequest], runs: FoundRuns, scope: Scope) -> str:
+    """Describe the steps that workers would carry out; empty without workers."""
     policy = session.experiment.execution
     if policy.executor == "in_process":
         return ""
-    plan = make_plan(session, list_open(requests, found), policy.workers or 1, answers=not scope.fewer)
-    most = f", at most {count(policy.workers)} at once" if policy.workers else ""
-    return f"workers ({policy.executor}{most}) would get {plan}"
+    plan = make_plan(session, list_open(requests, runs), policy.workers or 1, answers=not scope.fewer)
+    worker_limit = f", at most {count(policy.workers)} at once" if policy.workers else ""
+    return f"workers ({policy.executor}{worker_limit}) would get {plan}"
 
 
 def make_on_workers(
-    session: Session, loaded: LoadedExperiment, scope: Scope, requests: list[RunRequest], found: FoundRuns
+    session: Session, loaded: LoadedExperiment, scope: Scope, requests: list[RunRequest], runs: FoundRuns
 ) -> None:
-    """Let workers make what they can of the runs that are not done.
+    """Let workers make their part of the unfinished runs.
 
     Errors are kept in `session.failures` by candidate and seed, control arms in `session.controls`.
     """
-    policy, open_ = session.experiment.execution, list_open(requests, found)
+    policy, open_ = session.experiment.execution, list_open(requests, runs)
     if not open_ or policy.executor == "in_process":
         return
-    # As set, or this command's threads, shared among local CPU workers.
+    # The number set, or this command's threads, shared among local CPU workers.
     on_cpu = policy.executor == "local" and session.machine.device == "cpu"
     threads = policy.threads or max(1, torch_threads() // (policy.workers or 1 if on_cpu else 1))
     session.unload()
     file = name_assignment(session.store)
     try:
         with open_starter(file, policy, threads, session.machine.device) as starter:
-            # With interim analyses workers only make weights, because each analysis decides the next items.
+            # With interim analyses, workers only make weights: each analysis decides the next items.
             plan = make_plan(session, open_, starter.size, answers=not scope.fewer)
             if not plan.needs:
                 return
@@ -352,7 +352,7 @@ def make_on_workers(
             with session.progress.stage(label) as advance:
                 follow(journal, starter, advance)
                 end = time.monotonic() + PATIENCE_S
-                for step, files in journal.files.items():  # all results have to be visible here
+                for step, files in journal.files.items():  # wait until this machine sees all results
                     try:
                         wait_for_files(session.store.folder, files, end - time.monotonic())
                     except CandidateFailed as failed:
@@ -367,13 +367,13 @@ def make_on_workers(
 
 
 def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
-    """Start workers, and replace lost ones, until no step is left; raises the refusal of a worker."""
+    """Start workers and replace lost ones until no step is left; raises a worker's refusal."""
     started, last_words = dict(enumerate(starter.start(range(starter.size)))), ""
     n_ended = n_lost = 0
     try:
         while not journal.is_over:
             time.sleep(_POLL_S)
-            ends = {place: worker.read_end() for place, worker in started.items()}
+            ends = {index: worker.read_end() for index, worker in started.items()}
             journal.read()
             if journal.refusal:
                 raise journal.refusal
@@ -381,8 +381,8 @@ def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
                 n_ended, n_lost = len(journal.files), 0
                 last = next(reversed(journal.files))
                 advance(n_ended, len(journal.plan.needs), f"{last.kind} {last.name}")
-            lost = {place: last_word for place, last_word in ends.items() if last_word}
-            started = {place: worker for place, worker in started.items() if ends[place] is None}
+            lost = {index: last_word for index, last_word in ends.items() if last_word}
+            started = {index: worker for index, worker in started.items() if ends[index] is None}
             n_lost += len(lost)
             last_words = next(iter(lost.values()), last_words)
             if n_lost >= TRIES * starter.size and not started:
@@ -390,10 +390,10 @@ def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
                 error = CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers")
                 journal.failed |= {step: error for step in journal.plan.needs if step not in journal.files}
                 return
-            # If all ended well with steps left, an earlier worker was lost at one: start another.
-            places = list(lost) if started or lost else [0]
-            if places and n_lost < TRIES * starter.size and not journal.is_over:
-                started |= dict(zip(places, starter.start(places), strict=True))
+            # If all workers ended without error but steps are left, a lost worker held one: start another.
+            indices = list(lost) if started or lost else [0]
+            if indices and n_lost < TRIES * starter.size and not journal.is_over:
+                started |= dict(zip(indices, starter.start(indices), strict=True))
     finally:
         for worker in started.values():
             worker.stop()

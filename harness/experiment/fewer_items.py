@@ -1,4 +1,4 @@
-"""Fewer items: the base's rows choose which items of large tasks are evaluated, in interim analyses.
+"""Fewer items: interim analyses evaluate items of large tasks, sampled by the base's rows.
 
 Invariant: base and candidates answer the same items in the same layout. The first analysis that settles the
 gate's rules on the capability suite is the last one, at an alpha corrected for the earlier ones.
@@ -23,7 +23,7 @@ from harness.formatting import count
 from harness.progress import PrefixedProgress
 from harness.records import BLOCK, Run, SamplingRecord, digest
 
-_LEAST_SKILL = 0.05  # a margin relative to less would plan for every item there is
+_LEAST_SKILL = 0.05  # a margin relative to a lower skill would need every item
 _SETTLED_BY_ITEMS = ("macro", "each", "safety", "critical", "validity", "mode collapse")
 
 
@@ -40,7 +40,7 @@ def run_interim_analyses(
 ) -> tuple[list[str], list[Run]]:
     """Make all runs on the items of each interim analysis, until one settles the verdicts.
 
-    `base_rows` are the base's row sets of whole tasks; `make_all` makes the runs that it is not given.
+    `base_rows` are the base's row sets of whole tasks; `make_all` makes the runs that are None.
     """
     runs: list[Run] = []
     sentence = "fewer items: no task is large enough to draw from, so all items were evaluated"
@@ -63,7 +63,7 @@ def run_interim_analyses(
         if is_settled(facts):
             break
     session.progress = progress
-    # Runs whose verdict was settled on fewer items than the last analysis takes.
+    # Notes on runs whose verdict was settled before the last analysis.
     settled = [(run.label, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
     notes = [
         f"{label}: its verdict was settled on {count(verdict.n)} items, at alpha {verdict.alpha:.2g}"
@@ -79,14 +79,14 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
     sizes = {m.task.name: m.size("test") for m in session.suites}
     rows = {name: store.read_rows(session.store, base_rows[name], n) for name, n in sizes.items()}
     counted = [m for m in session.suites if _counts(m)]
-    drawn = [m for m in counted if not is_named_critical(m.task, m.suite, gate)]
-    strata = {m.task.name: sampling.pool_of(rows[m.task.name], m.primary, m.task.chance) for m in drawn}
+    drawn_tasks = [m for m in counted if not is_named_critical(m.task, m.suite, gate)]
+    strata = {m.task.name: sampling.pool_of(rows[m.task.name], m.primary, m.task.chance) for m in drawn_tasks}
     pools = {name: pool for name, pool in strata.items() if pool}
     if not pools:
         return []
     full = [len(rows[m.task.name]) for m in counted if m.task.name not in pools]
     margin, skills = margin_share(gate.macro), list[float]()
-    for m in drawn if is_relative(gate.macro) else ():  # a share of the drawn tasks' mean skill
+    for m in drawn_tasks if is_relative(gate.macro) else ():  # a share of the drawn tasks' mean skill
         if m.task.name in pools:
             parts = [row.parts[m.primary.name] for row in rows[m.task.name]]
             scores = [values[0] for values in parts if values is not None]
@@ -118,7 +118,7 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
 
 
 def is_settled(facts: Sequence[CandidateFacts]) -> bool:
-    """Tell whether more items of the suites could change no verdict on a fine-tune."""
+    """Tell whether more suite items could no longer change a verdict on a fine-tune."""
     alone = all(_is_settled(f.verdict) for f in facts if f.trained and f.verdict)
     among = (f.corrected for f in facts if passes_alone(f))
     return alone and all(_is_settled(verdict) for verdict in among if verdict)
@@ -135,11 +135,11 @@ def _counts(m: MeasuredTask) -> bool:
 
 
 def _sample_task(
-    m: MeasuredTask, pool: ItemStrata, drawn: Mapping[str, int], order: tuple[str, ...]
+    m: MeasuredTask, pool: ItemStrata, n_drawn: Mapping[str, int], order: tuple[str, ...]
 ) -> MeasuredTask:
     """Cut a task to the items of an analysis; its version names the whole order, so all share their rows."""
-    # An analysis that ends within a block has its own rows, because a larger block is another batch.
-    weights = sampling.weights(pool, drawn, order)
+    # An analysis that ends within a block has rows of its own, because the batch of a longer block differs.
+    weights = sampling.weights(pool, n_drawn, order)
     cut = [len(weights)] if len(weights) < pool.n and len(weights) % BLOCK else []
     by_id = {example.id: example for example in m.items.test}
     return m._replace(
@@ -150,7 +150,7 @@ def _sample_task(
 
 
 def _keep_settled(session: Session, runs: Runs) -> tuple[CandidateFacts, ...]:
-    """Judge the runs, and keep the verdicts on fine-tunes that more items would not change."""
+    """Judge the runs, and settle the verdicts on fine-tunes that more items cannot change."""
     judged = judge_runs(session, Reader(session.store, session.tasks), runs)
     n, alpha = sum(m.size("test") for m in session.suites), session.experiment.gate.alpha
     for f in judged.facts:

@@ -1,6 +1,6 @@
-"""Verdict on a run against a baseline: the one place that gathers the inputs of the gate's rules.
+"""Verdict on a run against a baseline: the only module that gathers the inputs of the gate's rules.
 
-Invariant: pure; the same run, baseline and store give the same verdict in a comparison, the gate and a page.
+Invariant: pure. The same run, baseline and store give the same verdict in a comparison, the gate and a page.
 """
 
 import json
@@ -27,26 +27,26 @@ from harness.report import ExperimentReport, to_plain
 from harness.spec import Experiment, GatePolicy, TargetPolicy
 from harness.store import Champion, DecisionRecord, Store, VerdictRecord
 
-# Finds the identity of other rows of a task, from those of a run and their key in the run.
+# Returns the identity of a baseline's rows of a task, given the run's rows and their key in the run.
 FindIdentity = Callable[[RowsIdentity, str], RowsIdentity]
 
 
 def measure_over(study: Study, run: Run, weights: str) -> list[Measurement]:
-    """Pair a run's rows with those of other weights, computed alike; none if some are not stored."""
+    """Pair a run's rows with rows of other weights computed in the same way; empty if any are not stored."""
 
-    def find(own: RowsIdentity, key: str = "") -> RowsIdentity:
-        return replace(own, weights_digest=weights)
+    def find(identity: RowsIdentity, key: str = "") -> RowsIdentity:
+        return replace(identity, weights_digest=weights)
 
     keys = (f"{suite_task.task.name}/test" for suite_task in study.suite_tasks())
-    own = [store.read_identity(study.store, run.rows[key]) for key in keys if key in run.rows]
-    stored = all(study.store.parquet(find(identity).digest).exists() for identity in own)
+    identities = [store.read_identity(study.store, run.rows[key]) for key in keys if key in run.rows]
+    stored = all(study.store.parquet(find(identity).digest).exists() for identity in identities)
     return measure_arms(study, run, find)[0] if stored else []
 
 
 def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measurement], list[str]]:
-    """Return both arms' rows of each task that the run answered, and notes on items left out.
+    """Return both arms' rows of each task that the run answered, and notes on omitted items.
 
-    A task that the policy only reports is left out if the baseline has not answered it.
+    Tasks that the policy only reports are skipped if the baseline has not answered them.
     """
     at, rows, weights = study.store, study.rows, study.weights(run)
     arms = list[tuple[SuiteTask, RowsIdentity, RowsIdentity]]()
@@ -54,64 +54,64 @@ def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measu
         key = f"{suite_task.task.name}/test"
         if key not in run.rows:
             continue
-        own = store.read_identity(at, run.rows[key])
+        new = store.read_identity(at, run.rows[key])
         try:
-            arms.append((suite_task, own, find(own, key)))
+            arms.append((suite_task, new, find(new, key)))
         except IncompatibleRuns:
             if study.is_judged(suite_task.task):
                 raise
-    rows.prepare((of.digest for _, *pair in arms for of in pair), texts=rows.texts)
+    rows.prepare((i.digest for _, *pair in arms for i in pair), texts=rows.texts)
     measured, notes = list[Measurement](), list[str]()
-    for (task, role, suite), own, base in arms:
+    for (task, role, suite), new, base in arms:
         metrics, command = study.metrics[task.name], study.typed.command
-        new_rows, base_rows = (rows.whole(rows_identity.digest) for rows_identity in (own, base))
+        new_rows, base_rows = (rows.whole(rows_identity.digest) for rows_identity in (new, base))
         unscored = [name for name in metrics if any(name not in row.parts for row in (*new_rows, *base_rows))]
         if unscored:
             raise IncompatibleRuns(
                 f"{task.name}: found stored rows without the metric {', '.join(unscored)}; expected "
                 f"scores by every metric of the task as written now; next: {command('compare')}"
             )
-        if drawn := weights.get(task.name):
+        if sampled := weights.get(task.name):
             new_rows, base_rows = (
-                [replace(row, weight=drawn[row.example_id]) for row in of if row.example_id in drawn]
-                for of in (new_rows, base_rows)
+                [replace(row, weight=sampled[row.example_id]) for row in arm if row.example_id in sampled]
+                for arm in (new_rows, base_rows)
             )
-            for of, one in ((new_rows, own), (base_rows, base)):
-                if len(of) < len(drawn):
+            for arm, identity in ((new_rows, new), (base_rows, base)):
+                if len(arm) < len(sampled):
                     raise IncompatibleRuns(
-                        f"{task.name}: found answers of {one.weights_digest} to {count(len(of))} of the "
-                        f"{count(len(drawn))} sampled items; expected all of them; next: "
+                        f"{task.name}: found answers of {identity.weights_digest} to {count(len(arm))} of "
+                        f"the {count(len(sampled))} sampled items; expected all of them; next: "
                         f"{command('compare', '--sequential')}"
                     )
         else:
-            # The order of both arms is the same.
-            n_base, most = len(base_rows), task.limit or len(base_rows)
+            # Both arms have the same order.
+            n_base, item_limit = len(base_rows), task.limit or len(base_rows)
             n = min(len(new_rows), n_base, task.limit or len(new_rows))
-            if n < min(n_base, most):
+            if n < min(n_base, item_limit):
                 notes.append(f"{task.name}: judged on {n} of {n_base} items, as many as the run answered")
             new_rows, base_rows = new_rows[:n], base_rows[:n]
-        precision = own.precision if base.computes_apart else base.precision
+        precision = new.precision if base.computes_apart else base.precision
         noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
-        # Those of lm-eval name their documents themselves.
+        # lm-eval tasks identify their documents themselves.
         is_known = role == "capability" and not task.lm_eval
-        documents = store.document_digests(at, own.digest) if is_known else {}
+        documents = store.document_digests(at, new.digest) if is_known else {}
         measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, documents))
     return measured, notes
 
 
 def find_baseline_identity(
-    study: Study, run: Run, champion: Champion | None, own: RowsIdentity, key: str
+    study: Study, run: Run, champion: Champion | None, identity: RowsIdentity, key: str
 ) -> RowsIdentity:
-    """Find the baseline's rows of a task, whose identity differs from the run's only in weights."""
+    """Find the identity of the baseline's rows of a task; it differs from the run's only in weights."""
     at, typed = study.store, study.typed
-    wanted = replace(own, weights_digest=champion.weights_digest if champion else run.base_digest)
-    if at.parquet(wanted.digest).exists():
-        return wanted
-    if champion is None and own.computes_apart:
-        stored = store.list_base_rows(at, run, own, key)
+    baseline = replace(identity, weights_digest=champion.weights_digest if champion else run.base_digest)
+    if at.parquet(baseline.digest).exists():
+        return baseline
+    if champion is None and identity.computes_apart:
+        stored = store.list_base_rows(at, run, identity, key)
         if len(stored) == 1:
             return stored[0]
-        if rows := study.base_arm(run).get(own.task):
+        if rows := study.base_arm(run).get(identity.task):
             return store.read_identity(at, rows)
         found = f"rows of the base, computed in {len(stored)} ways" if stored else "no rows of the base"
         raise IncompatibleRuns(
@@ -119,10 +119,10 @@ def find_baseline_identity(
             f"next: add prompt: {{method: base}}, then {typed.command('compare')}"
         )
     if champion is None:
-        same = (wanted.weights_digest, wanted.task, wanted.split)
+        same = (baseline.weights_digest, baseline.task, baseline.split)
         alike = (o for o in store.identities(at) if (o.weights_digest, o.task, o.split) == same)
-        if other := next((o for o in alike if at.parquet(o.digest).exists()), None):
-            comparison.check_comparable(other, wanted, prompting=True)
+        if stored_identity := next((o for o in alike if at.parquet(o.digest).exists()), None):
+            comparison.check_comparable(stored_identity, baseline, prompting=True)
         raise IncompatibleRuns(
             f"{key}: found no rows of the base with the digests of {run.run_id}; expected them in "
             f"{at.folder / 'rows'}; next: {typed.command('compare', '--candidates', run.candidate)}"
@@ -135,32 +135,35 @@ def find_baseline_identity(
             f"{typed.command('promote', champion.candidate)}, or --baseline base"
         )
     promoted = store.read_identity(at, digest)
-    if run.experiment.endswith(FEWER) and promoted.task_version != own.task_version:
+    if run.experiment.endswith(FEWER) and promoted.task_version != identity.task_version:
         raise IncompatibleRuns(
             f"{key}: found sampled items of {run.run_id} and the whole task of the champion "
             f"{champion.run_id}; expected both on the same items; next: "
             f"{typed.command('promote', run.run_id)}, which answers whole tasks first, "
             f"{typed.command('compare', '--all-items', '--candidates', run.candidate)}, or --baseline base"
         )
-    comparison.check_comparable(promoted, own)
+    comparison.check_comparable(promoted, identity)
     return promoted
 
 
 def confirm_in_fp32(study: Study, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
-    """Name the pinned items that the candidate also loses in fp32; None if it was not re-scored in fp32."""
-    at, found = study.store, dict[str, list[str]]()
+    """List the pinned items that the candidate also loses in fp32; None if it was not re-scored in fp32."""
+    at, lost_items = study.store, dict[str, list[str]]()
     for m in (m for m in measured if m.role == "regression"):
-        own = store.read_identity(at, run.rows[f"{m.task.name}/test"])
-        known = [own] if own.precision == "fp32" or own.computes_apart else []  # an endpoint has no fp32
-        if not known:
-            variants = (o for o in store.list_variants(at, own) if o.template_digest == own.template_digest)
-            known = [other for other in variants if other.precision == "fp32"]
-        if not known:
+        identity = store.read_identity(at, run.rows[f"{m.task.name}/test"])
+        # An endpoint has no fp32.
+        in_fp32 = [identity] if identity.precision == "fp32" or identity.computes_apart else []
+        if not in_fp32:
+            variants = (
+                o for o in store.list_variants(at, identity) if o.template_digest == identity.template_digest
+            )
+            in_fp32 = [i for i in variants if i.precision == "fp32"]
+        if not in_fp32:
             return None
-        new = store.read_rows(at, known[0].digest)[: len(m.base)]
+        new = store.read_rows(at, in_fp32[0].digest)[: len(m.base)]
         c = comparison.compare_rows(m.metrics[m.task.primary_metric], m.base, new)
-        found[m.task.name] = list(c.lost)
-    return found
+        lost_items[m.task.name] = list(c.lost)
+    return lost_items
 
 
 def judge_stored_run(
@@ -173,13 +176,13 @@ def judge_stored_run(
 ) -> GateResult:
     """Judge a run against a champion, or against its own base.
 
-    `items` cuts every suite task to one half of its items; on the half on which a rescue searches the target
-    is not judged, because test rows choose nothing. `level` replaces the policy's alpha for one of many.
-    Raises IncompatibleRuns if rows of the baseline are missing, or must not be compared.
+    `items` cuts every suite task to one half of its items. On the half that a rescue searches, the target is
+    not judged, because test rows must not choose. `level` replaces the policy's alpha for one of many tests.
+    Raises IncompatibleRuns if rows of the baseline are missing or not comparable.
     """
     experiment, digest = study.experiment, champion.weights_digest if champion else run.base_digest
     policy = experiment.gate
-    if run.weights_digest == run.base_digest:  # the base's own weights have nothing to gain
+    if run.weights_digest == run.base_digest:  # the base cannot gain over itself
         goal = policy.target.model_copy(update={"gain": None, "win_rate": None})
         policy = policy.model_copy(update={"target": goal})
     if items == "search":
@@ -191,12 +194,12 @@ def judge_stored_run(
         if may_decide(*suite_task, experiment.gate) and f"{suite_task.task.name}/test" not in run.rows
     ]
     # An artefact is judged on the target against the run that it was exported from.
-    export, own_run = None, str(run.parity.get("own_run") or "")
-    if own_run and items != "search":
-        own, against_own = store.read_written_runs(study.store, [own_run]).get(own_run), None
+    export, origin_id = None, str(run.parity.get("own_run") or "")
+    if origin_id and items != "search":
+        origin, against_origin = store.read_written_runs(study.store, [origin_id]).get(origin_id), None
         with suppress(IncompatibleRuns):
-            against_own = compare_on(study, run, own)
-        export = export_rule(against_own, own_run, study.target, policy)
+            against_origin = compare_on(study, run, origin)
+        export = export_rule(against_origin, origin_id, study.target, policy)
     result = gating.judge(
         arms.measured,
         policy,
@@ -214,7 +217,7 @@ def judge_stored_run(
 
 
 def measure(study: Study, run: Run, items: Half | None = None) -> list[Measurement]:
-    """Return a run's and its base's rows of each task that both answered, or of one half of it."""
+    """Return the rows of a run and its base on each task that both answered, or on one half of it."""
     find = partial(find_baseline_identity, study, run, None)
     return compare_arms(study, run, run.base_digest, find, items).measured
 
@@ -222,7 +225,7 @@ def measure(study: Study, run: Run, items: Half | None = None) -> list[Measureme
 def compare_arms(
     study: Study, run: Run, digest: str, find: FindIdentity, items: Half | None = None
 ) -> ArmsOfPair:
-    """Compare a run with the baseline of a digest, or reuse the result of a run with the same rows."""
+    """Compare a run with the baseline of these weights, or reuse the result of a run with the same rows."""
     names = [f"{suite_task.task.name}/test" for suite_task in study.suite_tasks()]
     key = (digest, run.base_digest, run.weights_digest, items or "", *(run.rows.get(n, "") for n in names))
     if key not in study.compared:
@@ -230,7 +233,7 @@ def compare_arms(
         if items is not None:
             measured = cut_to_half(measured, cut_tasks(measured, study.seed), items)
         else:
-            # Once for all runs that answered the same items of the tasks.
+            # Shared by all runs that answered the same items of the tasks.
             items_key = (digest, *(f"{m.task.name} {len(m.base)}" for m in measured))
             if items_key not in study.admitted:
                 study.admitted[items_key] = admit_tasks(measured, study.seed, gate)
@@ -248,28 +251,28 @@ def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | No
     if first in ("", digest):
         return None
 
-    def find(own: RowsIdentity, key: str) -> RowsIdentity:
+    def find(identity: RowsIdentity, key: str) -> RowsIdentity:
         if first == run.base_digest:
-            return find_baseline_identity(study, run, None, own, key)
-        wanted = replace(own, weights_digest=first)
-        if not study.store.parquet(wanted.digest).exists():
+            return find_baseline_identity(study, run, None, identity, key)
+        first_identity = replace(identity, weights_digest=first)
+        if not study.store.parquet(first_identity.digest).exists():
             raise IncompatibleRuns(
                 f"{key}: found no rows of the first base {first}; expected them in "
                 f"{study.store.folder / 'rows'}; next: {study.typed.command('compare')}, with "
                 "base_model= that base"
             )
-        return wanted
+        return first_identity
 
     try:
         arms = compare_arms(study, run, first, find, items)
     except IncompatibleRuns as error:
         return cumulative_rule(str(error).partition(";")[0], first)
     policy, identical = cumulative_policy(study.experiment.gate), run.weights_digest == first
-    found = gating.judge(arms.measured, policy, target=None, identical=identical, compared=arms.compared)
-    return cumulative_rule(found.verdict, first)
+    result = gating.judge(arms.measured, policy, target=None, identical=identical, compared=arms.compared)
+    return cumulative_rule(result.verdict, first)
 
 
-# Of a candidate's facts, kept elsewhere; a new field of one number is recorded by itself.
+# Fields of a candidate's facts that are stored elsewhere; all others are recorded.
 _LARGE = ("verdict", "corrected", "training", "slices", "tokens", "vs_prompt")
 _SAME = "the rows, tasks and gate settings are the same; what else was measured or the rules changed"
 _OF_VERDICT = ("outcome", "sentence", "macro", "lost", "gained", "items_needed")
@@ -279,7 +282,7 @@ _OF_GAIN = ("delta", "low", "high", "n")
 def record_verdict(
     study: Study, run: Run, verdict: Verdict, baseline: str = "the base", baseline_digest: str = ""
 ) -> VerdictRecord:
-    """Return the record of a verdict with its inputs: the rows, and a study's policies and judged tasks."""
+    """Return the record of a verdict with its inputs: rows, policies, and the settings of judged tasks."""
     settings: dict[str, dict[str, Any]] = {}
     for task, role, _ in study.suite_tasks():
         if study.is_judged(task):
@@ -314,7 +317,7 @@ def record_verdict(
 
 
 def _describe_rules(experiment: Experiment) -> dict[str, Any]:
-    # The gate's settings, and those of the decision that choose what a gain is measured over.
+    # The gate's settings, and the decision's settings that choose the candidate a gain is measured over.
     policy, decide = experiment.gate, experiment.decide
     chosen_by = {
         "decide.max_latency_s": decide.max_latency_s,
@@ -329,7 +332,7 @@ def _describe_rules(experiment: Experiment) -> dict[str, Any]:
 def renew_verdicts(
     at: Store, report: ExperimentReport, runs: Iterable[Run], experiment: Experiment, since_s: float
 ) -> ExperimentReport:
-    """Return a kept report with the verdicts by the same settings made after `since_s` (Unix time)."""
+    """Return a stored report with newer verdicts by the same settings, made after `since_s` (Unix time)."""
     by_id = {run.run_id: run for run in runs}
     settings = digest(_describe_rules(experiment))
 
@@ -341,15 +344,15 @@ def renew_verdicts(
             return f
         if datetime.fromisoformat(newest.created).timestamp() <= since_s:
             return f
-        found = to_plain(f.verdict) | {name: getattr(newest, name) for name in _OF_VERDICT}
-        found["rules"] = to_plain(newest.rules)
-        return replace(f, verdict=load(Verdict, json.dumps(found).encode()))
+        verdict_fields = to_plain(f.verdict) | {name: getattr(newest, name) for name in _OF_VERDICT}
+        verdict_fields["rules"] = to_plain(newest.rules)
+        return replace(f, verdict=load(Verdict, json.dumps(verdict_fields).encode()))
 
     return replace(report, facts=tuple(map(renew, report.facts)))
 
 
 def verdict_change(at: Store, now: VerdictRecord) -> str:
-    """Describe how a stored verdict would differ now, and what changed since; empty if it is the same."""
+    """Describe how a stored verdict would change now, and its causes; empty if it stays the same."""
     before = store.newest_verdict(at, now.run_id, now.baseline_digest)
     if before is None:
         return ""
@@ -359,24 +362,24 @@ def verdict_change(at: Store, now: VerdictRecord) -> str:
     )
     if (before.outcome, was_invalid) == (now.outcome, is_invalid):
         return ""
-    found = [*_changes(before, now)]
-    unknown, then = [_SAME], {r.name: r.outcome for r in before.rules}
-    if changed := [r for r in now.rules if then.get(r.name, "skipped") != r.outcome]:
-        pairs = ((r.name, WORDS[then.get(r.name, "skipped")], WORDS[r.outcome]) for r in changed)
-        unknown.append(", ".join(f"rule {name} {old} → {new}" for name, old, new in pairs))
+    changes = [*_changes(before, now)]
+    fallback, then = [_SAME], {r.name: r.outcome for r in before.rules}
+    if changed_rules := [r for r in now.rules if then.get(r.name, "skipped") != r.outcome]:
+        pairs = ((r.name, WORDS[then.get(r.name, "skipped")], WORDS[r.outcome]) for r in changed_rules)
+        fallback.append(", ".join(f"rule {name} {old} → {new}" for name, old, new in pairs))
     label = f"{now.candidate} (seed {now.seed})" if now.seed else now.candidate
     was = f"{label}: the verdict of {before.created} against {now.baseline} was {WORDS[before.outcome]}"
-    return f"{was} and would now be {now.sentence} (since then: {'; '.join(found or unknown)})"
+    return f"{was} and would now be {now.sentence} (since then: {'; '.join(changes or fallback)})"
 
 
 def _changes(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
     defaults = to_plain(GatePolicy())
     for key in dict.fromkeys([*now.policy, *(key for key in before.policy if "." in key)]):
-        was, written = (verdict.policy.get(key, defaults.get(key)) for verdict in (before, now))
-        if was != written:
-            yield f"{key if '.' in key else f'gate.{key}'} {was} → {written}"
-    if other := sorted(key for key in {*before.rows, *now.rows} if before.rows.get(key) != now.rows.get(key)):
-        yield f"other answers on {', '.join(other)}"
+        old_value, new_value = (verdict.policy.get(key, defaults.get(key)) for verdict in (before, now))
+        if old_value != new_value:
+            yield f"{key if '.' in key else f'gate.{key}'} {old_value} → {new_value}"
+    if keys := sorted(key for key in {*before.rows, *now.rows} if before.rows.get(key) != now.rows.get(key)):
+        yield f"other answers on {', '.join(keys)}"
     if before.harness != now.harness:
         yield f"harness {before.harness} → {now.harness}"
     for name in sorted({*before.tasks, *now.tasks}):
@@ -389,16 +392,16 @@ def _changes(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
 
 
 def record_report(report: ExperimentReport, runs: Iterable[Run], study: Study) -> None:
-    """Write every verdict of a report, and what its decision knew of each run."""
+    """Store every verdict of a report, and the facts of each run that its decision used."""
     if report.smoke:
         return
     for verdict in list_verdict_records(report, runs, study):
         store.save_verdict(study.store, verdict)
     if report.decision is None:
         return
-    facts = []  # the figures of runs that the decision weighs, without items and curves
-    for one in report.facts:
-        plain: dict[str, Any] = {name: of for name, of in to_plain(one).items() if name not in _LARGE}
+    facts = []  # the figures that the decision weighs, without items and curves
+    for f in report.facts:
+        plain: dict[str, Any] = {name: value for name, value in to_plain(f).items() if name not in _LARGE}
         gain = plain["vs_untrained"]
         facts.append(plain | {"vs_untrained": gain and {name: gain[name] for name in _OF_GAIN}})
     record = DecisionRecord(

@@ -1,6 +1,6 @@
 """The main job: train, evaluate, compare, gate and decide on every candidate of an experiment.
 
-Invariant: a second call computes nothing. An error in one run is recorded as its failure and stops no other.
+Invariant: a second call computes nothing. An error in one run is recorded as its failure; others go on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,7 +77,7 @@ def compare(
     fewer_items: bool = False,
     progress: Progress | None = None,
 ) -> ExperimentReport:
-    """Run the missing parts of an experiment, and report it: the command `compare` in Python.
+    """Run the missing parts of an experiment and report it, like the command `compare`.
 
     `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the test items of each
     task, and `quick` also the training: smoke runs, whose numbers are not evidence. `yes` allows more than 64
@@ -103,9 +103,9 @@ def run_all(
     learning_curve: bool = False,
     found: FoundRuns | None = None,
 ) -> ExperimentReport:
-    """Make all selected runs on a prepared session, and report them; `found` are the stored ones."""
+    """Make all selected runs on a prepared session, and report them; `found` are the stored runs."""
     if learning_curve:
-        plan_curve(session, loaded.selected)  # refuses one that no candidate could have
+        plan_curve(session, loaded.selected)  # refused if no candidate can have one
     start, before = load(), sum(session.timed.values())
     requests = in_order(session.candidates, loaded.selected)
     found = find_stored_runs(session, requests) if found is None else found
@@ -119,22 +119,22 @@ def run_all(
             context.problem for context in short_contexts(session, loaded.selected) if context.problem
         ]
     refuse([*key_problems(session.experiment, placed), *judges.key_problems(judged), *forbidden])
-    names, begun = [request.candidate.name for request in requests], session.experiment.name
+    names, experiment_name = [request.candidate.name for request in requests], session.experiment.name
     noted = store.StoredProgress(session.progress, session.store, "A comparison", names)
     session = replace(session, progress=noted)
     with store.hold(session.store), noted:
-        store.begin(session.store, begun)
+        store.begin(session.store, experiment_name)
         store.remove_merged_blocks(session.store)
         session, reader, runs, all_stored, notes = _execute(session, loaded, scope, requests, found)
         if learning_curve:
             make_curve(session, runs, judge_runs(session, reader, runs).facts)
-        store.end(session.store, begun)
+        store.end(session.store, experiment_name)
     wall_s = None if all_stored else round(load().since(start).wall_s, 1)
     report = analyse(session, reader, runs, smoke=scope.smoke, notes=notes, wall_s=wall_s)
     record_report(report, runs, study_session(session, reader))
     if from_nothing and session.experiment.execution.executor == "in_process":
         passed = load().since(start)
-        # What was not timed by itself: grading, statistics, writing.
+        # Time that is not measured separately: grading, statistics, writing.
         rest_s = max(0.0, passed.wall_s - sum(session.timed.values()) + before)
         alone = not passed.is_contended() and all(run.state == "done" for run in runs)
         session.learn_pace("runs", Work(runs=len(runs)), rest_s, session.source, teaches=alone)
@@ -142,33 +142,33 @@ def run_all(
 
 
 def _execute(
-    session: Session, loaded: LoadedExperiment, scope: Scope, requests: list[RunRequest], found: FoundRuns
+    session: Session, loaded: LoadedExperiment, scope: Scope, requests: list[RunRequest], stored: FoundRuns
 ) -> tuple[Session, Reader, list[Run], bool, list[str]]:
-    # The session that made the runs, the rows, the runs, whether all were stored before, and notes.
+    # Returns the session that made the runs, the reader, the runs, whether all were stored, and notes.
     if (judged := train_judges(session)) is not session:
-        session, found = judged, find_stored_runs(judged, requests)
+        session, stored = judged, find_stored_runs(judged, requests)
     if chosen := choose_prompts(session, loaded.selected):
         session.candidates = {**session.candidates, **chosen}
         requests = in_order(session.candidates, loaded.selected)
-        found = find_stored_runs(session, requests)
-    make_on_workers(session, loaded, scope, requests, found)
+        stored = find_stored_runs(session, requests)
+    make_on_workers(session, loaded, scope, requests, stored)
     _show_first_result(session, requests, smoke=scope.smoke)
     notes = list[str]()
     if scope.fewer:  # large tasks are evaluated until the verdicts are settled
         base_rows = _measure_base(session, session.source)
         if not fewer.plan_interim_analyses(session, base_rows):
             session.experiment = session.experiment.model_copy(update={"name": loaded.experiment.name})
-            found = find_stored_runs(session, requests)
+            stored = find_stored_runs(session, requests)
 
-        def make_all(stored: FoundRuns) -> list[Run]:  # on the items of the session at that time
+        def make_all(stored: FoundRuns) -> list[Run]:  # on the session's current items
             return _make_all(session, requests, Reader(session.store, session.tasks), stored, smoke=False)
 
         notes, runs = fewer.run_interim_analyses(session, base_rows, make_all)
         reader = Reader(session.store, session.tasks)
     else:
         reader = Reader(session.store, session.tasks)
-        runs = _make_all(session, requests, reader, found, smoke=scope.smoke)
-    all_stored = are_all_done(found)
+        runs = _make_all(session, requests, reader, stored, smoke=scope.smoke)
+    all_stored = are_all_done(stored)
     if not scope.smoke and (session.experiment.concurrency or not all_stored):
         runs = _time_the_best(session, reader, requests, runs)
     notes += judge_pairs(session, reader, runs)
@@ -176,21 +176,21 @@ def _execute(
 
 
 def place_open(
-    loaded: LoadedExperiment, requests: Sequence[RunRequest], found: FoundRuns
+    loaded: LoadedExperiment, requests: Sequence[RunRequest], stored_runs: FoundRuns
 ) -> list[tuple[str, ResolvedCandidate]]:
-    """List the candidates with an unfinished run, each with its place in the file."""
-    unfinished = {request.candidate.name: request.candidate for request in list_open(requests, found)}
+    """List the candidates with an unfinished run, each with its location in the file."""
+    unfinished = {request.candidate.name: request.candidate for request in list_open(requests, stored_runs)}
     return [(loaded.places[name], unfinished[name]) for name in loaded.selected if name in unfinished]
 
 
 def _show_first_result(session: Session, requests: Sequence[RunRequest], *, smoke: bool) -> None:
-    """Evaluate the first untrained candidate on the target's test before the suites of its base."""
+    """Evaluate the first untrained candidate on the target's test rows before the suites of its base."""
     for request in requests:
-        # The base as published, without judge, folds or draws.
+        # Only the base as published, without judge, folds or sampling.
         candidate, folds = request.candidate, session.folds
-        own = candidate.given == candidate.served_base == session.source and not candidate.is_remote
+        is_plain_base = candidate.given == candidate.served_base == session.source and not candidate.is_remote
         waits = candidate.recipe.sampling or session.target.judged or is_cross_validated(folds, candidate)
-        if own and not waits:
+        if is_plain_base and not waits:
             break
     else:
         return
@@ -218,21 +218,23 @@ def _show_first_result(session: Session, requests: Sequence[RunRequest], *, smok
 
 
 def _make_all(
-    session: Session, requests: list[RunRequest], reader: Reader, found: FoundRuns, *, smoke: bool
+    session: Session, requests: list[RunRequest], reader: Reader, stored_runs: FoundRuns, *, smoke: bool
 ) -> list[Run]:
-    done = [run if run and run.state == "done" else None for run in found or [None] * len(requests)]
-    reader.prepare(digest for run in done if run for digest in run.rows.values())
+    finished_runs = [
+        run if run and run.state == "done" else None for run in stored_runs or [None] * len(requests)
+    ]
+    reader.prepare(digest for run in finished_runs if run for digest in run.rows.values())
     published = list(dict.fromkeys(request.candidate.base for request in requests))
     for source in published:
         try:
             _measure_base(session, source)
-        except CandidateFailed as error:  # the runs on it fail, and the others go on
+        except CandidateFailed as error:  # its runs fail, and the others go on
             for candidate, seed in requests:
                 is_model = candidate.method.makes_language_model and not candidate.is_remote
                 if candidate.base == source and is_model:
                     session.failures.setdefault((candidate.name, seed), error)
     runs = []
-    for (candidate, seed), stored in zip(requests, done, strict=True):
+    for (candidate, seed), stored in zip(requests, finished_runs, strict=True):
         run, facts = attempt(session, reader, candidate, seed, stored)
         runs.append(run)
         line = live_line(facts, session.target.task.primary_metric, smoke=smoke)
@@ -251,20 +253,20 @@ def _make_all(
 
 
 def attempt(
-    session: Session, reader: Reader, candidate: ResolvedCandidate, seed: int, done: Run | None = None
+    session: Session, reader: Reader, candidate: ResolvedCandidate, seed: int, finished_run: Run | None = None
 ) -> tuple[Run, CandidateFacts]:
-    """Make the missing parts of a run; its errors, here or at a worker, are recorded.
+    """Make the missing parts of a run; errors, here or on a worker, are recorded as its failure.
 
     Raises UserError if no run can be made at all, for example because the disk is full.
     """
     if seed == candidate.seeds[0]:
-        session.checked_judges.clear()  # a judge may be another by now
+        session.checked_judges.clear()  # a judge may have changed
         session.refused_judges.clear()
     try:
-        if done is None and (error := session.failures.get((candidate.name, seed))):
+        if finished_run is None and (error := session.failures.get((candidate.name, seed))):
             raise error
-        run = make_run(session, candidate, seed, done)
-        # A run without any row that could be scored has no facts: it failed as well.
+        run = make_run(session, candidate, seed, finished_run)
+        # A run without scored rows has no facts: it failed too.
         return run, facts_of(session, reader, run)
     except UserError:
         raise
@@ -284,24 +286,24 @@ def attempt(
 
 
 def _time_the_best(session: Session, reader: Reader, requests: Sequence[RunRequest], runs: Runs) -> list[Run]:
-    # The best untrained candidate and the best fine-tune, one of which is shipped. Requests to an endpoint
-    # cost money, so it is timed only if the number of concurrent requests is set.
+    # Times the best untrained candidate and the best fine-tune, as one of them is shipped. Requests to an
+    # endpoint cost money, so it is timed only if the number of concurrent requests is set.
     policy = session.experiment.decide
     facts = apply_budgets([facts_of(session, reader, run) for run in runs if run.state == "done"], policy)
     fine_tune = strongest_run(facts)
     best = {best_untrained(facts), fine_tune.name if fine_tune else None}
-    asked = (request.candidate for request in requests if request.candidate.name in best)
-    named = {
+    best_candidates = (request.candidate for request in requests if request.candidate.name in best)
+    timed_candidates = {
         candidate.name: candidate
-        for candidate in asked
+        for candidate in best_candidates
         if session.experiment.concurrency or not candidate.is_remote
     }
     timed = list(runs)
-    for place, run in enumerate(runs):
-        if run.candidate in named and run.state == "done":
-            # A run whose server refuses them stays as it is, which is shown.
+    for index, run in enumerate(runs):
+        if run.candidate in timed_candidates and run.state == "done":
+            # If the server refuses them, the run stays unchanged, and a line says so.
             try:
-                timed[place] = time_again(session, named[run.candidate], run)
+                timed[index] = time_again(session, timed_candidates[run.candidate], run)
             except CandidateFailed as failed:
                 line = f"{run.candidate}: requests at once were not timed: {failed}"
                 session.progress.show(run.candidate, line)
@@ -316,9 +318,9 @@ def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
 
 
 def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None = None) -> list[str]:
-    """Let the gate's judge compare fine-tunes' answers with the best untrained candidate's, or a base's.
+    """Let the gate's judge compare fine-tunes' answers with those of the best untrained candidate or `base`.
 
-    Returns the reason if it could not; grades given until then are kept.
+    Returns the reason if that fails; grades given until then are kept.
     """
     judged = session.open_judge_of_pairs()
     if judged is None:
@@ -327,7 +329,7 @@ def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None =
     if base is None:
         pairs = pair_with_best(runs, describe_reached(session, reader, runs))
     task, examples = session.target.task, session.target.items.test
-    rows = ((reader.cut(other, task), reader.cut(run, task)) for run, other in pairs)
+    rows = ((reader.cut(opponent, task), reader.cut(run, task)) for run, opponent in pairs)
     try:
         grade_answers(
             session, [ungraded for pair in rows for ungraded in list_ungraded_pairs(judged, examples, *pair)]
@@ -340,12 +342,12 @@ def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None =
 def report_stored(session: Session, selected: Iterable[str], needed: str = "") -> ExperimentReport:
     """Report the stored runs of the selected candidates as they are written now; computes nothing.
 
-    With `needed`, which has to have a run, candidates without one are left out. Raises IncompatibleRuns if a
-    candidate has no stored run, or only runs of another recipe or other items.
+    If `needed` is given, only that candidate must have a run; others without one are left out. Raises
+    IncompatibleRuns if a candidate has no stored run, or only runs of another recipe or other items.
     """
-    wanted = in_order(session.candidates, selected)
-    found = find_stored_runs(session, wanted)
-    pairs = [(request.candidate.name, run) for request, run in zip(wanted, found, strict=True)]
+    requests = in_order(session.candidates, selected)
+    runs = find_stored_runs(session, requests)
+    pairs = [(request.candidate.name, run) for request, run in zip(requests, runs, strict=True)]
     if needed:
         stored = {needed, *(name for name, run in pairs if run)}
         pairs = [(name, run) for name, run in pairs if name in stored]
@@ -357,8 +359,8 @@ def report_stored(session: Session, selected: Iterable[str], needed: str = "") -
             "expected a finished run; next: harness report, which loads it once"
         )
     if names:
-        kept = dict.fromkeys(name for name, _ in pairs if name not in names and not needed)
-        step = f"harness compare, or --candidates {','.join(kept)}" if kept else "harness compare"
+        usable = dict.fromkeys(name for name, _ in pairs if name not in names and not needed)
+        step = f"harness compare, or --candidates {','.join(usable)}" if usable else "harness compare"
         raise IncompatibleRuns(
             f"{session.store.folder}: found no run of {', '.join(names)} as written now; "
             f"expected one of each candidate; next: {step}"
@@ -368,7 +370,7 @@ def report_stored(session: Session, selected: Iterable[str], needed: str = "") -
 
 
 def _outcome(reader: Reader, target: MeasuredTask, run: Run) -> Run:
-    # A stored run as `compare` ended with it: failed if none of its test rows could be scored.
+    # Returns a stored run as `compare` would: failed if no test row could be scored.
     try:
         if run.state != "failed":
             refuse_unanswered(reader.read(run, target))
@@ -377,11 +379,13 @@ def _outcome(reader: Reader, target: MeasuredTask, run: Run) -> Run:
     return run
 
 
-def _describe_items(target: MeasuredTask, shown: list[str], test_rows: Sequence[SampleResult]) -> list[str]:
-    """List question, score, answer and reference of the first test items; none once some were `shown`."""
-    if shown or target.task.kind == "bits_per_byte":
+def _describe_items(
+    target: MeasuredTask, shown_tasks: list[str], test_rows: Sequence[SampleResult]
+) -> list[str]:
+    """Describe the first test items and their answers; empty if a task was shown already."""
+    if shown_tasks or target.task.kind == "bits_per_byte":
         return []
-    shown.append(target.task.name)
+    shown_tasks.append(target.task.name)
     prompts = {example.id: example.prompt for example in target.examples("test")}
     lines, metric = [], target.primary
     for row in [row for row in test_rows if row.status != "error"][:3]:
@@ -389,7 +393,7 @@ def _describe_items(target: MeasuredTask, shown: list[str], test_rows: Sequence[
         ends, parts = extremes(metric, row.references), row.parts[metric.name]
         if parts is None:
             mark = "not scored"
-        elif ends and parts in ends:  # the best or the worst score that there is
+        elif ends and parts in ends:  # the best or the worst possible score
             mark = "right" if parts == ends.best else "wrong"
         else:
             mark = f"{metric.name} {score(metric.unit, float(item_scores(metric, np.array([parts]))[0]))}"
@@ -399,31 +403,32 @@ def _describe_items(target: MeasuredTask, shown: list[str], test_rows: Sequence[
 
 
 def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
-    """Refuse more than 64 candidates without a yes."""
+    """Refuse more than 64 candidates without `yes`."""
     n = len(loaded.selected)
     if n > 64 and not yes:
         step = "--yes to go on, --dry-run to see what that takes, or --candidates to select"
         raise UserError("candidates", f"{n} candidates", "at most 64, or a yes to more", step)
 
 
-def are_all_done(found: Iterable[Run | None]) -> bool:
+def are_all_done(runs: Iterable[Run | None]) -> bool:
     """Tell whether all runs are finished, so that nothing will be computed."""
-    return all(run and run.state == "done" for run in found)
+    return all(run and run.state == "done" for run in runs)
 
 
-def in_order(known: Mapping[str, ResolvedCandidate], selected: Iterable[str]) -> list[RunRequest]:
-    """List recipes and seeds: the bases' first, then trainings, then candidates that borrow weights.
+def in_order(by_name: Mapping[str, ResolvedCandidate], selected: Iterable[str]) -> list[RunRequest]:
+    """List candidates and seeds: untrained ones first, then trainings, then candidates that borrow weights.
 
-    A candidate comes after the one that it starts from, and one base after another, as one is in memory.
+    A candidate comes after the one that it starts from; candidates of one base are consecutive, as only one
+    base is in memory.
     """
-    candidates = [known[name] for name in selected]
+    candidates = [by_name[name] for name in selected]
     for candidate in candidates:
         refuse_silent(candidate)
-    places: dict[str, int] = {}
+    base_indices: dict[str, int] = {}
 
     def key(candidate: ResolvedCandidate) -> tuple[bool, bool, int, int]:
-        place = places.setdefault(candidate.served_base.weights_digest, len(places))
+        base_index = base_indices.setdefault(candidate.served_base.weights_digest, len(base_indices))
         borrows = candidate.recipe.weights_of is not None
-        return candidate.method.seeded, borrows, len(candidate.lineage), place
+        return candidate.method.seeded, borrows, len(candidate.lineage), base_index
 
-    return [RunRequest(one, seed) for one in sorted(candidates, key=key) for seed in one.seeds]
+    return [RunRequest(c, seed) for c in sorted(candidates, key=key) for seed in c.seeds]

@@ -1,4 +1,4 @@
-"""One answer of a candidate with the prompt as sent, and the prompts of stored answers."""
+"""A single answer of a candidate with its prompt as sent, and the prompts of stored answers."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -24,10 +24,10 @@ from harness.report import ExperimentReport, ShownItem, ShownPrompt, excerpt
 from harness.spec import Recipe
 from harness.training import Weights
 
-_QUESTION = "question"  # the id of one that is not an item
+_QUESTION = "question"  # the id of a question that is not an item
 _LONGEST = 6_000  # characters of one shown prompt
-_ITEMS = 20  # of a task, whose prompts are shown
-_ROOM = 80_000  # characters of all shown prompts of a task, as often as a page shows them
+_ITEMS = 20  # items per task whose prompts are shown
+_ROOM = 80_000  # characters of a task's shown prompts, counted as often as a page repeats them
 
 
 class SentPrompt(NamedTuple):
@@ -41,7 +41,7 @@ class SentPrompt(NamedTuple):
 
 
 class OneAnswer(NamedTuple):
-    """An answer with its prompt; one to an item (`is_item`) has references and scores."""
+    """An answer with its prompt; if it answers an item (`is_item`), it has references and scores."""
 
     prompt: SentPrompt
     row: SampleResult
@@ -54,28 +54,28 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
     refuse_silent(candidate)
     weights = None if candidate.searches_prompts else find_stored_weights(session, candidate, seed)
     if weights is None:
-        what = "prompt, which validation chooses" if candidate.searches_prompts else "stored weights"
+        missing = "prompt, which validation chooses" if candidate.searches_prompts else "stored weights"
         step = f"harness compare --candidates {name}, which makes them"
-        raise UserError(f"candidate {name}", f"no {what}", "what an answer needs", step)
+        raise UserError(f"candidate {name}", f"no {missing}", "what an answer needs", step)
     sets = row_sets(session, candidate, weights, seed)
-    if item:  # by its id, or by TASK/ID where several tasks have one of that id
-        known = [(rows, example) for rows in sets for example in rows.measured.examples(rows.split)]
-        names = [f"{rows.measured.task.name}/{example.id}" for rows, example in known]
-        places = [i for i, name in enumerate(names) if item in (name, known[i][1].id)]
+    if item:  # its id, or TASK/ID if several tasks have that id
+        pool = [(rows, example) for rows in sets for example in rows.measured.examples(rows.split)]
+        names = [f"{rows.measured.task.name}/{example.id}" for rows, example in pool]
+        places = [i for i, name in enumerate(names) if item in (name, pool[i][1].id)]
         if len(places) != 1:
-            named = ", ".join(names[i] for i in places[:4])
-            step = f"name one of {named}" if places else f"such as --item {known[0][1].id if known else 'ID'}"
+            first = ", ".join(names[i] for i in places[:4])
+            step = f"name one of {first}" if places else f"such as --item {pool[0][1].id if pool else 'ID'}"
             expected = "one of an evaluated task"
             raise UserError(f"--item {item}", f"{len(places)} such items", expected, step)
-        rows, example = known[places[0]]
+        rows, example = pool[places[0]]
     else:
         items = session.target.items.test
         choices = items[0].choices if has_closed_labels(items) else ()
         if candidate.recipe.answer == "rank" and not choices:
             found, step = "a text, and an answer that is chosen among each item's choices", "--item ID"
             raise UserError(f"candidate {name}", found, "an item with its choices", step)
-        asked: Message = {"role": "user", "content": text}
-        rows, example = sets[1], Example(_QUESTION, (asked,), choices[:1], choices)
+        message: Message = {"role": "user", "content": text}
+        rows, example = sets[1], Example(_QUESTION, (message,), choices[:1], choices)
     prompted = _prompting(session, candidate.recipe, seed, rows)(example)
     job = rows.answers.job(examples=(prompted,))
     if not item:
@@ -87,7 +87,7 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
 
 
 def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[str]) -> dict[str, SentPrompt]:
-    """Make the prompts of stored answers again from the current files; HarnessError if they lack one."""
+    """Rebuild the prompts of stored answers from the current files; HarnessError if that is impossible."""
     recipe = Recipe.model_validate(run.recipe)
     if recipe.weights_of and recipe.weights_of not in session.candidates:
         raise CandidateFailed(f"it takes the weights of {recipe.weights_of}, which is not a candidate now")
@@ -112,23 +112,23 @@ def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[s
 def add_prompts(
     session: Session, report: ExperimentReport, earlier: ExperimentReport | None = None
 ) -> ExperimentReport:
-    """Add the prompts as sent to the items that a report shows, where files and room allow.
+    """Add the prompts as sent to the items that a report shows, as far as files and room allow.
 
-    Those of an `earlier` report of the same runs are reused, because making one loads a tokenizer.
+    Prompts in an `earlier` report of the same runs are reused, because making one loads a tokenizer.
     """
     run_ids = tuple(f.run_id for f in report.facts)
     if earlier and tuple(f.run_id for f in earlier.facts) == run_ids:
-        known = {(shown.task, shown.item): shown.prompts for shown in earlier.answers}
-        if any(known.values()) and {(shown.task, shown.item) for shown in report.answers} == known.keys():
-            answers = (replace(shown, prompts=known[shown.task, shown.item]) for shown in report.answers)
+        old_prompts = {(s.task, s.item): s.prompts for s in earlier.answers}
+        if any(old_prompts.values()) and {(s.task, s.item) for s in report.answers} == old_prompts.keys():
+            answers = (replace(s, prompts=old_prompts[s.task, s.item]) for s in report.answers)
             return replace(report, answers=tuple(answers))
     runs = store.read_written_runs(session.store, [f.run_id for f in report.facts])
     by_label = {f.label: runs[f.run_id] for f in report.facts if f.run_id in runs}
     with_prompts: list[ShownItem] = []
-    for task, of_task in groupby(report.answers, key=lambda shown: shown.task):
+    for task, of_task in groupby(report.answers, key=lambda s: s.task):
         items = list(of_task)
-        ids, key = [shown.item for shown in items[:_ITEMS]], f"{task}/test"
-        made: dict[tuple[str, str], ShownPrompt] = {}
+        ids, key = [s.item for s in items[:_ITEMS]], f"{task}/test"
+        prompt_by_key: dict[tuple[str, str], ShownPrompt] = {}
         columns_of: dict[tuple[str, str], list[str]] = {}
         for column in items[0].answers:
             run = next(
@@ -136,32 +136,32 @@ def add_prompts(
             )
             if run:
                 rows_digest = run.rows.get(key, "")
-            else:  # the base, whose rows are named by a run on it
-                of_base = (store.digest_of_base(session.store, other, key) for other in by_label.values())
+            else:  # the base, whose rows are found through a run on it
+                of_base = (store.digest_of_base(session.store, run, key) for run in by_label.values())
                 rows_digest = next(filter(None, of_base), "")
             rows = store.read_samples(session.store, rows_digest, ids) if rows_digest else {}
-            lacking = [item for item, row in rows.items() if (item, row.prompt_digest) not in made]
+            lacking = [item for item, row in rows.items() if (item, row.prompt_digest) not in prompt_by_key]
             with suppress(HarnessError, ImportError, OSError, ValueError, LookupError):
                 sent = find_sent_prompts(session, run, task, lacking) if run and lacking else {}
                 for item, full in sent.items():
                     prompt = ShownPrompt((), excerpt(full.text, _LONGEST), full.n_tokens, False, full.digest)
-                    made[item, rows[item].prompt_digest] = prompt
+                    prompt_by_key[item, rows[item].prompt_digest] = prompt
             for item, row in rows.items():
                 columns_of.setdefault((item, row.prompt_digest), []).append(column)
-        prompts = _fit_into_room(ids, made, columns_of)
-        with_prompts += [replace(shown, prompts=tuple(prompts.get(shown.item, ()))) for shown in items]
+        prompts = _fit_into_room(ids, prompt_by_key, columns_of)
+        with_prompts += [replace(s, prompts=tuple(prompts.get(s.item, ()))) for s in items]
     return replace(report, answers=tuple(with_prompts))
 
 
 def _fit_into_room(
     ids: Sequence[str],
-    made: Mapping[tuple[str, str], ShownPrompt],
+    prompt_by_key: Mapping[tuple[str, str], ShownPrompt],
     columns_of: Mapping[tuple[str, str], list[str]],
 ) -> dict[str, list[ShownPrompt]]:
     prompts: dict[str, list[ShownPrompt]] = {item: [] for item in ids}
     room = _ROOM
     for (item, sent_digest), columns in sorted(columns_of.items(), key=lambda entry: ids.index(entry[0][0])):
-        if prompt := made.get((item, sent_digest)):
+        if prompt := prompt_by_key.get((item, sent_digest)):
             room -= len(prompt.text) * len(columns)
             if room >= 0:
                 was_sent = prompt.digest == sent_digest
@@ -175,7 +175,7 @@ def _prompting(session: Session, recipe: Recipe, seed: int, rows: RowSet) -> Ste
     return replace(session, target=rows.measured, dry_run=False).prompting_step(recipe, seed)
 
 
-# Prompts are written by candidate and task, mostly of one base; its digests are part of the key.
+# Most candidates and tasks share one base; its digests are part of the cache key.
 _load_tokenizer_once = lru_cache(maxsize=1)(load_tokenizer)
 
 

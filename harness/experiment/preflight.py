@@ -1,6 +1,6 @@
 """Preflight check of machine, packages and experiment, with the costs of candidates and the noise of a base.
 
-Invariant: nothing is trained. All problems are listed; none stops the others.
+Invariant: nothing is trained, and all problems are listed together.
 """
 
 import shutil
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 class Cost:
     """Cost of a candidate; unknown for endpoints.
 
-    Times are device seconds of training and answering. `fits` is None if the model's configuration lacks a
-    value; `knob` names what to change if it does not fit.
+    Times are device seconds of training and answering. `fits` is None if the model's configuration is
+    incomplete; `knob` names what to change if it does not fit.
     """
 
     candidate: str
@@ -66,7 +66,7 @@ class Cost:
 
 
 class _EvalTokens(NamedTuple):
-    # Tokens of an evaluation: all, and the most whose keys or logits are in memory at once.
+    # Work of an evaluation, and the most tokens whose keys or logits are in memory at once.
     work: Work
     cached: int
     scored: int
@@ -95,47 +95,47 @@ class Estimates:
         return self._evaluation(suite_sets(self.session, base_weights(self.session.source)))
 
     def _evaluation(self, sets: Iterable[RowSet]) -> _EvalTokens:
-        # For scored texts the logits of a whole pass are in memory, for answers those of a few tokens.
+        # Scored texts need the logits of a whole pass in memory, answers those of a few tokens.
         device, jobs = self.session.machine.device, [rows.job() for rows in sets]
-        most, longest = ANSWERING[device].tokens, list[int]()
-        for job in jobs:  # the tokens of its longest prompt with the answer; 0 where lm-eval writes prompts
+        token_limit, longest = ANSWERING[device].tokens, list[int]()
+        for job in jobs:  # tokens of its longest prompt with the answer; 0 for lm-eval
             examples = () if job.task.lm_eval else job.examples
             works = (work_of(replace(job, examples=(example,))) for example in examples)
             sizes = (work.read + work.generated for work in works)
             longest.append(max(sizes, default=0 if job.task.lm_eval else 1))
         texts = (n for job, n in zip(jobs, longest, strict=True) if job.task.kind == "bits_per_byte")
         scored = min(READING[device].tokens, BLOCK * max(texts, default=0))
-        cached = min(most, BLOCK * max((n or most for n in longest), default=1))
+        cached = min(token_limit, BLOCK * max((n or token_limit for n in longest), default=1))
         return _EvalTokens(sum(map(work_of, jobs), Work()), cached, scored)
 
-    def _estimate_making(self, place: int, name: str) -> Work:
-        session = self._folds[place]
-        made = session.candidates[name]
-        fits = [fit_work(session, trial.source, session.first_seed) for trial in made.trials]
-        if made.source.tried:
-            validation = target_sets(session, made.source, base_weights(session.source), 0)[0]
-            fits += [work_of(validation.job()) + Work(opened=1)] * (len(made.trials) - 1)
-        return sum(fits, estimate_tracking(session, made.source))
+    def _estimate_making(self, fold_index: int, name: str) -> Work:
+        session = self._folds[fold_index]
+        candidate = session.candidates[name]
+        fits = [fit_work(session, trial.source, session.first_seed) for trial in candidate.trials]
+        if candidate.source.tried:
+            validation = target_sets(session, candidate.source, base_weights(session.source), 0)[0]
+            fits += [work_of(validation.job()) + Work(opened=1)] * (len(candidate.trials) - 1)
+        return sum(fits, estimate_tracking(session, candidate.source))
 
     def _sum_making(self, makes: Collection[str], seeds: Sequence[int], *, from_nothing: bool) -> Work:
         total = Work()
-        for place, session in enumerate(self._folds):
+        for fold_index, session in enumerate(self._folds):
             for name in makes:
-                made, n = session.candidates[name], len(seeds)
-                if made.method.trains and not from_nothing:
-                    n = sum(find_stored_weights(session, made, seed) is None for seed in seeds)
-                total += times(self._making(place, name), n) if n else Work()
+                candidate, n = session.candidates[name], len(seeds)
+                if candidate.method.trains and not from_nothing:
+                    n = sum(find_stored_weights(session, candidate, seed) is None for seed in seeds)
+                total += times(self._making(fold_index, name), n) if n else Work()
         return total
 
     def work(
         self, selected: Collection[str], *, smoke: bool = False, found: Sequence[Run | None] | None = None
     ) -> dict[str, Work]:
-        """Estimate what each selected candidate trains, reads and generates from nothing.
+        """Estimate the work of each selected candidate from nothing.
 
-        If stored runs are `found`, only what they lack counts. In a `smoke` run nothing is timed again.
+        With stored runs in `found`, only missing work counts. In a `smoke` run nothing is timed again.
         """
         session, suites = self.session, self._suites.work
-        done = {(run.candidate, run.seed) for run in found or () if run and run.state == "done"}
+        finished_runs = {(run.candidate, run.seed) for run in found or () if run and run.state == "done"}
         candidates = [session.candidates[name] for name in selected]
         n_control = min(session.experiment.gate.control_blocks, suites.blocks)
         share = n_control / max(1, suites.blocks)
@@ -143,13 +143,13 @@ class Estimates:
         arm = suites + Work(read=read, generated=generated, blocks=n_control, opened=1)
         bases = list_measured_bases(candidates) if session.suites else ()
         missing = [source for source in bases if found is None or not is_measured(session, source)]
-        out = {arm_label(session.experiment.base_model, source): arm for source in missing}
-        made, judged = set[str](), set[tuple[str, str]]()
+        work_by_name = {arm_label(session.experiment.base_model, source): arm for source in missing}
+        counted_names, judged = set[str](), set[tuple[str, str]]()
         n_validation = len(session.target.items.validation)
         for candidate in candidates:
-            makes = [at for at in candidate.lineage if at not in made]
-            made.update(makes)
-            seeds = [seed for seed in candidate.seeds if (candidate.name, seed) not in done]
+            makes = [name for name in candidate.lineage if name not in counted_names]
+            counted_names.update(makes)
+            seeds = [seed for seed in candidate.seeds if (candidate.name, seed) not in finished_runs]
             weights = (candidate.source_name, candidate.served_base.weights_digest)
             gated = candidate.method.tunes and not candidate.is_target_only and weights not in judged
             judged.add(weights)
@@ -161,25 +161,25 @@ class Estimates:
                 once += self._answering(candidate.name).work
                 once += Work(opened=n_opened, requests=n_timed(n_validation))
             making = self._sum_making(makes, seeds, from_nothing=found is None)
-            out[candidate.name] = times(once, len(seeds)) + making
-        if not smoke and any(candidate.name in out for candidate in candidates):
+            work_by_name[candidate.name] = times(once, len(seeds)) + making
+        if not smoke and any(candidate.name in work_by_name for candidate in candidates):
             # The best untrained candidate and the best fine-tune are timed again.
-            local = (one for one in candidates if one.method.makes_language_model and not one.is_remote)
-            n_best = len({one.method.tunes for one in local})
+            local = (c for c in candidates if c.method.makes_language_model and not c.is_remote)
+            n_best = len({c.method.tunes for c in local})
             if n_requests := n_best * n_timed(n_validation, best=True):
-                out[TIMED_AGAIN] = Work(opened=n_best, requests=n_requests)
-        return out
+                work_by_name[TIMED_AGAIN] = Work(opened=n_best, requests=n_requests)
+        return work_by_name
 
     def seconds(self, work: Mapping[str, Work]) -> dict[str, float]:
-        """Estimate the seconds of planned work here; endpoints take none."""
+        """Estimate the seconds of planned work on this machine; endpoints take none."""
         session, candidates = self.session, self.session.candidates.values()
         remote = {candidate.name for candidate in candidates if candidate.is_remote}
         base_model, measured = session.experiment.base_model, list_measured_bases(candidates)
         bases = {candidate.name: candidate.base for candidate in candidates} | {
             arm_label(base_model, s): s for s in measured
         }
-        known = {name: planned for name, planned in work.items() if name not in remote}
-        return {name: session.seconds(planned, bases.get(name)) for name, planned in known.items()}
+        local_work = {name: planned for name, planned in work.items() if name not in remote}
+        return {name: session.seconds(planned, bases.get(name)) for name, planned in local_work.items()}
 
     def costs(self, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
         """Estimate the cost of every selected candidate."""
@@ -190,9 +190,9 @@ class Estimates:
         if method.is_remote:
             return Cost(name, None, None, 0.0, None, fits=True)
         hour, device = session.experiment.decide.device_hour_usd, session.machine.device
-        # Borrowed weights are made by another candidate.
-        made = [] if candidate.recipe.weights_of else [name]
-        training = self._sum_making(made, [session.first_seed], from_nothing=True)
+        # Another candidate makes borrowed weights.
+        trained_names = [] if candidate.recipe.weights_of else [name]
+        training = self._sum_making(trained_names, [session.first_seed], from_nothing=True)
         if not method.makes_language_model:
             trained_s = session.seconds(training, candidate.base)
             return Cost(name, None, trained_s, 0.0, costs.price_usd(trained_s, device, hour), fits=True)
@@ -222,10 +222,10 @@ class Estimates:
         )
 
     def _peak_gb(self, candidate: ResolvedCandidate, shape: Shape) -> float:
-        session, method, own = self.session, candidate.method, self._answering(candidate.name)
+        session, method, sizes = self.session, candidate.method, self._answering(candidate.name)
         on_gpu, precision = session.machine.device == "cuda", session.machine.precision
         served = candidate.served_base.quantization if on_gpu else ""
-        cached, scored = max(own.cached, self._suites.cached), max(own.scored, self._suites.scored)
+        cached, scored = max(sizes.cached, self._suites.cached), max(sizes.scored, self._suites.scored)
         read = min(cached, READING[session.machine.device].tokens)
         peak = memory.inference_peak(shape, cached, precision, quantization=served, read=read)
         answering = peak.total + memory.BYTES[precision] * scored * shape.vocabulary / 1e9
@@ -256,8 +256,8 @@ class Estimates:
             shards=cards if stage else 1,
             zero_stage=stage,
         ).total
-        if teacher and (known := hub.shape(teacher)):
-            training += memory.taught_gb(shape, known, tokens, precision)
+        if teacher and (teacher_shape := hub.shape(teacher)):
+            training += memory.taught_gb(shape, teacher_shape, tokens, precision)
         return max(training, answering)
 
 
@@ -273,7 +273,7 @@ def _n_adapter(candidate: ResolvedCandidate, shape: Shape) -> int:
     return candidate.method.n_parameters(shape, _params(candidate))
 
 
-# What is optional, and the extra that brings it.
+# Optional packages, and the extras that install them.
 _EXTRAS = {
     "bitsandbytes": "qlora",
     "lm_eval": "lm-eval",
@@ -282,16 +282,16 @@ _EXTRAS = {
     "liger-kernel": "gpu",
     "optuna": "search",
 }
-_LEAST_DISK_GB = 5.0  # runs, checkpoints of a training and the cache of a small model
+_LEAST_DISK_GB = 5.0  # for runs, checkpoints and the cache of a small model
 
 
 @dataclass(frozen=True, slots=True)
 class Checkup:
     """Result of the check; disk space in GB.
 
-    `data` has the worst findings in the target's rows, `recipes` settings of trainings outside published
-    ranges, `judges` local judges that cannot read all prompts. `absent` maps missing optional packages to
-    the command that installs them. If there are `problems`, `costs` may be empty.
+    `data` has the worst findings in the target's rows, `recipes` training settings outside published ranges,
+    `judges` local judges whose context is too short for some prompts. `absent` maps missing optional packages
+    to the command that installs them. If there are `problems`, `costs` may be empty.
     """
 
     machine: Machine
@@ -309,8 +309,8 @@ class Checkup:
 
 
 def examine(path: Path, overrides: list[str], progress: Progress, embeddings: str = "") -> Checkup:
-    """Look at everything that a comparison needs."""
-    from harness.experiment.check_rows import check_target  # which imports these estimates
+    """Check everything that a comparison needs."""
+    from harness.experiment.check_rows import check_target  # it imports this module
 
     problems, selected = list[Problem](), list[str]()
     session: Session | None = None
@@ -352,7 +352,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
 
 
 def compiler_problems(device: str) -> list[Problem]:
-    """List what Triton, which compiles kernels during training, lacks on a machine with a GPU."""
+    """List what is missing for Triton, which compiles kernels during training on a GPU."""
     if device != "cuda":
         return []
     available = {
@@ -372,13 +372,13 @@ def _describe_experiment(session: Session, selected: Iterable[str]) -> tuple[str
     rows = f"{count(len(items.train))} training, {count(len(items.validation))} validation, "
     target = f"target {session.target.task.name}: {rows}{count(len(items.test))} test rows"
     more = ((items.pairs, "pair"), (items.documents, "document"))
-    others = [pluralize(len(things), what) for things, what in more if things]
+    other_counts = [pluralize(len(things), noun) for things, noun in more if things]
     n_items = sum(len(m.items.test) for m in session.suites)
     suites = f"suites: {pluralize(len(session.suites), 'task')}, {pluralize(n_items, 'item')}"
     is_folded = bool(session.folds)
     trained = describe_training_rows(session.candidates, selected, session.training_data, in_folds=is_folded)
     remarks = (*items.overlap, *trained)
-    return (*models, ", ".join([target, *others]), *remarks, suites)
+    return (*models, ", ".join([target, *other_counts]), *remarks, suites)
 
 
 LAYOUT, BATCH = "layout", "batch"
@@ -386,7 +386,7 @@ _FEW_ROWS, _FEW_TOKENS = 4, 256
 
 
 class _SmallerBatches(HFCandidate):
-    """The same model evaluated in small batches; scored by `engine`."""
+    """The same model evaluated in small batches, scored by `engine`."""
 
     def __init__(self, host: ModelHost, engine: str) -> None:
         super().__init__(host.model, host.tokenizer, host.base.weights_digest, engine)
@@ -396,7 +396,7 @@ class _SmallerBatches(HFCandidate):
 
 
 def measure_noise(session: Session) -> Noise:
-    """Ask the base the first block of each task of the suites in every layout, and store what differs."""
+    """Evaluate the base on the first block of each suite task in every layout, and store the differences."""
     if session.experiment.engine != "transformers":
         found = f"engine: {session.experiment.engine}"
         expected, step = "the engine whose layouts are varied", "engine=transformers"
@@ -414,9 +414,9 @@ def measure_noise(session: Session) -> Noise:
     blocks, candidates = [(rows, 0) for rows in sets], [host.base, *arms.values()]
     again = reevaluate(session.progress, session.seconds, blocks, candidates, "noise: the base again")
     tasks = list[TaskNoise]()
-    for rows, (usual, *others) in zip(sets, again, strict=True):
+    for rows, (usual, *varied) in zip(sets, again, strict=True):
         metric = rows.measured.primary
-        pairs = {name: list(zip(usual, other, strict=True)) for name, other in zip(arms, others, strict=True)}
+        pairs = {name: list(zip(usual, arm, strict=True)) for name, arm in zip(arms, varied, strict=True)}
         gaps = [
             abs(a.gold_logprob - b.gold_logprob)
             for a, b in (pair for arm in pairs.values() for pair in arm)

@@ -46,14 +46,14 @@ from harness.training import Weights
 
 
 def train_judges(session: Session) -> Session:
-    """Train this experiment's judging candidates without weights; a failure fails what it would grade."""
+    """Train this experiment's judging candidates without weights; if that fails, their grades fail."""
     judging = dict(session.judging)
     for judge in list_local_judges(_metrics(session.experiment, session.tasks))[1]:
         if judge.experiment or not isinstance(judging[judge.label], str):
             continue
         try:
-            made = ensure_weights(session, session.candidates[judge.candidate], session.first_seed)
-            judging[judge.label] = _require_pinned(judge, made, f"candidate {judge.candidate}")
+            weights = ensure_weights(session, session.candidates[judge.candidate], session.first_seed)
+            judging[judge.label] = _require_pinned(judge, weights, f"candidate {judge.candidate}")
         except CandidateFailed as error:
             judging[judge.label] = f"{judge.candidate}, which judges, cannot be trained: {error.reason}"
     return session if judging == session.judging else _add_judging(replace(session, judging=judging))
@@ -65,20 +65,20 @@ def _metrics(experiment: Experiment, tasks: Iterable[MeasuredTask]) -> list[str]
 
 def _add_judging(session: Session) -> Session:
     def add_judges(m: MeasuredTask) -> MeasuredTask:
-        found = read_judged_metrics(m.task, m.items, session.store, session.judging, session.machine)
-        return m._replace(judged=found)
+        judged = read_judged_metrics(m.task, m.items, session.store, session.judging, session.machine)
+        return m._replace(judged=judged)
 
-    targets, suites = (tuple(map(add_judges, of)) for of in (session.more_targets, session.suites))
+    targets, suites = (tuple(map(add_judges, tasks)) for tasks in (session.more_targets, session.suites))
     return replace(session, target=add_judges(session.target), more_targets=targets, suites=suites)
 
 
-def _weights_of(here: Session, judge: JudgingCandidate, where: str) -> Weights | str:
-    # Or the reason why this experiment has none yet.
-    candidate = here.candidates.get(judge.candidate)
+def _weights_of(session: Session, judge: JudgingCandidate, where: str) -> Weights | str:
+    # Returns the reason as a text if this experiment has no weights yet.
+    candidate = session.candidates.get(judge.candidate)
     if candidate is None:
         expected, step = (
             judge.experiment or "this experiment",
-            did_you_mean(judge.candidate, {*here.candidates}),
+            did_you_mean(judge.candidate, {*session.candidates}),
         )
         raise UserError(where, f"unknown {judge.candidate!r}", f"a candidate of {expected}", step)
     if candidate.is_remote:
@@ -96,7 +96,7 @@ def _weights_of(here: Session, judge: JudgingCandidate, where: str) -> Weights |
         found = f"{candidate.name}, and a sweep or search of {tried[0]}, which would hang on its own grades"
         step = "the chosen params in place of it, or the judge in an experiment of its own"
         raise UserError(where, found, "weights that no grade of theirs chose", step)
-    weights = find_stored_weights(here, candidate, here.first_seed)
+    weights = find_stored_weights(session, candidate, session.first_seed)
     command = f"harness train {judge.candidate}" + (f" -c {judge.experiment}" if judge.experiment else "")
     if weights is None and judge.experiment:
         raise UserError(where, f"{judge.label}, which is not trained yet", "its weights", command)
@@ -118,10 +118,10 @@ SMOKE_ITEMS, SMOKE_PAIRS = 4, 16
 
 
 class Scope(NamedTuple):
-    """Part of an experiment that is run: `limit` test items of each task, a quick smoke, or fewer items.
+    """Part of an experiment to run: `limit` test items of each task, a `quick` smoke run, or `fewer` items.
 
-    A `dry_run` runs none of it, and loads no model. `renew_probe` measures the machine again. `embeddings`
-    names a sentence-transformers model by which contamination is looked for as well.
+    A `dry_run` computes nothing and loads no model. `renew_probe` measures the machine again. `embeddings`
+    names a sentence-transformers model for a second contamination check.
     """
 
     limit: int | None = None
@@ -138,8 +138,8 @@ class Scope(NamedTuple):
 
 
 def narrow(experiment: Experiment, scope: Scope) -> Experiment:
-    """Return the experiment with fewer items, for a smoke run also a short training, under another name."""
-    cuts = [option for option, given in (("--quick", scope.quick), ("--limit", scope.limit)) if given]
+    """Return the experiment cut to a scope: fewer items, or a short training, and perhaps another name."""
+    cuts = [option for option, is_set in (("--quick", scope.quick), ("--limit", scope.limit)) if is_set]
     if scope.fewer and cuts:
         found, step = f"{' and '.join(cuts)} as well", "--all-items, or leave the other out"
         expected = "whole tasks, from which the items are sampled"
@@ -159,14 +159,14 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     return experiment
 
 
-def _cap(experiment: Experiment, most: ItemLimits, n: int) -> Experiment:
-    # Of the targets, and to n items of the suites' tasks.
+def _cap(experiment: Experiment, item_limits: ItemLimits, n: int) -> Experiment:
+    # Caps the targets' items, and the suites' tasks at n items.
     targets, suites = list[Task](), list[Suite]()
     for target in (experiment.target, *experiment.more_targets):
-        # Where a split's limit is higher, or there is none.
-        own, caps = target.data.limits.model_dump(), most.model_dump()
-        known = {split: [n for n in (own[split], caps[split]) if n is not None] for split in own}
-        limits = ItemLimits(**{split: min(values, default=None) for split, values in known.items()})
+        # Each split gets the lower limit of both.
+        before, caps = target.data.limits.model_dump(), item_limits.model_dump()
+        bounds = {split: [n for n in (before[split], caps[split]) if n is not None] for split in before}
+        limits = ItemLimits(**{split: min(values, default=None) for split, values in bounds.items()})
         data = target.data.model_copy(update={"limits": limits})
         targets.append(target.model_copy(update={"data": data}))
     for suite in experiment.suites:
@@ -194,11 +194,11 @@ def prepare_session(
     problems: list[Problem] = []
     for judge, where in list_local_judges(_metrics(session.experiment, session.tasks))[1].items():
         with gather(problems):
-            here = session
+            judge_session = session
             if judge.experiment:
-                other = config.load(Path(judge.experiment), (), ())
-                here = _prepare_without_judges(other, Scope(), progress, None, None)
-            judging[judge.label] = _weights_of(here, judge, where)
+                loaded_judge = config.load(Path(judge.experiment), (), ())
+                judge_session = _prepare_without_judges(loaded_judge, Scope(), progress, None, None)
+            judging[judge.label] = _weights_of(judge_session, judge, where)
     refuse(problems)
     session = _add_judging(replace(session, judging=judging))
     _refuse_weights(session, loaded)
@@ -208,22 +208,22 @@ def prepare_session(
 
 
 def _refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
-    known, experiment, seed = session.candidates, session.experiment, session.first_seed
+    candidates, experiment, seed = session.candidates, session.experiment, session.first_seed
     problems = [*trackers.problems(loaded.experiment.report_to)]
-    needed = [known[name] for name in add_lineage(loaded.selected, known)]
+    needed = [candidates[name] for name in add_lineage(loaded.selected, candidates)]
     for candidate in needed:
         items = session.training_data(candidate.source).items
         problems += weight_problems(experiment, session.source, session.target, items, candidate)
         problems += regularization_problems(candidate.recipe, session.mix_context(candidate.recipe, seed))
         problems += search_problems(session.suites, seed, candidate)
     problems += find_unwritable_rows((*session.tasks, *session.training.values()), needed)
-    placed = [(loaded.places[name], known[name]) for name in loaded.selected]
+    placed = [(loaded.places[name], candidates[name]) for name in loaded.selected]
     problems += list_engine_problems(experiment, session.machine.device, placed, needed)
-    # File and line go before the candidate that a problem names.
+    # File and line precede the name of the candidate.
     places = {f"candidate {name}": place for name, place in loaded.places.items()}
-    named = [(problem, places.get(problem.where.partition(":")[0])) for problem in problems]
+    pairs = [(problem, places.get(problem.where.partition(":")[0])) for problem in problems]
     refuse(
-        replace(problem, where=f"{place}: {problem.where}") if place else problem for problem, place in named
+        replace(problem, where=f"{place}: {problem.where}") if place else problem for problem, place in pairs
     )
 
 
@@ -245,47 +245,47 @@ def _prepare_without_judges(
     experiment, catalogue = find_lm_eval_tasks(experiment.model_copy(update=targets))
     seed, items, problems = experiment.seeds[0], dict[str, TaskItems](), list[Problem]()
     of_targets = (experiment.target, *experiment.more_targets)
-    named: list[tuple[Role, str, Task]] = [("target", task.name, task) for task in of_targets]
-    named += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
-    for task in (task for _, _, task in named if not task.lm_eval):
+    tasks_with_role: list[tuple[Role, str, Task]] = [("target", task.name, task) for task in of_targets]
+    tasks_with_role += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
+    for task in (task for _, _, task in tasks_with_role if not task.lm_eval):
         with gather(problems):
             items[task.name] = load_task(task, seed)
     refuse(problems)
     encode = open_encoder(scope.embeddings, "--embeddings") if scope.embeddings else None
     items[experiment.target.name] = refuse_or_note(experiment.target, items, catalogue, encode=encode)
     n_pairs = SMOKE_PAIRS if scope.quick else None
-    few = items[experiment.target.name].pairs[:n_pairs]
-    items[experiment.target.name] = replace(items[experiment.target.name], pairs=few)
+    first_pairs = items[experiment.target.name].pairs[:n_pairs]
+    items[experiment.target.name] = replace(items[experiment.target.name], pairs=first_pairs)
     training = read_training_rows(experiment, items, catalogue, n_pairs, encode)
     folds = read_folds(experiment, items, catalogue, n_pairs)
     tasks = [
         join_lm_eval_task(catalogue[task.name], role, suite)
         if task.lm_eval
         else join_items(task, role, suite, items[task.name])
-        for role, suite, task in named
+        for role, suite, task in tasks_with_role
     ]
     refuse(problem for measured in tasks for problem in _find_unread(measured))
     sources = set_templates(experiment, _resolve_models(experiment, progress, unpacks=not scope.dry_run))
     source = sources[experiment.base_model]
     at = Store(loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs")
-    wanted = experiment.device, experiment.precision, hub.shape(source)
+    probe_arguments = experiment.device, experiment.precision, hub.shape(source)
     with progress.stage("measuring short steps of training, reading and generating, once"):
-        machine = machine or probe(*wanted, renew=scope.renew_probe)
+        machine = machine or probe(*probe_arguments, renew=scope.renew_probe)
     if machine.device == "cuda" and experiment.engine == "transformers":
         room = free_room(machine) if room is None else room
         sources = choose_quantization(experiment, sources, machine, room)
-    # No special tokens surround answers and labels afterwards: generated answers are compared without them.
+    # Special tokens around answers and labels are cut, because generated answers have none.
     special = sorted({token for base in sources.values() for token in list_special_tokens(base)})
     cut = partial(_cut_task, tokens=tuple(special), base=source.name)
     tasks_with_notes = [cut(measured) for measured in tasks]
-    target, *others = (measured for measured, _ in tasks_with_notes)
+    target, *other_tasks = (measured for measured, _ in tasks_with_notes)
     return Session(
         experiment,
         at,
         sources[experiment.base_model],
         machine,
         _add_notes(target, (note for _, notes in tasks_with_notes for note in notes)),
-        tuple(m for m in others if m.role != "target"),
+        tuple(m for m in other_tasks if m.role != "target"),
         progress,
         sources,
         resolve_candidates(experiment, sources),
@@ -295,62 +295,64 @@ def _prepare_without_judges(
             for fold in folds
         ],
         dry_run=scope.dry_run,
-        more_targets=tuple(m for m in others if m.role == "target"),
+        more_targets=tuple(m for m in other_tasks if m.role == "target"),
         trackers=loaded.folder / "reports" / "trackers",
     )
 
 
 def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:
-    named = {experiment.base_model: "base_model"}
+    where_by_model = {experiment.base_model: "base_model"}
     for candidate, recipe in experiment.candidates.items():
         if recipe.base_model:
-            named.setdefault(recipe.base_model, "base_model")
+            where_by_model.setdefault(recipe.base_model, "base_model")
         if recipe.path and names_whole_model(recipe):
-            named.setdefault(recipe.path, f"candidate {candidate}: path")
+            where_by_model.setdefault(recipe.path, f"candidate {candidate}: path")
     judged = [metric for task in experiment.tasks for metric in task.metrics]
-    named = list_local_judges([*judged, experiment.gate.target.by])[0] | named
-    out, problems = dict[str, ModelSource](), list[Problem]()
-    for name, where in named.items():
-        expected = expect_unpacking_s(name) if unpacks else 0.0
-        with gather(problems), progress.stage(f"getting {name} ready, once", expected):
-            found = resolve(name, unpacks=unpacks, where=where)
-            out[name] = set_switches(found, experiment.chat_template_kwargs)
-            if hub.is_encoder_decoder(found):
-                wanted, step = "a causal language model", "another one, or this one by method: endpoint"
-                problems.append(Problem(f"{where} {name}", "an encoder with a decoder", wanted, step))
+    where_by_model = list_local_judges([*judged, experiment.gate.target.by])[0] | where_by_model
+    resolved, problems = dict[str, ModelSource](), list[Problem]()
+    for name, where in where_by_model.items():
+        expected_s = expect_unpacking_s(name) if unpacks else 0.0
+        with gather(problems), progress.stage(f"getting {name} ready, once", expected_s):
+            source = resolve(name, unpacks=unpacks, where=where)
+            resolved[name] = set_switches(source, experiment.chat_template_kwargs)
+            if hub.is_encoder_decoder(source):
+                expected, step = "a causal language model", "another one, or this one by method: endpoint"
+                problems.append(Problem(f"{where} {name}", "an encoder with a decoder", expected, step))
     refuse(problems)
-    return out
+    return resolved
 
 
 def _find_unread(measured: MeasuredTask) -> Iterator[Problem]:
-    # A primary metric that can read none of its references.
+    # Yields a problem if a primary metric can read none of the references.
     items, metric = [*measured.items.validation, *measured.items.test], measured.primary
     if not items or any(map(metric.reads, items)):
         return
-    shown = quote(items[0].references[0]) if items[0].references else "none"
-    found = f"references that it cannot read, of all {pluralize(len(items), 'item')} (the first is {shown})"
+    first = quote(items[0].references[0]) if items[0].references else "none"
+    found = f"references that it cannot read, of all {pluralize(len(items), 'item')} (the first is {first})"
     step = "put another metric first in metrics: of the task, such as chrf, which reads any script"
     yield Problem(f"task {measured.task.name}: metric {metric.name}", found, "such as it can score", step)
 
 
 def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, lm_eval.LmEvalTask]]:
-    """Find the suites' tasks of lm-eval, and fill in what lm-eval says of them."""
+    """Load the suites' lm-eval tasks, and fill in their settings from lm-eval."""
     tasks = [task for suite in experiment.suites for task in suite.tasks if task.lm_eval]
     if not tasks:
         return experiment, {}
-    found = lm_eval.load(tasks, lm_eval.datasets_folder(experiment.datasets_dir))
+    catalogue = lm_eval.load(tasks, lm_eval.datasets_folder(experiment.datasets_dir))
     suites = tuple(
-        suite.model_copy(update={"tasks": tuple(found[t.name].task if t.lm_eval else t for t in suite.tasks)})
+        suite.model_copy(
+            update={"tasks": tuple(catalogue[t.name].task if t.lm_eval else t for t in suite.tasks)}
+        )
         for suite in experiment.suites
     )
-    return experiment.model_copy(update={"suites": suites}), found
+    return experiment.model_copy(update={"suites": suites}), catalogue
 
 
-def join_lm_eval_task(found: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:
-    """Join a task of lm-eval with its documents and how they are prompted."""
-    versions = dict.fromkeys(SPLITS, found.version)
-    made = MeasuredTask(found.task, role, suite, found.items, versions, found.metrics)
-    return made._replace(encode=found.encode, evaluate=found.evaluate, n_documents=found.n_documents)
+def join_lm_eval_task(task: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:
+    """Join an lm-eval task with its documents, and the functions that encode and evaluate them."""
+    versions = dict.fromkeys(SPLITS, task.version)
+    measured = MeasuredTask(task.task, role, suite, task.items, versions, task.metrics)
+    return measured._replace(encode=task.encode, evaluate=task.evaluate, n_documents=task.n_documents)
 
 
 def _add_notes(measured: MeasuredTask, notes: Iterable[str]) -> MeasuredTask:
@@ -360,13 +362,13 @@ def _add_notes(measured: MeasuredTask, notes: Iterable[str]) -> MeasuredTask:
 def _cut_task(measured: MeasuredTask, tokens: tuple[str, ...], base: str) -> tuple[MeasuredTask, list[str]]:
     if measured.task.lm_eval:
         return measured, []
-    found = {
+    cuts = {
         where: token
         for part in get_args(PartName)
         for example, where, _ in measured.items.list_sourced(part)
         if (token := find_special((*example.references, *example.choices, example.rejected), tokens))
     }
-    if not found:
+    if not cuts:
         return measured, []
 
     def cut(*texts: str) -> tuple[str, ...]:
@@ -379,15 +381,15 @@ def _cut_task(measured: MeasuredTask, tokens: tuple[str, ...], base: str) -> tup
 
     names = get_args(PartName)
     parts: dict[str, Any] = {name: tuple(map(cut_all, getattr(measured.items, name))) for name in names}
-    first, token = next(iter(found.items()))
-    known = "" if all(find_special([token]) for token in found.values()) else f" --base {as_argument(base)}"
+    first, token = next(iter(cuts.items()))
+    option = "" if all(find_special([token]) for token in cuts.values()) else f" --base {as_argument(base)}"
     commands = [
         f"harness data clean {as_argument(file)} --out {as_argument(name_output({}, file, 'clean'))} "
-        f"--special-tokens{known}"
-        for file in dict.fromkeys(map(readers.file_of, found))
+        f"--special-tokens{option}"
+        for file in dict.fromkeys(map(readers.file_of, cuts))
     ]
     note = (
-        f"{pluralize(len(found), 'row')} with special tokens in answers, such as {token!r} at {first}, are "
+        f"{pluralize(len(cuts), 'row')} with special tokens in answers, such as {token!r} at {first}, are "
         f"trained and compared without those around them; next: {' && '.join(commands)}"
     )
     return measured._replace(items=replace(measured.items, **parts)), [note]

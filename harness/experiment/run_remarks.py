@@ -1,4 +1,4 @@
-"""Remarks on runs: sentences on rows, prompts, bases and servers, shown as notes in a report."""
+"""Remarks on runs: sentences about rows, prompts, bases and servers, shown as notes in a report."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -39,9 +39,9 @@ from harness.stats import paired_delta, t_interval, wilson
 
 
 def count_rows(study: Study, tasks: Sequence[MeasuredTask], reader: Reader, runs: Runs) -> Iterator[str]:
-    """Yield counts over the rows of finished runs: failed and ungraded ones."""
-    done = [run for run in runs if run.state == "done"]
-    for run in done:
+    """Yield sentences that count failed and ungraded rows of finished runs."""
+    finished_runs = [run for run in runs if run.state == "done"]
+    for run in finished_runs:
         rows = study.rows.cut(run, study.target)
         if failed := [r for r in rows if r.status in ("error", "incomplete")]:
             is_scored = fill_errors(study.primary(study.target), rows, rows).errors.is_scored
@@ -52,9 +52,9 @@ def count_rows(study: Study, tasks: Sequence[MeasuredTask], reader: Reader, runs
                 f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
             )
             yield f"{errors}{also}, the first one {failed[0].example_id}: {failed[0].error}"
-    # How many answers to a judged task were cut, empty or failed, and so never judged.
+    # Counts answers to judged tasks that were cut, empty or failed, and so never judged.
     judged = [measured for measured in tasks if measured.judged]
-    for run, measured in product(done, judged):
+    for run, measured in product(finished_runs, judged):
         if f"{measured.task.name}/test" not in run.rows:
             continue
         task, rows, why = measured.task, reader.answers(run, measured), Counter[str]()
@@ -76,13 +76,13 @@ def count_rows(study: Study, tasks: Sequence[MeasuredTask], reader: Reader, runs
 
 def list_remarks(session: Session, runs: Runs) -> Iterator[str]:
     """Yield the sentences about finished runs."""
-    done = [run for run in runs if run.state == "done"]
-    own, candidates = session.source.weights_digest, session.candidates
-    others = {run.candidate: run.base_model for run in done if run.base_digest != own}
-    used = {need for name, other in candidates.items() for need in other.lineage if need != name}
-    yield from dict.fromkeys(describe_timing(done))
-    yield from (f"{name}: made from {base}, and measured against that" for name, base in others.items())
-    for run in (run for run in done if plugins.method(run.method).is_remote):
+    finished_runs = [run for run in runs if run.state == "done"]
+    base_digest, candidates = session.source.weights_digest, session.candidates
+    other_bases = {run.candidate: run.base_model for run in finished_runs if run.base_digest != base_digest}
+    used = {need for name, candidate in candidates.items() for need in candidate.lineage if need != name}
+    yield from dict.fromkeys(describe_timing(finished_runs))
+    yield from (f"{name}: made from {base}, and measured against that" for name, base in other_bases.items())
+    for run in (run for run in finished_runs if plugins.method(run.method).is_remote):
         candidate, name = candidates[run.candidate], run.candidate
         settings = Settings(**candidate.source.params)
         prices = settings.usd_per_million_tokens or session.experiment.decide.usd_per_million_tokens
@@ -92,14 +92,14 @@ def list_remarks(session: Session, runs: Runs) -> Iterator[str]:
         if left_out and not candidate.is_target_only:
             why = "which need token ids or their log-probabilities, and chat has neither"
             yield f"{name}: not evaluated on {', '.join(left_out)}, {why}"
-    for run in (run for run in done if plugins.method(run.method).makes == "artefact"):
+    for run in (run for run in finished_runs if plugins.method(run.method).makes == "artefact"):
         candidate = candidates[run.candidate]
         path = Path(candidate.source.path or "")
-        if candidate.given is None:  # which engine answered, as the base's rows come from another
+        if candidate.given is None:  # names both engines, as another one computed the base's rows
             engine = artefacts.identity(path, session.gguf_command)[0].partition("/")[2]
             base = session.engine(candidate.base)[0].partition("/")[0]
-            who = f"answered by {engine}, its base by {base}: what both differ by is part of its score"
-            yield f"{run.candidate}: {path.name}, {who}"
+            engines = f"answered by {engine}, its base by {base}: what both differ by is part of its score"
+            yield f"{run.candidate}: {path.name}, {engines}"
     for name, candidate in candidates.items():
         if not candidate.method.answers and name not in used:
             unused = "not trained, as it answers nothing and no candidate uses it"
@@ -109,9 +109,9 @@ def list_remarks(session: Session, runs: Runs) -> Iterator[str]:
 def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[str]:
     """Describe the target's rows, the training rows, incomplete prompts, and untested languages."""
     names_by_note: dict[str, list[str]] = {}
-    targets = [(part.target.task, part.target.items) for part in session.in_folds() or [session]]
-    asked = [(name, trial) for name in names for trial in session.candidates[name].trials]
-    for (name, trial), (task, items) in product(asked, targets):
+    targets = [(fold.target.task, fold.target.items) for fold in session.in_folds() or [session]]
+    named_trials = [(name, trial) for name in names for trial in session.candidates[name].trials]
+    for (name, trial), (task, items) in product(named_trials, targets):
         context = PromptingContext(task, items.train, items.documents, 0, dry_run=True)
         evaluated = [*items.validation, *items.test]
         notes = [*describe_prompts(trial.recipe.prompting, context, evaluated)]
@@ -130,7 +130,7 @@ def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[
     return [
         *session.target.items.notes,
         *describe_training_rows(session.candidates, names, session.training_data, in_folds=in_folds),
-        *(f"{', '.join(dict.fromkeys(named))}: {note}" for note, named in names_by_note.items()),
+        *(f"{', '.join(dict.fromkeys(affected))}: {note}" for note, affected in names_by_note.items()),
         *describe_unspoken(session.target, session.suites),
     ]
 
@@ -142,7 +142,7 @@ _BARE = (
 _CUT, _FAILED = "cut at max_new_tokens:", "failed"
 _STEP = " (raise max_new_tokens, or truncated_scores: true in the task lets judges grade cut ones)"
 NO_CHANGE = "found nothing to change"
-_MOSTLY = 0.5  # of the prompts of a training on rewards
+_MOSTLY = 0.5  # share of the prompts of a training on rewards
 _WITHIN_NOISE = ", which is within its noise; more steps or a higher learning_rate may move it"
 
 
@@ -150,8 +150,8 @@ def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
     """Yield the sentences about the weights of finished runs; several seeds may yield the same one."""
     for run in runs:
         if n := run.training.n_dropped_too_long:
-            what = "training rows" if run.training.n_pairs is None else "pairs"
-            yield f"{run.candidate}: {n} {what} were longer than max_length and left out"
+            unit = "training rows" if run.training.n_pairs is None else "pairs"
+            yield f"{run.candidate}: {n} {unit} were longer than max_length and left out"
     for run in runs:
         if reason := run.training.not_packed:
             yield f"{run.candidate}: trained without packing, which {reason}"
@@ -161,14 +161,14 @@ def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
         for trial in (trial for trial in run.training.sweep if trial.chosen):
             point, n = list[str](), len(run.training.sweep)
             for name, value in trial.params.items():
-                shown = f"{value:g}" if isinstance(value, float) else print_tried_value(value)
-                point.append(f"{name} {shown}")
+                shown_value = f"{value:g}" if isinstance(value, float) else print_tried_value(value)
+                point.append(f"{name} {shown_value}")
             yield f"{run.candidate}: {', '.join(point)} was the best of {n} trials on validation"
     for run in runs:  # an adapter made elsewhere may fit other bases than its own
-        if (named := run.training.named_base) and Path(named).name != Path(run.base_model).name:
-            yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
+        if (base := run.training.named_base) and Path(base).name != Path(run.base_model).name:
+            yield f"{run.candidate}: its own files name {base} as its base; it was put on {run.base_model}"
     digests = {(run.candidate, run.seed): run.weights_digest for run in runs}
-    for run in runs:  # weights that equal those they were made from, as the method had nothing to change
+    for run in runs:  # weights equal to those they started from: the method had nothing to change
         init = study.experiment.candidates[run.candidate].init_from
         if init and digests.get((init, run.seed)) == run.weights_digest:
             yield f"{run.candidate}: {run.method} {NO_CHANGE}, so its weights are those of {init}"
@@ -181,12 +181,12 @@ def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
 
 
 def describe_rewards(name: str, training: TrainingRecord) -> Iterator[str]:
-    """Describe the signal of a training on rewards or pairs, and whether it was learned."""
-    rewards, known = training.reward, [share for _, share in training.equal_rewards if share is not None]
+    """Describe the reward signal of a training on rewards or pairs, and whether it was learned."""
+    rewards, shares = training.reward, [share for _, share in training.equal_rewards if share is not None]
     if rewards and all(mean is None for _, mean in rewards):
         steps = pluralize(len(rewards), "step")
         yield f"{name}: no answer of its {steps} could be rewarded, so it learned nothing"
-    elif known and (mean := sum(known) / len(known)) >= _MOSTLY:
+    elif shares and (mean := sum(shares) / len(shares)) >= _MOSTLY:
         yield (
             f"{name}: {100 * mean:.0f} % of the prompts had one reward for all answers, which "
             "teaches nothing; a graded reward, more num_generations or a higher temperature may help"
@@ -222,50 +222,50 @@ class RewardGain(NamedTuple):
 
 def measure_reward_gain(training: TrainingRecord) -> RewardGain | None:
     """Estimate the change of the reward on validation, over the clusters of its prompts; None without any."""
-    known = [
+    known_rewards = [
         (rewards.cluster, rewards.before, rewards.after)
         for rewards in training.validation_rewards
         if rewards.before is not None and rewards.after is not None
     ]
-    if not known:
+    if not known_rewards:
         return None
-    clusters, before, after = zip(*known, strict=True)
+    clusters, before, after = zip(*known_rewards, strict=True)
     mean = paired_delta(before, after, clusters)
     low, high = (None, None) if mean.se is None else t_interval(mean)
-    return RewardGain(len(known), fmean(before), fmean(after), mean.mean, low, high)
+    return RewardGain(len(known_rewards), fmean(before), fmean(after), mean.mean, low, high)
 
 
 def _note_unswept(study: Study, runs: Iterable[Run]) -> Iterator[str]:
-    # Methods trained at only one learning rate: the best rate differs tenfold between methods.
-    tried, named = dict[tuple[str, ...], set[object]](), dict[tuple[str, ...], list[str]]()
+    # Names candidates trained at a single learning rate: the best one differs tenfold between methods.
+    rates_of, names_of = dict[tuple[str, ...], set[object]](), dict[tuple[str, ...], list[str]]()
     for run in runs:
         recipe = study.experiment.candidates[run.candidate]
         if recipe.weights_of is None and run.training.loss:
             key = (run.base_digest, run.method, str(recipe.params.get("peft_type", "")))
             rates = recipe.tried.get("learning_rate") or [recipe.params.get("learning_rate")]
-            tried.setdefault(key, set()).update(rates)
-            named.setdefault(key, []).append(run.candidate)
-    once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
+            rates_of.setdefault(key, set()).update(rates)
+            names_of.setdefault(key, []).append(run.candidate)
+    once = dict.fromkeys(name for key, names in names_of.items() if len(rates_of[key]) < 2 for name in names)
     if once:
         yield f"learning rate not swept: {', '.join(once)}; another one may do better"
 
 
-def describe_stored(unknown_bases: Sequence[str], found: FoundRuns, missing_s: float) -> str:
+def describe_stored(unknown_bases: Sequence[str], runs: FoundRuns, missing_s: float) -> str:
     """Describe how much of a dry run's plan is stored, and the time of the rest, or why it is unknown."""
     if unknown_bases:
         never = f"{', '.join(unknown_bases)} was never loaded on this machine, and a dry run loads no model"
         return f"unknown whether any of it is stored: {never}"
-    n_done = sum(run is not None and run.state == "done" for run in found)
-    stored = f"{count(n_done)} of {count(len(found))} runs are stored already"
-    return f"{stored}; the others take about {seconds(missing_s)}" if 0 < n_done < len(found) else stored
+    n_done = sum(run is not None and run.state == "done" for run in runs)
+    stored = f"{count(n_done)} of {count(len(runs))} runs are stored already"
+    return f"{stored}; the others take about {seconds(missing_s)}" if 0 < n_done < len(runs) else stored
 
 
 def first_line(
     experiment: Experiment, machine: Machine, n_candidates: int, whole_s: float | None, missing_s: float
 ) -> str:
-    """Describe what runs where, and the time of the missing part and of the whole (None: all is stored)."""
-    beside = whole_s is not None and machine.device == "cpu" and spins_briefly()
-    notes = [probe_notes(machine), "other work runs too, so threads spin briefly" if beside else ""]
+    """Describe candidates, machine, and the time of the missing part and the whole (None: all is stored)."""
+    is_shared = whole_s is not None and machine.device == "cpu" and spins_briefly()
+    notes = [probe_notes(machine), "other work runs too, so threads spin briefly" if is_shared else ""]
     remarks = f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
     n = pluralize(n_candidates, "candidate")
     took = "all of it stored"
@@ -281,17 +281,17 @@ def first_line(
 def estimate_power(
     experiment: Experiment, suites: Sequence[MeasuredTask], typed: CommandLine
 ) -> tuple[Sequence[str], str, str]:
-    """Estimate what the items can show, for one of all fine-tunes; commands repeat `typed` options.
+    """Estimate the power of the items for one of all fine-tunes; commands repeat `typed` options.
 
-    Returns the margins that they probably cannot show, advice on that, and a note: the first such margin, or
-    how often an equal model passes a judged macro.
+    Returns warnings about margins that the items probably cannot show, advice, and a note: the first warning,
+    or how often an equal model passes a judged macro.
     """
-    asked, held = {m.task.name: len(m.items.test) for m in suites}, {m.task.name: m.held for m in suites}
+    n_items, held = {m.task.name: len(m.items.test) for m in suites}, {m.task.name: m.held for m in suites}
     members = family_of(experiment).size
     warn = partial(power_warnings, experiment.suites, policy=experiment.gate, n_members=members)
     spare = list_spare_items(experiment, (), lambda task: held[task.name])
-    warnings, advice = warn(asked), advise_on_power(asked, spare, warn, typed).text
-    chance = chance_of_an_equal_model(experiment.suites, asked, experiment.gate, members)
+    warnings, advice = warn(n_items), advise_on_power(n_items, spare, warn, typed).text
+    chance = chance_of_an_equal_model(experiment.suites, n_items, experiment.gate, members)
     note = warnings[0] if warnings else ""
     if len(warnings) > 1:
         note = f"power: {note} (and {len(warnings) - 1} more margins; --strict lists them all)"
@@ -306,17 +306,17 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
     """List settings of the selected trainings that differ from published ones or do not suit their rows."""
     names_by_line, policy = dict[str, list[str]](), session.experiment.training.accelerate
     candidates = [session.candidates[name] for name in selected]
-    made = [one for one in candidates if one.name == one.source_name and one.method.trains]
-    for candidate, trial in ((one, trial) for one in made for trial in one.trials):
+    trained = [c for c in candidates if c.name == c.source_name and c.method.trains]
+    for candidate, trial in ((c, trial) for c in trained for trial in c.trials):
         method, written = candidate.method, trial.source.params
         params, train = method.params(**written).model_dump(), session.training_data(trial.source).items.train
         lines = [*lint(candidate.source.method, params, candidate.base.n_parameters, written)]
-        if method.trains_on_rows and (most := params.get("max_length")) is not None:
-            n_rows, limit = pluralize(len(train), "row"), f"max_length, {count(most)} tokens"
-            lines += filter(None, [costs.describe_longer(train, most, n_rows, limit)])
-        if processes_of(policy, trial.source) < (wanted := policy.num_processes):
+        if method.trains_on_rows and (max_length := params.get("max_length")) is not None:
+            n_rows, limit = pluralize(len(train), "row"), f"max_length, {count(max_length)} tokens"
+            lines += filter(None, [costs.describe_longer(train, max_length, n_rows, limit)])
+        if processes_of(policy, trial.source) < (n_processes := policy.num_processes):
             lines.append(
-                f"trains in one process, not in {wanted} (training.accelerate), as its method or a "
+                f"trains in one process, not in {n_processes} (training.accelerate), as its method or a "
                 "regulariser of it cannot share steps"
             )
         for line in lines:
@@ -328,7 +328,7 @@ _CHARACTERS = 4  # assumed characters per token of an answer
 
 
 class PlannedGrades(NamedTuple):
-    """Upper bound of one judge's grades for a metric; tokens `read` and `generated`."""
+    """Upper bound of one judge's grades for a metric, with tokens `read` and `generated`."""
 
     task: str
     metric: str
@@ -341,29 +341,31 @@ class PlannedGrades(NamedTuple):
 
 def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
     """Yield the planned grades of each judge, for the candidates' answers and the base's on suites."""
-    named = [session.candidates[name] for name in candidates]
+    chosen = [session.candidates[name] for name in candidates]
     target = session.target
     n_answers = sum(
         len(candidate.seeds) * (decoding.samples if (decoding := candidate.recipe.decoding) else 1)
-        for candidate in named
+        for candidate in chosen
     )
     examples = [*target.items.validation, *target.items.test]
-    shown = any(judged_metric.rubric.passages for judged_metric in target.judged.values())
+    shows_passages = any(judged_metric.rubric.passages for judged_metric in target.judged.values())
     steps = (
-        [session.prompting_step(candidate.recipe, candidate.seeds[0]) for candidate in named] if shown else []
+        [session.prompting_step(candidate.recipe, candidate.seeds[0]) for candidate in chosen]
+        if shows_passages
+        else []
     )
     n_passages = max((passage_tokens(step, examples) for step in steps), default=0)
-    yield from _plan_items(target, examples, n_answers, n_passages, n_checks=len(named))
-    n_own = sum(len(candidate.seeds) for candidate in named if not candidate.method.keeps_base)
-    for other in session.more_targets:
-        items = [*other.items.validation, *other.items.test]
-        yield from _plan_items(other, items, n_answers, n_checks=len(named))
+    yield from _plan_items(target, examples, n_answers, n_passages, n_checks=len(chosen))
+    n_own = sum(len(candidate.seeds) for candidate in chosen if not candidate.method.keeps_base)
+    for measured in session.more_targets:
+        items = [*measured.items.validation, *measured.items.test]
+        yield from _plan_items(measured, items, n_answers, n_checks=len(chosen))
     for suite in session.suites:
-        yield from _plan_items(suite, suite.items.test, 1 + n_own, n_checks=1 + len(named))
-    if judged := session.open_judge_of_pairs():  # it compares fine-tunes with the best untrained candidate
+        yield from _plan_items(suite, suite.items.test, 1 + n_own, n_checks=1 + len(chosen))
+    if judged := session.open_judge_of_pairs():  # compares fine-tunes with the best untrained candidate
         n_tuned = sum(
             len(candidate.seeds)
-            for candidate in named
+            for candidate in chosen
             if candidate.method.tunes and not candidate.is_target_only
         )
         reply = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
@@ -372,7 +374,7 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
 
 
 def passage_tokens(step: Step, examples: Sequence[Example]) -> int:
-    """Estimate the tokens of the longest passages in the prompts that a step makes."""
+    """Estimate the tokens of the longest passages in the prompts of a step."""
     return max((costs.tokens(context_of(step(e).prompt, e.prompt)) for e in examples), default=0)
 
 
@@ -387,7 +389,7 @@ def _plan_items(
     for judged in measured.judged.values():
         n_each = n_answers * len(orders(judged.rubric))
         more = n_passages if judged.rubric.passages else 0
-        # Of each prompt its texts, and an answer of the task's maximal length.
+        # Each prompt has its texts, and an answer of the task's maximal length.
         (order, *_), answer = orders(judged.rubric), measured.task.max_new_tokens
         prompts = (judge_messages(judged.rubric, example, "", order) for example in examples)
         longest = [sum(costs.tokens(turn["content"]) for turn in turns) + answer + more for turns in prompts]
@@ -407,7 +409,7 @@ _SHORTER = (
 
 
 class ShortContext(NamedTuple):
-    """A judge whose context is too short for some prompts; `problem` is set if it is for all of them."""
+    """A judge whose context is too short for some prompts; `problem` is set if it is for all prompts."""
 
     text: str
     problem: Problem | None
@@ -433,10 +435,10 @@ def short_contexts(session: Session, names: Sequence[str]) -> list[ShortContext]
                 continue
             answers = n_answers * measured.task.max_new_tokens
             if judged.rubric.passages and measured.role == "target":
-                named = (session.candidates[name] for name in names)
-                steps = (session.prompting_step(candidate.recipe, candidate.seeds[0]) for candidate in named)
+                chosen = (session.candidates[name] for name in names)
+                steps = (session.prompting_step(candidate.recipe, candidate.seeds[0]) for candidate in chosen)
                 answers += max((passage_tokens(step, examples) for step in steps), default=0)
-            # Each item's prompt with an empty answer, followed by the longest grade.
+            # Counts each item's prompt with an empty answer, and the longest grade.
             order, chat = orders(judged.rubric)[0], bool(chat_template(source))
             grade = ("" if chat else " ") + max(judged.rubric.grades, key=len)
             prompts = (judge_messages(judged.rubric, example, "", order) for example in examples)
@@ -462,7 +464,7 @@ def short_contexts(session: Session, names: Sequence[str]) -> list[ShortContext]
 
 
 def list_plan_notes(session: Session, selected: Sequence[str], *, computes: bool, dry_run: bool) -> list[str]:
-    """List what is to be known before a comparison of the selected candidates starts."""
+    """List the notes shown before a comparison of the selected candidates starts."""
     short = short_contexts(session, selected) if computes else []
     policy = session.experiment.execution
     is_idle = policy.executor == "in_process" and (policy.workers or 1) > 1
@@ -471,5 +473,5 @@ def list_plan_notes(session: Session, selected: Sequence[str], *, computes: bool
         *describe_rows_and_prompts(session, selected),
         *recipe_warnings(session, selected),
         *([idle] if is_idle else []),
-        *(context.text for context in short if dry_run or not context.problem),  # else it is refused
+        *(context.text for context in short if dry_run or not context.problem),  # a problem is refused later
     ]

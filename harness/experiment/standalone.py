@@ -1,6 +1,6 @@
-"""Evaluation of any model, or a candidate's weights, on lm-eval tasks, without target and comparison.
+"""Evaluation of any model, or a candidate's weights, on lm-eval tasks without an experiment's target.
 
-Invariant: rows are stored and found like an experiment's, so a second call computes nothing.
+Invariant: rows are stored and found like those of an experiment, so a second call computes nothing.
 """
 
 import json
@@ -37,7 +37,7 @@ _SUITE = "lm-eval"
 
 
 class Evaluation(NamedTuple):
-    """Evaluation of one model: the scores, the rows they come from, their tasks, and remarks."""
+    """Evaluation of one model: scores, the rows they come from, tasks, and notes."""
 
     model: str
     device: str
@@ -50,7 +50,7 @@ class Evaluation(NamedTuple):
 
 
 class PreparedEvaluation(NamedTuple):
-    """Evaluation that is ready for its first item."""
+    """Evaluation that is ready to start."""
 
     session: Session
     name: str
@@ -59,7 +59,7 @@ class PreparedEvaluation(NamedTuple):
 
     @property
     def first_line(self) -> str:
-        """Describe what runs where, and about how long that takes from nothing."""
+        """Sentence on the tasks, the machine, and the estimated time from nothing."""
         jobs, machine = [s.job() for s in suite_sets(self.session, self.weights)], self.session.machine
         expected = seconds(self.session.seconds(sum(map(work_of, jobs), Work())))
         tasks, n = pluralize(len(jobs), "task"), pluralize(sum(len(job.examples) for job in jobs), "item")
@@ -74,9 +74,9 @@ def tasks_of(
     if not names or len(set(names)) < len(names):
         found, expected = "no task" if not names else "a task twice", "names of lm-eval tasks, each once"
         raise UserError("--tasks", found, expected, "write -t piqa,arc_easy")
-    given = {"limit": limit, "num_fewshot": num_fewshot, "trust_remote_code": trust_remote_code}
-    given = {key: value for key, value in given.items() if value is not None}
-    return [Task.model_validate({"lm_eval": name, **given}) for name in names]
+    settings = {"limit": limit, "num_fewshot": num_fewshot, "trust_remote_code": trust_remote_code}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    return [Task.model_validate({"lm_eval": name, **settings}) for name in names]
 
 
 def prepare_model(
@@ -88,11 +88,11 @@ def prepare_model(
     precision: Precision = "auto",
     engine: Engine = "transformers",
 ) -> PreparedEvaluation:
-    """Get a model and tasks ready, without an experiment."""
+    """Prepare a model and tasks without an experiment."""
     if engine == "vllm":
         refuse(vllm.problems(VllmPolicy()))
-    found = lm_eval.load(tasks, lm_eval.datasets_folder(None), gated=False)
-    # The first task takes the place of a target; it is neither trained on nor asked twice.
+    lm_eval_tasks = lm_eval.load(tasks, lm_eval.datasets_folder(None), gated=False)
+    # The first task stands in for the target; it is neither trained on nor evaluated twice.
     experiment = Experiment(
         name="eval",
         base_model=model,
@@ -101,40 +101,40 @@ def prepare_model(
         candidates={"base": Recipe()},
         engine=engine,
     )
-    measured = tuple(join_lm_eval_task(f, "capability", _SUITE) for f in found.values())
+    measured = tuple(join_lm_eval_task(f, "capability", _SUITE) for f in lm_eval_tasks.values())
     with progress.stage(f"getting {model} ready, once", expect_unpacking_s(model)):
         source = resolve(model)
     machine, bases = probe("auto", precision, shape(source)), {model: source}
     candidates, at = resolve_candidates(experiment, bases), Store(runs)
     session = Session(experiment, at, source, machine, measured[0], measured, progress, bases, candidates)
-    return PreparedEvaluation(session, model, base_weights(source), found)
+    return PreparedEvaluation(session, model, base_weights(source), lm_eval_tasks)
 
 
 def prepare_candidate(
     loaded: LoadedExperiment, name: str, tasks: Sequence[Task], progress: Progress
 ) -> PreparedEvaluation:
-    """Prepare one candidate's weights, training them if missing, for other tasks than its suites."""
+    """Prepare one candidate's weights, training them if missing, for other tasks than its suites'."""
     session = prepare_session(loaded, Scope(), progress)
-    found = lm_eval.load(tasks, lm_eval.datasets_folder(session.experiment.datasets_dir), gated=False)
+    lm_eval_tasks = lm_eval.load(tasks, lm_eval.datasets_folder(session.experiment.datasets_dir), gated=False)
     session.begin(name, session.first_seed)
     weights = ensure_weights(session, session.candidates[name], session.first_seed)
     if weights.kind == "chat" or not weights.is_language_model:
         refused = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"
         expected, step = "a language model, which tasks of lm-eval need", "name another candidate"
         raise UserError("harness eval", refused, expected, step)
-    measured = tuple(join_lm_eval_task(f, "capability", _SUITE) for f in found.values())
-    return PreparedEvaluation(replace(session, suites=measured), name, weights, found)
+    measured = tuple(join_lm_eval_task(f, "capability", _SUITE) for f in lm_eval_tasks.values())
+    return PreparedEvaluation(replace(session, suites=measured), name, weights, lm_eval_tasks)
 
 
 def evaluate(prepared: PreparedEvaluation) -> Evaluation:
-    """Evaluate what has not been evaluated yet, and estimate every score."""
+    """Evaluate all items that are not stored yet, and estimate every score."""
     session = prepared.session
     store.begin(session.store, at_work := f"eval-{Path(prepared.name).name}")
     digests = suite_arm(session, prepared.weights, prepared.name)
     store.end(session.store, at_work)
-    how, found = suite_sets(session, prepared.weights)[0].identity, prepared.found
+    how, lm_eval_tasks = suite_sets(session, prepared.weights)[0].identity, prepared.found
     scores, notes, rows = list[ScoreRow](), list[str](), dict[str, list[SampleResult]]()
-    for name, task in found.items():
+    for name, task in lm_eval_tasks.items():
         rows[name] = answered = store.read_rows(session.store, digests[name], len(task.items.test))
         scores += _scores(name, task, answered)
         notes += [f"{name}: {sentence}" for sentence in task.left_out]
@@ -145,19 +145,19 @@ def evaluate(prepared: PreparedEvaluation) -> Evaluation:
                 f"first one is {errors[0].example_id}: {errors[0].error}"
             )
         if cut := sum(row.status == "truncated" for row in answered):
-            most = task.task.max_new_tokens
-            notes.append(f"{name}: {cut} of {len(answered)} answers were cut at {most} tokens")
+            max_new_tokens = task.task.max_new_tokens
+            notes.append(f"{name}: {cut} of {len(answered)} answers were cut at {max_new_tokens} tokens")
     device = session.machine.name
     return Evaluation(
-        prepared.name, device, how.precision, how.engine, tuple(scores), rows, found, tuple(notes)
+        prepared.name, device, how.precision, how.engine, tuple(scores), rows, lm_eval_tasks, tuple(notes)
     )
 
 
 def write(evaluation: Evaluation, folder: Path, *, log_samples: bool) -> list[Path]:
-    """Write `results.json`, and with `log_samples` a `samples_<task>.jsonl` a task in lm-eval's layout."""
+    """Write `results.json`, and with `log_samples` a `samples_<task>.jsonl` per task in lm-eval's layout."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"results.json": json.dumps(to_json(evaluation), indent=2, ensure_ascii=False) + "\n"}
-    samples: dict[str, dict[tuple[int, str], str]] = {}  # a task that is also in a group is written once
+    samples: dict[str, dict[tuple[int, str], str]] = {}  # tasks also in a group are written once
     for task, rows in evaluation.rows.items() if log_samples else ():
         for sample in evaluation.found[task].samples(rows):
             lines = samples.setdefault(f"samples_{sample['slice'] or task}.jsonl", {})
@@ -169,7 +169,7 @@ def write(evaluation: Evaluation, folder: Path, *, log_samples: bool) -> list[Pa
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Turn an evaluation into plain types: results by task and metric, under lm-eval's names."""
+    """Convert an evaluation to plain types: results by task and metric, under lm-eval's names."""
     results, higher = dict[str, dict[str, Any]](), dict[str, dict[str, bool]]()
     for s in evaluation.scores:
         results.setdefault(s.part or s.task, {})[s.metric] = report.to_plain(s.estimate)
@@ -188,12 +188,12 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _scores(name: str, found: LmEvalTask, rows: Sequence[SampleResult]) -> Iterator[ScoreRow]:
-    # Groups also by their tasks, as slices.
+def _scores(name: str, lm_eval_task: LmEvalTask, rows: Sequence[SampleResult]) -> Iterator[ScoreRow]:
+    # Groups also get a score for each of their tasks, as slices.
     parts = sorted({row.slice for row in rows if row.slice})
     for part in ("", *parts):
         chosen = [row for row in rows if row.slice == part] if part else rows
-        for metric in found.metrics.values():
+        for metric in lm_eval_task.metrics.values():
             is_scored = any(row.parts[metric.name] is not None for row in chosen)
             estimate = comparison.estimate(metric, chosen) if is_scored else None
-            yield ScoreRow(name, part, found.num_fewshot, metric.name, estimate)
+            yield ScoreRow(name, part, lm_eval_task.num_fewshot, metric.name, estimate)

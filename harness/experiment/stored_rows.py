@@ -28,30 +28,30 @@ def is_cross_validated(folds: Sequence[Fold], candidate: ResolvedCandidate) -> b
     return bool(folds) and (trained or prompted)
 
 
-def refuse_folds(folds: Sequence[Fold], what: str, why: str) -> None:
-    """Refuse an operation that is not offered for a target tested in folds."""
+def refuse_folds(folds: Sequence[Fold], operation: str, why: str) -> None:
+    """Refuse an operation that a target tested in folds does not support."""
     if folds:
         found = f"folds: {len(folds)}, {why}"
         step = "a file of test rows (data.test), or one that is split once (data.all without folds)"
-        raise UserError(what, found, "test rows that nothing shipped was trained on", step)
+        raise UserError(operation, found, "test rows that nothing shipped was trained on", step)
 
 
 Rows = list[SampleResult]
 Runs = Sequence[Run]
-FoundRuns = Sequence[Run | None]  # of requests; None where one is not stored
+FoundRuns = Sequence[Run | None]  # stored runs of requests, or None
 Facts = Sequence[CandidateFacts]
-EdgeCases = Mapping[str, Collection[str]]  # the ids of the test items of each
+EdgeCases = Mapping[str, Collection[str]]  # test item ids by edge case
 
 
 def rows_by_slice(rows: Sequence[SampleResult], edge_cases: EdgeCases) -> dict[str, Rows]:
-    """Return the rows of each slice that they name, and of each edge case."""
+    """Return the rows of each slice and of each edge case, by name."""
     names = sorted({row.slice for row in rows} - {""})
-    own = {name: [row for row in rows if row.slice == name] for name in names}
-    return own | {case: [r for r in rows if r.example_id in ids] for case, ids in edge_cases.items()}
+    by_slice = {name: [row for row in rows if row.slice == name] for name in names}
+    return by_slice | {case: [r for r in rows if r.example_id in ids] for case, ids in edge_cases.items()}
 
 
 class StoredRows:
-    """Reads whole row sets once, and judges control arms once; `texts` asks for those of the suites."""
+    """Reads whole row sets once, and judges control arms once; `texts` also reads the suites' texts."""
 
     def __init__(self, at: Store, *, texts: bool = True) -> None:
         self.at, self.texts = at, texts
@@ -59,7 +59,7 @@ class StoredRows:
         self._controls: dict[str, ControlFacts] = {}
 
     def prepare(self, rows_digests: Iterable[str], *, texts: bool = True) -> None:
-        """Read all needed row sets that are not cached, in one go."""
+        """Read all needed row sets that are not cached yet, in one query."""
         self._whole |= store.read_many(self.at, set(rows_digests) - self._whole.keys(), texts=texts)
 
     def whole(self, rows_digest: str) -> Rows:
@@ -68,7 +68,7 @@ class StoredRows:
         return self._whole[rows_digest]
 
     def drawn(self, run: Run, key: str) -> Mapping[str, Sequence[Sample]]:
-        """Return the answers that were drawn to the items of one task and split; none of greedy ones."""
+        """Return the sampled answers to the items of one task and split; empty for greedy decoding."""
         return store.read_drawn(self.at, run.rows[key]) if run.decoding else {}
 
     def cut(self, run: Run, task: Task, split: Split = "test") -> Rows:
@@ -81,39 +81,39 @@ class StoredRows:
 
     def controls_of(self, run: Run) -> list[ControlFacts]:
         """List the control measurements of a run's blocks, each once."""
-        named = {
+        control_ids = {
             origin.control
             for rows_digest in set(run.rows.values())
             for origin in store.origins(self.at, rows_digest).values()
             if origin.control
         }
-        if named and len(store.controls(self.at)) != len(self._controls):  # one has come
-            rates, found = AA_FLIPS | store.noise_rates(self.at), dict[str, ControlFacts]()
+        if control_ids and len(store.controls(self.at)) != len(self._controls):  # a new one is stored
+            rates, facts_by_id = AA_FLIPS | store.noise_rates(self.at), dict[str, ControlFacts]()
             environment = cache(lambda key: store.read_environment(self.at, key))
             for control in store.controls(self.at):
                 flips, n = rates.get(control.precision, AA_FLIPS["bf16"])
                 now = environment(control.environment)
                 same = [b for b in control.blocks if b.environment == control.environment]
-                other = [b for b in control.blocks if b.environment != control.environment]
-                others = dict.fromkeys(b.environment for b in other)
-                changed = [provenance.changes(environment(key), now) for key in others]
+                other_blocks = [b for b in control.blocks if b.environment != control.environment]
+                other_environments = dict.fromkeys(b.environment for b in other_blocks)
+                changed = [provenance.changes(environment(key), now) for key in other_environments]
                 facts = ControlFacts(
                     id=control.id,
                     n_blocks=len(control.blocks),
                     n_same=sum(b.n for b in same),
-                    n_other=sum(b.n for b in other),
+                    n_other=sum(b.n for b in other_blocks),
                     reworded=tuple(item for b in control.blocks for item in b.reworded),
                     differing=tuple(item for b in same for item in b.differing),
-                    flipped=tuple(item for b in other for item in b.flipped),
+                    flipped=tuple(item for b in other_blocks for item in b.flipped),
                     aa_flips=flips,
                     aa_n=n,
                     changed="; ".join(dict.fromkeys(changed)),
                 )
-                found[control.id] = facts
+                facts_by_id[control.id] = facts
                 if not has_drifted(facts):
                     rates[control.precision] = (flips + len(facts.flipped), n + facts.n_other)
-            self._controls = found
-        return [self._controls[one] for one in sorted(named) if one in self._controls]
+            self._controls = facts_by_id
+        return [self._controls[key] for key in sorted(control_ids) if key in self._controls]
 
 
 class Reader(StoredRows):
@@ -124,16 +124,16 @@ class Reader(StoredRows):
         self._tasks = tasks
         self._weights = {m.task.name: m.weights for m in tasks if m.weights is not None}
         self.rows = cache(self._rows)
-        self.facts: dict[str, tuple[Run, CandidateFacts]] = {}  # of each run that was described, by its id
+        self.facts: dict[str, tuple[Run, CandidateFacts]] = {}  # of described runs, by id
 
     @cached_property
     def edge_cases(self) -> EdgeCases:
-        """The edge cases of the target that are reported, each with the ids of its test items."""
+        """The reported edge cases of the target, each with the ids of its test items."""
         items = self._tasks[0].items
         return reported_cases(items.train, items.test)
 
     def _rows(self, rows_digest: str, n: int) -> Rows:
-        if len(self._whole.get(rows_digest, ())) < n:  # one that has grown is read again
+        if len(self._whole.get(rows_digest, ())) < n:  # a grown set is read again
             self._whole |= store.read_many(self.at, [rows_digest])
         rows = self._whole[rows_digest][:n]
         weights = self._weights.get(rows[0].task) if rows else None
@@ -144,12 +144,12 @@ class Reader(StoredRows):
         return self.rows(run.rows[f"{measured.task.name}/{split}"], measured.size(split))
 
     def answers(self, run: Run, measured: MeasuredTask) -> Rows:
-        """Return a row for each answer of a run to a task: of several that were drawn to an item for each."""
+        """Return a row for each answer of a run to a task; sampled answers to an item get one row each."""
         rows = self.read(run, measured)
         return list_each_answer(rows, self.drawn(run, f"{measured.task.name}/test")) or rows
 
     def scores(self, run: Run) -> dict[str, dict[str, Estimate]]:
-        """Return every metric with a scored item, of every task that a run answered on test."""
+        """Estimate every metric with a scored item, on every task that a run answered on test."""
         return {
             m.task.name: {
                 name: comparison.estimate(metric, rows)
@@ -165,12 +165,12 @@ BASE_ARM = "capability suite of the base"
 
 
 def list_measured_bases(candidates: Collection[ResolvedCandidate]) -> list[ModelSource]:
-    """List the bases that gated candidates are measured against: as published, then as served otherwise."""
+    """List the bases that gated candidates are measured against: as published, then as served."""
     gated = [c for c in candidates if not c.is_target_only]
     return list(dict.fromkeys([*(c.base for c in gated), *(c.served_base for c in gated)]))
 
 
 def arm_label(base_model: str, source: ModelSource) -> str:
     """Name the measurement of a base on the capability suite; `base_model` is the experiment's own."""
-    other = "" if source.name == base_model else f" {source.name}"
-    return f"{BASE_ARM}{other}{' in ' * bool(source.quantization)}{source.quantization.upper()}"
+    base_name = "" if source.name == base_model else f" {source.name}"
+    return f"{BASE_ARM}{base_name}{' in ' * bool(source.quantization)}{source.quantization.upper()}"

@@ -1,7 +1,7 @@
 """Study: the stored results of one experiment, with people's labels, from which all verdicts are made.
 
-Invariant: it has no model and no data, so the same store and file give the same verdicts. Labels correct a
-judge's score and paired difference before any decision.
+Invariant: it uses neither a model nor data files, so the same store and file give the same verdicts. Labels
+correct a judge's score and paired difference before any decision.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -61,7 +61,7 @@ TaskWeights = Mapping[str, Mapping[str, float]]
 
 
 class SuiteTask(NamedTuple):
-    """One task of a suite, as rules tell tasks apart."""
+    """One task of a suite, with its suite's role and name."""
 
     task: Task
     role: Role
@@ -69,7 +69,7 @@ class SuiteTask(NamedTuple):
 
 
 class ArmsOfPair(NamedTuple):
-    """Both arms of a run and a baseline, their comparisons, and notes on what was left out."""
+    """Both arms of a run and a baseline, their comparisons, and notes on omitted items."""
 
     measured: list[Measurement]
     compared: ComparedArms
@@ -78,12 +78,12 @@ class ArmsOfPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """An experiment as its runs are judged, with its store and the metrics of each task.
+    """An experiment with its store and the metrics of each task, as needed to judge runs.
 
     `weights` maps a run to the inclusion weights of sampled items, `base_arm` to its base's rows by task.
     `first_base` is the digest of the base against which the first champion was judged, empty without one.
-    `typed` are the options that next commands repeat. `settled` maps runs to an interim analysis's verdict.
-    `compared`, `admitted` and `untrained` cache what verdicts share.
+    `typed` are the options that suggested commands repeat. `settled` maps runs to an interim analysis's
+    verdict. `compared`, `admitted` and `untrained` cache results that verdicts share.
     """
 
     experiment: Experiment
@@ -130,7 +130,7 @@ class Study:
 
 
 def load_study(loaded: LoadedExperiment) -> Study:
-    """Return the study of stored runs, as the file is written now; `add_lm_eval` adds metrics of lm-eval."""
+    """Return the study of stored runs by the current file; `add_lm_eval` adds the metrics of lm-eval."""
     experiment, at = loaded.experiment, Store(loaded.folder / "runs")
     return Study(
         experiment,
@@ -145,11 +145,11 @@ def load_study(loaded: LoadedExperiment) -> Study:
 
 
 def add_lm_eval(study: Study) -> tuple[Study, Mapping[str, LmEvalTask]]:
-    """Return a study that knows its tasks of lm-eval, and what lm-eval says of these."""
+    """Return the study with its lm-eval tasks filled in, and these tasks by name."""
     experiment, catalogue = find_lm_eval_tasks(study.experiment)
     if not catalogue:
         return study, catalogue
-    metrics = {**study.metrics, **{name: found.metrics for name, found in catalogue.items()}}
+    metrics = {**study.metrics, **{name: task.metrics for name, task in catalogue.items()}}
     return replace(study, experiment=experiment, metrics=metrics), catalogue
 
 
@@ -161,35 +161,35 @@ def is_target_only(method: str, recipe: Mapping[str, Any]) -> bool:
 def is_of_recipe(run: Run, recipe: Recipe, at: Store) -> bool:
     """Tell whether a run belongs to a recipe as written; for a prompt search, with the chosen prompt."""
     try:
-        own = Recipe.model_validate(run.recipe)
-    except ValidationError:  # of another version, or damaged
+        stored_recipe = Recipe.model_validate(run.recipe)
+    except ValidationError:  # from another version, or damaged
         return False
     if recipe.tried and not plugins.find_method(recipe.method).trains:
-        # Its prompt was chosen among those of the recipe: all of a sweep, some of a search.
+        # Its prompt was selected among the recipe's: a sweep tried all, a search some.
         params = [trial.params for trial in run.training.sweep]
         if recipe.sweep:
             is_tried = set(map(canonical_json, params)) == set(map(canonical_json, recipe.points))
         else:
-            known = (point.get(name) in values for point in params for name, values in recipe.search.items())
-            is_tried = len(params) <= recipe.trials and all(known)
+            fits = (point.get(name) in values for point in params for name, values in recipe.search.items())
+            is_tried = len(params) <= recipe.trials and all(fits)
         chosen = (recipe.with_prompt(trial.params) for trial in run.training.sweep if trial.chosen)
         recipe = next(chosen, recipe) if is_tried else recipe
-    return _strip_unasked(recipe).is_stored_as(_strip_unasked(own).stored_form(), at.folder.parent)
+    return _strip_unasked(recipe).is_stored_as(_strip_unasked(stored_recipe).stored_form(), at.folder.parent)
 
 
 def _strip_unasked(recipe: Recipe) -> Recipe:
     if not plugins.find_method(recipe.method).is_remote:
         return recipe
-    named = {name: recipe.params[name] for name in WHO_ANSWERS if name in recipe.params}
-    return recipe.model_copy(update={"params": named})
+    server_params = {name: recipe.params[name] for name in WHO_ANSWERS if name in recipe.params}
+    return recipe.model_copy(update={"params": server_params})
 
 
 def correct_reached(
     metric: Metric, f: CandidateFacts, rows: Rows, labels: Labels, edge_cases: EdgeCases = _NONE
 ) -> CandidateFacts:
-    """Correct a run's scores on test by labels, and its validation score by the judge's error on test.
+    """Correct a run's test scores by labels, and its validation score by the judge's error on test.
 
-    Otherwise a judge that people refute on test would still choose on validation.
+    Otherwise a judge that people contradict on test would still choose on validation.
     """
     if f.target is None:
         return f
@@ -198,23 +198,23 @@ def correct_reached(
         validation = min(max(validation + target.score - f.target.score, 0.0), 1.0)
     parts = rows_by_slice(rows, edge_cases)
     slices = {
-        name: correct_estimate(metric, found, parts.get(name, []), labels) for name, found in f.slices.items()
+        name: correct_estimate(metric, score, parts.get(name, []), labels) for name, score in f.slices.items()
     }
     return replace(f, target=target, validation=validation, slices=slices)
 
 
 def judge_labels(at: Store, task: Task, metric: str) -> Labels:
-    """Return people's labels of answers to a target by a judge's metric; none for any other metric."""
+    """Return people's labels of answers to a target by a judge's metric; empty for other metrics."""
     return read_labels(at, task, metric) if is_judge(metric) else {}
 
 
 def read_labels(at: Store, task: Task, metric: str) -> Labels:
-    """Read people's latest labels of answers to a target by a metric, as its rubric is now."""
+    """Read people's latest labels of answers to a target by a metric, for its current rubric."""
     return latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
 
 
 def count_missing(study: Study, *runs: Run) -> int:
-    """Count the items that lack labels for any run before a judge may decide; 0 if it may."""
+    """Count the items of any run that need labels before a judge may decide; 0 if it may."""
     if study.experiment.gate.uncalibrated_judge == "allow":
         return 0
     metric = study.primary(study.target).name
@@ -225,8 +225,8 @@ def count_missing(study: Study, *runs: Run) -> int:
 def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | None:
     """Return the target's facts: score, and gain over the best untrained candidate if the policy needs it."""
     goal, task = policy.target, study.experiment.target
-    wanted = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
-    if not any(limit is not None for limit in wanted) or f"{task.name}/test" not in run.rows:
+    limits = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
+    if not any(limit is not None for limit in limits) or f"{task.name}/test" not in run.rows:
         return None
     metric, compared = study.primary(task), [study.rows.with_drawn(run, task)]
     best = find_best_untrained(study, run) if (goal.gain, goal.win_rate) != (None, None) else None
@@ -245,15 +245,15 @@ def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | No
     return TargetFacts(score_on(study, run, task), gain, missing, wins, commonest)
 
 
-def compare_on(study: Study, run: Run, other: Run | None, task: Task | None = None) -> Comparison | None:
+def compare_on(study: Study, run: Run, other_run: Run | None, task: Task | None = None) -> Comparison | None:
     """Compare two runs on a target, by default the deciding one; None if there is nothing to compare."""
-    if other is None:
+    if other_run is None:
         return None
     task = task or study.target
     metric = study.primary(task)
     labels = judge_labels(study.store, task, metric.name)
-    read = study.rows.with_drawn if labels else study.rows.cut
-    base, new = (read(arm, task) for arm in (other, run))
+    read_rows = study.rows.with_drawn if labels else study.rows.cut
+    base, new = (read_rows(arm, task) for arm in (other_run, run))
     return compare_on_target(metric, base, new, labels, study.experiment.gate.max_errors)
 
 
@@ -265,22 +265,22 @@ def score_on(study: Study, run: Run, task: Task) -> Estimate:
 
 
 def is_answered(study: Study, run: Run, task: Task, split: Split = "test") -> bool:
-    """Tell whether a run answered an item of a target at all."""
+    """Tell whether a run answered any item of a target."""
     has_rows = f"{task.name}/{split}" in run.rows
     return has_rows and any(row.status != "error" for row in study.rows.cut(run, task, split))
 
 
-def is_better_on_validation(study: Study, run: Run, other: Run, task: Task) -> bool:
+def is_better_on_validation(study: Study, run: Run, base: Run, task: Task) -> bool:
     """Tell whether a run scores higher than another on the validation rows of a target."""
-    if not all(is_answered(study, arm, task, "validation") for arm in (other, run)):
+    if not all(is_answered(study, arm, task, "validation") for arm in (base, run)):
         return False
     metric, rows = study.primary(task), study.rows
-    old, new = (comparison.estimate(metric, rows.cut(arm, task, "validation")).score for arm in (other, run))
+    old, new = (comparison.estimate(metric, rows.cut(arm, task, "validation")).score for arm in (base, run))
     return metric.unit.sign * (new - old) > 0
 
 
 def find_prompt(study: Study, runs: Iterable[Run], run: Run) -> Run | None:
-    """Find the plain prompt among runs, preferably on a run's base, else the first."""
+    """Find the plain prompt among runs: preferably one on the run's base, else the first."""
     recipes = study.experiment.candidates
     prompts = [
         prompt for prompt in runs if is_prompt(prompt) and recipes[prompt.candidate].role != "baseline"
@@ -291,26 +291,26 @@ def find_prompt(study: Study, runs: Iterable[Run], run: Run) -> Run | None:
 
 
 def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
-    """Return the answers to the target's test items of a run's base (None if unknown), and its own.
+    """Return the target's test answers of a run's base (None if unknown), and of the run.
 
-    They are all that were drawn to an item, if both were drawn in the same way.
+    All sampled answers to an item are included if both were sampled in the same way.
     """
     task, rows = study.experiment.target, study.rows
     settings, version = attrgetter("prompting", "answer", "decoding"), _scored_by(study, run)[0]
     stored = [
-        other
-        for other in reversed(store.list_runs(study.store, study.experiment.name))
-        if other.state == "done"
-        and other.weights_digest == other.base_digest == run.base_digest
-        and _scored_by(study, other)[0] == version
+        stored_run
+        for stored_run in reversed(store.list_runs(study.store, study.experiment.name))
+        if stored_run.state == "done"
+        and stored_run.weights_digest == stored_run.base_digest == run.base_digest
+        and _scored_by(study, stored_run)[0] == version
     ]
-    alike = [other for other in stored if settings(other) == settings(run)]
-    key, plain = f"{task.name}/test", next(iter([*alike, *filter(is_prompt, stored)]), None)
+    alike_runs = [stored_run for stored_run in stored if settings(stored_run) == settings(run)]
+    key, plain = f"{task.name}/test", next(iter([*alike_runs, *filter(is_prompt, stored)]), None)
     are_drawn = bool(run.decoding) and (plain is None or plain.decoding == run.decoding)
 
     def answers(answered: Run) -> Rows:
-        own = rows.with_drawn(answered, task)
-        return (list_each_answer(own, rows.drawn(answered, key)) if are_drawn else []) or own
+        answer_rows = rows.with_drawn(answered, task)
+        return (list_each_answer(answer_rows, rows.drawn(answered, key)) if are_drawn else []) or answer_rows
 
     return answers(plain) if plain else None, answers(run)
 
@@ -322,14 +322,14 @@ def is_prompt(run: Run) -> bool:
 
 
 def find_best_untrained(study: Study, run: Run) -> Run | None:
-    """Find the candidate that the decision takes as the best untrained one.
+    """Find the run of the candidate that the decision takes as the best untrained one.
 
-    Runs with other items or grades than the run's were made before the files changed, and do not count.
+    Runs with other items or grades than this run's are older than a change of the files, and do not count.
     """
-    own = _scored_by(study, run)
-    if own not in study.untrained:
+    scored_by = _scored_by(study, run)
+    if scored_by not in study.untrained:
         experiment, task = study.experiment, study.experiment.target
-        runs = [untrained for untrained in list_untrained(study) if _scored_by(study, untrained) == own]
+        runs = [untrained for untrained in list_untrained(study) if _scored_by(study, untrained) == scored_by]
         keys = [f"{task.name}/{split}" for split in ("test", "validation")]
         study.rows.prepare(untrained.rows[key] for untrained in runs for key in keys)
         facts = list[CandidateFacts]()
@@ -338,9 +338,9 @@ def find_best_untrained(study: Study, run: Run) -> Run | None:
             with suppress(CandidateFailed):
                 facts.append(reached_on_target(study, untrained))
         best = best_untrained(apply_budgets(facts, experiment.decide))
-        study.untrained[own] = {untrained.candidate: untrained for untrained in runs}.get(best or "")
-    found = study.untrained[own]
-    return found if found and found.run_id != run.run_id else None
+        study.untrained[scored_by] = {untrained.candidate: untrained for untrained in runs}.get(best or "")
+    best_run = study.untrained[scored_by]
+    return best_run if best_run and best_run.run_id != run.run_id else None
 
 
 def _scored_by(study: Study, run: Run) -> tuple[str, str]:
@@ -365,25 +365,25 @@ def reached_on_target(study: Study, run: Run, metric: Metric | None = None) -> C
 
 
 def list_untrained(study: Study) -> list[Run]:
-    """List the newest finished runs of what trains no language model, and of baselines, by seeds.
+    """List the newest finished runs of candidates that train no language model, and of baselines, by seed.
 
     Candidates with randomness have one run per seed of the file, all others one.
     """
     experiment = study.experiment
-    place = {seed: at for at, seed in enumerate(experiment.seeds)}
+    seed_order = {seed: at for at, seed in enumerate(experiment.seeds)}
     newest: dict[tuple[str, int], Run] = {}
     for run in store.list_runs(study.store, experiment.name):
         method, recipe = plugins.find_method(run.method), experiment.candidates.get(run.candidate)
-        if run.state != "done" or recipe is None or (method.seeded and run.seed not in place):
+        if run.state != "done" or recipe is None or (method.seeded and run.seed not in seed_order):
             continue
         trained = run.weights_digest != run.base_digest and method.makes_language_model
         if (not trained or recipe.role == "baseline") and is_of_recipe(run, recipe, study.store):
-            newest[run.candidate, place[run.seed] if method.seeded else 0] = run
+            newest[run.candidate, seed_order[run.seed] if method.seeded else 0] = run
     return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
 
 
 def refuse_lost_folds(study: Study, run: Run) -> None:
-    """Refuse test rows that models of folds answered if nothing says which one answered which item."""
+    """Refuse test rows that models of folds answered if the fold of each item is not stored."""
     at, test = study.store, run.rows[f"{study.experiment.target.name}/test"]
     if store.read_identity(at, test).weights_digest != run.weights_digest and not store.read_folds(at, test):
         raise IncompatibleRuns(
@@ -393,21 +393,21 @@ def refuse_lost_folds(study: Study, run: Run) -> None:
 
 
 def wins_of(study: Study, run: Run, base: Run) -> Wins:
-    """Read the win rate of a run over another on the target."""
+    """Return the win rate of a run over another on the target."""
     at, policy, task = study.store, study.experiment.gate, study.target
     rows = old_rows, _ = study.rows.cut(base, task), study.rows.cut(run, task)
-    both = list(pair_rows(*rows))
-    # Equal answers are a tie, also where both failed.
-    clusters = {now.example_id: now.cluster or now.example_id for _, now in both}
-    differing = {now.example_id: clusters[now.example_id] for old, now in both if answers_differ(old, now)}
+    matched = list(pair_rows(*rows))
+    # Equal answers are a tie, even if both failed.
+    clusters = {now.example_id: now.cluster or now.example_id for _, now in matched}
+    differing = {now.example_id: clusters[now.example_id] for old, now in matched if answers_differ(old, now)}
     tied = {item: cluster for item, cluster in clusters.items() if item not in differing}
     pairs, digests = AnswerPairs(differing, tied), [arm.rows[f"{task.name}/test"] for arm in (base, run)]
     votes = map_counted_shares(store.list_ratings(at, task.name), map_shown_pairs(*rows), *digests)
-    by, most = policy.target.by, policy.max_errors
+    by, max_errors = policy.target.by, policy.max_errors
     if by == PEOPLE:
-        return open_where_failed(wins_by_people(base.candidate, pairs, votes), old_rows, most)
+        return open_where_failed(wins_by_people(base.candidate, pairs, votes), old_rows, max_errors)
     preferred = preferences(read_stored_grades(by, at), *rows)
-    found = wins_by_judge(base.candidate, metric_name(by), pairs, preferred.won, votes)
+    wins = wins_by_judge(base.candidate, metric_name(by), pairs, preferred.won, votes)
     judged = {
         item: JudgedPair(
             preferred.won[item],
@@ -416,17 +416,17 @@ def wins_of(study: Study, run: Run, base: Run) -> Wins:
             clusters[item],
             votes.get(item),
         )
-        for old, now in both
+        for old, now in matched
         if (item := now.example_id) in preferred.first
     }
-    found = open_where_failed(found, old_rows, most, preferred.unread)._replace(bias=bias_of(judged))
-    return found._replace(missing=0) if policy.uncalibrated_judge == "allow" else found
+    wins = open_where_failed(wins, old_rows, max_errors, preferred.unread)._replace(bias=bias_of(judged))
+    return wins._replace(missing=0) if policy.uncalibrated_judge == "allow" else wins
 
 
-def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[str] = ()) -> Wins:
-    """Leave a win rate open if more than a share `most` of the items failed or were read as nothing."""
+def open_where_failed(wins: Wins, base: Rows, max_errors: float, unread: Collection[str] = ()) -> Wins:
+    """Leave a win rate open if more than a share `max_errors` of the items failed or were unreadable."""
     failed = {row.example_id for row in base if row.status == "error"}.union(unread)
-    if wins.rate is None or len(failed) <= most * len(base):
+    if wins.rate is None or len(failed) <= max_errors * len(base):
         return wins
     return wins._replace(rate=wins.rate._replace(low=0.0, high=1.0), is_open=True)
 
@@ -442,7 +442,7 @@ def refuse_unanswered(test: Rows) -> None:
 
 
 def mark_recipe(facts: CandidateFacts, recipe: Recipe, recipes: Mapping[str, Recipe]) -> CandidateFacts:
-    """Mark a candidate whose recipe, or the one that its weights come from, sends rows away."""
+    """Mark whether a candidate, or the source of its weights, sends rows off this machine."""
     source = recipes.get(recipe.weights_of or "", recipe)
     is_remote = plugins.find_method(source.method).is_remote
     leaves = is_remote and not is_private(source.params["base_url"])
@@ -450,7 +450,7 @@ def mark_recipe(facts: CandidateFacts, recipe: Recipe, recipes: Mapping[str, Rec
 
 
 def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> CandidateFacts:
-    """Return the facts of a finished run on the target, scores and speed, by which recipes are chosen.
+    """Return a finished run's facts on the target (scores and speed), by which recipes are chosen.
 
     Raises CandidateFailed if every test row is an error.
     """
@@ -467,7 +467,7 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
             first_token_p95_s=timed.get("first_token_at_once_p95_s"),
             first_token_alone_s=timed.get("first_token_s"),
         )
-    # None of a classifier, which no provider sells by the token, and of a server that counts none.
+    # None for classifiers, which are not priced by the token, and servers that count no tokens.
     tokens = None
     if plugins.method(run.method).makes_language_model and prompt:
         shared = min(prompt, timed.get("shared_prompt_tokens", 0.0))

@@ -1,4 +1,4 @@
-"""One fit: its job is written with the regularisers' rows, run, and its folder renamed when complete.
+"""A single fit: writes its job with the regularisers' rows, runs it, and renames its folder when complete.
 
 Invariant: however a training ends, the next call resumes from its checkpoints.
 """
@@ -33,11 +33,11 @@ from harness.training.live_trackers import LiveRun, make_live_id, open_trackers
 from harness.training.worker import launch
 
 PRUNED = "pruned.json"  # in the folder of a trial that was pruned
-_ALIKE = 0.6  # the estimate counts if this share (or its inverse) of the steps was made
+_ALIKE = 0.6  # an estimate teaches only if the steps made are within this ratio
 
 
 class FitInputs(NamedTuple):
-    """Weights that others start from, are rewarded by or merge, and the folder that these get."""
+    """Weights that a fit starts from, is rewarded by or merges, and the folder of the result."""
 
     init: training.Weights | None
     reward: training.Weights | None
@@ -46,14 +46,14 @@ class FitInputs(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """The training of a candidate and seed on a session, or what its method does instead."""
+    """The training of a candidate and seed in a session, or its method's substitute for training."""
 
     session: Session
     candidate: ResolvedCandidate
     seed: int
 
     def live_run(self, folder: Path, show_at: int = 0) -> LiveRun | None:
-        """Return the trackers' run of the training of a folder; None if no tracker follows it."""
+        """Return the trackers' run for the training in a folder; None if no tracker follows it."""
         session, candidate, seed = self
         names, source, name = session.experiment.report_to, candidate.source, candidate.source_name
         if not (names and session.trackers and candidate.method.trains):
@@ -75,7 +75,7 @@ class Fit(NamedTuple):
         reward: training.Weights | None = None,
         merges: Sequence[training.Weights] = (),
     ) -> Path:
-        """Return the folder of weights, named by exactly what they depend on."""
+        """Return the folder of weights, named by a digest of exactly their inputs."""
         session, candidate, seed = self
         source, method, base = candidate.source, candidate.method, candidate.trained_base
         if source.reward is None or reward:
@@ -96,18 +96,20 @@ class Fit(NamedTuple):
                 [drop_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
             )
             rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
-            drawn = [seed] if method.seeded else []
+            seeds = [seed] if method.seeded else []
             computed = [session.machine.precision, session.machine.device]
-            known: list[Any] = [pairs, rows, prompting_digest(session.target, source, seed), drawn, computed]
-            if pairs:  # the task's part of their prompts, which the version of the pairs does not cover
-                own = {"chat_template"} | ({"system"} if source.system is None else set())
-                known += filter(None, [session.target.task.model_dump(include=own, exclude_defaults=True)])
-            trained_on = digest(known)
+            inputs: list[Any] = [pairs, rows, prompting_digest(session.target, source, seed), seeds, computed]
+            if pairs:  # the task's part of the prompts, not covered by the pairs' version
+                fields = {"chat_template"} | ({"system"} if source.system is None else set())
+                inputs += filter(
+                    None, [session.target.task.model_dump(include=fields, exclude_defaults=True)]
+                )
+            trained_on = digest(inputs)
         policy = session.experiment.training.accelerate
-        n_processes, given = processes_of(policy, source), list[Path]()
+        n_processes, files = processes_of(policy, source), list[Path]()
         if source.path:
             path = Path(source.path)
-            given = artefact_files(path) if method.makes == "artefact" else sorted(path.glob("adapter_*"))
+            files = artefact_files(path) if method.makes == "artefact" else sorted(path.glob("adapter_*"))
         identity = {
             "method": source.method,
             "code": [plugins.version("methods", source.method), versions_of(*method.loops)],
@@ -117,7 +119,7 @@ class Fit(NamedTuple):
             "reward": rewarded_by,
             "reads": method.reads(method.params(**source.params)),
             "merges": [merged.digest for merged in merges],
-            "path": content_digest(given) if source.path else "",
+            "path": content_digest(files) if source.path else "",
             "training": trained_on,
             "track": source.track.points if source.track else 0,
             "processes": n_processes if n_processes > 1 else 0,
@@ -140,75 +142,75 @@ class Fit(NamedTuple):
                 chat_template=session.target.task.chat_template,
             )
             items, weights = TaskItems((), (), mixture.rows, (), (), ()), base_weights(candidate.base)
-            (wanted,) = suite_sets(session, weights, [join_items(task, "capability", name, items)])
-            if lacking := rescore_stored(session, [wanted]):
+            (row_set,) = suite_sets(session, weights, [join_items(task, "capability", name, items)])
+            if lacking := rescore_stored(session, [row_set]):
                 answer(session, weights, lacking, "base")
-            return wanted.read(session.store)
+            return row_set.read(session.store)
 
         context = session.mix_context(candidate.source, seed)
         return general_rows(candidate.source.regularize, context, answer_as_base)
 
-    def make(self, begun: FitInputs, pause_at: int = 0, show_at: int = 0) -> None:
+    def make(self, inputs: FitInputs, pause_at: int = 0, show_at: int = 0) -> None:
         """Make weights in a temporary folder, which is renamed when they are complete.
 
-        The training pauses after `pause_at` kept points, or `show_at` points for trackers; the folder stays.
-        Raises CandidateFailed if they cannot be made; a diverged training is remembered.
+        The training pauses after `pause_at` kept points, or `show_at` points for trackers, and keeps the
+        folder. Raises CandidateFailed if the weights cannot be made; a divergence is recorded.
         """
         session, candidate, seed = self
         rows = self._find_regularizer_rows()
         if session.experiment.engine == "vllm" or session.machine.device == "cuda":
-            session.unload()  # training loads its own base, and a GPU rarely has room for two
-        for behind in filter(None, (begun.init, begun.reward, *begun.merges)):
-            refuse_damaged(behind)
-        source, method, folder = candidate.source, candidate.method, begun.folder
-        part, policy = folder.with_name(folder.name + ".part"), session.experiment.training
+            session.unload()  # training loads its own base, and two rarely fit a GPU
+        for weights in filter(None, (inputs.init, inputs.reward, *inputs.merges)):
+            refuse_damaged(weights)
+        source, method, folder = candidate.source, candidate.method, inputs.folder
+        partial_folder, policy = folder.with_name(folder.name + ".part"), session.experiment.training
         processes, device = processes_of(policy.accelerate, source), session.machine.device
         own_process = method.trains and (processes > 1 or has_own_process(policy, device))
         if (folder / PRUNED).exists():
             (folder / PRUNED).unlink()
-            folder.rename(part)
-        work, is_resumed, began = fit_work(session, source, seed), part.exists(), time.monotonic()
+            folder.rename(partial_folder)
+        work, is_resumed, began = fit_work(session, source, seed), partial_folder.exists(), time.monotonic()
         shared = f", {processes} processes" if processes > 1 else ""
-        what = f"training {candidate.source_name}, seed {seed}{shared}"
-        stage = session.progress.stage(what, session.seconds(work, candidate.trained_base))
+        label = f"training {candidate.source_name}, seed {seed}{shared}"
+        stage = session.progress.stage(label, session.seconds(work, candidate.trained_base))
         try:
-            if not (part / training.FIT).exists():  # it is written last
-                with clear_errors(session.store, str(part), AGAIN), stage as advance:
-                    self._write_job(part, begun, *rows, pause_at, show_at)
+            if not (partial_folder / training.FIT).exists():  # written last
+                with clear_errors(session.store, str(partial_folder), AGAIN), stage as advance:
+                    self._write_job(partial_folder, inputs, *rows, pause_at, show_at)
                     if processes > 1:
-                        training.write_launch(part, policy.accelerate, device)
-                    (launch if own_process else training.run_job)(part, advance)
+                        training.write_launch(partial_folder, policy.accelerate, device)
+                    (launch if own_process else training.run_job)(partial_folder, advance)
         except Diverged as error:
-            remove(session.store.folder, [part])
+            remove(session.store.folder, [partial_folder])
             write_whole(session.store, folder / DIVERGED, json.dumps([error.reason, error.knob]))
             raise
         except Exception:
-            training.clean_up(part, complete=False)
+            training.clean_up(partial_folder, complete=False)
             raise
-        if not (part / training.FIT).exists():
+        if not (partial_folder / training.FIT).exists():
             return
-        training.clean_up(part, complete=True)
-        part.rename(folder)
+        training.clean_up(partial_folder, complete=True)
+        partial_folder.rename(folder)
         if method.trains:
             alone = processes == 1 and not (is_resumed or session.is_worker)
             took_s = time.monotonic() - began
-            # Trainings that stopped early made less, and those that generate answers differ from the
-            # estimate. The time besides steps is learned only from trainings that did not resume.
+            # Trainings that stopped early or generate answers deviate from the estimate. The time outside
+            # steps is learned only from trainings that did not resume.
             record = parse_json((folder / training.FIT).read_text("utf-8"))["training"]
             steps_s = min(record.get("train_loop_s", 0.0), took_s)
             as_estimated = _ALIKE * work.steps < record.get("n_steps", 0) < work.steps / _ALIKE
             waited = 0.0 if ignores_load() else record.get("waited_share") or 0.0
             undisturbed = alone and waited <= MOST_WAITED
             generates = bool({"reward", "teacher"} & record.keys())
-            base, of_steps = candidate.trained_base, undisturbed and as_estimated and not generates
-            session.learn_pace("training", work, steps_s, base, teaches=of_steps)
-            of_rest = undisturbed and not (work.read or work.generated)
-            session.learn_pace("fits", work, took_s - steps_s, base, teaches=of_rest)
+            base, teaches_steps = candidate.trained_base, undisturbed and as_estimated and not generates
+            session.learn_pace("training", work, steps_s, base, teaches=teaches_steps)
+            teaches_rest = undisturbed and not (work.read or work.generated)
+            session.learn_pace("fits", work, took_s - steps_s, base, teaches=teaches_rest)
 
     def _write_job(
         self,
-        part: Path,
-        begun: FitInputs,
+        partial_folder: Path,
+        inputs: FitInputs,
         mixed: Sequence[Example],
         general: Mapping[str, Sequence[Example]],
         pause_at: int,
@@ -218,8 +220,8 @@ class Fit(NamedTuple):
         source, step = candidate.source, session.prompting_step(candidate.source, seed)
         items, policy = session.training_data(source).items, session.experiment.training.accelerate
         reward = training.Reward(written=source.reward, task=session.target.task) if source.reward else None
-        if begun.reward and begun.reward.folder and candidate.reward:
-            model = begun.reward.folder / begun.reward.kind
+        if inputs.reward and inputs.reward.folder and candidate.reward:
+            model = inputs.reward.folder / inputs.reward.kind
             reward = training.Reward(model=model, source=candidate.reward.trained_base)
         job = training.TrainingJob(
             method=source.method,
@@ -230,8 +232,8 @@ class Fit(NamedTuple):
             chat_template=session.target.task.chat_template,
             regularize=source.regularize,
             n_mixed=len(mixed),
-            init=_init_path(begun.init),
-            merges=tuple(filter(None, map(_init_path, begun.merges))),
+            init=_init_path(inputs.init),
+            merges=tuple(filter(None, map(_init_path, inputs.merges))),
             path=Path(source.path) if source.path else None,
             reward=reward,
             threads=training.threads_of(source.method),
@@ -239,11 +241,11 @@ class Fit(NamedTuple):
             shards=shards_of(policy, source),
             track=source.track.points if source.track else 0,
             pause_at=pause_at,
-            live=self.live_run(begun.folder, show_at),
+            live=self.live_run(inputs.folder, show_at),
             code=training.code_of(source.method, source.regularize),
         )
         training.write_job(
-            part,
+            partial_folder,
             job,
             train=(*map(step, items.train), *mixed),
             validation=map(step, items.validation),
@@ -253,7 +255,7 @@ class Fit(NamedTuple):
 
 
 def show_point(run: LiveRun | None, point: TrackedPoint) -> None:
-    """Send the target's score on validation at a point along a training to the trackers that see it."""
+    """Send the target's validation score at a point along a training to its trackers."""
     if run and point.target is not None:
         with open_trackers(run, point.step) as send:
             send({"training/target": point.target}, point.step)
@@ -265,19 +267,19 @@ def has_own_process(policy: TrainingPolicy, device: str) -> bool:
 
 
 def _init_path(init: training.Weights | None) -> Path | None:
-    """Return the folder of the weights to start from: a method's, or that of a model made elsewhere."""
+    """Return the folder of the weights to start from: one that a method made, or an external model's."""
     if init is None or init.folder:
         return init.folder / init.kind if init and init.folder else None
     return init.source.path if init.source else None
 
 
 def processes_of(policy: AcceleratePolicy, source: Recipe) -> int:
-    """Return how many processes share a training: one if its method or a regulariser cannot be shared."""
+    """Return the number of processes that share a training: one if a method or regulariser cannot share."""
     changes_steps = has_hook(source.regularize, "prepare", "penalty", "step", "select")
     able = plugins.method(source.method).data_parallel and not changes_steps
     return policy.num_processes if able else 1
 
 
 def shards_of(policy: AcceleratePolicy, source: Recipe) -> str:
-    """Return how a training's processes shard its weights; empty if each has all of them."""
+    """Return the sharding of a training's weights among processes; empty if each has all of them."""
     return policy.shards if processes_of(policy, source) > 1 else ""

@@ -1,12 +1,12 @@
-"""Trials of a sweep or search: the points to try, and scores on validation by which they are ranked.
+"""Trials of a sweep or search: the points to try, and their validation scores and forgetting.
 
-    runs/weights/<key>/forgetting.json      by digest of the answers it was computed of: what weights forgot
+    runs/weights/<key>/forgetting.json      forgetting of the weights, by digest of the answers it is based on
 
-Invariant: proposals depend on the space, the seed and the earlier results, so an interrupted search repeats
+Invariant: proposals depend only on the space, the seed and earlier results, so an interrupted search repeats
 its points, whose results are stored, and continues. A pruned trial frees its budget: a search trains as much
-as its number of whole trials would. Forgetting is the mean loss against the base on general items for
-validation. No item, question or cluster of a test of a suite is among them. Points along a training answer
-the target's validation rows and general items of the half that the search of a rescue sees.
+as its number of complete trials would. Forgetting is the mean loss against the base on general items for
+validation, which share no item, question or cluster with a suite's test. Points along a training answer the
+target's validation rows, and general items of the half that a rescue searches.
 Source: the tree-structured Parzen estimator of Bergstra et al. 2011, *Algorithms for Hyper-Parameter
 Optimization*, and the pruners of Optuna (Akiba et al. 2019, arXiv:1907.10902)
 """
@@ -52,12 +52,12 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
 
 
-_RANDOM = 5  # first trials; each is a training, so half of what Optuna does
+_RANDOM = 5  # initial random trials; half of Optuna's number, as each is a training
 _MOST_REPEATS = 100  # consecutive repeated proposals after which the space counts as exhausted
-_DIGITS = 3  # of a proposed number, so that it can be read and written again
+_DIGITS = 3  # significant digits of a proposed number, short enough to copy
 
 
-ShouldPrune = Callable[[int, float], bool]  # by the number of a tracked point and its score
+ShouldPrune = Callable[[int, float], bool]  # arguments: the number of a tracked point, and its score
 
 
 class TrialProposal(NamedTuple):
@@ -70,7 +70,7 @@ class TrialProposal(NamedTuple):
 def proposals(
     candidate: ResolvedCandidate, seed: int, sign: int, tried: Sequence[Trial]
 ) -> Iterator[TrialProposal]:
-    """Yield the points to try; before the next one, `tried` ends with the trial of the last.
+    """Yield the points to try; the caller appends the trial of each point to `tried`.
 
     `sign` is −1 if lower is better. Repeated proposals of a prompt search are not trials.
     """
@@ -85,44 +85,44 @@ def proposals(
     for name, values in source.search.items():
         span = span_of(values) if is_span(values) else None
         if span is None:
-            space[name] = CategoricalDistribution(range(len(values)))  # by place: a value may be a list
+            space[name] = CategoricalDistribution(range(len(values)))  # by index, as a value may be a list
         elif span.is_whole:
             space[name] = IntDistribution(int(span.low), int(span.high), log=span.is_log)
         else:
             space[name] = FloatDistribution(span.low, span.high, log=span.is_log)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM)
-    # The name decides Hyperband's brackets, and would be drawn.
+    # Hyperband's brackets depend on the name, which is random by default.
     study = optuna.create_study(
         study_name="search", direction="maximize", sampler=sampler, pruner=_pruner(source)
     )
 
-    def should_prune(trial: optuna.Trial, place: int, score: float) -> bool:
-        trial.report(sign * score, place)
+    def should_prune(trial: optuna.Trial, step: int, score: float) -> bool:
+        trial.report(sign * score, step)
         return bool(trial.should_prune())
 
     n_points = source.track.points if source.prune and source.track else 1
-    left, n_repeats = source.trials * n_points, 0
-    while left >= n_points and n_repeats < _MOST_REPEATS:
+    points_left, n_repeats = source.trials * n_points, 0
+    while points_left >= n_points and n_repeats < _MOST_REPEATS:
         proposed = study.ask(space)
         point = {name: _value(values, proposed.params[name]) for name, values in source.search.items()}
-        before = None if counts_repeats else next((one for one in tried if one.params == point), None)
-        if before:  # its answers are known: no trial is spent on it
-            _tell(study, proposed, before, sign)
+        same_trial = None if counts_repeats else next((t for t in tried if t.params == point), None)
+        if same_trial:  # its result is known, so it costs no trial
+            _tell(study, proposed, same_trial, sign)
             n_repeats += 1
             continue
         yield TrialProposal(point, partial(should_prune, proposed) if source.prune else None)
-        *earlier, found = tried
-        if not counts_repeats and found.asked and any(one.asked == found.asked for one in earlier):
-            n_repeats += 1  # the same prompt, written in another way
+        *earlier, last = tried
+        if not counts_repeats and last.asked and any(t.asked == last.asked for t in earlier):
+            n_repeats += 1  # the same prompt in other words of the recipe
         else:
             n_repeats = 0
-            left -= len(found.points) if found.is_pruned else n_points
-        _tell(study, proposed, found, sign)
+            points_left -= len(last.points) if last.is_pruned else n_points
+        _tell(study, proposed, last, sign)
 
 
 def searcher(source: Recipe) -> str:
-    """Name what proposes the points of a search, and what prunes them."""
+    """Name the sampler of a search, and its pruners."""
     pruned = "".join(f", pruned by its {_pruner_class(name).__name__}" for name in source.prune)
     return f"TPE of Optuna {version('optuna')}{pruned}"
 
@@ -130,7 +130,7 @@ def searcher(source: Recipe) -> str:
 def search_problems(
     suites: Sequence[MeasuredTask], seed: int, candidate: ResolvedCandidate
 ) -> Iterator[Problem]:
-    """Yield that a search lacks its package, its pruner, items to measure forgetting on, or checkpoints."""
+    """Yield a problem if a search lacks its package, a valid pruner, general items, or checkpoints."""
     where, recipe, bound = f"candidate {candidate.name}", candidate.recipe, candidate.recipe.subject_to
     if recipe.track and not (candidate.method.trains and candidate.method.makes_language_model):
         found = f"track with the method {recipe.method}, which keeps no weights along its training"
@@ -149,30 +149,30 @@ def search_problems(
         try:
             _pruner(source)
         except (ArithmeticError, TypeError, ValueError) as error:
-            ((name, given),) = source.prune.items()
-            found = f"prune: {{{name}: {given}}} ({str(error).partition('__init__() ')[2] or error})"
+            ((name, pruner_params),) = source.prune.items()
+            found = f"prune: {{{name}: {pruner_params}}} ({str(error).partition('__init__() ')[2] or error})"
             expected = f"parameters of Optuna's {_pruner_class(name).__name__}"
             yield Problem(where, found, expected, "see optuna.readthedocs.io")
 
 
-def _tell(study: "optuna.Study", proposed: "optuna.Trial", found: Trial, sign: int) -> None:
+def _tell(study: "optuna.Study", proposed: "optuna.Trial", finished_trial: Trial, sign: int) -> None:
     from optuna.trial import TrialState
 
-    if found.forgetting is not None and found.most_forgetting is not None:
-        proposed.set_constraint("forgetting", found.forgetting - found.most_forgetting)
-    if found.is_pruned:
+    if finished_trial.forgetting is not None and finished_trial.most_forgetting is not None:
+        proposed.set_constraint("forgetting", finished_trial.forgetting - finished_trial.most_forgetting)
+    if finished_trial.is_pruned:
         study.tell(proposed, state=TrialState.PRUNED)
-    elif found.validation is None:
+    elif finished_trial.validation is None:
         study.tell(proposed, state=TrialState.FAIL)
     else:
-        study.tell(proposed, sign * found.validation)
+        study.tell(proposed, sign * finished_trial.validation)
 
 
 def _pruner_class(name: str) -> "type[BasePruner]":
     from optuna import pruners
 
-    found: type[BasePruner] = getattr(pruners, f"{name.title().replace('_', '')}Pruner")
-    return found
+    pruner_class: type[BasePruner] = getattr(pruners, f"{name.title().replace('_', '')}Pruner")
+    return pruner_class
 
 
 def _pruner(source: Recipe) -> "BasePruner":
@@ -180,12 +180,12 @@ def _pruner(source: Recipe) -> "BasePruner":
 
     if not source.prune or not source.track:
         return optuna.pruners.NopPruner()
-    ((name, given),) = source.prune.items()
+    ((name, pruner_params),) = source.prune.items()
     resource = {
         "successive_halving": {"min_resource": 1},
         "hyperband": {"min_resource": 1, "max_resource": source.track.points},
     }
-    return _pruner_class(name)(**{**resource.get(name, {}), **given})
+    return _pruner_class(name)(**{**resource.get(name, {}), **pruner_params})
 
 
 def _value(values: Sequence[Any], proposed: Any) -> Any:
@@ -198,7 +198,7 @@ def _value(values: Sequence[Any], proposed: Any) -> Any:
 
 
 def validate(session: Session, trial: ResolvedCandidate, weights: Weights) -> tuple[float, str]:
-    """Return a trial's score on the target's validation rows, and the digest of the prompts that it sent.
+    """Return a trial's score on the target's validation rows, and the digest of its prompts.
 
     Raises CandidateFailed if no answer can be scored, NotStored if some are missing on a read-only session.
     """
@@ -216,39 +216,39 @@ def validate(session: Session, trial: ResolvedCandidate, weights: Weights) -> tu
 
 
 def digest_prompts(weights_digest: str, recipe: Recipe, answered: Sequence[SampleResult]) -> str:
-    """Digest the prompts of a recipe as they were sent and answered; empty if a prompt is not known."""
+    """Digest the prompts of a recipe as sent and answered; empty if any prompt is unknown."""
     prompts = [row.prompt_digest for row in answered]
-    drawn = recipe.sampling.model_dump(mode="json") if recipe.sampling else {}
-    return digest([weights_digest, recipe.answer, drawn, prompts]) if prompts and all(prompts) else ""
+    sampling = recipe.sampling.model_dump(mode="json") if recipe.sampling else {}
+    return digest([weights_digest, recipe.answer, sampling, prompts]) if prompts and all(prompts) else ""
 
 
 def mean_score(metric: Metric, rows: Iterable[SampleResult]) -> float | None:
-    """Return the score of rows (None without any); a failed answer has the metric's worst value, if any."""
+    """Return the score of rows (None without any); failed answers get the metric's worst value, if any."""
     parts = []
     for row in rows:
         scored = row.parts.get(metric.name)
         if scored is None and (row.status == "error" or row.error):
-            known = extremes(metric, row.references)
-            scored = known.worst if known else None
+            bounds = extremes(metric, row.references)
+            scored = bounds.worst if bounds else None
         parts += [scored] if scored is not None else []
     return float(metric.aggregate(np.array(parts), np.ones(len(parts)))) if parts else None
 
 
 _KEPT = "forgetting.json"
-_FEW = 10  # items of a task
+_FEW = 10  # minimum items of a task
 
 
 def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weights, bound: SubjectTo) -> float:
-    """Return by how much weights are worse than their base.
+    """Return how much worse the weights are than their base on general items.
 
     Raises NotStored if answers are missing and the session only reads, SharedFailure if no task counts.
     """
     assert weights.folder
-    tasks, kept = general_items(session.suites, session.first_seed, bound.items), weights.folder / _KEPT
+    tasks, file = general_items(session.suites, session.first_seed, bound.items), weights.folder / _KEPT
     arms = [suite_sets(session, arm_weights, tasks) for arm_weights in (base_weights(trial.base), weights)]
     key = digest([rows.identity.digest for arm in arms for rows in arm])
-    known: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
-    if key not in known:
+    forgetting_by_key: dict[str, float] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    if key not in forgetting_by_key:
         session.refuse_if_reading("answers to general items for validation")
         for arm_weights, sets in zip((base_weights(trial.base), weights), arms, strict=True):
             base = None if arm_weights.digest == trial.base.weights_digest else trial.base
@@ -268,26 +268,26 @@ def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weight
             n = sum(m.size("test") for m in tasks)
             found = f"subject_to: of {n} general items for validation no task shows what the base can lose"
             raise SharedFailure(found, "more items for validation, or tasks that the base is better at")
-        known[key] = -mean_change(changes).score
-        write_whole(session.store, kept, json.dumps(known))
-    return known[key]
+        forgetting_by_key[key] = -mean_change(changes).score
+        write_whole(session.store, file, json.dumps(forgetting_by_key))
+    return forgetting_by_key[key]
 
 
 def _compare_capability(
     measured: MeasuredTask, base: Sequence[SampleResult], new: Sequence[SampleResult]
 ) -> Comparison:
-    # As a share of the metric's range.
-    found = comparison.compare_rows(measured.primary, base, new, base_errors="bounds")
-    return rescale(found, measured.primary.range.span)
+    # Compares two arms of a task, as a share of the metric's range.
+    difference = comparison.compare_rows(measured.primary, base, new, base_errors="bounds")
+    return rescale(difference, measured.primary.range.span)
 
 
 def general_items(suites: Sequence[MeasuredTask], seed: int, n_items: int) -> list[MeasuredTask]:
-    """Return the capability tasks with as many items for validation, evenly over those that have some.
+    """Return the capability tasks with `n_items` spare items for validation, spread evenly.
 
-    A task of fewer than ten counts only if all have fewer, because each task weighs the same.
+    Tasks with fewer than ten spare items count only if all have fewer, because tasks weigh the same.
     """
-    whole = [m for m in suites if not m.task.lm_eval]
-    tests = {m.task.name: load_task(m.task, seed).test for m in whole}
+    tasks = [m for m in suites if not m.task.lm_eval]
+    tests = {m.task.name: load_task(m.task, seed).test for m in tasks}
     clusters = {e.cluster for examples in tests.values() for e in examples if e.cluster != e.id}
     questions = {question_of(e) for examples in tests.values() for e in examples}
     ids = {name: {e.id for e in examples} for name, examples in tests.items()}
@@ -300,37 +300,37 @@ def general_items(suites: Sequence[MeasuredTask], seed: int, n_items: int) -> li
             and row.example.cluster not in clusters
             and question_of(row.example) not in questions
         ]
-        for m in whole
+        for m in tasks
         if m.role == "capability"
     }
-    least = min(_FEW, max(map(len, spare.values()), default=0)) or 1
-    having = [m for m in whole if len(spare.get(m.task.name, ())) >= least]
-    each = -(-n_items // max(1, len(having)))
+    min_items = min(_FEW, max(map(len, spare.values()), default=0)) or 1
+    tasks_with_items = [m for m in tasks if len(spare.get(m.task.name, ())) >= min_items]
+    n_each = -(-n_items // max(1, len(tasks_with_items)))
     limited = []
-    for m in having:
+    for m in tasks_with_items:
         of_task = spare[m.task.name]
         validation = {row.example.id for row in m.items.evaluated.get("validation", ())}
-        own = [e for e in of_task if e.id in validation] or of_task
-        drawn = sorted(own, key=lambda e: (digest([seed, e.cluster]), e.id))[:each]
-        items = replace(m.items, test=tuple(sorted(drawn, key=lambda e: e.id)))
+        validation_items = [e for e in of_task if e.id in validation] or of_task
+        drawn_items = sorted(validation_items, key=lambda e: (digest([seed, e.cluster]), e.id))[:n_each]
+        items = replace(m.items, test=tuple(sorted(drawn_items, key=lambda e: e.id)))
         versions = {**m.versions, "test": task_version(m.task, items, "test")}  # which names the items
         limited.append(m._replace(items=items, versions=versions, weights=None))
     return limited
 
 
 def read_kept_points(candidate: ResolvedCandidate, folder: Path | None) -> dict[int, Weights]:
-    """Read the weights that were kept along a training, by step, in the folder of its weights or its job."""
+    """Read the weights kept along a training, by step, from the folder of its weights or its job."""
     points = map_tracked_folders(folder / TRACKED) if candidate.source.track and folder else {}
-    found = {step: read_weights(candidate, point) for step, point in points.items()}
-    return {step: weights for step, weights in found.items() if weights}
+    weights_by_step = {step: read_weights(candidate, point) for step, point in points.items()}
+    return {step: weights for step, weights in weights_by_step.items() if weights}
 
 
 def measure_points(
     session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int, base_rows: Mapping[str, str]
 ) -> tuple[TrackedPoint, ...]:
-    """Measure the points along a training; `base_rows` are the base's row sets of each task of the suites."""
-    source, kept = candidate.source, read_kept_points(candidate, weights.folder)
-    if not source.track or not kept:
+    """Measure the points along a training; `base_rows` maps the suites' tasks to the base's row sets."""
+    source, weights_by_step = candidate.source, read_kept_points(candidate, weights.folder)
+    if not source.track or not weights_by_step:
         return ()
     measured, general_seed = [m for m in session.suites if m.task.name in base_rows], session.first_seed
     rows = {
@@ -340,23 +340,26 @@ def measure_points(
         Measurement(m.task, m.role, m.suite, m.metrics, rows[m.task.name], rows[m.task.name])
         for m in measured
     ]
-    part = cut_to_half(alike, split(rows, general_seed), "search")
-    counting = name_admitted_tasks(part)
-    base_rows_of = {m.task.name: m.base for m in part if m.task.name in counting}
-    each, sampled = -(-source.track.items // max(1, len(base_rows_of))), []
+    search_half = cut_to_half(alike, split(rows, general_seed), "search")
+    counting = name_admitted_tasks(search_half)
+    base_rows_of = {m.task.name: m.base for m in search_half if m.task.name in counting}
+    n_each, sampled = -(-source.track.items // max(1, len(base_rows_of))), []
     for m in (m for m in measured if m.task.name in base_rows_of):
         of_task = base_rows_of[m.task.name]
         order = {row.example_id: digest([general_seed, cluster_name(row)]) for row in of_task}
-        base = sorted(of_task, key=lambda row: (order[row.example_id], row.example_id))[:each]
+        base = sorted(of_task, key=lambda row: (order[row.example_id], row.example_id))[:n_each]
         ids = sorted(row.example_id for row in base)
         items = replace(m.items, test=tuple(e for e in m.items.test if e.id in set(ids)))
         versions = {**m.versions, "test": digest([m.versions["test"], ids])}  # which names the items
         sampled.append((m._replace(items=items, versions=versions, weights=None), base))
-    return tuple(measure_point(session, candidate, step, made, seed, sampled) for step, made in kept.items())
+    return tuple(
+        measure_point(session, candidate, step, point_weights, seed, sampled)
+        for step, point_weights in weights_by_step.items()
+    )
 
 
 def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
-    """Estimate the tokens and steps one fit trains on; methods without epochs train no language model."""
+    """Estimate the tokens and steps of one fit; zero for methods that do not train."""
     method = plugins.method(source.method)
     if not method.trains:
         return costs.Work()
@@ -364,7 +367,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
     items, step = session.training_data(source).items, session.prompting_step(source, seed)
     base = session.sources.get(source.base_model or "", session.source)
-    n_answers = getattr(params, "num_generations", 1)  # drawn for each row, and rows of the training
+    n_answers = getattr(params, "num_generations", 1)  # sampled per row; each is a training row
     n_rows = len(items.pairs if method.draws_from == "pairs" else items.train) * n_answers
     epochs = params.num_train_epochs
     if params.max_steps > 0:
@@ -395,7 +398,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
 
 
 def estimate_tracking(session: Session, source: Recipe) -> Work:
-    """Estimate what the points along a training answer."""
+    """Estimate the work of the answers at the points along a training."""
     if not source.track:
         return Work()
     base = base_weights(session.source)
@@ -412,15 +415,15 @@ def measure_point(
     session: Session,
     candidate: ResolvedCandidate,
     step: int,
-    made: Weights,
+    weights: Weights,
     seed: int,
     sampled: Sequence[tuple[MeasuredTask, list[SampleResult]]] = (),
 ) -> TrackedPoint:
-    """Measure weights at a step on the target's validation rows, and on sampled general items."""
-    validation = target_sets(session, candidate.source, made, seed)[0]
-    general = suite_sets(session, made, [measured for measured, _ in sampled])
+    """Measure the weights at a step on the target's validation rows, and on sampled general items."""
+    validation = target_sets(session, candidate.source, weights, seed)[0]
+    general = suite_sets(session, weights, [measured for measured, _ in sampled])
     name = f"{candidate.source_name} at step {step}"
-    answer_and_score(session, made, [validation, *general], name, candidate.base)
+    answer_and_score(session, weights, [validation, *general], name, candidate.base)
     target = mean_score(session.target.primary, validation.read(session.store))
     if not sampled:
         return TrackedPoint(step=step, target=target)

@@ -1,10 +1,10 @@
-"""Worker of a comparison: claims a ready step of its plan, makes it, and repeats until none is left.
+"""Worker of a comparison: claims a ready step of the plan, carries it out, and repeats until none is left.
 
     runs/.workers/<id>/plan.pickle      experiment, plan and machine, while workers need them
     runs/.workers/<id>/journal          outcomes of the steps
 
-Invariant: a worker computes only with the code, packages, processor, threads, models and data of the command;
-it writes rows, weights and measurements under their usual names, but never the index.
+Invariant: a worker computes only with the command's code, packages, processor, threads, models and data. It
+writes rows, weights and measurements under their usual names, but never the index.
 """
 
 import json
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 class Step(NamedTuple):
     """Work for one worker: a base's answers, its control arm, a trial or fit of weights, or a run's answers.
 
-    `name` is a candidate's, or the weights digest of a base. Answers are every `parts`-th row set from `part`
-    on; `part` of a trial is the point of the sweep.
+    `name` is a candidate's name or a base's weights digest. A step answers every `parts`-th row set from
+    `part` on; `part` of a trial is the index of its point in the sweep.
     """
 
     kind: Literal["base", "control", "trial", "fit", "answer"]
@@ -61,7 +61,7 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Steps with the steps that each waits for, and the steps of each run by candidate and seed."""
+    """Steps with their prerequisites, and the steps of each run by candidate and seed."""
 
     needs: dict[Step, tuple[Step, ...]]
     rests_on: dict[tuple[str, int], tuple[Step, ...]]
@@ -78,7 +78,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 
 
 class Outcome(NamedTuple):
-    """Outcome of a step: the id of a control arm, an encoded error, and the files that others need."""
+    """Outcome of a step: the id of a control arm, an encoded error, and files that other steps need."""
 
     value: str = ""
     error: tuple[str, list[Any]] | None = None
@@ -88,15 +88,15 @@ class Outcome(NamedTuple):
 class Journal:
     """State of a plan when last read.
 
-    `ready` are the steps that can start, in the plan's order; `failed` includes steps that needed a failed
-    one. `n_begun` counts starts of a step without an outcome. `refusal` is bad input that would stop every
-    step. `files` maps ended steps to the files of them and their needs.
+    `ready` are the steps that can start, in the plan's order. `failed` includes steps that needed a failed
+    one. `n_begun` counts starts of each step. `refusal` is an input error that stops every step. `files` maps
+    ended steps to their files and those of their prerequisites.
     """
 
     def __init__(self, file: Path, plan: Plan) -> None:
         self.plan, self.file, self._n_read = plan, file, 0
         self._steps = list(plan.needs)
-        self._places = {step: place for place, step in enumerate(self._steps)}
+        self._places = {step: index for index, step in enumerate(self._steps)}
         self.outcomes, self.failed = dict[Step, Outcome](), dict[Step, Exception]()
         self.files, self.ready = dict[Step, tuple[str, ...]](), dict[Step, None]()
         self.n_begun: Counter[Step] = Counter()
@@ -107,17 +107,17 @@ class Journal:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to make."""
+        """Whether no step is left."""
         return self.refusal is not None or not self._order.is_active()
 
     @property
     def controls(self) -> dict[str, str]:
         """The control arms that were measured, by base."""
-        made = (item for item in self.outcomes.items() if item[0].kind == "control")
-        return {step.name: outcome.value for step, outcome in made if outcome.error is None}
+        control_outcomes = (item for item in self.outcomes.items() if item[0].kind == "control")
+        return {step.name: outcome.value for step, outcome in control_outcomes if outcome.error is None}
 
     def read(self) -> None:
-        """Read the whole lines that were appended since; one that was cut short by a kill is skipped."""
+        """Read the complete lines appended since the last call; lines that a kill truncated are skipped."""
         ended, entries, lines = list[Step](), list[Any](), b""
         if self.file.exists():
             with self.file.open("rb") as file:
@@ -163,7 +163,7 @@ class Journal:
                 return
 
     def claim(self, locks: Path) -> "tuple[Step, BaseFileLock] | None":
-        """Claim the first step that is ready and that no other worker has; a killed worker's claim ends."""
+        """Claim the first ready step that no other worker holds; the claim of a killed worker ends."""
         from filelock import FileLock, Timeout
 
         locks.mkdir(exist_ok=True)
@@ -185,7 +185,7 @@ class Journal:
 
 
 def append(file: Path, *entry: Any) -> None:
-    """Append a line to a journal, also after one that was cut short."""
+    """Append a line to a journal, also after a truncated line."""
     from filelock import FileLock
 
     with FileLock(file.with_suffix(".lock")), file.open("a+b") as journal:
@@ -197,13 +197,13 @@ def append(file: Path, *entry: Any) -> None:
 
 
 def wait_for_files(folder: Path, names: Sequence[str], patience_s: float = PATIENCE_S) -> None:
-    """Wait until this machine sees files below a folder; raises CandidateFailed if it does not in time."""
+    """Wait until this machine sees files below a folder; raises CandidateFailed after the timeout."""
     end, pause = time.monotonic() + patience_s, _FIRST_WAIT_S
     while unseen := [name for name in names if not (folder / name).exists()]:
         if time.monotonic() > end:
             found = f"{folder / unseen[0]}, which a worker wrote, is not seen here after {PATIENCE_S:.0f} s"
             raise CandidateFailed(found, "a smaller acdirmax where the file system of the runs is mounted")
-        # Listing the parent folders asks the server; a single name may come from a cache.
+        # Listing the parent folders queries the server; single names may come from a cache.
         for parent in {parent for name in unseen for parent in Path(name).parents}:
             with suppress(OSError):
                 os.listdir(folder / parent)  # noqa: PTH208
@@ -216,7 +216,7 @@ WORKERS, ASSIGNMENT, JOURNAL = ".workers", "plan.pickle", "journal"  # a folder 
 
 
 class Assignment(NamedTuple):
-    """Settings that workers are given; `state` must be the same there, `costs` of a pass lay out batches."""
+    """Settings for workers; their `state` must equal this one, and `costs` of passes lay out batches."""
 
     loaded: LoadedExperiment
     scope: Scope
@@ -229,7 +229,7 @@ class Assignment(NamedTuple):
 
 
 def name_assignment(at: store.Store) -> Path:
-    """Return the file of a new assignment in its own folder; those of killed commands are removed."""
+    """Return the file of a new assignment in its own folder; remove assignments of killed commands."""
     folder = at.folder.resolve() / WORKERS
     store.remove(at.folder, [at.folder / WORKERS])
     file = folder / uuid4().hex / ASSIGNMENT
@@ -240,52 +240,52 @@ def name_assignment(at: store.Store) -> Path:
 def write_assignment(
     file: Path, session: Session, loaded: LoadedExperiment, scope: Scope, plan: Plan, threads: int
 ) -> Journal:
-    """Write what workers need to know; returns the journal that they will write."""
+    """Write the assignment of the workers; return the journal that they will write."""
     machine = session.machine
     machine = machine._replace(name=cpu_name(threads)) if machine.device == "cpu" else machine
     state = _describe_state(session.sources, session.tasks, machine, threads)
     assignment = Assignment(loaded, scope, plan, machine, threads, Path.cwd(), state, list_known_costs())
-    # The code comes first: what other code wrote need not be readable.
+    # The code's digest comes first, because other code may not be able to read the rest.
     content = pickle.dumps(_code_digest()) + pickle.dumps(assignment)
-    part = file.with_suffix(".part")
-    part.write_bytes(content)
-    part.rename(file)
+    partial_file = file.with_suffix(".part")
+    partial_file.write_bytes(content)
+    partial_file.rename(file)
     return Journal(file.with_name(JOURNAL), plan)
 
 
 def find_assignment(runs: Path) -> Path:
-    """Find what the comparison that works in a runs folder has written for its workers."""
-    found = sorted(runs.resolve().glob(f"{WORKERS}/*/{ASSIGNMENT}"))
-    if not found:
+    """Find the assignment of the comparison that is running in a runs folder."""
+    assignments = sorted(runs.resolve().glob(f"{WORKERS}/*/{ASSIGNMENT}"))
+    if not assignments:
         step = "harness compare --executor local --workers 2, or name its runs folder"
         raise UserError(str(runs), "no comparison that has workers", "one at work there", step)
-    return found[-1]
+    return assignments[-1]
 
 
 def work(file: Path, *, reports: bool = True) -> None:
-    """Make the steps of an assignment until all are done or in progress elsewhere.
+    """Carry out the steps of an assignment until all are done or in progress elsewhere.
 
-    With `reports`, bad input is reported to the command, which then ends everything. Raises UserError if this
-    machine differs from the command's, or a step met bad input.
+    With `reports`, input errors are reported to the command, which then stops everything. Raises UserError if
+    this machine differs from the command's, or a step met an input error.
     """
     try:
-        given = _read_assignment(file)
-        session = _prepare(given)
+        assignment = _read_assignment(file)
+        session = _prepare(assignment)
     except UserError as error:
         if reports and file.exists():
             append(file.with_name(JOURNAL), "refused", *encode_error(error))
         raise
-    _Worker(session, Journal(file.with_name(JOURNAL), given.plan), file).pull()
+    _Worker(session, Journal(file.with_name(JOURNAL), assignment.plan), file).pull()
 
 
 class _Worker(NamedTuple):
-    # Makes the steps of the assignment in a file, and notes what became of them.
+    # Carries out the steps of an assignment, and records their outcomes.
     session: Session
     journal: Journal
     file: Path
 
     def pull(self) -> None:
-        # As long as the command that wrote the file is interested.
+        # The command removes the file when it needs no more results.
         journal, pause = self.journal, _FIRST_WAIT_S
         while self.file.exists() and not journal.is_over:
             if claimed := journal.claim(self.session.store.folder / store.CLAIMS):
@@ -296,7 +296,7 @@ class _Worker(NamedTuple):
                     lock.release()
                 pause = _FIRST_WAIT_S
             elif len(journal.files) + len(journal.ready) == len(journal.plan.needs):
-                return  # no step is left that waits for another one
+                return  # no step waits for another one
             else:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_WAIT_S)
@@ -311,7 +311,7 @@ class _Worker(NamedTuple):
         self.journal.note("begun", step)
         self.session.controls.update(self.journal.controls)
         candidate = self.session.candidates.get(step.name)
-        if step.kind == "fit" and candidate and candidate.source.sweep:  # its trials were earlier steps
+        if step.kind == "fit" and candidate and candidate.source.sweep:  # its trials were steps of their own
             self.session.searched.add(candidate.source_name)
         try:
             needed = (name for need in self.journal.plan.needs[step] for name in self.journal.files[need])
@@ -327,8 +327,8 @@ class _Worker(NamedTuple):
     def find_or_make(self, step: Step) -> Outcome:
         session, at = self.session, self.session.store
         if step.kind in ("base", "control"):
-            known = (source for candidate in session.candidates.values() for source in candidate.bases)
-            base = next(source for source in known if source.weights_digest == step.name)
+            bases = (source for candidate in session.candidates.values() for source in candidate.bases)
+            base = next(source for source in bases if source.weights_digest == step.name)
             if step.kind == "control":
                 measured = measure_control_once(session, base)
                 return self.outcome([store.control_file(at, measured)] if measured else [], measured)
@@ -340,8 +340,8 @@ class _Worker(NamedTuple):
         else:
             candidate = session.candidates[step.name]
             if step.kind == "trial":
-                made = make_trial(session, candidate, step.part)
-                return self.outcome([made.folder / FIT] if made and made.folder else [])
+                trial = make_trial(session, candidate, step.part)
+                return self.outcome([trial.folder / FIT] if trial and trial.folder else [])
             weights = ensure_weights(session, candidate, step.seed)
             if step.kind == "fit":
                 return self.outcome([weights.folder / FIT] if weights.folder else [])
@@ -352,51 +352,51 @@ class _Worker(NamedTuple):
             if lacking := self.find_unanswered(sets):
                 answer(session, weights, lacking, "", candidate.base)
         digests = [rows.answers.identity.digest for rows in sets]
-        for rows_digest in digests:  # blocks left by a worker that was killed at completion go
+        for rows_digest in digests:  # remove blocks of a worker killed at completion
             if (at.rows(rows_digest) / "blocks").exists():
                 with session.claim(rows_digest):
                     store.remove_merged_blocks(at, rows_digest)
         return self.outcome(map(at.parquet, digests))
 
     def outcome(self, files: Iterable[Path], value: str = "") -> Outcome:
-        own = self.session.store.folder
-        written = (file for file in files if file.is_relative_to(own) and file.exists())
-        return Outcome(value, files=tuple(str(file.relative_to(own)) for file in written))
+        store_folder = self.session.store.folder
+        written = (file for file in files if file.is_relative_to(store_folder) and file.exists())
+        return Outcome(value, files=tuple(str(file.relative_to(store_folder)) for file in written))
 
     def find_unanswered(self, sets: Sequence[RowSet]) -> list[RowSet]:
-        # What judges have yet to grade is graded where the command runs.
+        # Ungraded answers do not count, as the command grades them.
         lacking = rescore_stored(self.session, sets)
         return [rows for rows in lacking if not rows.answers.is_there(self.session.store)]
 
 
 def _read_assignment(file: Path) -> Assignment:
-    # Listing asks the server of a network file system, where looking for a name may ask its memory.
+    # Listing queries the server of a network file system; looking up a name may use a cache.
     if not file.parent.is_dir() or file.name not in os.listdir(file.parent):  # noqa: PTH208
         step = "keep the project on a file system that all workers see, under the same path"
         raise UserError(_worker_name(), f"no {file}", "the runs folder of the command", step)
     with file.open("rb") as content:
         _refuse_other({"code of harness": pickle.load(content)}, {"code of harness": _code_digest()})
-        given: Assignment = pickle.load(content)
-    return given
+        assignment: Assignment = pickle.load(content)
+    return assignment
 
 
-def _prepare(given: Assignment) -> Session:
-    os.chdir(given.folder)
-    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # before a library is loaded
+def _prepare(assignment: Assignment) -> Session:
+    os.chdir(assignment.folder)
+    os.environ["OMP_NUM_THREADS"] = str(assignment.threads)  # before a library is loaded
     quiet_libraries()
-    use_threads(given.threads)
-    learn_costs(given.costs)
-    session = prepare_session(given.loaded, given.scope, SilentProgress(), given.machine)
+    use_threads(assignment.threads)
+    learn_costs(assignment.costs)
+    session = prepare_session(assignment.loaded, assignment.scope, SilentProgress(), assignment.machine)
     session.is_worker = True
-    here = session.machine._replace(name=current_device(given.machine.device))
-    _refuse_other(given.state, _describe_state(session.sources, session.tasks, here, torch_threads()))
+    machine = session.machine._replace(name=current_device(assignment.machine.device))
+    _refuse_other(assignment.state, _describe_state(session.sources, session.tasks, machine, torch_threads()))
     return session
 
 
 def _describe_state(
     sources: Mapping[str, ModelSource], tasks: Iterable[MeasuredTask], machine: Machine, threads: int
 ) -> dict[str, str]:
-    """Describe what has to be the same on all workers, and where the command runs."""
+    """Describe the state that must be the same on all workers and where the command runs."""
     of_cpu = machine.device == "cpu"
     kernels = {f"CPU {name}": value for name, value in cpu_kernels().items()} if of_cpu else {}
     if "CPU flags" in kernels:

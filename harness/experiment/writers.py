@@ -4,7 +4,7 @@
                                             experiment, otherwise in the cache
 
 Invariant: an answer is written to disk before it is used, so an interruption loses at most running requests,
-and a prompt is sent once. After a failure, which is not stored, no request starts. Rows with an evaluated
+and each prompt is sent once. Failures are not stored, and no request starts after one. Rows with an evaluated
 question are refused before rows are written.
 """
 
@@ -41,10 +41,10 @@ from harness.store import Store, append_lines, read_lines
 
 
 class Writer(NamedTuple):
-    """Model that writes: its name, its identity, the place of its answers, and how to open it.
+    """Model that writes: name, identity, folder of its answers, and the function that opens it.
 
-    `price` returns the cost of answers in USD, `planned` that of reading and writing a number of tokens; None
-    if unknown. `num_concurrent` is the number of concurrent requests, None for a local model.
+    `price` returns the cost of answers in USD, `planned` the cost of reading and writing numbers of tokens;
+    None if unknown. `num_concurrent` is the number of concurrent requests, None for a local model.
     """
 
     name: str
@@ -59,9 +59,9 @@ class Writer(NamedTuple):
 
 
 def candidate_writer(session: Session, name: str, max_cost: float | None) -> Writer:
-    """Return a candidate of an experiment as a writer; missing weights are made.
+    """Return a candidate of an experiment as a writer; make missing weights.
 
-    Raises UserError if it generates no text, cannot be asked, or has no prices for a budget.
+    Raises UserError if it generates no text, cannot be reached, or has no prices for a budget.
     """
     candidate, seed = session.candidates[name], session.first_seed
     refuse_silent(candidate)
@@ -85,8 +85,10 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
         writer = endpoint_writer(settings, candidate.name, folder)
         if settings.protocol != "chat":
             how = {"protocol": settings.protocol, "template": candidate.base.template_digest, "chat": chat}
-            identity, own = {**writer.identity, **how}, settings.weights_digest
-            writer = writer._replace(identity=identity, opened=open_candidate, chat=chat, weights_digest=own)
+            identity, weights_digest = {**writer.identity, **how}, settings.weights_digest
+            writer = writer._replace(
+                identity=identity, opened=open_candidate, chat=chat, weights_digest=weights_digest
+            )
         if max_cost is not None and writer.planned(1, 1) is None:
             found = f"{name}, an endpoint without prices"
             step = "usd_per_million_tokens: {input: …, output: …} among its params"
@@ -117,12 +119,14 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
         seconds = session.seconds(costs.Work(round(read), round(generated)), base)
         return costs.price_usd(seconds, machine.device, hour)
 
-    known = weights.digest
-    return Writer(name, identity, folder, open_candidate, price, estimate_usd, chat, weights_digest=known)
+    weights_digest = weights.digest
+    return Writer(
+        name, identity, folder, open_candidate, price, estimate_usd, chat, weights_digest=weights_digest
+    )
 
 
 def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = None) -> Writer:
-    """Return an endpoint as a writer, asked by chat; without a folder its answers are in the cache."""
+    """Return an endpoint as a writer by the chat protocol; without a folder its answers are in the cache."""
     prices, by_chat = settings.usd_per_million_tokens, settings.model_copy(update={"protocol": "chat"})
 
     @contextmanager
@@ -156,7 +160,7 @@ def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = No
 
 
 def write_question(example: Example) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the fields of a new row as harness reads them: id and question, and its cluster and slice."""
+    """Return the fields of a new row: its id and question, and its cluster and slice."""
     is_prompt = len(example.messages) == 1 and example.messages[0]["role"] == "user"
     row: dict[str, Any] = {"id": example.id}
     row |= {"prompt": example.prompt} if is_prompt else {"messages": list(example.messages)}
@@ -165,15 +169,15 @@ def write_question(example: Example) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def draw_prompts(rows: Sequence[SourcedExample], n: int | None, seed: int) -> list[SourcedExample]:
-    """Draw at most n of the rows whose prompts are sent, in the order of the file."""
+    """Sample at most n rows whose prompts are sent, in the order of the file."""
     ids = {example.id for example in splits.draw(rows, n, random.Random(f"{seed}/prompts"))}
     return [row for row in rows if row.example.id in ids]
 
 
 def list_evaluated(tasks: Sequence[MeasuredTask]) -> list[SourcedExample]:
-    """List the evaluated rows of all tasks; the first one is the target."""
-    own = [row for rows in tasks[0].items.evaluated.values() for row in rows]
-    return own + [row for m in tasks[1:] for row in m.items.list_sourced("test")]
+    """List the evaluated rows of all tasks; the first task is the target."""
+    target_rows = [row for rows in tasks[0].items.evaluated.values() for row in rows]
+    return target_rows + [row for m in tasks[1:] for row in m.items.list_sourced("test")]
 
 
 def check_contamination(
@@ -181,20 +185,20 @@ def check_contamination(
 ) -> tuple[str, ...]:
     """Compare the rows' questions with all evaluated ones; return notes on reworded matches.
 
-    The first task is the target; `file` is the present or future file of the rows. Raises UserError if a row
+    The first task is the target; `file` is the existing or future file of the rows. Raises UserError if a row
     has an evaluated question.
     """
     items, task = tasks[0].items, tasks[0].task
     evaluated = [row for split_rows in items.evaluated.values() for row in split_rows]
-    shown = display_path(file)
-    if found := find_contaminated_rows(rows, evaluated, task.kind == "choice"):
-        raise UserError(contamination.problems(found, shown, "leave the row out"))
+    shown_file = display_path(file)
+    if contaminated := find_contaminated_rows(rows, evaluated, task.kind == "choice"):
+        raise UserError(contamination.problems(contaminated, shown_file, "leave the row out"))
     examples = tuple(row.example for row in rows)
     places = {**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}}
     train, pairs = (examples, ()) if part == "train" else ((), examples)
-    own = replace(items, train=train, pairs=pairs, places=places)
-    others = {m.task.name: m.items for m in tasks[1:]}
-    return refuse_or_note(task, {**others, task.name: own}, {}, {part: shown}).overlap
+    checked_items = replace(items, train=train, pairs=pairs, places=places)
+    other_items = {m.task.name: m.items for m in tasks[1:]}
+    return refuse_or_note(task, {**other_items, task.name: checked_items}, {}, {part: shown_file}).overlap
 
 
 def record_contamination(tasks: Sequence[MeasuredTask], notes: Sequence[str]) -> dict[str, Any]:
@@ -203,7 +207,7 @@ def record_contamination(tasks: Sequence[MeasuredTask], notes: Sequence[str]) ->
 
 
 class PromptRequest(NamedTuple):
-    """A prompt with what its answer depends on: how it is decoded, and the seed of a drawn answer."""
+    """A prompt with its decoding limits, and the seed if its answer is sampled."""
 
     messages: tuple[Message, ...]
     limits: Limits
@@ -218,7 +222,7 @@ class PromptRequest(NamedTuple):
 
 
 class AnswerBook:
-    """Answers of one model in a folder; `identity` is all that they depend on besides the prompt."""
+    """Stored answers of one model; `identity` holds all that they depend on besides the prompt."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.path, self.known = folder / f"{digest(dict(identity))}.jsonl", dict[str, Output]()
@@ -229,7 +233,7 @@ class AnswerBook:
                     self.known.setdefault(key, Output(*fields))
 
     def keep(self, answers: Mapping[str, Output]) -> dict[str, Output]:
-        """Append answers by the keys of their prompts, except failed ones; returns those kept.
+        """Append answers by the keys of their prompts, except failed ones; return the appended answers.
 
         Raises HarnessError if the disk is full; earlier answers stay.
         """
@@ -243,12 +247,12 @@ class AnswerBook:
         return fresh
 
 
-_TOGETHER = 16  # prompts that a model here answers, and whose answers are kept, together
-TOO_LONG = "a prompt longer than the context"  # why an answer failed
+_TOGETHER = 16  # prompts that a local model answers, and that are stored, together
+TOO_LONG = "a prompt longer than the context"  # reason of a failed answer
 
 
 class WriterUsage(NamedTuple):
-    """Tokens, time and cost of answers in USD; None if unknown."""
+    """Tokens, time, and cost of answers in USD (None if unknown)."""
 
     n_prompt_tokens: int
     n_output_tokens: int
@@ -257,7 +261,7 @@ class WriterUsage(NamedTuple):
 
 
 class WriterPlan(NamedTuple):
-    """Upper bounds: requests, stored answers, tokens to read and write, and USD (None if unknown)."""
+    """Upper bounds of requests, tokens to read and write, and USD (None if unknown); `known` are stored."""
 
     requests: int
     known: int
@@ -267,8 +271,8 @@ class WriterPlan(NamedTuple):
 
     def __str__(self) -> str:
         """Render as one line."""
-        known = f", {count(self.known)} of them answered before" if self.known else ""
-        requests = f"{pluralize(self.requests, 'request')}{known}: some {count(self.read)} tokens read"
+        stored_text = f", {count(self.known)} of them answered before" if self.known else ""
+        requests = f"{pluralize(self.requests, 'request')}{stored_text}: some {count(self.read)} tokens read"
         priced = "at no known price" if self.cost_usd is None else f"at most {usd(self.cost_usd)} USD"
         return f"{requests}, at most {count(self.generated)} written, {priced}"
 
@@ -286,9 +290,9 @@ _Made = TypeVar("_Made")
 
 
 class PreparedRequests(NamedTuple, Generic[_Made]):
-    """Requests, counted before one is sent, and the function that sends them and makes something of them.
+    """Requests counted before they are sent, and the function that sends them and returns the result.
 
-    `make` raises CandidateFailed if the writer fails or costs too much, UserError if nothing can be made.
+    `make` raises CandidateFailed if the writer fails or costs too much, UserError if there is no result.
     """
 
     plan: WriterPlan
@@ -296,7 +300,7 @@ class PreparedRequests(NamedTuple, Generic[_Made]):
 
 
 def plan_requests(writer: Writer, requests: Sequence[PromptRequest]) -> WriterPlan:
-    """Count what the requests take, before one is sent."""
+    """Estimate requests, tokens and cost before anything is sent."""
     book, each = AnswerBook(writer.folder, writer.identity), {request.key: request for request in requests}
     new = [request for key, request in each.items() if key not in book.known]
     read, generated = sum(map(n_read, new)), sum(request.limits.max_new_tokens for request in new)
@@ -309,7 +313,7 @@ def n_read(request: PromptRequest) -> int:
 
 
 def sum_usage(writer: Writer, outputs: Sequence[Output]) -> WriterUsage:
-    """Add up what answers took."""
+    """Add up the tokens, time and cost of answers."""
     read, written = sum(o.n_prompt_tokens for o in outputs), sum(o.n_output_tokens for o in outputs)
     return WriterUsage(read, written, sum(o.compute_s for o in outputs), writer.price(outputs))
 
@@ -329,28 +333,28 @@ class BudgetedWriter:
 
     @property
     def usage(self) -> WriterUsage:
-        """Tokens and money that the answers so far took, those of the book with them."""
+        """Tokens, time and cost of the answers so far, including stored ones."""
         return sum_usage(self._writer, list(self._paid.values()))
 
     def answers(self, requests: Sequence[PromptRequest], label: str) -> list[Output]:
         """Return the answer to each prompt, including failed ones.
 
-        Raises CandidateFailed if the writer cannot be asked, or the budget is too small; what came is kept.
+        Raises CandidateFailed if the writer fails, or the budget is too small; received answers are kept.
         """
         by_key = {request.key: request for request in requests}
-        made = {key: self._book.known[key] for key in by_key if key in self._book.known}
-        self._paid |= made
-        if lacking := [request for key, request in by_key.items() if key not in made]:
-            self._request(lacking, made, label)
-        return [made[request.key] for request in requests]
+        answers = {key: self._book.known[key] for key in by_key if key in self._book.known}
+        self._paid |= answers
+        if lacking := [request for key, request in by_key.items() if key not in answers]:
+            self._request(lacking, answers, label)
+        return [answers[request.key] for request in requests]
 
-    def _request(self, lacking: Sequence[PromptRequest], made: dict[str, Output], label: str) -> None:
+    def _request(self, lacking: Sequence[PromptRequest], answers: dict[str, Output], label: str) -> None:
         n, failures, writer = self._writer.num_concurrent, list[CandidateFailed](), self._writer
         budget, paid = None, list(self._paid.values())
         if self._max_cost is not None:
             estimate = lambda *n: writer.planned(*n) or 0.0  # noqa: E731 (a closure over the writer)
             budget = Budget(self._max_cost, estimate, writer.price(paid), len(paid))
-        n_known, size = len(made), self._together if n is None else 1
+        n_known, size = len(answers), self._together if n is None else 1
         parts = [lacking[at : at + size] for at in range(0, len(lacking), size)]
         with self._writer.opened() as model, self._progress.stage(label) as advance:
 
@@ -360,14 +364,14 @@ class BudgetedWriter:
                         return
                     tokens = sum(map(n_read, part)), sum(prompt.limits.max_new_tokens for prompt in part)
                     with budget.reserve(*tokens) if budget else nullcontext() as spend:
-                        found = dict(zip([p.key for p in part], self._generate(model, part), strict=True))
+                        outputs = dict(zip([p.key for p in part], self._generate(model, part), strict=True))
                         with self._lock:
-                            kept = self._book.keep(found)
-                            made.update(found)
-                            advance(len(made) - n_known, len(lacking))
-                        self._paid |= kept
-                        if spend and kept:
-                            usage = sum_usage(writer, list(kept.values()))
+                            kept_answers = self._book.keep(outputs)
+                            answers.update(outputs)
+                            advance(len(answers) - n_known, len(lacking))
+                        self._paid |= kept_answers
+                        if spend and kept_answers:
+                            usage = sum_usage(writer, list(kept_answers.values()))
                             spend(usage.cost_usd, usage.n_prompt_tokens, usage.n_output_tokens)
                 except CandidateFailed as error:
                     failures.append(error)

@@ -1,7 +1,7 @@
 """Rows, preference pairs and system texts that a candidate writes, as a teacher or by its own answers.
 
-Invariant: no row or pair has an evaluated question, and a proposer is shown training rows only. The same
-weights, rows and seed give the same rows. Ties and truncated or unscored answers make no pair.
+Invariant: no row or pair has an evaluated question, and a proposer sees training rows only. The same weights,
+rows and seed give the same rows. Ties, and truncated or unscored answers, give no pair.
 Source: Kim and Rush 2016, https://arxiv.org/abs/1606.07947 (distillation); Zhou et al. 2023, arXiv:2211.01910
 (prompts from a few examples); Xu et al. 2023, arXiv:2312.16682 (pairs of the best and the worst of n samples)
 """
@@ -57,9 +57,9 @@ Answer:
 
 
 class Distillation(NamedTuple):
-    """Work of a teacher: the rows to answer, or by the instruction `rewrite` to rewrite, and limits.
+    """Request to a teacher to answer rows, or to rewrite their answers as `rewrite` says, with limits.
 
-    `prompts` is a file of rows that need no answer. `min_score` is by the target's metric.
+    `prompts` is a file of rows that need no answer. `min_score` is in the target's metric.
     """
 
     rewrite: str = ""
@@ -76,7 +76,7 @@ class Distillation(NamedTuple):
 def prepare_distillation(
     session: Session, name: str, request: Distillation, out: str
 ) -> writers.PreparedRequests[writers.MadeRows]:
-    """Find the rows for a candidate to answer or rewrite, and build its prompts; nothing is sent."""
+    """Read the rows for a candidate to answer or rewrite, and build its prompts; nothing is sent yet."""
     candidate, target, task = session.candidates[name], session.target, session.target.task
     refuse_folds(session.folds, "harness data distill", "in which every training row is tested too")
     if request.prompts and (request.rewrite or request.min_score is not None):
@@ -101,8 +101,8 @@ def prepare_distillation(
     rows = writers.draw_prompts(rows, request.n_rows, request.seed)
     writer = writers.candidate_writer(session, name, request.max_cost)
     step_to = session.prompting_step(candidate.recipe, session.first_seed)
-    most = request.max_new_tokens or task.max_new_tokens
-    limits = Limits(most, task.stop, request.temperature, request.top_p)
+    max_new_tokens = request.max_new_tokens or task.max_new_tokens
+    limits = Limits(max_new_tokens, task.stop, request.temperature, request.top_p)
     prompts = []
     for example in (row.example for row in rows):
         if request.rewrite:
@@ -148,7 +148,7 @@ def _distill(
                 if parts is not None:
                     score = float(metric.aggregate(np.array([parts]), np.ones(1)))
         scored += [] if score is None else [score]
-        if target.task.fields != Fields():  # in the columns that the task names
+        if target.task.fields != Fields():  # keeps the columns that the task names
             written = sources[where]
         else:
             question, groups = writers.write_question(example)
@@ -202,10 +202,10 @@ def _outcome(task: Task, row: Row, answer: Output, score: float | None, request:
         return drop(row, "an answer that is not a label of the task")
     if request.min_score is not None and score is not None and score < request.min_score:
         return drop(row, "an answer that scores below --min-score")
-    found = FIELD.fullmatch(task.fields.reference)
-    column = found[1] if found else "reference"
-    kept = {name: value for name, value in row.fields.items() if name != "references" or name == column}
-    fields = {**kept, column: labels.get(normalize(text), text)}
+    field_match = FIELD.fullmatch(task.fields.reference)
+    column = field_match[1] if field_match else "reference"
+    copied = {name: value for name, value in row.fields.items() if name != "references" or name == column}
+    fields = {**copied, column: labels.get(normalize(text), text)}
     reason = "rewritten by the teacher" if request.rewrite else "labelled by the teacher"
     return EditedRow(Row(row.where, fields), Change(row.where, "changed", (reason,)))
 
@@ -217,7 +217,7 @@ Write a system text for a language model that has to do this task.
 {examples}
 The text says what to do, which form the answer has, and what to watch out for. Begin it with: {start}
 Reply with the system text alone."""
-# So that greedy texts differ too.
+# Openings that make greedy texts differ.
 _STARTS = ("You are", "Read", "Your task is", "Answer", "Think about", "Given")
 
 
@@ -233,7 +233,7 @@ class PromptProposal(NamedTuple):
 
 
 class ProposedPrompts(NamedTuple):
-    """System texts, each once, with what they depend on and what they took."""
+    """Distinct system texts, with their provenance and cost."""
 
     texts: tuple[str, ...]
     provenance: dict[str, Any]
@@ -242,21 +242,21 @@ class ProposedPrompts(NamedTuple):
 def prepare_proposal(
     session: Session, name: str, request: PromptProposal
 ) -> writers.PreparedRequests[ProposedPrompts]:
-    """Sample the training rows to show to a proposer, and build its prompts; nothing is sent."""
+    """Sample the training rows to show to a proposer, and build its prompts; nothing is sent yet."""
     refuse_folds(session.folds, "harness data propose-prompts", "in which every training row is tested too")
     writer = writers.candidate_writer(session, name, request.max_cost)
     task, rows = session.target.task, session.target.items.train
     if not rows:
         found, step = "no training rows", "train: among its data; no other rows are shown to a proposer"
         raise UserError(f"task {task.name}", found, "rows that show the questions", step)
-    shown = random.Random(f"{request.seed}/proposals").sample(rows, min(request.n_examples, len(rows)))
+    shown_rows = random.Random(f"{request.seed}/proposals").sample(rows, min(request.n_examples, len(rows)))
     about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
     about += [f"Its present system text: {task.system}" if task.system else ""]
     examples = [
-        f"Example {i}:\n{e.question}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown, 1)
+        f"Example {i}:\n{e.question}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown_rows, 1)
     ]
     limits, prompts = Limits(request.max_new_tokens, (), request.temperature), []
-    for k in range(request.n):  # each text begins differently, and has its own seed
+    for k in range(request.n):  # each text has its own opening and seed
         content = _ASK.format(
             task="\n".join(filter(None, about)) or f"The task is called {task.name}.",
             examples="\n".join(examples),
@@ -264,7 +264,7 @@ def prepare_proposal(
         )
         seed = seed_of(request.seed, "proposal", k) if request.temperature else None
         prompts.append(writers.PromptRequest(({"role": "user", "content": content},), limits, seed))
-    make = partial(_propose, task, name, request, session.progress, writer, shown, prompts)
+    make = partial(_propose, task, name, request, session.progress, writer, shown_rows, prompts)
     return writers.PreparedRequests(writers.plan_requests(writer, prompts), make)
 
 
@@ -274,7 +274,7 @@ def _propose(
     request: PromptProposal,
     progress: Progress,
     writer: writers.Writer,
-    shown: Sequence[Example],
+    shown_rows: Sequence[Example],
     prompts: Sequence[writers.PromptRequest],
 ) -> ProposedPrompts:
     budgeted = writers.BudgetedWriter(writer, request.max_cost, progress)
@@ -295,7 +295,7 @@ def _propose(
         "proposer": name,
         "weights": writer.weights_digest,
         "task": task.name,
-        "examples": [example.id for example in shown],
+        "examples": [example.id for example in shown_rows],
         "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
         **request._asdict(),
         "spent": writers.sum_usage(writer, answers)._asdict(),
@@ -304,23 +304,21 @@ def _propose(
 
 
 class Ranking(NamedTuple):
-    """Ranking of answers by scores, with what they depend on, and their cost so far (None if unknown)."""
+    """Function that scores answers, with its provenance, and its cost so far (None if unknown)."""
 
     by: Mapping[str, Any]
     score: Callable[[Sequence[Example], Sequence[str]], Sequence[float | None]]
     cost_usd: Callable[[], float | None] = lambda: 0.0
 
 
-def open_ranking(
-    session: Session, written: str, left_usd: Callable[[], float | None] = lambda: None
-) -> Ranking:
-    """Open a ranking by a reward model, a judge (with `left_usd` for its grades), a metric or a file."""
-    name = metric_name(written) if written else session.target.primary.name
-    if candidate := session.candidates.get(written):
+def open_ranking(session: Session, rank: str, left_usd: Callable[[], float | None] = lambda: None) -> Ranking:
+    """Open a ranking by a reward model, a judge (`left_usd` is its budget), a metric or a file."""
+    name = metric_name(rank) if rank else session.target.primary.name
+    if candidate := session.candidates.get(rank):
         if candidate.method.answers:
-            able = " or ".join(plugins.methods(makes="reward"))
-            found = f"{written}, whose method {candidate.source.method} makes no reward model"
-            raise UserError("--rank", found, "a candidate that makes one", f"one with the method {able}")
+            methods = " or ".join(plugins.methods(makes="reward"))
+            found = f"{rank}, whose method {candidate.source.method} makes no reward model"
+            raise UserError("--rank", found, "a candidate that makes one", f"one with the method {methods}")
         weights = ensure_weights(session, candidate, session.first_seed)
         step = session.prompting_step(candidate.source, session.first_seed)
         assert weights.folder is not None, "a reward model is trained into a folder"
@@ -331,20 +329,20 @@ def open_ranking(
             prompts, chat = [step(example) for example in examples], session.target.task.chat_template
             return [*open_scorer(model, base, session.machine, chat)(prompts, answers)]
 
-        return Ranking({"reward": written, "weights": weights.digest}, score_by_model)
+        return Ranking({"reward": rank, "weights": weights.digest}, score_by_model)
     if name in session.target.judged:
         return _rank_by_judge(session, session.target.judged[name], left_usd)
-    known = {*plugins.names("metrics"), *session.target.judged}
-    known |= {other for other, candidate in session.candidates.items() if not candidate.method.answers}
-    if not is_path(written or name) and metric_plugin(written or name) not in known:
-        found, hint = f"unknown {written or name!r}", did_you_mean(written or name, known)
+    names = {*plugins.names("metrics"), *session.target.judged}
+    names |= {n for n, candidate in session.candidates.items() if not candidate.method.answers}
+    if not is_path(rank or name) and metric_plugin(rank or name) not in names:
+        found, hint = f"unknown {rank or name!r}", did_you_mean(rank or name, names)
         expected = "a metric, a Python file, a judge of the target, or a candidate that makes a reward model"
         raise UserError("--rank", found, expected, hint)
     task, where = session.target.task, "--rank"
-    refuse(reward_problems(written or name, task, session.target.items.train, where))
+    refuse(reward_problems(rank or name, task, session.target.items.train, where))
     unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
-    content = digest_code(Path(written)) if is_path(written) else metric_version(written or name, unspaced)
-    score = rewards_of(Reward(written=written or name, task=task))
+    content = digest_code(Path(rank)) if is_path(rank) else metric_version(rank or name, unspaced)
+    score = rewards_of(Reward(written=rank or name, task=task))
     return Ranking({"metric": name, "version": content}, score)
 
 
@@ -379,14 +377,14 @@ def _rank_by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[]
     return Ranking(by, score, lambda: account.cost_usd(session.machine.device, hour))
 
 
-_TOGETHER = 16  # prompts whose answers are drawn together
+_TOGETHER = 16  # prompts whose answers are sampled together
 _CUT = "answers cut at max_new_tokens"
 
 
 class Drawing(NamedTuple):
     """Sampling of answers: `samples` per prompt, ranked by `rank` (empty: the target's primary metric).
 
-    Scores that differ by at most `gap` are a tie. `max_cost` limits answers and grades together, in USD.
+    Scores within `gap` are a tie. `max_cost` limits answers and grades together, in USD.
     """
 
     samples: int = 4
@@ -459,8 +457,8 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> write
         "leak_check": writers.record_contamination(session.tasks, notes),
         "paid": paid,
     }
-    known = spent.cost_usd is not None and ranking_usd is not None
-    total = (spent.cost_usd or 0.0) + (ranking_usd or 0.0) if known else None
+    is_cost_known = spent.cost_usd is not None and ranking_usd is not None
+    total = (spent.cost_usd or 0.0) + (ranking_usd or 0.0) if is_cost_known else None
     files = () if draws_pairs else row_files(task, candidate.source)
     files = files or (task.data.source("train") or "",)
     edit = Edit("make", used, files, command="harness pairs make", cost_usd=total)
@@ -474,26 +472,26 @@ def _draw(
     step: Step,
     budgeted: writers.BudgetedWriter,
     examples: Sequence[Example],
-    by: Drawing,
+    draw: Drawing,
     name: str,
 ) -> list[tuple[list[str], str]]:
-    """Sample answers; return the distinct complete ones per example, and why others are missing."""
-    limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
+    """Sample answers; return the distinct complete ones per example, and the reason if too few."""
+    limits = Limits(draw.max_new_tokens or task.max_new_tokens, task.stop, draw.temperature, draw.top_p)
     requests = [
-        writers.PromptRequest(step(example).messages, limits, seed_of(by.seed, example.id, place))
+        writers.PromptRequest(step(example).messages, limits, seed_of(draw.seed, example.id, index))
         for example in examples
-        for place in range(by.samples)
+        for index in range(draw.samples)
     ]
     outputs = iter(budgeted.answers(requests, f"{pluralize(len(requests), 'answer')} of {name}"))
     answers = []
     for _ in examples:
-        drawn = [next(outputs) for _ in range(by.samples)]
-        kept = [o for o in drawn if o.finish_reason != "error" and o.text.strip()]
-        whole = [o for o in kept if task.truncated_scores or o.finish_reason != "length"]
+        samples = [next(outputs) for _ in range(draw.samples)]
+        valid_samples = [o for o in samples if o.finish_reason != "error" and o.text.strip()]
+        complete_samples = [o for o in valid_samples if task.truncated_scores or o.finish_reason != "length"]
         reason = "one answer only, sampled every time"
-        if all(o.error == writers.TOO_LONG for o in drawn):
+        if all(o.error == writers.TOO_LONG for o in samples):
             reason = writers.TOO_LONG
-        elif not whole:
-            reason = _CUT if kept else "answers that failed or are empty"
-        answers.append((list(dict.fromkeys(o.text.strip() for o in whole)), reason))
+        elif not complete_samples:
+            reason = _CUT if valid_samples else "answers that failed or are empty"
+        answers.append((list(dict.fromkeys(o.text.strip() for o in complete_samples)), reason))
     return answers

@@ -70,9 +70,9 @@ PRECISIONS = {"bf16": Bits(16, 16, 16), "fp16": Bits(16, 16, 16), "fp32": Bits(3
 class Format(NamedTuple):
     """Export format, as its file declares it.
 
-    `bits` has the types in which it can be written, `seconds` the fixed time and that per 1e9 parameters.
-    Without a `default` the type is the precision of the base's files. `problems(policy, type)` yields what is
-    missing here; `write(job, folder)` fills a new folder.
+    `bits` lists the possible types, `seconds` the fixed time and the time per 1e9 parameters. Without a
+    `default` the type is the precision of the base's files. `problems(policy, type)` yields what is missing
+    here; `write(job, folder)` fills a new folder.
     """
 
     bits: Mapping[str, Bits]
@@ -112,15 +112,15 @@ def plan_export(
     plugin: Format = plugins.load("exports", format).FORMAT
     candidate, weights = _find_weights(session, run)
     source = weights.source or session.source
-    wanted = quantization.lower() or plugin.default or stored_precision(source.path)
-    if wanted not in plugin.bits:
-        known = ", ".join(plugin.bits)
-        raise UserError("--quantize", quantization, known, did_you_mean(wanted, plugin.bits))
+    type_name = quantization.lower() or plugin.default or stored_precision(source.path)
+    if type_name not in plugin.bits:
+        type_names = ", ".join(plugin.bits)
+        raise UserError("--quantize", quantization, type_names, did_you_mean(type_name, plugin.bits))
     policy = session.experiment.export
-    refuse(plugin.problems(policy, wanted))
-    default = session.store.place("exports", run.run_id) / f"{format}-{wanted}"
+    refuse(plugin.problems(policy, type_name))
+    default = session.store.place("exports", run.run_id) / f"{format}-{type_name}"
     at_first, by_size = plugin.seconds
-    bits, shape = plugin.bits[wanted], hub.shape(source)
+    bits, shape = plugin.bits[type_name], hub.shape(source)
     embedded = min(shape.in_embeddings if shape else 0.0, source.n_parameters)
     by_rows = bits.others if shape and shape.hidden % 256 else bits.divided
     return ExportPlan(
@@ -129,7 +129,7 @@ def plan_export(
         weights,
         source,
         format,
-        wanted,
+        type_name,
         out.absolute() if out else default,
         policy,
         (embedded * bits.embedded + (source.n_parameters - embedded) * by_rows) / 8,
@@ -139,7 +139,7 @@ def plan_export(
 
 
 def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weights]:
-    where, again = f"run {run.run_id}", f"harness compare --candidates {run.candidate}, then export its run"
+    where, rerun = f"run {run.run_id}", f"harness compare --candidates {run.candidate}, then export its run"
     recipe = Recipe.model_validate(run.recipe)
     if recipe.weights_of and recipe.weights_of not in session.candidates:
         found = f"the weights of {recipe.weights_of}, which is not a candidate now"
@@ -149,13 +149,13 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
         kind = "an endpoint, which are not here" if candidate.is_remote else f"the kind {candidate.makes}"
         found = f"the method {run.method}, with weights of {kind}"
         raise UserError(where, found, _ONE, _OTHER)
-    # By the run's key, because data, precision or borrowed recipes may have changed since.
+    # Look weights up by the run's key: data, precision or borrowed recipes may have changed since.
     key = run.training.fit_key
     weights = base_weights(candidate.given) if candidate.given else None
     if weights is None and key:
         weights = read_weights(candidate, session.store.weights(key))
     if weights is None:
-        raise UserError(where, "no stored weights", "those that it answered with", again)
+        raise UserError(where, "no stored weights", "those that it answered with", rerun)
     if weights.kind not in _KINDS:
         found = f"weights of the kind {weights.kind}"
         raise UserError(where, found, _ONE, _OTHER)
@@ -172,7 +172,7 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
         if changed := [name for name in names if getattr(then, name) != getattr(now, name)]:
             found = f"another {', another '.join(changed)} of {validation.name} by today's files"
             raise UserError(
-                where, found, "prompts and limits that it answered by", f"put them back; or {again}"
+                where, found, "prompts and limits that it answered by", f"put them back; or {rerun}"
             )
     return candidate, weights
 
@@ -184,16 +184,16 @@ def _notes(run: Run, candidate: ResolvedCandidate, source: ModelSource) -> Itera
         yield f"answer: {recipe.answer}: a server generates, and its answers were chosen among labels"
     if run.decoding and (run.decoding.get("samples") or 1) > 1:
         yield "its answers were chosen among several samples; a server gives one"
-    others = [name for name in recipe.prompting if name not in ("zero_shot", "rag")]
-    if others:
-        yield f"prompting: {', '.join(others)}: what it puts in front of a question is not in the folder"
+    methods = [name for name in recipe.prompting if name not in ("zero_shot", "rag")]
+    if methods:
+        yield f"prompting: {', '.join(methods)}: what it puts in front of a question is not in the folder"
     if source.quantization:
         yield f"trained and judged on a base in {source.quantization}, whose rounded weights are exported"
 
 
 def export_run(session: Session, plan: ExportPlan) -> tuple[Path, Export, bool]:
-    """Return an export with its folder, and whether it is new; a complete one of the same weights stays."""
-    folder, part = plan.folder, plan.folder.with_name(f".{plan.folder.name}.{uuid4().hex}")
+    """Return an export with its folder, and whether it is new; a complete one of the same weights is kept."""
+    folder, work = plan.folder, plan.folder.with_name(f".{plan.folder.name}.{uuid4().hex}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / EXPORT_RECORD).is_file():
             found, step = "files, and no export.json among them", "name another folder with --out"
@@ -208,19 +208,21 @@ def export_run(session: Session, plan: ExportPlan) -> tuple[Path, Export, bool]:
     errors = store.clear_errors(session.store, str(folder), store.AGAIN)
     with session.progress.stage(label, plan.seconds) as advance, errors:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part.mkdir(mode=0o700)
+        work.mkdir(mode=0o700)
         try:
-            made = plugins.load("exports", plan.format).FORMAT.write(ExportJob(session, plan, advance), part)
-            _write_passages(session, plan, part)
-            export = _describe(session.target.task, plan, made, part)
+            written = plugins.load("exports", plan.format).FORMAT.write(
+                ExportJob(session, plan, advance), work
+            )
+            _write_passages(session, plan, work)
+            export = _describe(session.target.task, plan, written, work)
             text = json.dumps(asdict(export), indent=2, ensure_ascii=False, allow_nan=False)
-            (part / EXPORT_RECORD).write_text(f"{text}\n", "utf-8")
-            for path in (*list_exported_files(part).values(), part):
+            (work / EXPORT_RECORD).write_text(f"{text}\n", "utf-8")
+            for path in (*list_exported_files(work).values(), work):
                 sync(path)
-            part.rename(folder)  # replaces an empty folder
+            work.rename(folder)  # replaces an empty folder
             sync(folder.parent)
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
     return folder, export, True
 
 
@@ -231,14 +233,14 @@ def _write_passages(session: Session, plan: ExportPlan, folder: Path) -> None:
     for settings, passages in prompting.list_passages(plan.candidate.recipe.prompting, context):
         lines = (json.dumps(passage._asdict(), ensure_ascii=False) for passage in passages)
         (folder / "passages.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        but = ", but in scripts without blanks" if settings["retriever"] == "bm25" else ""
+        exception = ", but in scripts without blanks" if settings["retriever"] == "bm25" else ""
         score = _DENSE.format(model=settings["model"]) if settings["retriever"] == "dense" else _BM25
         best, top_k = _BEST.format(top_k=settings["top_k"]), settings["top_k"]
         if settings.get("rerank"):
             n = settings.get("rerank_from") or 20
             best = _RERANK.format(rerank=settings["rerank"], n=n, top_k=top_k)
         program = score + best + _PROMPT.format(mark=_MARKS[settings.get("mark")])
-        page = _PAGE.format(n=len(passages), top_k=top_k, but=but, lines=program)
+        page = _PAGE.format(n=len(passages), top_k=top_k, but=exception, lines=program)
         with (folder / "README.md").open("a", encoding="utf-8") as file:
             file.write(page)
 
@@ -247,8 +249,8 @@ def _describe(task: Task, plan: ExportPlan, written: Written, folder: Path) -> E
     run, recipe = plan.run, plan.candidate.recipe
     limits = limits_of(task, recipe.sampling)
     template = folder / "chat_template.jinja"
-    known = provenance.package_versions()
-    packages = {name: version for name in _TOOLS if (version := known.get(name))}
+    versions = provenance.package_versions()
+    packages = {name: version for name in _TOOLS if (version := versions.get(name))}
     return Export(
         format=plan.format,
         quantization=plan.quantization,
@@ -288,7 +290,7 @@ def write_whole(job: ExportJob, folder: Path, precision: str) -> Written:
     with open_whole(plan.source, plan.weights.kind, plan.weights.folder) as whole:
         limits = limits_of(job.session.target.task, plan.candidate.recipe.sampling)
         save_whole(whole, folder, precision, limits)
-        return Written(Counter(one.dtype for one in map_stored_tensors(folder).values()), {}, whole.gap)
+        return Written(Counter(tensor.dtype for tensor in map_stored_tensors(folder).values()), {}, whole.gap)
 
 
 _BM25 = """\

@@ -35,7 +35,7 @@ from harness.stats import binomial_p
 from harness.store import EXPORT_RECORD, Export, exports_of, main_file, read_export, verify_export
 
 Way = Literal["gguf", "merged", "vllm"]
-FORMATS: Mapping[Way, str] = {"gguf": "gguf", "merged": "merged", "vllm": "merged"}  # export of each
+FORMATS: Mapping[Way, str] = {"gguf": "gguf", "merged": "merged", "vllm": "merged"}  # export format of each
 AT_ONCE = 4  # concurrent requests
 _LLAMA_IMAGE = "ghcr.io/ggml-org/llama.cpp:server"
 _LLAMA_SERVER = Path(artefacts.__file__).with_name("llama_server.py")
@@ -90,32 +90,32 @@ class ServingProgram(NamedTuple):
             name: f"${{{value[1:]}:?}}" if value[:1] == "$" else value
             for name, value in self.environment.items()
         }
-        given = [f'{name}="{value}"' for name, value in values.items()]
-        return " ".join(["cd", shlex.quote(str(self.folder)), "&&", *given, shlex.join(self.command)])
+        assignments = [f'{name}="{value}"' for name, value in values.items()]
+        return " ".join(["cd", shlex.quote(str(self.folder)), "&&", *assignments, shlex.join(self.command)])
 
 
 def describe_program(
-    way: Way, file: Path, name: str, limits: Limits, address: Address, policy: VllmPolicy
+    kind: Way, file: Path, name: str, limits: Limits, address: Address, policy: VllmPolicy
 ) -> ServingProgram:
     """Describe the server of an exported file or folder."""
-    here, anywhere = (["--host", host, "--port", str(address.port)] for host in (address.host, "0.0.0.0"))
-    if way == "gguf":
+    bind, bind_all = (["--host", host, "--port", str(address.port)] for host in (address.host, "0.0.0.0"))
+    if kind == "gguf":
         shared = ["--alias", name, "--parallel", str(AT_ONCE)]
         key = ["--api-key-env", address.api_key_env] if address.api_key_env else []
-        most = str(limits.max_new_tokens)
-        options = ["--max-tokens", most, *here, *key]
+        max_tokens = str(limits.max_new_tokens)
+        options = ["--max-tokens", max_tokens, *bind, *key]
         command = [sys.executable, "-P", str(_LLAMA_SERVER), file.name, *shared, *options]
-        theirs = ["--n-predict", most, "--temp", "0", "--metrics", *anywhere]
-        in_image = ["--model", f"/model/{file.name}", *shared, *theirs]
+        image_options = ["--n-predict", max_tokens, "--temp", "0", "--metrics", *bind_all]
+        in_image = ["--model", f"/model/{file.name}", *shared, *image_options]
         compose = _compose(_LLAMA_IMAGE, in_image, file.parent, address, "LLAMA_API_KEY")
         return ServingProgram("llama.cpp's server", name, command, file.parent, {}, compose)
-    if way == "merged":
+    if kind == "merged":
         # If started in the parent folder, the server knows the model by the folder's name.
-        words = ["serve", file.name, *here]
+        words = ["serve", file.name, *bind]
         command = [sys.executable, "-P", "-m", "transformers.cli.transformers", *words]
         torch = version("torch").partition("+")[0]
         install = f"pip install 'transformers[serving]=={version('transformers')}' torch=={torch}"
-        inside = shlex.join(["transformers", "serve", file.name, *anywhere])
+        inside = shlex.join(["transformers", "serve", file.name, *bind_all])
         script = ["sh", "-c", f"{install} && cd / && {inside}"]
         compose = _compose("python:3.11-slim", script, file, address, at=f"/{file.name}")
         variables = {"HF_HUB_OFFLINE": "1"}
@@ -124,30 +124,30 @@ def describe_program(
     assert program is not None, "a program that is not there is refused"
     defaults = dumps({"temperature": 0, "max_new_tokens": limits.max_new_tokens})
     shared = ["--served-model-name", name, "--override-generation-config", defaults, *policy.args]
-    command = [program, "serve", str(file.resolve()), *here, *shared]
+    command = [program, "serve", str(file.resolve()), *bind, *shared]
     variables = {"VLLM_API_KEY": f"${address.api_key_env}"} if address.api_key_env else {}
-    in_image = ["--model", "/model", *anywhere, *shared]
+    in_image = ["--model", "/model", *bind_all, *shared]
     image = f"vllm/vllm-openai:v{vllm.release_of(policy)}"
     compose = _compose(image, in_image, file, address, "VLLM_API_KEY")
     variables |= {"VLLM_NO_USAGE_STATS": "1"}
     return ServingProgram("vLLM's server", name, command, file, variables, compose)
 
 
-def refuse_server(way: Way, address: Address, policy: VllmPolicy) -> None:
+def refuse_server(kind: Way, address: Address, policy: VllmPolicy) -> None:
     """Refuse a public address without a key, a key for a server without keys, and a missing server."""
-    if way == "merged" and (address.api_key_env or not address.is_local):
+    if kind == "merged" and (address.api_key_env or not address.is_local):
         option = "--api-key-env" if address.api_key_env else f"--host {address.host}"
         found, expected = f"{option}, where `transformers serve` checks no key", "a server that checks one"
         raise UserError("--to merged", found, expected, "--to gguf, --to vllm, or this machine alone")
     if not address.is_local and not address.api_key_env:
         found, step = f"{address.host}, and no --api-key-env", "export KEY=…, then --api-key-env KEY"
         raise UserError("--host", found, "a key beyond this machine", step)
-    if way == "vllm":
+    if kind == "vllm":
         refuse(vllm.problems(policy))
-    for package in _NEEDED.get(way, ()):
+    for package in _NEEDED.get(kind, ()):
         if find_spec(package) is None:
             step = "pip install 'harness-evals[serve]'"
-            raise UserError(f"--to {way}", f"no package {package}", "the server's packages", step)
+            raise UserError(f"--to {kind}", f"no package {package}", "the server's packages", step)
 
 
 def _compose(
@@ -189,26 +189,28 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
         step = "harness export writes its weights for a server of your own"
         raise UserError(f"run {run.run_id}", found, "greedy answers to messages", step)
     is_artefact, policy = plugins.find_method(run.method).makes == "artefact", session.experiment.vllm
-    known = _read_artefact(run) if is_artefact else exports_of(session.store, run.run_id)
-    way = _choose(session.experiment, to, list(known.values()))
-    refuse_server(way, address, policy)
-    if folders := [folder for folder, one in known.items() if one.format == FORMATS[way]]:
-        folder = max(folders, key=lambda one: known[one].created)
+    exports = _read_artefact(run) if is_artefact else exports_of(session.store, run.run_id)
+    kind = _choose(session.experiment, to, list(exports.values()))
+    refuse_server(kind, address, policy)
+    if folders := [folder for folder, export in exports.items() if export.format == FORMATS[kind]]:
+        folder = max(folders, key=lambda path: exports[path].created)
         export = verify_export(folder)
         entries = store.read_history(session.store.folder.parent, task.name).entries
-        promotions = [one for one in entries if one.event == "promotion"]
-        noted = [one.exports.get(folder.name) for one in promotions if one.champion.run_id == run.run_id]
-        if noted and noted[-1] not in (None, {name: file.sha256 for name, file in export.files.items()}):
+        promotions = [entry for entry in entries if entry.event == "promotion"]
+        hashes = [
+            entry.exports.get(folder.name) for entry in promotions if entry.champion.run_id == run.run_id
+        ]
+        if hashes and hashes[-1] not in (None, {name: file.sha256 for name, file in export.files.items()}):
             step = f"delete it, then harness export {run.run_id} --to {export.format}"
             raise UserError(str(folder), "other files than at the promotion", "those files", step)
     elif is_artefact:
-        found = f"an artefact in the format {', '.join(one.format for one in known.values())}"
-        raise UserError(f"--to {way}", found, FORMATS[way], "name the run that it was exported from")
+        found = f"an artefact in the format {', '.join(export.format for export in exports.values())}"
+        raise UserError(f"--to {kind}", found, FORMATS[kind], "name the run that it was exported from")
     else:
-        folder, export, _ = export_run(session, plan_export(session, run, FORMATS[way]))
+        folder, export, _ = export_run(session, plan_export(session, run, FORMATS[kind]))
     limits = Limits(export.limits["max_new_tokens"], tuple(export.limits["stop"]))
     file = main_file(folder, export)
-    program = describe_program(way, file, run.candidate, limits, address, policy)
+    program = describe_program(kind, file, run.candidate, limits, address, policy)
     return ServingPlan(run, folder, export, limits, address, program)
 
 
@@ -227,7 +229,7 @@ def _read_artefact(run: Run) -> dict[Path, Export]:
     return {folder: read_export(folder)}
 
 
-def _choose(experiment: Experiment, to: str | None, known: Sequence[Export]) -> Way:
+def _choose(experiment: Experiment, to: str | None, exports: Sequence[Export]) -> Way:
     """Choose the server: the named one, vLLM if its command is given, or that of the latest export."""
     if to in FORMATS:
         return cast("Way", to)
@@ -235,13 +237,13 @@ def _choose(experiment: Experiment, to: str | None, known: Sequence[Export]) -> 
         raise UserError("--to", repr(to), ", ".join(FORMATS), did_you_mean(to, FORMATS))
     if experiment.engine == "vllm" or "command" in experiment.vllm.model_fields_set:
         return "vllm"
-    servable = [export for export in known if export.format in ("gguf", "merged")]
+    servable = [export for export in exports if export.format in ("gguf", "merged")]
     latest = max(servable, key=lambda export: export.created, default=None)
     return "gguf" if latest and latest.format == "gguf" else "merged"
 
 
 def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, tuple[int, int, SentPrompt]]:
-    """Start a server that gives the stored answers: how many of how many, the first prompt; else an error."""
+    """Start a server; return how many of how many answers equal the stored ones, and the first prompt."""
     address, program = plan.address, plan.program
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with closing(socket.socket(family)) as trial:
@@ -263,14 +265,14 @@ def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, tuple[int
     refuse(openai_api.problems(settings, "--api-key-env"))
     # Evenly spread test items of the target, with the prompts that were sent.
     run, task = plan.run, session.target.task.name
-    rows = [one for one in store.read_rows(session.store, run.rows[f"{task}/test"]) if one.status != "error"]
+    rows = [row for row in store.read_rows(session.store, run.rows[f"{task}/test"]) if row.status != "error"]
     chosen = rows[:: max(1, len(rows) // N_ITEMS)][:N_ITEMS]
     prompts = find_sent_prompts(session, run, task, [row.example_id for row in chosen])
-    asked = [(row, prompts[row.example_id]) for row in chosen]
-    n_other = sum(prompt.digest != row.prompt_digest for row, prompt in asked)
-    if n_other or not asked:
+    pairs = [(row, prompts[row.example_id]) for row in chosen]
+    n_other = sum(prompt.digest != row.prompt_digest for row, prompt in pairs)
+    if n_other or not pairs:
         raise HarnessError(
-            f"{run.run_id}: found {n_other} of {len(asked)} prompts of {task} that are other ones by today's "
+            f"{run.run_id}: found {n_other} of {len(pairs)} prompts of {task} that are other ones by today's "
             f"files; expected those that were sent; next: harness compare --candidates {run.candidate}, then "
             "serve its run"
         )
@@ -287,8 +289,8 @@ def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, tuple[int
             timeout_s = session.experiment.vllm.start_timeout
             if not running.is_started(timeout_s, "vllm.start_timeout", advance):
                 raise HarnessError(running.describe_end())
-        with session.progress.stage(f"{pluralize(len(asked), 'stored answer')} asked again"):
-            return running, _compare(settings, plan, asked)
+        with session.progress.stage(f"{pluralize(len(pairs), 'stored answer')} asked again"):
+            return running, _compare(settings, plan, pairs)
     except CandidateFailed as error:
         words = running.last_words()
         running.stop()
@@ -309,42 +311,42 @@ def wait(running: ServerProcess) -> None:
 
 
 def _compare(
-    settings: openai_api.Settings, plan: ServingPlan, asked: Sequence[tuple[SampleResult, SentPrompt]]
+    settings: openai_api.Settings, plan: ServingPlan, pairs: Sequence[tuple[SampleResult, SentPrompt]]
 ) -> tuple[int, int, SentPrompt]:
     server = openai_api.Server(settings)
     candidate = openai_api.ChatCandidate(server, plan.run.weights_digest)
-    prompts = [one.context for one in candidate.encode_all([PromptText(sent.messages) for _, sent in asked])]
+    prompts = [p.context for p in candidate.encode_all([PromptText(sent.messages) for _, sent in pairs])]
     limits = plan.limits._replace(max_new_tokens=min(plan.limits.max_new_tokens, _MOST_TOKENS))
     try:
         answers = candidate.generate(prompts, limits)
     finally:
         server.api.close()
-    rows = [row for row, _ in asked]
+    rows = [row for row, _ in pairs]
     lengths = [
         f"the prompt of {row.example_id} has {answer.n_prompt_tokens} tokens, stored {row.n_prompt_tokens}"
         for row, answer in zip(rows, answers, strict=True)
         if answer.n_prompt_tokens not in (0, row.n_prompt_tokens)
     ]
-    others = []
+    misses = []
     for row, answer in zip(rows, answers, strict=True):
         text, stored = answer.text.rstrip("\ufffd").strip(), row.text.strip()
-        # Of a longer answer the first tokens are compared.
+        # Only the first tokens of a longer answer are compared.
         is_same = text == stored or (answer.finish_reason == "length" and stored.startswith(text))
         if answer.error or not is_same:
-            others.append(f"{row.example_id} {answer.error or answer.text!r}, stored {row.text!r}")
+            misses.append(f"{row.example_id} {answer.error or answer.text!r}, stored {row.text!r}")
     if lengths:
         step = "export again, and compare chat template and tokenizer"
         raise _refusal(plan, "prompts with other lengths than stored", lengths, len(rows), step)
     flipped = [1 - (1 - _FLIPPED_PER_TOKEN) ** max(1, min(row.n_output_tokens, _MOST_TOKENS)) for row in rows]
-    if binomial_p(len(others), len(rows), sum(flipped) / len(rows)) < _ALPHA:
+    if binomial_p(len(misses), len(rows), sum(flipped) / len(rows)) < _ALPHA:
         step = f"harness export {plan.run.run_id} --to {plan.export.format}, with another --quantize"
-        raise _refusal(plan, "answers other than stored, more than rounding changes", others, len(rows), step)
-    return len(rows) - len(others), len(rows), asked[0][1]
+        raise _refusal(plan, "answers other than stored, more than rounding changes", misses, len(rows), step)
+    return len(rows) - len(misses), len(rows), pairs[0][1]
 
 
-def _refusal(plan: ServingPlan, what: str, differences: Sequence[str], n: int, step: str) -> HarnessError:
-    shown = "; ".join(differences[:_MOST_SHOWN])
+def _refusal(plan: ServingPlan, problem: str, differences: Sequence[str], n: int, step: str) -> HarnessError:
+    examples = "; ".join(differences[:_MOST_SHOWN])
     return HarnessError(
-        f"{plan.program.name} with {plan.folder}: found {len(differences)} of {n} {what} ({shown}); expected "
-        f"those of {plan.run.run_id}; next: {step}"
+        f"{plan.program.name} with {plan.folder}: found {len(differences)} of {n} {problem} ({examples}); "
+        f"expected those of {plan.run.run_id}; next: {step}"
     )

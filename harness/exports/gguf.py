@@ -59,21 +59,21 @@ def write(job: ExportJob, folder: Path) -> Written:
     plan = job.plan
     program = find_converter(plan.policy.gguf.command)
     assert program is not None, "a program that is not there is refused"
-    name, wanted = f"{plan.run.run_id}-{plan.quantization}.gguf", plan.quantization
+    name, type_name = f"{plan.run.run_id}-{plan.quantization}.gguf", plan.quantization
     work = folder / ".work"
     gap = write_whole(job, work / "merged", "fp32").gap
-    first = wanted if wanted in _CONVERTED else "f32"
+    first = type_name if type_name in _CONVERTED else "f32"
     converted = work / f"{first}.gguf"
-    named = ("--outfile", str(converted), "--outtype", first, "--model-name", plan.run.run_id)
-    _run(job, [program, str(work / "merged"), *named], work, "the converter")
-    if first != wanted:
-        words = [_python(program), "-I", "-c", _QUANTIZER, str(converted), str(folder / name), wanted]
+    options = ("--outfile", str(converted), "--outtype", first, "--model-name", plan.run.run_id)
+    _run(job, [program, str(work / "merged"), *options], work, "the converter")
+    if first != type_name:
+        words = [_python(program), "-I", "-c", _QUANTIZER, str(converted), str(folder / name), type_name]
         _run(job, words, work, "the quantiser")
     else:
         converted.rename(folder / name)
-    for kept in ("chat_template.jinja", "generation_config.json"):
-        if (work / "merged" / kept).exists():
-            (work / "merged" / kept).rename(folder / kept)
+    for file_name in ("chat_template.jinja", "generation_config.json"):
+        if (work / "merged" / file_name).exists():
+            (work / "merged" / file_name).rename(folder / file_name)
     shutil.rmtree(work)
     from gguf import GGUFReader
 
@@ -83,20 +83,20 @@ def write(job: ExportJob, folder: Path) -> Written:
         found = "a GGUF file with another chat template than the run's, or none"
         raise CandidateFailed(found, "another version of the converter, or --to merged")
     types = dict(Counter(tensor.tensor_type.name for tensor in reader.tensors).most_common())
-    versions = {package: known for package in _PACKAGES if (known := _version(program, package))}
+    versions = {package: version for package in _PACKAGES if (version := _version(program, package))}
     return Written(types, versions, gap)
 
 
-def _run(job: ExportJob, command: Sequence[str], work: Path, what: str) -> None:
+def _run(job: ExportJob, command: Sequence[str], work: Path, program: str) -> None:
     log = work / "log"
     ended = supervision.run(command, work, log, None, job.advance, environment_of(python=""))
     if ended.code:
-        said = supervision.last_words(log)
+        last_words = supervision.last_words(log)
         how = f"by signal {-ended.code}" if ended.code < 0 else f"with exit code {ended.code}"
         step = "another version of the converter, or --to merged"
         if ended.code < 0:
             step = "building llama-cpp-python with CMAKE_ARGS=-DGGML_NATIVE=OFF, or --quantize q8_0"
-        raise CandidateFailed(f"{what} ended {how}; {said}", step)
+        raise CandidateFailed(f"{program} ended {how}; {last_words}", step)
 
 
 def _python(program: str) -> str:

@@ -31,7 +31,7 @@ def write(job: ExportJob, folder: Path) -> Written:
 
     plan, session = job.plan, job.session
     report = report_stored(session, [*session.candidates], plan.run.candidate)
-    fact = next((one for one in report.facts if one.run_id == plan.run.run_id), None)
+    fact = next((f for f in report.facts if f.run_id == plan.run.run_id), None)
     if fact is None:
         found, expected = "a run that the report does not show", "the candidate's newest run"
         step = f"harness export {plan.run.candidate} --to hub, or {plan.run.run_id} --to merged"
@@ -44,7 +44,7 @@ def write(job: ExportJob, folder: Path) -> Written:
         license_name = None
         with suppress(Exception):  # the base's card may contain anything
             license_name = ModelCard.load(plan.source.path / "README.md").data.license
-        # Its id on the hub, where that is known.
+        # The base's id on the hub, if it is known.
         is_local = Path(name).is_absolute() or Path(name).exists()
         base = None if is_local else name.removeprefix(HUB)
     head = ModelCardData(

@@ -42,10 +42,10 @@ def write(job: ExportJob, folder: Path) -> Written:
     with open_whole(plan.source, plan.weights.kind, plan.weights.folder) as whole:
         model: Any = whole.model
         ids = torch.arange(1, 9)[None].repeat(2, 1)
-        asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         try:
             with redirect_stdout(StringIO()):  # torch prints its progress there
-                decode: Any = decompose_for_generation(model, asked, multi_token_decode=True)["decode"]
+                decode: Any = decompose_for_generation(model, inputs, multi_token_decode=True)["decode"]
                 exported = OnnxExporter().export(decode[0], decode[1], OnnxConfig(dynamic=True))
         except (RuntimeError, ValueError, KeyError, NotImplementedError, TypeError) as error:
             found = f"an architecture that transformers does not export to ONNX ({one_line(error)})"
@@ -53,7 +53,7 @@ def write(job: ExportJob, folder: Path) -> Written:
         OnnxExporter.save_program(exported.program, folder / _FILE)
         limits = limits_of(job.session.target.task, plan.candidate.recipe.sampling)
         save_beside(whole, folder, limits)
-        types = Counter(str(one.dtype) for one in exported.program.graph.initializers.values() if one.dtype)
+        types = Counter(str(t.dtype) for t in exported.program.graph.initializers.values() if t.dtype)
         return Written(types, {name: version(name) for name in _PACKAGES}, whole.gap)
 
 

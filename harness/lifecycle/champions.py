@@ -35,9 +35,9 @@ def promote(
     for task in study.experiment.tasks:
         if f"{task.name}/test" in run.rows:
             metric = study.primary(task)
-            own = reached_on_target(study, run).target if task.name == study.target.name else None
+            target_score = reached_on_target(study, run).target if task.name == study.target.name else None
             whole = study.rows.whole(run.rows[f"{task.name}/test"])
-            scores[f"{task.name} {metric.name}"] = own or comparison.estimate(metric, whole)
+            scores[f"{task.name} {metric.name}"] = target_score or comparison.estimate(metric, whole)
     numbers: list[Any] = []  # of the macro against the first base: delta, low, high, n
     if isinstance(judged, Verdict):
         rule = cumulative_of(judged)
@@ -91,22 +91,22 @@ def record_again(
         default = history.present.number if history.present else None
         if event == "rollback":
             default = next(iter(history.way_back), None)
-        asked = default if number is None else number
-        named = next((entry for entry in history.entries if entry.number == asked), None)
-        left = [history.entries[number - 1] for number in sorted(history.recent)]
+        ident = default if number is None else number
+        match = next((entry for entry in history.entries if entry.number == ident), None)
+        pool = [history.entries[number - 1] for number in sorted(history.recent)]
         if event == "rollback":
-            left = [entry for entry in left if entry.champion != history.champion]
-        if named is None or named.promoted not in {entry.number for entry in left}:
-            reason = "the present champion" if named and named.promoted in history.recent else "retired"
-            found = f"{asked}, which is {reason}" if named else "none" if asked is None else f"no {asked}"
-            numbers = ", ".join(str(entry.number) for entry in left)
-            expected = f"one of the numbers: {numbers}" if left else "a run that was promoted and not retired"
+            pool = [entry for entry in pool if entry.champion != history.champion]
+        if match is None or match.promoted not in {entry.number for entry in pool}:
+            reason = "the present champion" if match and match.promoted in history.recent else "retired"
+            found = f"{ident}, which is {reason}" if match else "none" if ident is None else f"no {ident}"
+            numbers = ", ".join(str(entry.number) for entry in pool)
+            expected = f"one of the numbers: {numbers}" if pool else "a run that was promoted and not retired"
             promote = f"{stored.typed.command('promote', 'RUN')} makes a run the champion"
-            step = stored.typed.command("champions", "list") if left else promote
+            step = stored.typed.command("champions", "list") if pool else promote
             raise UserError(f"{event}, champions of {target}", found, expected, step)
-        earlier = history.entries[named.promoted - 1]
+        earlier = history.entries[match.promoted - 1]
         name = f"champion {earlier.number} of {target}"
-        lost = [gone for gone in missing_files(stored.store, earlier.champion) if gone.startswith("rows")]
+        lost = [file for file in missing_files(stored.store, earlier.champion) if file.startswith("rows")]
         if event == "rollback" and lost:
             step = f"{stored.typed.command('compare')}, then {stored.typed.command('promote', 'RUN')}"
             raise UserError(name, f"no {', no '.join(lost)}", "all that a gate compares with", step)
@@ -134,8 +134,8 @@ def missing_files(at: Store, champion: Champion) -> list[str]:
 
 def _hash_exports(at: Store, run_id: str) -> dict[str, dict[str, str]]:
     return {
-        folder.name: {name: file.sha256 for name, file in made.files.items()}
-        for folder, made in store.exports_of(at, run_id).items()
+        folder.name: {name: file.sha256 for name, file in export.files.items()}
+        for folder, export in store.exports_of(at, run_id).items()
     }
 
 
@@ -163,29 +163,29 @@ def list_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFil
     """List files that no run, champion or night uses; unfinished work keeps all, unless requested."""
     runs = store.all_runs(at)
     behind, unneeded = store.split_trials(at, runs)
-    wanted = store.run_references(runs) | behind | _kept_references(at)
-    complete = [*store.list_unreferenced(at, wanted), *unneeded]
-    begun = store.list_unfinished(at)
+    used_names = store.run_references(runs) | behind | _kept_references(at)
+    complete = [*store.list_unreferenced(at, used_names), *unneeded]
+    unfinished_files = store.list_unfinished(at)
     wanted_by = store.list_begun(at)
     if unfinished:
-        return UnreferencedFiles((*complete, *begun), (), ())
+        return UnreferencedFiles((*complete, *unfinished_files), (), ())
     if wanted_by:
-        return UnreferencedFiles((), (*complete, *begun), tuple(wanted_by))
-    return UnreferencedFiles(tuple(complete), tuple(begun), ())
+        return UnreferencedFiles((), (*complete, *unfinished_files), tuple(wanted_by))
+    return UnreferencedFiles(tuple(complete), tuple(unfinished_files), ())
 
 
 def remove_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFiles:
     """Delete the removable files of `list_unreferenced`; return them."""
     with store.hold(at):
-        found = list_unreferenced(at, unfinished=unfinished)
-        store.remove(at.folder, (left.path for left in found.removable))
+        unreferenced = list_unreferenced(at, unfinished=unfinished)
+        store.remove(at.folder, (file.path for file in unreferenced.removable))
         for name in store.list_begun(at) if unfinished else ():
             store.end(at, name)
-    return found
+    return unreferenced
 
 
 def _kept_references(at: Store) -> set[str]:
     names = nightly_state.references(at)
-    for kept in store.kept_champions(at.folder.parent):
-        names |= {kept.run_id, kept.fit_key, kept.weights_digest, kept.base_digest, *kept.rows.values()}
+    for c in store.kept_champions(at.folder.parent):
+        names |= {c.run_id, c.fit_key, c.weights_digest, c.base_digest, *c.rows.values()}
     return names - {""}

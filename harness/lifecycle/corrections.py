@@ -29,7 +29,7 @@ _SENDERS_CAP = "more than --per-sender of one sender"
 _Answers = dict[str, str]  # columns of a row except its question
 
 
-def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> MadeRows:
+def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out_file: str) -> MadeRows:
     """Make training rows from corrections: the request, and the answer that a person wrote."""
     prompt, reference = _columns(session.target.task)
     labels = {normalize(label): label for label in session.target.task.labels}
@@ -40,10 +40,10 @@ def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, ou
         return {reference: labels.get(normalize(row.correction), row.correction)}
 
     corrected = [row for row in rows if row.correction]
-    return _make(session, corrected, per_sender, out, "rows", prompt, answers)
+    return _make(session, corrected, per_sender, out_file, "rows", prompt, answers)
 
 
-def make_pairs(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> MadeRows:
+def make_pairs(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out_file: str) -> MadeRows:
     """Make preference pairs of a preferred and a rejected answer."""
 
     def answers(row: FeedbackRow) -> _Answers | str:
@@ -52,72 +52,74 @@ def make_pairs(session: Session, rows: Sequence[FeedbackRow], per_sender: int, o
         return {"chosen": row.preference, "rejected": row.answer}
 
     preferred = [row for row in rows if row.preference]
-    return _make(session, preferred, per_sender, out, "pairs", "prompt", answers)
+    return _make(session, preferred, per_sender, out_file, "pairs", "prompt", answers)
 
 
 def _make(
     session: Session,
     rows: Sequence[FeedbackRow],
     per_sender: int,
-    out: str,
-    what: str,
+    out_file: str,
+    row_kind: str,
     prompt: str,
     answers: Callable[[FeedbackRow], _Answers | str],
 ) -> MadeRows:
     if not rows:
-        kind = {"rows": "correction", "pairs": "preference"}[what]
+        kind = {"rows": "correction", "pairs": "preference"}[row_kind]
         step = f"harness feedback add FILE, with a column {kind}"
-        raise UserError(f"harness feedback {what}", f"no stored {kind}", "at least one", step)
+        raise UserError(f"harness feedback {row_kind}", f"no stored {kind}", "at least one", step)
     region = session.experiment.feedback.region
     evaluated = _mask_rows(region, writers.list_evaluated(session.tasks))
     leaks, n_of_sender = _find_leaks(rows, evaluated), Counter[str]()
-    outcomes, kept = list[EditedRow](), list[SourcedExample]()
+    outcomes, kept_rows = list[EditedRow](), list[SourcedExample]()
     for row in reversed(rows):  # newest first
-        made = answers(row)
-        if row.sender and n_of_sender[row.sender] >= per_sender and not isinstance(made, str):
-            made = _SENDERS_CAP
-        outcomes.append(_edit_row(row, prompt, made, leaks, "asks what is evaluated"))
+        row_answers = answers(row)
+        if row.sender and n_of_sender[row.sender] >= per_sender and not isinstance(row_answers, str):
+            row_answers = _SENDERS_CAP
+        outcomes.append(_edit_row(row, prompt, row_answers, leaks, "asks what is evaluated"))
         if outcomes[-1].change is None:
             n_of_sender[row.sender] += 1
-            kept.append(_sourced(row))
-    if not kept:
-        reasons = Counter(one.change.reasons[0] for one in outcomes if one.change)
+            kept_rows.append(_sourced(row))
+    if not kept_rows:
+        reasons = Counter(outcome.change.reasons[0] for outcome in outcomes if outcome.change)
         found = f"{len(rows):,} stored rows, all left out: {', '.join(reasons)}"
         step = "collect more feedback"
-        raise UserError(f"harness feedback {what}", found, "at least one row", step)
-    notes = writers.check_contamination(session.tasks, kept, "train" if what == "rows" else "pairs", out)
+        raise UserError(f"harness feedback {row_kind}", found, "at least one row", step)
+    notes = writers.check_contamination(
+        session.tasks, kept_rows, "train" if row_kind == "rows" else "pairs", out_file
+    )
     used = {
         "feedback": {path.parent.name: checksum(path) for path in feedback_files(session.store)},
         "per_sender": per_sender,
         "leak_check": writers.record_contamination(session.tasks, notes),
     }
-    return MadeRows(Edit(what, used, (), command=f"harness feedback {what}"), outcomes, notes)
+    return MadeRows(Edit(row_kind, used, (), command=f"harness feedback {row_kind}"), outcomes, notes)
 
 
 _Leaks = dict[str, tuple[str, str]]  # by id of a stored row: the place of the row that it repeats, and how
 
 
 def _edit_row(row: FeedbackRow, prompt: str, answers: _Answers | str, leaks: _Leaks, leak: str) -> EditedRow:
-    """Return a row with its answers, or dropped for their reason, for a leak or for several turns."""
-    place = Row(row.source, {})
+    """Return a row with its answers, or drop it: for the reason given instead, a leak, or several turns."""
+    source = Row(row.source, {})
     if row.row_id in leaks:
         where, how = leaks[row.row_id]
-        return drop(place, f"{leak}{how}", where)
+        return drop(source, f"{leak}{how}", where)
     if isinstance(answers, str):
-        return drop(place, answers)
+        return drop(source, answers)
     if (fields := _fields(row, prompt, answers)) is None:
-        return drop(place, f"several turns, which the column {prompt!r} cannot hold")
-    return EditedRow(place._replace(fields=fields))
+        return drop(source, f"several turns, which the column {prompt!r} cannot hold")
+    return EditedRow(source._replace(fields=fields))
 
 
-def _find_leaks(rows: Sequence[FeedbackRow], others: Sequence[SourcedExample]) -> _Leaks:
+def _find_leaks(rows: Sequence[FeedbackRow], other_rows: Sequence[SourcedExample]) -> _Leaks:
     sourced = [_sourced(row) for row in rows]
-    questions, asked = ([key(row.example) for row in part] for part in (sourced, others))
+    questions, other_questions = ([key(row.example) for row in group] for group in (sourced, other_rows))
     leaks = {
-        rows[alike.training].row_id: (others[alike.evaluated].where, " in other words")
-        for alike in overlaps(questions, asked)
+        rows[alike.training].row_id: (other_rows[alike.evaluated].where, " in other words")
+        for alike in overlaps(questions, other_questions)
     }
-    exact = find_contaminated_rows(sourced, others)
+    exact = find_contaminated_rows(sourced, other_rows)
     return leaks | {leak.training.example.id: (leak.evaluated.where, "") for leak in exact}
 
 
@@ -159,12 +161,12 @@ def make_test_items(target: MeasuredTask, region: str, rows: Sequence[FeedbackRo
 def _columns(task: Task) -> tuple[str, str]:
     if task.fields == Fields():
         return "prompt", "reference"
-    found = [FIELD.fullmatch(template) for template in (task.fields.prompt, task.fields.reference)]
-    if None in found:
+    matches = [FIELD.fullmatch(template) for template in (task.fields.prompt, task.fields.reference)]
+    if None in matches:
         step = "make single columns of prompt and reference"
         template = f"fields: {task.fields.prompt!r} and {task.fields.reference!r}"
         raise UserError(f"task {task.name}", template, "single columns for feedback", step)
-    prompt, reference = (match[1] for match in found if match)
+    prompt, reference = (match[1] for match in matches if match)
     return prompt, reference
 
 

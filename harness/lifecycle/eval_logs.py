@@ -64,7 +64,7 @@ class TaskLog(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """One evaluation: `identity` is equal for the same model, `tasks` read samples, or why they are none."""
+    """One evaluation: `identity` is equal for the same model, `tasks` load a log or say why there is none."""
 
     file: Path
     model: str
@@ -88,8 +88,8 @@ class Arm(NamedTuple):
     unfinished: tuple[str, ...]
 
 
-def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], wanted: Collection[str] = ()) -> Arm:
-    """Read one arm from the path that an option gives; only the `wanted` tasks, if any are named."""
+def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], tasks: Collection[str] = ()) -> Arm:
+    """Read one arm from the path that an option gives; only the named `tasks`, if any."""
     finished = [evaluation for evaluation in evaluations if evaluation.tasks]
     _refuse_several_models(option, path, finished)
     counts = Counter(task for evaluation in finished for task in evaluation.tasks)
@@ -100,15 +100,15 @@ def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], wanted:
         raise UserError(f"{option} {path}", found, "every task once", step)
     newest = finished[-1]
     logged = dict(sorted(task for evaluation in finished for task in evaluation.tasks.items()))
-    read_tasks = {name: read() for name, read in logged.items() if not wanted or name in wanted}
-    begun = {name for one in evaluations if one.is_like(newest) for name in one.unfinished}
+    read_tasks = {name: load() for name, load in logged.items() if not tasks or name in tasks}
+    unfinished = {name for e in evaluations if e.is_like(newest) for name in e.unfinished}
     return Arm(
         newest.model,
         newest.identity,
         tuple(logged),
         {name: log for name, log in read_tasks.items() if isinstance(log, TaskLog)},
         {name: problem for name, problem in read_tasks.items() if isinstance(problem, Problem)},
-        tuple(sorted(begun - logged.keys())),
+        tuple(sorted(unfinished - logged.keys())),
     )
 
 
@@ -120,14 +120,14 @@ def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evalua
     if len(models) == 1:
         return
     models.reverse()
-    named = ", ".join(f"{e.model or 'an unnamed one'} in {e.file.relative_to(path)}" for e in models)
+    listing = ", ".join(f"{e.model or 'an unnamed one'} in {e.file.relative_to(path)}" for e in models)
     difference = ""
     if len({model.model for model in models}) < len(models):
         identities = [model.identity or {} for model in models]
         keys = sorted({key for identity in identities for key in identity})
-        differing = [key for key in keys if any(one.get(key) != identities[0].get(key) for one in identities)]
+        differing = [key for key in keys if any(d.get(key) != identities[0].get(key) for d in identities)]
         difference = f"; they differ in {', '.join(differing) or 'nothing that names their model'}"
-    found = f"logs of {len(models)} models or configurations ({named}{difference})"
+    found = f"logs of {len(models)} models or configurations ({listing}{difference})"
     choices = [f"{option} {as_argument(str(e.file))}" for e in models if e.file.resolve() != path.resolve()]
     step = " or ".join([*choices, "move the files of each, results included, into a folder of its own"])
     raise UserError(f"{option} {path}", found, "those of one model, each task once", step)
@@ -141,14 +141,14 @@ def refuse_large(path: Path) -> None:
 
 
 def refuse_unscored(path: Path, metric: str, unscored: Sequence[str], n: int, step: str) -> None:
-    """Refuse items without a score, whose absence on one side alone would change the other's mean."""
+    """Refuse items without a score; if one arm alone lacks them, the means are not comparable."""
     if unscored:
         found = f"{len(unscored)} of {n} items without a number as {metric} (id {', '.join(unscored[:5])})"
         raise UserError(str(path), found, "a finite score of every item", step)
 
 
 def refuse_missing(path: Path, n: int, expected: object, step: str) -> None:
-    """Refuse a log with fewer samples than it counts, as of a copy that was cut."""
+    """Refuse a log with fewer samples than it counts, such as a truncated copy."""
     if isinstance(expected, int) and expected > n:
         raise UserError(str(path), f"{n} of {expected} samples", "all of them", step)
 
@@ -159,24 +159,26 @@ def digest_logged(value: object) -> str:
 
 
 def differences(old: TaskLog, new: TaskLog) -> list[str]:
-    """List the differences that forbid comparing a task: settings, items, digests of prompts."""
-    out = []
+    """List the differences that prevent the comparison of a task: settings, items, digests of prompts."""
+    problems = []
     for name in dict.fromkeys([*old.settings, *new.settings]):
         a, b = old.settings.get(name), new.settings.get(name)
         if a is not None and b is not None and a != b:
-            out.append(f"{old.task}: the two differ in {name}: {a!r} and {b!r}")
+            problems.append(f"{old.task}: the two differ in {name}: {a!r} and {b!r}")
     if old.metric != new.metric:
-        out.append(f"{old.task}: the two differ in the metric: {old.metric} and {new.metric}")
+        problems.append(f"{old.task}: the two differ in the metric: {old.metric} and {new.metric}")
     missing = old.items.keys() ^ new.items.keys()
     if missing:
-        shown = ", ".join(sorted(missing)[:5])
-        out.append(f"{old.task}: {len(missing)} items are in one of the two only ({shown}); {old.same_items}")
-    both = old.items.keys() & new.items.keys()
-    for name in dict.fromkeys(name for i in both for name in old.items[i].digests):
-        n = sum(old.items[i].digests.get(name) != new.items[i].digests.get(name) for i in both)
+        ids = ", ".join(sorted(missing)[:5])
+        problems.append(
+            f"{old.task}: {len(missing)} items are in one of the two only ({ids}); {old.same_items}"
+        )
+    shared = old.items.keys() & new.items.keys()
+    for name in dict.fromkeys(name for i in shared for name in old.items[i].digests):
+        n = sum(old.items[i].digests.get(name) != new.items[i].digests.get(name) for i in shared)
         if n:
-            out.append(f"{old.task}: {name} differs on {n} of {len(both)} items; use the same prompts")
-    return out
+            problems.append(f"{old.task}: {name} differs on {n} of {len(shared)} items; use the same prompts")
+    return problems
 
 
 def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
@@ -190,10 +192,10 @@ def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
     def row(position: int, item: str, logged: LoggedItem) -> SampleResult:
         scores: dict[str, tuple[float, ...] | None] = {metric.name: (logged.score,)}
         prompt_hash = logged.digests.get("prompt_hash", "")
-        known = (name, "test", item, position, logged.status, "", "", (), scores, logged.cluster)
-        return SampleResult(*known, prompt_digest=prompt_hash)
+        fields = (name, "test", item, position, logged.status, "", "", (), scores, logged.cluster)
+        return SampleResult(*fields, prompt_digest=prompt_hash)
 
-    base, now = ([row(at, *one) for at, one in enumerate(arm.items.items())] for arm in (old, new))
+    base, now = ([row(i, *entry) for i, entry in enumerate(arm.items.items())] for arm in (old, new))
     documents = {item: logged.digests.get("doc_hash", "") for item, logged in old.items.items()}
     metrics = {metric.name: metric}
     return Measurement(task, "capability", old.evaluator, metrics, base, now, documents=documents)
@@ -204,8 +206,8 @@ def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, Logged
     documents = {name: item.digests.get("doc_hash", "") for name, item in items.items()}
     counts = Counter(documents.values())
     if min(counts.values()) > 1 and "" not in counts:
-        most = counts.most_common(1)[0][0]
-        copies = ", ".join([name for name, document in documents.items() if document == most][:5])
+        repeated = counts.most_common(1)[0][0]
+        copies = ", ".join([name for name, document in documents.items() if document == repeated][:5])
         found = f"each of its {len(counts)} documents several times, such as the items {copies}"
         raise UserError(str(path), found, "every document once", "evaluate each document once")
     joined = dict(items)
@@ -217,8 +219,8 @@ def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, Logged
 
 def is_rate(scores: Iterable[object]) -> bool:
     """Tell whether all finite scores are in [0, 1], as the gate's margins require."""
-    known = [x for x in scores if isinstance(x, int | float) and isfinite(x)]
-    return all(0 <= x <= 1 for x in known)
+    finite_scores = [x for x in scores if isinstance(x, int | float) and isfinite(x)]
+    return all(0 <= x <= 1 for x in finite_scores)
 
 
 def is_lower_better(metric: str) -> bool:
@@ -264,14 +266,14 @@ def find_lm_eval(path: Path) -> list[Evaluation]:
         files = sorted(path.parent.glob("samples_*.jsonl")) if results else []
     samples: dict[tuple[str, Path], dict[str, Path]] = {}
     for file in files:
-        if (named := _SAMPLES.match(file.name)) and (not results or results["date"] == named["date"]):
-            samples.setdefault((named["date"] or "", file.parent), {})[named["task"]] = file
+        if (match := _SAMPLES.match(file.name)) and (not results or results["date"] == match["date"]):
+            samples.setdefault((match["date"] or "", file.parent), {})[match["task"]] = file
     return [_evaluation(path, folder, date, samples[date, folder]) for date, folder in sorted(samples)]
 
 
 def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]) -> Evaluation:
-    named = [file for file in sorted(folder.glob(f"*{date}.json")) if _RESULTS.match(file.name)]
-    results_file = next((file for file in named if date or file.name == "results.json"), None)
+    results_files = [file for file in sorted(folder.glob(f"*{date}.json")) if _RESULTS.match(file.name)]
+    results_file = next((file for file in results_files if date or file.name == "results.json"), None)
     results = {}
     if results_file:
         refuse_large(results_file)
@@ -281,8 +283,8 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
             expected = "what lm-eval wrote next to the samples, as JSON"
             raise UserError(str(results_file), found, expected, step)
     # The model's configuration without device and request settings.
-    others = (*_MACHINE, *_OF_TASKS)
-    configuration = {key: value for key, value in _dict(results, "config").items() if key not in others}
+    other_keys = (*_MACHINE, *_OF_TASKS)
+    configuration = {key: value for key, value in _dict(results, "config").items() if key not in other_keys}
     if isinstance(args := configuration.get("model_args"), dict):
         configuration["model_args"] = ",".join(f"{key}={value}" for key, value in args.items())
     names = (results.get("model_name"), results.get("model"), configuration.get("model_args"))
@@ -298,17 +300,17 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
 def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | Problem:
     with refuse_unreadable(path, "samples of lm-eval", "copy the file again, or evaluate again"):
         rows = _rows(path)
-        kept = [row for row in rows if row.get("filter") == rows[0].get("filter")]
-        counts = Counter(str(row["doc_id"]) for row in kept)
+        kept_rows = [row for row in rows if row.get("filter") == rows[0].get("filter")]
+        counts = Counter(str(row["doc_id"]) for row in kept_rows)
         if len(set(counts.values())) > 1:
             found = f"doc_id {counts.most_common(1)[0][0]} more often than others"
             raise UserError(str(path), found, "every item equally often", "evaluate again")
-        first = {str(row["doc_id"]): row for row in reversed(kept)}
-        again = [(row, first[str(row["doc_id"])]) for row in kept[len(first) :]]
-        # Old versions of lm-eval name no filter: further lines hold the same responses, filtered otherwise.
-        same = all("filter" not in row and row.get("resps") == of.get("resps") for row, of in again)
-        if again and not (same and any(row != of for row, of in again)):
-            times, kept_name = len(kept) // len(first), ", ".join(list(counts)[:5])
+        first = {str(row["doc_id"]): row for row in reversed(kept_rows)}
+        repeats = [(row, first[str(row["doc_id"])]) for row in kept_rows[len(first) :]]
+        # Old versions of lm-eval name no filter: further lines hold the same responses under another filter.
+        same = all("filter" not in row and row.get("resps") == orig.get("resps") for row, orig in repeats)
+        if repeats and not (same and any(row != orig for row, orig in repeats)):
+            times, kept_name = len(kept_rows) // len(first), ", ".join(list(counts)[:5])
             found = f"each of its {len(first)} items {times} times (doc_id {kept_name})"
             step = "keep the lines of one evaluation, or evaluate again"
             raise UserError(str(path), found, "every item once", step)
@@ -384,22 +386,22 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _deciding_metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str | Problem:
     """Return the first rate, else an error rate per word, or the reason why neither can be compared."""
-    # Margins are losses from 0 to 1. Errors per word have no upper bound and count in no mean of tasks.
+    # Margins are losses from 0 to 1. Errors per word have no upper bound and are left out of means of tasks.
     row = rows[0]
-    listed = row.get("metrics") or [
+    listed_names = row.get("metrics") or [
         k for k, v in row.items() if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
     ]
-    scored = [name for name in listed if isinstance(row.get(name), int | float)]
-    if not scored:
-        found = f"metrics without one number an item ({', '.join(map(str, listed)) or 'none'})"
+    scored_names = [name for name in listed_names if isinstance(row.get(name), int | float)]
+    if not scored_names:
+        found = f"metrics without one number an item ({', '.join(map(str, listed_names)) or 'none'})"
         return Problem(str(path), found, *_WANTED)
-    errors = [name for name in scored if is_named(name, ERROR_RATES)]
-    rates = [name for name in scored if name not in errors and is_rate(row.get(name) for row in rows)]
+    errors = [name for name in scored_names if is_named(name, ERROR_RATES)]
+    rates = [name for name in scored_names if name not in errors and is_rate(row.get(name) for row in rows)]
     if not rates + errors:
-        found = f"metrics that are not rates in [0, 1] ({', '.join(map(str, scored))})"
+        found = f"metrics that are not rates in [0, 1] ({', '.join(map(str, scored_names))})"
         return Problem(str(path), found, *_WANTED)
     return str((rates + errors)[0])
 
 
 def _dict(value: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return found if isinstance(found := value.get(key), dict) else {}
+    return entry if isinstance(entry := value.get(key), dict) else {}

@@ -73,15 +73,15 @@ def read_log(path: str, notes: LogNotes, region: str = "") -> Iterator[FeedbackR
         )
         raise UserError(list(masked)) from None
     if problems:
-        shown = readers.display_path(path)
-        raise UserError(readers.cap_problems(problems, shown, "values that are not understood"))
+        shown_path = readers.display_path(path)
+        raise UserError(readers.cap_problems(problems, shown_path, "values that are not understood"))
 
 
 def _read_row(row: Row, notes: LogNotes) -> FeedbackRow:
-    fields, read = _flatten(row.fields), set[str]()
+    fields, read_names = _flatten(row.fields), set[str]()
 
     def take(*names: str) -> Any:
-        read.update(name for name in names if name in fields)
+        read_names.update(name for name in names if name in fields)
         return next((fields[name] for name in names if name in fields), None)
 
     def text(*names: str) -> str:
@@ -117,21 +117,21 @@ def _read_row(row: Row, notes: LogNotes) -> FeedbackRow:
     when, sender = _read_time(take(*_TIMES), row.where), text(*_SENDERS)
     assignment = _check_name(text("assignment"), "assignment", row.where)
     notes.unread.update(
-        name if _COLUMN.fullmatch(name) and _is_name(name) else "…" for name in fields.keys() - read
+        name if _COLUMN.fullmatch(name) and _is_name(name) else "…" for name in fields.keys() - read_names
     )
-    known = (answer, _THUMBS[spelt], correction, preference, model, when, sender, assignment, row.where)
-    return FeedbackRow("", canonical_json(messages), *known)
+    values = (answer, _THUMBS[spelt], correction, preference, model, when, sender, assignment, row.where)
+    return FeedbackRow("", canonical_json(messages), *values)
 
 
 def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Lift the keys of objects within a row; outer and earlier keys take precedence."""
-    known = {name: _parse(name, value) for name, value in fields.items()}
-    known = {name: value for name, value in known.items() if value is not None and value != ""}
+    parsed = {name: _parse(name, value) for name, value in fields.items()}
+    parsed = {name: value for name, value in parsed.items() if value is not None and value != ""}
     flat = {
-        name: value for name, value in known.items() if not (name in _WITHIN and isinstance(value, Mapping))
+        name: value for name, value in parsed.items() if not (name in _WITHIN and isinstance(value, Mapping))
     }
     for name in _WITHIN:
-        if isinstance(value := known.get(name), Mapping):
+        if isinstance(value := parsed.get(name), Mapping):
             flat = {**({"answer": value} if "role" in value else _flatten(value)), **flat}
     return flat
 
@@ -162,8 +162,8 @@ def _read_answers(value: Any, where: str) -> list[str]:
         value = [value]
     if not isinstance(value, list):
         return [] if value is None or not str(value).strip() else [str(value)]
-    texts = [one.get("message", one.get("text", one)) if isinstance(one, Mapping) else one for one in value]
-    return [one if isinstance(one, str) else _read_turn(one, where)[1] for one in texts]
+    texts = [v.get("message", v.get("text", v)) if isinstance(v, Mapping) else v for v in value]
+    return [text if isinstance(text, str) else _read_turn(text, where)[1] for text in texts]
 
 
 def _read_one(value: Any, column: str, where: str) -> str:
@@ -248,17 +248,17 @@ class AddedFeedback(NamedTuple):
 def add_feedback(store: Store, path: str, region: str, advance: Advance) -> AddedFeedback:
     """Mask the rows of a log and store new ones; equal rows within one log all count."""
     region = check_region(region)
-    notes, masked, held = LogNotes(), Counter[str](), Counter[str]()
-    shown = readers.display_path(path)
+    notes, masked, n_with = LogNotes(), Counter[str](), Counter[str]()
+    shown_path = readers.display_path(path)
     n_rows = sum(1 for _ in read_log(path, notes, region))
     if not n_rows:
         reasons = ", ".join(f"{reason} ({count(len(w))})" for reason, w in notes.left_out.items())
         found = f"no row that can be used: {reasons or 'the file is empty'}"
         step = "name its columns so, or see docs/howto/feedback.md for the forms that are read"
-        raise UserError(shown, found, f"requests with answers, in the columns {COLUMNS}", step)
+        raise UserError(shown_path, found, f"requests with answers, in the columns {COLUMNS}", step)
     with claim(store, "feedback"):
         key = bytes.fromhex(feedback_key(store))
-        known = {row.row_id for row in read_feedback(store, texts=False)}
+        stored_ids = {row.row_id for row in read_feedback(store, texts=False)}
 
         def hide(text: str) -> str:
             hidden, kinds = redact(text, region)
@@ -266,16 +266,16 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
             return hidden
 
         def rows() -> Iterator[FeedbackRow]:
-            seen = Counter[str]()
-            for done, logged in enumerate(read_log(path, LogNotes(), region)):
-                if done % _EVERY == 0:
-                    advance(done, n_rows, f"{count(done)} of {pluralize(n_rows, 'row')}")
+            counts = Counter[str]()
+            for n_done, logged in enumerate(read_log(path, LogNotes(), region)):
+                if n_done % _EVERY == 0:
+                    advance(n_done, n_rows, f"{count(n_done)} of {pluralize(n_rows, 'row')}")
                 # A row is recognised under other masks by its number among equal rows of its log.
                 row_id = _digest(key, canonical_json([logged.conversation, *astuple(logged)[2:-1]]))
-                seen[row_id] += 1
-                if (number := seen[row_id]) > 1:
+                counts[row_id] += 1
+                if (number := counts[row_id]) > 1:
                     row_id = _digest(key, f"{row_id}/{number}")
-                if row_id not in known:
+                if row_id not in stored_ids:
                     turns = [{**turn, "content": hide(turn["content"])} for turn in logged.conversation]
                     row = replace(
                         logged,
@@ -286,24 +286,24 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
                         preference=hide(logged.preference),
                         sender=_digest(key, logged.sender) if logged.sender else "",
                     )
-                    held.update(thumb=row.thumb is not None, correction=bool(row.correction))
-                    held.update(preference=bool(row.preference), no_sender=not row.sender)
+                    n_with.update(thumb=row.thumb is not None, correction=bool(row.correction))
+                    n_with.update(preference=bool(row.preference), no_sender=not row.sender)
                     yield row
 
         added = save_feedback(store, digest_of(path)[:16], rows())
     return AddedFeedback(
-        *(shown, added, n_rows - added, notes.left_out, dict(notes.unread), dict(masked)),
-        *(held["thumb"], held["correction"], held["preference"], held["no_sender"]),
+        *(shown_path, added, n_rows - added, notes.left_out, dict(notes.unread), dict(masked)),
+        *(n_with["thumb"], n_with["correction"], n_with["preference"], n_with["no_sender"]),
     )
 
 
 def describe_added(result: AddedFeedback) -> list[str]:
     """Describe the result of adding a log in lines."""
-    known = f", {count(result.known)} are there already" if result.known else ""
-    lines = [f"{result.file}: {pluralize(result.added, 'row')} added{known}"]
+    known_text = f", {count(result.known)} are there already" if result.known else ""
+    lines = [f"{result.file}: {pluralize(result.added, 'row')} added{known_text}"]
     if result.added:
         parts = ("thumb", "correction", "preference")
-        lines.append("  " + ", ".join(pluralize(getattr(result, f"{part}s"), part) for part in parts))
+        lines.append("  " + ", ".join(pluralize(getattr(result, f"{name}s"), name) for name in parts))
     if result.masked:
         lines.append("  masked: " + ", ".join(f"{count(n)} {kind}" for kind, n in result.masked.items()))
     if result.without_sender:

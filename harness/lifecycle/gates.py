@@ -50,14 +50,14 @@ _OF_SEED = re.compile(r"(.+) \(seed (\d+)\)")  # as `Run.label` writes it
 
 def select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
     """Select the runs of one seed; all runs if none is named."""
-    kept = [run for run in runs if seed in (None, run.seed)]
-    if not kept:
-        there = ", ".join(str(run.seed) for run in runs)
+    seed_runs = [run for run in runs if seed in (None, run.seed)]
+    if not seed_runs:
+        seeds = ", ".join(str(run.seed) for run in runs)
         raise IncompatibleRuns(
-            f"{candidate}: found no run of seed {seed}; expected one of its seeds ({there}); "
+            f"{candidate}: found no run of seed {seed}; expected one of its seeds ({seeds}); "
             "next: name one of these, or none for the worst of all"
         )
-    return kept
+    return seed_runs
 
 
 def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> list[Run]:
@@ -66,16 +66,16 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
     A single run is named by its id, or with its seed as in reports: `lora (seed 1)`. With `sampled`, runs of
     `--sequential` replace seeds that have not answered whole tasks.
     """
-    known, runs = stored.experiment.candidates, store.list_runs(stored.store)
-    if candidate in known:
-        recipe = known[candidate]
+    recipes, runs = stored.experiment.candidates, store.list_runs(stored.store)
+    if candidate in recipes:
+        recipe = recipes[candidate]
         if not plugins.find_method(recipe.method).answers:
             raise UserError(phrase_silent(candidate, recipe.method))
         whole = stored.experiment.name
-        of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
-        own = [r for name in of for r in runs if (r.candidate, r.experiment) == (candidate, name)]
-        done = [r for r in own if r.state == "done" and is_of_recipe(r, recipe, stored.store)]
-        newest = {r.seed: r for r in done if r.seed in stored.experiment.seeds}
+        names = (f"{whole}{FEWER}", whole) if sampled else (whole,)
+        own_runs = [r for name in names for r in runs if (r.candidate, r.experiment) == (candidate, name)]
+        done_runs = [r for r in own_runs if r.state == "done" and is_of_recipe(r, recipe, stored.store)]
+        newest = {r.seed: r for r in done_runs if r.seed in stored.experiment.seeds}
         if newest:
             trained = any(plugins.find_method(r.method).seeded for r in newest.values())
             missing = sorted(set(stored.experiment.seeds) - set(newest)) if trained else []
@@ -87,7 +87,7 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
                     f"'seeds=[{','.join(map(str, sorted(newest)))}]' to this command"
                 )
             return [newest[seed] for seed in sorted(newest)]
-        found = "only runs of another recipe, or failed ones" if own else "no run"
+        found = "only runs of another recipe, or failed ones" if own_runs else "no run"
         raise IncompatibleRuns(
             f"{stored.store.folder}: found {found} of {candidate}; expected a finished run of it as written "
             f"now; next: {stored.typed.command('compare', '--candidates', candidate)}"
@@ -95,9 +95,9 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
     by_id = {r.run_id: r for r in runs if r.state == "done"}
     if candidate in by_id:
         return [by_id[candidate]]
-    if (one := _OF_SEED.fullmatch(candidate)) and one[1] in known:
-        return select_seed(candidate_runs(stored, one[1], sampled=sampled), one[1], int(one[2]))
-    hint = did_you_mean(candidate, [*known, *by_id])
+    if (match := _OF_SEED.fullmatch(candidate)) and match[1] in recipes:
+        return select_seed(candidate_runs(stored, match[1], sampled=sampled), match[1], int(match[2]))
+    hint = did_you_mean(candidate, [*recipes, *by_id])
     raise UserError("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint)
 
 
@@ -120,15 +120,15 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
         # The study as its interim analysis sees it: the sampled items, its name, its alpha.
         gate = stored.experiment.gate.model_copy(update={"alpha": sampling.alpha})
         experiment = stored.experiment.model_copy(update={"name": run.experiment, "gate": gate})
-        drawn = sampling.weights
+        item_weights = sampling.weights
         unknown: dict[str, Any] = {"compared": {}, "admitted": {}, "untrained": {}}
-        stored = replace(stored, experiment=experiment, weights=lambda _: drawn, **unknown)
+        stored = replace(stored, experiment=experiment, weights=lambda _: item_weights, **unknown)
     study, catalogue = add_lm_eval(stored)
     _refuse_unfit(study, catalogue, run, sampling)
-    left_out = [one.task.name for one in study.suite_tasks() if not study.is_judged(one.task)]
+    left_out = [t.task.name for t in study.suite_tasks() if not study.is_judged(t.task)]
     notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
     if sampling:
-        sizes = ", ".join(f"{count(len(of))} items of {task}" for task, of in sampling.weights.items())
+        sizes = ", ".join(f"{count(len(w))} items of {task}" for task, w in sampling.weights.items())
         notes.append(f"{sampling.analysis} of --sequential, judged at alpha {sampling.alpha:.2g} on {sizes}")
     gated_against = champion if champion and answers_suites(champion.recipe) else None
     if champion and not gated_against:
@@ -158,14 +158,14 @@ def _refuse_unfit(
     study: Study, catalogue: Mapping[str, lm_eval.LmEvalTask], run: Run, sampling: SamplingRecord | None
 ) -> None:
     tasks = list(study.suite_tasks())
-    if tasks and not any(f"{one.task.name}/test" in run.rows for one in tasks):
+    if tasks and not any(f"{t.task.name}/test" in run.rows for t in tasks):
         # It never answers the suites, or has not answered them yet.
         if not answers_suites(run.recipe):
             found = f"the method {run.method}, which answers no task of the suites"
             step = f"{study.typed.command('decide')}, which compares it on {study.target.name}"
             raise UserError(run.candidate, found, "a language model, with capability to lose", step)
         raise IncompatibleRuns(
-            f"{run.run_id}: found no answers to {', '.join(one.task.name for one in tasks)}; expected those"
+            f"{run.run_id}: found no answers to {', '.join(t.task.name for t in tasks)}; expected those"
             " to the suites as written now; next:"
             f" {study.typed.command('compare', '--candidates', run.candidate)}"
         )
@@ -175,8 +175,8 @@ def _refuse_unfit(
     experiment, changed = study.experiment, []
     for task in experiment.tasks if run.experiment == experiment.name else ():
         if (key := f"{task.name}/test") in run.rows:
-            own = store.read_identity(study.store, run.rows[key]).task_version
-            then = sampling.versions.get(task.name, own) if sampling else own
+            stored_version = store.read_identity(study.store, run.rows[key]).task_version
+            then = sampling.versions.get(task.name, stored_version) if sampling else stored_version
             if task.lm_eval:
                 now = rows_version(catalogue[task.name].task, catalogue[task.name].version)
             else:
@@ -192,8 +192,8 @@ def _refuse_unfit(
     refuse_regraded(study, run)
     goal = study.experiment.gate.target
     if (goal.gain, goal.win_rate) != (None, None):
-        for other in list_untrained(study):
-            _refuse_other_grades(study, study.target, "target", other)
+        for untrained_run in list_untrained(study):
+            _refuse_other_grades(study, study.target, "target", untrained_run)
     refuse_lost_folds(study, run)
 
 
@@ -217,7 +217,9 @@ def _refuse_other_grades(stored: Study, task: Task, role: Role, run: Run) -> Non
         return
     then = store.read_identity(stored.store, run.rows[key]).scoring_digest
     graded = list_stored_digests(task, stored.store)
-    if then not in {scoring_digest(task, role, judged, of) for judged in graded for of in (False, True)}:
+    if then not in {
+        scoring_digest(task, role, judged, unspaced) for judged in graded for unspaced in (False, True)
+    }:
         raise IncompatibleRuns(
             f"{run.run_id}: found grades of {key} by another judge or rubric, or another scoring of it; "
             "expected those of the files as they are now; next: "
@@ -250,8 +252,8 @@ def answers_suites(recipe: Mapping[str, Any]) -> bool:
 def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     """Judge one model's logged samples against another's, over the tasks that both hold.
 
-    A task that only one holds leaves the verdict open, unless `gate.tasks` names those to judge; one without
-    a rate of each item is not compared. A path is a folder, or a file that names one evaluation.
+    A task that only one holds leaves the verdict open, unless `gate.tasks` names those to judge; a task
+    without one rate per item is not compared. A path is a folder, or a file that names one evaluation.
     """
     unreadable: list[Problem] = []
     arms = []
@@ -271,15 +273,15 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
             arms.append(eval_logs.read_arm(option, path, samples or logs, policy.tasks))
     refuse(unreadable)
     old, new = arms
-    known = list(dict.fromkeys([*old.names, *new.names, *old.unfinished, *new.unfinished]))
-    if unknown := [name for name in policy.tasks if name not in known]:
+    tasks = list(dict.fromkeys([*old.names, *new.names, *old.unfinished, *new.unfinished]))
+    if unknown := [name for name in policy.tasks if name not in tasks]:
         expected = "tasks that one of the two answered"
         raise UserError(
-            [Problem("gate.tasks", f"unknown task {n!r}", expected, did_you_mean(n, known)) for n in unknown]
+            [Problem("gate.tasks", f"unknown task {n!r}", expected, did_you_mean(n, tasks)) for n in unknown]
         )
     not_compared = {**old.not_compared, **new.not_compared}
-    wanted = [name for name in policy.tasks or known if name not in not_compared]
-    shared = [name for name in wanted if name in old.tasks and name in new.tasks]
+    judged_names = [name for name in policy.tasks or tasks if name not in not_compared]
+    shared = [name for name in judged_names if name in old.tasks and name in new.tasks]
     in_one = [problem for name, problem in not_compared.items() if name in old.tasks or name in new.tasks]
     if refused := in_one or list(not_compared.values()) * bool(policy.tasks or not shared):
         raise UserError(refused)
@@ -305,19 +307,19 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
         step = "name the logs of the other model"
         raise UserError(f"--candidate {candidate}", found, "another evaluation of another model", step)
     # A digest is added to names of tasks that would be equal.
-    plain = {name: eval_logs.NOT_IN_NAMES.sub("-", name) for name in known}
+    plain = {name: eval_logs.NOT_IN_NAMES.sub("-", name) for name in tasks}
     counts = Counter(plain.values())
-    names = {name: own if counts[own] == 1 else f"{own}-{digest(name)[:8]}" for name, own in plain.items()}
+    names = {name: tag if counts[tag] == 1 else f"{tag}-{digest(name)[:8]}" for name, tag in plain.items()}
     measured = [eval_logs.measurement(names[name], old.tasks[name], new.tasks[name]) for name in shared]
     renamed = {key: tuple(names.get(n, n) for n in getattr(policy, key)) for key in ("tasks", "critical")}
     policy = policy.model_copy(update=renamed)
-    absent = [names[name] for name in wanted if name not in shared]
-    result = gating.judge(measured, policy, target=None, identical=False, missing=absent)
-    left_out = [name for name in known if name not in wanted and name not in not_compared]
+    absent_names = [names[name] for name in judged_names if name not in shared]
+    result = gating.judge(measured, policy, target=None, identical=False, missing=absent_names)
+    left_out = [name for name in tasks if name not in judged_names and name not in not_compared]
     links = [link for path in (base, candidate) for link in _list_links(path)]
     notes = (
         *([f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []),
-        *([f"not finished by both, left out: {', '.join(absent)}"] if absent else []),
+        *([f"not finished by both, left out: {', '.join(absent_names)}"] if absent_names else []),
         *_list_notes(old, new, shared, same, not_compared, links),
     )
     labels = (candidate.name, base.name) if new.model == old.model else (new.model, old.model)
@@ -326,7 +328,7 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
 
 def _list_links(path: Path) -> list[Path]:
     below = path.rglob("*") if path.is_dir() else ()
-    return sorted(one for one in below if one.is_symlink() and one.is_dir())
+    return sorted(link for link in below if link.is_symlink() and link.is_dir())
 
 
 def _list_notes(

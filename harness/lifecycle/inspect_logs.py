@@ -67,9 +67,9 @@ def find_evaluations(path: Path) -> list[Evaluation]:
     for log in logs:
         spec, finished = log.header["eval"], _status(log.header) == "success"
         with _readable(log.path):
-            given = spec.get("task_args_passed", spec.get("task_args")) or {}
+            args = spec.get("task_args_passed", spec.get("task_args")) or {}
             # A task with other arguments has other items.
-            task = " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
+            task = " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(args.items()))])
         identity = {key: spec.get(key) for key in _WHO}
         tasks = {task: partial(_score_items, task, log)} if finished else {}
         unfinished = () if finished else (task,)
@@ -85,8 +85,8 @@ def _read(file: Path) -> Log:
         if is_zipped:
             with file.open("rb") as raw:
                 names = _open_archive(raw).namelist()
-            begun = "_journal/start.json" if "header.json" not in names else "header.json"
-            (text,) = _read_members(file, lambda name: name == begun)
+            header_name = "_journal/start.json" if "header.json" not in names else "header.json"
+            (text,) = _read_members(file, lambda name: name == header_name)
             header = parse_json(text) if "header.json" in names else {"status": "started", **parse_json(text)}
         else:
             eval_logs.refuse_large(file)
@@ -96,12 +96,12 @@ def _read(file: Path) -> Log:
             raise ValueError("no task in it")
 
     def read_samples() -> Sequence[Mapping[str, Any]]:
-        read = [] if is_zipped else header.get("samples") or []
+        entries = [] if is_zipped else header.get("samples") or []
         if "header.json" in names:
             of_zip = _read_members(file, lambda name: name.startswith("samples/") and name.endswith(".json"))
-            read = list(map(parse_json, of_zip))
-        objects = [sample for sample in read if isinstance(sample, dict)]
-        if len(objects) < len(read):
+            entries = list(map(parse_json, of_zip))
+        objects = [sample for sample in entries if isinstance(sample, dict)]
+        if len(objects) < len(entries):
             raise ValueError("a sample that is not an object")
         return objects
 
@@ -125,13 +125,13 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
         if not by_item:
             step = "evaluate again without --no-log-samples"
             raise UserError(str(log.path), "no samples", "every item with its scores", step)
-        twice = []
+        repeats = []
         for name, samples in by_item.items():
-            named = {sample.get("epoch") for sample in samples}
-            if named != {None} and len(named) < len(samples):
-                twice.append(name)
-        if twice:
-            found = f"{len(twice)} of {len(by_item)} items twice in one epoch (id {', '.join(twice[:5])})"
+            sample_epochs = {sample.get("epoch") for sample in samples}
+            if sample_epochs != {None} and len(sample_epochs) < len(samples):
+                repeats.append(name)
+        if repeats:
+            found = f"{len(repeats)} of {len(by_item)} items twice in one epoch (id {', '.join(repeats[:5])})"
             raise UserError(str(log.path), found, "every item once an epoch", _AGAIN)
         epochs = {len(samples) for samples in by_item.values()}
         if len(epochs) > 1:
@@ -139,20 +139,20 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
             raise UserError(str(log.path), found, "every item equally often", _AGAIN)
         n_expected = (log.header.get("results") or {}).get("total_samples")
         eval_logs.refuse_missing(log.path, sum(map(len, by_item.values())), n_expected, _AGAIN)
-        scored = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}
-        # The first rate listed decides, else of the samples' own.
-        listed = [s.get("name") for s in (log.header.get("results") or {}).get("scores") or ()]
+        item_scores = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}
+        # The first rate that the log lists decides, else the first among the samples' scores.
+        listed_names = [s.get("name") for s in (log.header.get("results") or {}).get("scores") or ()]
         by_score: dict[str, list[object]] = {}
-        for sampled in (sampled for epochs in scored.values() for sampled in epochs):
+        for sampled in (sampled for epochs in item_scores.values() for sampled in epochs):
             for score, value in sampled.items():
                 by_score.setdefault(score, []).append(value)
-        known = (score for score in (*listed, *by_score) if score in by_score)
-        metric = next((str(score) for score in known if eval_logs.is_rate(by_score[score])), None)
+        score_names = (score for score in (*listed_names, *by_score) if score in by_score)
+        metric = next((str(score) for score in score_names if eval_logs.is_rate(by_score[score])), None)
         if metric is None:
             found_none = f"no score that is a rate in [0, 1] ({', '.join(by_score) or 'none at all'})"
             step = "add a scorer, and run inspect score"
             return Problem(str(log.path), found_none, "a scorer that marks each sample", step)
-        scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
+        scores = {name: [sampled.get(metric) for sampled in epochs] for name, epochs in item_scores.items()}
         unscored = [name for name, values in scores.items() if None in values]
         eval_logs.refuse_unscored(log.path, metric, unscored, len(scores), _AGAIN)
         items = {
@@ -173,14 +173,14 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
 
 def _scores(sample: Mapping[str, Any]) -> dict[str, float | None]:
     """Return a sample's scores by name, as numbers or None; nested scores have their own names."""
-    out: dict[str, float | None] = {}
+    scores: dict[str, float | None] = {}
     for name, score in (sample.get("scores") or {}).items():
         value = score.get("value") if isinstance(score, dict) else score
         if isinstance(value, dict):
-            out |= {str(key): _number(inner) for key, inner in value.items()}
+            scores |= {str(key): _number(inner) for key, inner in value.items()}
         elif not isinstance(value, list):
-            out[str(name)] = _number(value)
-    return out
+            scores[str(name)] = _number(value)
+    return scores
 
 
 def _number(value: object) -> float | None:
@@ -198,11 +198,11 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
     choices = first.get("choices") or ()
     one_is_right = isinstance(first.get("target"), str)
     outputs = [((sample.get("output") or {}).get("choices") or [{}])[0] for sample in samples]
-    stopped = [_STOPPED.get(str(output.get("stop_reason", "")), "ok") for output in outputs]
+    stop_statuses = [_STOPPED.get(str(output.get("stop_reason", "")), "ok") for output in outputs]
     # The prompt ends before the model's first message; shots are part of the input.
     messages = first.get("messages") or ()
-    own = (i for i, m in enumerate(messages) if m.get("role") == "assistant" and m.get("source") != "input")
-    prompt = list(messages[: next(own, len(messages))])
+    turns = (i for i, m in enumerate(messages) if m.get("role") == "assistant" and m.get("source") != "input")
+    prompt = list(messages[: next(turns, len(messages))])
     return LoggedItem(
         score=fmean(scores),
         digests={
@@ -211,11 +211,11 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
             "target_hash": digest(first.get("target")),
         },
         answer=eval_logs.digest_logged(
-            [[one.get("uuid"), one.get("output"), one.get("scores")] for one in samples]
+            [[sample.get("uuid"), sample.get("output"), sample.get("scores")] for sample in samples]
         ),
         cluster=eval_logs.find_text_cluster(first.get("metadata")),
         n_choices=len(choices) if one_is_right else 0,
-        status=next((status for status in stopped if status != "ok"), "ok"),
+        status=next((status for status in stop_statuses if status != "ok"), "ok"),
     )
 
 
@@ -229,26 +229,26 @@ def _content(value: Any) -> Any:
 def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
     spec, plan = header["eval"], header.get("plan") or {}
     decoding = {**(spec.get("model_generate_config") or {}), **(plan.get("config") or {})}
-    given = spec.get("model_args") or {}
-    out: dict[str, Any] = {key: decoding.get(key, "the default") for key in _DECODING}
-    out |= {key: given.get(key) for key in _PRECISION}
-    out["model_roles"] = canonical_json(roles) if (roles := spec.get("model_roles")) else None
-    out |= {"task_version": spec.get("task_version"), "epochs": (spec.get("config") or {}).get("epochs")}
+    model_args = spec.get("model_args") or {}
+    settings: dict[str, Any] = {key: decoding.get(key, "the default") for key in _DECODING}
+    settings |= {key: model_args.get(key) for key in _PRECISION}
+    settings["model_roles"] = canonical_json(roles) if (roles := spec.get("model_roles")) else None
+    settings |= {"task_version": spec.get("task_version"), "epochs": (spec.get("config") or {}).get("epochs")}
     steps = [[s.get("solver"), s.get("params") or {}] for s in plan.get("steps") or ()]
     scorers = [[s.get("name"), s.get("options") or {}] for s in spec.get("scorers") or ()]
-    out["solvers"] = canonical_json(steps)
-    out["scorers"] = canonical_json(scorers) if scorers else None
-    return out
+    settings["solvers"] = canonical_json(steps)
+    settings["scorers"] = canonical_json(scorers) if scorers else None
+    return settings
 
 
 _ZSTANDARD = 93
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and of the extra field
 
 
-def _read_members(path: Path, wanted: Callable[[str], bool]) -> list[bytes]:
+def _read_members(path: Path, is_wanted: Callable[[str], bool]) -> list[bytes]:
     with path.open("rb") as raw:
         archive = _open_archive(raw)
-        members = [info for info in archive.infolist() if wanted(info.filename)]
+        members = [info for info in archive.infolist() if is_wanted(info.filename)]
         step = "if that is meant: inspect log convert, to JSON"
         refuse_bomb(str(path), sum(info.file_size for info in members), path.stat().st_size, step)
         return [_read_member(archive, raw, info) for info in members]
@@ -278,11 +278,11 @@ def _read_member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo)
     import pyarrow
 
     try:
-        out: bytes = pyarrow.decompress(
+        content: bytes = pyarrow.decompress(
             raw.read(info.compress_size), info.file_size, codec="zstd", asbytes=True
         )
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
-    if len(out) != info.file_size or zlib.crc32(out) != info.CRC:
+    if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
         raise zipfile.BadZipFile(f"{info.filename}: bad checksum")
-    return out
+    return content

@@ -61,13 +61,13 @@ def read_rows(
         stream.seek(0)
         csv.field_size_limit(_LONGEST_CELL)
         reader = csv.DictReader(stream, delimiter=_delimiter(head, needed))
-        found = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-        for what, n in (("no column", 0), ("more than one column", 2)):
-            if wrong := [name for name in needed if min(found.count(name), 2) == n]:
+        header_names = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+        for defect, n in (("no column", 0), ("more than one column", 2)):
+            if wrong := [name for name in needed if min(header_names.count(name), 2) == n]:
                 expected = f"the columns {', '.join(columns)}, as harness rate export writes them"
                 step = "remove or rename the others" if n else "keep the first line as it was"
-                raise UserError(f"{file}:1", f"{what} {' and '.join(wrong)}", expected, step)
-        reader.fieldnames = found
+                raise UserError(f"{file}:1", f"{defect} {' and '.join(wrong)}", expected, step)
+        reader.fieldnames = header_names
         line = reader.line_num + 1
         for row in reader:
             yield line, tuple((row[name] or "").strip() for name in needed)
@@ -83,17 +83,17 @@ def has_column(file: Path, name: str) -> bool:
 
 def _delimiter(head: str, needed: Sequence[str]) -> str:
     """Return the delimiter by which a line names the needed columns, or its most frequent one."""
-    named = (one for one in _DELIMITERS if {*needed} <= {*_cells(head, one)})
-    return next(named, max(_DELIMITERS, key=head.count))
+    matches = (delimiter for delimiter in _DELIMITERS if {*needed} <= {*_cells(head, delimiter)})
+    return next(matches, max(_DELIMITERS, key=head.count))
 
 
 def _cells(head: str, delimiter: str) -> list[str]:
     return [cell.strip().lower() for cell in next(csv.reader([head], delimiter=delimiter), [])]
 
 
-def unknown_key(where: str, key: str, what: str) -> Problem:
+def unknown_key(where: str, key: str, kind: str) -> Problem:
     """Describe that a key matches no stored answer or pair of answers."""
-    found = f"key {key!r}, which no stored {what} has" if key else "no key"
+    found = f"key {key!r}, which no stored {kind} has" if key else "no key"
     step = "keep the column key as it was exported; export again where answers or metrics changed since"
     return Problem(where, found, "a key of harness rate export", step)
 
@@ -139,27 +139,27 @@ def export_answers(
         found = f"{metric!r}, the judge of the win rate"
         raise UserError("--metric", found, "a metric of single answers", f"{file} --pairs rates pairs")
     measured = _metric(task, metric)
-    labels, read = read_labels(at, task, measured.name), stored.rows
+    labels, stored_rows = read_labels(at, task, measured.name), stored.rows
     if candidates:
         chosen_runs = [candidate_runs(stored, name) for name in candidates]
     else:
-        known = list_measured_runs(stored)
-        facts = [f for _, f in known]
+        measured_runs = list_measured_runs(stored)
+        facts = [f for _, f in measured_runs]
         chosen = [f for f in (strongest_run(facts), alternative(facts)) if f is not None]
-        known.sort(key=lambda one: one[1] not in chosen)
-        chosen_runs = [[run for run, f in known if f.name == one.name] for one in chosen]
+        measured_runs.sort(key=lambda run_facts: run_facts[1] not in chosen)
+        chosen_runs = [[run for run, f in measured_runs if f.name == choice.name] for choice in chosen]
     seeds = [
-        [_arm(measured.name, run, read.with_drawn(run, task), labels) for run in of_recipe]
+        [_arm(measured.name, run, stored_rows.with_drawn(run, task), labels) for run in of_recipe]
         for of_recipe in chosen_runs
     ]
-    drawn = [max(of_recipe, key=lambda arm: len(arm.open_)) for of_recipe in seeds]
-    arms = [arm.rows for arm in drawn]
+    chosen_arms = [max(of_recipe, key=lambda arm: len(arm.open_)) for of_recipe in seeds]
+    arms = [arm.rows for arm in chosen_arms]
     shared = draw_items(set[str]().union(*arms), task.name, measured.name)
-    open_ = [item for item in shared if any(item in arm.open_ for arm in drawn)]
+    open_ = [item for item in shared if any(item in arm.open_ for arm in chosen_arms)]
     if not open_:
-        labels_of = " and ".join(arm.label for arm in drawn)
+        labels_of = " and ".join(arm.label for arm in chosen_arms)
         found = f"no answer without a label for {measured.name}, of {labels_of}"
-        failed = sum(arm.n_failed for arm in drawn)
+        failed = sum(arm.n_failed for arm in chosen_arms)
         also = f" ({count(failed)} failed or could not be scored)" if failed else ""
         raise IncompatibleRuns(
             f"{at.folder}: found {found}{also}; expected one to label; next: harness report"
@@ -177,7 +177,7 @@ def export_answers(
             rows.append((begins + _JOIN.join(keys), question, text, reference, ""))
     write_rows(file, COLUMNS, rows)
     rubric, n_drawn = rubric_of(task, measured.name), min(n_items, len(open_))
-    names = tuple(arm.label for arm in drawn)
+    names = tuple(arm.label for arm in chosen_arms)
     still_open = (arm.label for arms_of in seeds for arm in arms_of if arm.open_)
     return {
         "metric": measured.name,
@@ -207,15 +207,15 @@ def import_labels(
         raise UserError("--scale", found, "the lowest label, then the highest", "--scale 1,5")
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
     digests = dict.fromkeys(run.rows[f"{task.name}/test"] for run in runs)
-    rows = [row for one in digests for row in store.read_rows(at, one)]
+    rows = [row for rows_digest in digests for row in store.read_rows(at, rows_digest)]
     metrics = load_metrics(task)
-    known = {
+    answers_by_key = {
         _KEY + answer_digest(metric, row): (metric, row.example_id)
         for row in rows
         for metric in metrics
         if metric in row.parts
     }
-    metric, labels, n_labels, n_blank = _read(file, known, scale or (0.0, 1.0), task)
+    metric, labels, n_labels, n_blank = _read(file, answers_by_key, scale or (0.0, 1.0), task)
     if scale is None and (rubric := rubric_of(task, metric)):
         # Numbers that fit both the scale of a judge's rubric and the range from 0 to 1.
         cells = {label for _, (label,) in read_rows(file, COLUMNS, ("label",))} - {""}
@@ -225,12 +225,14 @@ def import_labels(
             step = f"--scale {low},{high} where they are the rubric's grades, else --scale 0,1"
             raise UserError(f"{file}: label", found, "the scale of the labels", step)
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # because a later import replaces it
-    given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
-    store.save_labels(at, replace(given, id=digest(asdict(given))))
+    label_set = LabelSet(
+        "", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric)
+    )
+    store.save_labels(at, replace(label_set, id=digest(asdict(label_set))))
     latest, by_run = read_labels(at, task, metric), dict[str, int]()
     for run in runs:
-        scored = [row for row in stored.rows.with_drawn(run, task) if metric in row.parts]
-        answers = (answer_digest(metric, row) for row in select_scored(metric, scored).values())
+        scored_rows = [row for row in stored.rows.with_drawn(run, task) if metric in row.parts]
+        answers = (answer_digest(metric, row) for row in select_scored(metric, scored_rows).values())
         by_run[run.label] = sum(answer in latest for answer in answers)
     labelled = {run: n for run, n in by_run.items() if n}
     return {"metric": metric, "n_labels": n_labels, "n_blank": n_blank, "by_run": labelled}
@@ -261,17 +263,17 @@ def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
     for name in stored.selected:
         with suppress(IncompatibleRuns):
             runs += candidate_runs(stored, name)
-    found: list[tuple[Run, CandidateFacts]] = []
+    measured: list[tuple[Run, CandidateFacts]] = []
     for run in runs:
         with suppress(CandidateFailed, KeyError):
-            found.append((run, reached_on_target(stored, run, metric)))
-    within = apply_budgets([f for _, f in found], stored.experiment.decide)
-    if not found:
+            measured.append((run, reached_on_target(stored, run, metric)))
+    within = apply_budgets([f for _, f in measured], stored.experiment.decide)
+    if not measured:
         raise IncompatibleRuns(
             f"{stored.store.folder}: found no run with answers to {task.name}; expected one to label; "
             f"next: {stored.typed.command('compare')}"
         )
-    return [(run, f) for (run, _), f in zip(found, within, strict=True)]
+    return [(run, f) for (run, _), f in zip(measured, within, strict=True)]
 
 
 def _key_begins(task: Task, metric: str) -> str:
@@ -281,32 +283,32 @@ def _key_begins(task: Task, metric: str) -> str:
 
 
 def _read(
-    file: Path, known: Mapping[str, tuple[str, str]], scale: tuple[float, float], task: Task
+    file: Path, answers_by_key: Mapping[str, tuple[str, str]], scale: tuple[float, float], task: Task
 ) -> tuple[str, list[AnswerLabel], int, int]:
     """Read a file's metric and labels from 0 to 1, and its numbers of labelled and blank rows."""
-    problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
+    problems, labels, key_lines, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
     metrics, begins = set[str](), set[str]()
     for line, (key, written) in read_rows(file, COLUMNS, ("key", "label")):
         where, begin, keys = f"{file}:{line}", "", [key]
-        if key.startswith(_KEY):  # of an export: what it begins with, and the keys of its answers
+        if key.startswith(_KEY):  # an exported key: its prefix, then the keys of its answers
             question, end, answers = key.removeprefix(_KEY).rpartition(_KEY_END)
-            begin, keys = f"{_KEY}{question}{end}", [_KEY + one for one in answers.split(_JOIN)]
+            begin, keys = f"{_KEY}{question}{end}", [_KEY + answer for answer in answers.split(_JOIN)]
         if not written:
             n_blank += 1
-        elif any(one not in known for one in keys):
+        elif any(k not in answers_by_key for k in keys):
             problems.append(unknown_key(where, key, "answer"))
-        elif again := [seen[one] for one in keys if one in seen]:
+        elif repeated_lines := [key_lines[k] for k in keys if k in key_lines]:
             expected = "one label for each answer"
-            problems.append(Problem(where, f"a key of line {again[0]} again", expected, "keep one"))
+            problems.append(Problem(where, f"a key of line {repeated_lines[0]} again", expected, "keep one"))
         elif (label := _number(written, scale)) is None:
             low, high = (f"{end:g}" for end in scale)
             step = "fix the label, or say which scale it is on, as in --scale 1,5"
             problems.append(Problem(where, f"label {written!r}", f"a number from {low} to {high}", step))
         else:
-            seen |= dict.fromkeys(keys, line)
-            metrics |= {known[one][0] for one in keys}
+            key_lines |= dict.fromkeys(keys, line)
+            metrics |= {answers_by_key[k][0] for k in keys}
             begins.add(begin)
-            labels += [AnswerLabel(one.removeprefix(_KEY), known[one][1], label) for one in keys]
+            labels += [AnswerLabel(k.removeprefix(_KEY), answers_by_key[k][1], label) for k in keys]
     if len(metrics) > 1:
         found = f"answers exported for {', '.join(sorted(metrics))}"
         problems.append(Problem(str(file), found, "those for one metric", "import them as two files"))
@@ -318,7 +320,7 @@ def _read(
         step = "fill in the column label of each row"
         problems.append(Problem(str(file), "no label", "at least one", step))
     refuse(problems)
-    return metrics.pop(), labels, len({*seen.values()}), n_blank
+    return metrics.pop(), labels, len({*key_lines.values()}), n_blank
 
 
 def _number(written: str, scale: tuple[float, float]) -> float | None:

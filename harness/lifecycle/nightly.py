@@ -122,18 +122,18 @@ class _NightRun:
         self.environment = store.keep_environment(
             session.store, provenance.describe_environment(session.machine.name)
         )
-        # The tasks of each series, one series per target; bits per byte and safety are left to compare.
+        # The tasks of each series, one series per target; `harness compare` covers bits per byte and safety.
         suites = [m for m in session.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
         self.tasks = {
             "target": [session.target],
             **{f"target {m.task.name}": [m] for m in session.more_targets},
             **({"general": suites} if suites else {}),
         }
-        policy, taken = session.experiment.nightly, nights[-1].taken if nights else {}
+        policy, n_taken = session.experiment.nightly, nights[-1].taken if nights else {}
         self.plan: dict[str, NightItems] = {}
         for key, measured in self.tasks.items():
             pool = watchlist.build_pool({m.task.name: m.examples("test") for m in measured}, policy.anchors)
-            self.plan[key] = watchlist.choose_next_items(pool, taken.get(key, 0), policy.items)
+            self.plan[key] = watchlist.choose_next_items(pool, n_taken.get(key, 0), policy.items)
         measured_tasks = [m for measured in self.tasks.values() for m in measured]
         self.metrics = {m.task.name: m.metrics[m.task.primary_metric] for m in measured_tasks}
         self.controls: dict[str, _BaseRows] = {}
@@ -144,25 +144,25 @@ class _NightRun:
         started = provenance.timestamp()
         chosen = watchlist.targets(self.loaded, self.session, self.references)
         labels = [label for label, _ in chosen]
-        with store.StoredProgress(self.session.progress, self.session.store, "A night", labels) as noted:
-            self.session = replace(self.session, progress=noted)
-            watched = []
+        with store.StoredProgress(self.session.progress, self.session.store, "A night", labels) as progress:
+            self.session = replace(self.session, progress=progress)
+            candidates = []
             for label, target in chosen:
                 try:
                     if isinstance(target, HarnessError):
                         raise target
-                    found = self._evaluate(target)
+                    entry = self._evaluate(target)
                 except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
-                    found = nightly_state.NightCandidate(label, "", "", (), error=one_line(error))
-                self.session.progress.finish(label, f"{label}: {found.error or 'evaluated'}")
-                watched.append(found)
+                    entry = nightly_state.NightCandidate(label, "", "", (), error=one_line(error))
+                self.session.progress.finish(label, f"{label}: {entry.error or 'evaluated'}")
+                candidates.append(entry)
         # Drift in the feedback stored since the last night; empty without feedback.
         since = datetime.fromisoformat(self.nights[-1].started) if self.nights else None
         try:
             rows = store.read_feedback(self.session.store, added_since=since)
-            moved = production.summarize(production.find_drift(self.loaded, rows)) if rows else ()
+            drift_lines = production.summarize(production.find_drift(self.loaded, rows)) if rows else ()
         except Exception as error:  # noqa: BLE001 (it must not end the night)
-            moved = (f"production was not compared: {one_line(error)}",)
+            drift_lines = (f"production was not compared: {one_line(error)}",)
         night = nightly_state.Night(
             night=self.day,
             started=started,
@@ -171,10 +171,10 @@ class _NightRun:
             precision=self.session.machine.precision,
             environment=self.environment,
             bases={name: control.night for name, control in self.controls.items()},
-            candidates=tuple(watched),
-            taken={key: one.taken for key, one in self.plan.items()},
-            left={key: one.left for key, one in self.plan.items()},
-            production=moved,
+            candidates=tuple(candidates),
+            taken={key: items.taken for key, items in self.plan.items()},
+            left={key: items.left for key, items in self.plan.items()},
+            production=drift_lines,
         )
         return night, self.references
 
@@ -183,12 +183,12 @@ class _NightRun:
         reference = watchlist.pin_reference(session, target, self.references.get(target.name))
         weights = ensure_weights(session, target.candidate, target.seed)
         # The targets, and the suites if the weights are not the base's.
-        own = watchlist.list_test_sets(session, target.candidate.recipe, weights, target.seed)
-        promptings = {s.name: s.identity.prompting_digest for s in own if s.name in reference.rows}
-        unwatched = tuple(s.measured.task.name for s in own if s.name not in reference.rows)
+        test_sets = watchlist.list_test_sets(session, target.candidate.recipe, weights, target.seed)
+        promptings = {s.name: s.identity.prompting_digest for s in test_sets if s.name in reference.rows}
+        unwatched = tuple(s.measured.task.name for s in test_sets if s.name not in reference.rows)
         if weights.is_language_model and weights.digest != target.candidate.base.weights_digest:
-            own += suite_sets(session, weights)
-        sets = self._comparable_sets(own, reference.rows)
+            test_sets += suite_sets(session, weights)
+        sets = self._comparable_sets(test_sets, reference.rows)
         control = self._control(target, reference) if weights.is_language_model else None
         batches = self._batches(sets)
         now = watchlist.reevaluate(session, self.folder, target.name, weights, batches)
@@ -201,23 +201,25 @@ class _NightRun:
             since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
             served = watchlist.describe_endpoint(target.candidate, since, self.day)
         metric, task, judged = session.target.primary, session.target.task, None
-        most = session.experiment.gate.max_errors
+        limit = session.experiment.gate.max_errors
         if is_judged(metric.name):
-            tonight, before = (
-                [row for (of, _), row in rows.items() if of == task.name] for rows in (now, then[0])
+            tonight, earlier_rows = (
+                [row for (name, _), row in rows.items() if name == task.name] for rows in (now, then[0])
             )
             labels = judge_labels(session.store, task, metric.name)
-            judged = nightly_changes.compare_judged_answers(metric, tonight, before, labels, most)
-        answered, series = {row_set.measured.task.name for row_set in sets}, {}
+            judged = nightly_changes.compare_judged_answers(metric, tonight, earlier_rows, labels, limit)
+        answered_tasks, series = {row_set.measured.task.name for row_set in sets}, {}
         for key, measured in self.tasks.items():
             tasks = {m.task.name for m in measured}
-            if not answered & tasks:
+            if not answered_tasks & tasks:
                 continue
             arms = NightArms(now, then, None, None)
             if control is not None and any(item[0] in tasks for item in control.then):
                 arms = arms._replace(base_now=control.now, base_then=control.then)
             items = self.plan[key]
-            series[key] = nightly_changes.compare_series(arms, items.anchors, items.fresh, self.metrics, most)
+            series[key] = nightly_changes.compare_series(
+                arms, items.anchors, items.fresh, self.metrics, limit
+            )
         return nightly_state.NightCandidate(
             name=target.name,
             reference=reference.id,
@@ -235,19 +237,19 @@ class _NightRun:
         )
 
     def _find_night_of_change(
-        self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
+        self, name: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
     ) -> str:
         """Return the night since which an endpoint gives its current anchor answers; empty if unchanged."""
-        # Its weights are hidden, so only changed answers show another model.
+        # The endpoint's weights are hidden, so only changed answers reveal another model.
         fixed = [batch for batch in batches if batch.kind == "anchors"]
-        before = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (who, reference)]
-        since = next((w.since for w in reversed(before) if not w.error), "")
+        history = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (name, reference)]
+        since = next((w.since for w in reversed(history) if not w.error), "")
         if since:
             parts = [
-                (batch.rows, store.read_measured(watchlist.batch_file(self.home / since, who, batch)) or ())
+                (batch.rows, store.read_measured(watchlist.batch_file(self.home / since, name, batch)) or ())
                 for batch in fixed
             ]
-            earlier = watchlist.index_by_item(row for of in grade_rows(self.session, parts) for row in of)
+            earlier = watchlist.index_by_item(row for rows in grade_rows(self.session, parts) for row in rows)
             then = earlier or then  # no rows are found if the evaluation code has changed since
         anchors = {(batch.rows.measured.task.name, i) for batch in fixed for i in batch.ids}
         tonight_s = {item: row for item, row in now.items() if item in anchors}
@@ -257,21 +259,21 @@ class _NightRun:
         source = target.candidate.base
         if source.name not in self.controls:
             sets = self._comparable_sets(watchlist.base_sets(self.session, source), reference.base)
-            batches, who = self._batches(sets), f"base {source.name}"
-            now = watchlist.reevaluate(self.session, self.folder, who, base_weights(source), batches)
+            batches, label = self._batches(sets), f"base {source.name}"
+            now = watchlist.reevaluate(self.session, self.folder, label, base_weights(source), batches)
             then = self._reference_rows(sets, reference.base)
-            fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
+            fresh = [cluster for items in self.plan.values() for cluster in items.fresh]
             # Anchors of the first night in this environment since a drift was acknowledged.
             nights = nightly_state.nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
             first = next((self.home / n.night for n in nights if n.environment == self.environment), None)
             fixed = (
-                [watchlist.batch_file(first, who, batch) for batch in batches if batch.kind == "anchors"]
+                [watchlist.batch_file(first, label, batch) for batch in batches if batch.kind == "anchors"]
                 if first
                 else []
             )
             last = watchlist.index_by_item(row for file in fixed for row in store.read_measured(file) or ())
-            found = nightly_changes.compare_base(now, then, fresh, last, self.metrics)
-            self.controls[source.name] = _BaseRows(now, then, found)
+            base_night = nightly_changes.compare_base(now, then, fresh, last, self.metrics)
+            self.controls[source.name] = _BaseRows(now, then, base_night)
         return self.controls[source.name]
 
     def _comparable_sets(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> list[RowSet]:
@@ -296,7 +298,7 @@ class _NightRun:
         at, digests = self.session.store, [reference[s.name] for s in sets]
         rows = [add_samples(store.read_rows(at, key), store.read_drawn(at, key)) for key in digests]
         parts = list(zip(sets, rows, strict=True))
-        return watchlist.index_by_item(row for of in grade_rows(self.session, parts) for row in of)
+        return watchlist.index_by_item(row for graded in grade_rows(self.session, parts) for row in graded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,9 +320,9 @@ def status(path: Path, today: str) -> Status:
     name, policy = loaded.experiment.name, loaded.experiment.nightly
     last = build_report(name, policy, nights, state, loaded.typed) if nights else None
     # Nights that started but did not finish.
-    begun = sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
+    dates = sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
     missed = tuple(list_missed_nights(nights, today))
-    return Status(last, len(nights), missed, tuple(begun), tuple(nightly_state.open_alarms(state)))
+    return Status(last, len(nights), missed, tuple(dates), tuple(nightly_state.open_alarms(state)))
 
 
 def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -> list[nightly_state.Alarm]:
@@ -332,12 +334,12 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
         state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
         state, closed = nightly_state.acknowledge_alarms(state, about, nights[-1].night if nights else "")
         if new_reference:
-            kept = {n: r for n, r in state.references.items() if about not in (None, "harness", n)}
-            state = replace(state, references=kept)
+            kept_references = {n: r for n, r in state.references.items() if about not in (None, "harness", n)}
+            state = replace(state, references=kept_references)
         if not closed and not new_reference:
-            known = nightly_state.open_alarms(state)
+            alarms = nightly_state.open_alarms(state)
             found = f"no open alarm about {about}" if about else "no open alarm"
-            step = f"one of: {', '.join(a.about for a in known)}" if known else "there is nothing to do"
+            step = f"one of: {', '.join(a.about for a in alarms)}" if alarms else "there is nothing to do"
             raise UserError(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step)
         nightly_state.write_state(at, folder, state)
     return closed
@@ -350,9 +352,9 @@ def send(path: Path, webhook: str, night: str) -> str:
     folder = nightly_state.home(at, loaded.experiment.name)
     with _night_lock(folder):
         state = nightly_state.read_state(folder)
-        untold = [alarm for alarm in nightly_state.open_alarms(state) if not alarm.told]
-        error = tell(untold, loaded.experiment.name, webhook) if untold else ""
-        if untold and not error:
-            alarms = tuple(replace(a, told=night) if a in untold else a for a in state.alarms)
+        unsent = [alarm for alarm in nightly_state.open_alarms(state) if not alarm.told]
+        error = tell(unsent, loaded.experiment.name, webhook) if unsent else ""
+        if unsent and not error:
+            alarms = tuple(replace(a, told=night) if a in unsent else a for a in state.alarms)
             nightly_state.write_state(at, folder, replace(state, alarms=alarms))
     return error

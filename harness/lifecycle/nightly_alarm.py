@@ -38,10 +38,10 @@ def drift_e(flips: Sequence[tuple[int, int]], rate: float) -> float:
     max(1, M) times the likelihood ratio for three times the rate (at least five points more), so late changes
     are found quickly, too.
     """
-    other = min(max(3 * rate, rate + 0.05), 0.99)
+    drift_rate = min(max(3 * rate, rate + 0.05), 0.99)
     m = 1.0
     for k, n in flips:
-        log_ratio = k * np.log(other / rate) + (n - k) * np.log((1 - other) / (1 - rate))
+        log_ratio = k * np.log(drift_rate / rate) + (n - k) * np.log((1 - drift_rate) / (1 - rate))
         m = max(1.0, m) * float(np.exp(min(log_ratio, 500.0)))
     return m
 
@@ -101,46 +101,52 @@ def build_report(
     last = nights[-1]
     drifts: dict[str, str] = {}  # the nights with drift; evidence restarts after an acknowledgement
     acks = [a.acknowledged for a in state.alarms if (a.about, a.verdict) == _DRIFT and a.acknowledged]
-    seen: set[tuple[str, str, str]] = set()
+    counted_items: set[tuple[str, str, str]] = set()
     flips: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for night in nights:
         n_acks = sum(ack < night.night for ack in acks)
         rate = aa_rate(night.precision)
-        for base, found in night.bases.items():
-            fresh = {i: moved for i, moved in found.flips.items() if (base, night.environment, i) not in seen}
-            seen |= {(base, night.environment, item) for item in fresh}
-            moved = flips.setdefault((base, n_acks), [])
-            moved.append((sum(fresh.values()), len(fresh)))
+        for base, base_changes in night.bases.items():
+            fresh = {
+                i: flipped
+                for i, flipped in base_changes.flips.items()
+                if (base, night.environment, i) not in counted_items
+            }
+            counted_items |= {(base, night.environment, item) for item in fresh}
+            base_flips = flips.setdefault((base, n_acks), [])
+            base_flips.append((sum(fresh.values()), len(fresh)))
             otherwise = "anchors of the base came back otherwise than before in the same environment"
             signs = [
-                f"{formatting.count(len(items))} {what} ({', '.join(items[:3])} …)"
-                for items, what in (
-                    (found.reworded, "prompts of the base are other tokens than in the reference"),
-                    (found.differing, otherwise),
+                f"{formatting.count(len(items))} {sign} ({', '.join(items[:3])} …)"
+                for items, sign in (
+                    (base_changes.reworded, "prompts of the base are other tokens than in the reference"),
+                    (base_changes.differing, otherwise),
                 )
                 if items
             ]
-            if (e_value := drift_e(moved, rate)) >= DRIFT_E:
+            if (e_value := drift_e(base_flips, rate)) >= DRIFT_E:
                 allowed = f"the A/A rate of {formatting.percent(rate)} % allows"
                 strength = f"evidence {_strength(e_value)}"
                 signs.append(f"the base's scores move more often than {allowed} ({strength})")
             if signs:
                 drifts[night.night] = signs[0]  # the strongest sign
-    sound = [n for n in nights if n.night not in drifts]
+    sound_nights = [n for n in nights if n.night not in drifts]
     harness = (
         drifts.get(last.night, "") if last in nightly_state.nights_since_ack(state, *_DRIFT, nights) else ""
     )
     lines = []
-    for one in last.candidates:
-        line = _judge_candidate(policy, one, sound, state, harness)
+    for candidate in last.candidates:
+        line = _judge_candidate(policy, candidate, sound_nights, state, harness)
         remarks = typed.complete(line.sentence)
-        if one.judged and (said := describe_judged_change(one.judged)):
-            remarks += f"; {said}"
-        if one.unwatched:
-            again = typed._replace(overrides=()).command("nightly", "ack", one.name, "--new-reference")
-            pin = typed.command("promote") if one.name.startswith("champion ") else again
-            lacking = f"{', '.join(one.unwatched)}, which the reference holds no rows of"
-            remarks += f"; not watched: {lacking}; next: {typed.command('compare')}, then {pin}"
+        if candidate.judged and (judged_text := describe_judged_change(candidate.judged)):
+            remarks += f"; {judged_text}"
+        if candidate.unwatched:
+            ack_command = typed._replace(overrides=()).command(
+                "nightly", "ack", candidate.name, "--new-reference"
+            )
+            pin = typed.command("promote") if candidate.name.startswith("champion ") else ack_command
+            missing_targets = f"{', '.join(candidate.unwatched)}, which the reference holds no rows of"
+            remarks += f"; not watched: {missing_targets}; next: {typed.command('compare')}, then {pin}"
         lines.append(replace(line, sentence=remarks))
     verdict: Verdict = max((line.verdict for line in lines), key=ORDER.index, default="ok")
     raised = [
@@ -150,30 +156,30 @@ def build_report(
     ]
     if harness:
         raised.append(nightly_state.Alarm(*_DRIFT, last.night, harness))
-    known = nightly_state.open_alarms(state)
-    told = {(a.about, a.verdict) for a in known}
-    new = tuple(a for a in raised if (a.about, a.verdict) not in told)
+    open_alarms = nightly_state.open_alarms(state)
+    open_keys = {(a.about, a.verdict) for a in open_alarms}
+    new = tuple(a for a in raised if (a.about, a.verdict) not in open_keys)
     pool = []
-    for key, left in last.left.items():
-        taken = formatting.count(last.taken[key])
+    for key, n_left in last.left.items():
+        n_taken = formatting.count(last.taken[key])
         used_up = (
-            f"the pool is used up ({taken} clusters evaluated): weights that do not change answer nothing"
+            f"the pool is used up ({n_taken} clusters evaluated): weights that do not change answer nothing"
             " new from here on, and to show a loss by others takes more each time round; add items"
         )
-        asked = f"{taken} clusters evaluated, {formatting.count(left)} never yet" if left else used_up
-        pool.append(f"{key}: {asked}")
-    named = ", ".join(line.name for line in lines if line.verdict == verdict)
-    who = f" ({named})" if verdict != "ok" else f", {formatting.count(len(lines))} watched"
-    who = f": {harness}" if verdict == "harness-drift" else who
+        status = f"{n_taken} clusters evaluated, {formatting.count(n_left)} never yet" if n_left else used_up
+        pool.append(f"{key}: {status}")
+    names = ", ".join(line.name for line in lines if line.verdict == verdict)
+    detail = f" ({names})" if verdict != "ok" else f", {formatting.count(len(lines))} watched"
+    detail = f": {harness}" if verdict == "harness-drift" else detail
     return NightReport(
         experiment=experiment,
         night=last.night,
         verdict=verdict,
-        sentence=f"{experiment}, night of {last.night}: {verdict}{who}",
+        sentence=f"{experiment}, night of {last.night}: {verdict}{detail}",
         harness=harness or "the base answers as in the reference",
         lines=tuple(lines),
         new=new,
-        open=tuple(known),
+        open=tuple(open_alarms),
         missed=tuple(list_missed_nights(nights)),
         pool=tuple(pool),
         commit=last.commit,
@@ -185,53 +191,62 @@ def build_report(
 
 def list_missed_nights(nights: Sequence[nightly_state.Night], today: str = "") -> list[str]:
     """List the dates without a finished night, from the first night to the day before `today`."""
-    done = [date.fromisoformat(n.night) for n in nights]
-    if not done:
+    finished_dates = [date.fromisoformat(n.night) for n in nights]
+    if not finished_dates:
         return []
-    end = date.fromisoformat(today) if today else done[-1]
-    days = (done[0] + timedelta(days=i) for i in range((end - done[0]).days))
-    return [day.isoformat() for day in days if day not in done]
+    end = date.fromisoformat(today) if today else finished_dates[-1]
+    days = (finished_dates[0] + timedelta(days=i) for i in range((end - finished_dates[0]).days))
+    return [day.isoformat() for day in days if day not in finished_dates]
 
 
 def _judge_candidate(
     policy: NightlyPolicy,
-    one: nightly_state.NightCandidate,
-    sound: Sequence[nightly_state.Night],
+    candidate: nightly_state.NightCandidate,
+    sound_nights: Sequence[nightly_state.Night],
     state: nightly_state.State,
     harness: str,
 ) -> CandidateVerdict:
-    if one.error:
-        return CandidateVerdict(one.name, "error", f"{one.name}: failed: {one.error}", one.tests)
-    kept = nightly_state.nights_since_ack(state, one.name, "regression", sound)
+    if candidate.error:
+        return CandidateVerdict(
+            candidate.name, "error", f"{candidate.name}: failed: {candidate.error}", candidate.tests
+        )
+    nights = nightly_state.nights_since_ack(state, candidate.name, "regression", sound_nights)
     series: dict[str, Evidence] = {}
-    for key in one.series:
+    for key in candidate.series:
         changes = []
-        for night in kept:
-            found = next((w for w in night.candidates if w.name == one.name and not w.error), None)
-            if found and found.reference == one.reference and key in found.series and found.series[key].valid:
-                then = found.series[key]
+        for night in nights:
+            entry = next((w for w in night.candidates if w.name == candidate.name and not w.error), None)
+            if (
+                entry
+                and entry.reference == candidate.reference
+                and key in entry.series
+                and entry.series[key].valid
+            ):
+                then = entry.series[key]
                 largest = 2.0 if then.adjusted else 1.0  # both arms can change by the metric's whole range
-                changes.append(NightChanges(then.changes, found.tested, found.making, largest))
-        seeds = Seeds(policy.seed_sd, one.n_references)
-        series[key] = judge(changes, policy.alpha, len(one.series), seeds)
-    anchors = {key: fmean(s.anchors.values()) for key, s in one.series.items() if s.anchors and s.valid}
-    lost = tuple(item for s in one.series.values() for item in s.lost)
+                changes.append(NightChanges(then.changes, entry.tested, entry.making, largest))
+        seeds = Seeds(policy.seed_sd, candidate.n_references)
+        series[key] = judge(changes, policy.alpha, len(candidate.series), seeds)
+    anchors = {key: fmean(s.anchors.values()) for key, s in candidate.series.items() if s.anchors and s.valid}
+    lost = tuple(item for s in candidate.series.values() for item in s.lost)
     if harness:
-        said = f"{one.name}: harness-drift: {harness}; nothing is said of {one.name}"
-        return CandidateVerdict(one.name, "harness-drift", said, one.tests, series, anchors, lost)
-    invalid: list[Verdict] = ["error" for s in one.series.values() if not s.valid]
+        sentence = f"{candidate.name}: harness-drift: {harness}; nothing is said of {candidate.name}"
+        return CandidateVerdict(
+            candidate.name, "harness-drift", sentence, candidate.tests, series, anchors, lost
+        )
+    invalid: list[Verdict] = ["error" for s in candidate.series.values() if not s.valid]
     judged: list[Verdict] = [*(evidence.verdict for evidence in series.values()), *invalid]
     verdict: Verdict = max(judged, key=ORDER.index, default="ok")
-    told = (
-        "; ".join(_describe_series(key, evidence, one)) or f"{key}: no new items were evaluated"
+    descriptions = (
+        "; ".join(_describe_series(key, evidence, candidate)) or f"{key}: no new items were evaluated"
         for key, evidence in series.items()
     )
-    said = f"{one.name}: {verdict}: {'; '.join(told)}"
-    return CandidateVerdict(one.name, verdict, said, one.tests, series, anchors, lost)
+    sentence = f"{candidate.name}: {verdict}: {'; '.join(descriptions)}"
+    return CandidateVerdict(candidate.name, verdict, sentence, candidate.tests, series, anchors, lost)
 
 
-def _describe_series(key: str, e: Evidence, one: nightly_state.NightCandidate) -> Iterator[str]:
-    series = one.series[key]
+def _describe_series(key: str, e: Evidence, candidate: nightly_state.NightCandidate) -> Iterator[str]:
+    series = candidate.series[key]
     if series.errors:
         share = formatting.percent(series.errors / series.n_asked)
         failed = f"{formatting.count(series.errors)} of {formatting.count(series.n_asked)} answers failed"
@@ -249,12 +264,12 @@ def _describe_series(key: str, e: Evidence, one: nightly_state.NightCandidate) -
     over = f"{formatting.count(e.n)} clusters in {formatting.pluralize(e.n_nights, 'night')}"
     flips = f"{formatting.count(e.gains)} better, {formatting.count(e.losses)} worse"
     evidence = f"evidence {_strength(e.e_value)} of {_strength(e.needed)}"
-    again = f", pass {e.n_pass} of the items" if e.n_pass > 1 else ""
+    pass_text = f", pass {e.n_pass} of the items" if e.n_pass > 1 else ""
     # One training of a recipe says little about the next.
-    reference = "the pinned checkpoint" if one.making else "the reference"
-    if one.making and one.n_references > 1:
-        reference = f"the mean of {formatting.pluralize(one.n_references, 'making')}"
-    base = f"{key} {change} pp against {reference} over {over}{again} ({flips}, {evidence})"
+    reference = "the pinned checkpoint" if candidate.making else "the reference"
+    if candidate.making and candidate.n_references > 1:
+        reference = f"the mean of {formatting.pluralize(candidate.n_references, 'making')}"
+    base = f"{key} {change} pp against {reference} over {over}{pass_text} ({flips}, {evidence})"
     if e.verdict == "suspect":
         nights = formatting.pluralize(e.more_nights, "night") if e.more_nights else ""
         settle = f"{nights} more like these would settle it" if nights else "watch it"
@@ -274,10 +289,10 @@ def describe_judged_change(change: nightly_state.JudgedChange) -> str:
         return ""
     if change.corrected:
         by_judge = formatting.points(change.delta)
-        said = f"people's labels correct tonight's {by_judge} pp of {change.metric} to"
-        return f"{said} {formatting.points(*change.corrected)} pp"
-    some = f"{formatting.count(change.n_unlabelled)} of the {formatting.count(change.n_changed)} answers"
-    why = f"{some} that differ from the reference have no label from people (harness rate export)"
+        correction = f"people's labels correct tonight's {by_judge} pp of {change.metric} to"
+        return f"{correction} {formatting.points(*change.corrected)} pp"
+    share = f"{formatting.count(change.n_unlabelled)} of the {formatting.count(change.n_changed)} answers"
+    why = f"{share} that differ from the reference have no label from people (harness rate export)"
     return f"{change.metric} grades it, uncorrected: {why}"
 
 
@@ -286,51 +301,51 @@ _LOST_SHOWN = 20
 _NO_GATE = "a night asks some items and compares them with the reference; harness gate judges all of them"
 
 
-def night_document(found: NightReport) -> ResultDocument:
+def night_document(night: NightReport) -> ResultDocument:
     """Return the document of a night: a row per candidate, then evidence, lost items and alarms."""
     rows = []
-    for line in found.lines:
+    for line in night.lines:
         anchors = [f"{key} {formatting.points(change)}" for key, change in line.anchors.items()]
         rows.append([line.name, line.verdict, ", ".join(anchors) or "–"])
     lost = []
-    for line in (line for line in found.lines if line.lost and line.verdict != "ok"):
+    for line in (line for line in night.lines if line.lost and line.verdict != "ok"):
         n_more = len(line.lost) - _LOST_SHOWN
         more = f" and {formatting.count(n_more)} more" if n_more > 0 else ""
         lost.append(f"{line.name}, lost tonight: {', '.join(line.lost[:_LOST_SHOWN])}{more}")
-    new = [f"NEW ALARM: {a.about}: {a.verdict}" for a in found.new]
-    known = [
+    new = [f"NEW ALARM: {a.about}: {a.verdict}" for a in night.new]
+    known_alarms = [
         f"known alarm since {a.night}: {a.about}: {a.verdict}; harness nightly ack closes it"
-        for a in found.open
+        for a in night.open
     ]
-    commit = f"commit {found.commit[:10]}, " if found.commit else ""
+    commit = f"commit {night.commit[:10]}, " if night.commit else ""
     facts = [
-        *(f"{line.name} tests {'; '.join(line.tests)}" for line in found.lines if line.tests),
-        f"{commit}environment {found.environment}, {found.precision}",
-        f"control arm: {found.harness}",
-        *found.pool,
-        *([f"missed: {', '.join(found.missed)}"] if found.missed else []),
+        *(f"{line.name} tests {'; '.join(line.tests)}" for line in night.lines if line.tests),
+        f"{commit}environment {night.environment}, {night.precision}",
+        f"control arm: {night.harness}",
+        *night.pool,
+        *([f"missed: {', '.join(night.missed)}"] if night.missed else []),
         _NO_GATE,
-        *(line.sentence for line in found.lines),
+        *(line.sentence for line in night.lines),
     ]
     columns = ("candidate", "verdict", "fixed items, pp")
     sections = [
         Section("candidates", columns=columns, rows=rows, notes=facts),
         Section("lost", notes=lost, detail=True),
-        Section("alarms", notes=[*new, *known]),
-        Section("production", notes=found.production),
+        Section("alarms", notes=[*new, *known_alarms]),
+        Section("production", notes=night.production),
     ]
-    title = f"{found.experiment}: night of {found.night}: {found.verdict}"
-    return ResultDocument(title, sections, found.sentence)
+    title = f"{night.experiment}: night of {night.night}: {night.verdict}"
+    return ResultDocument(title, sections, night.sentence)
 
 
-def issue(found: NightReport) -> str:
+def issue(night: NightReport) -> str:
     """Return the text of an issue about new alarms, its title in the first line; empty if none."""
-    if not found.new:
+    if not night.new:
         return ""
-    names = ", ".join(dict.fromkeys(f"{a.about}: {a.verdict}" for a in found.new))
-    title = clean(f"Nightly {found.experiment}, {found.night}: {names}")
+    names = ", ".join(dict.fromkeys(f"{a.about}: {a.verdict}" for a in night.new))
+    title = clean(f"Nightly {night.experiment}, {night.night}: {names}")
     step = "`harness nightly ack` closes the alarm; evidence is then collected afresh."
-    return f"{title}\n\n{report.markdown(night_document(found))}\n{step}\n"
+    return f"{title}\n\n{report.markdown(night_document(night))}\n{step}\n"
 
 
 def slack(alarms: Sequence[nightly_state.Alarm], experiment: str) -> dict[str, str]:
@@ -359,15 +374,15 @@ def tell(alarms: Sequence[nightly_state.Alarm], experiment: str, webhook: str) -
         return f"the webhook did not take it ({type(error).__name__}); the next night sends it again"
 
 
-def to_json(found: NightReport) -> dict[str, Any]:
+def to_json(night: NightReport) -> dict[str, Any]:
     """Return a night as plain types, with its exit code."""
-    plain: dict[str, Any] = report.to_plain(found)
-    return {**plain, "exit_code": found.exit_code}
+    plain: dict[str, Any] = report.to_plain(night)
+    return {**plain, "exit_code": night.exit_code}
 
 
-def write(found: NightReport, folder: Path) -> list[Path]:
+def write(night: NightReport, folder: Path) -> list[Path]:
     """Write the page and, for new alarms, the text of an issue, which stays until it is removed."""
-    page, text = report.markdown(night_document(found)), issue(found)
-    forms = {".md": page, ".json": json.dumps(to_json(found), indent=2) + "\n"}
+    page, text = report.markdown(night_document(night)), issue(night)
+    forms = {".md": page, ".json": json.dumps(to_json(night), indent=2) + "\n"}
     forms |= {".issue.md": text} if text else {}
-    return report.write_forms(folder, f"{found.experiment}.nightly", forms)
+    return report.write_forms(folder, f"{night.experiment}.nightly", forms)

@@ -54,12 +54,12 @@ def compare_series(
     for clusters, by_cluster in ((fresh, changes), (anchors, anchor_changes)):
         for cluster in clusters:
             of_items = {item: _change(arms, item, metrics[item[0]]) for item in cluster}
-            known = {item: change for item, change in of_items.items() if change is not None}
-            left_out += len(cluster) - len(known)
-            lost += (name(item) for item, change in known.items() if change < -stats.TIE)
+            deltas = {item: change for item, change in of_items.items() if change is not None}
+            left_out += len(cluster) - len(deltas)
+            lost += (name(item) for item, change in deltas.items() if change < -stats.TIE)
             bounded = [item for item in cluster if isfinite(_range(metrics, item))]
             unbounded |= {item[0] for item in cluster} - {item[0] for item in bounded}
-            if shares := [known[item] / _range(metrics, item) for item in bounded if item in known]:
+            if shares := [deltas[item] / _range(metrics, item) for item in bounded if item in deltas]:
                 by_cluster[name(bounded[0])] = round(fmean(shares), 9)
     evaluated = [item for cluster in (*fresh, *anchors) for item in cluster if item in arms.now]
     errors = 0
@@ -134,23 +134,23 @@ def _change(arms: NightArms, item: Item, metric: Metric) -> float | None:
     now, then = arms.now.get(item), [rows.get(item) for rows in arms.then]
     worst = min(metric.unit.sign * bound for bound in metric.bounds)
     has_worst = isfinite(worst) and _is_failed(now, then, metric)
-    own = _difference(now, then, metric, worst if has_worst else None)
-    if own is None or arms.base_now is None or arms.base_then is None:
-        return own
+    change = _difference(now, then, metric, worst if has_worst else None)
+    if change is None or arms.base_now is None or arms.base_then is None:
+        return change
     base = _difference(arms.base_now.get(item), [arms.base_then.get(item)], metric)
-    return None if base is None else own - base
+    return None if base is None else change - base
 
 
 def _difference(
     now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric, failed: float | None = None
 ) -> float | None:
     """Return an answer's score minus the mean of the earlier ones; `failed` is that of failed answers."""
-    there = [row for row in then if row is not None]
-    if now is None or len(there) < len(then) or any(row.references != now.references for row in there):
+    rows = [row for row in then if row is not None]
+    if now is None or len(rows) < len(then) or any(row.references != now.references for row in rows):
         return None
-    new, old = failed if failed is not None else score(now, metric), [score(row, metric) for row in there]
-    known = [value for value in old if value is not None]
-    return None if new is None or len(known) < len(old) else new - fmean(known)
+    new, old = failed if failed is not None else score(now, metric), [score(row, metric) for row in rows]
+    scores = [value for value in old if value is not None]
+    return None if new is None or len(scores) < len(old) else new - fmean(scores)
 
 
 def _is_failed(now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric) -> bool:
@@ -173,7 +173,8 @@ def compare_judged_answers(
     old = [row for row in then if row.example_id in answered]
     new = [answered[row.example_id] for row in old]
     by_judge, by_people = (
-        comparison.compare_on_target(metric, old, new, of, max_errors) for of in ({}, labels)
+        comparison.compare_on_target(metric, old, new, item_labels, max_errors)
+        for item_labels in ({}, labels)
     )
     if by_judge is None or by_people is None:
         return None
@@ -272,25 +273,25 @@ def judge(
     ]
     if not passes:
         return Evidence("ok", 0, 0, 0, 0, None, None, None, 1.0, n_series / pass_alpha(1, alpha))
-    crossed = [one for one in passes if one.log_e.max() >= log(one.needed)]
-    likely = [one for one in passes[-2:] if one.log_e[-1] >= log(one.needed * SUSPECT_SHARE)]
-    nearest = sorted(likely, key=lambda one: log(one.needed) - float(one.log_e[-1]))  # closest to an alarm
-    shown = [*crossed, *nearest, passes[-1]][0]
+    crossed = [p for p in passes if p.log_e.max() >= log(p.needed)]
+    likely = [p for p in passes[-2:] if p.log_e[-1] >= log(p.needed * SUSPECT_SHARE)]
+    nearest = sorted(likely, key=lambda p: log(p.needed) - float(p.log_e[-1]))  # closest to an alarm
+    pass_ = [*crossed, *nearest, passes[-1]][0]
     is_suspect = bool(likely) or _chart(nights, seeds) > LIMIT_SD
     verdict: Verdict = "regression" if crossed else "suspect" if is_suspect else "ok"
-    d = np.concatenate([g.changes for g in shown.groups])
+    d = np.concatenate([g.changes for g in pass_.groups])
     gains, losses = int((d > stats.TIE).sum()), int((d < -stats.TIE).sum())
-    e_value = exp(min(float(shown.log_e[-1]), _MOST_LOG))
-    low, high = -_upper_end(shown, seeds, -1), _upper_end(shown, seeds, 1)
+    e_value = exp(min(float(pass_.log_e[-1]), _MOST_LOG))
+    low, high = -_upper_end(pass_, seeds, -1), _upper_end(pass_, seeds, 1)
     more = None
     if verdict == "suspect":  # number of similar nights after which the evidence would suffice
         further = np.arange(1, _MOST_NIGHTS + 1)
-        grown = shown.log_wealth[-1] * (1 + further / len(shown.groups))[:, None]  # (nights, bets)
-        enough = stats.log_mean_wealth(grown) >= log(shown.needed)
+        grown = pass_.log_wealth[-1] * (1 + further / len(pass_.groups))[:, None]  # (nights, bets)
+        enough = stats.log_mean_wealth(grown) >= log(pass_.needed)
         more = int(further[enough.argmax()]) if enough.any() else None
     return Evidence(
-        verdict, len(shown.groups), len(d), gains, losses, float(d.mean()), low, high,
-        e_value, shown.needed, more, shown.number,
+        verdict, len(pass_.groups), len(d), gains, losses, float(d.mean()), low, high,
+        e_value, pass_.needed, more, pass_.number,
     )  # fmt: skip
 
 
@@ -303,15 +304,15 @@ def pass_alpha(number: int, alpha: float) -> float:
 
 def _sort_by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_MakingGroup]]:
     """Assign changes to passes by how often their cluster was counted; repeated answers are skipped."""
-    seen: dict[str, set[str]] = {}
+    digests_of: dict[str, set[str]] = {}
     passes: dict[int, list[_MakingGroup]] = {}
     for night in nights:
         new: dict[int, list[float]] = {}
         for cluster, change in night.changes.items():
-            known = seen.setdefault(cluster, set())
-            if night.tested not in known:
-                known.add(night.tested)
-                new.setdefault(len(known), []).append(change)
+            digests = digests_of.setdefault(cluster, set())
+            if night.tested not in digests:
+                digests.add(night.tested)
+                new.setdefault(len(digests), []).append(change)
         for number, changes in new.items():
             group = _MakingGroup(np.array(changes), night.making, night.largest)
             passes.setdefault(number, []).append(group)
@@ -325,19 +326,19 @@ def _log_wealth(groups: Sequence[_MakingGroup], seeds: Seeds, mean: float = 0.0,
     return stats.betting_mixture(changes, [g.largest for g in groups], shared, mean)
 
 
-def _upper_end(shown: _Pass, seeds: Seeds, sign: int) -> float:
+def _upper_end(pass_: _Pass, seeds: Seeds, sign: int) -> float:
     """Return the smallest mean change that the bets refute, by inverting the alarm's test."""
     from scipy import optimize
 
-    most = max(g.largest for g in shown.groups)
+    largest = max(g.largest for g in pass_.groups)
 
     def excess(mean: float) -> float:
-        log_wealth = _log_wealth(shown.groups, seeds, mean, sign)
-        return float(stats.log_mean_wealth(log_wealth[-1])) - log(shown.needed)
+        log_wealth = _log_wealth(pass_.groups, seeds, mean, sign)
+        return float(stats.log_mean_wealth(log_wealth[-1])) - log(pass_.needed)
 
-    if excess(most) <= 0:
-        return most
-    return float(optimize.brentq(excess, -most, most, xtol=_STEP))
+    if excess(largest) <= 0:
+        return largest
+    return float(optimize.brentq(excess, -largest, largest, xtol=_STEP))
 
 
 def _chart(nights: Iterable[NightChanges], seeds: Seeds) -> float:

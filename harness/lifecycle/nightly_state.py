@@ -182,17 +182,17 @@ def write_night(at: Store, folder: Path, night: Night) -> None:
 def references(at: Store) -> set[str]:
     """List the files that nights use: pinned references, and the weights of each experiment's last night."""
     folders = sorted((at.folder / "nightly").glob("*"))
-    pinned = [one for folder in folders for one in read_state(folder).references.values()]
-    last = [one for folder in folders for night in read_nights(folder)[-1:] for one in night.candidates]
-    names = {key for one in last for key in one.fit_keys} | {one.weights for one in pinned}
-    return names.union(*(rows.values() for one in pinned for rows in (one.rows, one.base, *one.makings)))
+    pinned = [r for folder in folders for r in read_state(folder).references.values()]
+    last = [c for folder in folders for night in read_nights(folder)[-1:] for c in night.candidates]
+    names = {key for c in last for key in c.fit_keys} | {r.weights for r in pinned}
+    return names.union(*(rows.values() for r in pinned for rows in (r.rows, r.base, *r.makings)))
 
 
 def acknowledge_alarms(state: State, about: str | None, today: str) -> tuple[State, list[Alarm]]:
     """Acknowledge the open alarms about a candidate, or all; return them."""
-    meant = [a for a in open_alarms(state) if about in (None, a.about)]
-    alarms = tuple(replace(a, acknowledged=today) if a in meant else a for a in state.alarms)
-    return replace(state, alarms=alarms), meant
+    closed_alarms = [a for a in open_alarms(state) if about in (None, a.about)]
+    alarms = tuple(replace(a, acknowledged=today) if a in closed_alarms else a for a in state.alarms)
+    return replace(state, alarms=alarms), closed_alarms
 
 
 def open_alarms(state: State) -> list[Alarm]:
@@ -202,6 +202,6 @@ def open_alarms(state: State) -> list[Alarm]:
 
 def nights_since_ack(state: State, about: str, verdict: str, nights: Sequence[Night]) -> list[Night]:
     """Select the nights after the last acknowledgement of an alarm, at which evidence restarts."""
-    known = [a for a in state.alarms if (a.about, a.verdict) == (about, verdict) and a.acknowledged]
-    last = max((a.acknowledged for a in known), default="")
+    acks = [a for a in state.alarms if (a.about, a.verdict) == (about, verdict) and a.acknowledged]
+    last = max((a.acknowledged for a in acks), default="")
     return [n for n in nights if n.night > last]

@@ -66,19 +66,19 @@ def export_pairs(
     stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     ratings = store.list_ratings(at, task.name)
-    drawn = [_draw(at, task, ratings, *runs) for runs in _pairs_of_runs(stored, candidates)]
-    lacking = sorted((one for one in drawn if one.open_), key=lambda one: one.n_rated)
-    if not lacking:
-        found = "; ".join(f"{' and '.join(one.names)}, {one.n_rated} that differ, all rated" for one in drawn)
+    samples = [_draw(at, task, ratings, *runs) for runs in _pairs_of_runs(stored, candidates)]
+    open_samples = sorted((s for s in samples if s.open_), key=lambda s: s.n_rated)
+    if not open_samples:
+        found = "; ".join(f"{' and '.join(s.names)}, {s.n_rated} that differ, all rated" for s in samples)
         raise IncompatibleRuns(
             f"{stored.store.folder}: found no pair of answers without a rating ({found}); expected one; "
             f"next: {stored.typed.command('report')}"
         )
-    names, sides, shown, open_, _ = lacking[0]
-    waiting = tuple(one.names[0] for one in lacking[1:])
+    names, sides, answer_pairs, open_, _ = open_samples[0]
+    waiting = tuple(s.names[0] for s in open_samples[1:])
     rows = []
     for turn in open_[:n_items]:
-        answers = shown[turn.example_id]
+        answers = answer_pairs[turn.example_id]
         left, right = answers if turn.left == "a" else answers[::-1]
         question = min((row.prompt for row in answers), key=len)  # a longer one may reveal the candidate
         reference = " | ".join(answers[0].references[:_REFERENCES_SHOWN])
@@ -90,19 +90,19 @@ def export_pairs(
 def _pairs_of_runs(stored: Study, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
     """List pairs of runs to compare, one for each seed of the fine-tunes, the best first."""
     if candidates:
-        named = [candidate_runs(stored, name) for name in candidates]
-        if len(named) == 2 and named[0][0].candidate != named[1][0].candidate:
-            return list(product(named[0], named[1]))
-        raise _phrase_not_two(runs[0].label for runs in named)
+        named_runs = [candidate_runs(stored, name) for name in candidates]
+        if len(named_runs) == 2 and named_runs[0][0].candidate != named_runs[1][0].candidate:
+            return list(product(named_runs[0], named_runs[1]))
+        raise _phrase_not_two(runs[0].label for runs in named_runs)
     measured = label_file.list_measured_runs(stored)
     facts = [f for _, f in measured]
     best, untrained = strongest_run(facts), alternative(facts)
     if best is None or untrained is None or best.name == untrained.name:
         raise _phrase_not_two(f.label for f in (best or untrained,) if f is not None)
-    other = next(run for run, f in measured if f is untrained)
+    untrained_run = next(run for run, f in measured if f is untrained)
     tuned = [(run, f) for run, f in measured if is_fine_tuned(f)]
-    tuned.sort(key=lambda one: (one[1].name != best.name, one[1] is not best))
-    return [(run, other) for run, _ in tuned]
+    tuned.sort(key=lambda pair: (pair[1].name != best.name, pair[1] is not best))
+    return [(run, untrained_run) for run, _ in tuned]
 
 
 def _phrase_not_two(labels: Iterable[str]) -> UserError:
@@ -110,13 +110,13 @@ def _phrase_not_two(labels: Iterable[str]) -> UserError:
     return UserError("--pairs", found, "two candidates", "name them: --candidates tuned,prompt")
 
 
-def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run) -> _PairSample:
-    sides = _sides(task, one, other)
-    shown = _pair_rows(at, task, sides)
+def _draw(at: Store, task: Task, ratings: Sequence[Rating], run_a: Run, run_b: Run) -> _PairSample:
+    sides = _sides(task, run_a, run_b)
+    answer_pairs = _pair_rows(at, task, sides)
     rated = human_preferences.map_preference_shares(ratings, *sides.rows)
-    turns = human_preferences.turns([*shown], "", *sides.rows)
+    turns = human_preferences.turns([*answer_pairs], "", *sides.rows)
     open_ = [turn for turn in turns if turn.example_id not in rated]
-    return _PairSample((one.label, other.label), sides, shown, open_, len(shown) - len(open_))
+    return _PairSample((run_a.label, run_b.label), sides, answer_pairs, open_, len(answer_pairs) - len(open_))
 
 
 def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater: str = "") -> dict[str, Any]:
@@ -128,33 +128,31 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
     stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
-    pairs = {
-        _pair_key(sides): sides for one, other in combinations(runs, 2) if (sides := _sides(task, one, other))
-    }
+    pairs = {_pair_key(sides): sides for a, b in combinations(runs, 2) if (sides := _sides(task, a, b))}
     ratings, n_blank = _read(file, at, task, pairs, rater)
     store.save_ratings(at, ratings)
-    every = store.list_ratings(at, task.name)
+    all_ratings = store.list_ratings(at, task.name)
     by_id = {run.run_id: run for run in runs}
     rated = {(r.run_a, r.run_b): (r.rows_a, r.rows_b) for r in ratings}
     by_pair, counted = dict[str, int](), dict[str, int]()
     for (run_a, run_b), rows in rated.items():
         sides = _Sides((by_id[run_a], by_id[run_b]), rows)
-        both = " and ".join(run.label for run in sides.runs)
-        by_pair[both] = len(human_preferences.map_preference_shares(every, *sides.rows))
-        counted[both] = len(
-            human_preferences.map_counted_shares(every, _pair_rows(at, task, sides), *sides.rows)
+        pair_label = " and ".join(run.label for run in sides.runs)
+        by_pair[pair_label] = len(human_preferences.map_preference_shares(all_ratings, *sides.rows))
+        counted[pair_label] = len(
+            human_preferences.map_counted_shares(all_ratings, _pair_rows(at, task, sides), *sides.rows)
         )
     return {"n_ratings": len(ratings), "n_blank": n_blank, "by_pair": by_pair, "counted": counted}
 
 
-def _sides(task: Task, one: Run, other: Run) -> _Sides:
-    first, second = sorted((one, other), key=lambda run: run.run_id)
+def _sides(task: Task, run_a: Run, run_b: Run) -> _Sides:
+    first, second = sorted((run_a, run_b), key=lambda run: run.run_id)
     return _Sides((first, second), (first.rows[f"{task.name}/test"], second.rows[f"{task.name}/test"]))
 
 
 def _pair_rows(at: Store, task: Task, sides: _Sides) -> dict[str, tuple[SampleResult, SampleResult]]:
-    read = StoredRows(at)
-    return map_shown_pairs(*(read.with_drawn(run, task) for run in sides.runs))
+    stored_rows = StoredRows(at)
+    return map_shown_pairs(*(stored_rows.with_drawn(run, task) for run in sides.runs))
 
 
 def _pair_key(sides: _Sides) -> str:
@@ -168,32 +166,32 @@ def _key(sides: _Sides, turn: Turn) -> str:
 def _read(
     file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater: str
 ) -> tuple[list[Rating], int]:
-    problems, ratings, seen, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
+    problems, ratings, key_lines, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # because a later import replaces it
     lines = list(label_file.read_rows(file, COLUMNS, ("key", "left", "right", BETTER)))
-    known: dict[str, tuple[_Sides, Turn, tuple[str, str]]] = {}  # by key
+    pair_by_key: dict[str, tuple[_Sides, Turn, tuple[str, str]]] = {}
     for name in sorted({key.rpartition("-")[0] for _, (key, *_) in lines} & pairs.keys()):
-        for item, (one, other) in _pair_rows(at, task, pairs[name]).items():
-            turns = ((Turn(item, "a"), (one.text, other.text)), (Turn(item, "b"), (other.text, one.text)))
-            known |= {_key(pairs[name], turn): (pairs[name], turn, texts) for turn, texts in turns}
+        for item, (a, b) in _pair_rows(at, task, pairs[name]).items():
+            turns = ((Turn(item, "a"), (a.text, b.text)), (Turn(item, "b"), (b.text, a.text)))
+            pair_by_key |= {_key(pairs[name], turn): (pairs[name], turn, texts) for turn, texts in turns}
     for line, (key, left, right, written) in lines:
         where = f"{file}:{line}"
         if not written:
             n_blank += 1
-        elif key not in known:
+        elif key not in pair_by_key:
             problems.append(label_file.unknown_key(where, key, "pair of answers"))
-        elif key in seen:
+        elif key in key_lines:
             expected = "one preference for each pair"
-            problems.append(Problem(where, f"a key of line {seen[key]} again", expected, "keep one"))
-        elif _words(*known[key][2]) == _words(right, left) != _words(left, right):
+            problems.append(Problem(where, f"a key of line {key_lines[key]} again", expected, "keep one"))
+        elif _words(*pair_by_key[key][2]) == _words(right, left) != _words(left, right):
             step = "put them back, or export again"
             problems.append(Problem(where, "the texts of left and right exchanged", "them as exported", step))
         elif written.casefold() not in _WORDS:
             step = "write which answer is better, or leave the row blank"
             problems.append(Problem(where, f"{BETTER} {written!r}", "left, right or tie", step))
         else:
-            seen[key] = line
-            sides, turn, _ = known[key]
+            key_lines[key] = line
+            sides, turn, _ = pair_by_key[key]
             right_run: Choice = "b" if turn.left == "a" else "a"
             choice: Choice = {"left": turn.left, "right": right_run}.get(written.casefold(), "tie")
             run_a, run_b = (run.run_id for run in sides.runs)
@@ -207,5 +205,5 @@ def _read(
     return ratings, n_blank
 
 
-def _words(*texts: str) -> list[list[str]]:  # however a spreadsheet changed their whitespace
+def _words(*texts: str) -> list[list[str]]:  # words, to ignore whitespace that a spreadsheet changed
     return [spreadsheet_lines(text).split() for text in texts]

@@ -1,8 +1,8 @@
 """Feedback from production: drift of requests and answers, and thumbs of two models.
 
-Stored requests are compared with the test items, answers with the champion's. One row of each sender, of each
-cluster of test items and of each text counts. Without random assignment models met other requests, so no
-difference of thumbs is estimated. Source: Gretton et al. 2012, A Kernel Two-Sample Test; Holm 1979.
+Stored requests are compared with the test items, answers with the champion's. At most one row per sender,
+per cluster of test items and per text counts. Without random assignment, models answered different requests,
+so no difference of thumbs is estimated. Source: Gretton et al. 2012, A Kernel Two-Sample Test; Holm 1979.
 """
 
 import os
@@ -30,26 +30,27 @@ from harness.report import ResultDocument, Section
 from harness.stats import Array
 from harness.store import Store
 
-ALPHA = 0.05  # chance that anything at all alarms where nothing has moved
+ALPHA = 0.05  # chance of any alarm if nothing has moved
 MOST_ROWS = 1000  # of each sample
 SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-_FEATURES = 50  # of words' parts, where no sentence model is there
+_FEATURES = 50  # of parts of words, without a sentence model
 _READ = 2000  # characters of a text that are embedded
 _NEAREST = 3
 _POWER = 0.8
 _ROUNDING = 1e-7
-_BEYOND = 0.05  # share of test items that are less like another than a request "beyond" is like any
+_BEYOND = 0.05  # a request is "beyond" below this quantile of test items' similarity to their nearest item
 
 Kind = Literal["requests", "answers"]
-# Texts to vectors (n, k) of length 1, and what they are called.
+# Maps texts to vectors (n, k) of length 1, and names the embedding.
 Embed = Callable[[Sequence[str]], tuple[Array, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class DriftTest:
-    """One trait of requests or answers: its `effect` in words, its p, and that by Holm.
+    """Test of one trait of requests or answers: the `effect` in words, its p, and the p adjusted by Holm.
 
-    It cannot move where all splits are equally far apart, such as no refusal in any, and is left out of Holm.
+    A trait whose distance is the same in all splits, such as no refusals in either sample, cannot move and
+    is left out of Holm's adjustment.
     """
 
     of: Kind
@@ -61,7 +62,7 @@ class DriftTest:
 
     @property
     def has_moved(self) -> bool:
-        """Whether chance alone does not explain it."""
+        """Whether chance alone does not explain the change."""
         return self.p_adjusted <= ALPHA
 
 
@@ -81,7 +82,7 @@ class Drift:
 
 
 class _Texts(NamedTuple):
-    """Two samples of texts, one after the other: `n_before` as measured, the rest from production."""
+    """Two samples of texts in one list: first the `n_before` measured ones, then those from production."""
 
     texts: list[str]
     n_before: int
@@ -96,16 +97,16 @@ def embed_parts_of_words(texts: Sequence[str]) -> tuple[Array, str]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.utils.extmath import randomized_svd
 
-    parts = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, max_features=20_000)
-    found = parts.fit_transform([f"{text} ..." for text in texts])  # a text without words has one part
-    left, values, _ = randomized_svd(found, min(_FEATURES, *found.shape), random_state=0)
-    x = left * values  # (n, k)
+    tfidf = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, max_features=20_000)
+    counts = tfidf.fit_transform([f"{text} ..." for text in texts])  # a text without words has one part
+    left_vectors, values, _ = randomized_svd(counts, min(_FEATURES, *counts.shape), random_state=0)
+    x = left_vectors * values  # (n, k)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(length > 0, length, 1), "parts of words (TF-IDF of 3 and 4 letters)"
 
 
 def open_embedding() -> Embed:
-    """Open the sentence model if it lies in the cache and its package is installed, else parts of words."""
+    """Open the sentence model if it is cached and its package is installed; otherwise use parts of words."""
     from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(SENTENCE_MODEL, "config.json"), str):
@@ -163,7 +164,7 @@ def compare_samples(
         found = f"{pluralize(n_before, 'test item')} and {pluralize(n_after, 'request')}"
         raise UserError("monitor", found, "some of both", "add rows to the one that has none")
     texts = [*(items[i].prompt for i in before), *(rows[i].request for i in after)]
-    for direction in (1, -1):  # without the template: the words in which all texts of a sample begin or end
+    for direction in (1, -1):  # remove the template: words with which all texts of a sample begin or end
         turned = [text[::direction] for text in texts]
         shared = _find_shared(turned[:n_before]), _find_shared(turned[n_before:])
         texts = [text.removeprefix(shared[0]).removeprefix(shared[1])[::direction] for text in turned]
@@ -171,21 +172,21 @@ def compare_samples(
     weights = stats.split_weights(n_before, n_after, seed=seed)
     vectors, embedding = embed([text[:_READ] for text in requests.texts])
     kernel = stats.gaussian_kernel(vectors)
-    answered, of_model = [row for row in rows if row.answer and answers], list[str]()
+    answered, remarks = [row for row in rows if row.answer and answers], list[str]()
     models = Counter(row.model for row in answered)
     if len(models) > 1:
-        (most, n), *others = models.most_common()
-        named = ", ".join(name or "unnamed" for name, _ in others)
-        answered = [row for row in answered if row.model == most]
-        of_model = [f"answers are those of {most or 'the unnamed model'} ({count(n)} rows), without {named}"]
-    plain = [*_test_requests(weights, kernel, requests), *_test_answers(answers, answered, labels, seed)]
-    # By Holm over those that can move, which the pooled rows tell without their order.
-    adjusted = iter(stats.holm([test.p for test in plain if test.can_move]))
-    tests = tuple(replace(test, p_adjusted=next(adjusted)) if test.can_move else test for test in plain)
-    known, alpha = kernel[:n_before, :n_before], ALPHA / max(sum(test.can_move for test in tests), 1)
-    power = stats.topic_power(known, n_before, n_after, alpha, seed)
+        (model, n), *other_models = models.most_common()
+        names = ", ".join(name or "unnamed" for name, _ in other_models)
+        answered = [row for row in answered if row.model == model]
+        remarks = [f"answers are those of {model or 'the unnamed model'} ({count(n)} rows), without {names}"]
+    unadjusted = [*_test_requests(weights, kernel, requests), *_test_answers(answers, answered, labels, seed)]
+    # Holm's adjustment covers the tests that can move, which the pooled rows show whatever their order.
+    adjusted = iter(stats.holm([test.p for test in unadjusted if test.can_move]))
+    tests = tuple(replace(test, p_adjusted=next(adjusted)) if test.can_move else test for test in unadjusted)
+    test_kernel, alpha = kernel[:n_before, :n_before], ALPHA / max(sum(test.can_move for test in tests), 1)
+    power = stats.topic_power(test_kernel, n_before, n_after, alpha, seed)
     if n_unknown := sum(not row.sender for row in rows):
-        of_model.append(f"{pluralize(n_unknown, 'request')} without a sender: each counts, whoever wrote it")
+        remarks.append(f"{pluralize(n_unknown, 'request')} without a sender: each counts, whoever wrote it")
     has_moved = any(test.has_moved for test in tests if test.of == "requests")
     return Drift(
         n_requests=len(rows),
@@ -195,38 +196,38 @@ def compare_samples(
         tests=tests,
         nearest=tuple(_nearest(vectors, kernel, requests)) if has_moved else (),
         power=power,
-        notes=(*notes, *of_model),
+        notes=(*notes, *remarks),
         sentence=_conclude(tests, power, n_after, measure),
     )
 
 
-def _test(of: Kind, trait: str, effect: str, distances: Array) -> DriftTest:
-    return DriftTest(of, trait, effect, stats.permutation_p(distances), bool(np.ptp(distances) > _ROUNDING))
+def _test(kind: Kind, trait: str, effect: str, distances: Array) -> DriftTest:
+    return DriftTest(kind, trait, effect, stats.permutation_p(distances), bool(np.ptp(distances) > _ROUNDING))
 
 
 def _draw(keys: Sequence[tuple[str, ...]], seed: int) -> list[int]:
-    """Draw at most `MOST_ROWS` places, so that no two rows share a key: a text, a sender or a cluster."""
-    places, seen, drawn = list(range(len(keys))), set[tuple[int, str]](), list[int]()
-    random.Random(seed).shuffle(places)
-    for place in places:
-        own = {(kind, key) for kind, key in enumerate(keys[place]) if key}
-        if len(drawn) < MOST_ROWS and not own & seen and keys[place][0].strip():
-            seen |= own
-            drawn.append(place)
-    return drawn
+    """Draw indices of at most `MOST_ROWS` rows that share no key: a text, a sender or a cluster."""
+    indices, used_keys, drawn_indices = list(range(len(keys))), set[tuple[int, str]](), list[int]()
+    random.Random(seed).shuffle(indices)
+    for index in indices:
+        row_keys = {(kind, key) for kind, key in enumerate(keys[index]) if key}
+        if len(drawn_indices) < MOST_ROWS and not row_keys & used_keys and keys[index][0].strip():
+            used_keys |= row_keys
+            drawn_indices.append(index)
+    return drawn_indices
 
 
 def _find_shared(texts: Sequence[str]) -> str:
-    """Return the whole words that all texts begin with; of one text, none."""
+    """Return the whole words with which all texts begin; empty for fewer than two texts."""
     shared = os.path.commonprefix([*texts]) if len(texts) > 1 else ""  # noqa: RUF071 (of letters)
     return shared[: max(map(shared.rfind, " \n\t")) + 1]
 
 
 def _test_requests(weights: stats.Weights, kernel: stats.Weights, requests: _Texts) -> Iterator[DriftTest]:
     distances, n_before = stats.kernel_distances(weights, kernel), requests.n_before
-    known = kernel[:, :n_before].copy()  # (n, n before)
-    known[np.arange(n_before), np.arange(n_before)] = -1  # no item is its own neighbour
-    nearest = known.max(axis=1)
+    similarity = kernel[:, :n_before].copy()  # (n, n before)
+    similarity[np.arange(n_before), np.arange(n_before)] = -1  # no item is its own neighbour
+    nearest = similarity.max(axis=1)
     beyond = float((nearest[n_before:] < np.quantile(nearest[:n_before], _BEYOND)).mean())
     effect = (
         f"MMD {plain(distances[0] ** 0.5)}, by chance {plain(distances[1:].mean() ** 0.5)};"
@@ -243,90 +244,92 @@ def _test_requests(weights: stats.Weights, kernel: stats.Weights, requests: _Tex
     yield _test("requests", "language", effect, stats.category_distances(weights, languages))
 
 
-def _test_lengths(about: Kind, weights: stats.Weights, of: _Texts) -> DriftTest:
-    lengths = [len(text) for text in of.texts]
-    middles = [count(median(part)) for part in (lengths[: of.n_before], lengths[of.n_before :])]
-    effect = f"median {' → '.join(middles)} characters"
+def _test_lengths(about: Kind, weights: stats.Weights, samples: _Texts) -> DriftTest:
+    lengths = [len(text) for text in samples.texts]
+    medians = [count(median(sample)) for sample in (lengths[: samples.n_before], lengths[samples.n_before :])]
+    effect = f"median {' → '.join(medians)} characters"
     return _test(about, "length", effect, stats.rank_distances(weights, lengths))
 
 
 def _test_answers(
     answers: Sequence[SampleResult], rows: Sequence[FeedbackRow], labels: Sequence[str], seed: int
 ) -> Iterator[DriftTest]:
-    sound = [row for row in answers if row.status not in ("error", "incomplete")]
-    before = _draw([(row.prompt, row.cluster) for row in sound], seed)
+    sound_rows = [row for row in answers if row.status not in ("error", "incomplete")]
+    before = _draw([(row.prompt, row.cluster) for row in sound_rows], seed)
     after = _draw([(row.request, row.sender) for row in rows], seed)
     if not before or not after:
         return
-    of = _Texts([*(sound[i].text for i in before), *(rows[i].answer for i in after)], len(before))
+    samples = _Texts([*(sound_rows[i].text for i in before), *(rows[i].answer for i in after)], len(before))
     weights = stats.split_weights(len(before), len(after), seed=seed)
-    yield _test_lengths("answers", weights, of)
-    statuses = [answer_status(text, labels) for text in of.texts]
+    yield _test_lengths("answers", weights, samples)
+    statuses = [answer_status(text, labels) for text in samples.texts]
     for status in ("refused", "unparsable"):
-        then, now = of.shares([found == status for found in statuses])
+        then, now = samples.shares([row_status == status for row_status in statuses])
         effect = f"{percent(then)} → {percent(now)} % ({points(now - then)} pp)"
-        distances = stats.category_distances(weights, [str(found == status) for found in statuses])
+        distances = stats.category_distances(weights, [str(row_status == status) for row_status in statuses])
         yield _test("answers", status, effect, distances)
 
 
-def _nearest(vectors: Array, kernel: stats.Weights, of: _Texts) -> Iterator[dict[str, Any]]:
-    """Yield requests where production is densest beside the test items, each with the item nearest to it."""
-    later = kernel[of.n_before :]
-    witness = later[:, of.n_before :].mean(axis=1) - later[:, : of.n_before].mean(axis=1)
-    for place in np.argsort(-witness, kind="stable")[:_NEAREST]:
-        alike = vectors[: of.n_before] @ vectors[of.n_before + place]
-        item, request = int(alike.argmax()), of.texts[of.n_before + place]
-        yield {"request": request, "test_item": of.texts[item], "similarity": float(alike[item])}
+def _nearest(vectors: Array, kernel: stats.Weights, samples: _Texts) -> Iterator[dict[str, Any]]:
+    """Yield requests where production is densest relative to the test items, each with its nearest item."""
+    later = kernel[samples.n_before :]
+    witness = later[:, samples.n_before :].mean(axis=1) - later[:, : samples.n_before].mean(axis=1)
+    for index in np.argsort(-witness, kind="stable")[:_NEAREST]:
+        alike = vectors[: samples.n_before] @ vectors[samples.n_before + index]
+        item, request = int(alike.argmax()), samples.texts[samples.n_before + index]
+        yield {"request": request, "test_item": samples.texts[item], "similarity": float(alike[item])}
 
 
 def _conclude(tests: Sequence[DriftTest], power: Mapping[float, float], n: int, measure: str) -> str:
-    """Say what moved and whether to measure the champion anew; where nothing did, what would have shown."""
-    moved = {of: [t.trait for t in tests if t.of == of and t.has_moved] for of in ("requests", "answers")}
-    said = "; ".join(f"{of} moved: {', '.join(names)}" for of, names in moved.items() if names)
+    """Describe what moved and whether to measure the champion anew; else what would have been detected."""
+    moved = {
+        kind: [t.trait for t in tests if t.of == kind and t.has_moved] for kind in ("requests", "answers")
+    }
+    moved_text = "; ".join(f"{kind} moved: {', '.join(names)}" for kind, names in moved.items() if names)
     if moved["requests"]:
         step = "the test set stands for them no longer: add test items like them"
         items = "harness feedback rows --test-items MARKED.csv --out items.jsonl"
-        return f"{said}; {step} ({items}), then measure the champion anew: {measure}"
-    if said:
-        return f"{said}, while requests did not: measure what is served anew: {measure}"
-    share = next((share for share, seen in power.items() if seen >= _POWER), None)
+        return f"{moved_text}; {step} ({items}), then measure the champion anew: {measure}"
+    if moved_text:
+        return f"{moved_text}, while requests did not: measure what is served anew: {measure}"
+    share = next((share for share, chance in power.items() if chance >= _POWER), None)
     if share is None or share > 0.5:
-        few = f"among {pluralize(n, 'request')} even half that turn to one topic would be missed"
-        return f"nothing is shown to have moved, but {few}: collect more before you rely on it"
-    seen = f"{percent(share)} % of requests that turn to one topic would be seen ({percent(_POWER)} % power)"
-    return f"nothing is shown to have moved: {seen}; no need to measure the champion anew"
+        doubt = f"among {pluralize(n, 'request')} even half that turn to one topic would be missed"
+        return f"nothing is shown to have moved, but {doubt}: collect more before you rely on it"
+    text = f"{percent(share)} % of requests that turn to one topic would be seen ({percent(_POWER)} % power)"
+    return f"nothing is shown to have moved: {text}; no need to measure the champion anew"
 
 
-def summarize(found: Drift) -> tuple[str, ...]:
-    """Say in lines what moved and what to do, without the tests that show nothing."""
+def summarize(drift: Drift) -> tuple[str, ...]:
+    """Describe what moved and what to do, a line each, without the tests that show nothing."""
     moved = (
         f"{t.of}, {t.trait}: {t.effect} (p by Holm {p_value(t.p_adjusted)})"
-        for t in found.tests
+        for t in drift.tests
         if t.has_moved
     )
-    return (f"production, {pluralize(found.n_requests, 'request')}: {found.sentence}", *moved)
+    return (f"production, {pluralize(drift.n_requests, 'request')}: {drift.sentence}", *moved)
 
 
-def drift_document(found: Drift) -> ResultDocument:
-    """Lay the tests out: a row each, then the nearest rows and what is said of the samples."""
-    rows = [[f"{t.of}: {t.trait}", t.effect, p_value(t.p_adjusted)] for t in found.tests]
+def drift_document(drift: Drift) -> ResultDocument:
+    """Return the document of drift: a row per test, then the nearest rows and notes about the samples."""
+    rows = [[f"{t.of}: {t.trait}", t.effect, p_value(t.p_adjusted)] for t in drift.tests]
     samples = (
-        f"{pluralize(found.n_requests, 'request')}, {count(found.n_compared)} of them of different senders"
-        f" and texts, against {pluralize(found.n_test_items, 'test item')}; compared by {found.embedding}"
+        f"{pluralize(drift.n_requests, 'request')}, {count(drift.n_compared)} of them of different senders"
+        f" and texts, against {pluralize(drift.n_test_items, 'test item')}; compared by {drift.embedding}"
     )
-    power = ", ".join(f"{percent(share)} %: {seen:.2f}" for share, seen in found.power.items())
+    power = ", ".join(f"{percent(share)} %: {chance:.2f}" for share, chance in drift.power.items())
     alarms = f"p by Holm over all; where nothing has moved, {percent(ALPHA)} % of such tables alarm"
     near = [
         f"a request of the kind that grew: {quote(row['request'])}: nearest test item "
         f"{quote(row['test_item'])} ({row['similarity']:.2f})"
-        for row in found.nearest
+        for row in drift.nearest
     ]
     sections = [
-        Section("drift", columns=("what", "effect", "p"), rows=rows, notes=[alarms, samples, *found.notes]),
+        Section("drift", columns=("what", "effect", "p"), rows=rows, notes=[alarms, samples, *drift.notes]),
         Section("nearest", notes=near),
         Section("power", notes=[f"power by the share of requests that turn to one topic: {power}"]),
     ]
-    return ResultDocument("Requests and answers in production", sections, found.sentence)
+    return ResultDocument("Requests and answers in production", sections, drift.sentence)
 
 
 _RANDOM = "random"
@@ -336,8 +339,8 @@ _LEAST = 5  # thumbs up, and thumbs down, of each model, below which no interval
 def compare_thumbs(rows: Sequence[FeedbackRow]) -> dict[str, Any]:
     """Compare the two models of each random assignment; remarks count the others' thumbs.
 
-    A difference is that of the rates of the `new` model, the higher one, and the `base`, in [−1, 1], with its
-    95 % interval; None where `reason` says why. The `unknown` thumbs have no sender: each is a person's.
+    A difference is the rate of the `new` model, the higher one, minus that of the `base`, in [−1, 1], with
+    its 95 % interval, or None for the `reason` given. `unknown` thumbs have no sender: each is one person.
     """
     by_assignment: dict[str, list[FeedbackRow]] = {}
     for row in rows:
@@ -350,12 +353,12 @@ def compare_thumbs(rows: Sequence[FeedbackRow]) -> dict[str, Any]:
         elif len(models) == 2 and all(models):
             differences.append(_compare(assignment, assigned, sorted(models)))
         elif models:
-            named = ", ".join(sorted(name or "no name" for name in models))
-            remarks.append(f"thumbs of {named}, assigned {assignment}: two models with a name are compared")
+            names = ", ".join(sorted(name or "no name" for name in models))
+            remarks.append(f"thumbs of {names}, assigned {assignment}: two models with a name are compared")
     if len(not_random) > 1:
-        named = ", ".join(f"{name or 'no name'} ({count(n)})" for name, n in not_random.most_common())
+        names = ", ".join(f"{name or 'no name'} ({count(n)})" for name, n in not_random.most_common())
         remarks.append(
-            f"thumbs without random assignment, of {named}: the models may have met other requests, so their "
+            f"thumbs without random assignment, of {names}: the models may have met other requests, so their "
             "difference is not shown and decides nothing; next: log assignment: random where it was drawn"
         )
     return {"differences": differences, "remarks": remarks}
@@ -368,12 +371,12 @@ def _compare(assignment: str, rows: Sequence[FeedbackRow], models: Sequence[str]
         thumbs = [row.thumb for row in rows if row.model == model]
         n_up, n_thumbs = thumbs.count(True), len(thumbs) - thumbs.count(None)
         rates.append({"model": model, "up": n_up, "thumbs": n_thumbs, "answers": len(thumbs)})
-    base, new = sorted(rates, key=lambda of: of["up"] / of["thumbs"])
+    base, new = sorted(rates, key=lambda rate: rate["up"] / rate["thumbs"])
     values = [float(bool(row.thumb)) for row in rated]
     clusters = [row.sender or f"row {row.row_id}" for row in rated]
     mean = stats.clustered_contrast(values, [row.model == new["model"] for row in rated], clusters)
     low, high, reason = None, None, ""
-    if min(min(one["up"], one["thumbs"] - one["up"]) for one in (base, new)) < _LEAST:
+    if min(min(rate["up"], rate["thumbs"] - rate["up"]) for rate in (base, new)) < _LEAST:
         reason = f"fewer than {_LEAST} thumbs up, or down, of one model"
     elif mean.se is None:
         reason = "too few senders"
@@ -385,22 +388,22 @@ def _compare(assignment: str, rows: Sequence[FeedbackRow], models: Sequence[str]
 
 
 def describe_thumbs(compared: Mapping[str, Any], gains: Mapping[str, str]) -> list[str]:
-    """Write the differences as lines, each with the offline gains of its models, where they are known."""
+    """Describe the differences, each with the offline gains of its models if they are known."""
     lines = []
-    for found in compared["differences"]:
-        arms = (found["new"], found["base"])
+    for pair in compared["differences"]:
+        arms = (pair["new"], pair["base"])
         rates = " and ".join(
-            f"{one['model']} {percent(one['up'] / one['thumbs'])} % up of {count(one['thumbs'])} thumbs, on "
-            f"{percent(one['thumbs'] / one['answers'])} % of its answers"
-            for one in arms
+            f"{arm['model']} {percent(arm['up'] / arm['thumbs'])} % up of {count(arm['thumbs'])} thumbs, on "
+            f"{percent(arm['thumbs'] / arm['answers'])} % of its answers"
+            for arm in arms
         )
-        lines.append(f"production, assigned {found['assignment']}: {rates}")
-        shown, by = points(found["delta"], found["low"], found["high"]), pluralize(found["senders"], "sender")
-        if found["unknown"]:
-            by += f", {pluralize(found['unknown'], 'thumb')} without a sender counted as one person each"
-        why = f"; no interval: {found['reason']}" if found["reason"] else ""
-        new, base = (one["model"] for one in arms)
-        lines.append(f"  {new} − {base}: {shown} points ({by}){why}")
-        named = [f"{model} {gains[model]}" for model in (new, base) if model in gains]
-        lines += [f"  offline gain: {', '.join(named)}"] if named else []
+        lines.append(f"production, assigned {pair['assignment']}: {rates}")
+        delta, by = points(pair["delta"], pair["low"], pair["high"]), pluralize(pair["senders"], "sender")
+        if pair["unknown"]:
+            by += f", {pluralize(pair['unknown'], 'thumb')} without a sender counted as one person each"
+        why = f"; no interval: {pair['reason']}" if pair["reason"] else ""
+        new, base = (arm["model"] for arm in arms)
+        lines.append(f"  {new} − {base}: {delta} points ({by}){why}")
+        gain_texts = [f"{model} {gains[model]}" for model in (new, base) if model in gains]
+        lines += [f"  offline gain: {', '.join(gain_texts)}"] if gain_texts else []
     return [*lines, *compared["remarks"]]

@@ -61,8 +61,8 @@ def gate(
     """
     if not candidate:
         step = "--base DIR --candidate DIR"
-        if base is None and (known := config.load(path, overrides).experiment.candidates):
-            step = f"--candidate NAME, {did_you_mean('', known)}; or {step}"
+        if base is None and (candidates := config.load(path, overrides).experiment.candidates):
+            step = f"--candidate NAME, {did_you_mean('', candidates)}; or {step}"
         raise UserError("--candidate", "none", "what to judge", step)
     if base is not None and baseline is not None:
         raise UserError(phrase_with_base("--baseline"))
@@ -124,8 +124,8 @@ def advise_more_items(
         return len(data.load_task(task, written.seeds[0]).evaluated["test"])
 
     return report.advise_more_items(
-        [one.verdict for one in judged],
-        list_spare_items(written, (t for one in judged for t in one.tasks), count_held),
+        [result.verdict for result in judged],
+        list_spare_items(written, (t for result in judged for t in result.tasks), count_held),
         typed,
         relative=is_relative(written.gate.macro),
         judging=judging,
@@ -165,8 +165,8 @@ def promote_named(
         )
     with store.hold_champions(stored.store):
         stored = load_study(loaded)
-        before = store.read_champion(stored.folder, stored.experiment.target.name)
-        judged = _judge_or_explain(stored, run, before, despite)
+        champion = store.read_champion(stored.folder, stored.experiment.target.name)
+        judged = _judge_or_explain(stored, run, champion, despite)
         if isinstance(judged, str):
             return promote(stored, run, judged, despite, by=by)
         rule = cumulative_of(judged.verdict)
@@ -186,8 +186,8 @@ def list_failed_exports(path: Path, run_id: str, overrides: Sequence[str] = ()) 
     """List the artefacts of a run that do not pass the gate, with their verdicts."""
     stored = load_study(config.load(path, overrides))
     runs = store.list_runs(stored.store, stored.experiment.name)
-    made = {run.candidate: run for run in runs if run.parity.get("own_run") == run_id}
-    verdicts = {name: judge_run(stored, run, None).verdict for name, run in made.items()}
+    export_runs = {run.candidate: run for run in runs if run.parity.get("own_run") == run_id}
+    verdicts = {name: judge_run(stored, run, None).verdict for name, run in export_runs.items()}
     return [f"its export {name}: {v.sentence}" for name, v in verdicts.items() if v.outcome != "pass"]
 
 
@@ -220,7 +220,7 @@ def write(judged: Sequence[GateResult], junit_file: Path | None, summary: str | 
         junit_file.write_text(junit(stops, "harness gate"), "utf-8")
     if summary:
         with Path(summary).open("a", encoding="utf-8") as page:
-            page.writelines(f"{markdown(gate_document(one), 2)}\n" for one in judged)
+            page.writelines(f"{markdown(gate_document(result), 2)}\n" for result in judged)
 
 
 SUITE = "regressions"
@@ -268,8 +268,8 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
         rows_file = folder / SUITE / f"{task.name}.jsonl"
         lines = rows_file.read_text("utf-8").splitlines() if rows_file.exists() else []
         rows = [parse_json(line) for line in lines if line.strip()]
-        known = {row["id"] for row in rows}
-        for e in (e for e in examples if e.id not in known):
+        row_ids = {row["id"] for row in rows}
+        for e in (e for e in examples if e.id not in row_ids):
             row: dict[str, Any] = {"id": e.id, "messages": list(e.messages), "references": list(e.references)}
             row |= {"choices": list(e.choices)} if e.choices else {}
             row |= {"constraints": [dict(c) for c in e.constraints]} if e.constraints else {}
@@ -278,9 +278,9 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         rows_file.write_text("".join(lines), "utf-8")
         name, shots = f"{task.name}{_SUFFIX}", task.data.train if task.num_fewshot else None
-        kept = {k: v for k, v in task.model_dump().items() if k not in _KEPT_BACK}
-        kept |= {"name": name, "data": TaskData(train=shots, test=str(rows_file))}
-        tasks[name] = Task(**{**kept, "description": f"Items of {task.name} that a release lost once."})
+        fields = {k: v for k, v in task.model_dump().items() if k not in _KEPT_BACK}
+        fields |= {"name": name, "data": TaskData(train=shots, test=str(rows_file))}
+        tasks[name] = Task(**{**fields, "description": f"Items of {task.name} that a release lost once."})
     file = folder / f"{SUITE}.yaml"
     lines = [f"  - {json.dumps(_plain(task, folder), ensure_ascii=False)}\n" for task in tasks.values()]
     file.write_text(f"name: {SUITE}\nrole: regression\ntasks:\n{''.join(lines)}", "utf-8")
@@ -294,8 +294,8 @@ def _plain(task: Task, folder: Path) -> dict[str, Any]:
         for name, path in plain.get("data", {}).items()
     }
     metrics = list(task.metrics)
-    for at, (prefix, path, key) in enumerate(map(metric_parts, metrics)):
+    for i, (prefix, path, key) in enumerate(map(metric_parts, metrics)):
         if is_path(path):  # also after a prefix; names stay
             relative = os.path.relpath(path, folder)
-            metrics[at] = f"{prefix}{relative if relative.startswith('.') else f'./{relative}'}{key}"
+            metrics[i] = f"{prefix}{relative if relative.startswith('.') else f'./{relative}'}{key}"
     return {"name": plain.pop("name"), **plain, "metrics": metrics}

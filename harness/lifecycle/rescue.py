@@ -52,56 +52,56 @@ class RescueCase(NamedTuple):
     runs: Mapping[str, Run] = {}
 
 
-def find_case(session: Session, selected: Sequence[str], wanted: str) -> RescueCase:
+def find_case(session: Session, selected: Sequence[str], run_name: str) -> RescueCase:
     """Find the run with a name or id, and refuse it if it cannot or need not be rescued."""
     runs = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
-    name = wanted
-    if wanted not in selected:
-        if wanted not in runs:
+    name = run_name
+    if run_name not in selected:
+        if run_name not in runs:
             expected = "a candidate of the file, or a run's id"
-            hint = did_you_mean(wanted, [*selected, *runs])
-            raise UserError("run", repr(wanted), expected, hint)
-        run = runs[wanted]
+            hint = did_you_mean(run_name, [*selected, *runs])
+            raise UserError("run", repr(run_name), expected, hint)
+        run = runs[run_name]
         if run.state == "failed":
-            _refuse(wanted, f"a run that failed: {run.error}", "a finished one", _AGAIN)
+            _refuse(run_name, f"a run that failed: {run.error}", "a finished one", _AGAIN)
         name, now = run.candidate, session.experiment.candidates.get(run.candidate)
         if now is None or not now.is_stored_as(run.recipe, session.store.folder.parent):
             raise IncompatibleRuns(
-                f"{wanted}: found a run of a recipe that the file does not have now; expected {name} as it "
+                f"{run_name}: found a run of a recipe that the file does not have now; expected {name} as it "
                 "was; next: write it down as it was, or harness compare"
             )
     report = experiment.report_stored(session, selected, name)
-    known = [f for f in report.facts if f.name == name and wanted in (name, f.run_id)]
-    if not known:
+    matches = [f for f in report.facts if f.name == name and run_name in (name, f.run_id)]
+    if not matches:
         raise IncompatibleRuns(
-            f"{wanted}: found a run of other items or code than now; expected one of {name} as written now; "
-            f"next: harness rescue {name}"
+            f"{run_name}: found a run of other items or code than now; expected one of {name} as written "
+            f"now; next: harness rescue {name}"
         )
     # A recipe passes with all of its seeds; the first that does not pass is rescued.
-    facts = next((f for f in known if f.verdict is None or f.verdict.outcome != "pass"), known[0])
+    facts = next((f for f in matches if f.verdict is None or f.verdict.outcome != "pass"), matches[0])
     return _case(report, runs, facts)
 
 
-def answer_whole_tasks(session: Session, selected: Sequence[str], wanted: str) -> str:
-    """Answer whole tasks for a run of sampled items, and return the new run's id, else what is `wanted`."""
-    every = store.list_runs(session.store)
-    of_sampled = [run for run in every if run.experiment == f"{session.experiment.name}{FEWER}"]
+def answer_whole_tasks(session: Session, selected: Sequence[str], run_name: str) -> str:
+    """Answer whole tasks for a run of sampled items, and return the new run's id, else `run_name`."""
+    all_runs = store.list_runs(session.store)
+    of_sampled = [run for run in all_runs if run.experiment == f"{session.experiment.name}{FEWER}"]
     sampled = [run for run in of_sampled if run.state == "done"]
-    named = [r for r in sampled if r.run_id == wanted]
-    if not named:
-        whole_done = (wanted, session.experiment.name, "done")
-        has_whole = any((run.candidate, run.experiment, run.state) == whole_done for run in every)
-        named = [] if has_whole else [run for run in sampled if run.candidate == wanted]
-    if not named:
-        return wanted
-    verdicts = [store.newest_verdict(session.store, run.run_id, run.base_digest) for run in named]
+    requested_runs = [r for r in sampled if r.run_id == run_name]
+    if not requested_runs:
+        whole_done = (run_name, session.experiment.name, "done")
+        has_whole = any((run.candidate, run.experiment, run.state) == whole_done for run in all_runs)
+        requested_runs = [] if has_whole else [run for run in sampled if run.candidate == run_name]
+    if not requested_runs:
+        return run_name
+    verdicts = [store.newest_verdict(session.store, run.run_id, run.base_digest) for run in requested_runs]
     if all(verdict is not None and verdict.outcome == "pass" for verdict in verdicts):
-        _refuse(wanted, "a run that the gate passes", "one that it does not", f"harness promote {wanted}")
+        _refuse(run_name, "a run that the gate passes", "one that it does not", f"harness promote {run_name}")
     if session.dry_run:
         found = "a run of --sequential, whose weights have not answered whole tasks yet"
         step = "leave --dry-run out, or harness compare --all-items first"
-        _refuse(wanted, found, "whole tasks: one half chooses, the other judges", step)
-    recipe = {run.candidate for run in named}
+        _refuse(run_name, found, "whole tasks: one half chooses, the other judges", step)
+    recipe = {run.candidate for run in requested_runs}
     newest = {(run.candidate, run.seed): run for run in sampled if run.candidate in {*selected, *recipe}}
     needed = []
     for run in newest.values():
@@ -111,7 +111,7 @@ def answer_whole_tasks(session: Session, selected: Sequence[str], wanted: str) -
         if run.candidate in recipe or not is_tuned:
             needed.append(run)
     whole = {run.run_id: experiment.answer_all_items(session, run).run_id for run in needed}
-    return whole.get(wanted, wanted)
+    return whole.get(run_name, run_name)
 
 
 def select_case(report: ExperimentReport, runs: Sequence[Run]) -> RescueCase | None:
@@ -129,12 +129,12 @@ def _case(
         _refuse(facts.label, found, expected, step)
     name = candidate_facts.best_untrained(report.facts)
     reference = next(f for f in report.facts if f.name == name and f.state == "done")
-    done = {f.name: runs[f.run_id] for f in report.facts if f.state == "done"}
-    return RescueCase(facts, runs[facts.run_id], reference, done)
+    finished_runs = {f.name: runs[f.run_id] for f in report.facts if f.state == "done"}
+    return RescueCase(facts, runs[facts.run_id], reference, finished_runs)
 
 
 def _reasons(f: candidate_facts.CandidateFacts) -> list[tuple[str, str, str]]:
-    """Return why a run is not to be rescued: found, expected, next step; empty if it is."""
+    """Return why a run cannot be rescued, as found, expected and next step; empty if it can."""
     if f.state == "failed":
         return [(f"a run that failed: {f.error}", "a finished one", _AGAIN)]
     if not candidate_facts.is_fine_tuned(f):
@@ -158,8 +158,8 @@ def _reasons(f: candidate_facts.CandidateFacts) -> list[tuple[str, str, str]]:
         found = f"no gain that is shown ({gained} over the best untrained candidate)"
         return [(found, "a fine-tune that gains", "rescue keeps a gain, and makes none")]
     if not any(r.outcome in ("fail", "inconclusive") for r in f.verdict.rules if r.name in _RETENTION):
-        said = "; ".join(r.sentence for r in f.verdict.deciding)
-        found = f"a run that has kept what it could; what stops it is {said}"
+        blocking = "; ".join(r.sentence for r in f.verdict.deciding)
+        found = f"a run that has kept what it could; what stops it is {blocking}"
         return [(found, "a rule on capability that does not pass", "rescue cannot fix that")]
     return []
 
@@ -199,63 +199,65 @@ class PreparedRescue(NamedTuple):
     schedule: TrialSchedule
 
 
-def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedRescue:
+def prepare(session: Session, selected: Sequence[str], run_name: str) -> PreparedRescue:
     """Find the run with a candidate's name or a run's id, and list its trials."""
     experiment.refuse_folds(
         session.folds, "harness rescue", "where every trial would have to be made again in each"
     )
-    return _prepare(session, find_case(session, selected, answer_whole_tasks(session, selected, wanted)))
+    return _prepare(session, find_case(session, selected, answer_whole_tasks(session, selected, run_name)))
 
 
-def prepare_from_report(session: Session, found: ExperimentReport) -> PreparedRescue | None:
+def prepare_from_report(session: Session, report: ExperimentReport) -> PreparedRescue | None:
     """Choose what to rescue in a finished experiment; None if nothing."""
     if session.folds:
         return None  # every trial would have to be repeated in each fold
-    case = select_case(found, store.list_runs(session.store, session.experiment.name))
+    case = select_case(report, store.list_runs(session.store, session.experiment.name))
     return _prepare(session, case) if case else None
 
 
 def _prepare(session: Session, case: RescueCase) -> PreparedRescue:
-    found = schedule_for_run(session, case.run)
+    schedule = schedule_for_run(session, case.run)
     problems: dict[Problem, None] = {}
-    for trial in found.trials:
+    for trial in schedule.trials:
         context = session.mix_context(trial.source, session.first_seed)
         problems |= dict.fromkeys(regularization_problems(trial.source, context))
     if problems:
         raise UserError(problems)
-    recipes = {name: recipe for trial in found.trials for name, recipe in trial.recipes.items()}
-    return PreparedRescue(session.with_candidates(recipes), case, found)
+    recipes = {name: recipe for trial in schedule.trials for name, recipe in trial.recipes.items()}
+    return PreparedRescue(session.with_candidates(recipes), case, schedule)
 
 
 def run(prepared: PreparedRescue) -> Rescue:
     """Run the trials that are not done yet, one after the other."""
-    session, case, found = prepared.session, prepared.case, prepared.schedule
-    names = [trial.name for trial in found.trials]
-    noted = store.StoredProgress(session.progress, session.store, "A rescue", names)
-    session = replace(session, progress=noted)
-    with store.hold(session.store), noted:
+    session, case, schedule = prepared.session, prepared.case, prepared.schedule
+    names = [trial.name for trial in schedule.trials]
+    progress = store.StoredProgress(session.progress, session.store, "A rescue", names)
+    session = replace(session, progress=progress)
+    with store.hold(session.store), progress:
         reader = experiment.Reader(session.store, session.tasks)
         study = experiment.study_session(session, reader)
-        scores = {one.task: one for one in case.facts.more_targets}
-        prompt, others = experiment.find_prompt(study, case.runs.values(), case.run), list[_OtherTarget]()
+        scores = {s.task: s for s in case.facts.more_targets}
+        prompt, targets = experiment.find_prompt(study, case.runs.values(), case.run), list[_OtherTarget]()
         for m in session.more_targets:
-            if (own := scores.get(m.task.name)) is not None:
-                untrained = case.runs.get(own.untrained or "") if own.vs_untrained else None
-                named = prompt if own.vs_prompt else None
-                others.append(_OtherTarget(m.task.name, m, untrained, named, _shows_gain(own)))
+            if (score := scores.get(m.task.name)) is not None:
+                untrained = case.runs.get(score.untrained or "") if score.vs_untrained else None
+                prompt_run = prompt if score.vs_prompt else None
+                targets.append(_OtherTarget(m.task.name, m, untrained, prompt_run, _shows_gain(score)))
         reference = store.get_run(session.store, case.reference.run_id)
-        context = _Context(session, reader, study, reference, tuple(others))
+        context = _Context(session, reader, study, reference, tuple(targets))
         recipe = context.session.experiment.candidates[case.facts.name].model_dump(mode="json")
-        seen = _judge_search(context, case.run)
-        original = TrialResult(case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, seen)
-        tried: list[TrialResult] = []
-        for trial in found.trials:
-            one, made = _run_trial(context, trial, case.run.seed)
-            passes = one.search is not None and one.search.passes
-            tried.append(_confirm(context, one, made) if passes else one)
+        verdict = _judge_search(context, case.run)
+        original = TrialResult(
+            case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, verdict
+        )
+        results: list[TrialResult] = []
+        for trial in schedule.trials:
+            result, trial_run = _run_trial(context, trial, case.run.seed)
+            passes = result.search is not None and result.search.passes
+            results.append(_confirm(context, result, trial_run) if passes else result)
             if passes:
                 break
-    rest = [f"{t.says}: an earlier one passed on the search half" for t in found.trials[len(tried) :]]
+    rest = [f"{t.says}: an earlier one passed on the search half" for t in schedule.trials[len(results) :]]
     policy = session.experiment.gate
     return Rescue(
         experiment=session.experiment.name,
@@ -265,8 +267,8 @@ def run(prepared: PreparedRescue) -> Rescue:
         metric=session.target.primary.name,
         reference=case.reference.name,
         original=original,
-        tried=tuple(tried),
-        left_out=(*found.left_out, *rest),
+        tried=tuple(results),
+        left_out=(*schedule.left_out, *rest),
         macro_margin=scale_share(policy.macro),
         notes=tuple(_notes(context, case.run)),
     )
@@ -275,19 +277,21 @@ def run(prepared: PreparedRescue) -> Rescue:
 def _notes(context: _Context, run: Run) -> Iterator[str]:
     everything = experiment.measure(context.study, run)
     for half in HALVES:
-        there = {m.task.name for m in experiment.measure(context.study, run, half)}
-        if absent := [m.task.name for m in everything if m.task.name not in there]:
-            yield f"too few clusters on the {half} half to judge {', '.join(absent)} there"
-    kept = [one.name for one in context.others if one.gains]
-    unshown = [one.name for one in context.others if not one.gains]
-    unseen = [one.name for one in context.others if one.gains and not one.measured.size("validation")]
+        judged_names = {m.task.name for m in experiment.measure(context.study, run, half)}
+        if absent_names := [m.task.name for m in everything if m.task.name not in judged_names]:
+            yield f"too few clusters on the {half} half to judge {', '.join(absent_names)} there"
+    gain_names = [target.name for target in context.others if target.gains]
+    no_gain_names = [target.name for target in context.others if not target.gains]
+    no_row_names = [
+        target.name for target in context.others if target.gains and not target.measured.size("validation")
+    ]
     alone = "no validation rows, so the gain is judged on test alone, of the confirmed trial"
-    for names, said in (
-        (kept, "the gain on {} must be kept as well"),
-        (unshown, "no gain is shown on {}, so none is required of a trial there"),
-        (unseen, f"{{}}: {alone}"),
+    for names, note in (
+        (gain_names, "the gain on {} must be kept as well"),
+        (no_gain_names, "no gain is shown on {}, so none is required of a trial there"),
+        (no_row_names, f"{{}}: {alone}"),
     ):
-        yield from [said.format(", ".join(names))] if names else []
+        yield from [note.format(", ".join(names))] if names else []
 
 
 def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialResult, Run]:
@@ -299,38 +303,38 @@ def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialR
     study = context.study
     more = tuple(
         TargetScore(
-            one.name,
-            one.measured.primary.name,
-            experiment.score_on(study, run, one.measured.task),
-            one.untrained.candidate if one.untrained else None,
-            experiment.compare_on(study, run, one.untrained, one.measured.task),
-            experiment.compare_on(study, run, one.prompt, one.measured.task),
+            target.name,
+            target.measured.primary.name,
+            experiment.score_on(study, run, target.measured.task),
+            target.untrained.candidate if target.untrained else None,
+            experiment.compare_on(study, run, target.untrained, target.measured.task),
+            experiment.compare_on(study, run, target.prompt, target.measured.task),
         )
-        for one in context.others
-        if experiment.is_answered(study, run, one.measured.task)
+        for target in context.others
+        if experiment.is_answered(study, run, target.measured.task)
     )
     facts = replace(
         facts, vs_untrained=experiment.compare_on(study, run, context.reference), more_targets=more
     )
-    seen = _judge_search(context, run)
-    session.progress.finish(trial.name, f"{trial.name}: {seen.sentence}")
-    return TrialResult(trial.name, trial.step, trial.says, recipes, facts, seen), run
+    verdict = _judge_search(context, run)
+    session.progress.finish(trial.name, f"{trial.name}: {verdict.sentence}")
+    return TrialResult(trial.name, trial.step, trial.says, recipes, facts, verdict), run
 
 
 def _judge_search(context: _Context, run: Run) -> HalfVerdict:
     """Judge capability on the search half and gains on validation: test rows choose nothing."""
     study = context.study
     gains = experiment.is_better_on_validation(study, run, context.reference, study.target)
-    seen = _judge_half(context, run, "search", gains=gains)
+    verdict = _judge_half(context, run, "search", gains=gains)
     lost_on = tuple(
-        one.name
-        for one in context.others
-        if one.gains
-        and (reference := one.untrained or one.prompt)
-        and one.measured.size("validation")
-        and not experiment.is_better_on_validation(study, run, reference, one.measured.task)
+        target.name
+        for target in context.others
+        if target.gains
+        and (reference := target.untrained or target.prompt)
+        and target.measured.size("validation")
+        and not experiment.is_better_on_validation(study, run, reference, target.measured.task)
     )
-    return replace(seen, lost_on=lost_on)
+    return replace(verdict, lost_on=lost_on)
 
 
 def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
@@ -338,20 +342,22 @@ def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
     experiment.judge_pairs(
         context.session, context.reader, [run], context.reference
     )  # the judge of pairs is asked now
-    seen = _judge_half(context, run, "confirm", gains=g is not None and g.low > 0)
-    kept = {one.task for one in facts.more_targets if _shows_gain(one)}
-    seen = replace(
-        seen,
-        lost_on=tuple(one.name for one in context.others if one.gains and one.name not in kept),
+    verdict = _judge_half(context, run, "confirm", gains=g is not None and g.low > 0)
+    gain_names = {score.task for score in facts.more_targets if _shows_gain(score)}
+    verdict = replace(
+        verdict,
+        lost_on=tuple(
+            target.name for target in context.others if target.gains and target.name not in gain_names
+        ),
         labels_missing=experiment.count_missing(context.study, run, context.reference),
     )
-    context.session.progress.finish(tried.name, f"{tried.name}: {seen.sentence}")
-    return replace(tried, confirm=seen)
+    context.session.progress.finish(tried.name, f"{tried.name}: {verdict.sentence}")
+    return replace(tried, confirm=verdict)
 
 
 def _judge_half(context: _Context, run: Run, half: Half, *, gains: bool) -> HalfVerdict:
     verdict = experiment.judge_stored_run(context.study, run, items=half).verdict
     n_items, n_all = (
-        sum(len(m.new) for m in experiment.measure(context.study, run, part)) for part in (half, None)
+        sum(len(m.new) for m in experiment.measure(context.study, run, items)) for items in (half, None)
     )
     return HalfVerdict(half, n_items, n_all, verdict, gains)

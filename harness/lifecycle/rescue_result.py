@@ -48,10 +48,10 @@ class HalfVerdict:
 
     @property
     def sentence(self) -> str:
-        """The verdict, with the half that it is of."""
+        """The verdict, with the name of its half."""
         items = f"{formatting.count(self.n_items)} of {formatting.count(self.n_all)} items"
-        gone = [*([] if self.gains else ["the target"]), *self.lost_on]
-        lost = f"; the gain on {' and '.join(gone)} is gone" if gone else ""
+        lost_targets = [*([] if self.gains else ["the target"]), *self.lost_on]
+        lost = f"; the gain on {' and '.join(lost_targets)} is gone" if lost_targets else ""
         if self.labels_missing:
             labels = formatting.pluralize(self.labels_missing, "more label")
             lost += f"; a judge's grades show no gain before {labels} of people (harness rate export)"
@@ -77,9 +77,9 @@ class TrialResult:
 
     @property
     def scale(self) -> float | None:
-        """Place between the base, which is 0, and the fine-tune, which is 1; None of other trials."""
+        """Scale between the base (0) and the fine-tune (1); None for trials of other steps."""
         params = (recipe["params"] for recipe in self.recipes.values() if self.step == "scale")
-        return next((float(of["scale"]) for of in params if "scale" in of), None)
+        return next((float(p["scale"]) for p in params if "scale" in p), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,45 +105,45 @@ class Rescue:
 
     @property
     def confirmed_trial(self) -> TrialResult | None:
-        """The trial that was evaluated on the other half, whatever came of it."""
+        """The trial that was evaluated on the other half, with any result."""
         return next((t for t in self.tried if t.confirm), None)
 
     @property
     def front(self) -> tuple[str, ...]:
-        """Name the runs that no other matches in both target and capability and beats in one."""
-        known = [
+        """Name the runs on the Pareto front of target score and capability."""
+        scored_trials = [
             (t, f, k)
             for t in (self.original, *self.tried)
             if (f := t.facts.target) and (k := t.capability_change)
         ]
-        points = [(target.unit.sign * target.score, kept.score) for _, target, kept in known]
+        points = [(target.unit.sign * target.score, skill.score) for _, target, skill in scored_trials]
         best = stats.pareto_front(points) if points else []
-        return tuple(known[i][0].name for i in best)
+        return tuple(scored_trials[i][0].name for i in best)
 
     @property
     def path(self) -> list[tuple[float, TrialResult]]:
         """The scales that were tried, in order, with the run itself as 1."""
-        tried = [(t.scale, t) for t in self.tried if t.scale is not None]
-        return sorted([*tried, (1.0, self.original)], key=lambda one: one[0])
+        scaled = [(t.scale, t) for t in self.tried if t.scale is not None]
+        return sorted([*scaled, (1.0, self.original)], key=lambda pair: pair[0])
 
     @property
     def sentence(self) -> str:
-        """Say in one sentence what came of it."""
+        """Describe the result in one sentence."""
         if self.rescued_trial:
-            found = next(t for t in self.tried if t.name == self.rescued_trial)
-            target = report.target_text(found.facts)
-            g = gain(found.facts.vs_untrained)
+            trial = next(t for t in self.tried if t.name == self.rescued_trial)
+            target = report.target_text(trial.facts)
+            g = gain(trial.facts.vs_untrained)
             gained = (
                 f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {self.reference}" if g else ""
             )
-            kept = found.confirm.verdict.macro if found.confirm else None
-            shown = f", capability {formatting.points(*kept[:3])} on the other half" if kept else ""
-            scored = f"{self.metric} {target}{gained}{shown}"
-            return f"Rescued: {found.name} ({found.says}) passes on both halves: {scored}."
-        if (seen := self.confirmed_trial) and seen.confirm:
+            skill = trial.confirm.verdict.macro if trial.confirm else None
+            skill_text = f", capability {formatting.points(*skill[:3])} on the other half" if skill else ""
+            scores_text = f"{self.metric} {target}{gained}{skill_text}"
+            return f"Rescued: {trial.name} ({trial.says}) passes on both halves: {scores_text}."
+        if (winner := self.confirmed_trial) and winner.confirm:
             return (
-                f"Nothing is rescued: {seen.name} passed on the search half, but {seen.confirm.sentence}. "
-                "It was evaluated there once; more items would say more."
+                f"Nothing is rescued: {winner.name} passed on the search half, but {winner.confirm.sentence}."
+                " It was evaluated there once; more items would say more."
             )
         n = sum(t.search is not None for t in self.tried)
         if not n:
@@ -155,11 +155,11 @@ class Rescue:
 
 
 def exit_code(rescue: Rescue, policy: GatePolicy) -> int:
-    """Return 0 where a trial passed on both halves, 3 or 4 by what was seen, 1 without a verdict."""
+    """Return 0 if a trial passed on both halves, 3 or 4 by the verdicts, 1 without a verdict."""
     if rescue.rescued_trial:
         return 0
-    seen = rescue.confirmed_trial
-    judged = [seen.confirm] if seen and seen.confirm else [t.search for t in rescue.tried if t.search]
+    trial = rescue.confirmed_trial
+    judged = [trial.confirm] if trial and trial.confirm else [t.search for t in rescue.tried if t.search]
     if not judged:
         return 1
     if any(h.labels_missing and h.gains and not h.lost_on for h in judged):
@@ -178,12 +178,12 @@ def rows(rescue: Rescue) -> list[tuple[str, ...]]:
 
     table: list[tuple[str, ...]] = []
     for t in sorted((rescue.original, *rescue.tried), key=key):
-        v, kept = t.search.verdict if t.search else None, t.capability_change
+        v, skill = t.search.verdict if t.search else None, t.capability_change
         table.append(
             (
                 t.name,
                 report.target_text(t.facts),
-                formatting.points(*kept[:3]) if kept else formatting.UNKNOWN,
+                formatting.points(*skill[:3]) if skill else formatting.UNKNOWN,
                 f"{formatting.count(v.lost)}/{formatting.count(v.gained)}" if v else formatting.UNKNOWN,
                 "yes" if t.name in front else "",
                 _word(t.search) if t.facts.state == "done" else report.verdict_word(t.facts),
@@ -194,48 +194,48 @@ def rows(rescue: Rescue) -> list[tuple[str, ...]]:
 
 
 def sentences(rescue: Rescue) -> list[str]:
-    """List what is said under the table, the sum of it last."""
-    kept = []
-    if found := next((t for t in rescue.tried if t.name == rescue.rescued_trial), None):
-        kept.append("to keep it, add to candidates: in the file (nothing is computed again):")
-        named = {
+    """List the sentences under the table, the summary last."""
+    keep_lines = []
+    if trial := next((t for t in rescue.tried if t.name == rescue.rescued_trial), None):
+        keep_lines.append("to keep it, add to candidates: in the file (nothing is computed again):")
+        new_names = {
             name: re.sub(r"[^A-Za-z0-9_.\-]+", "-", name.partition("+")[0]).strip("-") + "-rescued"
-            for name in found.recipes
+            for name in trial.recipes
         }
-        for name, recipe in found.recipes.items():
+        for name, recipe in trial.recipes.items():
             plain = Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
-            if plain.get("weights_of") in named:
-                plain["weights_of"] = named[plain["weights_of"]]
-            kept.append(f"  {named[name]}: {json.dumps(plain, ensure_ascii=False)}")
+            if plain.get("weights_of") in new_names:
+                plain["weights_of"] = new_names[plain["weights_of"]]
+            keep_lines.append(f"  {new_names[name]}: {json.dumps(plain, ensure_ascii=False)}")
     judged = [(t, half) for t in rescue.tried for half in (t.search, t.confirm) if half]
-    seen, items = rescue.original.search, formatting.UNKNOWN
-    if seen:
-        items = f"{formatting.count(seen.n_items)} of {formatting.count(seen.n_all)} items, by cluster"
+    search, items = rescue.original.search, formatting.UNKNOWN
+    if search:
+        items = f"{formatting.count(search.n_items)} of {formatting.count(search.n_all)} items, by cluster"
     return [
         f"forgetting is that of the search half ({items}); the other half is evaluated once",
         *(f"{t.name}: {half.sentence}" for t, half in judged),
         *(f"{t.name} failed: {t.facts.error}" for t in rescue.tried if t.facts.state == "failed"),
         *rescue.notes,
         *(f"not tried: {reason}" for reason in rescue.left_out),
-        *kept,
+        *keep_lines,
         rescue.sentence,
     ]
 
 
 def rescue_document(rescue: Rescue) -> report.ResultDocument:
-    """Lay a rescue out: the table, its sentences, and the sum of it last."""
+    """Return the document of a rescue: the table, its sentences, and the summary last."""
     *notes, last = sentences(rescue)
     title = f"Rescue of {rescue.candidate} in {rescue.experiment}"
     target = f"target {rescue.metric}"
     columns = ("trial", target, "other skills", "lost/gained", "front", "search half", "other half")
     trials = report.Section("trials", columns=columns, rows=rows(rescue), notes=notes)
-    done = [t.facts for t in (rescue.original, *rescue.tried) if t.facts.state == "done"]
-    more = replace(report.targets_section(done), lead="")
+    finished_facts = [t.facts for t in (rescue.original, *rescue.tried) if t.facts.state == "done"]
+    more = replace(report.targets_section(finished_facts), lead="")
     return report.ResultDocument(title, [trials, *([more] if more.rows else [])], last)
 
 
 def to_json(rescue: Rescue) -> dict[str, Any]:
-    """Turn a rescue into plain types, with what follows from its fields."""
+    """Convert a rescue to plain types, with the values derived from its fields."""
     plain: dict[str, Any] = report.to_plain(rescue)
     summed = {"rescued": rescue.rescued_trial, "front": list(rescue.front), "sentence": rescue.sentence}
     return {**summed, **plain}
@@ -247,19 +247,19 @@ def report_files(folder: Path, experiment: str) -> list[Path]:
 
 
 def read(path: Path) -> Rescue | None:
-    """Read a rescue back from the JSON that was written of it; None where the file holds none."""
+    """Read a rescue from its JSON file; None if the file holds none."""
     try:
-        found: Rescue = report.restore(Rescue, parse_json(path.read_text(encoding="utf-8")))
+        rescue: Rescue = report.restore(Rescue, parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return found
+    return rescue
 
 
 def write(rescue: Rescue, folder: Path) -> list[Path]:
-    """Write Markdown, JSON and the picture beside the reports; returns what was written."""
+    """Write Markdown, JSON and the picture next to the reports; return the files."""
     stem = f"{rescue.experiment}.rescue-{rescue.candidate}" + (f"-s{rescue.seed}" if rescue.seed else "")
-    # Gain against what is kept, the rescued one with a ring; empty where nothing was judged.
-    drawn = report.ExperimentReport(
+    # The picture plots gain against kept capability, with a ring for the rescued trial; else empty.
+    picture_report = report.ExperimentReport(
         rescue.experiment,
         rescue.base_model,
         rescue.metric,
@@ -272,7 +272,7 @@ def write(rescue: Rescue, folder: Path) -> list[Path]:
     forms = {
         ".md": report.markdown(rescue_document(rescue)),
         ".json": json.dumps(to_json(rescue), indent=2, ensure_ascii=False) + "\n",
-        ".front.svg": report.front_file(drawn),
+        ".front.svg": report.front_file(picture_report),
     }
     return report.write_forms(folder, stem, forms)
 

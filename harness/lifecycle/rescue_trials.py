@@ -1,8 +1,7 @@
 """Trial recipes that may keep what a fine-tune forgot, cheapest first, and what each of them costs.
 
 Every trial changes one thing of the recipe. Source: small learning rates Lin et al. 2025 (arXiv:2509.20758);
-lower rank Biderman et al. 2024 (arXiv:2405.09673); the others are those of the methods and regularisers that
-declare them.
+lower rank Biderman et al. 2024 (arXiv:2405.09673); methods and regularisers declare the other trials.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +21,11 @@ from harness.spec import Recipe
 
 _SLOWER, _SMALLER = 10, 4  # by what the learning rate and the rank are divided
 _USUAL_MARGIN = 0.02  # of the gate's macro
-_ANY_POINT = TrackedPoint(step=1, target=0.0, capability=0.0)  # of a training that is not made yet
+_ANY_POINT = TrackedPoint(step=1, target=0.0, capability=0.0)  # stands for a training that has not run yet
 
 
 class RescueTrial(NamedTuple):
-    """One trial: a recipe to try, the weights it borrows where the candidate borrows, what it changes."""
+    """One trial: a recipe, the weights that it borrows if the candidate borrows, and what it changes."""
 
     step: str
     name: str
@@ -59,16 +58,16 @@ def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSitua
     `source` is the recipe of its weights with what a sweep chose; it is `recipe` itself unless that borrows.
     The parameters of the `case` are those of the source.
     """
-    changes: list[RescueTrial] = []  # of the source, each under its mark
+    changes: list[RescueTrial] = []  # changes to the source, each named by its mark
     left_out: list[str] = []
     policy = case.policy
     for step in policy.steps or plugins.rescue_steps():
-        found = _changes(step, recipe.weights_of or name, source, case)
-        if isinstance(found, str):
-            left_out.append(f"{step}: {found}")
+        step_changes = _changes(step, recipe.weights_of or name, source, case)
+        if isinstance(step_changes, str):
+            left_out.append(f"{step}: {step_changes}")
         else:
-            changes += found
-    kept, n_trained = [], 0
+            changes += step_changes
+    kept_trials, n_trained = [], 0
     for change in changes:
         n_trained += change.trained
         if change.trained and n_trained > policy.max_trained:
@@ -77,30 +76,30 @@ def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSitua
             trial = change._replace(name=f"{name}+{change.name}")
             if recipe.weights_of is not None:
                 borrowed = f"{recipe.weights_of}+{change.name}"
-                made = recipe.model_copy(update={"weights_of": borrowed})
-                trial = trial._replace(recipe=made, weights={borrowed: change.recipe})
-            kept.append(trial)
-    return TrialSchedule(tuple(kept), tuple(left_out))
+                borrower = recipe.model_copy(update={"weights_of": borrowed})
+                trial = trial._replace(recipe=borrower, weights={borrowed: change.recipe})
+            kept_trials.append(trial)
+    return TrialSchedule(tuple(kept_trials), tuple(left_out))
 
 
 def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[RescueTrial] | str:
     method = plugins.method(source.method)
-    if mending := plugins.list_mending_methods(step):
+    if mending_methods := plugins.list_mending_methods(step):
         kind = case.makes or method.makes
-        able = [one for one in mending if kind in plugins.method(one).makes.split(plugins.OR)]
-        declared = plugins.method(able[0]).rescue if able else None
+        able_methods = [m for m in mending_methods if kind in plugins.method(m).makes.split(plugins.OR)]
+        declared = plugins.method(able_methods[0]).rescue if able_methods else None
         if declared is None:
             return "it fixes weights of another kind"
         settings = declared.settings(case)
         if isinstance(settings, str):
             return settings
         prompting = source.model_dump(include={"prompting", "answer", "system", "template", "serve_on"})
-        made = []
+        trials = []
         for setting in settings:  # what a method makes of the candidate's weights, without training
             start = {"merges": (name, *setting.merges)} if setting.merges else {"init_from": name}
-            recipe = Recipe(method=able[0], params=setting.params, **start, **prompting)
-            made.append(RescueTrial(declared.name, setting.mark, recipe, False, setting.says))
-        return made
+            recipe = Recipe(method=able_methods[0], params=setting.params, **start, **prompting)
+            trials.append(RescueTrial(declared.name, setting.mark, recipe, False, setting.says))
+        return trials
     if not method.trains:
         return "the weights were not trained here"
     if step in plugins.TRAINING_STEPS:
@@ -125,37 +124,35 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
             why = settings
         elif takes:
             return [
-                RescueTrial(step, one.mark, source.model_copy(update={"regularize": more}), True, one.says)
-                for one in settings
-                for more in [{**source.regularize, name: one.params}]
+                RescueTrial(step, s.mark, source.model_copy(update={"regularize": more}), True, s.says)
+                for s in settings
+                for more in [{**source.regularize, name: s.params}]
             ]
         elif leaving := [setting for setting in settings if setting.leaves_out]:
             params = method.params(**source.params)
-            without = [
-                (one, method.leave_out(params, one.leaves_out)) for one in leaving if not source.init_from
-            ]
+            without = [(s, method.leave_out(params, s.leaves_out)) for s in leaving if not source.init_from]
             changes = [
-                _change_params(step, source, one.mark, one.says, left) for one, left in without if left
+                _change_params(step, source, s.mark, s.says, reduced) for s, reduced in without if reduced
             ]
             return changes or "a part of the layers is left out already, or settled by another candidate"
     return why
 
 
 def _change_params(step: str, source: Recipe, mark: str, says: str, params: dict[str, Any]) -> RescueTrial:
-    made = source.model_copy(update={"params": {**source.params, **params}})
-    return RescueTrial(step, mark, made, True, says)
+    recipe = source.model_copy(update={"params": {**source.params, **params}})
+    return RescueTrial(step, mark, recipe, True, says)
 
 
 def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     """List what to try for a run, its sweep settled as it was chosen."""
     candidate = session.candidates[run.candidate]
     source = experiment.settle_sweep(candidate.source, run)
-    others = {
-        one.name: one.source.params
-        for one in _list_other_adapters(session.candidates, candidate)
-        if experiment.find_stored_weights(session, one, run.seed)
+    params_of = {
+        adapter.name: adapter.source.params
+        for adapter in _list_other_adapters(session.candidates, candidate)
+        if experiment.find_stored_weights(session, adapter, run.seed)
     }
-    case = _situation(session, candidate, source)._replace(others=others, tracked=run.training.tracked)
+    case = _situation(session, candidate, source)._replace(others=params_of, tracked=run.training.tracked)
     return schedule_trials(run.candidate, candidate.recipe, source, case)
 
 
@@ -176,12 +173,12 @@ def _list_other_adapters(
     candidates: Mapping[str, ResolvedCandidate], candidate: ResolvedCandidate
 ) -> list[ResolvedCandidate]:
     return [
-        one
-        for one in candidates.values()
-        if one.method.trains
-        and one.method.makes == "adapter"
-        and one.source_name == one.name != candidate.source_name
-        and one.served_base == candidate.served_base
+        peer
+        for peer in candidates.values()
+        if peer.method.trains
+        and peer.method.makes == "adapter"
+        and peer.source_name == peer.name != candidate.source_name
+        and peer.served_base == candidate.served_base
     ]
 
 
@@ -197,10 +194,10 @@ class TrialCost(NamedTuple):
     stored: bool
 
 
-def estimate_trials(session: Session, found: TrialSchedule, seed: int) -> list[TrialCost]:
+def estimate_trials(session: Session, schedule: TrialSchedule, seed: int) -> list[TrialCost]:
     """Estimate every trial, on a session that knows their recipes."""
     costs_of, hour = [], session.experiment.decide.device_hour_usd
-    for trial in found.trials:
+    for trial in schedule.trials:
         work, candidate = _work(session, trial, seed), session.candidates[trial.name]
         time_s = session.seconds(work, candidate.base)
         cost_usd = costs.price_usd(time_s, session.machine.device, hour)
@@ -211,38 +208,39 @@ def estimate_trials(session: Session, found: TrialSchedule, seed: int) -> list[T
 
 
 def plan_document(plan: Sequence[TrialCost], left_out: Sequence[str]) -> ResultDocument:
-    """Lay out the tokens, time and cost of each trial, and the sum last."""
+    """Return the document of each trial's tokens, time and cost, the sum last."""
     rows = [
         [
-            one.name,
-            *map(formatting.count, (one.work.trained, one.work.read, one.work.generated)),
-            "stored" if one.stored else formatting.seconds(one.time_s),
-            formatting.usd(0 if one.stored else one.cost_usd),
+            cost.name,
+            *map(formatting.count, (cost.work.trained, cost.work.read, cost.work.generated)),
+            "stored" if cost.stored else formatting.seconds(cost.time_s),
+            formatting.usd(0 if cost.stored else cost.cost_usd),
         ]
-        for one in plan
+        for cost in plan
     ]
     columns = ("trial", "trained", "read", "generated", "about", "USD")
-    open_ = [one for one in plan if not one.stored]
+    open_ = [cost for cost in plan if not cost.stored]
     total_s, total_usd = sum(o.time_s for o in open_), sum(o.cost_usd for o in open_)
-    most = f"at most {formatting.seconds(total_s)} and {formatting.usd(total_usd)} USD"
+    total = f"at most {formatting.seconds(total_s)} and {formatting.usd(total_usd)} USD"
     notes = [f"not tried: {reason}" for reason in left_out]
     return ResultDocument(
-        "", [Section(columns=columns, rows=rows, notes=notes)], f"{most}; the first that passes ends it"
+        "", [Section(columns=columns, rows=rows, notes=notes)], f"{total}; the first that passes ends it"
     )
 
 
 def largest_work(session: Session, selected: Sequence[str]) -> Work:
-    """Estimate all trials of the fine-tune whose rescue takes longest; which it will be, the gate says."""
+    """Estimate all trials of the fine-tune whose rescue takes longest; only the gate decides which it is."""
     works = [Work()]
     for name in selected:
         candidate = session.candidates[name]
         if candidate.method.tunes and not candidate.is_remote:  # before its sweep has chosen anything
             first = candidate.trials[0].source
-            others = {
-                one.name: one.source.params for one in _list_other_adapters(session.candidates, candidate)
+            params_of = {
+                adapter.name: adapter.source.params
+                for adapter in _list_other_adapters(session.candidates, candidate)
             }
             tracked = (_ANY_POINT,) if candidate.source.track else ()
-            case = _situation(session, candidate, first)._replace(others=others, tracked=tracked)
+            case = _situation(session, candidate, first)._replace(others=params_of, tracked=tracked)
             trials = schedule_trials(name, candidate.recipe, first, case).trials
             works.append(sum((_work(session, trial, 0) for trial in trials), Work()))
     return max(works, key=session.seconds)

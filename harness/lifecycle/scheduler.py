@@ -1,6 +1,6 @@
 """Scheduler units that run a night every day: cron line, systemd timer or GitHub workflow.
 
-Units are named by their experiment, so that several stand side by side; no secret is written.
+Units are named by their experiment, so that several can be installed; no secret is written.
 """
 
 import shlex
@@ -75,8 +75,8 @@ jobs:
 
 
 def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
-    """Return the files of a scheduler's unit by where they belong; a cron line belongs to no file."""
-    hour, minute = (int(part) if part.isdigit() else 99 for part in at.partition(":")[::2])
+    """Return the files of a scheduler's unit by path; a cron line has no file, so its path is empty."""
+    hour, minute = (int(digits) if digits.isdigit() else 99 for digits in at.partition(":")[::2])
     if hour > 23 or minute > 59:
         raise UserError("--at", repr(at), "a time of day", "write 02:30")
     name = config.load(path).experiment.name
@@ -111,9 +111,9 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
 def next_step(
     scheduler: Scheduler, files: Iterable[Path], options: Sequence[str] = (), *, written: bool = False
 ) -> str:
-    """Say what makes the unit run, and how it gets the webhook and the keys of endpoints."""
+    """Describe how to start the unit, and how it gets the webhook and the keys of endpoints."""
     unit = next(path.stem for path in files)
-    given = {
+    how = {
         "cron": "by a line NAME=value above it",
         "systemd": f"by Environment=NAME=value in systemctl --user edit {unit}.service",
         "github": "by a secret of that name, and the key in env: next to HARNESS_WEBHOOK",
@@ -126,7 +126,7 @@ def next_step(
     }[scheduler]
     if scheduler != "cron" and not written:
         started = f"{command} --write, then: {started}"
-    return f"{started}; HARNESS_WEBHOOK, and the api_key_env of an endpoint, are given {given}"
+    return f"{started}; HARNESS_WEBHOOK, and the api_key_env of an endpoint, are given {how}"
 
 
 def write(files: dict[Path, str]) -> list[Path]:
@@ -134,10 +134,10 @@ def write(files: dict[Path, str]) -> list[Path]:
     if Path() in files:
         step = "leave --write out, and add the line by crontab -e"
         raise UserError("--write", "a cron line", "files", step)
-    others = [path for path, text in files.items() if path.exists() and path.read_text("utf-8") != text]
-    if others:
+    conflicts = [path for path, text in files.items() if path.exists() and path.read_text("utf-8") != text]
+    if conflicts:
         raise UserError(
-            [Problem(str(p), "a file with another content", "no file", "move it away") for p in others]
+            [Problem(str(p), "a file with another content", "no file", "move it away") for p in conflicts]
         )
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,5 +146,5 @@ def write(files: dict[Path, str]) -> list[Path]:
 
 
 def _escape(text: str) -> str:
-    """Write a setting as systemd reads it: a per cent sign begins a specifier."""
+    """Escape a setting for systemd, in which a per cent sign begins a specifier."""
     return text.replace("%", "%%")

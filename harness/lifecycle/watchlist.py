@@ -52,84 +52,86 @@ class Target(NamedTuple):
 def targets(
     loaded: LoadedExperiment, session: Session, references: Mapping[str, Reference]
 ) -> list[tuple[str, Target | HarnessError]]:
-    """List the watched candidates, the champion first; one without anything to compare with is its error.
+    """List the watched candidates, the champion first; an error replaces one without a reference.
 
     A candidate with a pinned reference needs no stored run: its recipe may have changed since.
     """
-    known, named = session.candidates, session.experiment.nightly.candidates
+    candidates, names = session.candidates, session.experiment.nightly.candidates
     champion = store.read_champion(loaded.folder, session.experiment.target.name)
-    out: list[tuple[str, Target | HarnessError]] = []
+    entries: list[tuple[str, Target | HarnessError]] = []
 
-    def watch(label: str, candidate: ResolvedCandidate, one: Champion | Run, runs: Sequence[Run]) -> None:
-        """Add a candidate with the test rows of other trainings, on all that the reference holds rows of."""
-        wanted = [key for key in one.rows if key.endswith("/test")]
+    def watch(label: str, candidate: ResolvedCandidate, source: Champion | Run, runs: Sequence[Run]) -> None:
+        """Add a candidate, with the test rows of other trainings that cover all test rows of `source`."""
+        test_keys = [key for key in source.rows if key.endswith("/test")]
         makings = {
-            run.weights_digest: {key: run.rows[key] for key in wanted}
+            run.weights_digest: {key: run.rows[key] for key in test_keys}
             for run in runs
-            if run.weights_digest != one.weights_digest and all(key in run.rows for key in wanted)
+            if run.weights_digest != source.weights_digest and all(key in run.rows for key in test_keys)
         }
-        reference = (one.seed, one.rows, one.run_id, one.weights_digest)
-        out.append((label, Target(label, candidate, *reference, tuple(makings.values()))))
+        reference = (source.seed, source.rows, source.run_id, source.weights_digest)
+        entries.append((label, Target(label, candidate, *reference, tuple(makings.values()))))
 
     if champion is not None:
         name, recipe = champion.candidate, Recipe.model_validate(champion.recipe)
-        candidate = known.get(name) or session.resolve(name, recipe)
-        runs: list[Run] = []  # of its recipe, unless the file has another one by now
+        candidate = candidates.get(name) or session.resolve(name, recipe)
+        runs: list[Run] = []  # runs of the champion's recipe, unless the file has another recipe now
         if loaded.experiment.candidates.get(name) == recipe:
             with suppress(HarnessError):
                 runs = candidate_runs(load_study(loaded), name)
         watch(f"champion {name}", candidate, champion, runs)
-    for name in named:
-        pinned, candidate = references.get(name), known[name]
+    for name in names:
+        pinned, candidate = references.get(name), candidates[name]
         if pinned is not None:
-            out.append((name, Target(name, candidate, pinned.seed, pinned.rows, pinned.id, pinned.weights)))
+            entries.append(
+                (name, Target(name, candidate, pinned.seed, pinned.rows, pinned.id, pinned.weights))
+            )
             continue
         try:
             runs = candidate_runs(load_study(loaded), name)
         except HarnessError as error:
-            out.append((name, error))
+            entries.append((name, error))
             continue
         watch(name, candidate, runs[0], runs)
-    if not out:
+    if not entries:
         found = "no champion and no nightly.candidates"
         step = "harness promote RUN, or nightly: {candidates: [lora]}"
         raise UserError("nightly", found, "a candidate to watch", step)
-    for place, (label, target) in enumerate(out):
-        drawn = target.candidate.recipe.sampling if isinstance(target, Target) else None
-        if drawn is not None and drawn.by not in (None, MEAN_LOGPROB):
-            said = f"the best answer by {drawn.by}, and in nights no judge and no reward model chooses"
-            out[place] = label, CandidateFailed(said, f"choose: majority, or by: {MEAN_LOGPROB}")
-    return out
+    for index, (label, target) in enumerate(entries):
+        sampling = target.candidate.recipe.sampling if isinstance(target, Target) else None
+        if sampling is not None and sampling.by not in (None, MEAN_LOGPROB):
+            problem = f"the best answer by {sampling.by}, and in nights no judge and no reward model chooses"
+            entries[index] = label, CandidateFailed(problem, f"choose: majority, or by: {MEAN_LOGPROB}")
+    return entries
 
 
 def pin_reference(session: Session, target: Target, before: Reference | None) -> Reference:
-    """Return what a candidate is compared with: as pinned before, unless the champion is another one."""
+    """Return a candidate's reference: the pinned one, unless another champion has replaced it."""
     if before is not None and (not target.name.startswith("champion ") or before.id == target.reference):
         for rows in (before.rows, before.base, *before.makings):
             _refuse_missing(session.store, rows)
         return before
     sets = base_sets(session, target.candidate.base)
     base = {f"{s.measured.task.name}/test": s.identity.digest for s in sets}
-    there = {key: rows for key, rows in base.items() if session.store.parquet(rows).exists()}
-    wanted = {key: rows for key, rows in target.rows.items() if key.endswith("/test")}
-    for rows in (wanted, *target.makings):
+    stored_base = {key: rows for key, rows in base.items() if session.store.parquet(rows).exists()}
+    test_rows = {key: rows for key, rows in target.rows.items() if key.endswith("/test")}
+    for rows in (test_rows, *target.makings):
         _refuse_missing(session.store, rows)
     target_key, *more_keys = (f"{m.task.name}/test" for m in (session.target, *session.more_targets))
-    if lacking := sorted(base.keys() & wanted.keys() - there.keys() - {target_key, *more_keys}):
+    if lacking := sorted(base.keys() & test_rows.keys() - stored_base.keys() - {target_key, *more_keys}):
         raise IncompatibleRuns(
             f"{session.store.folder}: found no rows of the base on {', '.join(lacking)}; expected them "
             f"with {target.reference}; next: {NEXT}"
         )
-    origins = store.origins(session.store, wanted[target_key])
+    origins = store.origins(session.store, test_rows[target_key])
     return Reference(
         id=target.reference,
-        rows=wanted,
-        base=there,
+        rows=test_rows,
+        base=stored_base,
         weights=target.weights,
         promptings={
-            key: store.read_identity(session.store, wanted[key]).prompting_digest
+            key: store.read_identity(session.store, test_rows[key]).prompting_digest
             for key in (target_key, *more_keys)
-            if key in wanted
+            if key in test_rows
         },
         data=data_digest(session.target, session.training.values()),
         environment=next(iter(origins.values())).environment if origins else "",
@@ -139,7 +141,7 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
 
 
 def _refuse_missing(at: Store, rows: Mapping[str, str]) -> None:
-    if lost := sorted(key for key, one in rows.items() if not at.parquet(one).exists()):
+    if lost := sorted(key for key, rows_digest in rows.items() if not at.parquet(rows_digest).exists()):
         raise IncompatibleRuns(
             f"{at.folder}: found no rows of the reference on {', '.join(lost)}; expected what it was pinned "
             f"with; next: {NEXT}, then harness nightly ack --new-reference"
@@ -160,11 +162,11 @@ def list_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int
 
 
 def data_digest(target: MeasuredTask, training: Iterable[MeasuredTask]) -> str:
-    """Digest the rows that are trained on and retrieved from; `training` has those of candidates' own."""
+    """Digest the rows for training and retrieval; `training` holds tasks with candidates' own rows."""
     documents = [list(document) for document in target.items.documents]
     rows = [target.versions["train"], target.versions["validation"], documents]
-    own = [list(map(drop_defaults, (*m.items.train, *m.items.pairs))) for m in training]
-    return digest([*rows, *([digest(own)] if own else [])])
+    candidate_rows = [list(map(drop_defaults, (*m.items.train, *m.items.pairs))) for m in training]
+    return digest([*rows, *([digest(candidate_rows)] if candidate_rows else [])])
 
 
 def describe_tested(
@@ -175,23 +177,23 @@ def describe_tested(
     environment: str,
     served: str = "",
 ) -> tuple[str, ...]:
-    """Say in words what differs from the reference; `served` says how an endpoint answers."""
+    """Describe what differs from the reference; `served` describes how an endpoint answers."""
     same_data = reference.data == data_digest(session.target, session.training.values())
-    said = [served] if served else []
+    differences = [served] if served else []
     if weights.digest != reference.weights:
-        said.append("the recipe trained again" + ("" if same_data else " on new data"))
+        differences.append("the recipe trained again" + ("" if same_data else " on new data"))
     if changed := [
         key for key, prompting in promptings.items() if prompting != reference.promptings.get(key)
     ]:
         tasks = ", ".join(key.removesuffix("/test") for key in changed)
         on_data = "" if same_data else ", on new data"
-        said.append(f"another prompting, other shots or passages on {tasks}{on_data}")
+        differences.append(f"another prompting, other shots or passages on {tasks}{on_data}")
     if environment != reference.environment and reference.environment:
         keys = (reference.environment, environment)
         changes = provenance.changes(*(store.read_environment(session.store, key) for key in keys))
-        said.append(f"upgraded libraries or another machine ({changes})")
-    said.append("the harness" if said else "only the harness: the weights answer as before")
-    return tuple(said)
+        differences.append(f"upgraded libraries or another machine ({changes})")
+    differences.append("the harness" if differences else "only the harness: the weights answer as before")
+    return tuple(differences)
 
 
 def describe_endpoint(candidate: ResolvedCandidate, since: str, night: str) -> str:
@@ -223,7 +225,7 @@ class NightItems(NamedTuple):
 
 
 def build_pool(tasks: Mapping[str, Sequence[Example]], n_anchors: int) -> ItemPool:
-    """Order the clusters of some tasks and set the anchors aside, at least so many items of them."""
+    """Order the clusters of tasks, and set aside anchors with at least `n_anchors` items."""
     cluster_of, documents, by_task = dict[Item, str](), list[tuple[str, str]](), list[list[Cluster]]()
     for task, examples in sorted(tasks.items()):
         items_of, document_by_id = dict[str, list[Item]](), dict[str, str]()
@@ -249,24 +251,24 @@ def build_pool(tasks: Mapping[str, Sequence[Example]], n_anchors: int) -> ItemPo
     return ItemPool(tuple(ordered[:n]), tuple(ordered[n:]))
 
 
-def choose_next_items(pool: ItemPool, taken: int, n_items: int) -> NightItems:
-    """Choose the next clusters, at least so many items of them, or all where there are fewer."""
+def choose_next_items(pool: ItemPool, n_taken: int, n_items: int) -> NightItems:
+    """Choose the next clusters with at least `n_items` items, or all clusters if they have fewer."""
     if not pool.rest:
-        return NightItems(pool.anchors, (), taken, 0)
-    start = taken % len(pool.rest)
+        return NightItems(pool.anchors, (), n_taken, 0)
+    start = n_taken % len(pool.rest)
     turned = [*pool.rest[start:], *pool.rest[:start]]
     fresh = turned[: _count_clusters(turned, n_items)]
-    after = taken + len(fresh)
+    after = n_taken + len(fresh)
     return NightItems(pool.anchors, tuple(fresh), after, max(len(pool.rest) - after, 0))
 
 
 def ids_by_task(clusters: Iterable[Cluster]) -> dict[str, list[str]]:
-    """Map tasks to the ids of a choice of clusters, in its order."""
-    out: dict[str, list[str]] = {}
+    """Map tasks to the ids of their items in the given clusters, in order."""
+    ids: dict[str, list[str]] = {}
     for cluster in clusters:
         for task, example_id in cluster:
-            out.setdefault(task, []).append(example_id)
-    return out
+            ids.setdefault(task, []).append(example_id)
+    return ids
 
 
 def _count_clusters(clusters: Sequence[Cluster], n_items: int) -> int:
@@ -278,7 +280,7 @@ Rows = dict[tuple[str, str], SampleResult]  # by task and example id
 
 
 class ItemBatch(NamedTuple):
-    """Some items of one task: the anchors or the fresh ones, in their prompts."""
+    """Some items of one task, the anchors or the fresh ones, with their prompts."""
 
     rows: RowSet
     kind: str
@@ -286,31 +288,31 @@ class ItemBatch(NamedTuple):
 
 
 def reevaluate(
-    session: Session, folder: Path, who: str, weights: Weights, batches: Sequence[ItemBatch]
+    session: Session, folder: Path, name: str, weights: Weights, batches: Sequence[ItemBatch]
 ) -> Rows:
     """Return the rows of the batches, evaluated now or earlier in the same night."""
-    files = [batch_file(folder, who, batch) for batch in batches]
-    known = [store.read_measured(file) for file in files]
+    files = [batch_file(folder, name, batch) for batch in batches]
+    stored_rows = [store.read_measured(file) for file in files]
     missing = [
         at
-        for at, (rows, batch) in enumerate(zip(known, batches, strict=True))
+        for at, (rows, batch) in enumerate(zip(stored_rows, batches, strict=True))
         if rows is None or [row.example_id for row in rows] != list(batch.ids)
     ]
     if missing:
         with (
             open_weights(session, weights) as candidate,
-            session.progress.stage(f"{who}: {pluralize(len(missing), 'task')}") as advance,
+            session.progress.stage(f"{name}: {pluralize(len(missing), 'task')}") as advance,
         ):
-            for done, at in enumerate(missing):
+            for n_done, at in enumerate(missing):
                 whole, evaluate = batches[at].rows.answers.job(), batches[at].rows.measured.evaluate
                 by_id = {e.id: e for e in whole.examples}
                 job = replace(whole, examples=tuple(by_id[i] for i in batches[at].ids if i in by_id))
-                # What judges score is only answered here.
+                # Judges grade these answers later.
                 rows = [row for n in range(job.n_blocks) for row in evaluate(candidate, job, n)]
                 store.write_records(session.store, files[at], rows)
-                known[at] = rows
-                advance(done + 1, len(missing))
-    graded = grade_rows(session, [(b.rows, rows or ()) for b, rows in zip(batches, known, strict=True)])
+                stored_rows[at] = rows
+                advance(n_done + 1, len(missing))
+    graded = grade_rows(session, [(b.rows, rows or ()) for b, rows in zip(batches, stored_rows, strict=True)])
     return index_by_item(row for rows in graded for row in rows)
 
 
@@ -319,7 +321,7 @@ def index_by_item(rows: Iterable[SampleResult]) -> Rows:
     return {(row.task, row.example_id): row for row in rows}
 
 
-def batch_file(folder: Path, who: str, batch: ItemBatch) -> Path:
-    """Name the file of a part, by everything that decides what it holds."""
-    key = digest([who, batch.rows.identity.digest, batch.kind, list(batch.ids)])
+def batch_file(folder: Path, name: str, batch: ItemBatch) -> Path:
+    """Return the file of a batch, named by everything that decides its content."""
+    key = digest([name, batch.rows.identity.digest, batch.kind, list(batch.ids)])
     return folder / "rows" / f"{key}.jsonl"

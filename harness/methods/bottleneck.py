@@ -58,8 +58,8 @@ def fit(context: FitContext, params: Params) -> Weights:
 
     def save(model: Any, to: Path, state_dict: Mapping[str, Any] | None = None) -> None:
         start, state = f"{deltas.BOTTLENECK_LAYERS}.", state_dict or model.state_dict()
-        kept = {name.removeprefix(start): one for name, one in state.items() if name.startswith(start)}
-        save_delta(to, deltas.BOTTLENECK_LAYERS, form_for(model)._asdict(), kept)
+        tensors = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+        save_delta(to, deltas.BOTTLENECK_LAYERS, form_for(model)._asdict(), tensors)
 
     prepared = replace(context, prepare=prepare)
     return made_weights(context, "delta", fine_tune(prepared, params, None, context.folder / "delta", save))

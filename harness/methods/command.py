@@ -60,8 +60,8 @@ class Params(Spec):
     @model_validator(mode="after")
     def _check_command(self) -> "Params":
         for text in filter(None, (self.run, self.version)):
-            if said := misspelt(text):
-                raise ValueError(said)
+            if problem := misspelt(text):
+                raise ValueError(problem)
             try:
                 arguments(text, dict.fromkeys(placeholders_in(text), ""))
             except ValueError as error:
@@ -80,19 +80,19 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
     if not Path(params.folder).is_dir():
         step = "create it, or correct the path"
         yield Problem(f"{where}: folder", f"no folder {params.folder}", "one to run the command in", step)
-    named = placeholders_in(params.run)
+    used_placeholders = placeholders_in(params.run)
     if params.config:
         template = Path(params.config)
         if not template.exists():
             found, expected = f"no file {template}", "the template of the command's configuration"
             yield Problem(f"{where}: config", found, expected, "create it, or correct the path")
             return
-        for said in template_problems(template):
+        for problem in template_problems(template):
             step = "docs/howto/trainers.md lists them"
-            yield Problem(f"{where}: config", said, "placeholders that are known", step)
+            yield Problem(f"{where}: config", problem, "placeholders that are known", step)
         for path in template_files(template).values():
-            named |= placeholders_in(path.read_text("utf-8", errors="replace"))
-    if "out" not in named:
+            used_placeholders |= placeholders_in(path.read_text("utf-8", errors="replace"))
+    if "out" not in used_placeholders:
         found, step = "a command that is not told where to write", "name {out} in run or in config"
         yield Problem(f"{where}: run", found, "weights in {out}", step)
     if params.shell:
@@ -110,30 +110,30 @@ def fit(context: FitContext, params: Params) -> Weights:
     log.write_bytes(b"")
     values = _write_input(context, params)
     folder, command = Path(params.folder).absolute(), arguments(params.run, values, shell=params.shell)
-    ended = run(command, folder, log, params.timeout_s, context.advance)
+    result = run(command, folder, log, params.timeout_s, context.advance)
     for file in (log, *(context.folder / "config").rglob("*"), context.folder / "config"):
         mask_file(file)
-    if ended.code or ended.timed_out:
-        said = " / ".join(line[:200] for line in read_last_lines(log, _SAID)) or "it wrote nothing"
-        how = f"ended with exit code {ended.code}"  # that of a signal is negative
-        if ended.timed_out:
-            how = f"had not finished after {params.timeout_s:g} s (timeout_s) and was ended"
+    if result.code or result.timed_out:
+        tail = " / ".join(line[:200] for line in read_last_lines(log, _SAID)) or "it wrote nothing"
+        outcome = f"ended with exit code {result.code}"  # that of a signal is negative
+        if result.timed_out:
+            outcome = f"had not finished after {params.timeout_s:g} s (timeout_s) and was ended"
         program = params.run.split()[0]
-        raise CandidateFailed(f"{program} {how}; its last lines: {said}", f"fixing it by its log, {log}")
+        raise CandidateFailed(f"{program} {outcome}; its last lines: {tail}", f"fixing it by its log, {log}")
     version = arguments(params.version, values, shell=params.shell) if params.version else None
     out = Path(values["out"])
     if not out.is_dir():
         raise CandidateFailed("the command ended well and removed the folder {out}", "leaving weights in it")
-    made = TrainingRecord(
-        wall_s=round(ended.wall_s, 3),
-        peak_memory_gib=round(ended.peak_bytes / 2**30, 3),
+    record = TrainingRecord(
+        wall_s=round(result.wall_s, 3),
+        peak_memory_gib=round(result.peak_bytes / 2**30, 3),
         **_curves(out),
     )
-    names_version = mask_secrets(next(iter(read_lines(version, folder)), "")) if version else ""
-    made = made.add(
-        command=mask_secrets(params.run), command_version=names_version or None, exit_code=ended.code
+    version_text = mask_secrets(next(iter(read_lines(version, folder)), "")) if version else ""
+    record = record.add(
+        command=mask_secrets(params.run), command_version=version_text or None, exit_code=result.code
     )
-    weights = _take_over(context, out, made)
+    weights = _take_over(context, out, record)
     shutil.move(log, context.folder / LOG)
     if out.is_symlink():
         out.unlink()
@@ -145,8 +145,8 @@ def fit(context: FitContext, params: Params) -> Weights:
 def _write_input(context: FitContext, params: Params) -> dict[str, str]:
     """Write rows and filled templates; return the values of the placeholders."""
     data, out = context.folder / "data", context.folder / "out"
-    for made in (data, out):
-        made.mkdir()
+    for new_folder in (data, out):
+        new_folder.mkdir()
     splits = {"data": ("train.jsonl", context.train), "validation": ("validation.jsonl", context.validation)}
     if params.rows == "messages" and not context.chat_template:
         found = "rows: messages, and a target with chat_template: false"
@@ -179,7 +179,7 @@ def _write_input(context: FitContext, params: Params) -> dict[str, str]:
 
 def _curves(out: Path) -> dict[str, Any]:
     """Read the curves from the last trainer state that a transformers trainer left, as most tools do."""
-    # An unreadable state or figure only loses its curve, not the weights.
+    # An unreadable state or value loses only its curve, not the weights.
     states = []
     for path in out.rglob("trainer_state.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -190,9 +190,9 @@ def _curves(out: Path) -> dict[str, Any]:
     _, history = max(states, key=lambda state: state[0])
     names = {"loss": "loss", "validation_loss": "eval_loss", "learning_rate": "learning_rate"}
     curves: dict[str, Curve] = {}
-    for ours, theirs in names.items():
-        logged = ((step, entry.get(theirs)) for step, entry in history)
-        curves[ours] = tuple(
+    for name, logged_name in names.items():
+        logged = ((step, entry.get(logged_name)) for step, entry in history)
+        curves[name] = tuple(
             (step, float(value))
             for step, value in logged
             if isinstance(value, int | float) and isfinite(value)
@@ -201,8 +201,8 @@ def _curves(out: Path) -> dict[str, Any]:
     return curves | {"best_validation_loss": min(losses, default=None)}
 
 
-def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
-    """Move the weights in a folder to the place for their kind."""
+def _take_over(context: FitContext, out: Path, record: TrainingRecord) -> Weights:
+    """Move the command's weights to the folder for their kind."""
     if (out / CONFIG).exists() and (out / WEIGHTS).exists():
         _refuse(adapter_problems(out, context.source, "out"), out)
         folder, files = context.folder / "adapter", [out / CONFIG, out / WEIGHTS]
@@ -214,28 +214,28 @@ def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
         if (out / PICKLED).exists() or any(out.glob("pytorch_model*.bin")):
             raise CandidateFailed("the command left pickled weights in {out}", "saving them as safetensors")
         names = sorted(path.name for path in out.iterdir())
-        held = f"what lies there: {', '.join(names[:8])}" if names else "it is empty"
-        wanted = f"{CONFIG} with {WEIGHTS}, or config.json with safetensors"
-        reason = f"the command ended well and left no weights in {{out}} ({wanted}); {held}"
+        contents = f"what lies there: {', '.join(names[:8])}" if names else "it is empty"
+        expected = f"{CONFIG} with {WEIGHTS}, or config.json with safetensors"
+        reason = f"the command ended well and left no weights in {{out}} ({expected}); {contents}"
         raise CandidateFailed(reason, "writing the finished weights to {out} itself, not below it")
     folder.mkdir()
-    for file in files:  # the target of a link may be anywhere and is not ours to move
+    for file in files:  # a link's target may lie anywhere and must not be moved
         (shutil.copyfile if file.is_symlink() else shutil.move)(file, folder / file.name)
     n_trainable = sum(sum(parameters_of(tensors_of(file)).values()) for file in folder.glob("*.safetensors"))
-    made = replace(made, n_trainable=n_trainable)
+    record = replace(record, n_trainable=n_trainable)
     if folder.name == "adapter":
-        made = replace(made, named_base=read_adapter_config(folder).get("base_model_name_or_path"))
+        record = replace(record, named_base=read_adapter_config(folder).get("base_model_name_or_path"))
     elif not has_tokenizer(folder):
         load_tokenizer(context.source).save_pretrained(folder)
-    return made_weights(context, folder.name, made)
+    return made_weights(context, folder.name, record)
 
 
-def _refuse(found: Iterable[Problem], out: Path) -> None:
-    if wrong := next(iter(found), None):
-        at = "" if wrong.where == "out" else f" ({Path(wrong.where).name})"
-        reason = f"the command left {wrong.found}{at}; expected {wrong.expected}"
-        # The output folder is deleted later, so that no path may point there.
-        raise CandidateFailed(reason, _BY_HAND if str(out) in wrong.next_step else wrong.next_step)
+def _refuse(weights_problems: Iterable[Problem], out: Path) -> None:
+    if problem := next(iter(weights_problems), None):
+        file_note = "" if problem.where == "out" else f" ({Path(problem.where).name})"
+        reason = f"the command left {problem.found}{file_note}; expected {problem.expected}"
+        # The output folder is deleted later, so no message may name a path in it.
+        raise CandidateFailed(reason, _BY_HAND if str(out) in problem.next_step else problem.next_step)
 
 
 def placeholders_in(text: str) -> set[str]:
@@ -251,7 +251,7 @@ def misspelt(text: str) -> str:
 
 def fill(text: str, values: Mapping[str, str]) -> str:
     """Replace the placeholders of a text by their values."""
-    return _ONE.sub(lambda found: values[found[1]], text)
+    return _ONE.sub(lambda match: values[match[1]], text)
 
 
 def arguments(command: str, values: Mapping[str, str], *, shell: bool = False) -> list[str]:
@@ -266,16 +266,16 @@ def template_files(template: Path) -> dict[str, Path]:
     """Map the files of a template (a file or a folder) to their names within it."""
     if template.is_file():
         return {template.name: template}
-    inside = sorted(path for path in template.rglob("*") if path.is_file())
-    return {str(path.relative_to(template)): path for path in inside}
+    paths = sorted(path for path in template.rglob("*") if path.is_file())
+    return {str(path.relative_to(template)): path for path in paths}
 
 
 def template_problems(template: Path) -> Iterator[str]:
     """List the problems of a template's files."""
     for name, path in template_files(template).items():
         try:
-            if said := misspelt(path.read_text("utf-8")):
-                yield f"{name}: {said}, or {{{{two pairs of braces}}}} where none is meant"
+            if problem := misspelt(path.read_text("utf-8")):
+                yield f"{name}: {problem}, or {{{{two pairs of braces}}}} where none is meant"
         except UnicodeDecodeError:
             yield f"{name}: not UTF-8"
 
@@ -286,14 +286,14 @@ def digest_files(params: Params) -> str:
     For a Python file this includes the modules that it imports from its own folder.
     """
     folder = Path(params.folder)
-    named = [folder / argument for argument in params.run.split() if not placeholders_in(argument)]
-    inside = [p for p in named if p.is_file() and p.resolve().is_relative_to(folder.resolve())]
-    own = {str(path.relative_to(folder)): path for path in inside}
-    of_template = template_files(Path(params.config)) if params.config else {}
+    named_paths = [folder / argument for argument in params.run.split() if not placeholders_in(argument)]
+    local_paths = [p for p in named_paths if p.is_file() and p.resolve().is_relative_to(folder.resolve())]
+    own_files = {str(path.relative_to(folder)): path for path in local_paths}
+    template_paths = template_files(Path(params.config)) if params.config else {}
     return digest(
         [
-            {name: digest_code(file) if file.suffix == ".py" else checksum(file) for name, file in of.items()}
-            for of in (own, of_template)
+            {name: digest_code(f) if f.suffix == ".py" else checksum(f) for name, f in files.items()}
+            for files in (own_files, template_paths)
         ]
     )
 

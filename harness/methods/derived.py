@@ -52,29 +52,29 @@ def _untracked_problems(params: CheckpointParams, init: InitWeights, where: str)
 def _copy_checkpoint(context: FitContext, params: CheckpointParams) -> Weights:
     if context.init is None:
         raise CandidateFailed("checkpoint without init_from", "init_from: the candidate that is meant")
-    start, kept = time.perf_counter(), map_tracked_folders(context.init.parent / TRACKED)
-    if params.step not in kept:
-        there = f"those of the steps {', '.join(map(str, kept))}" if kept else "none"
-        knob = "params.step, one of these" if kept else "track: {points: 4} on the recipe of init_from"
-        raise CandidateFailed(f"no weights were kept of step {params.step}, but {there}", knob)
+    start, folders = time.perf_counter(), map_tracked_folders(context.init.parent / TRACKED)
+    if params.step not in folders:
+        kept_steps = f"those of the steps {', '.join(map(str, folders))}" if folders else "none"
+        step = "params.step, one of these" if folders else "track: {points: 4} on the recipe of init_from"
+        raise CandidateFailed(f"no weights were kept of step {params.step}, but {kept_steps}", step)
     kind = context.init.name  # the folder is named after the kind of weights
-    shutil.copytree(kept[params.step] / kind, context.folder / kind)
-    made = TrainingRecord().add(copying_s=round(time.perf_counter() - start, 3))
-    return made_weights(context, kind, made)
+    shutil.copytree(folders[params.step] / kind, context.folder / kind)
+    record = TrainingRecord().add(copying_s=round(time.perf_counter() - start, 3))
+    return made_weights(context, kind, record)
 
 
-def _list_steps(at: RescueSituation) -> list[TrialSetting] | str:
+def _list_steps(case: RescueSituation) -> list[TrialSetting] | str:
     """List the steps a rescue tries: the best on the target within the margin, else the least forgetful."""
-    known = [
-        (at.sign * p.target, p.capability, p.step)
-        for p in at.tracked
+    points = [
+        (case.sign * p.target, p.capability, p.step)
+        for p in case.tracked
         if p.target is not None and p.capability is not None
     ]
-    if not known:
+    if not points:
         return "nothing was measured along its training: its recipe has no track, or no task counts"
-    within = [point for point in known if point[1] >= -at.margin]
+    within = [point for point in points if point[1] >= -case.margin]
     # Ties are broken by the other value, so that no point beats it, then by the earlier step.
-    best = max(within or known, key=lambda p: (p[0], p[1], -p[2]) if within else (p[1], p[0], -p[2]))
+    best = max(within or points, key=lambda p: (p[0], p[1], -p[2]) if within else (p[1], p[0], -p[2]))
     step = best[2]
     return [TrialSetting({"step": step}, f"step={step}", f"as it was at step {step}, no training")]
 
@@ -106,8 +106,8 @@ class ScaledParams(Spec):
 
 _SCALES = RescueStep(
     "scale",
-    lambda at: [
-        TrialSetting({"scale": s}, f"scale={s:g}", f"at scale {s:g}, no training") for s in at.policy.scales
+    lambda case: [
+        TrialSetting({"scale": s}, f"scale={s:g}", f"at scale {s:g}, no training") for s in case.policy.scales
     ],
     place=2,
 )
@@ -115,8 +115,8 @@ _SCALES = RescueStep(
 
 def _unscalable_problems(params: ScaledParams, init: InitWeights, where: str) -> Iterator[Problem]:
     """Yield a problem for parts of the adapter that do not follow its scale, as far as known."""
-    if found := _describe_beside_scale(init.adapter):
-        yield Problem(where, f"an adapter {found}", "one of low-rank matrices alone", "another init_from")
+    if part := _describe_beside_scale(init.adapter):
+        yield Problem(where, f"an adapter {part}", "one of low-rank matrices alone", "another init_from")
 
 
 def _scale(context: FitContext, params: ScaledParams) -> Weights:
@@ -124,9 +124,9 @@ def _scale(context: FitContext, params: ScaledParams) -> Weights:
         raise CandidateFailed("scaled without init_from", "init_from: the candidate whose adapter is meant")
     start, folder = time.perf_counter(), context.folder / "adapter"
     config = parse_json((context.init / CONFIG).read_text("utf-8"))
-    found = _describe_beside_scale({"peft_type": None, **config})
-    if found := found or ("" if config.get("lora_alpha") else "without lora_alpha"):
-        raise CandidateFailed(f"an adapter {found}", "a candidate whose adapter is low-rank matrices alone")
+    part = _describe_beside_scale({"peft_type": None, **config})
+    if part := part or ("" if config.get("lora_alpha") else "without lora_alpha"):
+        raise CandidateFailed(f"an adapter {part}", "a candidate whose adapter is low-rank matrices alone")
     refuse_moved_base(config)
     config["lora_alpha"] = _times(params.scale, config["lora_alpha"])
     if pattern := config.get("alpha_pattern"):
@@ -134,8 +134,8 @@ def _scale(context: FitContext, params: ScaledParams) -> Weights:
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     shutil.copy(context.init / WEIGHTS, folder / WEIGHTS)
-    made = TrainingRecord().add(copying_s=round(time.perf_counter() - start, 3))
-    return made_weights(context, "adapter", made)
+    record = TrainingRecord().add(copying_s=round(time.perf_counter() - start, 3))
+    return made_weights(context, "adapter", record)
 
 
 def _describe_beside_scale(config: Mapping[str, Any]) -> str:
@@ -148,9 +148,9 @@ def _describe_beside_scale(config: Mapping[str, Any]) -> str:
     return more and f"with {more}, which has no scale"
 
 
-def _list_scales(at: RescueSituation) -> Sequence[TrialSetting] | str:
-    found = _describe_beside_scale(at.params)
-    return f"it is an adapter {found}" if found else _SCALES.settings(at)
+def _list_scales(case: RescueSituation) -> Sequence[TrialSetting] | str:
+    part = _describe_beside_scale(case.params)
+    return f"it is an adapter {part}" if part else _SCALES.settings(case)
 
 
 def _times(scale: float, alpha: float) -> float:
@@ -193,15 +193,15 @@ def _interpolate(context: FitContext, params: ScaledParams) -> Weights:
     for file in sorted(folder.glob("*.safetensors")):
         mixed = load_file(file)
         for name in sorted(mixed.keys() & base.keys()):  # tied tensors stay tied
-            known, tuned = base[name], mixed[name]
-            if known.shape != tuned.shape:
-                shapes = f"{tuple(tuned.shape)}, which the base has as {tuple(known.shape)}"
+            base_tensor, tuned = base[name], mixed[name]
+            if base_tensor.shape != tuned.shape:
+                shapes = f"{tuple(tuned.shape)}, which the base has as {tuple(base_tensor.shape)}"
                 step = "weights of the base's own vocabulary at the other end"
                 raise CandidateFailed(f"{name} of the shape {shapes}", step)
-            mixed[name] = known.float().lerp(tuned.float(), params.scale).to(tuned.dtype)
+            mixed[name] = base_tensor.float().lerp(tuned.float(), params.scale).to(tuned.dtype)
         save_file(mixed, file, {"format": "pt"})
-    made = TrainingRecord().add(mixing_s=round(time.perf_counter() - start, 3))
-    return made_weights(context, "model", made)
+    record = TrainingRecord().add(mixing_s=round(time.perf_counter() - start, 3))
+    return made_weights(context, "model", record)
 
 
 class Interpolated:
@@ -277,12 +277,12 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
     for name, config in adapters.items():
         if "r" in config:  # an adapter that changed its base's weights is saved with twice its rank
             moved = str(config.get("init_lora_weights", "")).lower().startswith(CONVERTED)
-            given = {config["r"], *(config.get("rank_pattern") or {}).values()}
-            ranks[name] = sorted((2 if moved else 1) * r for r in given)
-    if combination in _OF_ONE_RANK and len({r for own in ranks.values() for r in own}) > 1:
-        named = ", ".join(f"{name} of rank {' and '.join(map(str, own))}" for name, own in ranks.items())
+            config_ranks = {config["r"], *(config.get("rank_pattern") or {}).values()}
+            ranks[name] = sorted((2 if moved else 1) * r for r in config_ranks)
+    if combination in _OF_ONE_RANK and len({r for values in ranks.values() for r in values}) > 1:
+        shown_ranks = ", ".join(f"{name} of rank {' and '.join(map(str, rs))}" for name, rs in ranks.items())
         step = "combination_type: svd or cat, which take several ranks"
-        return f"{combination} of {named}", "adapters of one rank", step
+        return f"{combination} of {shown_ranks}", "adapters of one rank", step
     return None
 
 
@@ -295,8 +295,8 @@ def _merge(context: FitContext, params: MergedParams) -> Weights:
         raise CandidateFailed(found, "a weight for each of two adapters or more")
     texts = [(path / CONFIG).read_text("utf-8") for path in context.merges]
     configs = {f"adapter {i}": parse_json(text) for i, text in enumerate(texts, start=1)}
-    if wrong := unlike(configs, params.combination_type):
-        raise CandidateFailed(f"{wrong[0]}, where {wrong[1]} are expected", wrong[2])
+    if mismatch := unlike(configs, params.combination_type):
+        raise CandidateFailed(f"{mismatch[0]}, where {mismatch[1]} are expected", mismatch[2])
     for config in configs.values():
         refuse_moved_base(config)
     base, _ = load_base(context.source._replace(quantization=""), context.machine)
@@ -312,17 +312,17 @@ def _merge(context: FitContext, params: MergedParams) -> Weights:
         raise CandidateFailed(reason, "another combination_type or a smaller svd_rank") from error
     model.save_pretrained(context.folder, selected_adapters=[_NAME])
     (context.folder / _NAME).rename(context.folder / "adapter")
-    made = TrainingRecord().add(mixing_s=round(time.perf_counter() - start, 3))
-    return made_weights(context, "adapter", made)
+    record = TrainingRecord().add(mixing_s=round(time.perf_counter() - start, 3))
+    return made_weights(context, "adapter", record)
 
 
-def _list_merges(at: RescueSituation) -> list[TrialSetting] | str:
+def _list_merges(case: RescueSituation) -> list[TrialSetting] | str:
     """List the merges that a rescue tries: the mean with each other adapter that PEFT can merge with it."""
-    able = [n for n, params in at.others.items() if not unlike({"": at.params, n: params}, "svd")]
-    if not able:
+    mergeable = [n for n, params in case.others.items() if not unlike({"": case.params, n: params}, "svd")]
+    if not mergeable:
         return "there is no other adapter on its base to merge it with"
-    says = f"merged with {', '.join(able)} in equal shares, no training"
-    return [TrialSetting({}, "merged", says, tuple(able))]
+    description = f"merged with {', '.join(mergeable)} in equal shares, no training"
+    return [TrialSetting({}, "merged", description, tuple(mergeable))]
 
 
 class Merged:
@@ -341,9 +341,9 @@ class Merged:
         merges=True,
         problems=_weights_problems,
         merge_problems=lambda recipe, adapters, where: (
-            Problem(where, *found)
-            for found in [unlike(adapters, MergedParams(**recipe.params).combination_type)]
-            if found
+            Problem(where, *mismatch)
+            for mismatch in [unlike(adapters, MergedParams(**recipe.params).combination_type)]
+            if mismatch
         ),
         rescue=RescueStep("merge", _list_merges, place=4),
     )

@@ -66,17 +66,17 @@ def train(
     record is in nats times beta.
     """
     policy = low_rank_adapters.load_policy(context, peft_config, save_to)
-    rows, apart, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
+    rows, heldout_rows, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
     if 0 <= (n_seen := heldout.n_seen(params)) < len(rows):  # only rows that will be seen
         rows = random.Random(context.seed).sample(rows, n_seen)
     params = parallel.rows_of_each(params, parallel.process_count())
-    trainer = _trainer(policy, params, (rows, apart))
-    longest = max(2 * row["length"] for row in rows + apart)  # both answers may be in one row
+    trainer = _trainer(policy, params, (rows, heldout_rows))
+    longest = max(2 * row["length"] for row in rows + heldout_rows)  # both answers may be in one row
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
-    measured = low_rank_adapters.train_policy(policy, trainer, n_dropped)
-    n_rows = len(rows), len(apart)
+    record = low_rank_adapters.train_policy(policy, trainer, n_dropped)
+    n_rows = len(rows), len(heldout_rows)
     return heldout.add_curves(
-        measured, trainer, n_rows, accuracy="rewards/accuracies", margin="rewards/margins"
+        record, trainer, n_rows, accuracy="rewards/accuracies", margin="rewards/margins"
     )
 
 
@@ -102,26 +102,26 @@ def _trainer(
         describe_environment(context.machine.name),
         versions_of("training", "dpo"),
     ]
-    train, apart = (digest([part, *reference]) for part in rows)
-    kind = _make_caching_trainer({"train": train, "eval": apart})
+    train_key, heldout_key = (digest([split, *reference]) for split in rows)
+    kind = _make_caching_trainer({"train": train_key, "eval": heldout_key})
     if context.machine.device == "cpu" and params.loss_type == "sigmoid":
-        known = Executor(policy.model, 1)
-        shares = known.engine == "packed" and not any(known.prefixes.windows or ())
-        kind = _cpu_trainer(kind, logprobs_sharing_prompts if shares else logprobs_by_row)
+        executor = Executor(policy.model, 1)
+        can_share = executor.engine == "packed" and not any(executor.prefixes.windows or ())
+        kind = _cpu_trainer(kind, logprobs_sharing_prompts if can_share else logprobs_by_row)
     kind = heldout.make_weighting_trainer(kind)
-    arguments, given = heldout.trainer_options(params, rows)
+    arguments, options = heldout.trainer_options(params, rows)
     # `length` is read by the sampler.
     arguments |= {"precompute_ref_log_probs": True, "remove_unused_columns": False}
-    made: trl.DPOTrainer = low_rank_adapters.make_policy_trainer(
-        policy, kind, trl.DPOConfig, params, arguments, **given
+    trainer: trl.DPOTrainer = low_rank_adapters.make_policy_trainer(
+        policy, kind, trl.DPOConfig, params, arguments, **options
     )
-    return made
+    return trainer
 
 
 def _make_caching_trainer(keys: Mapping[str, str]) -> "type[trl.DPOTrainer]":
     """Return TRL's trainer for tokenised rows, with remembered log-probabilities of the reference."""
-    # `keys` are those of the training rows (`train`) and held-out rows (`eval`). If the values are known
-    # nothing is read, but the random generator is left as reading would leave it.
+    # `keys` are those of the training rows (`train`) and held-out rows (`eval`). If the values are cached
+    # nothing is computed, but the random generator ends in the same state.
     from torch.utils.data import DataLoader
 
     class RememberingTrainer(trl.DPOTrainer):
@@ -140,17 +140,17 @@ def _make_caching_trainer(keys: Mapping[str, str]) -> "type[trl.DPOTrainer]":
             return dataset
 
         def _precompute_ref_logps(self, rows: Any, name: str, batch_size: int) -> Any:
-            def read() -> Any:
+            def compute() -> Any:
                 self._precompute_model_hash = keys[name]
                 dataset = parallel.share_rows(rows, Path(str(self.args.output_dir)) / name)
-                made = super(RememberingTrainer, self)._precompute_ref_logps(dataset, name, batch_size)
-                return made.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
+                computed = super(RememberingTrainer, self)._precompute_ref_logps(dataset, name, batch_size)
+                return computed.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
 
             data: Any = [0]
             iter(DataLoader(data))  # draws the same random numbers as the loader that reads
             with torch.random.fork_rng():
-                known = cache_dataset(keys[name], read)
-            return datasets.concatenate_datasets([rows, known], axis=1)
+                logprobs = cache_dataset(keys[name], compute)
+            return datasets.concatenate_datasets([rows, logprobs], axis=1)
 
     return RememberingTrainer
 
@@ -164,8 +164,8 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[trl.DPOT
     class AnswerPairTrainer(kind):  # type: ignore[misc]
         def compute_ref_log_probs(self, model: Any, inputs: Row) -> Any:
             policy = self.accelerator.unwrap_model(self.model)
-            copied = "ref" if "ref" in policy.peft_config else None  # None: the base without an adapter
-            with torch.no_grad(), self.accelerator.autocast(), use_adapter(policy, copied):
+            adapter_name = "ref" if "ref" in policy.peft_config else None  # None: the base without an adapter
+            with torch.no_grad(), self.accelerator.autocast(), use_adapter(policy, adapter_name):
                 return answer_logprobs(model, inputs).chunk(2)
 
         def compute_loss(
@@ -175,10 +175,10 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[trl.DPOT
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
             chosen, rejected = (self.beta * (logprobs - reference)).chunk(2)
             margins = chosen - rejected
-            seen = self._metrics["train" if self.model.training else "eval"]
-            of_all = self.accelerator.gather_for_metrics(margins.detach())
-            seen["rewards/margins"].append(of_all.mean().item())
-            seen["rewards/accuracies"].append((of_all > 0).float().mean().item())
+            metrics = self._metrics["train" if self.model.training else "eval"]
+            all_margins = self.accelerator.gather_for_metrics(margins.detach())
+            metrics["rewards/margins"].append(all_margins.mean().item())
+            metrics["rewards/accuracies"].append((all_margins > 0).float().mean().item())
             loss = -logsigmoid(margins).mean()
             return (loss, {}) if return_outputs else loss
 
@@ -188,10 +188,10 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[trl.DPOT
 def logprobs_by_row(model: Any, inputs: Inputs) -> "torch.Tensor":
     """Return the log-probabilities in nats of the answers (2 b,): the chosen, then the rejected."""
     answers = inputs["completion_mask"][:, 1:].bool()  # (2 b, t - 1)
-    wanted = answers.any(0).nonzero()[:, 0]
-    known = {k: inputs[k] for k in ("input_ids", "attention_mask")}
-    logits = model(**known, logits_to_keep=wanted, use_cache=False).logits.float()  # (2 b, w, v)
-    targets = inputs["input_ids"][:, 1:][:, wanted].masked_fill(~answers[:, wanted], -100)
+    positions = answers.any(0).nonzero()[:, 0]
+    model_inputs = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    logits = model(**model_inputs, logits_to_keep=positions, use_cache=False).logits.float()  # (2 b, w, v)
+    targets = inputs["input_ids"][:, 1:][:, positions].masked_fill(~answers[:, positions], -100)
     losses = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
     )
@@ -217,20 +217,20 @@ def logprobs_sharing_prompts(model: Any, inputs: Inputs) -> "torch.Tensor":
     pad = torch.nn.utils.rnn.pad_sequence
     part = pad(parts, batch_first=True, padding_value=3)  # (b, t)
     order = torch.arange(part.shape[1])
-    seen = (part[:, None, :] == 0) | (part[:, :, None] == part[:, None, :])  # the prompt and its own answer
-    seen &= order[:, None] >= order
+    mask = (part[:, None, :] == 0) | (part[:, :, None] == part[:, None, :])  # the prompt and its own answer
+    mask &= order[:, None] >= order
     dtype = next(model.parameters()).dtype
-    wanted, where = torch.tensor(sources).unique(return_inverse=True)
+    kept_positions, index = torch.tensor(sources).unique(return_inverse=True)
     logits = model(
         input_ids=pad(ids, batch_first=True),
         position_ids=pad(positions, batch_first=True),
-        attention_mask=torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None],
-        logits_to_keep=wanted,
+        attention_mask=torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)[:, None],
+        logits_to_keep=kept_positions,
         use_cache=False,
     ).logits  # (b, w, v)
     answer_of = torch.tensor(slots)
     losses = torch.nn.functional.cross_entropy(
-        logits[answer_of % b, where].float(), torch.tensor(targets), reduction="none"
+        logits[answer_of % b, index].float(), torch.tensor(targets), reduction="none"
     )
     return -torch.zeros(2 * b).index_add(0, answer_of, losses)
 

@@ -53,11 +53,11 @@ def teacher_problem(teacher: ModelSource, base: ModelSource) -> str:
         return ""
     if teacher.weights_digest == base.weights_digest:
         return "the base itself, which has nothing to teach"
-    its, own = (load_tokenizer(one).get_vocab() for one in (teacher, base))
-    if its != own:
-        shared = sum(own.get(token) == place for token, place in its.items())
-        return f"another vocabulary: {len(its):,} tokens, {shared:,} of them the base's {len(own):,}"
-    widths = [known.vocabulary for one in (teacher, base) if (known := shape(one))]
+    vocab, base_vocab = (load_tokenizer(source).get_vocab() for source in (teacher, base))
+    if vocab != base_vocab:
+        shared = sum(base_vocab.get(token) == index for token, index in vocab.items())
+        return f"another vocabulary: {len(vocab):,} tokens, {shared:,} of them the base's {len(base_vocab):,}"
+    widths = [s.vocabulary for source in (teacher, base) if (s := shape(source))]
     if widths and widths[0] < widths[-1]:
         return f"probabilities of {widths[0]:,} tokens, and the base has {widths[-1]:,}"
     return ""
@@ -72,12 +72,12 @@ def distill(
         raise CandidateFailed(f"params.teacher: {teacher.name}, {problem}", "another teacher")
     policy = low_rank_adapters.load_policy(context, peft_config, save_to)
     rows, n_dropped = tokenized_rows(context, context.train, policy.tokenizer, params.max_length, _row)
-    measured, _ = tokenized_rows(context, context.validation, policy.tokenizer, params.max_length, _row)
+    heldout_rows, _ = tokenized_rows(context, context.validation, policy.tokenizer, params.max_length, _row)
     with loop.explain_out_of_memory():
-        taught_by: Any = load_base(teacher, context.machine, loop.attention(context.machine))[0]
+        teacher_model: Any = load_base(teacher, context.machine, loop.attention(context.machine))[0]
         width = policy.model.config.get_text_config().vocab_size
-        if taught_by.config.get_text_config().vocab_size > width:  # additional entries belong to no token
-            taught_by.resize_token_embeddings(width, mean_resizing=False)
+        if teacher_model.config.get_text_config().vocab_size > width:  # additional entries belong to no token
+            teacher_model.resize_token_embeddings(width, mean_resizing=False)
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     class DistillationTrainer(GKDTrainer):
@@ -90,14 +90,14 @@ def distill(
             return loss
 
     arguments = loop.evaluations(params, best=False) | {"include_num_input_tokens_seen": "no"}
-    train, apart = map(datasets.Dataset.from_list, (rows, measured))
-    given = {"teacher_model": taught_by, "train_dataset": train, "eval_dataset": apart}
+    train_set, heldout_set = map(datasets.Dataset.from_list, (rows, heldout_rows))
+    options = {"teacher_model": teacher_model, "train_dataset": train_set, "eval_dataset": heldout_set}
     trainer: transformers.Trainer = low_rank_adapters.make_policy_trainer(
-        policy, DistillationTrainer, GKDConfig, params, arguments, **given
+        policy, DistillationTrainer, GKDConfig, params, arguments, **options
     )
-    made = low_rank_adapters.train_policy(policy, trainer, n_dropped)
+    record = low_rank_adapters.train_policy(policy, trainer, n_dropped)
     losses = curve(trainer.state.log_history, "eval_loss")
-    return replace(made, validation_loss=losses).add(teacher=teacher.weights_digest)
+    return replace(record, validation_loss=losses).add(teacher=teacher.weights_digest)
 
 
 def _row(_: Example, start: int, ids: list[int]) -> loop.Row:
@@ -113,17 +113,17 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
     except UserError as error:
         yield from error.problems
         return
-    if found := teacher_problem(teacher, source):
+    if cause := teacher_problem(teacher, source):
         step = "a model of the same family, or train on its answers: harness data distill"
-        yield Problem(at, f"{teacher.name}, {found}", f"a teacher with the vocabulary of {source.name}", step)
+        yield Problem(at, f"{teacher.name}, {cause}", f"a teacher with the vocabulary of {source.name}", step)
 
 
 def extra_tokens(params: Params, base: ModelSource, rows: int, tokens: int) -> tuple[int, int]:
     """Count the tokens that the teacher reads and that both sample at most, as passes of the base."""
     ratio = teacher_of(params).n_parameters / base.n_parameters
-    drawn = rows * params.max_new_tokens
-    taught = (1 - params.lmbda) * drawn * ratio if params.seq_kd else 0.0
-    return round(tokens * ratio), round(params.lmbda * drawn + taught)
+    n_sampled = rows * params.max_new_tokens
+    n_taught = (1 - params.lmbda) * n_sampled * ratio if params.seq_kd else 0.0
+    return round(tokens * ratio), round(params.lmbda * n_sampled + n_taught)
 
 
 METHOD = low_rank_adapters.low_rank_method(

@@ -42,9 +42,9 @@ def fit(context: FitContext, params: Params) -> Weights:
     machine, folder, scratch = context.machine, context.folder / heads.HEAD, context.folder / CHECKPOINTS
     start, (texts, indices, labels) = loop.start_time(scratch), heads.label_texts(context.train)
     source = heads.encoder_of(params.encoder, context.source)
-    loaded_in = machine._replace(precision="fp32") if params.train == "all" else machine
+    load_machine = machine._replace(precision="fp32") if params.train == "all" else machine
     model: Any
-    model, tokenizer = heads.load_with_head(source, loaded_in, len(labels))
+    model, tokenizer = heads.load_with_head(source, load_machine, len(labels))
     context.prepare(model)
     train, n_dropped = _rows(texts, indices, tokenizer, params.max_length)
     texts, indices, _ = heads.label_texts(context.validation, labels)
@@ -54,9 +54,9 @@ def fit(context: FitContext, params: Params) -> Weights:
 
         model = get_peft_model(model, lora_config(params, "SEQ_CLS"))
     else:
-        of_encoder = {id(parameter) for parameter in model.base_model.parameters()}
+        encoder_ids = {id(parameter) for parameter in model.base_model.parameters()}
         for parameter in model.parameters():
-            if id(parameter) not in of_encoder:
+            if id(parameter) not in encoder_ids:
                 parameter.requires_grad_(True)
             elif params.train == "head":
                 parameter.requires_grad_(False)
@@ -72,7 +72,7 @@ def fit(context: FitContext, params: Params) -> Weights:
             finally:
                 self.label_smoother = smoother
 
-    measured = {"eval_dataset": datasets.Dataset.from_list(validation)} if validation else {}
+    eval_options = {"eval_dataset": datasets.Dataset.from_list(validation)} if validation else {}
     trainer: transformers.Trainer = loop.make_trainer(
         PlainValidation,
         transformers.TrainingArguments,
@@ -80,30 +80,30 @@ def fit(context: FitContext, params: Params) -> Weights:
         params,
         tokenizer,
         scratch,
-        loop.evaluations(params, best=True) if measured else {},
+        loop.evaluations(params, best=True) if eval_options else {},
         model=model,
         data_collator=transformers.DataCollatorWithPadding(tokenizer),
         train_dataset=datasets.Dataset.from_list(train),
-        **measured,
+        **eval_options,
     )
 
-    def save(trained: Any) -> None:
+    def save(tuned: Any) -> None:
         folder.mkdir()
         if params.train == "adapter":
-            trained.save_pretrained(folder)
+            tuned.save_pretrained(folder)
         else:
-            kept = {
-                n: p.detach().cpu().contiguous() for n, p in trained.named_parameters() if p.requires_grad
+            tensors = {
+                n: p.detach().cpu().contiguous() for n, p in tuned.named_parameters() if p.requires_grad
             }
-            save_file(kept, folder / heads.TRAINED, {"format": "pt"})
+            save_file(tensors, folder / heads.TRAINED, {"format": "pt"})
         content = {"labels": labels, "params": params.model_dump(mode="json")}
         (folder / heads.FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
 
-    made = loop.run(trainer, start, n_dropped, save)
+    record = loop.run(trainer, start, n_dropped, save)
     losses = curve(trainer.state.log_history, "eval_loss")
     best = min((loss for _, loss in losses if loss is not None), default=None)
-    made = replace(made, validation_loss=losses, best_validation_loss=best).add(n_examples=len(train))
-    return Weights("head", heads.head_digest(folder, source), context.folder, made)
+    record = replace(record, validation_loss=losses, best_validation_loss=best).add(n_examples=len(train))
+    return Weights("head", heads.head_digest(folder, source), context.folder, record)
 
 
 def _rows(

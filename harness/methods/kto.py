@@ -44,17 +44,17 @@ def train(
     A pair counts as two answers, the chosen one with a thumb up and the rejected one with a thumb down.
     """
     policy = low_rank_adapters.load_policy(context, peft_config, save_to)
-    train, apart = heldout.split(context.pairs, context.pairs, params)
-    rows, n_dropped = _rows(train, context, params, policy.tokenizer)
+    train_pairs, heldout_pairs = heldout.split(context.pairs, context.pairs, params)
+    rows, n_dropped = _rows(train_pairs, context, params, policy.tokenizer)
     random.Random(context.seed).shuffle(rows)
-    measured = _rows(apart, context, params, policy.tokenizer)[0]
-    trainer = _trainer(policy, params, (rows, measured))
-    made = low_rank_adapters.train_policy(policy, trainer, n_dropped)
+    heldout_rows = _rows(heldout_pairs, context, params, policy.tokenizer)[0]
+    trainer = _trainer(policy, params, (rows, heldout_rows))
+    record = low_rank_adapters.train_policy(policy, trainer, n_dropped)
     history = trainer.state.log_history
     return replace(
-        made,
-        n_pairs=len(train),
-        n_heldout=len(apart) or None,
+        record,
+        n_pairs=len(train_pairs),
+        n_heldout=len(heldout_pairs) or None,
         reward_margin=curve(history, "rewards/margins"),
         kl=curve(history, "kl"),
         validation_loss=curve(history, "eval_loss"),
@@ -70,12 +70,12 @@ def _rows(
     thumbs = [(pair, answer, True) for pair in pairs for answer in pair.references[:1]]
     thumbs += [(pair, pair.rejected, False) for pair in pairs if pair.rejected]
     examples, texts = [example for example, _, _ in thumbs], [(text,) for _, text, _ in thumbs]
-    made = tokenize(examples, texts, context.chat_template, tokenizer, context.source)
+    tokenized = tokenize(examples, texts, context.chat_template, tokenizer, context.source)
     rows: list[Row] = [
         {"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": up}
-        for (start, (ids,)), (_, _, up) in zip(made, thumbs, strict=True)
+        for (start, (ids,)), (_, _, up) in zip(tokenized, thumbs, strict=True)
     ]
-    lengths = [len(tokens.wholes[0]) for tokens in made]
+    lengths = [len(tokens.wholes[0]) for tokens in tokenized]
     return rows_that_fit(rows, lengths, params.max_length, "answers to train on")
 
 
@@ -94,12 +94,12 @@ def _trainer(
             parts = (answers[start : start + size] for start in starts)
             return dataset.add_column("KL_completion_ids", [a for p in parts for a in (p[-1], *p[:-1])])
 
-    arguments, given = heldout.trainer_options(params, rows)
+    arguments, options = heldout.trainer_options(params, rows)
     arguments["train_sampling_strategy"] = "sequential"
-    made: trl.KTOTrainer = low_rank_adapters.make_policy_trainer(
-        policy, TokensTrainer, trl.KTOConfig, params, arguments, **given
+    trainer: trl.KTOTrainer = low_rank_adapters.make_policy_trainer(
+        policy, TokensTrainer, trl.KTOConfig, params, arguments, **options
     )
-    return made
+    return trainer
 
 
 METHOD = low_rank_adapters.low_rank_method(

@@ -30,7 +30,7 @@ def _take_base(context: FitContext, params: Spec) -> Weights:
 class Base:
     """The base model unchanged, for candidates that only change the prompt."""
 
-    Params = Spec  # nothing to set
+    Params = Spec  # no parameters
     METHOD = Method(params=Spec, fit=_take_base, makes="base")
 
 
@@ -87,17 +87,17 @@ def _copy_adapter(context: FitContext, params: AdapterParams) -> Weights:
         import torch
         from safetensors.torch import save_file
 
-        pickled = context.path / PICKLED
+        pickle_path = context.path / PICKLED
         try:
-            tensors = torch.load(pickled, map_location="cpu", weights_only=True)
-            plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            save_file(plain, folder / WEIGHTS, {"format": "pt"})
+            tensors = torch.load(pickle_path, map_location="cpu", weights_only=True)
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, folder / WEIGHTS, {"format": "pt"})
         except (pickle.UnpicklingError, AttributeError, ValueError) as error:
-            reason = f"{pickled} holds something other than tensors"
+            reason = f"{pickle_path} holds something other than tensors"
             raise CandidateFailed(reason, "saving it again with safe_serialization=True") from error
     copying_s = round(time.perf_counter() - start, 3)
-    named = read_adapter_config(folder).get("base_model_name_or_path")
-    return made_weights(context, "adapter", TrainingRecord(named_base=named).add(copying_s=copying_s))
+    base_name = read_adapter_config(folder).get("base_model_name_or_path")
+    return made_weights(context, "adapter", TrainingRecord(named_base=base_name).add(copying_s=copying_s))
 
 
 class Adapter:
@@ -148,13 +148,13 @@ def _artefact_problems(recipe: Recipe, source: ModelSource, where: str) -> Itera
         return
     # An export gets the prompts of the run that it was made from.
     export = artefacts.read_export(path)
-    asked = export.get("prompt") or {}
+    exported_prompt = export.get("prompt") or {}
     for name in ("template", "prompting", "answer", *(["system"] if recipe.system is not None else [])):
-        own = getattr(recipe, name)
-        if name in asked and asked[name] != own:
-            run, wanted = export.get("run_id"), json.dumps(asked[name])
-            found = f"{name}: {json.dumps(own)}, and {wanted} in its run {run}"
-            step = f"{name}: {wanted} in this candidate"
+        value = getattr(recipe, name)
+        if name in exported_prompt and exported_prompt[name] != value:
+            run, exported_value = export.get("run_id"), json.dumps(exported_prompt[name])
+            found = f"{name}: {json.dumps(value)}, and {exported_value} in its run {run}"
+            step = f"{name}: {exported_value} in this candidate"
             yield Problem(where, found, "the prompts of the run that it was exported from", step)
     for file, damage in artefacts.find_damage(path) if kind != "model" else ():
         yield Problem(
@@ -177,9 +177,9 @@ def _name_artefact(context: FitContext, params: Spec) -> Weights:
     assert context.path is not None
     record = context.folder / artefacts.FILE
     record.write_text(json.dumps({"path": str(context.path.absolute())}), "utf-8")
-    own = artefacts.artefact_digest(record, context.source.weights_digest)
-    made = TrainingRecord().add(size_bytes=artefacts.count_bytes(context.path))
-    return Weights("artefact", own, context.folder, made, source=context.source)
+    artefact_digest = artefacts.artefact_digest(record, context.source.weights_digest)
+    training = TrainingRecord().add(size_bytes=artefacts.count_bytes(context.path))
+    return Weights("artefact", artefact_digest, context.folder, training, source=context.source)
 
 
 class Artefact:

@@ -35,9 +35,9 @@ def fit(context: FitContext, params: Params) -> Weights:
     save_to, scratch = context.folder / "reward", context.folder / CHECKPOINTS
     start = loop.start_time(scratch)
     base, tokenizer = load_with_head(context.source, context.machine, 1)
-    rows, apart, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
+    rows, heldout_rows, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
     kind = heldout.make_weighting_trainer(trl.RewardTrainer)
-    arguments, given = heldout.trainer_options(params, (rows, apart))
+    arguments, options = heldout.trainer_options(params, (rows, heldout_rows))
     arguments["remove_unused_columns"] = False  # `length` is read by the sampler
     trainer = loop.make_trainer(
         kind,
@@ -50,14 +50,14 @@ def fit(context: FitContext, params: Params) -> Weights:
         model=base,
         processing_class=tokenizer,
         peft_config=lora_config(params, "SEQ_CLS"),
-        **given,
+        **options,
     )
-    longest = max(row["length"] for row in rows + apart)
+    longest = max(row["length"] for row in rows + heldout_rows)
     loop.attend_plainly(base, longest, 2 * params.per_device_train_batch_size)
-    made = loop.run(trainer, start, n_dropped, lambda model: model.save_pretrained(save_to))
-    n_rows = len(rows), len(apart)
-    made = heldout.add_curves(made, trainer, n_rows, accuracy="accuracy", margin="margin")
-    return made_weights(context, "reward", made)
+    record = loop.run(trainer, start, n_dropped, lambda model: model.save_pretrained(save_to))
+    n_rows = len(rows), len(heldout_rows)
+    record = heldout.add_curves(record, trainer, n_rows, accuracy="accuracy", margin="margin")
+    return made_weights(context, "reward", record)
 
 
 def _row(_: int, wholes: list[list[int]]) -> loop.Row:

@@ -44,31 +44,31 @@ class Params(SupervisedParams):
 
 def fit(context: FitContext, params: Params) -> Weights:
     """Scan the base, train the chosen matrices and save them under `delta/`."""
-    chosen: list[str] = []
-    found: list[MatrixScan] = []
+    chosen_names: list[str] = []
+    scans: list[MatrixScan] = []
 
     def prepare(model: Any) -> None:
         context.prepare(model)
         ratios = make_once(lambda: scan_model(model, context.source.weights_digest))
         if not ratios:
-            what = f"{context.source.name}, which has no linear layers to scan"
-            raise CandidateFailed(what, "method: lora or method: full, which take any base")
-        chosen[:] = top_share(ratios, params.share)  # set again when smaller batches are tried
-        found[:] = sum_up_scan(ratios, chosen)
+            reason = f"{context.source.name}, which has no linear layers to scan"
+            raise CandidateFailed(reason, "method: lora or method: full, which take any base")
+        chosen_names[:] = top_share(ratios, params.share)  # set again when smaller batches are tried
+        scans[:] = sum_up_scan(ratios, chosen_names)
         if is_first():
             (context.folder / SCAN).write_text(json.dumps(ratios, indent=2), "utf-8")
         model.requires_grad_(False)
-        for name in chosen:
+        for name in chosen_names:
             model.get_submodule(name).weight.requires_grad_(True)
 
     def save(model: Any, to: Path, state_dict: Mapping[str, Any] | None = None) -> None:
-        kept, state = dtype(context.machine.precision), state_dict or model.state_dict()
-        trained = {name: state[f"{name}.weight"].to(kept) for name in chosen}
-        save_delta(to, deltas.MATRICES, {}, trained)
+        save_dtype, state = dtype(context.machine.precision), state_dict or model.state_dict()
+        trained_weights = {name: state[f"{name}.weight"].to(save_dtype) for name in chosen_names}
+        save_delta(to, deltas.MATRICES, {}, trained_weights)
 
     prepared = replace(context, prepare=prepare)
     training = fine_tune(prepared, params, None, context.folder / "delta", save)
-    return made_weights(context, "delta", replace(training, scan=tuple(found)))
+    return made_weights(context, "delta", replace(training, scan=tuple(scans)))
 
 
 def estimate_trained_parameters(shape: Shape, params: Params) -> int:
@@ -91,8 +91,8 @@ def scan_model(model: Any, weights_digest: str) -> dict[str, float]:
                 ratios[name] = signal_to_noise(values, layer.weight.shape)
         return ratios
 
-    found: dict[str, float] = memo("signal_to_noise", key, make)
-    return found
+    ratio_by_name: dict[str, float] = memo("signal_to_noise", key, make)
+    return ratio_by_name
 
 
 def signal_to_noise(values: np.ndarray, shape: Sequence[int]) -> float:
@@ -128,32 +128,34 @@ def _interquartile_range(ratio: float) -> float:
 
 def top_share(ratios: Mapping[str, float], share: float) -> list[str]:
     """List the share of the matrices of each type with the largest ratios, at least one per type."""
-    chosen: list[str] = []
+    chosen_names: list[str] = []
     for names in _group_by_type(ratios).values():
         n = ceil(share * len(names) - 1e-9)
-        chosen += sorted(names, key=lambda name: -ratios[name])[:n]
-    return sorted(chosen)
+        chosen_names += sorted(names, key=lambda name: -ratios[name])[:n]
+    return sorted(chosen_names)
 
 
-def sum_up_scan(ratios: Mapping[str, float], chosen: Sequence[str]) -> tuple[MatrixScan, ...]:
+def sum_up_scan(ratios: Mapping[str, float], chosen_names: Sequence[str]) -> tuple[MatrixScan, ...]:
     """Summarise a scan by type: numbers of matrices and of trained ones, and the ratios at the cut."""
-    out = []
+    scans = []
     for kind, names in _group_by_type(ratios).items():
-        trained = [ratios[name] for name in names if name in chosen]
-        most_frozen = max((ratios[name] for name in names if name not in chosen), default=None)
-        counts = {"n": len(names), "n_trained": len(trained)}
-        out.append(MatrixScan(type=kind, **counts, least_trained=min(trained), most_frozen=most_frozen))
-    return tuple(out)
+        trained_ratios = [ratios[name] for name in names if name in chosen_names]
+        most_frozen = max((ratios[name] for name in names if name not in chosen_names), default=None)
+        counts = {"n": len(names), "n_trained": len(trained_ratios)}
+        scans.append(
+            MatrixScan(type=kind, **counts, least_trained=min(trained_ratios), most_frozen=most_frozen)
+        )
+    return tuple(scans)
 
 
 def _group_by_type(ratios: Mapping[str, float]) -> dict[str, list[str]]:
     """Group names by the part after their layer's number: `self_attn.q_proj`."""
-    found: dict[str, list[str]] = {}
+    names_by_type: dict[str, list[str]] = {}
     for name in ratios:
         parts = name.split(".")
         last = max(i for i, part in enumerate(parts) if part.isdecimal())
-        found.setdefault(".".join(parts[last + 1 :]), []).append(name)
-    return found
+        names_by_type.setdefault(".".join(parts[last + 1 :]), []).append(name)
+    return names_by_type
 
 
 METHOD = Method(

@@ -33,10 +33,10 @@ from harness.training import (
 )
 
 # Learning rates by billions of parameters.
-# What was measured on smollm2-135m (reports/recipe_search.md) and Hu et al. 2021; Hu et al.; Dettmers et al.
-# 2023. The first is the one that is tried where time allows no more.
+# Sources: measurements on smollm2-135m (reports/recipe_search.md) and Hu et al. 2021; Hu et al.; Dettmers et
+# al. 2023. Only the first is tried if time is short.
 _OF_ADAPTERS = {0.5: [1e-3, 2e-4], 1.5: [2e-4, 5e-4], inf: [1e-4, 2e-4]}
-# A base too small for all sources needs as much as an adapter. Devlin et al. 2019 and SmolLM2 of 135 M;
+# A base smaller than in any source needs as much as an adapter. Devlin et al. 2019 and SmolLM2 of 135 M;
 # Llama 2 and SmolLM2 of 1.7 B; Tülu 3 and Llama 2; Tülu 3.
 _OF_ALL_PARAMETERS = {
     0.05: [1e-4, 5e-4],
@@ -49,8 +49,8 @@ _OF_ALL_PARAMETERS = {
 
 def _propose(rates: dict[float, list[float]], situation: Situation) -> dict[str, Any]:
     # One replayed row for each training row kept most of what the quickstart's base could do.
-    fitting = next(of for most, of in rates.items() if situation.billions < most)
-    return {"sweep": {"learning_rate": fitting}, "replay": 1.0}
+    learning_rates = next(values for bound, values in rates.items() if situation.billions < bound)
+    return {"sweep": {"learning_rate": learning_rates}, "replay": 1.0}
 
 
 def _propose_adapter(situation: Situation) -> dict[str, Any]:
@@ -139,20 +139,20 @@ class PeftParams(SupervisedParams):
 
     def identity(self) -> dict[str, Any]:
         """Return the values that enter digests: those that are not at their default."""
-        held = super().identity()
-        of_peft = {name: held.pop(name) for name in self.of_peft}
-        return held | peft_families.list_own_values(self.peft_type, of_peft)
+        own_values = super().identity()
+        peft_values = {name: own_values.pop(name) for name in self.of_peft}
+        return own_values | peft_families.list_own_values(self.peft_type, peft_values)
 
 
 def _family_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for point in product(*recipe.tried.values()):
         params = PeftParams(**{**recipe.params, **dict(zip(recipe.tried, point, strict=True))})
-        of_peft = {"peft_type": params.peft_type, **params.of_peft}
-        given = params.peft_type, params.of_peft, base.path, device, where, recipe.quantization or ""
-        found = peft_families.family_problems(*given)
-        if found := found or [*peft_families.quantization_problems(recipe, of_peft, device, where)]:
-            yield from found
+        peft_params = {"peft_type": params.peft_type, **params.of_peft}
+        arguments = params.peft_type, params.of_peft, base.path, device, where, recipe.quantization or ""
+        faults = peft_families.family_problems(*arguments)
+        if faults := faults or [*peft_families.quantization_problems(recipe, peft_params, device, where)]:
+            yield from faults
             return
 
 

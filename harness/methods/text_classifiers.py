@@ -28,16 +28,16 @@ class ClassifierParams(Spec):
 
 def _store_texts(context: FitContext, params: ClassifierParams) -> Weights:
     start = time.perf_counter()
-    texts, indices, known = heads.label_texts(context.train)
+    texts, indices, labels = heads.label_texts(context.train)
     content = {
         "texts": texts,
-        "labels": [known[i] for i in indices],
+        "labels": [labels[i] for i in indices],
         "params": params.model_dump(mode="json"),
         **({"grams": True} if is_unspaced(texts) else {}),
     }
     (context.folder / "classifier.json").write_text(json.dumps(content, ensure_ascii=False))
-    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3)).add(n_examples=len(texts))
-    return Weights("classifier", digest(content), context.folder, made)
+    record = TrainingRecord(wall_s=round(time.perf_counter() - start, 3)).add(n_examples=len(texts))
+    return Weights("classifier", digest(content), context.folder, record)
 
 
 class Classifier:
@@ -80,20 +80,20 @@ def _fit_on_embeddings(context: FitContext, params: EmbeddingParams) -> Weights:
 
     start, (texts, indices, labels) = time.perf_counter(), heads.label_texts(context.train)
     embed = heads.embedder(params.encoder, context.source, context.machine, params.max_length)
-    fitted = LogisticRegression(C=params.C, max_iter=2000).fit(embed(texts).numpy(), indices)
+    model = LogisticRegression(C=params.C, max_iter=2000).fit(embed(texts).numpy(), indices)
     content = {
         "labels": labels,
         "encoder": params.encoder,
         "max_length": params.max_length,
-        "coefficients": fitted.coef_.tolist(),
-        "intercepts": fitted.intercept_.tolist(),
+        "coefficients": model.coef_.tolist(),
+        "intercepts": model.intercept_.tolist(),
     }
     folder = context.folder / heads.EMBEDDING
     folder.mkdir()
     (folder / "embedding.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
-    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3)).add(n_examples=len(texts))
-    own = heads.head_digest(folder, heads.encoder_of(params.encoder, context.source))
-    return Weights("embedding", own, context.folder, made)
+    record = TrainingRecord(wall_s=round(time.perf_counter() - start, 3)).add(n_examples=len(texts))
+    weights_digest = heads.head_digest(folder, heads.encoder_of(params.encoder, context.source))
+    return Weights("embedding", weights_digest, context.folder, record)
 
 
 class Embedding:

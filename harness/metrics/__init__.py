@@ -117,8 +117,8 @@ def flips(metric: Metric, base: Array, new: Array) -> tuple[Array, NDArray[np.bo
 
 def flips_of_scores(metric: Metric, old: Array, now: Array) -> tuple[Array, NDArray[np.bool_]]:
     """Return what `flips` does, from the items' own scores (n,)."""
-    least = _FLIP if metric.unit.is_rate else _FLIP * np.maximum(np.abs(old), np.abs(now))
-    return metric.unit.sign * (now - old), np.abs(now - old) > least + _ROUNDING
+    threshold = _FLIP if metric.unit.is_rate else _FLIP * np.maximum(np.abs(old), np.abs(now))
+    return metric.unit.sign * (now - old), np.abs(now - old) > threshold + _ROUNDING
 
 
 def is_flipped(old: SampleResult, new: SampleResult, metric: Metric) -> bool:
@@ -148,17 +148,17 @@ def extremes(metric: Metric, references: Sequence[str]) -> Extremes | None:
     if not references:
         return None
     example = Example("", (), tuple(references))
-    found = metric.score(Output(references[0]), example)  # the reference itself scores best
-    return None if found is None else Extremes(metric.worst(example), found)
+    best_parts = metric.score(Output(references[0]), example)  # the reference itself scores best
+    return None if best_parts is None else Extremes(metric.worst(example), best_parts)
 
 
 def load_metrics(task: spec.Task) -> dict[str, Metric]:
     """Build the metrics a task names, in its order, by their short names."""
-    declared = {spec.metric_name(name): bounds for name, bounds in task.bounds.items()}
-    out = {spec.metric_name(written): _build(written, task) for written in task.metrics}
-    for name, bounds in declared.items():
-        out[name] = _set_bounds(out[name], bounds, f"task {task.name}: bounds: {name}")
-    return out
+    declared_bounds = {spec.metric_name(name): bounds for name, bounds in task.bounds.items()}
+    metrics = {spec.metric_name(written): _build(written, task) for written in task.metrics}
+    for name, bounds in declared_bounds.items():
+        metrics[name] = _set_bounds(metrics[name], bounds, f"task {task.name}: bounds: {name}")
+    return metrics
 
 
 def problems(task: spec.Task) -> Iterator[Problem]:
@@ -172,9 +172,9 @@ def problems(task: spec.Task) -> Iterator[Problem]:
 
 def trait(written: str, name: str, default: Any) -> Any:
     """Return a value that the file of one of our metrics declares; the default for any other metric."""
-    own = spec.metric_plugin(written)
-    is_own = own in plugins.names("metrics")
-    return getattr(plugins.load("metrics", own), name, default) if is_own else default
+    plugin_name = spec.metric_plugin(written)
+    is_ours = plugin_name in plugins.names("metrics")
+    return getattr(plugins.load("metrics", plugin_name), name, default) if is_ours else default
 
 
 def short_name(written: str) -> str:
@@ -191,9 +191,9 @@ def version(written: str, unspaced: bool = False) -> int | str:
         model = spec.metric_parts(written)[1]
         return digest([source_digest(model) or model, versions_of("entailment")])
     if not written.startswith(spec.EVALUATE):
-        own = plugins.version("metrics", spec.metric_plugin(written))
+        code_version = plugins.version("metrics", spec.metric_plugin(written))
         by_letters = unspaced and trait(written, "WORDS_ARE_LETTERS", False)
-        return digest([own, versions_of("words")]) if by_letters else own
+        return digest([code_version, versions_of("words")]) if by_letters else code_version
     script = Path(written.removeprefix(spec.EVALUATE).partition(":")[0])
     script = script / f"{script.name}.py" if script.is_dir() else script
     if not script.is_file():
@@ -224,20 +224,20 @@ def _build(written: str, task: spec.Task) -> Metric:
 
         return build_entailment(task, written)
     module = plugins.load("metrics", spec.metric_plugin(written), f"task {task.name}")
-    given, taken = spec.metric_params(written), getattr(module, "Params", None)
+    given_params, params_model = spec.metric_params(written), getattr(module, "Params", None)
     where = f"task {task.name}: metric {written}"
-    if taken is None and given:
+    if params_model is None and given_params:
         raise UserError(where, "parameters", "none, as this metric has no Params", "leave them out")
     try:
-        params = (taken(**given),) if taken else ()
+        params = (params_model(**given_params),) if params_model else ()
     except ValidationError as error:
         first = error.errors()[0]
         found, expected = f"{first['loc'][0]}={first['input']}", first["msg"].removeprefix("Input should be ")
-        step = f"the parameters are {', '.join(taken.model_fields if taken else ())}"
+        step = f"the parameters are {', '.join(params_model.model_fields if params_model else ())}"
         raise UserError(where, found, expected, step) from None
     declared = module.metric  # a metric that does not depend on the task needs no function
     built: Metric = declared if isinstance(declared, Metric) else declared(task, *params)
-    return replace(built, name=spec.metric_name(written)) if given else built
+    return replace(built, name=spec.metric_name(written)) if given_params else built
 
 
 def _set_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metric:

@@ -52,15 +52,15 @@ def metric(task: Task, written: str) -> Metric:
     takes_all = any(hasattr(kind["references"], "feature") for kind in texts)
 
     def compute(text: str, references: tuple[str, ...]) -> dict[str, Any]:
-        given = [list(references)] if takes_all else [references[0]]
-        return dict(scorer.compute(predictions=[text], references=given, **_GIVEN.get(name, {})))
+        reference_lists = [list(references)] if takes_all else [references[0]]
+        return dict(scorer.compute(predictions=[text], references=reference_lists, **_GIVEN.get(name, {})))
 
     key = _key(compute, key, name, where)
 
     def score(output: Output, example: Example) -> float:
         references = example.references
-        each = [references] if takes_all else [(reference,) for reference in references]
-        scores = [_number(compute(output.text, one)[key], where) for one in each]
+        ref_sets = [references] if takes_all else [(reference,) for reference in references]
+        scores = [_number(compute(output.text, refs)[key], where) for refs in ref_sets]
         return min(scores) if is_error else max(scores)
 
     bounds = (0.0, inf) if is_error else (-inf, inf)
@@ -77,18 +77,18 @@ def metric(task: Task, written: str) -> Metric:
 
 def _key(compute: Compute, key: str, name: str, where: str) -> str:
     try:
-        found = compute(_SAMPLE, (_SAMPLE,))
+        sample_result = compute(_SAMPLE, (_SAMPLE,))
     except Exception as error:  # noqa: BLE001 (a metric fails in its own way when it needs more than texts)
         reason = f"it could not score an answer ({type(error).__name__}: {str(error).splitlines()[0]})"
         next_step = "write a metric of your own around it: metrics: [./mine.py]"
         raise UserError(where, reason, "a metric that needs nothing but texts", next_step) from None
-    numbers = [k for k, value in found.items() if _is_number(value)]
-    chosen = key or (name if name in numbers else numbers[0] if len(numbers) == 1 else "")
-    if chosen not in numbers:
+    numbers = [k for k, value in sample_result.items() if _is_number(value)]
+    chosen_key = key or (name if name in numbers else numbers[0] if len(numbers) == 1 else "")
+    if chosen_key not in numbers:
         listed = ", ".join(numbers) or "no number at all"
         next_step = f"name one of them: {EVALUATE}{name}:{numbers[0]}" if numbers else ""
         raise UserError(where, f"a metric that gives {listed}", "one number", next_step)
-    return chosen
+    return chosen_key
 
 
 def _is_text(feature: Any) -> bool:
@@ -97,9 +97,9 @@ def _is_text(feature: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    alone = value[0] if isinstance(value, list) and len(value) == 1 else value
+    item = value[0] if isinstance(value, list) and len(value) == 1 else value
     try:
-        return alone is not None and not isinstance(alone, str | dict | list) and float(alone) == float(alone)
+        return item is not None and not isinstance(item, str | dict | list) and float(item) == float(item)
     except (TypeError, ValueError):
         return False
 

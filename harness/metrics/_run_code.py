@@ -95,12 +95,12 @@ class ProgramLimits(NamedTuple):
 def _command() -> list[str]:
     prefix = str(Path(sys.base_prefix).resolve())
     places = [*_PLACES, *([] if prefix.startswith("/usr/") or prefix == "/usr" else [prefix])]
-    own = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork"]
-    own.append("--kill-child=SIGKILL")
+    cmd = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork"]
+    cmd.append("--kill-child=SIGKILL")
     if os.geteuid() != 0:
-        return [*own, "sh", "-c", _BUILD + _ENTER, "sh", *places]
+        return [*cmd, "sh", "-c", _BUILD + _ENTER, "sh", *places]
     # Root lays out the files and then becomes nobody, so that the limit of processes holds.
-    drop = f'exec setpriv --reuid={_NOBODY} --regid={_NOBODY} --clear-groups {" ".join(own)} sh -c "$ENTER"\n'
+    drop = f'exec setpriv --reuid={_NOBODY} --regid={_NOBODY} --clear-groups {" ".join(cmd)} sh -c "$ENTER"\n'
     return ["env", f"ENTER={_ENTER}", "unshare", "--mount", "sh", "-c", _BUILD + drop, "sh", *places]
 
 
@@ -155,10 +155,10 @@ run()
 
 ALLOWED = "HARNESS_ALLOW_CODE_EXECUTION"
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*([^`\s]*)")
-_BEGUN = b"+"  # says that what follows ran isolated
+_BEGUN = b"+"  # written first by a program that runs isolated
 
 
-def extract_fenced(text: str, wanted: re.Pattern[str]) -> str:
+def extract_fenced(text: str, language_pattern: re.Pattern[str]) -> str:
     """Return the first fenced block of a language, else of no language or of any, or all of a text."""
     blocks, mark, language, lines = list[tuple[str, str]](), "", "", list[str]()
     for line in text.splitlines():
@@ -173,10 +173,10 @@ def extract_fenced(text: str, wanted: re.Pattern[str]) -> str:
             lines.append(line)
     if mark:  # the last one may be open
         blocks.append((language, "\n".join(lines)))
-    named = [code for language, code in blocks if wanted.fullmatch(language)]
-    unnamed = [code for language, code in blocks if not language]
-    every = [code for _, code in blocks]
-    return textwrap.dedent([*named, *unnamed, *every, text][0]).strip()
+    in_language = [code for language, code in blocks if language_pattern.fullmatch(language)]
+    without_language = [code for language, code in blocks if not language]
+    all_blocks = [code for _, code in blocks]
+    return textwrap.dedent([*in_language, *without_language, *all_blocks, text][0]).strip()
 
 
 def problems(where: str) -> Iterator[Problem]:
@@ -194,9 +194,9 @@ def passes(code: str, tests: str, limits: ProgramLimits = ProgramLimits()) -> bo
     """Tell whether code passes tests, which run after it; HarnessError if it could not be isolated."""
     nonce = secrets.token_hex(16).encode()
     program = json.dumps({"code": code, "tests": tests}).encode()
-    limited = f"--cpu={limits.cpu_s} --as={limits.memory_mib * 2**20} --nproc={limits.processes}"
-    limited += f" --fsize={16 * 2**20} --nofile=64 --core=0"
-    texts = {"PYTHON": os.path.realpath(sys.executable), "LEAVE": _LEAVE, "DRIVER": DRIVER, "LIMITS": limited}
+    options = f"--cpu={limits.cpu_s} --as={limits.memory_mib * 2**20} --nproc={limits.processes}"
+    options += f" --fsize={16 * 2**20} --nofile=64 --core=0"
+    texts = {"PYTHON": os.path.realpath(sys.executable), "LEAVE": _LEAVE, "DRIVER": DRIVER, "LIMITS": options}
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             _command(),
@@ -210,15 +210,15 @@ def passes(code: str, tests: str, limits: ProgramLimits = ProgramLimits()) -> bo
         try:
             process.communicate(b"%010d" % len(program) + program + nonce, timeout=limits.wall_s)
         except subprocess.TimeoutExpired:
-            process.kill()  # with it, as its namespace ends, all that it has started
+            process.kill()  # its namespace ends with it, and with that all that it has started
             process.communicate()
         output.seek(0)
         errors.seek(0)
-        said, reason = output.read(_MOST_READ), errors.read(_MOST_READ).decode(errors="replace").strip()
-    if not said.startswith(_BEGUN):
+        written, reason = output.read(_MOST_READ), errors.read(_MOST_READ).decode(errors="replace").strip()
+    if not written.startswith(_BEGUN):
         found, expected = reason.split("\n")[0] or "it never began", "a program in isolation"
         raise HarnessError(str(Problem("a metric that runs code", found, expected, "harness doctor")))
-    return said == _BEGUN + nonce
+    return written == _BEGUN + nonce
 
 
 @lru_cache(maxsize=1)

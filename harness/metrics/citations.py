@@ -61,8 +61,8 @@ def _recall(output: Output, example: Example) -> float:
     marks = map_passage_marks(example)
     if needed := set(example.documents):
         return len({marks.get(mark) for mark in _find_cited(output.text, marks)} & needed) / len(needed)
-    found = list(sentences(_bracket_citations(output.text, marks)))
-    supported = [any(mark in marks for mark in _find_cited(one, marks)) for one in found]
+    answer_sentences = list(sentences(_bracket_citations(output.text, marks)))
+    supported = [any(mark in marks for mark in _find_cited(sentence, marks)) for sentence in answer_sentences]
     return sum(supported) / len(supported) if supported else 0.0
 
 
@@ -73,31 +73,31 @@ def _find_cited(text: str, marks: Marks) -> Iterator[str]:
 
 def _bracket_citations(text: str, marks: Marks) -> str:
 
-    def read_superscript(found: re.Match[str]) -> str:
-        number = found[1].translate(_RAISED)
-        if _UNIT.search(found.string, max(0, found.start() - 12), found.start()):
-            return found[0]
+    def read_superscript(match: re.Match[str]) -> str:
+        number = match[1].translate(_RAISED)
+        if _UNIT.search(match.string, max(0, match.start() - 12), match.start()):
+            return match[0]
         if number in marks:
             return f"[{number}]"
-        return "".join(f"[{one}]" for one in number) if all(one in marks for one in number) else found[0]
+        return "".join(f"[{d}]" for d in number) if all(d in marks for d in number) else match[0]
 
-    def read_behind_label(found: re.Match[str]) -> str:
-        if BRACKETS.search(found[1]):
-            return found[1]
-        return f"[{found[1]}]" if [*_marks_of(found[1], marks)] else found[0]
+    def read_behind_label(match: re.Match[str]) -> str:
+        if BRACKETS.search(match[1]):
+            return match[1]
+        return f"[{match[1]}]" if [*_marks_of(match[1], marks)] else match[0]
 
-    def read_parentheses(found: re.Match[str]) -> str:  # numbers that are no marks belong to the text
+    def read_parentheses(match: re.Match[str]) -> str:  # numbers that are not marks are text
         # Without a label they count only at the end of a clause, because `(1)` before a word numbers a list.
-        named = [_cut_label(one.strip()) for one in _SEPARATOR.split(found[2])]
-        labelled = any(label for _, label in named)
-        is_cited = all((mark.isdecimal() and mark in marks) or _ends_of(mark, marks) for mark, _ in named)
-        if is_cited and (labelled or found[3] is not None):
-            return f"{found[1]}[{', '.join(mark for mark, _ in named)}]"
-        return found[0]
+        pairs = [_cut_label(part.strip()) for part in _SEPARATOR.split(match[2])]
+        labelled = any(label for _, label in pairs)
+        is_cited = all((mark.isdecimal() and mark in marks) or _ends_of(mark, marks) for mark, _ in pairs)
+        if is_cited and (labelled or match[3] is not None):
+            return f"{match[1]}[{', '.join(mark for mark, _ in pairs)}]"
+        return match[0]
 
-    def keep_marks(found: re.Match[str]) -> str:  # drop other words, which may contain the end of a sentence
-        named = [*_marks_of(found[1], marks)]
-        return f"[{', '.join(named)}]" if named else found[0]
+    def keep_marks(match: re.Match[str]) -> str:  # drop other words, which may contain the end of a sentence
+        cited_marks = [*_marks_of(match[1], marks)]
+        return f"[{', '.join(cited_marks)}]" if cited_marks else match[0]
 
     text = _TAGGED.sub(r"[\1]", text.translate(_ASCII))
     text = _SUPERSCRIPT.sub(read_superscript, text)
@@ -121,21 +121,21 @@ def _marks_of(inside: str, marks: Marks) -> Iterator[str]:
 
 
 def _cut_label(written: str) -> tuple[str, str]:
-    found = _NAMED.fullmatch(written)
-    return (found[2], found[1] or "") if found else (written, "")
+    match = _NAMED.fullmatch(written)
+    return (match[2], match[1] or "") if match else (written, "")
 
 
 def _ends_of(written: str, marks: Marks) -> tuple[int, int] | None:
-    found = _RANGE.fullmatch(written)
-    if not found or not {*found.groups()} <= marks.keys() or int(found[1]) > int(found[2]):
+    match = _RANGE.fullmatch(written)
+    if not match or not {*match.groups()} <= marks.keys() or int(match[1]) > int(match[2]):
         return None
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def sentences(text: str) -> Iterator[str]:
     """Yield the sentences of a text, each with the citations after its period."""
     joined = _BEHIND_A_PERIOD.sub(r" \2\1 ", text)
-    yield from (one for one in _END.split(joined) if _WORD.search(BRACKETS.sub("", one)))
+    yield from (sentence for sentence in _END.split(joined) if _WORD.search(BRACKETS.sub("", sentence)))
 
 
 class CitationPrecision:
@@ -150,7 +150,7 @@ class CitationPrecision:
 class CitationRecall:
     """Share of the documents with the answer that an answer cites from its prompt.
 
-    A document that was not retrieved cannot be cited, and counts against who did not retrieve it.
+    A document that was not retrieved cannot be cited, so it counts against the candidate's retrieval.
     """
 
     metric = mean_metric("citation_recall", _recall)
@@ -175,12 +175,12 @@ def build_entailment(task: Task, written: str) -> Metric:
         raise UserError(where, found, "the package that loads the model", step)
     if is_path(model):
         try:
-            said = json.loads((Path(model) / "config.json").read_text("utf-8"))
+            config = json.loads((Path(model) / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
             expected = "the folder of a sequence classifier"
             step = "correct the path, or name a model of the hub"
             raise UserError(where, f"no config.json in {model}", expected, step) from None
-        _place(said.get("id2label") or {}, where)
+        _place(config.get("id2label") or {}, where)
 
     def score(output: Output, example: Example) -> float:
         return support(output.text, example, lambda pairs: _entailment(model, where)(pairs))
@@ -190,17 +190,17 @@ def build_entailment(task: Task, written: str) -> Metric:
 
 def support(answer: str, example: Example, entails: Entails) -> float:
     """Return the share of an answer's sentences that one of its passages entails."""
-    shown = example.prompt if example.passages else example.plain_prompt or example.prompt
-    context = context_of(shown, example.plain_prompt if example.passages else "")
+    prompt = example.prompt if example.passages else example.plain_prompt or example.prompt
+    context = context_of(prompt, example.plain_prompt if example.passages else "")
     passages = [BRACKETS.sub("", line).strip() for line in context.splitlines()]
-    asked = (example.plain_prompt or question(example)).strip()
-    stated = [BRACKETS.sub("", one).strip() for one in sentences(answer)]
-    stated = [f"{asked} {one}" if len(pieces(one)) < _SHORT else one for one in stated]
-    if not passages or not stated:
+    question_text = (example.plain_prompt or question(example)).strip()
+    statements = [BRACKETS.sub("", s).strip() for s in sentences(answer)]
+    statements = [f"{question_text} {s}" if len(pieces(s)) < _SHORT else s for s in statements]
+    if not passages or not statements:
         return 0.0
-    chances = iter(entails([(passage, one) for one in stated for passage in passages]))
-    best = [max(next(chances) for _ in passages) for _ in stated]
-    return sum(chance >= _EVEN for chance in best) / len(best)
+    probabilities = iter(entails([(passage, s) for s in statements for passage in passages]))
+    best_by_statement = [max(next(probabilities) for _ in passages) for _ in statements]
+    return sum(p >= _EVEN for p in best_by_statement) / len(best_by_statement)
 
 
 @lru_cache(maxsize=1)
@@ -217,20 +217,20 @@ def _entailment(model: str, where: str) -> Entails:
         found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
         expected = "an id that can be fetched or is cached, or a folder, of a sequence classifier"
         raise UserError(where, found, expected, "check the spelling and the network") from None
-    place = _place(encoder.config.id2label, where)
+    label_index = _place(encoder.config.id2label, where)
 
     def entails(pairs: Sequence[tuple[str, str]]) -> list[float]:
         chances = encoder.predict(list(pairs), apply_softmax=True, show_progress_bar=False)  # (n, labels)
-        return [float(one) for one in chances[:, place]]
+        return [float(p) for p in chances[:, label_index]]
 
     return entails
 
 
 def _place(labels: dict[Any, str], where: str) -> int:
-    places = [int(i) for i, label in labels.items() if "entail" in label.casefold()]
-    sure = [int(i) for i, label in labels.items() if label.casefold() in ("entailment", "entailed")]
-    if len(sure or places) != 1:
+    candidates = [int(i) for i, label in labels.items() if "entail" in label.casefold()]
+    exact = [int(i) for i, label in labels.items() if label.casefold() in ("entailment", "entailed")]
+    if len(exact or candidates) != 1:
         found = f"a model with the labels {', '.join(labels.values()) or 'of nothing'}"
         step = "correct id2label in its config.json, or take a model of natural language inference"
         raise UserError(where, found, "one that is called entailment", step)
-    return (sure or places)[0]
+    return (exact or candidates)[0]

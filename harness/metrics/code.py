@@ -1,7 +1,7 @@
 """Metrics of answers that are code: Python's tests, and SQL by its rows or its text.
 
-Invariant: what is run, runs isolated (`_run_code`), and only with `HARNESS_ALLOW_CODE_EXECUTION=1`. Nothing
-is scored if the isolation fails.
+Invariant: code runs only isolated (`_run_code`), and only with `HARNESS_ALLOW_CODE_EXECUTION=1`. Nothing is
+scored if the isolation fails.
 """
 
 import re
@@ -30,14 +30,14 @@ def extract_code(text: str) -> str:
 def _score_tests(output: Output, example: Example) -> float | None:
     refuse(isolation_problems("metric code_tests"))
     tests = [reference for reference in example.references if reference.strip()]
-    for one in tests:
-        if passes("", one):  # calls nothing, so it passes whatever is wrong
+    for test in tests:
+        if passes("", test):  # tests nothing, so it would pass any code
             where = f"metric code_tests: the reference of item {example.id}"
             step = "call what it defines, as check(add) behind HumanEval's def check(candidate)"
             found = "tests that pass without any code"
             raise UserError(where, found, "an assert, a function test_… or a class of tests", step)
     code = extract_code(output.text)
-    return float(any(passes(code, one) for one in tests)) if tests else None
+    return float(any(passes(code, test) for test in tests)) if tests else None
 
 
 class CodeTests:
@@ -66,12 +66,12 @@ assert found == wanted
 
 
 def _score_rows(output: Output, example: Example) -> float | None:
-    databases = [one for one in example.constraints if one.get("kind") == "sqlite"]
+    databases = [c for c in example.constraints if c.get("kind") == "sqlite"]
     if not databases:
         return None
     refuse(isolation_problems("metric sql_execution"))
-    named = databases[0]
-    script = str(named.get("schema") or _dump(str(named.get("database", "")), example.id))
+    database = databases[0]
+    script = str(database.get("schema") or _dump(str(database.get("database", "")), example.id))
     answer = extract_fenced(output.text, re.compile("sql(?:ite)?", re.IGNORECASE))
     for reference in example.references:
         if not _finds_the_same(reference, reference, script):
@@ -82,8 +82,8 @@ def _score_rows(output: Output, example: Example) -> float | None:
 
 
 def _finds_the_same(answer: str, reference: str, script: str) -> bool:
-    given = {"script": script, "reference": reference, "answer": answer}
-    return passes("", _PROGRAM.format(**given, ordered=bool(_ORDERED.search(reference))))
+    texts = {"script": script, "reference": reference, "answer": answer}
+    return passes("", _PROGRAM.format(**texts, ordered=bool(_ORDERED.search(reference))))
 
 
 @lru_cache(maxsize=32)
@@ -126,13 +126,13 @@ class SqlMatch:
         def normalize_query(text: str) -> str:
             query = extract_fenced(text, re.compile("sql", re.IGNORECASE)).rstrip("; \n")
             try:
-                found = sqlglot.parse_one(query)
+                statement = sqlglot.parse_one(query)
             except Exception:  # noqa: BLE001 (what is not SQL fails to parse in as many ways as there are)
                 return fold_text(query)
-            for name in found.find_all(sqlglot.exp.Identifier):
+            for name in statement.find_all(sqlglot.exp.Identifier):
                 name.set("quoted", False)
                 name.set("this", name.name.lower())
-            return str(found.sql(comments=False))
+            return str(statement.sql(comments=False))
 
         def matches(output: Output, example: Example) -> float:
             return float(normalize_query(output.text) in set(map(normalize_query, example.references)))

@@ -39,7 +39,7 @@ _MOST_S = 5  # of a processor, to check an answer by a schema
 
 
 def _score(output: Output, example: Example) -> float | None:
-    constraints = [one for one in example.constraints if one.get("kind") != "sqlite"]  # of `sql_execution`
+    constraints = [c for c in example.constraints if c.get("kind") != "sqlite"]  # of `sql_execution`
     if not constraints:
         return None
     text = output.text.strip()
@@ -70,21 +70,21 @@ def _has(text: str, phrase: str) -> bool:
     phrase, text = fold_text(phrase), fold_text(text)
     if is_unspaced([phrase]):
         return phrase in text
-    found = re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text)
-    around = (text[max(0, one.start() - 1) : one.start()] + text[one.end() : one.end() + 1] for one in found)
-    return any(not any(map(_is_mark, signs)) for signs in around)
+    matches = re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text)
+    neighbours = (text[max(0, m.start() - 1) : m.start()] + text[m.end() : m.end() + 1] for m in matches)
+    return any(not any(map(_is_mark, signs)) for signs in neighbours)
 
 
 def _begins_with_word(text: str, constraint: Constraint) -> bool:
-    first = (_words(fold_text(text)) or [""])[0]
+    first_word = (_words(fold_text(text)) or [""])[0]
     words = ["".join(_words(fold_text(word))) or fold_text(word) for word in constraint["words"]]
-    return first in words or any(is_unspaced([word]) and first.startswith(word) for word in words)
+    return first_word in words or any(is_unspaced([word]) and first_word.startswith(word) for word in words)
 
 
 def _ends_with_mark(text: str, constraint: Constraint) -> bool:
     mark = constraint["text"]
-    alike = next((marks for marks in MARKS if mark in marks), (mark,))
-    return text.rstrip("\"'\u201d\u2019\u300d\u300f» ").endswith(tuple(alike))
+    equal_marks = next((marks for marks in MARKS if mark in marks), (mark,))
+    return text.rstrip("\"'\u201d\u2019\u300d\u300f» ").endswith(tuple(equal_marks))
 
 
 def _stands_in_order(text: str, constraint: Constraint) -> bool:
@@ -110,14 +110,14 @@ def _find_conjunction(text: str) -> str:
 
 
 def _n_words(text: str, constraint: Constraint) -> bool:
-    fewest, most = int(constraint.get("min", 1)), int(constraint.get("max", 10**6))
+    min_words, max_words = int(constraint.get("min", 1)), int(constraint.get("max", 10**6))
     words = filter(_words, pieces(text)) if is_unspaced([text]) else _words(text)
-    return fewest <= len([*words]) <= most
+    return min_words <= len([*words]) <= max_words
 
 
 def _line_items(text: str, constraint: Constraint) -> bool:
-    marked = [line for line in text.splitlines() if _LIST_MARK.match(line)]
-    return len(marked) == constraint["n"] and all(_LIST_MARK.sub("", line).strip() for line in marked)
+    items = [line for line in text.splitlines() if _LIST_MARK.match(line)]
+    return len(items) == constraint["n"] and all(_LIST_MARK.sub("", line).strip() for line in items)
 
 
 def _json_keys(text: str, constraint: Constraint) -> bool:
@@ -178,16 +178,16 @@ def _json(text: str) -> Any:
 
 
 CHECKS: dict[str, Callable[[str, Constraint], bool]] = {
-    "starts_with": lambda text, at: fold_text(text.lstrip(EDGES)).startswith(
-        fold_text(at["text"].lstrip(EDGES) or at["text"])
+    "starts_with": lambda text, c: fold_text(text.lstrip(EDGES)).startswith(
+        fold_text(c["text"].lstrip(EDGES) or c["text"])
     ),
     "starts_with_any": _begins_with_word,
-    "ends_with": lambda text, at: fold_text(text.rstrip(EDGES)).endswith(fold_text(at["text"].rstrip(EDGES))),
+    "ends_with": lambda text, c: fold_text(text.rstrip(EDGES)).endswith(fold_text(c["text"].rstrip(EDGES))),
     "ends_with_mark": _ends_with_mark,
-    "includes": lambda text, at: all(_has(text, word) for word in at["words"]),
-    "includes_exactly": lambda text, at: all(word in text for word in at["words"]),
+    "includes": lambda text, c: all(_has(text, word) for word in c["words"]),
+    "includes_exactly": lambda text, c: all(word in text for word in c["words"]),
     "in_order": _stands_in_order,
-    "avoids": lambda text, at: not any(_has(text, word) for word in at["words"]),
+    "avoids": lambda text, c: not any(_has(text, word) for word in c["words"]),
     "upper": lambda text, _: text.upper() == text and text.lower() != text,
     "lower": lambda text, _: text.lower() == text and text.upper() != text,
     "n_words": _n_words,

@@ -116,10 +116,10 @@ class _Scale(NamedTuple):
 
 def _read_scale(name: str, task: Task) -> _Scale:
     _refuse_no_labels(name, task)
-    found = [_NUMBER.findall(label) for label in task.labels]
-    values = [float(numbers[0].replace("−", "-")) for numbers in found if len(numbers) == 1]
+    numbers_by_label = [_NUMBER.findall(label) for label in task.labels]
+    values = [float(numbers[0].replace("−", "-")) for numbers in numbers_by_label if len(numbers) == 1]
     if len(set(values)) < len(task.labels):
-        values = [float(place) for place in range(1, len(task.labels) + 1)]
+        values = [float(position) for position in range(1, len(task.labels) + 1)]
     return _Scale(dict(zip(map(normalize, task.labels), values, strict=True)))
 
 
@@ -132,8 +132,8 @@ class MeanAbsoluteError:
         scale = _read_scale("mean_absolute_error", task)
 
         def score(output: Output, example: Example) -> float | None:
-            found = scale.pair(output, example)
-            return None if found is None else abs(found[0] - found[1])
+            pair = scale.pair(output, example)
+            return None if pair is None else abs(pair[0] - pair[1])
 
         def worst(example: Example) -> Parts:
             value, gold = scale.worst(example)
@@ -148,14 +148,14 @@ class WithinOne:
 
     @staticmethod
     def metric(task: Task) -> Metric:
-        """Build the share in [0, 1] over the task's ordered labels; an answer that is no label is wrong."""
+        """Build the share in [0, 1] over the task's ordered labels; an answer that is not one is wrong."""
         scale = _read_scale("within_one", task)
 
         def score(output: Output, example: Example) -> float | None:
-            found = scale.pair(output, example)
-            if found is None or normalize(output.text) not in scale.values:
-                return None if found is None else 0.0
-            return float(abs(found[0] - found[1]) <= 1 + _ROUNDING)
+            pair = scale.pair(output, example)
+            if pair is None or normalize(output.text) not in scale.values:
+                return None if pair is None else 0.0
+            return float(abs(pair[0] - pair[1]) <= 1 + _ROUNDING)
 
         return mean_metric("within_one", score)
 
@@ -177,11 +177,11 @@ class WeightedKappa:
 def _kappa(parts: Array, weights: Array) -> Array:
     shares = weights / weights.sum(axis=-1, keepdims=True)
     answers, references = parts[:, 0], parts[:, 1]
-    found = shares @ (answers - references) ** 2
+    observed = shares @ (answers - references) ** 2
     # The mean squared distance of an answer from the reference of any item.
     by_chance = shares @ answers**2 + shares @ references**2 - 2 * (shares @ answers) * (shares @ references)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(by_chance > 1e-12, 1 - found / by_chance, 1.0)
+        return np.where(by_chance > 1e-12, 1 - observed / by_chance, 1.0)
 
 
 class LabelInAnswer:
@@ -200,8 +200,8 @@ class LabelInAnswer:
 
         def names_the_right_one(output: Output, example: Example) -> float:
             right = frozenset(map(normalize, example.references))
-            named = _find_labels(output.text, right | set(map(normalize, example.choices)))
-            return float(bool(named) and named <= right)
+            named_labels = _find_labels(output.text, right | set(map(normalize, example.choices)))
+            return float(bool(named_labels) and named_labels <= right)
 
         built = mean_metric("label_in_answer", names_the_right_one)
         return replace(built, same=lambda text: _find_labels(text, labels) or normalize(text), reads_any=True)

@@ -125,11 +125,11 @@ def final_answer(text: str) -> str:
     if boxed is not None:
         return _undress(boxed)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    marked = next((found for line in reversed(lines) if (found := _find_marked(line))), None)
+    marked_text = next((t for line in reversed(lines) if (t := _find_marked(line))), None)
     last = _bare(_HEADING.sub("", lines[-1], count=1)) if lines else ""
-    found = _HOPE.sub("", marked or last)
-    behind = _LABEL.split(found)[-1]
-    return _undress(behind if behind.strip("*_` .。") else found)
+    final_text = _HOPE.sub("", marked_text or last)
+    after_label = _LABEL.split(final_text)[-1]
+    return _undress(after_label if after_label.strip("*_` .。") else final_text)
 
 
 def _find_marked(line: str) -> str | None:
@@ -138,18 +138,18 @@ def _find_marked(line: str) -> str | None:
         return number[1]
     bare = _bare(_HEADING.sub("", line, count=1)).lstrip("*")
     label = _WITH_COLON.match(bare)
-    behind = bare[label.end() :] if label else ""
-    return behind if behind.strip("*_` ") else None
+    after_label = bare[label.end() :] if label else ""
+    return after_label if after_label.strip("*_` ") else None
 
 
 def _find_boxed(text: str) -> str | None:
     r"""Return the content of the last `\boxed{…}` with balanced braces; None if there is none."""
-    begins = {found.end() for found in _BOX.finditer(text)}
-    opened, last = list[int](), (-1, "")
-    for brace in _BRACE.finditer(text) if begins else ():
+    starts = {match.end() for match in _BOX.finditer(text)}
+    open_starts, last = list[int](), (-1, "")
+    for brace in _BRACE.finditer(text) if starts else ():
         if brace[0] == "{":
-            opened.append(brace.end())
-        elif opened and (start := opened.pop()) in begins:
+            open_starts.append(brace.end())
+        elif open_starts and (start := open_starts.pop()) in starts:
             last = max(last, (start, text[start : brace.start()]))
     return None if last[0] < 0 else last[1]
 

@@ -55,8 +55,8 @@ class Bleu:
             scorer, texts = by_words, [*map(compose_letters, (answer, *example.references))]
             if is_unspaced(example.references):
                 scorer, texts = by_letters, [*map(split_into_letters, texts)]
-            found = scorer.sentence_score(texts[0], texts[1:])
-            return tuple(map(float, (found.sys_len, found.ref_len, *found.counts, *found.totals)))
+            stats = scorer.sentence_score(texts[0], texts[1:])
+            return tuple(map(float, (stats.sys_len, stats.ref_len, *stats.counts, *stats.totals)))
 
         names = (
             "hyp_len",
@@ -110,13 +110,13 @@ def _score_ngrams(output: Output, example: Example) -> Parts:
     return counted[scores.index(max(scores))]
 
 
-def _count_ngrams(said: str, expected: str) -> Parts:
-    """Count n-grams said, expected and shared; one that no reference could hold is not counted."""
+def _count_ngrams(answer: str, reference: str) -> Parts:
+    """Count n-grams of answer, reference and both; none of a length that the reference is too short for."""
     counts: list[float] = []
     for n in _LENGTHS:
-        ours, theirs = _ngrams(said, n), _ngrams(expected, n)
-        shared = (ours & theirs).total()
-        counts += (float(ours.total() if theirs else 0), float(theirs.total()), float(shared))
+        ours, theirs = _ngrams(answer, n), _ngrams(reference, n)
+        n_shared = (ours & theirs).total()
+        counts += (float(ours.total() if theirs else 0), float(theirs.total()), float(n_shared))
     return tuple(counts)
 
 
@@ -127,11 +127,11 @@ def _ngrams(text: str, n: int) -> Counter[str]:
 
 def _chrf(parts: Array, weights: Array) -> Array:
     sums = weights @ parts  # (…, 18)
-    said, expected, shared = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]  # (…, 6)
-    counts = (said > 0) & (expected > 0)
+    n_answer, n_reference, n_shared = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]  # (…, 6)
+    counts = (n_answer > 0) & (n_reference > 0)
     n = np.maximum(counts.sum(axis=-1), 1)
-    precision = np.divide(shared, said, out=np.zeros_like(shared), where=counts).sum(axis=-1) / n
-    recall = np.divide(shared, expected, out=np.zeros_like(shared), where=counts).sum(axis=-1) / n
+    precision = np.divide(n_shared, n_answer, out=np.zeros_like(n_shared), where=counts).sum(axis=-1) / n
+    recall = np.divide(n_shared, n_reference, out=np.zeros_like(n_shared), where=counts).sum(axis=-1) / n
     weighted = _BETA_SQUARED * precision + recall
     f = (1 + _BETA_SQUARED) * precision * recall
     return np.asarray(np.divide(f, weighted, out=np.zeros_like(f), where=weighted > 0))
@@ -179,8 +179,8 @@ def _score_words(output: Output, example: Example) -> float:
 def _words(text: str, by_letters: bool) -> list[str]:
     folded = split_into_letters(fold_text(text)) if by_letters else fold_text(text)
     marks = {sign for sign in set(folded) if unicodedata.category(sign).startswith("P")}
-    kept = "".join(sign for sign in folded if sign not in marks and sign not in string.punctuation)
-    return _ARTICLES.sub(" ", kept).split()
+    kept_text = "".join(sign for sign in folded if sign not in marks and sign not in string.punctuation)
+    return _ARTICLES.sub(" ", kept_text).split()
 
 
 def _f1(answer: list[str], reference: list[str]) -> float:

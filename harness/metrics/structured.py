@@ -58,13 +58,13 @@ class JsonValid:
 
 
 def _score_fields(output: Output, example: Example) -> float | None:
-    wanted = [found for reference in example.references if (found := _fields(reference)) is not None]
-    if not wanted:
+    references = [fields for reference in example.references if (fields := _fields(reference)) is not None]
+    if not references:
         return None
-    given = _fields(output.text)
-    if given is None:
+    answer = _fields(output.text)
+    if answer is None:
         return 0.0
-    return max(2 * (given & of).total() / (given.total() + of.total()) for of in wanted)
+    return max(2 * (answer & ref).total() / (answer.total() + ref.total()) for ref in references)
 
 
 def _fields(text: str) -> Counter[str] | None:
@@ -78,8 +78,8 @@ def _fields(text: str) -> Counter[str] | None:
 def _leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[Any, ...]]:
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     if isinstance(value, (dict, list)) and value:
-        for key, of in inner:
-            yield from _leaves(of, (*path, compose_letters(key) if isinstance(key, str) else key))
+        for key, child in inner:
+            yield from _leaves(child, (*path, compose_letters(key) if isinstance(key, str) else key))
     else:
         yield (*path, _fold_leaf(value))
 
@@ -106,13 +106,13 @@ _BEGINS = re.compile(r"<\|?tool_call\|?>|\[TOOL_CALLS\]|<\|python_tag\|>|<functi
 
 def read_forms(text: str) -> list[Any]:
     """Return the values that may be calls, in order; empty if there are none."""
-    parts = _TAGGED.findall(text) or _FENCE.findall(text) or _MARK.findall(text) or [text]
-    return [value for part in parts for value in _read_tags(part) or _read_python(part) or _json_within(part)]
+    texts = _TAGGED.findall(text) or _FENCE.findall(text) or _MARK.findall(text) or [text]
+    return [value for t in texts for value in _read_tags(t) or _read_python(t) or _json_within(t)]
 
 
-def _read_tags(part: str) -> list[dict[str, Any]]:
+def _read_tags(call_text: str) -> list[dict[str, Any]]:
     calls = []
-    for name, body in _FUNCTION.findall(part):
+    for name, body in _FUNCTION.findall(call_text):
         arguments: dict[str, Any] = {}
         for key, written in _PARAMETER.findall(body):
             try:
@@ -125,10 +125,10 @@ def _read_tags(part: str) -> list[dict[str, Any]]:
     return calls
 
 
-def _read_python(part: str) -> list[Any]:
+def _read_python(call_text: str) -> list[Any]:
     """Read one call or a list of calls in Python's syntax with named arguments; empty for anything else."""
     try:
-        body = ast.parse(part.strip(), mode="eval").body
+        body = ast.parse(call_text.strip(), mode="eval").body
         calls = body.elts if isinstance(body, ast.List) else [body]
         return [_read_call(call) for call in calls]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
@@ -136,29 +136,29 @@ def _read_python(part: str) -> list[Any]:
 
 
 def _read_call(call: ast.expr) -> dict[str, Any]:
-    if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
+    if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
         raise TypeError(ast.dump(call))
-    arguments = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+    arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     return {"name": ast.unparse(call.func), "arguments": arguments}
 
 
-def _json_within(part: str) -> Iterator[Any]:
-    decoder, at = json.JSONDecoder(), 0
-    while found := _JSON.search(part, at):
+def _json_within(call_text: str) -> Iterator[Any]:
+    decoder, position = json.JSONDecoder(), 0
+    while match := _JSON.search(call_text, position):
         try:
-            value, at = decoder.raw_decode(part, found.start())
+            value, position = decoder.raw_decode(call_text, match.start())
             yield value
         except (ValueError, RecursionError):
-            at = found.start() + 1
+            position = match.start() + 1
 
 
 def _is_right(output: Output, example: Example) -> float | None:
-    wanted = [calls for reference in example.references if (calls := _read_calls(reference)) is not None]
-    if not wanted:
+    references = [calls for reference in example.references if (calls := _read_calls(reference)) is not None]
+    if not references:
         return None
     calls = _read_calls(output.text)
-    if calls is not None or Counter() not in wanted:
-        return float(calls in wanted)
+    if calls is not None or Counter() not in references:
+        return float(calls in references)
     # No call is right where a text contains neither a call nor the beginning of one.
     text = output.text
     try:
@@ -184,17 +184,17 @@ def _read_calls(text: str) -> Counter[str] | None:
 def _calls_of(value: Any) -> list[Any]:
     """List the calls of a value: one call, a list, or a message of OpenAI's API."""
     if isinstance(value, list):
-        return [call for one in value for call in _calls_of(one)]
+        return [call for entry in value for call in _calls_of(entry)]
     if isinstance(value, dict) and "tool_calls" in value:
         return _calls_of(value["tool_calls"] or [])
     return [value]
 
 
 def _spell(call: Any) -> str:
-    called = call.get("function", call) if isinstance(call, dict) else call
-    name, given = called["name"], called.get("arguments", called.get("parameters", {}))
-    given = {} if given in (None, "") else given  # servers send this for functions without parameters
-    arguments = json.loads(given) if isinstance(given, str) else given
+    function = call.get("function", call) if isinstance(call, dict) else call
+    name, raw = function["name"], function.get("arguments", function.get("parameters", {}))
+    raw = {} if raw in (None, "") else raw  # servers send this for functions without parameters
+    arguments = json.loads(raw) if isinstance(raw, str) else raw
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise TypeError(name)
     return canonical_json([compose_letters(name), _fold_arguments(arguments)])
@@ -202,8 +202,8 @@ def _spell(call: Any) -> str:
 
 def _fold_arguments(value: Any) -> Any:
     if isinstance(value, dict):
-        return {compose_letters(key): _fold_arguments(of) for key, of in value.items()}
-    return [_fold_arguments(of) for of in value] if isinstance(value, list) else _fold_leaf(value)
+        return {compose_letters(key): _fold_arguments(inner) for key, inner in value.items()}
+    return [_fold_arguments(inner) for inner in value] if isinstance(value, list) else _fold_leaf(value)
 
 
 class ToolCall:
@@ -246,12 +246,12 @@ def _fold_span(value: Any) -> Any:
 
 
 def _score_spans(output: Output, example: Example) -> Parts | None:
-    given = read_spans(output.text)
-    counted: list[Parts] = []
-    for wanted in map(read_spans, example.references):
-        right = (given & wanted).total()
-        counted.append((float(right), float(given.total() - right), float(wanted.total() - right)))
-    return max(counted, key=lambda parts: float(_span_f1(np.array([parts]), np.ones(1))), default=None)
+    answer = read_spans(output.text)
+    counts: list[Parts] = []
+    for expected in map(read_spans, example.references):
+        right = (answer & expected).total()
+        counts.append((float(right), float(answer.total() - right), float(expected.total() - right)))
+    return max(counts, key=lambda parts: float(_span_f1(np.array([parts]), np.ones(1))), default=None)
 
 
 def _span_f1(parts: Array, weights: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Adapters on a base: checks of whether one fits before anything is computed, and one whole model of both.
+"""Adapters on a base: checks that one fits before anything is computed, and merging both into one model.
 
 Invariant: the checks read only the adapter's configuration and the header of its weights, and build the base
 without weights; adapters that compute with weights when they are applied are checked when they are opened. A
@@ -29,7 +29,7 @@ from harness.records import Limits, digest, parse_json
 
 PICKLED = "adapter_model.bin"
 
-_VERSION = 1  # of the checks whose results are remembered
+_VERSION = 1  # of the checks, whose results are cached
 _TASKS = (None, "CAUSAL_LM")
 # Families that need more than one row: a task number, other adapters, or the other rows of the batch.
 _NOT_ALONE = ("LILY", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW", "XLORA")
@@ -54,12 +54,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def adapter_problems(folder: Path, source: hub.ModelSource, where: str) -> Iterator[Problem]:
     """Yield the first problem that keeps the adapter in a folder from being applied to a base."""
-    for file, read in (
+    for file, read_file in (
         (weight_files.WEIGHTS, weight_files.tensors_of),
         (weight_files.CONFIG, lambda _: read_adapter_config(folder)),
     ):
         try:
-            read(folder / file)
+            read_file(folder / file)
         except (ValueError, AttributeError, LookupError, TypeError) as error:
             found = f"a damaged {file} ({one_line(error)})"
             yield Problem(f"{folder / file}", found, "a whole adapter", "copy or export it again")
@@ -73,13 +73,13 @@ def adapter_problems(folder: Path, source: hub.ModelSource, where: str) -> Itera
         misfit.extend(_misfit(folder, config, tensors, source) or _own_tokenizer(folder, source))
         return None if misfit else True
 
-    known = [
+    key_parts = [
         config,
         {n: (t.dtype, t.shape) for n, t in tensors.items()},
         weight_files.content_digest(hub.tokenizer_files(folder)),
     ]
-    of_base = [source.weights_digest, source.template_digest]
-    memo("adapters_against_bases", digest([*known, *of_base, package_versions(), _VERSION]), check)
+    base_digests = [source.weights_digest, source.template_digest]
+    memo("adapters_against_bases", digest([*key_parts, *base_digests, package_versions(), _VERSION]), check)
     if misfit:
         yield Problem(where, *misfit)
 
@@ -102,24 +102,24 @@ def _own_tokenizer(folder: Path, source: hub.ModelSource) -> list[str]:
         return []
     theirs, base = source._replace(path=folder, template="", switches=""), hub.load_tokenizer(source)
     difference = ""
-    # As in the base's file, or as it is used, which is the form that a training here saves.
-    known = ("", hub.chat_template(source).strip(), str(base.chat_template).strip())
-    if hub.chat_template(theirs).strip() not in known:
+    # The template in the base's file, or the one in use, which a training here saves.
+    accepted_templates = ("", hub.chat_template(source).strip(), str(base.chat_template).strip())
+    if hub.chat_template(theirs).strip() not in accepted_templates:
         difference = "a chat template of its own"
     elif {*files} - {"chat_template.jinja"}:
         try:
-            own = hub.load_tokenizer(theirs)
+            tokenizer = hub.load_tokenizer(theirs)
         except Exception as error:  # noqa: BLE001 (a tokenizer fails to load in many ways)
             difference = f"a tokenizer that cannot be loaded ({one_line(error)})"
         else:
-            vocabulary, ours = base.get_vocab(), own.get_vocab().items()
+            vocabulary, tokens = base.get_vocab(), tokenizer.get_vocab().items()
             # The padding token appears in no prompt.
-            changed = {token for token, i in ours if vocabulary.get(token) != i} - {own.pad_token}
-            reads_alike = own(_PROBE)["input_ids"] == base(_PROBE)["input_ids"]
-            if changed or own.eos_token != base.eos_token or not reads_alike:
-                named = f" ({_list_some(map(repr, changed))})" if changed else ""
+            changed = {token for token, i in tokens if vocabulary.get(token) != i} - {tokenizer.pad_token}
+            reads_alike = tokenizer(_PROBE)["input_ids"] == base(_PROBE)["input_ids"]
+            if changed or tokenizer.eos_token != base.eos_token or not reads_alike:
+                examples = f" ({_list_some(map(repr, changed))})" if changed else ""
                 difference = (
-                    f"a tokenizer of its own, which reads or ends texts otherwise than the base's{named}"
+                    f"a tokenizer of its own, which reads or ends texts otherwise than the base's{examples}"
                 )
     if not difference:
         return []
@@ -137,13 +137,13 @@ def _misfit(
     tensors: Mapping[str, weight_files.Tensor],
     source: hub.ModelSource,
 ) -> list[str]:
-    """Return what was found, what was expected and the next step; nothing if the adapter fits."""
+    """Return found, expected and next step of a problem; an empty list if the adapter fits."""
     quiet_libraries()
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kind, installed = config.get("peft_type"), f"PEFT {peft.__version__}"
-    known = {str(getattr(name, "value", name)): made for name, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if kind not in known:
+    families = {str(getattr(name, "value", name)): c for name, c in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if kind not in families:
         found = f"peft_type: {kind} in {weight_files.CONFIG}"
         return [found, f"a family that {installed} knows", f"an adapter that {installed} can open"]
     if kind in _NOT_ALONE or config.get("alora_invocation_tokens"):
@@ -152,7 +152,7 @@ def _misfit(
     if (task := config.get("task_type")) not in _TASKS:
         found, step = f"task_type: {task}, an adapter with another head", "train it with CAUSAL_LM"
         return [found, "an adapter of a causal language model", step]
-    names = {field.name for field in fields(known[kind])} | {"runtime_config"}
+    names = {field.name for field in fields(families[kind])} | {"runtime_config"}
     if unknown := {name: value for name, value in config.items() if name not in names and value}:
         found = ", ".join(f"{name}: {value}" for name, value in unknown.items())
         step = f"export it by {installed}, or remove {', '.join(unknown)} if nothing was trained so"
@@ -161,69 +161,69 @@ def _misfit(
             f"keys that {installed} knows, as it ignores others",
             step,
         ]
-    found = _try_on(folder, tensors, source)
-    if not found:
+    misfit = _try_on(folder, tensors, source)
+    if not misfit:
         return []
-    named = str(config.get("base_model_name_or_path") or source.name).rstrip("/")
-    is_own = Path(named).name in (Path(source.name).name, source.path.name)
-    what, step = "an adapter that does not fit", "save it again with PEFT's save_pretrained"
+    base = str(config.get("base_model_name_or_path") or source.name).rstrip("/")
+    is_own = Path(base).name in (Path(source.name).name, source.path.name)
+    fault, step = "an adapter that does not fit", "save it again with PEFT's save_pretrained"
     if not is_own:
-        what, step = f"an adapter for another base ({named})", "set base_model on this candidate to that base"
-    if added := _ADDED.search(found):
+        fault, step = f"an adapter for another base ({base})", "set base_model on this candidate to that base"
+    if added := _ADDED.search(misfit):
         step = (
-            f"resize_token_embeddings({added[1]}) on {named}, save_pretrained with the tokenizer of the "
+            f"resize_token_embeddings({added[1]}) on {base}, save_pretrained with the tokenizer of the "
             "training, and set base_model to that folder"
         )
-    return [f"{what}: {found}", f"an adapter for {source.name}", step]
+    return [f"{fault}: {misfit}", f"an adapter for {source.name}", step]
 
 
 def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
     """Apply the adapter in a folder to a base; CandidateFailed if a tensor is missing or unused."""
     from safetensors.torch import load_file
 
-    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    opened: Any = peft.PeftModel.from_pretrained(model, str(folder), **options)
-    config: Any = opened.active_peft_config
+    base_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    peft_model: Any = peft.PeftModel.from_pretrained(model, str(folder), **options)
+    config: Any = peft_model.active_peft_config
     ranks = vars(config).get("rank_pattern")
     if config.peft_type == "ADALORA":
         config.rank_pattern = None  # PEFT has applied it already and would apply it again
-    misfit = _hold(opened, config, load_file(folder / weight_files.WEIGHTS), own)
+    misfit = _hold(peft_model, config, load_file(folder / weight_files.WEIGHTS), base_names)
     if config.peft_type == "ADALORA":
         config.rank_pattern = ranks
     if misfit:
         found = f"an adapter that does not fit: {misfit}"
         raise CandidateFailed(found, "save it again with PEFT's save_pretrained, where it was trained")
-    return opened
+    return peft_model
 
 
 def _try_on(folder: Path, tensors: Mapping[str, weight_files.Tensor], source: hub.ModelSource) -> str:
-    """Apply an adapter to the base without weights; return what does not fit, where that can be told."""
+    """Apply an adapter to the base without weights; describe a misfit, empty if none can be detected."""
     from peft.utils.other import _prepare_prompt_learning_config
 
     model = build_without_weights(source.path)
     if model is None:
         return ""
-    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    base_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     n_tokens = model.get_input_embeddings().weight.shape[0]
     try:
         config: Any = peft.PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         if hasattr(config, "init_lora_weights"):
             config.init_lora_weights = True  # other initialisations compute with weights
-        written = vars(config).get("token_indices") or vars(config).get("trainable_token_indices") or []
-        trained = [*chain(*written.values())] if isinstance(written, dict) else written
-        if beyond := [index for index in trained if index >= n_tokens]:
-            return f"trained rows of the tokens {_list_some(beyond)}, and the base has {n_tokens}"
+        token_rows = vars(config).get("token_indices") or vars(config).get("trainable_token_indices") or []
+        token_ids = [*chain(*token_rows.values())] if isinstance(token_rows, dict) else token_rows
+        if unknown_ids := [index for index in token_ids if index >= n_tokens]:
+            return f"trained rows of the tokens {_list_some(unknown_ids)}, and the base has {n_tokens}"
         if config.is_prompt_learning:
             blank = replace(config, **dict.fromkeys(_SIZES))
-            here = vars(_prepare_prompt_learning_config(blank, model.config))
-            if other := [name for name in _SIZES if vars(config)[name] not in (None, here[name])]:
-                said = (f"{name} {vars(config)[name]}, which is {here[name]} on the base" for name in other)
-                return ", ".join(said)
+            sizes = vars(_prepare_prompt_learning_config(blank, model.config))
+            if wrong := [name for name in _SIZES if vars(config)[name] not in (None, sizes[name])]:
+                texts = (f"{name} {vars(config)[name]}, which is {sizes[name]} on the base" for name in wrong)
+                return ", ".join(texts)
         with torch.device("meta"):
-            made = peft.get_peft_model(model, config)
-            given = {name: torch.empty(tensor.shape) for name, tensor in tensors.items()}
-        return _hold(made, config, given, own)
+            adapted = peft.get_peft_model(model, config)
+            empty_tensors = {name: torch.empty(tensor.shape) for name, tensor in tensors.items()}
+        return _hold(adapted, config, empty_tensors, base_names)
     except NotImplementedError:
         return ""
     except KeyError as error:
@@ -237,30 +237,30 @@ def _try_on(folder: Path, tensors: Mapping[str, weight_files.Tensor], source: hu
         return f"{tensor} of size ({size[2]}), where the base and {weight_files.CONFIG} make ({size[3]})"
 
 
-def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> str:
+def _hold(adapted: Any, config: Any, tensors: Mapping[str, Any], base_names: set[str]) -> str:
     """Compare the tensors that PEFT creates for an adapter on a base with those in its file."""
-    loaded: Any = peft.set_peft_model_state_dict(made, dict(tensors))
+    load_result: Any = peft.set_peft_model_state_dict(adapted, dict(tensors))
     if config.is_prompt_learning:
         unused, lacking = tensors.keys() - {"prompt_embeddings"}, set[str]()
     else:
-        wanted = peft.get_peft_model_state_dict(made, save_embedding_layers=False).keys()
-        unused, lacking = set(loaded.unexpected_keys), wanted - tensors.keys()
-        if tensors.keys() - wanted - {name for name in tensors if weight_files.own_name(name) in own}:
+        names = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        unused, lacking = set(load_result.unexpected_keys), names - tensors.keys()
+        if tensors.keys() - names - {name for name in tensors if weight_files.own_name(name) in base_names}:
             # Names of an older PEFT version, which PEFT maps to its current ones.
-            lacking = {name for name in loaded.missing_keys if "default" in name.split(".")}
+            lacking = {name for name in load_result.missing_keys if "default" in name.split(".")}
     if unused:
         return f"{_list_some(unused)}, which would be ignored as the base does not have it"
     return f"no {_list_some(lacking)}, which its configuration asks for" if lacking else ""
 
 
 def _list_some(names: Iterable[Any]) -> str:
-    first, *others = sorted(names)
-    return f"{first} and {len(others)} more" if others else f"{first}"
+    first, *other_names = sorted(names)
+    return f"{first} and {len(other_names)} more" if other_names else f"{first}"
 
 
 MERGE_GAP = 0.02  # largest difference of a logit that merging in fp32 may make, in shares of their spread
 _TYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-_N_TOKENS = 48  # tokens of the text on which both are compared
+_N_TOKENS = 48  # tokens of the text on which the two models are compared
 
 
 class WholeModel(NamedTuple):
@@ -289,7 +289,7 @@ def open_whole(source: hub.ModelSource, kind: str, folder: Path | None) -> Itera
     """Open the base, a whole model in its place, or the base with an adapter or delta merged into it.
 
     A quantised base is opened with its rounded weights, in fp32. CandidateFailed is raised if the weights
-    cannot be merged, or the merged model answers otherwise.
+    cannot be merged, or the merged model gives other answers.
     """
     if kind == "model" and folder:
         source = source._replace(path=folder / "model")
@@ -298,12 +298,12 @@ def open_whole(source: hub.ModelSource, kind: str, folder: Path | None) -> Itera
     if source.quantization == "int8":
         model = model.dequantize(torch.float32)
     if kind == "adapter" and folder:
-        own = folder / "adapter"
-        weight_files.refuse_infinite(own)
-        weight_files.refuse_moved_base(read_adapter_config(own))
-        for problem in adapter_problems(own, source, ""):
+        adapter_folder = folder / "adapter"
+        weight_files.refuse_infinite(adapter_folder)
+        weight_files.refuse_moved_base(read_adapter_config(adapter_folder))
+        for problem in adapter_problems(adapter_folder, source, ""):
             raise CandidateFailed(f"{problem.found}; expected {problem.expected}", problem.next_step)
-        adapted = open_adapter(model, own, torch_device="cpu").eval()
+        adapted = open_adapter(model, adapter_folder, torch_device="cpu").eval()
         before = _logits(adapted)
         try:
             with torch.no_grad():
@@ -333,7 +333,7 @@ def _logits(model: Any) -> "torch.Tensor":
 
 
 def stored_precision(path: Path) -> str:
-    """Return the precision in which most bytes of a model are stored: fp32, fp16 or bf16; bf16 of others."""
+    """Return the precision of most stored bytes of a model: fp32, fp16 or bf16; bf16 for any other type."""
     sizes: dict[str, int] = {}
     for tensor in weight_files.map_stored_tensors(path).values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.begin
@@ -362,11 +362,11 @@ def save_whole(whole: WholeModel, folder: Path, precision: str, limits: Limits) 
     model.to(dtype(precision))
     model.save_pretrained(folder)
     save_beside(whole, folder, limits)
-    again: Any = transformers.AutoModelForCausalLM.from_pretrained(
+    reopened: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype(precision), trust_remote_code=False
     )
-    read = again.state_dict()
-    changed = (name for name, own in model.state_dict().items() if not torch.equal(own, read[name]))
-    if name := next(changed, ""):
+    stored = reopened.state_dict()
+    names = (name for name, value in model.state_dict().items() if not torch.equal(value, stored[name]))
+    if name := next(names, ""):
         found = f"a written model whose {name} is not the one in memory, as where tied weights differ"
         raise CandidateFailed(found, "an adapter that leaves embeddings and output layer alone")

@@ -76,10 +76,10 @@ class Gguf:
         """Read tokens after the cached ones, and return the logits (n_logits, v) after the last of them."""
         batch, first = self._batch, len(ids) - n_logits
         batch.n_tokens = len(ids)
-        for place, token in enumerate(ids):
-            batch.token[place], batch.pos[place] = token, self._length + place
-            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
-            batch.logits[place] = place >= first
+        for index, token in enumerate(ids):
+            batch.token[index], batch.pos[index] = token, self._length + index
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
+            batch.logits[index] = index >= first
         if code := self._llama.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode gave {code}")
         self._length += len(ids)
@@ -102,9 +102,9 @@ class Gguf:
     def tokenize(self, text: str) -> list[int]:
         """Turn a rendered prompt into token ids, as llama.cpp's server does."""
         raw = text.encode()
-        made = (self._llama.llama_token * (len(raw) + 8))()
-        size = self._llama.llama_tokenize(self._vocab, raw, len(raw), made, len(made), True, True)
-        return list(made[:size])
+        buffer = (self._llama.llama_token * (len(raw) + 8))()
+        size = self._llama.llama_tokenize(self._vocab, raw, len(raw), buffer, len(buffer), True, True)
+        return list(buffer[:size])
 
 
 class Onnx:
@@ -116,12 +116,12 @@ class Onnx:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = _threads()
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        names = {given.name: given for given in self._session.get_inputs()}
+        names = {node.name: node for node in self._session.get_inputs()}
         if "input_ids" not in names:
             raise ValueError(f"an ONNX file without the input input_ids; it has {', '.join(names)}")
         self._names = names
         self._cache = [name for name in names if "past" in name]
-        outputs = [one.name for one in self._session.get_outputs()]
+        outputs = [node.name for node in self._session.get_outputs()]
         self._outputs = ["logits", *(name for name in outputs if name != "logits")]
         parts = [
             [re.sub(r"^(input|output)\.|past_key_values|present", "", name) for name in names]
@@ -145,21 +145,21 @@ class Onnx:
 
     def cut(self, length: int) -> None:
         """Truncate the cache to its first tokens."""
-        self._past = [part[:, :, :length] for part in self._past]
+        self._past = [tensor[:, :, :length] for tensor in self._past]
         self._length = length
 
     def read(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
         """Read tokens after the cached ones, and return the logits (n_logits, v) after the last of them."""
-        places = np.arange(self._length, self._length + len(ids), dtype=np.int64)[None]
-        given = {"input_ids": np.array([ids], np.int64), **dict(zip(self._cache, self._past, strict=True))}
+        positions = np.arange(self._length, self._length + len(ids), dtype=np.int64)[None]
+        feeds = {"input_ids": np.array([ids], np.int64), **dict(zip(self._cache, self._past, strict=True))}
         if "position_ids" in self._names:
-            given["position_ids"] = places
+            feeds["position_ids"] = positions
         if "attention_mask" in self._names:
-            given["attention_mask"] = np.ones((1, self._length + len(ids)), np.int64)
-        logits, *self._past = self._session.run(self._outputs, given)
+            feeds["attention_mask"] = np.ones((1, self._length + len(ids)), np.int64)
+        logits, *self._past = self._session.run(self._outputs, feeds)
         self._length += len(ids)
-        found: np.ndarray = logits[0, len(ids) - n_logits :].astype(np.float32)
-        return found
+        rows: np.ndarray = logits[0, len(ids) - n_logits :].astype(np.float32)
+        return rows
 
 
 Engine = Gguf | Onnx
@@ -185,16 +185,16 @@ class Reader:
         self._known = self._known[:shared]
         for start in range(shared, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
-            found = self._engine.read(chunk, min(len(chunk), max(0, start + len(chunk) - first)))
+            rows = self._engine.read(chunk, min(len(chunk), max(0, start + len(chunk) - first)))
             self._known += chunk
-            if len(found):
-                yield found
+            if len(rows):
+                yield rows
 
     def generate(
         self, prompt: Sequence[int], seed: int | None, request: dict[str, Any], asks: Any
     ) -> list[int]:
         """Continue a prompt by the likeliest tokens, or top-p draws, until an end or until `asks` says so."""
-        ids, new, drawn = list(prompt), list[int](), np.random.default_rng(seed)
+        ids, new, generator = list(prompt), list[int](), np.random.default_rng(seed)
 
         def pick(row: np.ndarray) -> int:
             if seed is None:
@@ -203,13 +203,13 @@ class Reader:
             p = np.exp(exact - exact.max())
             order = np.argsort(-p, kind="stable")
             before = np.cumsum(p[order]) - p[order]
-            kept = order[before < request["top_p"] * p.sum()]
-            return int(kept[np.searchsorted(np.cumsum(p[kept]), drawn.random() * p[kept].sum())])
+            nucleus = order[before < request["top_p"] * p.sum()]
+            return int(nucleus[np.searchsorted(np.cumsum(p[nucleus]), generator.random() * p[nucleus].sum())])
 
         while len(new) < request["max_new_tokens"] and not (new and new[-1] in request["ends"]):
             if request["asks"] and new and len(new) % _ASK_EVERY == 0 and asks(new):
                 break
-            (row,) = (found[-1] for found in self.logits(ids, len(ids) - 1))
+            (row,) = (rows[-1] for rows in self.logits(ids, len(ids) - 1))
             new.append(pick(row))
             ids.append(new[-1])
         return new
@@ -217,22 +217,22 @@ class Reader:
 
 def _score(reader: Reader, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
     """Return the log-probability of a continuation in nats, and whether greedy decoding gives it."""
-    wanted, total, greedy, place = np.array(continuation), 0.0, True, 0
+    target_ids, total, greedy, offset = np.array(continuation), 0.0, True, 0
     if not continuation:
         return 0.0, True
     for rows in reader.logits([*context, *continuation][:-1], len(context) - 1):
         exact = rows.astype(np.float64)
-        chosen = exact[np.arange(len(rows)), wanted[place : place + len(rows)]]
+        chosen = exact[np.arange(len(rows)), target_ids[offset : offset + len(rows)]]
         largest = exact.max(-1)
         total += float((chosen - largest - np.log(np.exp(exact - largest[:, None]).sum(-1))).sum())
-        greedy &= bool((exact.argmax(-1) == wanted[place : place + len(rows)]).all())
-        place += len(rows)
+        greedy &= bool((exact.argmax(-1) == target_ids[offset : offset + len(rows)]).all())
+        offset += len(rows)
     return total, greedy
 
 
 def _threads() -> int:
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    return int(named) if named.isdecimal() else len(os.sched_getaffinity(0))
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    return int(setting) if setting.isdecimal() else len(os.sched_getaffinity(0))
 
 
 def _describe(kind: str) -> dict[str, Any]:
@@ -243,13 +243,13 @@ def _describe(kind: str) -> dict[str, Any]:
 
         libraries = sorted((Path(llama_cpp.__file__).parent / "lib").glob("*.so"))
         build = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in libraries}
-        said = "llama.cpp", llama_cpp.__version__, build, llama_cpp.llama_print_system_info().decode().strip()
+        info = "llama.cpp", llama_cpp.__version__, build, llama_cpp.llama_print_system_info().decode().strip()
     else:
         import onnxruntime
 
         build = onnxruntime.get_build_info()
-        said = "onnxruntime", onnxruntime.__version__, build, "CPUExecutionProvider"
-    return dict(zip(("engine", "version", "build", "system"), said, strict=True))
+        info = "onnxruntime", onnxruntime.__version__, build, "CPUExecutionProvider"
+    return dict(zip(("engine", "version", "build", "system"), info, strict=True))
 
 
 def _answer(engine: Engine, request: dict[str, Any], send: Any, read: Any) -> None:
@@ -261,8 +261,8 @@ def _answer(engine: Engine, request: dict[str, Any], send: Any, read: Any) -> No
 
     reader, do = Reader(engine), request["do"]
     if do == "describe":
-        own = {n: engine.metadata(n) for n in request["metadata"]} if isinstance(engine, Gguf) else {}
-        send({"vocabulary": engine.vocabulary, "context": engine.context, "metadata": own})
+        metadata = {n: engine.metadata(n) for n in request["metadata"]} if isinstance(engine, Gguf) else {}
+        send({"vocabulary": engine.vocabulary, "context": engine.context, "metadata": metadata})
     elif do == "tokenize":
         assert isinstance(engine, Gguf)
         for text in request["texts"]:
@@ -290,13 +290,13 @@ def main() -> None:
         return
     try:
         engine: Engine = Gguf(sys.argv[1]) if sys.argv[1].endswith(".gguf") else Onnx(sys.argv[1])
-    except Exception as error:  # noqa: BLE001 (which each engine has of its own)
+    except Exception as error:  # noqa: BLE001 (each engine raises its own errors)
         sys.exit(f"{type(error).__name__}: {error}")
     with socket.socket(fileno=os.dup(0)) as channel, channel.makefile("rwb") as stream:
 
-        def send(said: dict[str, Any], raw: bytes = b"") -> None:
+        def send(message: dict[str, Any], raw: bytes = b"") -> None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES
-            stream.write(json.dumps(said | {"peak_bytes": peak}).encode() + b"\n" + raw)
+            stream.write(json.dumps(message | {"peak_bytes": peak}).encode() + b"\n" + raw)
             stream.flush()
 
         while line := stream.readline():

@@ -61,7 +61,7 @@ Format = Literal["gguf", "onnx", "model"]
 
 
 def format_of(path: Path) -> Format | None:
-    """Return the format of an artefact, given as a file or a folder; None if it is none."""
+    """Return the format of an artefact, given as a file or a folder; None if it is unknown."""
     if path.is_dir() and (path / "config.json").exists() and weights_files(path):
         return "model"
     suffixes = [file.suffix for file in _list_graphs(path)]
@@ -70,8 +70,8 @@ def format_of(path: Path) -> Format | None:
 
 def _list_graphs(path: Path) -> list[Path]:
     """List the GGUF and ONNX files of an artefact; a split one is named by its first part."""
-    found = find_matching(path, ("*.gguf", "*.onnx")) if path.is_dir() else [path]
-    return [file for file in found if (part := _PART.search(file.name)) is None or int(part[1]) == 1]
+    files = find_matching(path, ("*.gguf", "*.onnx")) if path.is_dir() else [path]
+    return [file for file in files if (match := _PART.search(file.name)) is None or int(match[1]) == 1]
 
 
 def main_file(path: Path) -> Path:
@@ -87,17 +87,17 @@ def _list_weights(path: Path) -> list[Path]:
 
 def artefact_files(path: Path) -> list[Path]:
     """List the files that an artefact's answers depend on: graph, weights, and its own tokenizer."""
-    beside = tokenizer_files(find_tokenizer_folder(path)) if main_file(path).suffix == ".onnx" else []
-    return [*_list_weights(path), *beside]
+    extra = tokenizer_files(find_tokenizer_folder(path)) if main_file(path).suffix == ".onnx" else []
+    return [*_list_weights(path), *extra]
 
 
 def find_damage(path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each file of an artefact that its header shows to be damaged (ggml's docs/gguf.md)."""
+    """Yield the files of an artefact whose headers show damage, with the reason (ggml's docs/gguf.md)."""
     for file in _list_weights(path):
         check = {".gguf": _check_gguf, ".onnx": _check_onnx}.get(file.suffix)
         try:
             if check:
-                with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
+                with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
                     check(_Header(content))
         except (OSError, ValueError, RecursionError) as error:
             yield file, str(error)
@@ -193,7 +193,7 @@ def count_bytes(path: Path) -> int:
 
 
 def find_tokenizer_folder(path: Path) -> Path:
-    """Return the folder of an artefact's own tokenizer; None if it has none."""
+    """Return the folder in which an artefact's own tokenizer would be."""
     return path if path.is_dir() else path.parent
 
 
@@ -211,17 +211,17 @@ def read_path(folder: Path) -> Path:
 def read_export(path: Path) -> dict[str, Any]:
     """Return the record that `harness export` wrote for an artefact; empty if it comes from elsewhere."""
     with suppress(OSError, ValueError):
-        found = json.loads((find_tokenizer_folder(path) / EXPORT).read_text("utf-8"))
-        return found if isinstance(found, dict) else {}
+        record = json.loads((find_tokenizer_folder(path) / EXPORT).read_text("utf-8"))
+        return record if isinstance(record, dict) else {}
     return {}
 
 
 def identity(path: Path, gguf_command: str = "") -> tuple[str, str]:
     """Return an artefact's engine in the identity of rows, and its build's digest, or CandidateFailed."""
     kind = format_of(path)
-    found = _describe(kind or "", gguf_python(gguf_command) if kind == "gguf" else sys.executable)
-    name = f"{ENGINE}/{found['engine']}-{found['version']}"
-    return name, digest([versions_of("artefact"), *found.values()])
+    engine = _describe(kind or "", gguf_python(gguf_command) if kind == "gguf" else sys.executable)
+    name = f"{ENGINE}/{engine['engine']}-{engine['version']}"
+    return name, digest([versions_of("artefact"), *engine.values()])
 
 
 def find_converter(command: str | None) -> str | None:
@@ -236,7 +236,7 @@ def gguf_python(command: str) -> str:
     """Return the Python with llama.cpp: next to a given converter, else in `.venv-gguf`, else this one."""
     program = find_converter(command) if command else None
     folders = [*([Path(program).parent] if program else []), *_gguf_folders()]
-    return next((str(one) for folder in folders if (one := folder / "python").exists()), sys.executable)
+    return next((str(python) for folder in folders if (python := folder / "python").exists()), sys.executable)
 
 
 def _gguf_folders() -> list[Path]:
@@ -253,7 +253,7 @@ def environment_of(python: str) -> dict[str, str]:
 @cache
 def _describe(kind: str, python: str) -> dict[str, Any]:
     try:
-        said = subprocess.run(
+        process = subprocess.run(
             [python, str(_WORKER), "--describe", kind],
             env=environment_of(python),
             stdin=subprocess.DEVNULL,
@@ -262,7 +262,7 @@ def _describe(kind: str, python: str) -> dict[str, Any]:
             timeout=_DESCRIBE_S,
             check=True,
         )
-        engine: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
+        engine: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
         return engine
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
@@ -277,19 +277,19 @@ def _install(kind: str) -> str:
 
 
 class Worker:
-    """Process that runs a GGUF or ONNX file, and ends with this one; CandidateFailed where it has ended."""
+    """Process that runs a GGUF or ONNX file and ends with this one; CandidateFailed if it ended earlier."""
 
     def __init__(self, path: Path, log: Path, gguf_command: str = "") -> None:
         self.file, self._log, self._kind = main_file(path), log, format_of(path)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         python = gguf_python(gguf_command) if self._kind == "gguf" else sys.executable
-        command, (ours, theirs) = [python, str(_WORKER), str(self.file.resolve())], socket.socketpair()
-        with theirs:
+        command, (parent, child) = [python, str(_WORKER), str(self.file.resolve())], socket.socketpair()
+        with child:
             variables = environment_of(python)
-            self._supervisor = supervision.start(command, log.parent, log, variables, theirs.fileno())
-        self._stream = ours.makefile("rwb")
-        ours.close()
+            self._supervisor = supervision.start(command, log.parent, log, variables, child.fileno())
+        self._stream = parent.makefile("rwb")
+        parent.close()
         self.peak_bytes = 0
 
     def ask(self, request: Mapping[str, Any], n: int = 1) -> Iterator[dict[str, Any]]:
@@ -298,10 +298,10 @@ class Worker:
         for _ in range(n):
             yield self.read()
 
-    def send(self, said: Mapping[str, Any]) -> None:
-        """Send a line."""
+    def send(self, request: Mapping[str, Any]) -> None:
+        """Send a request as one line of JSON."""
         try:
-            self._stream.write(json.dumps(said).encode() + b"\n")
+            self._stream.write(json.dumps(request).encode() + b"\n")
             self._stream.flush()
         except OSError:
             raise self._failure() from None
@@ -310,16 +310,16 @@ class Worker:
         """Read an answer."""
         try:
             line = self._stream.readline()
-            said: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
-            if not said:
+            reply: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+            if not reply:
                 raise self._failure()
-            if shape := said.get("shape"):
+            if shape := reply.get("shape"):
                 raw = self._stream.read(4 * shape[0] * shape[1])
-                said["logits"] = np.frombuffer(raw, np.float32).reshape(shape)
+                reply["logits"] = np.frombuffer(raw, np.float32).reshape(shape)
         except (OSError, ValueError):
             raise self._failure() from None
-        self.peak_bytes = max(self.peak_bytes, said["peak_bytes"])
-        return said
+        self.peak_bytes = max(self.peak_bytes, reply["peak_bytes"])
+        return reply
 
     def close(self) -> None:
         """End the worker, which frees its memory."""
@@ -340,28 +340,28 @@ class Worker:
                 step = "a file of fewer bits, or a machine with more memory"
             elif (
                 self._kind == "gguf"
-            ):  # by a fault of the library, such as an instruction the processor lacks
+            ):  # a crash of the library, such as by an instruction that the processor lacks
                 step = f"kernels that this processor has: {_install('gguf')} --force-reinstall --no-cache-dir"
-        said = f"{supervision.last_words(self._log)}; its log: {self._log}"
-        return CandidateFailed(f"the worker of {self.file.name} {how}; {said}", step)
+        detail = f"{supervision.last_words(self._log)}; its log: {self._log}"
+        return CandidateFailed(f"the worker of {self.file.name} {how}; {detail}", step)
 
 
 class ArtefactCandidate(Candidate):
     """Candidate that a worker runs from a GGUF or ONNX file, with the prompts of the base `source`."""
 
     def __init__(
-        self, worker: Worker, weights_digest: str, source: ModelSource, named: tuple[str, str]
+        self, worker: Worker, weights_digest: str, source: ModelSource, engine_identity: tuple[str, str]
     ) -> None:
         self.worker, self.weights_digest = worker, weights_digest
-        self.engine, self.layout_digest = named
+        self.engine, self.layout_digest = engine_identity
         self.tokenizer = load_tokenizer(source)
         self._ends = stored_end_ids(self.tokenizer, source.path)
-        (said,) = worker.ask({"do": "describe", "metadata": [TEMPLATE, ADDS_BOS, BOS, EOS]})
-        self.metadata: dict[str, str] = said["metadata"]
-        if said["vocabulary"] < len(self.tokenizer):
-            found = f"an artefact of {said['vocabulary']} tokens, and a base of {len(self.tokenizer)}"
+        (description,) = worker.ask({"do": "describe", "metadata": [TEMPLATE, ADDS_BOS, BOS, EOS]})
+        self.metadata: dict[str, str] = description["metadata"]
+        if description["vocabulary"] < len(self.tokenizer):
+            found = f"an artefact of {description['vocabulary']} tokens, and a base of {len(self.tokenizer)}"
             raise CandidateFailed(found, "an export of this base")
-        self.max_context = min(int(said["context"]), context_length(source) or 1 << 30)
+        self.max_context = min(int(description["context"]), context_length(source) or 1 << 30)
 
     def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer each prompt in turn, greedily or by draws from its seed."""
@@ -380,30 +380,30 @@ class ArtefactCandidate(Candidate):
         if prompts:
             self.worker.send(request)
         for prompt in prompts:
-            while (said := self.worker.read()).get("asks"):
-                text = self.tokenizer.decode(said["ids"], skip_special_tokens=True)
+            while (reply := self.worker.read()).get("asks"):
+                text = self.tokenizer.decode(reply["ids"], skip_special_tokens=True)
                 self.worker.send({"stop": any(stop in text for stop in limits.stop)})
             now = time.perf_counter()
-            outputs.append(answer(self.tokenizer, prompt, said["ids"], self._ends, limits, now - start))
+            outputs.append(answer(self.tokenizer, prompt, reply["ids"], self._ends, limits, now - start))
             start = now
         return outputs
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation) in nats; prefixes shared with the pair before are read once."""
         answers = self.worker.ask({"do": "score", "pairs": pairs}, len(pairs)) if pairs else ()
-        return [Likelihood(*said["score"]) for said in answers]
+        return [Likelihood(*reply["score"]) for reply in answers]
 
     def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Turn rendered prompts into token ids with a GGUF file's tokenizer, as its server would."""
-        asked = self.worker.ask({"do": "tokenize", "texts": list(texts)}, len(texts))
-        return [tuple(said["ids"]) for said in asked]
+        replies = self.worker.ask({"do": "tokenize", "texts": list(texts)}, len(texts))
+        return [tuple(reply["ids"]) for reply in replies]
 
 
 def list_logits(candidate: Any, texts: Sequence[Tokens], last: int) -> Iterator[np.ndarray]:
     """Yield the logits (last, v) after the last tokens of each text, for an artefact or a model in memory."""
     if isinstance(candidate, ArtefactCandidate):
         answers = candidate.worker.ask({"do": "logits", "texts": texts, "last": last}, len(texts))
-        yield from (said["logits"] for said in answers)
+        yield from (reply["logits"] for reply in answers)
         return
     model = candidate.model
     for ids in texts:
@@ -416,8 +416,8 @@ def open_artefact(
     path: Path, weights_digest: str, source: ModelSource, log: Path, gguf_command: str = ""
 ) -> Iterator[ArtefactCandidate]:
     """Run the worker of an artefact within the context."""
-    named, worker = identity(path, gguf_command), Worker(path, log, gguf_command)
+    engine_identity, worker = identity(path, gguf_command), Worker(path, log, gguf_command)
     try:
-        yield ArtefactCandidate(worker, weights_digest, source, named)
+        yield ArtefactCandidate(worker, weights_digest, source, engine_identity)
     finally:
         worker.close()

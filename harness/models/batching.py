@@ -91,10 +91,10 @@ def grow(
     before: Tokens = ()
     for i in sorted(range(len(rows)) if numbers is None else numbers, key=rows.__getitem__):
         row = rows[i]
-        known = common_length((before, row))
-        wider = width + len(row) - known
+        n_common = common_length((before, row))
+        wider = width + len(row) - n_common
         attention = (wider**2 - width**2 - len(row) ** 2) / attending
-        if joins and known > attention and wider <= max(budget, 2 * known):
+        if joins and n_common > attention and wider <= max(budget, 2 * n_common):
             groups[-1].append(i)
             width = wider
         else:
@@ -107,13 +107,13 @@ def grow(
         before = ()
         for i in tree.numbers:
             row = rows[i]
-            known, n = common_length((before, row)), len(tree.ids)
-            for token in path[known:]:
+            n_common, n = common_length((before, row)), len(tree.ids)
+            for token in path[n_common:]:
                 tree.ends[token] = n
-            path = [*path[:known], *range(n, n + len(row) - known)]
-            tree.ids.extend(row[known:])
-            tree.positions.extend(range(shared + known, shared + len(row)))
-            tree.ends.extend([0] * (len(row) - known))
+            path = [*path[:n_common], *range(n, n + len(row) - n_common)]
+            tree.ids.extend(row[n_common:])
+            tree.positions.extend(range(shared + n_common, shared + len(row)))
+            tree.ends.extend([0] * (len(row) - n_common))
             tree.sources.append(path[len(pairs[i][0]) - 1 - shared :])
             before = row
         for token in path:
@@ -137,13 +137,13 @@ def plan(
             s for s in range(max(0, n - max(rows, 1)), n) if s == n - 1 or (n - s) * lengths[i] <= size.tokens
         ]
         cheapest.append(min((cheapest[s][0] + (n - s) * lengths[i] + batch_cost, s) for s in starts))
-    out: list[list[int]] = []
+    batches: list[list[int]] = []
     end = len(order)
     while end:
         start = cheapest[end][1]
-        out.insert(0, order[start:end])
+        batches.insert(0, order[start:end])
         end = start
-    return out
+    return batches
 
 
 def common_length(rows: Sequence[Tokens]) -> int:
@@ -152,29 +152,29 @@ def common_length(rows: Sequence[Tokens]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-def count_shared_prefix(rows: Sequence[Tokens], least: int = 0) -> int:
-    """Count the common prefix tokens of all rows if worth sharing (at least `least`); a row keeps a token."""
+def count_shared_prefix(rows: Sequence[Tokens], minimum: int = 0) -> int:
+    """Count the common prefix tokens of all rows if worth sharing, else `minimum`; a row keeps one token."""
     if len(rows) < 2:
-        return least
+        return minimum
     shared = min(common_length(rows), min(map(len, rows)) - 1)
-    return shared if shared >= _WORTH_SHARING + least else least
+    return shared if shared >= _WORTH_SHARING + minimum else minimum
 
 
 def pack(trees: Sequence[PrefixTree], pairs: Sequence[Pair]) -> Pack:
     """Lay out trees, one per row; padding attends only to padding."""
-    out = Pack([], [], [], [], [], [], [], [])
+    packed = Pack([], [], [], [], [], [], [], [])
     width = max(len(tree.ids) for tree in trees)
     numbers: dict[tuple[int, int], int] = {}  # of the sources
     for row, tree in enumerate(trees):
         filling = width - len(tree.ids)
-        out.ids.append(tree.ids + [0] * filling)
-        out.positions.append(tree.positions + [0] * filling)
-        out.ends.append(tree.ends + [width] * filling)
+        packed.ids.append(tree.ids + [0] * filling)
+        packed.positions.append(tree.positions + [0] * filling)
+        packed.ends.append(tree.ends + [width] * filling)
         for number, sources in zip(tree.numbers, tree.sources, strict=True):
             continuation = pairs[number][1]
-            out.spans.append((len(out.targets), len(out.targets) + len(continuation)))
-            out.targets.extend(continuation)
-            out.where.extend(numbers.setdefault((row, source), len(numbers)) for source in sources)
-            out.numbers.append(number)
-    out.sources.extend(numbers)
-    return out
+            packed.spans.append((len(packed.targets), len(packed.targets) + len(continuation)))
+            packed.targets.extend(continuation)
+            packed.where.extend(numbers.setdefault((row, source), len(numbers)) for source in sources)
+            packed.numbers.append(number)
+    packed.sources.extend(numbers)
+    return packed

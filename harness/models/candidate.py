@@ -36,13 +36,13 @@ class Candidate:
     tokenizer: Tokenizer
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
-        """Turn messages, and what would follow each, into token ids, in order."""
+        """Convert messages and their continuations into token ids, in order."""
         return encode_all(self.tokenizer, prompts)
 
     def encode(
         self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
     ) -> Encoded:
-        """Turn messages, and what would follow them, into token ids."""
+        """Convert messages and their continuation into token ids."""
         return self.encode_all([PromptText(messages, continuation, chat_template)])[0]
 
     def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
@@ -76,10 +76,10 @@ class TextCandidate(Candidate):
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
         """Encode each last user message, and the continuation, as bytes."""
-        users = [[m["content"] for m in one.messages if m["role"] == "user"] or [""] for one in prompts]
+        users = [[m["content"] for m in prompt.messages if m["role"] == "user"] or [""] for prompt in prompts]
         return [
-            Encoded(tuple(texts[-1].encode()), tuple(one.continuation.encode()))
-            for texts, one in zip(users, prompts, strict=True)
+            Encoded(tuple(texts[-1].encode()), tuple(prompt.continuation.encode()))
+            for texts, prompt in zip(users, prompts, strict=True)
         ]
 
     def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
@@ -100,17 +100,17 @@ class TextCandidate(Candidate):
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Return the log-probability of each label, given its text."""
         tables = self._predict([bytes(context).decode() for context, _ in pairs])
-        out = []
+        likelihoods = []
         for (_, continuation), table in zip(pairs, tables, strict=True):
-            known = dict(zip(table.labels, table.logprobs, strict=True))
+            logprobs = dict(zip(table.labels, table.logprobs, strict=True))
             # Without a chat template a choice follows its question after a space.
-            logprob = known.get(bytes(continuation).decode().removeprefix(" "), -1e9)
-            out.append(Likelihood(logprob, logprob == max(table.logprobs)))
-        return out
+            logprob = logprobs.get(bytes(continuation).decode().removeprefix(" "), -1e9)
+            likelihoods.append(Likelihood(logprob, logprob == max(table.logprobs)))
+        return likelihoods
 
 
 def classifier(folder: Path, weights_digest: str) -> TextCandidate:
-    """Fit the classifier whose texts and labels lie in a folder, and return it as a candidate."""
+    """Fit the classifier whose texts and labels are in a folder, and return it as a candidate."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

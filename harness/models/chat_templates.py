@@ -58,9 +58,9 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, asks: bool
         if text in _stopped:
             raise CandidateFailed(_stopped[text])
         template: Any = compile_template(text)
-        given = {**tokenizer.special_tokens_map, "tools": None, "documents": None}
+        variables = {**tokenizer.special_tokens_map, "tools": None, "documents": None}
         with _rendering, template.environment.activate_tracker(blocks, marked):
-            for block in render(template, messages=list(messages), add_generation_prompt=asks, **given):
+            for block in render(template, messages=list(messages), add_generation_prompt=asks, **variables):
                 blocks.append(block)  # noqa: PERF402  (the tracker of marked spans reads those before it)
     except CandidateFailed:
         raise
@@ -69,9 +69,9 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, asks: bool
         if len(messages) <= _FEW_TURNS:
             _stopped[text] = reason
         raise CandidateFailed(reason, "a template of a chat alone") from None
-    except Exception as error:  # noqa: BLE001  (whatever a template of somebody else does)
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CandidateFailed(f"a conversation that the chat template does not write ({said})") from None
+    except Exception as error:  # noqa: BLE001  (a foreign template may raise anything)
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CandidateFailed(f"a conversation that the chat template does not write ({line})") from None
     return Chat("".join(blocks), tuple(marked))
 
 
@@ -86,13 +86,13 @@ def template_names() -> list[str]:
     return sorted(file.stem for file in Path(__file__).parent.glob(f"*{SUFFIX}"))
 
 
-def read_template(written: str) -> str:
+def read_template(name_or_file: str) -> str:
     """Return the text of a template, given by name or as a file; UserError if there is none."""
-    is_file = written.endswith(SUFFIX)
-    file = Path(written) if is_file else Path(__file__).with_name(f"{written}{SUFFIX}")
-    if not is_file and written not in template_names():
+    is_file = name_or_file.endswith(SUFFIX)
+    file = Path(name_or_file) if is_file else Path(__file__).with_name(f"{name_or_file}{SUFFIX}")
+    if not is_file and name_or_file not in template_names():
         expected = f"{', '.join(template_names())}, or a file that ends with {SUFFIX}"
-        raise UserError(_KEY, repr(written), expected, did_you_mean(written, template_names()))
+        raise UserError(_KEY, repr(name_or_file), expected, did_you_mean(name_or_file, template_names()))
     try:
         return file.read_text("utf-8")
     except FileNotFoundError:
@@ -134,11 +134,11 @@ def join_system(tokenizer: Tokenizer) -> None:
 def find_left_out(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
     """Return the role of the first turn whose text does not reach the prompt; empty if all do."""
     text = render_chat(tokenizer, messages).text
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         if message["content"].strip() in text:
             continue
-        changed = {**message, "content": f"{message['content']} {_ANSWER}"}
-        if render_chat(tokenizer, [*messages[:place], changed, *messages[place + 1 :]]).text == text:
+        changed_message = {**message, "content": f"{message['content']} {_ANSWER}"}
+        if render_chat(tokenizer, [*messages[:index], changed_message, *messages[index + 1 :]]).text == text:
             return message["role"]
     return ""
 
@@ -146,11 +146,11 @@ def find_left_out(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
 def find_gap(tokenizer: Tokenizer) -> str:
     """Return the whitespace that a chat template writes between a prompt and its answer."""
     try:
-        prompt, whole = _write_probe(tokenizer)
+        prompt, conversation = _write_probe(tokenizer)
     except CandidateFailed:
         return ""
-    before, _, _ = whole.removeprefix(prompt).partition(_ANSWER)
-    return before if whole.startswith(prompt) and not before.strip() else ""
+    before, _, _ = conversation.removeprefix(prompt).partition(_ANSWER)
+    return before if conversation.startswith(prompt) and not before.strip() else ""
 
 
 def _write_probe(tokenizer: Tokenizer) -> tuple[str, str]:
@@ -161,24 +161,24 @@ def _write_probe(tokenizer: Tokenizer) -> tuple[str, str]:
 def template_problems(tokenizer: Tokenizer, ends: Sequence[str], where: str) -> Iterator[Problem]:
     """Yield problems of training and evaluating with a tokenizer's template; `ends` are the end tokens."""
     try:
-        prompt, whole = _write_probe(tokenizer)
+        prompt, conversation = _write_probe(tokenizer)
     except CandidateFailed as error:
         expected, step = "a Jinja template over messages and add_generation_prompt", "correct it"
         yield Problem(where, f"a template that cannot be rendered ({error.reason})", expected, step)
         return
-    if _QUESTION[0]["content"] not in prompt or not whole.startswith(f"{prompt}{_ANSWER}"):
-        found = f"{prompt!r} for the prompt, and {whole!r} with its answer"
+    if _QUESTION[0]["content"] not in prompt or not conversation.startswith(f"{prompt}{_ANSWER}"):
+        found = f"{prompt!r} for the prompt, and {conversation!r} with its answer"
         expected = "a conversation that begins with the prompt, then the answer"
         yield Problem(where, found, expected, "end the template as add_generation_prompt does")
         return
-    rest = whole.removeprefix(f"{prompt}{_ANSWER}")
+    rest = conversation.removeprefix(f"{prompt}{_ANSWER}")
     if not rest.startswith(tuple(ends)):
         found = f"{rest!r} after an answer"
         expected = f"a token that ends one: {', '.join(ends)}"
         yield Problem(where, found, expected, "write {{ eos_token }} after the assistant's content")
 
 
-DAY = datetime(2025, 1, 1)  # noqa: DTZ001  (what templates take for today, so that every day's prompts are alike)
+DAY = datetime(2025, 1, 1)  # noqa: DTZ001  (the date that templates see, so that prompts are the same every day)
 MOST_STEPS = 1_000_000
 MOST_SIGNS = 20_000_000
 _STEPS_A_CALL = 10
@@ -206,19 +206,19 @@ def compile_template(text: str) -> Template:
     """Compile a chat template with the functions that transformers offers to templates."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    theirs = _compile_jinja_template("").environment
-    kinds = [type(one) for one in theirs.extensions.values()]
-    ours = _BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=kinds)
-    ours.filters = {name: _count_work(name, made) for name, made in theirs.filters.items()}
-    ours.filters |= {name: theirs.filters[name] for name in _FREE}
-    ours.filters |= {"_each": _count_each, "_charge": _charge}
-    ours.filters.pop("random")  # rendering must be deterministic
-    ours.tests = {name: _count_work(name, made) for name, made in theirs.tests.items()}
-    ours.finalize = _charge
-    ours.globals = theirs.globals | {"strftime_now": DAY.strftime}
-    ours.globals.pop("lipsum")  # no chat needs it, and it makes texts of any length
+    hf_env = _compile_jinja_template("").environment
+    kinds = [type(extension) for extension in hf_env.extensions.values()]
+    env = _BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=kinds)
+    env.filters = {name: _count_work(name, function) for name, function in hf_env.filters.items()}
+    env.filters |= {name: hf_env.filters[name] for name in _FREE}
+    env.filters |= {"_each": _count_each, "_charge": _charge}
+    env.filters.pop("random")  # rendering must be deterministic
+    env.tests = {name: _count_work(name, function) for name, function in hf_env.tests.items()}
+    env.finalize = _charge
+    env.globals = hf_env.globals | {"strftime_now": DAY.strftime}
+    env.globals.pop("lipsum")  # no chat needs it, and it makes texts of any length
     _left.set(MOST_STEPS)
-    return ours.from_string(text)
+    return env.from_string(text)
 
 
 def render(template: Template, **variables: Any) -> Iterator[str]:
@@ -233,10 +233,10 @@ def render(template: Template, **variables: Any) -> Iterator[str]:
 
 
 def _spend(steps: int) -> None:
-    left = _left.get() - steps
-    if left < 0:
+    n_left = _left.get() - steps
+    if n_left < 0:
         raise TooMuchWork
-    _left.set(left)
+    _left.set(n_left)
 
 
 def _measure(value: Any) -> int:
@@ -249,16 +249,16 @@ def _measure(value: Any) -> int:
     else:
         pending = [value]
     while pending:
-        one = pending.pop()
+        item = pending.pop()
         n_items += 1
-        if isinstance(one, str):
-            size += len(one)
-        elif isinstance(one, dict):
-            pending += [*one, *one.values()]
-        elif isinstance(one, Namespace):
-            pending += object.__getattribute__(one, "_Namespace__attrs").values()
-        elif isinstance(one, list | tuple | range):
-            pending += one
+        if isinstance(item, str):
+            size += len(item)
+        elif isinstance(item, dict):
+            pending += [*item, *item.values()]
+        elif isinstance(item, Namespace):
+            pending += object.__getattribute__(item, "_Namespace__attrs").values()
+        elif isinstance(item, list | tuple | range):
+            pending += item
         if size > MOST_SIGNS or n_items + len(pending) > MOST_STEPS:
             break
     if size > MOST_SIGNS or pending:
@@ -296,7 +296,7 @@ def _refuse_repeated(value: Any, times: Any) -> None:
 
 
 def _count_work(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a filter or test so that it counts what it reads and makes nothing too large."""
+    """Wrap a filter or test so that its input is counted and its result is bounded."""
 
     @wraps(function)
     def count(*args: Any, **options: Any) -> Any:
@@ -330,12 +330,12 @@ def _put_charge(node: nodes.Expr) -> nodes.Expr:
     return node if isinstance(node, nodes.Const) else _put_filter(node, "_charge")
 
 
-def _put_filter(node: Any, name: str, place: nodes.Node | None = None) -> nodes.Filter:
-    at: Any = place or node
-    made = nodes.Filter(node, name, [], [], None, None)
-    made.set_lineno(at.lineno)
-    made.set_environment(at.environment)
-    return made
+def _put_filter(node: Any, name: str, origin: nodes.Node | None = None) -> nodes.Filter:
+    at: Any = origin or node
+    filter_node = nodes.Filter(node, name, [], [], None, None)
+    filter_node.set_lineno(at.lineno)
+    filter_node.set_environment(at.environment)
+    return filter_node
 
 
 class _BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -349,8 +349,8 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(function, LoopContext):  # a recursive loop
             args = (_count_each(args[0]), *args[1:])
         owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
-        read = [owner] if isinstance(owner, str | list | dict) else []
-        _count_arguments(getattr(function, "__name__", ""), *read, *args, *options.values())
+        owner_arguments = [owner] if isinstance(owner, str | list | dict) else []
+        _count_arguments(getattr(function, "__name__", ""), *owner_arguments, *args, *options.values())
         return _charge(super().call(context, function, *args, **options))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:

@@ -18,8 +18,8 @@ _OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")
 
 def multiplies_bf16() -> bool:
     """Tell whether oneDNN supports prepacked bf16 products on this processor."""
-    known = torch.ops.mkldnn
-    return all(hasattr(known, name) for name in _OPERATORS) and bool(known._is_mkldnn_bf16_supported())  # noqa: SLF001
+    ops = torch.ops.mkldnn
+    return all(hasattr(ops, name) for name in _OPERATORS) and bool(ops._is_mkldnn_bf16_supported())  # noqa: SLF001
 
 
 def prepack(model: "torch.nn.Module") -> None:
@@ -41,11 +41,11 @@ def prepack(model: "torch.nn.Module") -> None:
 
 def replace_weight(layer: Any, weight: "torch.Tensor") -> "torch.nn.Linear":
     """Return a copy of a linear layer with another weight, in the layer's precision."""
-    made = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    made.weight = torch.nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
-    made.bias = layer.bias
-    prepack(made)
-    return made.train(layer.training)
+    copy = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    copy.weight = torch.nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
+    copy.bias = layer.bias
+    prepack(copy)
+    return copy.train(layer.training)
 
 
 _QUERIES = 128  # per chunk; their scores against 1,000 keys fit in a core's cache
@@ -53,7 +53,7 @@ _QUERIES = 128  # per chunk; their scores against 1,000 keys fit in a core's cac
 
 @contextmanager
 def chunk_attention(model: Model) -> Iterator[None]:
-    """Let a model on a CPU use chunked attention within the context; other models are left as they are."""
+    """Let a model on a CPU use chunked attention within the context; other models are unchanged."""
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
     before = model.config._attn_implementation  # noqa: SLF001  (transformers has a public setter only)
@@ -86,13 +86,13 @@ def attend(
     g, t = key.shape[1:3]
     groups = query.mul(d**-0.5 if scaling is None else scaling).view(b, g, h // g, n, d)
     keys = key.transpose(-1, -2)
-    out = value.new_empty((b, n, h, value.shape[-1]))
+    output = value.new_empty((b, n, h, value.shape[-1]))
     for start in range(0, n, _QUERIES):
         end = min(start + _QUERIES, n)
-        seen = t - n + end  # number of keys up to the chunk's last query
-        part = groups[:, :, :, start:end].reshape(b, g, -1, d)
-        scores = (part @ keys[..., :seen]).view(b, h, -1, seen)
-        weights = scores.add_(attention_mask[:, :, start:end, :seen]).softmax(-1)
-        mixed = weights.view(b, g, -1, seen) @ value[:, :, :seen]
-        out[:, start:end] = mixed.view(b, h, end - start, -1).transpose(1, 2)
-    return out, None
+        n_keys = t - n + end  # number of keys up to the chunk's last query
+        queries = groups[:, :, :, start:end].reshape(b, g, -1, d)
+        scores = (queries @ keys[..., :n_keys]).view(b, h, -1, n_keys)
+        weights = scores.add_(attention_mask[:, :, start:end, :n_keys]).softmax(-1)
+        mixed = weights.view(b, g, -1, n_keys) @ value[:, :, :n_keys]
+        output[:, start:end] = mixed.view(b, h, end - start, -1).transpose(1, 2)
+    return output, None

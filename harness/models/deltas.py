@@ -35,10 +35,10 @@ def save_delta(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    written = json.dumps({"form": form, **config}, indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(f"{written}\n", "utf-8")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, folder / WEIGHTS, {"format": "pt"})
+    text = json.dumps({"form": form, **config}, indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(f"{text}\n", "utf-8")
+    cpu_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(cpu_tensors, folder / WEIGHTS, {"format": "pt"})
 
 
 def delta_digest(folder: Path, base_digest: str) -> str:
@@ -107,8 +107,8 @@ def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[Remov
         changed = hidden + bottleneck(hidden.to(bottleneck.down.weight.dtype)).to(hidden.dtype)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    found = _sublayers(model, form.style)
-    return [found[name].register_forward_hook(partial(add, one)) for name, one in bottlenecks.items()]
+    sublayers = _sublayers(model, form.style)
+    return [sublayers[name].register_forward_hook(partial(add, layer)) for name, layer in bottlenecks.items()]
 
 
 @contextmanager
@@ -136,17 +136,17 @@ def _sublayers(model: Any, style: str) -> "dict[str, Module]":
     n_layers = model.config.get_text_config().num_hidden_layers
     lists = (m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers)
     layers = next(lists, torch.nn.ModuleList())
-    found = {
+    sublayers = {
         f"{i}_{name}": getattr(layer, name)
         for i, layer in enumerate(layers)
         for names in _SUBLAYERS[style]
         for name in names
         if hasattr(layer, name)
     }
-    if not found or len(found) != len(layers) * len(_SUBLAYERS[style]):
+    if not sublayers or len(sublayers) != len(layers) * len(_SUBLAYERS[style]):
         reason = f"a base whose layers have no attention or feed-forward part that the style {style} knows"
         raise CandidateFailed(reason, "another method, as one of low-rank adapters")
-    return found
+    return sublayers
 
 
 MATRICES = "matrices"
@@ -157,13 +157,13 @@ def put_on_matrices(
     model: Any, config: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]"
 ) -> Iterator[None]:
     """Apply stored matrices, named after their layers, to a base."""
-    named = model.named_modules(remove_duplicate=False)
-    layers = {name: layer for name, layer in named if name in tensors}
+    modules = model.named_modules(remove_duplicate=False)
+    layers = {name: layer for name, layer in modules if name in tensors}
     for name, weight in tensors.items():
-        own = getattr(layers.get(name), "weight", None)
-        if own is None or own.shape != weight.shape:
+        base_weight = getattr(layers.get(name), "weight", None)
+        if base_weight is None or base_weight.shape != weight.shape:
             last = name.rpartition(".")[2]
-            has = "none" if own is None else f"one of the shape {tuple(own.shape)}"
+            has = "none" if base_weight is None else f"one of the shape {tuple(base_weight.shape)}"
             found = f"a matrix for {last} of the shape {tuple(weight.shape)}, and the base has {has}"
             raise CandidateFailed(found, "the base that it was trained on")
     try:

@@ -40,7 +40,7 @@ def free_room(machine: Machine) -> Room:
     if machine.device == "cuda":
         import torch
 
-        room |= {place: torch.cuda.mem_get_info(place)[0] for place in range(torch.cuda.device_count())}
+        room |= {index: torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())}
     return room
 
 
@@ -60,11 +60,11 @@ def place(source: ModelSource, machine: Machine, room: Room) -> Placement:
     if weights + keys <= room[main] or (machine.device == "cpu" and source.quantization):
         return {} if machine.device == "cpu" else {"device_map": {"": machine.device}}
     gpus = {name: n for name, n in room.items() if name != "cpu"}
-    kept = keys / max(1, len(gpus))  # each device holds the keys of its own layers
-    most: dict[int | str, int] = {name: max(0, int(n - kept)) for name, n in gpus.items()}
+    keys_per_device = keys / max(1, len(gpus))  # each device holds the keys of its own layers
+    max_memory: dict[int | str, int] = {name: max(0, int(n - keys_per_device)) for name, n in gpus.items()}
     if not source.quantization:  # bitsandbytes computes on GPUs only here
-        most["cpu"] = max(0, int(_SPARE * (room["cpu"] - (0 if gpus else keys))))
-    return {"device_map": "auto", "max_memory": most}
+        max_memory["cpu"] = max(0, int(_SPARE * (room["cpu"] - (0 if gpus else keys))))
+    return {"device_map": "auto", "max_memory": max_memory}
 
 
 def is_spread(model: Any) -> bool:
@@ -109,20 +109,20 @@ def _load_weights(source: ModelSource, machine: Machine, attention: str | None, 
     # transformers would initialise parameters that the files lack at random. A classifier's files lack the
     # output layer; others differ in size, or have more layers than config.json.
     published = "the config.json that was published with the weights"
-    for name, found, expected in sorted(info["mismatched_keys"]):
-        reason = f"{source.path}: {name} is {[*found]} in its files, and {[*expected]} by its config.json"
+    for name, stored, built in sorted(info["mismatched_keys"]):
+        reason = f"{source.path}: {name} is {[*stored]} in its files, and {[*built]} by its config.json"
         raise CandidateFailed(reason, published)
     names = {name for name, _ in model.named_parameters()}
     if lacking := sorted(names.intersection(info["missing_keys"])):
-        n, of = len(lacking), type(model).__name__
-        reason = f"{source.path}: its files lack {n} of {len(names)} tensors of {of}, such as {lacking[0]}"
+        n, cls = len(lacking), type(model).__name__
+        reason = f"{source.path}: its files lack {n} of {len(names)} tensors of {cls}, such as {lacking[0]}"
         raise CandidateFailed(reason, "a base that was saved as a causal language model")
     text: Any = model.config.get_text_config(decoder=True)
     n_layers = getattr(text, "num_hidden_layers", inf)
     n_read = n_layers + (getattr(text, "num_nextn_predict_layers", 0) or 0)
     for name in sorted(info["unexpected_keys"]):
-        at = _LAYER.search(name)
-        if at and int(at[1]) >= n_read and f"{name[: at.start()]}.0.{name[at.end() :]}" in names:
+        match = _LAYER.search(name)
+        if match and int(match[1]) >= n_read and f"{name[: match.start()]}.0.{name[match.end() :]}" in names:
             found = f"num_hidden_layers: {n_layers} by its config.json, and {name} in its files"
             raise CandidateFailed(f"{source.path}: {found}", published)
     if source.quantization == "nf4" and machine.device != "cuda" and not is_sharded:
@@ -157,10 +157,10 @@ def load_base(
             build_without_weights(source.path), "_supports_flash_attn", False
         )
         # By default transformers uses sdpa where an architecture has it.
-        known = attention if has_flash and attention != "sdpa" else None
+        implementation = attention if has_flash and attention != "sdpa" else None
         if placed is None:
             placed = {"device_map": {"": machine.device}} if machine.device != "cpu" else {}
-        model = _load_weights(source, machine, known, placed)
+        model = _load_weights(source, machine, implementation, placed)
         if model.device.type == "meta":
             reason = f"{source.name}: no memory has room for its embeddings"
             raise CandidateFailed(reason, "a smaller base_model")
@@ -172,9 +172,9 @@ def load_base(
         # Added tokens without embeddings are allowed if no chat contains them.
         n_ids, added, chat = len(embeddings.weight), tokenizer.get_added_vocab(), f"{tokenizer.chat_template}"
         in_use = (tokenizer.bos_token, tokenizer.eos_token)
-        beyond = {token for token, i in tokenizer.get_vocab().items() if i >= n_ids}
-        if read := sorted(one for one in beyond if one not in added or one in in_use or one in chat):
-            reason = f"{source.name}: {len(read)} of its tokens have no embeddings, such as {read[0]!r}"
+        extra_tokens = {token for token, i in tokenizer.get_vocab().items() if i >= n_ids}
+        if faulty := sorted(t for t in extra_tokens if t not in added or t in in_use or t in chat):
+            reason = f"{source.name}: {len(faulty)} of its tokens have no embeddings, such as {faulty[0]!r}"
             step = "its own tokenizer, or model.resize_token_embeddings before saving it"
             raise CandidateFailed(reason, step)
         return model, tokenizer

@@ -56,36 +56,36 @@ def pick_at_random(limits: Limits, seeds: Sequence[int]) -> Pick:
     """
     import numpy as np
 
-    made = np.array([np.random.default_rng(seed).random(limits.max_new_tokens) for seed in seeds])
-    uniforms = torch.tensor(made, dtype=torch.float32)  # (b, n)
+    draws = np.array([np.random.default_rng(seed).random(limits.max_new_tokens) for seed in seeds])
+    uniforms = torch.tensor(draws, dtype=torch.float32)  # (b, n)
 
     def pick(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
         chances = torch.softmax(logits.float() / limits.temperature, -1)
-        drawn = uniforms.to(logits.device)[rows, step][:, None]
+        uniform = uniforms.to(logits.device)[rows, step][:, None]
         if limits.top_p == 1:
-            return _fall(chances, drawn)
+            return _fall(chances, uniform)
         chances, ids = chances.sort(dim=-1, descending=True, stable=True)
         outside = chances.cumsum(-1) - chances >= limits.top_p
-        return ids.gather(-1, _fall(chances.masked_fill(outside, 0.0), drawn)[:, None])[:, 0]
+        return ids.gather(-1, _fall(chances.masked_fill(outside, 0.0), uniform)[:, None])[:, 0]
 
     return pick
 
 
-def _fall(chances: "torch.Tensor", drawn: "torch.Tensor") -> "torch.Tensor":
+def _fall(chances: "torch.Tensor", uniform: "torch.Tensor") -> "torch.Tensor":
     """Return where numbers in [0, 1) (b, 1) fall in the cumulative sum of chances (b, v), of any total."""
     total = chances.cumsum(-1)
-    place = (total <= drawn * total[:, -1:]).sum(-1)
+    index = (total <= uniform * total[:, -1:]).sum(-1)
     # Rounding may put a number beyond the last token with a positive chance.
     last = total.shape[-1] - 1 - (chances.flip(-1) > 0).int().argmax(-1)
-    return place.minimum(last)
+    return index.minimum(last)
 
 
 def answers(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:
     """Return the new token ids of each prompt of one batch.
 
     A model that does not keep all keys, or has windows and takes no custom masks, answers each prompt by
-    transformers' `generate`. A model whose answers change beside longer prompts, or that scales positions by
-    the length of a batch, answers each prompt alone.
+    transformers' `generate`. A model whose answers change in a batch with longer prompts, or that scales
+    positions by the length of a batch, answers each prompt alone.
     """
     prefixes = reader.prefixes
     with torch.inference_mode():
@@ -109,19 +109,19 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
         model, size, prefixes, _, costs = reader
         shared = count_shared_prefix(prompts, len(prefixes.virtual_ids))
         prefix = prefixes.read(prompts[0][:shared]) if shared else None
-        own = [prompt[shared:] for prompt in prompts]
-        end = shared + max(map(len, own))
+        suffixes = [prompt[shared:] for prompt in prompts]
+        end = shared + max(map(len, suffixes))
         seen = torch.zeros((len(prompts), end + how.max_new_tokens), dtype=torch.bool, device=model.device)
         seen[:, :shared] = True
         first = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
         cache = prefix_cache.empty_cache(model, end + how.max_new_tokens)
         layers: Sequence[Any] = cache.layers
-        for group in plan([len(p) for p in own], size, costs.reading, costs.keys, shared):
-            width = max(len(own[i]) for i in group)
+        for group in plan([len(p) for p in suffixes], size, costs.reading, costs.keys, shared):
+            width = max(len(suffixes[i]) for i in group)
             ids = torch.zeros((len(group), width), dtype=torch.long)
             for row, i in enumerate(group):
-                ids[row, width - len(own[i]) :] = torch.tensor(own[i])
-                seen[i, end - len(own[i]) : end] = True
+                ids[row, width - len(suffixes[i]) :] = torch.tensor(suffixes[i])
+                seen[i, end - len(suffixes[i]) : end] = True
             rows = torch.tensor(group, device=model.device)
             mask = torch.cat([seen[rows, :shared], seen[rows, end - width : end]], 1).long()
             places = (mask.cumsum(1) - 1).clamp(min=0)  # no position may be −1
@@ -132,19 +132,19 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
                 seeing = prefix_cache.cut_to_windows(
                     prefix_cache.additive_mask(model, visible), places[:, shared:], places, windows
                 )
-            read = prefix_cache.row_cache(model, prefix, len(group))
-            logits = _read_next_logits(model, ids.to(model.device), seeing, places[:, shared:], read)
+            group_cache = prefix_cache.row_cache(model, prefix, len(group))
+            logits = _read_next_logits(model, ids.to(model.device), seeing, places[:, shared:], group_cache)
             first[rows] = how.pick(logits, rows, 0)
-            read_layers: Sequence[Any] = read.layers
-            for layer, full in zip(read_layers, layers, strict=True):
+            group_layers: Sequence[Any] = group_cache.layers
+            for layer, full in zip(group_layers, layers, strict=True):
                 if not full.is_initialized:
                     whole = (x[:1].expand(len(prompts), -1, -1, -1) for x in (layer.keys, layer.values))
                     full.lazy_initialization(*whole)
                     full.cumulative_length.fill_(end)
-                start, of = end - (layer.keys.shape[2] - shared), rows.to(layer.keys.device)
-                for place, known in ((full.keys, layer.keys), (full.values, layer.values)):
-                    place[of, :, :shared] = known[:, :, :shared]
-                    place[of, :, start:end] = known[:, :, shared:]
+                start, row_ids = end - (layer.keys.shape[2] - shared), rows.to(layer.keys.device)
+                for target, source in ((full.keys, layer.keys), (full.values, layer.values)):
+                    target[row_ids, :, :shared] = source[:, :, :shared]
+                    target[row_ids, :, start:end] = source[:, :, shared:]
         # One token per row at a time, until all rows have ended or the limit is reached.
         max_new_tokens, ends, stopped, pick = how
         ending = torch.tensor(ends, device=first.device)
@@ -154,40 +154,40 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
         mask = prefix_cache.additive_mask(model, seen[:, None])  # (b, 1, 1, t)
         rows = torch.arange(len(first), device=first.device)
         new = first[:, None]  # (b, n)
-        made = torch.full((len(first), max_new_tokens), ends[0], device=first.device)
-        made[:, 0] = first
-        over = torch.isin(first, ending) | stopped(new)
+        new_ids = torch.full((len(first), max_new_tokens), ends[0], device=first.device)
+        new_ids[:, 0] = first
+        is_done = torch.isin(first, ending) | stopped(new)
         worth = _WORTH_COPYING if model.dtype == torch.float32 else 0.0
-        while new.shape[1] < max_new_tokens and not over.all():
-            if (going := ~over).sum() <= worth * len(rows):
+        while new.shape[1] < max_new_tokens and not is_done.all():
+            if (is_active := ~is_done).sum() <= worth * len(rows):
                 for layer in layers:
-                    layer.keys, layer.values = layer.keys[going], layer.values[going]
-                rows, new, over = rows[going], new[going], over[going]
-                mask, positions, places = mask[going], positions[going], places[going]
+                    layer.keys, layer.values = layer.keys[is_active], layer.values[is_active]
+                rows, new, is_done = rows[is_active], new[is_active], is_done[is_active]
+                mask, positions, places = mask[is_active], positions[is_active], places[is_active]
             mask[..., end + new.shape[1] - 1] = 0
             newest = (positions + new.shape[1] - 1)[:, None]
             seeing = prefix_cache.cut_to_windows(mask, newest, places, windows)
             logits = _read_next_logits(model, new[:, -1:], seeing, newest, cache)
-            token = torch.where(over, ending[0], pick(logits, rows, new.shape[1]))
-            made[rows, new.shape[1]] = token
+            token = torch.where(is_done, ending[0], pick(logits, rows, new.shape[1]))
+            new_ids[rows, new.shape[1]] = token
             new = torch.cat([new, token[:, None]], 1)
-            over = over | torch.isin(token, ending) | stopped(new)
-        filled: list[list[int]] = made[:, : new.shape[1]].tolist()
+            is_done = is_done | torch.isin(token, ending) | stopped(new)
+        filled: list[list[int]] = new_ids[:, : new.shape[1]].tolist()
         return filled
 
 
 def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
-    """Tell whether prompts of unequal length fail together, or are answered differently than alone."""
+    """Tell whether prompts of unequal length fail in one batch, or get other answers than alone."""
     # Bloom takes no custom cache; MPT counts the padding between a shared prefix and the prompt.
     model = reader.model
     n_ids = model.config.get_text_config().vocab_size
     ids = tuple((5 + 7 * i) % n_ids for i in range(128))
     # The prompts share a prefix; in half precision only much padding shows a difference.
-    prompts, found = (ids[:100], ids[:8] + ids[100:104]), list[dict[tuple[int, int], torch.Tensor]]()
+    prompts, runs = (ids[:100], ids[:8] + ids[100:104]), list[dict[tuple[int, int], torch.Tensor]]()
 
     def record(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
-        said = torch.log_softmax(logits.float(), -1)
-        found[-1] |= {(row, step): said[i] for i, row in enumerate(rows.tolist())}
+        logprobs = torch.log_softmax(logits.float(), -1)
+        runs[-1] |= {(row, step): logprobs[i] for i, row in enumerate(rows.tolist())}
         return torch.full_like(rows, ids[-1])
 
     def goes_on(new: torch.Tensor) -> torch.Tensor:
@@ -195,15 +195,15 @@ def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
 
     how = Continuation(2, ends, goes_on, record)
     try:
-        found.append({})
+        runs.append({})
         _together(reader._replace(costs=CPU_COSTS), prompts, how)
-        found.append({})
+        runs.append({})
         _answer_each_by_generate(model, prompts, how)
     except UNSUPPORTED as error:
         if ran_out_of_memory(error):
             raise
         return True
-    together, alone = found
+    together, alone = runs
     return any(
         (together[key] - alone[key]).abs().mean() > AGREEMENT_NATS[model.dtype.itemsize] for key in alone
     )
@@ -241,7 +241,7 @@ def _answer_by_generate(model: Model, prompts: Sequence[Tokens], how: Continuati
         return torch.full_like(logits, -torch.inf).scatter(-1, token[:, None], 0.0)
 
     generate: Any = model.generate
-    made = generate(
+    output_ids = generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,
@@ -251,21 +251,21 @@ def _answer_by_generate(model: Model, prompts: Sequence[Tokens], how: Continuati
         eos_token_id=list(ends),
         stopping_criteria=[lambda all_ids, _, **__: stopped(all_ids[:, width:])],
     )
-    new: list[list[int]] = made[:, width:].tolist()
+    new: list[list[int]] = output_ids[:, width:].tolist()
     return new
 
 
 def _answer_each_by_generate(model: Model, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:
     """Answer each prompt alone by transformers' `generate`, without padding."""
 
-    def alone(place: int) -> list[int]:
+    def alone(index: int) -> list[int]:
         def pick_rows(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
-            return how.pick(logits, rows + place, step)
+            return how.pick(logits, rows + index, step)
 
         prefix_cache.forget_length(model)
-        (new,) = _answer_by_generate(model, prompts[place : place + 1], how._replace(pick=pick_rows))
+        (new,) = _answer_by_generate(model, prompts[index : index + 1], how._replace(pick=pick_rows))
         return new
 
-    made = [alone(place) for place in range(len(prompts))]
-    longest = max(map(len, made))
-    return [new + [how.ends[0]] * (longest - len(new)) for new in made]
+    new_ids = [alone(index) for index in range(len(prompts))]
+    longest = max(map(len, new_ids))
+    return [new + [how.ends[0]] * (longest - len(new)) for new in new_ids]

@@ -123,7 +123,7 @@ class Memory(NamedTuple):
 
 
 def memory(device: str) -> Memory:
-    """Return the memory of the device; on a CPU, the free part is what needs no swapping."""
+    """Return the memory of the device; on a CPU, free memory is what can be used without swapping."""
     if device == "cuda":
         import torch
 
@@ -131,8 +131,8 @@ def memory(device: str) -> Memory:
         return Memory(free / 2**30, total / 2**30, "GPU")
     page = os.sysconf("SC_PAGE_SIZE")
     total = page * os.sysconf("SC_PHYS_PAGES")
-    found = proc_line("meminfo", "MemAvailable:").split()
-    free = int(found[1]) * 1024 if found else total
+    words = proc_line("meminfo", "MemAvailable:").split()
+    free = int(words[1]) * 1024 if words else total
     return Memory(free / 2**30, total / 2**30, "main memory")
 
 
@@ -164,16 +164,16 @@ def measure_machine(device: str, precision: str, shape: Shape = SHAPE) -> Machin
         return Machine("cuda", torch.cuda.get_device_name(), chosen, _gflops("cuda", chosen))
     n_threads = torch.get_num_threads()
     start = load()
-    rounds = [{one: _gflops("cpu", one) for one in ("bf16", "fp32")} for _ in range(_ROUNDS)]
-    products = {one: max(speeds[one] for speeds in rounds) for one in rounds[0]}
-    least = _HOPELESS_BELOW * max(products.values())
-    asked = products if precision == "auto" else [one for one in products if precision == one]
-    wanted = [one for one in asked if products[one] > least or precision == "fp32"]
-    steps = {one: measure_speeds(shape, one) for one in wanted}
+    rounds = [{name: _gflops("cpu", name) for name in ("bf16", "fp32")} for _ in range(_ROUNDS)]
+    products = {name: max(speeds[name] for speeds in rounds) for name in rounds[0]}
+    min_speed = _HOPELESS_BELOW * max(products.values())
+    candidates = products if precision == "auto" else [name for name in products if precision == name]
+    timed = [name for name in candidates if products[name] > min_speed or precision == "fp32"]
+    steps = {name: measure_speeds(shape, name) for name in timed}
     contended = load().since(start).is_contended()
     if precision == "fp16":
         products["fp16"] = _gflops("cpu", "fp16")
-    speeds = {one: [product, *steps.get(one, ())] for one, product in products.items()}
+    speeds = {name: [product, *steps.get(name, ())] for name, product in products.items()}
     return cpu(cpu_name(n_threads), precision, speeds)._replace(contended=contended)
 
 
@@ -203,9 +203,9 @@ def use_threads(n: int) -> None:
 
 def visible_gpus() -> list[str]:
     """List the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
-    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return named.split(",")
-    return [str(place) for place in range(torch.cuda.device_count())]
+    if setting := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return setting.split(",")
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def probe(
@@ -222,7 +222,7 @@ def probe(
     A CPU is measured by steps of a model of this `shape`, by default the embedded model's. A disturbed
     measurement is kept for an hour. `renew` measures again, unless other work disturbs that; the precision
     stays the same, because stored weights and answers depend on it, unless only the earlier measurement was
-    disturbed. The use of a CPU beside an unused GPU is not remembered. `measure` replaces the measurement,
+    disturbed. The choice of a CPU over an unused GPU is not cached. `measure` replaces the measurement,
     `root` the root of the file system.
 
     Raises:
@@ -240,40 +240,40 @@ def probe(
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
         + gpus_of_driver(root)
     )
-    memory, kept, is_old = cache_dir() / "machines" / f"{key}.json", None, False
+    memory, cached, is_old = cache_dir() / "machines" / f"{key}.json", None, False
     with suppress(OSError, ValueError, TypeError):
-        kept = Machine(**recall(memory))
-        is_old = kept.contended and time.time() - memory.stat().st_mtime > _DISTURBED_KEPT_S
-    if kept and not (renew or is_old):
-        return kept
+        cached = Machine(**recall(memory))
+        is_old = cached.contended and time.time() - memory.stat().st_mtime > _DISTURBED_KEPT_S
+    if cached and not (renew or is_old):
+        return cached
     machine = measure(device, precision, shape)
     if device == "auto" and describe_unused_gpu(machine, root):
         return machine  # the key does not change when a driver is repaired
-    if kept and (machine.contended or not kept.contended) and kept.precision in machine.speeds:
-        machine = cpu(machine.name, kept.precision, machine.speeds)._replace(contended=machine.contended)
-    if kept and machine.contended and not kept.contended:
-        return max(machine, kept, key=lambda one: one.gflops)
+    if cached and (machine.contended or not cached.contended) and cached.precision in machine.speeds:
+        machine = cpu(machine.name, cached.precision, machine.speeds)._replace(contended=machine.contended)
+    if cached and machine.contended and not cached.contended:
+        return max(machine, cached, key=lambda m: m.gflops)
     with suppress(OSError):
         remember(memory, machine._asdict())
     return machine
 
 
 def cpu_kernels() -> dict[str, str]:
-    """Describe what selects this CPU's kernels, and so the last digits of results; asks torch only once."""
-    known = {"processor": processor_name() or "", "flags": _cpu_flags()}
-    known |= {name: os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")}
-    key = digest([known, platform.machine(), version("torch")])
+    """Describe what selects this CPU's kernels, and so the last digits of results; asks torch once."""
+    settings = {"processor": processor_name() or "", "flags": _cpu_flags()}
+    settings |= {name: os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")}
+    key = digest([settings, platform.machine(), version("torch")])
     return {
         "capability": memo("cpu_capability", key, lambda: torch.backends.cpu.get_cpu_capability()),
-        **known,
+        **settings,
     }
 
 
 def cpu(name: str, precision: str, speeds: Mapping[str, Sequence[float]]) -> Machine:
     """Return the machine of a CPU with these speeds; `auto` is bf16 unless that is slower than fp32."""
-    found = Machine("cpu", name, precision, 0.0, speeds=speeds)
-    chosen = ("fp32" if slow_bf16(found) else "bf16") if precision == "auto" else precision
-    return found._replace(precision=chosen, gflops=speeds[chosen][0])
+    machine = Machine("cpu", name, precision, 0.0, speeds=speeds)
+    chosen = ("fp32" if slow_bf16(machine) else "bf16") if precision == "auto" else precision
+    return machine._replace(precision=chosen, gflops=speeds[chosen][0])
 
 
 def gpus_of_driver(root: Path = Path("/")) -> list[str]:
@@ -281,21 +281,21 @@ def gpus_of_driver(root: Path = Path("/")) -> list[str]:
     if not any((root / "dev").glob("nvidia[0-9]*")):
         return []
     driver = root / "proc" / "driver" / "nvidia"
-    found: list[str] = []
+    lines: list[str] = []
     for file in [*sorted(driver.glob("gpus/*/information")), driver / "version"]:
         begins = "NVRM" if file.name == "version" else "Model"
         with suppress(OSError):
-            found += [line for line in file.read_text().splitlines() if line.startswith(begins)]
-    return found or ["unknown"]
+            lines += [line for line in file.read_text().splitlines() if line.startswith(begins)]
+    return lines or ["unknown"]
 
 
 def describe_unused_gpu(machine: Machine, root: Path = Path("/")) -> str:
     """Return a note if a CPU was chosen although a GPU is present that torch does not see; else empty."""
     if machine.device != "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return ""
-    if not (found := gpus_of_driver(root)):
+    if not (lines := gpus_of_driver(root)):
         return ""
-    driver = " ".join(found[-1].split()) if found[-1].startswith("NVRM") else "driver unknown"
+    driver = " ".join(lines[-1].split()) if lines[-1].startswith("NVRM") else "driver unknown"
     step = "a newer driver, or a torch that was built for this one"
     return f"a GPU is here, and torch {version('torch')} does not use it ({driver}); next: {step}"
 
@@ -311,7 +311,7 @@ def probe_notes(machine: Machine) -> str:
 
 def slow_bf16(machine: Machine) -> str:
     """Say how slow bf16 is on this CPU, by the mean over timed steps; empty if about as fast as fp32."""
-    bf16, fp32 = (machine.speeds.get(one, ()) for one in ("bf16", "fp32"))
+    bf16, fp32 = (machine.speeds.get(name, ()) for name in ("bf16", "fp32"))
     pairs = list(zip(bf16, fp32, strict=False))
     fast, plain = map(geometric_mean, zip(*(pairs[1:] or pairs), strict=True)) if pairs else (1.0, 1.0)
     if fast >= _SLOW_BELOW * plain:

@@ -69,13 +69,15 @@ class HFCandidate(Candidate):
         """Answer prompts in batches of similar length, greedily or by draws from each prompt's seed."""
         virtual = self._executor.prefixes.virtual_ids
         prompts = [virtual + prompt for prompt in prompts] if virtual else prompts
-        out: dict[int, Output] = {}
+        outputs: dict[int, Output] = {}
         lengths = [len(p) + limits.max_new_tokens for p in prompts]
         costs = self._executor.costs
         for batch in plan(lengths, self._answering, costs.answering, costs.keys):
-            drawn = [seeds[i] for i in batch] if seeds else ()
-            out.update(zip(batch, self._answer([prompts[i] for i in batch], limits, drawn), strict=True))
-        return [out[i] for i in range(len(prompts))]
+            batch_seeds = [seeds[i] for i in batch] if seeds else ()
+            outputs.update(
+                zip(batch, self._answer([prompts[i] for i in batch], limits, batch_seeds), strict=True)
+            )
+        return [outputs[i] for i in range(len(prompts))]
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation) in nats; shared prefixes are read once."""
@@ -99,7 +101,7 @@ class HFCandidate(Candidate):
         torch.cuda.empty_cache()
         half = len(prompts) // 2
         parts = ((prompts[:half], seeds[:half]), (prompts[half:], seeds[half:]))
-        return [output for part, drawn in parts if part for output in self._answer(part, limits, drawn)]
+        return [output for p, s in parts if p for output in self._answer(p, limits, s)]
 
     def _answer_together(
         self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]
@@ -113,15 +115,15 @@ class HFCandidate(Candidate):
 
         def has_stopped(new: torch.Tensor) -> torch.Tensor:
             tails = self.tokenizer.batch_decode(new[:, -newest:], skip_special_tokens=True) if stop else ()
-            found = [any(s in tail for s in stop) for tail in tails] or [False] * len(new)
-            return torch.tensor(found, device=new.device)
+            stops = [any(s in tail for s in stop) for tail in tails] or [False] * len(new)
+            return torch.tensor(stops, device=new.device)
 
         how = Continuation(limits.max_new_tokens, ends, has_stopped, pick)
         by = self._executor
         reader = PromptReader(self.model, self._reading, by.prefixes, by.engine, by.costs)
-        made = answers(reader, prompts, how)
+        new_ids = answers(reader, prompts, how)
         share = (time.perf_counter() - start) / len(prompts)
-        pairs = zip(prompts, made, strict=True)
+        pairs = zip(prompts, new_ids, strict=True)
         return [answer(self.tokenizer, prompt, new, ends, limits, share) for prompt, new in pairs]
 
 
@@ -136,13 +138,13 @@ class ModelHost:
         room: devices.Room | None = None,
     ) -> None:
         self.source, self.machine = source, machine
-        placed = devices.place(source, machine, room or devices.free_room(machine))
-        self.model, self.tokenizer = load_base(source, machine, placed=placed)
+        placement = devices.place(source, machine, room or devices.free_room(machine))
+        self.model, self.tokenizer = load_base(source, machine, placed=placement)
         self.model.eval()
         prepack(self.model)
         self.costs = costs_of(self.model, source, machine)
-        known = scoring_engine or find_copied_engine(source.path, machine.device)
-        self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, known, self.costs)
+        engine = scoring_engine or find_copied_engine(source.path, machine.device)
+        self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, engine, self.costs)
         self.base.refuse_no_numbers()
 
     @contextmanager
@@ -200,15 +202,15 @@ class ModelHost:
 
 @contextmanager
 def keep_base(model: Any, folder: Path) -> Iterator[None]:
-    """Restore afterwards the modules, attributes and weights of a base that an adapter changes."""
+    """Restore on exit the modules, attributes and weights that an adapter changes on a base."""
     config = read_adapter_config(folder)
-    own = set(map(weight_files.own_name, weight_files.tensors_of(folder / weight_files.WEIGHTS)))
+    names = set(map(weight_files.own_name, weight_files.tensors_of(folder / weight_files.WEIGHTS)))
     attributes = {
-        module: {name: (of, of.copy() if isinstance(of, dict) else None) for name, of in vars(module).items()}
+        module: {name: (v, v.copy() if isinstance(v, dict) else None) for name, v in vars(module).items()}
         for module in model.modules()
     }
-    named = model.named_parameters(remove_duplicate=False)
-    written = [p for n, p in named if n.endswith("bias") or n in own or weight_files.moves_base(config)]
+    params = model.named_parameters(remove_duplicate=False)
+    written = [p for n, p in params if n.endswith("bias") or n in names or weight_files.moves_base(config)]
     values, n_layers = {p: p.data for p in written}, model.config.get_text_config().num_hidden_layers
     for parameter in values:
         parameter.data = parameter.data.clone()
@@ -219,11 +221,11 @@ def keep_base(model: Any, folder: Path) -> Iterator[None]:
     finally:
         for module, before in attributes.items():
             vars(module).clear()
-            for name, (of, content) in before.items():
+            for name, (attribute, content) in before.items():
                 if content is not None:
-                    of.clear()
-                    of.update(content)
-                vars(module)[name] = of
+                    attribute.clear()
+                    attribute.update(content)
+                vars(module)[name] = attribute
         for parameter, value in values.items():
             parameter.data = value
         model.config.get_text_config().num_hidden_layers = n_layers
@@ -281,10 +283,10 @@ def soft_prompt(model: Any, engine: str) -> Cache:
         reason = "a soft prompt needs a base whose layers all attend to everything that was read"
         raise CandidateFailed(reason, "another peft_type, as LORA")
     with torch.inference_mode():
-        learned = model.get_prompt(batch_size=1)
+        prompt = model.get_prompt(batch_size=1)
         if model.active_peft_config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
-            return cast(Cache, learned)
+            return cast(Cache, prompt)
         cache = empty_cache(base)
-        embeddings = learned.to(base.get_input_embeddings().weight.dtype)
+        embeddings = prompt.to(base.get_input_embeddings().weight.dtype)
         base(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache

@@ -210,8 +210,8 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
             f"model.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
         )
         raise UserError(f"{where} {name}", found, "weights in safetensors", step)
-    there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
-    if lacking := [what for what, is_there in there.items() if not is_there]:
+    has_part = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
+    if lacking := [part for part, is_there in has_part.items() if not is_there]:
         found, expected = f"a folder without {' and '.join(lacking)}", "a model saved by save_pretrained"
         raise UserError(f"{where} {name}", found, expected, "check the path")
     refuse_damaged(path)
@@ -225,8 +225,8 @@ def refuse_changed_files(source: ModelSource) -> None:
     path = source.path
     files = [*weights_files(path), *find_matching(path, _CONFIG_FILES), *tokenizer_files(path)]
     expected, step = "the content that it was judged with", "download it again, then harness compare"
-    changed = (file for file in files if checksum(file) != file_checksum(file))
-    refuse(Problem(str(file), "another content than before", expected, step) for file in changed)
+    changed_files = (file for file in files if checksum(file) != file_checksum(file))
+    refuse(Problem(str(file), "another content than before", expected, step) for file in changed_files)
 
 
 def set_switches(source: ModelSource, switches: Mapping[str, bool | float | str]) -> ModelSource:
@@ -266,8 +266,8 @@ def quantize(source: ModelSource, quantization: str) -> ModelSource:
     """Return the base with quantised weights; unchanged if it has them already."""
     if quantization in ("", source.quantization):
         return source
-    how = {"nf4": "double quantisation", "int8": "vectors, without outliers"}[quantization]
-    weights = "" if is_packed(source) else digest([source.weights_digest, quantization, how])
+    method = {"nf4": "double quantisation", "int8": "vectors, without outliers"}[quantization]
+    weights = "" if is_packed(source) else digest([source.weights_digest, quantization, method])
     return source._replace(weights_digest=weights, quantization=quantization)
 
 
@@ -288,9 +288,9 @@ def has_tokenizer(path: Path) -> bool:
 
 def architecture_difference(folder: Path, base: Path) -> str:
     """Describe how a model's layers differ from the base's by configuration; empty if they are equal."""
-    own, known = (json.loads((path / "config.json").read_text("utf-8")) for path in (folder, base))
-    other = [name for name in _ARCHITECTURE if own.get(name) != known.get(name)]
-    return ", ".join(f"{name} {own.get(name)}, which the base has as {known.get(name)}" for name in other)
+    config, base_config = (json.loads((path / "config.json").read_text("utf-8")) for path in (folder, base))
+    keys = [key for key in _ARCHITECTURE if config.get(key) != base_config.get(key)]
+    return ", ".join(f"{key} {config.get(key)}, which the base has as {base_config.get(key)}" for key in keys)
 
 
 def shape(source: ModelSource) -> shapes.Shape | None:
@@ -326,7 +326,7 @@ def load_tokenizer(source: ModelSource, padding_side: str = "left") -> Tokenizer
     if isinstance(template, str) and not template.strip():  # see `chat_template`
         template = tokenizer.chat_template = None
     if source.switches and isinstance(template, dict):
-        tokenizer.chat_template = {name: source.switches + one for name, one in template.items()}
+        tokenizer.chat_template = {name: source.switches + text for name, text in template.items()}
     elif source.switches and template:
         tokenizer.chat_template = source.switches + template
     join_system(tokenizer)
@@ -337,12 +337,12 @@ def load_tokenizer(source: ModelSource, padding_side: str = "left") -> Tokenizer
 def map_end_tokens(source: ModelSource, tokenizer: Tokenizer) -> dict[int, str]:
     """Map the ids of end tokens to their texts: the tokenizer's, then the model's own."""
     configs = (read_object(source.path / name) for name in reversed(_CONFIG_FILES))
-    said: Any = next((ends for of in configs if (ends := of.get("eos_token_id")) is not None), [])
-    ids = [tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])]
-    known: dict[int, Any] = {
+    end_ids: Any = next((ends for config in configs if (ends := config.get("eos_token_id")) is not None), [])
+    ids = [tokenizer.eos_token_id, *(end_ids if isinstance(end_ids, list) else [end_ids])]
+    tokens: dict[int, Any] = {
         i: tokenizer.convert_ids_to_tokens(i) for i in ids if isinstance(i, int) and i >= 0
     }
-    return {i: token for i, token in known.items() if token is not None}
+    return {i: token for i, token in tokens.items() if token is not None}
 
 
 def list_special_tokens(source: ModelSource) -> list[str]:
@@ -373,9 +373,9 @@ def remote_headers(name: str, where: str) -> tuple[dict[str, Any], dict[str, Ten
         config = read_config(Path(hf_hub_download(name, "config.json")).parent)
         files = get_safetensors_metadata(name).files_metadata.values()
         tensors = {
-            tensor: Tensor(said.dtype, tuple(said.shape), *said.data_offsets)
+            tensor: Tensor(info.dtype, tuple(info.shape), *info.data_offsets)
             for file in files
-            for tensor, said in file.tensors.items()
+            for tensor, info in file.tensors.items()
         }
         return config, tensors
 
@@ -419,7 +419,7 @@ def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) ->
         for name, source in sources.items()
         if not is_packed(source) and has_tokenizer(source.path) and not chat_template(source)
     ]
-    if (written := experiment.chat_template) is None:
+    if (template_name := experiment.chat_template) is None:
         in_chat = [t.name for t in experiment.tasks if t.chat_template and t.kind != "bits_per_byte"]
         chats = f"and tasks prompted in chat: {', '.join(in_chat)}"
         step = (
@@ -433,19 +433,19 @@ def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) ->
             if in_chat
         )
         return dict(sources)
-    text = read_template(written)
+    text = read_template(template_name)
     if not lacking:
-        found, expected = f"{written}, and every base has a template of its own", "a base without one"
+        found, expected = f"{template_name}, and every base has a template of its own", "a base without one"
         raise UserError("chat_template", found, expected, "remove chat_template")
-    made = {
+    templated = {
         name: source._replace(template_digest=digest([source.template_digest, text]), template=text)
         for name, source in sources.items()
         if name in lacking
     }
     problems: list[Problem] = []
-    for source in made.values():
+    for source in templated.values():
         tokenizer = load_tokenizer(source)
         ends = [*map_end_tokens(source, tokenizer).values()]
-        problems += template_problems(tokenizer, ends, f"chat_template {written}, {source.name}")
+        problems += template_problems(tokenizer, ends, f"chat_template {template_name}, {source.name}")
     refuse(problems)
-    return {**sources, **made}
+    return {**sources, **templated}

@@ -1,4 +1,4 @@
-"""Large libraries, each imported when a name of it is first read, as in `torch.cuda`."""
+"""Large libraries that are imported when one of their names is first used, as in `torch.cuda`."""
 
 from functools import cached_property
 from importlib import import_module
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
 
     class _Library:
-        """A library in whose place its own names can be read."""
+        """Stand-in for a library, which is imported when one of its names is read."""
 
         def __init__(self, name: str) -> None:
             self._name = name
@@ -30,7 +30,7 @@ else:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._module, name)
 
-    Cache = Config = Model = Tokenizer = Any  # types are read by type checkers alone
+    Cache = Config = Model = Tokenizer = Any  # only type checkers need the types
     datasets, peft, torch, transformers, trl = map(
         _Library, ("datasets", "peft", "torch", "transformers", "trl")
     )

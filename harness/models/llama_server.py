@@ -23,18 +23,18 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=-1, help="of an answer, where a request names none")
     parser.add_argument("--parallel", type=int, default=1, help="requests that are answered at once")
     parser.add_argument("--api-key-env", help="the variable that holds the key")
-    given = parser.parse_args()
+    args = parser.parse_args()
     params = xllamacpp.CommonParams()
-    params.model.path, params.model_alias = given.file, {given.alias}
-    params.hostnames, params.port = [given.host], given.port
-    params.n_predict, params.n_parallel = given.max_tokens, given.parallel
+    params.model.path, params.model_alias = args.file, {args.alias}
+    params.hostnames, params.port = [args.host], args.port
+    params.n_predict, params.n_parallel = args.max_tokens, args.parallel
     params.sampling.temp = 0  # default for requests without a temperature
     params.cpuparams.n_threads = int(os.environ.get("OMP_NUM_THREADS") or -1)  # -1: one per processor
     params.kv_unified = True  # requests share the model's context; each may fill it
     params.endpoint_metrics, params.ui, params.offline, params.cors_origins = True, False, True, ""
-    if given.api_key_env:
-        if not (key := os.environ.get(given.api_key_env, "").strip()):
-            parser.error(f"no key in the variable {given.api_key_env}")
+    if args.api_key_env:
+        if not (key := os.environ.get(args.api_key_env, "").strip()):
+            parser.error(f"no key in the variable {args.api_key_env}")
         params.api_keys = [key]
     server = xllamacpp.Server(params)
     sys.stdout.write(f"listening on {server.listening_address}\n")

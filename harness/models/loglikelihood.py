@@ -2,7 +2,7 @@
 
 Invariant: the layout depends on token ids alone. Sequences with a common prefix share a row, under a mask
 that separates their branches; the prefix of all contexts is read once. A random copy of a base with two
-narrow layers tells the base's scoring engine without its weights: it has each kind of layer that the base
+narrow layers shows the base's scoring engine without its weights: it has each kind of layer that the base
 has, with windows of a few tokens. If no copy can be made (of recurrent layers, for example), the base itself
 is probed.
 """
@@ -45,9 +45,9 @@ ENGINES = ("packed", "padded", "plain")
 
 def layout_digest(engine: str, budget: int, costs: batching.PassCosts = batching.CPU_COSTS) -> str:
     """Return the digest of what determines the shapes of batches on any model."""
-    own = [] if costs == batching.CPU_COSTS else [costs]
+    own_costs = [] if costs == batching.CPU_COSTS else [costs]
     tried = ["tried beside others"] if engine == "padded" else []  # see `generation`
-    return digest([versions_of("layout"), engine, budget, *own, *tried])
+    return digest([versions_of("layout"), engine, budget, *own_costs, *tried])
 
 
 class Executor:
@@ -147,8 +147,8 @@ class Executor:
         torch.cuda.empty_cache()
         half, shared = len(numbers) // 2, _length(prefix)
         scored: dict[int, Scored] = {}
-        for part in filter(None, (numbers[:half], numbers[half:])):
-            scored |= self._with_less_memory(self._trees(pairs, shared, part), pairs, prefix)
+        for half_numbers in filter(None, (numbers[:half], numbers[half:])):
+            scored |= self._with_less_memory(self._trees(pairs, shared, half_numbers), pairs, prefix)
         return scored
 
     def _score(
@@ -161,7 +161,7 @@ class Executor:
         with torch.inference_mode():
             logits = self._logits(packed, prefix)  # (u, v)
             where, targets = (
-                torch.tensor(of, device=logits.device) for of in (packed.where, packed.targets)
+                torch.tensor(values, device=logits.device) for values in (packed.where, packed.targets)
             )  # (m,)
             n_rows = _SLICE[logits.device.type]
             # log Σ exp of each row; `logsumexp` would make five passes over fresh memory.
@@ -187,9 +187,9 @@ class Executor:
             positions, shared = inputs["position_ids"], _length(prefix)
             ends = torch.tensor(packed.ends, device=device)  # (b, w)
             order = torch.arange(ends.shape[1], device=device)
-            seen = (order[:, None] >= order) & (order[:, None] < ends[:, None])
+            is_visible = (order[:, None] >= order) & (order[:, None] < ends[:, None])
             mask = prefix_cache.additive_mask(
-                self.model, torch.nn.functional.pad(seen, (shared, 0), value=True)
+                self.model, torch.nn.functional.pad(is_visible, (shared, 0), value=True)
             )
             before = torch.arange(shared, device=device).expand(len(ends), -1)
             places = torch.cat([before, positions], 1)
@@ -205,7 +205,7 @@ class Executor:
             return logits
 
     def _choose_engine(self) -> str:
-        is_stateful = self.model._is_stateful  # noqa: SLF001 (it is said nowhere else)
+        is_stateful = self.model._is_stateful  # noqa: SLF001 (there is no public attribute)
         if is_stateful and self.prefixes.windows is not None:
             reason = f"{type(self.model).__name__} keeps a state that no cache of transformers' holds"
             raise CandidateFailed(reason, _ANOTHER)
@@ -216,8 +216,8 @@ class Executor:
             longest = max(len(context) + len(continuation) for context, continuation in pairs)
             try:
                 with chunk_attention(self.model):
-                    found = self._score(batching.grow(pairs, max(64, longest)), pairs)
-                packed.append([found[i][0] for i in range(len(pairs))])
+                    scored = self._score(batching.grow(pairs, max(64, longest)), pairs)
+                packed.append([scored[i][0] for i in range(len(pairs))])
             except UNSUPPORTED as error:
                 if ran_out_of_memory(error):
                     raise
@@ -228,8 +228,8 @@ class Executor:
             raise self._no_numbers()
         # Dropping the second half of each continuation must not change the scores of the first.
         halves = [self._score_alone((context, ids[: len(ids) // 2]))[0] for context, ids in probes[0]]
-        whole = [logprobs[: len(half)] for logprobs, half in zip(alone[0], halves, strict=True)]
-        if gap(halves, whole) > tolerance:
+        first_halves = [logprobs[: len(half)] for logprobs, half in zip(alone[0], halves, strict=True)]
+        if gap(halves, first_halves) > tolerance:
             reason = f"{type(self.model).__name__} reads a token by those after it too"
             raise CandidateFailed(reason, _ANOTHER)
         agree = packed and all(a and gap(a, b) < tolerance for a, b in zip(packed, alone, strict=True))
@@ -248,9 +248,9 @@ class Executor:
         return [short, [(long[:-8], long[-8:])]]
 
 
-def gap(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
+def gap(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> float:
     """Return the mean absolute difference of log-probabilities of the same tokens, in nats."""
-    pairs = (zip(*both, strict=True) for both in zip(some, others, strict=True))
+    pairs = (zip(*rows, strict=True) for rows in zip(first, second, strict=True))
     return fmean(abs(p - q) for pair in pairs for p, q in pair)
 
 
@@ -259,11 +259,11 @@ def _length(prefix: Cache | None) -> int:
 
 
 @contextmanager
-def project_only(model: Model, wanted: "torch.Tensor") -> Iterator[None]:
-    """Project only the hidden states at `wanted` (u rows and indices): inside, logits are (1, u, v)."""
+def project_only(model: Model, indices: "torch.Tensor") -> Iterator[None]:
+    """Project only the hidden states at `indices` (u rows and positions): inside, logits are (1, u, v)."""
 
     def select(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        at = wanted.to(args[0].device)  # layers may be on several devices
+        at = indices.to(args[0].device)  # layers may be on several devices
         return (args[0][at[:, 0], at[:, 1]][None], *args[1:])
 
     projection: Any = model.get_output_embeddings()
@@ -278,12 +278,12 @@ _Answer = TypeVar("_Answer")
 
 _MOST_PARAMETERS = 100_000_000  # of a copy; a configuration that we cannot make narrower has more
 _BUDGET = 512  # tokens of a pass: room for all probes
-_WINDOW = 8  # tokens; one more or less of them is seen in log p
-# Standard deviation of a product of a row of inputs of unit variance: its softmax then prefers some.
+_WINDOW = 8  # tokens; a difference of one changes log p visibly
+# Standard deviation of a weight row's product with inputs of unit variance, so that a softmax is uneven.
 _SPREAD = 1.7
-_BIAS = 0.1  # added to what families leave at 0 or 1
-_HEARD_NATS = 0.5  # by which log p differs at least after other contexts
-# Sizes by transformers' names, and what they are at most in a copy.
+_BIAS = 0.1  # added to parameters that families initialise with 0 or 1
+_HEARD_NATS = 0.5  # smallest difference of log p between contexts
+# Largest sizes in a copy, by transformers' names.
 _MOST = {
     "vocab_size": 512,
     "vocab_size_per_layer_input": 512,
@@ -311,20 +311,20 @@ _NOT_COPIED = ("quantization_config", "dtype", "torch_dtype", "architectures")
 
 
 def find_copied_engine(path: Path, device: str) -> str | None:
-    """Return the scoring engine of a base; None if no copy of it can tell."""
+    """Return the scoring engine of a base; None if no copy shows it."""
 
     def find_engine(model: Any) -> str | None:
         executor = Executor(model.to(device), _BUDGET)
         # Its answers must depend on their context; otherwise an ignored mask would not show.
         contexts, answer = [tuple(range(5 + n, 11 + n)) for n in range(0, 24, 6)], (40, 41, 42)
-        found = [logprobs for logprobs, _ in executor.score([(context, answer) for context in contexts])]
-        return executor.engine if gap(found[1:], found[:-1]) > _HEARD_NATS else None
+        scores = [logprobs for logprobs, _ in executor.score([(context, answer) for context in contexts])]
+        return executor.engine if gap(scores[1:], scores[:-1]) > _HEARD_NATS else None
 
     return ask_copy(path, find_engine)
 
 
 def ask_copy(path: Path, ask: Callable[[Any], _Answer]) -> _Answer | None:
-    """Return what `ask` finds of a random copy of a base; None if there is no copy, or it cannot be read."""
+    """Return the result of `ask` for a random copy of a base; None if no copy can be made or run."""
     from huggingface_hub.errors import StrictDataclassError
 
     quiet_libraries()
@@ -341,11 +341,11 @@ def two_layer_copy(path: Path) -> Model | None:
     kinds = _kinds(config)
     if not kinds:
         return None
-    said = config.to_dict()
+    values = config.to_dict()
     for name in getattr(config, "sub_configs", {}):
-        if isinstance(said.get(name), Mapping):
-            said[name] = _narrow(said[name])
-    small = type(config).from_dict(_narrow(said))
+        if isinstance(values.get(name), Mapping):
+            values[name] = _narrow(values[name])
+    small = type(config).from_dict(_narrow(values))
     if _kinds(small) != kinds:
         return None
     kind: Any = transformers.AutoModelForCausalLM
@@ -369,7 +369,7 @@ def two_layer_copy(path: Path) -> Model | None:
 
 
 def _kinds(config: Config) -> set[bool] | None:
-    """Return whether layers of a model have a window, each kind once; None if they keep no keys."""
+    """Return the kinds of a model's layers (True: with a window); None if they do not keep keys."""
     by_layer = windows(config)
     return None if by_layer is None else set(map(bool, by_layer))
 
@@ -377,23 +377,25 @@ def _kinds(config: Config) -> set[bool] | None:
 def _narrow(config: Mapping[str, Any]) -> dict[str, Any]:
     """Narrow a configuration; the width of a head stays, because rotations of positions depend on it."""
     small = {name: value for name, value in config.items() if name not in _NOT_COPIED}
-    small |= {name: _cap(small[name], most) for name, most in _MOST.items() if small.get(name)}
-    # The first layer of each kind, two at least, with what the configuration says of them.
+    small |= {name: _cap(small[name], largest) for name, largest in _MOST.items() if small.get(name)}
+    # Keep the first layer of each kind, at least two in all, with their entries in the configuration.
     if name := _find_first(_LAYERS, small):
         n_layers = small[name]
         kinds: Sequence[str] = small.get("layer_types") or ()
-        kept = sorted({list(kinds).index(kind) for kind in kinds})
-        kept = sorted({*kept, *[n for n in range(n_layers) if n not in kept][: max(0, 2 - len(kept))]})
+        layers = sorted({list(kinds).index(kind) for kind in kinds})
+        layers = sorted(
+            {*layers, *[n for n in range(n_layers) if n not in layers][: max(0, 2 - len(layers))]}
+        )
         lists = {
             key: value for key, value in small.items() if isinstance(value, list) and len(value) == n_layers
         }
         dicts = {key: value for key, value in small.items() if isinstance(value, dict) and value}
         by_layer = {key: value for key, value in dicts.items() if all(str(n).isdigit() for n in value)}
-        small[name] = len(kept)
-        small |= {key: [values[n] for n in kept] for key, values in lists.items()}
+        small[name] = len(layers)
+        small |= {key: [values[n] for n in layers] for key, values in lists.items()}
         for key, values in by_layer.items():
-            small[key] = {str(kept.index(int(n))): values[n] for n in values if int(n) in kept}
-    # At most four heads, of which as many share keys as before or two do, and the width of one.
+            small[key] = {str(layers.index(int(n))): values[n] for n in values if int(n) in layers}
+    # At most four heads of the same width as before; one key head or all stay so, other numbers become two.
     heads, hidden = _find_first(_HEADS, small), _find_first(_HIDDEN, small)
     if heads and hidden and small[heads] > _MOST_HEADS:
         n_heads, width = small[heads], small.get("head_dim") or small[hidden] // small[heads]
@@ -405,9 +407,9 @@ def _narrow(config: Mapping[str, Any]) -> dict[str, Any]:
     return small | {name: _cap(value, last) for name, value in ids.items() if value is not None}
 
 
-def _cap(value: Any, most: int) -> Any:
-    return [_cap(one, most) for one in value] if isinstance(value, list) else min(value, most)
+def _cap(value: Any, limit: int) -> Any:
+    return [_cap(item, limit) for item in value] if isinstance(value, list) else min(value, limit)
 
 
-def _find_first(names: Sequence[str], said: Mapping[str, Any]) -> str:
-    return next((name for name in names if isinstance(said.get(name), int) and said[name]), "")
+def _find_first(names: Sequence[str], config: Mapping[str, Any]) -> str:
+    return next((name for name in names if isinstance(config.get(name), int) and config[name]), "")

@@ -53,17 +53,17 @@ def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-
         queries + shape.hidden,
         *[shape.hidden + width if width else 0] * 3,
     )
-    wanted = _LINEAR if isinstance(modules, str) else modules
-    return r * shape.n_layers * sum(s for name, s in zip(_LINEAR, sums, strict=True) if name in wanted)
+    names = _LINEAR if isinstance(modules, str) else modules
+    return r * shape.n_layers * sum(s for name, s in zip(_LINEAR, sums, strict=True) if name in names)
 
 
 def weights_gb(shape: Shape, precision: str, *, quantization: str = "") -> float:
     """Return the GB of the weights; in quantised files as stored, quantised here without experts."""
     if not quantization:
         return (shape.stored_bytes or shape.n_parameters * BYTES[precision]) / 1e9
-    left = shape.in_embeddings + shape.in_experts
-    quantised = max(shape.n_parameters - left, 0.0)
-    return (quantised * BITS[quantization] / 8 + left * 2) / 1e9
+    unquantised = shape.in_embeddings + shape.in_experts
+    quantised = max(shape.n_parameters - unquantised, 0.0)
+    return (quantised * BITS[quantization] / 8 + unquantised * 2) / 1e9
 
 
 def optimizer_bytes(optim: str | None, trained_in: str = "fp32") -> float:
@@ -111,11 +111,11 @@ def training_peak(
     A trained parameter takes a copy in `trained_in`, its gradient and the optimiser's state. Each process
     holds one of `shards` shards of these, and two whole layers; at `zero_stage` 2 it holds all weights.
     """
-    of_layer = tokens * shape.hidden * LAYER_BYTES
-    kept = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers
-    activations = kept + of_layer if checkpointing else of_layer * shape.n_layers
-    whole = n_trained >= shape.n_parameters
-    is_one = whole and BYTES[trained_in] <= BYTES[precision]  # products use the weights themselves
+    layer_bytes = tokens * shape.hidden * LAYER_BYTES
+    checkpoint_bytes = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers
+    activations = checkpoint_bytes + layer_bytes if checkpointing else layer_bytes * shape.n_layers
+    is_whole = n_trained >= shape.n_parameters
+    is_one = is_whole and BYTES[trained_in] <= BYTES[precision]  # products use the weights themselves
     weights = 0.0 if is_one else weights_gb(shape, precision, quantization=quantization)
     logits = LOGIT_BYTES * tokens * shape.vocabulary
     if in_tiles:  # logits in 16 bits, the gradient of the last layer in fp32
@@ -177,8 +177,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out."""
     import torch
 
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or any(words in str(error) for words in _WORDS)
+    is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return is_known or any(words in str(error) for words in _WORDS)
 
 
 def release_gpu_memory() -> None:

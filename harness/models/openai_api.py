@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 
 Protocol = Literal["completions", "chat"]
 PROTOCOLS: tuple[Protocol, ...] = ("completions", "chat")
-ENGINE = "endpoint"  # begins the engine's name in the identity of rows
+ENGINE = "endpoint"  # prefix of the engine's name in the identity of rows
 UNKNOWN = "unknown"  # the precision and the device of a server
 FILE = "endpoint.json"
 WHO_ANSWERS = ("base_url", "model", "protocol")  # settings on which an answer depends
 
-_NO_KEY = "none"  # a client without any would take the one of another provider from the environment
+_NO_KEY = "none"  # a client without a key would take another provider's from the environment
 _ANY_LENGTH = 1 << 30
 _MOST_TOKENS = 20  # most tokens with log-probabilities in the protocol
-_MOST_STOPS = 4  # that the protocol takes; an answer is cut at the others here
+_MOST_STOPS = 4  # most stop strings in the protocol; the others are applied here
 _TOO_LONG = re.compile(r"context (length|size|window)|context_length|must be <=", re.IGNORECASE)
 _STEPS = {
     400: "another protocol (completions or chat), or a server that takes such requests",
@@ -102,12 +102,12 @@ class Settings(Spec):
 
     @property
     def name(self) -> str:
-        """The model and its address, for people."""
+        """Model and address, for display."""
         return f"{self.model} at {self.base_url}"
 
 
 def identity(protocol: str) -> tuple[str, str]:
-    """Return what names this engine in the identity of rows, and its layout's digest."""
+    """Return this engine's name in the identity of rows, and the digest of its layout."""
     return f"{ENGINE}/{protocol}", digest(ENGINE)
 
 
@@ -181,7 +181,7 @@ class Server:
         )
         # The client would take these from the environment, where they are meant for another provider.
         self.api.organization = self.api.project = None
-        self.api._custom_headers = {}  # noqa: SLF001 (nothing public empties them)
+        self.api._custom_headers = {}  # noqa: SLF001 (there is no public way to clear them)
 
     def each(self, ask: Callable[[_Request], _Said], requests: Sequence[_Request]) -> list[_Said]:
         """Send all requests and return the answers in order; after a failure no further request starts."""
@@ -193,11 +193,11 @@ class Server:
         def work() -> None:
             while waiting:
                 try:
-                    answer, one = waiting.popleft()
+                    answer, request = waiting.popleft()
                 except IndexError:  # another thread took the last one
                     return
                 try:
-                    answer.set_result(ask(one))
+                    answer.set_result(ask(request))
                 except APIError as error:
                     answer.set_exception(self._failure(error))
                 except BaseException as error:  # noqa: BLE001 (raised where the answers are awaited)
@@ -206,27 +206,27 @@ class Server:
         for _ in range(min(self.settings.num_concurrent, len(answers))):
             Thread(target=work, daemon=True).start()
         try:
-            done, left = wait(answers, return_when=FIRST_EXCEPTION)
+            finished, pending = wait(answers, return_when=FIRST_EXCEPTION)
         finally:
             waiting.clear()
-        if left:
-            raise next(error for one in done if (error := one.exception()))
-        return [one.result() for one in answers]
+        if pending:
+            raise next(error for future in finished if (error := future.exception()))
+        return [future.result() for future in answers]
 
     def max_context(self, model: str) -> int:
         """Return the context length that the server reports for a model; unbounded if it reports none."""
         from openai import APIError, APIStatusError
 
         try:
-            listed = self.api.models.list()
+            models = self.api.models.list()
         except APIStatusError:
             return _ANY_LENGTH  # a server without a model list; the first request will show other problems
         except APIError as error:
             raise self._failure(error) from None
-        except AttributeError:  # the client takes whatever came for a list
+        except AttributeError:  # the client does not check that it received a list
             found = "a page that is not a list of models"
             raise self.refusal(found, "a base_url that ends with /v1") from None
-        sizes = {one.id: (one.model_extra or {}).get("max_model_len") for one in listed.data or ()}
+        sizes = {entry.id: (entry.model_extra or {}).get("max_model_len") for entry in models.data or ()}
         return int(sizes.get(model) or _ANY_LENGTH)
 
     def refusal(self, found: str, knob: str) -> CandidateFailed:
@@ -245,13 +245,13 @@ class Server:
         content = getattr(holder, "text" if holder is choice else "content", None)
         parts = content if isinstance(content, list) else ["" if content is None else content]
         texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-        written = [text for text in texts if isinstance(text, str)]
-        if len(written) < len(texts):
+        strings = [text for text in texts if isinstance(text, str)]
+        if len(strings) < len(texts):
             raise self.refusal(f"an answer of the type {type(content).__name__}", _SERVER)
-        return choice, _legible("".join(written))
+        return choice, _legible("".join(strings))
 
     def error_text(self, error: "APIError") -> str:
-        """Return what the server says of an error, on one line and without the key."""
+        """Return the server's message of an error, on one line and without the key."""
         text = message(error)
         hidden = text.replace(self._key, "…") if self.settings.api_key_env else text
         return " ".join(hidden.split())[:200]
@@ -265,8 +265,8 @@ class Server:
         if isinstance(error, APIConnectionError):
             return self.refusal("no server", "start it, or correct base_url")
         status = error.status_code if isinstance(error, APIStatusError) else None
-        said = self.error_text(error)
-        found = f"status {status}, {said}" if status else f"what is not an answer, {said}"
+        text = self.error_text(error)
+        found = f"status {status}, {text}" if status else f"what is not an answer, {text}"
         step = _STEPS.get(status or 400, "ask again later, or look at the server's log")
         if status == 404 and self.settings.protocol == "completions":
             step += ", or protocol: chat where it has no completions"
@@ -274,7 +274,7 @@ class Server:
 
 
 def message(error: "APIError") -> str:
-    """Return what the server says of an error."""
+    """Return the server's message of an error."""
     return str(error.body["message"] if isinstance(error.body, dict) and "message" in error.body else error)
 
 
@@ -299,7 +299,7 @@ class CompletionsCandidate(Candidate):
         self._server, self.weights_digest, self._extra_body = server, weights_digest, extra_body
         self.tokenizer = load_tokenizer(source)
         self.engine, self.layout_digest = identity("completions")
-        # A server answers at least one token, also if only likelihoods are wanted.
+        # A server generates at least one token, even if only likelihoods are needed.
         self.max_context = server.max_context(server.settings.model) - 1
 
     def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
@@ -311,39 +311,39 @@ class CompletionsCandidate(Candidate):
         return self._server.each(self._score, pairs)
 
     def _complete(self, limits: Limits, prompt: _Prompt) -> Output:
-        found = self._server.api.completions.create(
+        response = self._server.api.completions.create(
             model=self._server.settings.model,
             prompt=list(prompt.ids),
             extra_body=self._extra_body or None,
             **_describe_decoding(limits, prompt.seed),
         )
-        choice, text = self._server.read_first_choice(found)
-        return _output(text, choice.finish_reason, found.usage, limits)
+        choice, text = self._server.read_first_choice(response)
+        return _output(text, choice.finish_reason, response.usage, limits)
 
     def _score(self, pair: Pair) -> Likelihood:
         context, continuation = pair
-        whole = [*context, *continuation]
-        found = self._server.api.completions.create(
+        ids = [*context, *continuation]
+        response = self._server.api.completions.create(
             model=self._server.settings.model,
-            prompt=whole,
+            prompt=ids,
             temperature=0.0,
             max_tokens=1,
             echo=True,
             logprobs=1,
         )
-        said = self._server.read_first_choice(found)[0].logprobs
-        values, tops = (said.token_logprobs or [], said.top_logprobs or []) if said else ([], [])
-        own = list(zip(values, tops, strict=False))[len(context) : len(whole)]
+        logprobs = self._server.read_first_choice(response)[0].logprobs
+        values, tops = (logprobs.token_logprobs or [], logprobs.top_logprobs or []) if logprobs else ([], [])
+        pairs = list(zip(values, tops, strict=False))[len(context) : len(ids)]
         # One more token is the generated one; two more mean that the server added to the prompt.
-        if len(values) not in (len(whole), len(whole) + 1) or any(x is None or not top for x, top in own):
-            what = f"log-probabilities of {len(values)} tokens where {len(whole)} were sent"
+        if len(values) not in (len(ids), len(ids) + 1) or any(x is None or not top for x, top in pairs):
+            found = f"log-probabilities of {len(values)} tokens where {len(ids)} were sent"
             step = "a server that echoes those of the prompt, such as vLLM, or protocol: chat"
-            raise self._server.refusal(what, step)
-        return Likelihood(sum(x for x, _ in own), all(x >= max(top.values()) for x, top in own))
+            raise self._server.refusal(found, step)
+        return Likelihood(sum(x for x, _ in pairs), all(x >= max(top.values()) for x, top in pairs))
 
 
 class ChatCandidate(Candidate):
-    """A model that is sent messages; its token ids are bytes of JSON. `logprobs` asks for those of tokens."""
+    """Model that gets messages; its token ids are bytes of JSON. `logprobs` requests those of answers."""
 
     max_context = _ANY_LENGTH
 
@@ -352,10 +352,10 @@ class ChatCandidate(Candidate):
         self.engine, self.layout_digest = identity("chat")
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
-        """Write messages down as they are."""
+        """Encode unchanged messages as JSON."""
         return [
-            Encoded(tuple(canonical_json(list(one.messages)).encode()), tuple(one.continuation.encode()))
-            for one in prompts
+            Encoded(tuple(canonical_json(list(p.messages)).encode()), tuple(p.continuation.encode()))
+            for p in prompts
         ]
 
     def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
@@ -371,22 +371,22 @@ class ChatCandidate(Candidate):
 
     def _answer(self, limits: Limits, prompt: _Prompt) -> Output:
         messages: Any = loads(bytes(prompt.ids))
-        more: dict[str, Any] = {"logprobs": True, "top_logprobs": _MOST_TOKENS} if self._logprobs else {}
-        found = self._server.api.chat.completions.create(
+        extra: dict[str, Any] = {"logprobs": True, "top_logprobs": _MOST_TOKENS} if self._logprobs else {}
+        response = self._server.api.chat.completions.create(
             model=self._server.settings.model,
             messages=messages,
             **_describe_decoding(limits, prompt.seed),
-            **more,
+            **extra,
         )
-        choice, text = self._server.read_first_choice(found)
-        output = _output(text, choice.finish_reason, found.usage, limits)
-        # The tokens that could have begun the answer, after blanks.
+        choice, text = self._server.read_first_choice(response)
+        output = _output(text, choice.finish_reason, response.usage, limits)
+        # Candidates for the first token of the answer after blanks.
         content = (choice.logprobs and choice.logprobs.content) or ()
         first = next((token for token in content if token.token.strip()), None)
-        if more and first is None and choice.message.content:
+        if extra and first is None and choice.message.content:
             step = "a server that gives top_logprobs"
             raise self._server.refusal("an answer without log-probabilities", step)
-        if not more or first is None:
+        if not extra or first is None:
             return output
         likely = {token.token: token.logprob for token in (*(first.top_logprobs or ()), first)}
         return replace(output, first_logprobs=tuple((_legible(t), p) for t, p in likely.items()))
@@ -395,7 +395,7 @@ class ChatCandidate(Candidate):
 def _answers(
     server: Server, ask: Callable[[_Prompt], Output], prompts: Sequence[Tokens], seeds: Sequence[int]
 ) -> list[Output]:
-    """Answer prompts; one that the server finds too long is an error row, as it is with a model in memory."""
+    """Answer prompts; a prompt too long for the server gives an error row, as with a model in memory."""
     start = time.perf_counter()
     from openai import BadRequestError, UnprocessableEntityError
 
@@ -407,15 +407,15 @@ def _answers(
                 raise
             return Output("", "error", error=server.error_text(error))
 
-    made = server.each(ask_or_refuse, list(map(_Prompt, prompts, seeds or repeat(None))))
+    outputs = server.each(ask_or_refuse, list(map(_Prompt, prompts, seeds or repeat(None))))
     share = (time.perf_counter() - start) / max(len(prompts), 1)
-    return [replace(output, compute_s=share) for output in made]
+    return [replace(output, compute_s=share) for output in outputs]
 
 
 def _describe_decoding(limits: Limits, seed: int | None) -> dict[str, Any]:
     stop = {"stop": list(limits.stop[:_MOST_STOPS])} if limits.stop else {}
-    drawn = {} if seed is None else {"top_p": limits.top_p, "seed": seed}
-    return {"max_tokens": limits.max_new_tokens, "temperature": limits.temperature, **drawn, **stop}
+    sampling = {} if seed is None else {"top_p": limits.top_p, "seed": seed}
+    return {"max_tokens": limits.max_new_tokens, "temperature": limits.temperature, **sampling, **stop}
 
 
 def _legible(text: str) -> str:
@@ -426,14 +426,14 @@ def _legible(text: str) -> str:
 def _output(text: str, finish_reason: str, usage: Any, limits: Limits) -> Output:
     """Return an answer, cut at the first stop string, with the token counts that the server reports."""
     cuts = [text.index(s) for s in limits.stop if s in text]
-    read, written = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
-    if not (type(read) is int and type(written) is int and min(read, written) >= 0):
-        read, written = 0, 0
+    n_read, n_written = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    if not (type(n_read) is int and type(n_written) is int and min(n_read, n_written) >= 0):
+        n_read, n_written = 0, 0
     return Output(
         text[: min(cuts)] if cuts else text,
         "length" if finish_reason == "length" and not cuts else "stop",
-        n_prompt_tokens=read,
-        n_output_tokens=written,
+        n_prompt_tokens=n_read,
+        n_output_tokens=n_written,
     )
 
 
@@ -452,18 +452,18 @@ def is_private(url: str) -> bool:
     with suppress(OSError):
         host = inet_ntoa(inet_aton(host))
     try:
-        found = ip_address(host)
+        address = ip_address(host)
     except ValueError:
         return len(host) != _COUNTRY if "." not in host else host.endswith(_PRIVATE_NAMES)
-    found = getattr(found, "ipv4_mapped", None) or found
-    return bool(found.is_private) or found in _SHARED
+    address = getattr(address, "ipv4_mapped", None) or address
+    return bool(address.is_private) or address in _SHARED
 
 
 def is_loopback(url: str) -> bool:
     """Tell whether a URL is plain HTTP on this machine, which proxies do not reach."""
     parts = urlsplit(url)
     try:
-        own = ip_address(parts.hostname or "").is_loopback
+        is_local = ip_address(parts.hostname or "").is_loopback
     except ValueError:
-        own = parts.hostname == "localhost"
-    return own and parts.scheme == "http"
+        is_local = parts.hostname == "localhost"
+    return is_local and parts.scheme == "http"

@@ -53,9 +53,9 @@ def measure_speeds(shape: Shape, precision: str) -> list[float]:
         if shape.n_parameters <= _SMALL:
             n_parameters, *times = _time_steps(_build(shape, shape.n_layers, precision), precision)
         else:
-            few, more = (_time_steps(_build(shape, depth, precision), precision) for depth in _DEPTHS)
-            others = (shape.n_layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
-            n_parameters, *times = (a + others * max(b - a, 0.0) for a, b in zip(few, more, strict=True))
+            shallow, deep = (_time_steps(_build(shape, depth, precision), precision) for depth in _DEPTHS)
+            scale = (shape.n_layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
+            n_parameters, *times = (a + scale * max(b - a, 0.0) for a, b in zip(shallow, deep, strict=True))
     return [n * n_parameters / took_s / 1e9 for n, took_s in zip(_OPERATIONS, times, strict=True)]
 
 
@@ -73,37 +73,37 @@ def _build(shape: Shape, depth: int, precision: str) -> "transformers.LlamaForCa
         head_dim=shape.head_dim + shape.head_dim % 2,
         tie_word_embeddings=shape.tied,
     )
-    made: transformers.LlamaForCausalLM = transformers.LlamaForCausalLM._from_config(  # noqa: SLF001
+    model: transformers.LlamaForCausalLM = transformers.LlamaForCausalLM._from_config(  # noqa: SLF001
         config, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     )
-    made.eval()
-    return made
+    model.eval()
+    return model
 
 
 def _time_steps(model: "transformers.LlamaForCausalLM", precision: str) -> tuple[float, float, float, float]:
     """Return the number of parameters, and the seconds per token read, allowed to generate, and trained."""
     layers: Any = model.model.layers
     adapted = [name for name, module in layers.named_modules() if type(module) is torch.nn.Linear][::2]
-    made: Any = peft.get_peft_model(
+    peft_model: Any = peft.get_peft_model(
         model, peft.LoraConfig(r=16, target_modules=[f"layers.{name}" for name in adapted])
     )
-    made.train()
+    peft_model.train()
     model.set_attn_implementation("eager")
-    trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
     rows = torch.tensor(_draw_texts(model, _TRAINED_ROWS, _LENGTH))
-    kept = torch.arange(_LENGTH - _ANSWER, _LENGTH)
+    tail = torch.arange(_LENGTH - _ANSWER, _LENGTH)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            logits = made(input_ids=rows, logits_to_keep=kept, use_cache=False).logits
-        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), rows[:, kept].flatten()).backward()
+            logits = peft_model(input_ids=rows, logits_to_keep=tail, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), rows[:, tail].flatten()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
     trained_s = time_quickest(step) / (_TRAINED_ROWS * _LENGTH)
-    made.unload().eval().set_attn_implementation("sdpa")  # removes the adapter
+    peft_model.unload().eval().set_attn_implementation("sdpa")  # removes the adapter
     prepack(model)
     executor = Executor(model, 1024, "packed")
     n_texts, length = _TEXTS
@@ -112,7 +112,7 @@ def _time_steps(model: "transformers.LlamaForCausalLM", precision: str) -> tuple
     read_s = time_quickest(lambda: executor.score(pairs)) / (n_texts * length)
     reader = PromptReader(model, Size(512, 1024), executor.prefixes)
     (shared,) = _draw_texts(model, 1, _SHARED)
-    prompts = [shared + own for own in _draw_texts(model, _PROMPTS, _OWN)]
+    prompts = [shared + suffix for suffix in _draw_texts(model, _PROMPTS, _OWN)]
     per_token_s = [_time_new_tokens(reader, prompts)]
     if _NEW * per_token_s[0] < _LONG_S:
         per_token_s.append(_time_new_tokens(reader, prompts))
@@ -148,7 +148,7 @@ def _draw_texts(model: "transformers.LlamaForCausalLM", n: int, length: int) -> 
 
 _KIND = "pass_costs"  # kind of the cached values
 _REPEATS = 3  # the fastest one counts
-_ROWS = 8  # of a pass; twice as many show the time per token
+_ROWS = 8  # rows of a pass; one of twice as many gives the time per token
 _TOKENS, _FEW_KEYS, _MANY_KEYS = 128, 256, 2048  # most tokens of a row
 _STEPS = 8  # new tokens minus one
 # Larger values are measurement errors.
@@ -180,52 +180,52 @@ def card_costs(model: Model, source: ModelSource, machine: Machine, card_bytes: 
     shape = hub.shape(source)
     if shape is None:
         return CPU_COSTS
-    shape = shape._replace(stored_bytes=0.0)  # of files, which are others where the same model was trained
+    shape = shape._replace(stored_bytes=0.0)  # files differ where the same model was trained
     key = digest([machine.name, machine.precision, shape, versions_of("layout")])
-    kept = memo(_KIND, key, lambda: _measure(model))
-    found = PassCosts(*kept) if kept else CPU_COSTS
+    numbers = memo(_KIND, key, lambda: _measure(model))
+    costs = PassCosts(*numbers) if numbers else CPU_COSTS
     room = card_bytes - 1e9 * (memory.weights_gb(shape, machine.precision) + memory.OVERHEAD_GB)
     keys = _KEYS_SHARE * room / max(memory.kv_cache_bytes(shape, 1, machine.precision), 1.0)
-    return found._replace(keys=max(LEAST_TOKENS, 1 << int(log2(max(keys, 1.0)))))
+    return costs._replace(keys=max(LEAST_TOKENS, 1 << int(log2(max(keys, 1.0)))))
 
 
 def list_known_costs() -> dict[str, Any]:
     """Return all costs measured here, for workers on other machines with the same cards."""
-    found: dict[str, Any] = {}
+    costs: dict[str, Any] = {}
     for file in (cache_dir() / _KIND).glob("*.json"):
         with suppress(OSError, ValueError):
-            found[file.stem] = recall(file)
-    return found
+            costs[file.stem] = recall(file)
+    return costs
 
 
-def learn_costs(known: Mapping[str, Any]) -> None:
+def learn_costs(costs_by_key: Mapping[str, Any]) -> None:
     """Store costs that were measured elsewhere."""
-    for key, costs in known.items():
+    for key, costs in costs_by_key.items():
         memo(_KIND, key, lambda costs=costs: costs)  # type: ignore[misc]
 
 
 def _measure(model: Model) -> list[int] | None:
     """Measure a model's passes; None if memory runs out, or it cannot be read or timed."""
     with suppress(*memory.OUT_OF_MEMORY, *UNSUPPORTED):  # a broken model is reported when it answers
-        found = solve(measure_passes(model))
-        return list(found) if found else None
+        costs = solve(measure_passes(model))
+        return list(costs) if costs else None
     memory.release_gpu_memory()
     return None
 
 
-def solve(seen: Timings) -> PassCosts | None:
+def solve(timings: Timings) -> PassCosts | None:
     """Return costs in tokens from seconds, as powers of two; None if a token takes no time."""
-    if seen.token <= 0:  # another process disturbed the passes
+    if timings.token <= 0:  # another process disturbed the passes
         return None
     return PassCosts(
-        reading=_round_to_power(seen.one / seen.token, _MOST.reading),
-        answering=_round_to_power(seen.step / seen.key if seen.key > 0 else inf, _MOST.answering),
-        attention=_round_to_power(seen.token / seen.pair if seen.pair > 0 else inf, _MOST.attention),
+        reading=_round_to_power(timings.one / timings.token, _MOST.reading),
+        answering=_round_to_power(timings.step / timings.key if timings.key > 0 else inf, _MOST.answering),
+        attention=_round_to_power(timings.token / timings.pair if timings.pair > 0 else inf, _MOST.attention),
     )
 
 
-def _round_to_power(tokens: float, most: int) -> int:
-    return most if tokens >= most else 1 << max(0, round(log2(max(tokens, 1.0))))
+def _round_to_power(tokens: float, limit: int) -> int:
+    return limit if tokens >= limit else 1 << max(0, round(log2(max(tokens, 1.0))))
 
 
 def measure_passes(model: Model) -> Timings:
@@ -250,11 +250,11 @@ def _read_s(model: Model, rows: int, width: int, n_ids: int) -> float:
     """Measure a pass over rows of `width` tokens, with the logits of each row's last token."""
     device = model.device
     ids = torch.arange(rows * width, device=device).reshape(rows, width) % n_ids
-    wanted = torch.tensor([(row, width - 1) for row in range(rows)], device=device)
+    last_indices = torch.tensor([(row, width - 1) for row in range(rows)], device=device)
 
     def read() -> None:
-        with torch.inference_mode(), project_only(model, wanted):
-            model(input_ids=ids, use_cache=False).logits.sum().item()  # which waits for the card
+        with torch.inference_mode(), project_only(model, last_indices):
+            model(input_ids=ids, use_cache=False).logits.sum().item()  # `item` waits for the GPU
 
     return time_quickest(read, _REPEATS)
 
@@ -264,6 +264,6 @@ def _step_s(model: Model, n_keys: int, n_ids: int) -> float:
     shared = tuple(i % n_ids for i in range(n_keys - 1))
     prompts = [(*shared, row % n_ids) for row in range(_ROWS)]
     reader = PromptReader(model, Size(_ROWS, _ROWS * n_keys), PrefixCache(model))
-    ways = (Continuation(n_new, (-1,), lambda new: new[:, 0] < 0) for n_new in (1, 1 + _STEPS))
-    first, last = (time_quickest(partial(answers, reader, prompts, how), _REPEATS) for how in ways)
+    continuations = (Continuation(n_new, (-1,), lambda new: new[:, 0] < 0) for n_new in (1, 1 + _STEPS))
+    first, last = (time_quickest(partial(answers, reader, prompts, how), _REPEATS) for how in continuations)
     return max(0.0, last - first) / _STEPS

@@ -32,19 +32,19 @@ def windows(config: Config) -> tuple[int, ...] | None:
     plain = set(map(type, layers)) <= {DynamicLayer, DynamicSlidingWindowLayer}
     if not layers or chunked or by_row or by_image or not plain:
         return None
-    found = tuple(int(layer.sliding_window) if layer.is_sliding else 0 for layer in layers)
-    return found if len({*found} - {0}) <= 1 else None
+    sizes = tuple(int(layer.sliding_window) if layer.is_sliding else 0 for layer in layers)
+    return sizes if len({*sizes} - {0}) <= 1 else None
 
 
 def longest_alike(config: Config) -> float:
     """Return from how many tokens on positions are rotated by the longest sequence of a pass; inf: never."""
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
-    by_layer_type = [part for part in rope.values() if isinstance(part, dict)]  # where layers differ
+    by_layer_type = [section for section in rope.values() if isinstance(section, dict)]  # where layers differ
     longest = inf
-    for part in (rope, *by_layer_type):
-        if (kind := part.get("rope_type")) in ("longrope", "dynamic"):
-            original = part.get("original_max_position_embeddings") if kind == "longrope" else None
+    for section in (rope, *by_layer_type):
+        if (kind := section.get("rope_type")) in ("longrope", "dynamic"):
+            original = section.get("original_max_position_embeddings") if kind == "longrope" else None
             longest = min(longest, original or text.max_position_embeddings)
     return longest
 
@@ -56,14 +56,14 @@ def forget_length(model: Model) -> None:
             model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
 
 
-def additive_mask(model: Model, seen: "torch.Tensor") -> "torch.Tensor":
-    """Return the additive mask (b, 1, n, t) for n queries and t keys, from the `seen` keys (b, n, t)."""
+def additive_mask(model: Model, visible: "torch.Tensor") -> "torch.Tensor":
+    """Return the additive mask (b, 1, n, t) for n queries and t keys, from the `visible` keys (b, n, t)."""
     blocked = torch.finfo(model.dtype).min
-    return torch.where(seen, 0.0, blocked).to(model.dtype)[:, None]
+    return torch.where(visible, 0.0, blocked).to(model.dtype)[:, None]
 
 
 def cut_to_windows(
-    mask: "torch.Tensor", positions: "torch.Tensor", places: "torch.Tensor", found: Sequence[int]
+    mask: "torch.Tensor", positions: "torch.Tensor", places: "torch.Tensor", sizes: Sequence[int]
 ) -> "torch.Tensor | dict[str, torch.Tensor]":
     """Restrict a mask (b, 1, n, t) to the layers' windows, in the form that transformers takes.
 
@@ -72,12 +72,12 @@ def cut_to_windows(
     """
     from transformers.masking_utils import sliding_window_overlay
 
-    if not any(found):
+    if not any(sizes):
         return mask
-    is_near: Any = sliding_window_overlay(max(found))
+    is_near: Any = sliding_window_overlay(max(sizes))
     near = is_near(0, 0, positions[:, None, :, None], places[:, None, None])
     windowed = mask.masked_fill(~near, torch.finfo(mask.dtype).min)
-    return windowed if all(found) else {"full_attention": mask, "sliding_attention": windowed}
+    return windowed if all(sizes) else {"full_attention": mask, "sliding_attention": windowed}
 
 
 class PrefixCache:
@@ -101,7 +101,7 @@ class PrefixCache:
         self._read: OrderedDict[Tokens, Cache] = OrderedDict()
 
     def read(self, ids: Sequence[int]) -> Cache:
-        """Return the keys of a prefix, read now if they are not kept; out of memory, no others are kept."""
+        """Return the keys of a prefix, computed if not kept; out of memory, other prefixes are dropped."""
         key = tuple(ids)
         cache = self._read.pop(key, None)
         try:
@@ -119,19 +119,19 @@ class PrefixCache:
         return cache
 
     def forget(self) -> bool:
-        """Free the memory of all that is kept; say whether there was anything."""
-        kept = bool(self._read)
+        """Free the memory of all kept prefixes; tell whether there were any."""
+        had_any = bool(self._read)
         self._read.clear()
-        return kept
+        return had_any
 
     def _pass(self, ids: Tokens) -> Cache:
         cache = row_cache(self._model, self._soft, 1)
-        own = ids[len(self.virtual_ids) :]
-        if not own:
+        new_ids = ids[len(self.virtual_ids) :]
+        if not new_ids:
             return cache
         with torch.inference_mode():
             self._model(
-                input_ids=torch.tensor([own], device=self._model.device),
+                input_ids=torch.tensor([new_ids], device=self._model.device),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -151,11 +151,11 @@ def row_cache(model: Model, prefix: Cache | None, n_rows: int) -> Cache:
     """Return a cache of n rows that all start with the prefix; extending it leaves the prefix unchanged."""
     cache = empty_cache(model)
     layers: Sequence[Any] = cache.layers
-    known: Sequence[Any] = prefix.layers if prefix else ()
-    for layer, read in zip(layers, known, strict=False):
-        layer.lazy_initialization(read.keys, read.values)
-        layer.keys = read.keys.expand(n_rows, -1, -1, -1)
-        layer.values = read.values.expand(n_rows, -1, -1, -1)
+    prefix_layers: Sequence[Any] = prefix.layers if prefix else ()
+    for layer, prefix_layer in zip(layers, prefix_layers, strict=False):
+        layer.lazy_initialization(prefix_layer.keys, prefix_layer.values)
+        layer.keys = prefix_layer.keys.expand(n_rows, -1, -1, -1)
+        layer.values = prefix_layer.values.expand(n_rows, -1, -1, -1)
     return cache
 
 

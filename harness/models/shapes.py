@@ -98,7 +98,7 @@ class Shape(NamedTuple):
 
     @property
     def kept(self) -> float:
-        """Numbers that a layer keeps of a token: its key and value of each head, or what both are made of."""
+        """Numbers that a layer keeps per token: key and value of each head, or the latent that gives both."""
         return self.keeping * (self.latent or 2 * self.n_kv_heads * self.head_dim)
 
 
@@ -110,116 +110,116 @@ def shape_of(
     `stored_bytes` counts only if the configuration says that the files are quantised. Without `in_experts`
     (from the files' headers) all layers but the first dense ones are taken to have experts.
     """
-    said = complete_config(config)
-    if any(said.get(name) is None for name in _NEEDED) or said.get("is_encoder_decoder"):
+    values = complete_config(config)
+    if any(values.get(name) is None for name in _NEEDED) or values.get("is_encoder_decoder"):
         return None
     try:
-        heads, hidden = _widest(said["num_attention_heads"]), int(said["hidden_size"])
-        latent = int(said.get("kv_lora_rank") or 0)
-        rotated = int(said.get("qk_rope_head_dim") or 0)
-        width = _widest(said.get("head_dim")) or (hidden // heads if heads else 0)
-        one = bool(said.get("multi_query")) and not said.get("new_decoder_architecture")
+        heads, hidden = _widest(values["num_attention_heads"]), int(values["hidden_size"])
+        latent = int(values.get("kv_lora_rank") or 0)
+        rotated = int(values.get("qk_rope_head_dim") or 0)
+        width = _widest(values.get("head_dim")) or (hidden // heads if heads else 0)
+        is_multi_query = bool(values.get("multi_query")) and not values.get("new_decoder_architecture")
         return Shape(
             n_parameters,
-            int(said["num_hidden_layers"]),
+            int(values["num_hidden_layers"]),
             hidden,
-            _widest(said.get("intermediate_size")) or 4 * hidden,
+            _widest(values.get("intermediate_size")) or 4 * hidden,
             heads,
-            1 if one else _widest(said.get("num_key_value_heads")) or heads,
-            rotated + int(said.get("qk_nope_head_dim") or 0) if latent else width,
-            int(said["vocab_size"]),
-            bool(said.get("tie_word_embeddings")),
-            *_experts(said, hidden, in_experts),
+            1 if is_multi_query else _widest(values.get("num_key_value_heads")) or heads,
+            rotated + int(values.get("qk_nope_head_dim") or 0) if latent else width,
+            int(values["vocab_size"]),
+            bool(values.get("tie_word_embeddings")),
+            *_experts(values, hidden, in_experts),
             latent + rotated if latent else 0,
             stored_bytes if quantization_method(config) else 0.0,
-            _cache_share(said),
-            count_adapted(config, said),
+            _cache_share(values),
+            count_adapted(config, values),
         )
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _cache_share(said: Mapping[str, Any]) -> float:
+def _cache_share(values: Mapping[str, Any]) -> float:
     """Return the share of the widest layer's keys that layers keep on average."""
-    n_layers = int(said["num_hidden_layers"])
-    heads, widths = (_list_each(said.get(name), n_layers) for name in ("num_key_value_heads", "head_dim"))
+    n_layers = int(values["num_hidden_layers"])
+    heads, widths = (_list_each(values.get(name), n_layers) for name in ("num_key_value_heads", "head_dim"))
     sizes = [n * width for n, width in zip(heads, widths, strict=True)]
-    kinds = _list_each(said.get("layer_types"), n_layers)
+    kinds = _list_each(values.get("layer_types"), n_layers)
     keys = [size for size, kind in zip(sizes, kinds, strict=True) if kind not in _KEEPING_NOTHING]
-    shared = int(said.get("num_kv_shared_layers") or 0)
+    shared = int(values.get("num_kv_shared_layers") or 0)
     widest = n_layers * max(heads) * max(widths)
     return sum(keys[: len(keys) - shared]) / widest if widest else 1.0
 
 
-def count_adapted(config: Mapping[str, Any], said: Mapping[str, Any]) -> float:
+def count_adapted(config: Mapping[str, Any], values: Mapping[str, Any]) -> float:
     """Count the parameters of a LoRA of rank 1 on all linear layers, as PEFT makes it on unusual layers.
 
-    0 if all layers are plain attention with one network, whose widths tell it, or if PEFT refuses the family.
+    0 if all layers are plain attention with one network, whose widths suffice, or if PEFT refuses the family.
     """
 
     def count() -> int:
         kind: Any = transformers.AutoModelForCausalLM
         try:
-            made = transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(dict(config))
+            full_config = transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(dict(config))
             with torch.device("meta"), catch_warnings(action="ignore"):
                 adapted = peft.get_peft_model(
-                    kind.from_config(made), peft.LoraConfig(r=1, target_modules="all-linear")
+                    kind.from_config(full_config), peft.LoraConfig(r=1, target_modules="all-linear")
                 )
-        except Exception:  # noqa: BLE001 (a family that either does not know fails in many ways)
+        except Exception:  # noqa: BLE001 (a family unknown to transformers or PEFT fails in many ways)
             return 0
         return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
 
-    if not has_other_layers(config, said):
+    if not has_other_layers(config, values):
         return 0.0
     versions = [_version(name) for name in ("transformers", "peft")]
     return float(memo("adapted", digest([json.dumps(config, sort_keys=True), versions]), count))
 
 
-def has_other_layers(config: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
-    """Tell whether some layers are experts or no attention; `said` is the completed `config`."""
-    kinds = said.get("layer_types")
+def has_other_layers(config: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Tell whether some layers are experts or no attention; `values` is the completed `config`."""
+    kinds = values.get("layer_types")
     is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
     has_states = any(
         name.startswith(("mamba_", "ssm_")) for name in (*config, *_section(config, "text_config"))
     )
-    return is_other or has_states or said.get("num_attention_heads") == 0 or bool(said.get("num_experts"))
+    return is_other or has_states or values.get("num_attention_heads") == 0 or bool(values.get("num_experts"))
 
 
-def _list_each(said: Any, n_layers: int) -> list[Any]:
-    return said if isinstance(said, list) and len(said) == n_layers else [said or 1] * n_layers
+def _list_each(value: Any, n_layers: int) -> list[Any]:
+    return value if isinstance(value, list) and len(value) == n_layers else [value or 1] * n_layers
 
 
-def _experts(said: Mapping[str, Any], hidden: int, counted: float | None) -> tuple[float, float, int]:
+def _experts(values: Mapping[str, Any], hidden: int, counted: float | None) -> tuple[float, float, int]:
     """Return the parameters in experts (three matrices each), the idle ones, and the shared width."""
     # Doge's configuration has experts even if the model has none.
-    n_experts = int(said.get("num_experts") or 0) if said.get("is_moe") is not False else 0
+    n_experts = int(values.get("num_experts") or 0) if values.get("is_moe") is not False else 0
     if not n_experts or counted == 0:
         return counted or 0.0, 0.0, 0
-    of_a_token = int(said.get("num_experts_per_tok") or n_experts)
-    n_layers = int(said["num_hidden_layers"]) - int(said.get("first_k_dense_replace") or 0)
-    n_layers -= len(said.get("mlp_only_layers") or ())
-    width = _widest(said.get("moe_intermediate_size") or said["intermediate_size"])
-    of_each = 3.0 * hidden * width * n_layers
-    shared = int(said.get("num_shared_experts") or 0) * width
-    shared = int(said.get("shared_expert_intermediate_size") or 0) or shared
-    shared = width if said.get("model_type") in _SHARING_ONE else shared
-    in_all = n_experts * of_each if counted is None else counted
-    return in_all, in_all * max(0, n_experts - of_a_token) / n_experts, shared
+    n_active = int(values.get("num_experts_per_tok") or n_experts)
+    n_layers = int(values["num_hidden_layers"]) - int(values.get("first_k_dense_replace") or 0)
+    n_layers -= len(values.get("mlp_only_layers") or ())
+    width = _widest(values.get("moe_intermediate_size") or values["intermediate_size"])
+    expert_size = 3.0 * hidden * width * n_layers
+    shared = int(values.get("num_shared_experts") or 0) * width
+    shared = int(values.get("shared_expert_intermediate_size") or 0) or shared
+    shared = width if values.get("model_type") in _SHARING_ONE else shared
+    in_all = n_experts * expert_size if counted is None else counted
+    return in_all, in_all * max(0, n_experts - n_active) / n_experts, shared
 
 
-def _widest(said: int | list[int] | None) -> int:
+def _widest(width: int | list[int] | None) -> int:
     """Return a width, the largest if layers differ; 0 if unknown."""
-    return int(max(said) if isinstance(said, list) else said or 0)
+    return int(max(width) if isinstance(width, list) else width or 0)
 
 
-_version = cache(version)  # a package's metadata is a file to parse, and estimates ask a hundred times
+_version = cache(version)  # parsing a package's metadata is slow, and estimates need it a hundred times
 
 
 def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a configuration by Llama's names, with its family's defaults; 0 heads without attention."""
     # Files of Mamba-2's families contain Infinity, which canonical JSON cannot write.
-    asked = [_KEYS, _OTHER_NAMES]
-    key = digest([json.dumps(config, sort_keys=True), _version("transformers"), asked])
+    key_names = [_KEYS, _OTHER_NAMES]
+    key = digest([json.dumps(config, sort_keys=True), _version("transformers"), key_names])
     return memo("shapes", key, lambda: _fill_by_transformers(config)) or _rename_keys(config)
 
 
@@ -235,8 +235,8 @@ def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     values = {}
     for name in _KEYS:
-        said = (_value(text, known) for known in (name, *_OTHER_NAMES.get(name, ())))
-        if (value := next((one for one in said if one is not None), None)) is not None:
+        candidates = (_value(text, key) for key in (name, *_OTHER_NAMES.get(name, ())))
+        if (value := next((v for v in candidates if v is not None), None)) is not None:
             values[name] = value
     return values if hasattr(text, "num_attention_heads") else {"num_attention_heads": 0} | values
 
@@ -250,33 +250,33 @@ def _value(config: Any, name: str) -> Any:
 
 def _rename_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rename a configuration's keys to Llama's names; GPT-2 ties its embeddings by default."""
-    known = _LIKE_GPT_2 | {other: name for name, others in _OTHER_NAMES.items() for other in others}
+    llama_names = _LIKE_GPT_2 | {alias: name for name, aliases in _OTHER_NAMES.items() for alias in aliases}
     tied = {"tie_word_embeddings": config.get("tie_word_embeddings", "n_embd" in config)}
     text = config.get("text_config") or config
-    return tied | {known.get(name, name): value for name, value in text.items()}
+    return tied | {llama_names.get(name, name): value for name, value in text.items()}
 
 
 def quantization_method(config: Mapping[str, Any]) -> str:
     """Return transformers' name of the method that quantised a model's files; empty if none did."""
-    said = _section(config, "quantization_config")
-    return str(said.get("quant_method") or "unknown") if said else ""
+    section = _section(config, "quantization_config")
+    return str(section.get("quant_method") or "unknown") if section else ""
 
 
 def find_packed_bits(config: Mapping[str, Any]) -> int:
     """Return the bits of a packed weight: GPTQ, AWQ, compressed-tensors and HQQ have other keys."""
-    said = _section(config, "quantization_config")
-    weights = (_section(group, "weights") for group in _section(said, "config_groups").values())
-    of_hqq = _section(said, "quant_config")  # of all layers, or of each kind of them
-    layers = (_section(one, "weight_quant_params") for one in (of_hqq, *of_hqq.values()))
-    found = [said.get("bits"), said.get("w_bit"), *(of.get("num_bits") for of in weights)]
-    found += [of.get("nbits") for of in layers]
-    bits = next((one for one in found if one is not None), None)
+    section = _section(config, "quantization_config")
+    weights = (_section(group, "weights") for group in _section(section, "config_groups").values())
+    hqq_section = _section(section, "quant_config")  # for all layers, or a section for each kind of layer
+    layers = (_section(part, "weight_quant_params") for part in (hqq_section, *hqq_section.values()))
+    candidates = [section.get("bits"), section.get("w_bit"), *(weight.get("num_bits") for weight in weights)]
+    candidates += [layer.get("nbits") for layer in layers]
+    bits = next((v for v in candidates if v is not None), None)
     return int(bits) if isinstance(bits, int) and bits in _PACKED_BITS else 4
 
 
-def _section(said: Any, name: str) -> Mapping[str, Any]:
-    found = said.get(name) if isinstance(said, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+def _section(config: Any, name: str) -> Mapping[str, Any]:
+    section = config.get(name) if isinstance(config, Mapping) else None
+    return section if isinstance(section, Mapping) else {}
 
 
 def config_problems(config: Any, where: str) -> Iterator[Problem]:
@@ -284,8 +284,8 @@ def config_problems(config: Any, where: str) -> Iterator[Problem]:
     step = "the config.json that was published with the model"
     whole = config if isinstance(config, Mapping) else {"config.json": config}
     for section in ("config.json", "text_config", "quantization_config"):
-        said = whole.get(section, {} if section == "config.json" else None)
-        if not isinstance(said, Mapping) and (said is not None or section == "config.json"):
+        content = whole.get(section, {} if section == "config.json" else None)
+        if not isinstance(content, Mapping) and (content is not None or section == "config.json"):
             yield Problem(where, f"{section}: {whole[section]!r}", "an object of names and values", step)
             return
     text = _rename_keys(whole)
@@ -294,7 +294,7 @@ def config_problems(config: Any, where: str) -> Iterator[Problem]:
             yield Problem(where, f"{name}: {value!r}", "a positive whole number", step)
     for name in _OPTIONAL:
         each = value if isinstance(value := text.get(name), list) else [value]
-        if not all(one is None or (type(one) is int and one >= 0) for one in each):
+        if not all(v is None or (type(v) is int and v >= 0) for v in each):
             yield Problem(where, f"{name}: {value!r}", "a whole number of 0 or more", step)
     bits = _section(whole, "quantization_config").get("bits")
     if bits is not None and bits not in _PACKED_BITS:

@@ -19,12 +19,12 @@ from harness.errors import CandidateFailed
 from harness.masking import mask_secrets
 from harness.progress import Advance
 
-OPENER = build_opener(ProxyHandler({}))  # no proxy of the environment reaches this machine's own address
-_ANSWER_S = 10  # of a request that computes nothing
+OPENER = build_opener(ProxyHandler({}))  # requests to this machine itself must not use a proxy
+_ANSWER_S = 10  # timeout of a request without computation
 _END_S = 60
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _EVERY_S = 0.2
-_SHORT_S = 60  # of a command that only says its version
+_SHORT_S = 60  # timeout of a command that only prints its version
 _TAIL = 4096  # bytes of the log that are read for its last lines
 _LINES = re.compile(r"[\r\n]+")  # bars of progress end their lines by a carriage return
 _STEPS = re.compile(r"\b(\d+)/(\d+)\b")
@@ -46,15 +46,15 @@ def start(
     environment: Mapping[str, str] | None = None,
     channel: int | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start a command that ends when the returned standard input closes; `channel` becomes its own."""
-    given = "" if channel is None else str(channel)
+    """Start a command that ends when the returned process's standard input closes; `channel` is its own."""
+    channel_number = "" if channel is None else str(channel)
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_SUPERVISOR), str(folder), str(log), given, *command],
+        [sys.executable, "-I", "-S", str(_SUPERVISOR), str(folder), str(log), channel_number, *command],
         pass_fds=() if channel is None else (channel,),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
-        start_new_session=True,  # an interrupt of the terminal is ours to pass on
+        start_new_session=True,  # this process passes on interrupts from the terminal
     )
 
 
@@ -67,7 +67,7 @@ def run(
     environment: Mapping[str, str] | None = None,
 ) -> CommandResult:
     """Run a command in a folder until it ends or times out."""
-    begun, said, timed_out = time.perf_counter(), "", False
+    start_s, last_line, timed_out = time.perf_counter(), "", False
     with start(command, folder, log, environment) as supervisor:
         assert supervisor.stdin is not None
         assert supervisor.stdout is not None
@@ -76,22 +76,22 @@ def run(
                 with suppress(subprocess.TimeoutExpired):
                     supervisor.wait(_EVERY_S)
                     break
-                if (line := (read_last_lines(log, 1) or [""])[-1]) != said:
-                    said = line
+                if (line := (read_last_lines(log, 1) or [""])[-1]) != last_line:
+                    last_line = line
                     advance(*steps(line), note=line[:60])
-                if timeout_s is not None and time.perf_counter() - begun > timeout_s:
+                if timeout_s is not None and time.perf_counter() - start_s > timeout_s:
                     timed_out = True
                     break
         finally:
             supervisor.stdin.close()
-        written = supervisor.stdout.read()
-    wall_s = time.perf_counter() - begun
-    code, peak = json.loads(written) if written else (supervisor.returncode, 0)
+        report = supervisor.stdout.read()
+    wall_s = time.perf_counter() - start_s
+    code, peak = json.loads(report) if report else (supervisor.returncode, 0)
     return CommandResult(code, peak, wall_s, timed_out)
 
 
 def read_last_lines(log: Path, n: int) -> list[str]:
-    """Return the last lines of a log that say something, at most `n`, without the secrets in them."""
+    """Return the last non-empty lines of a log, at most `n`, with secrets masked."""
     if not log.exists():
         return []
     with log.open("rb") as file:
@@ -113,15 +113,15 @@ def end(supervisor: "subprocess.Popen[bytes]", timeout_s: float) -> int | None:
         supervisor.stdin.close()
     with suppress(subprocess.TimeoutExpired):
         supervisor.wait(timeout_s)
-    written = b"" if supervisor.stdout.closed else supervisor.stdout.read()
+    report = b"" if supervisor.stdout.closed else supervisor.stdout.read()
     supervisor.stdout.close()
-    return int(json.loads(written)[0]) if written else None
+    return int(json.loads(report)[0]) if report else None
 
 
 def steps(line: str) -> tuple[float, float]:
     """Parse done and total from a line such as `40%|████ | 12/30 [00:10<00:15]`."""
-    found = [(int(done), int(of)) for done, of in _STEPS.findall(line)]
-    return next(((done, of) for done, of in found if 0 <= done <= of and of > 0), (0, 1))
+    counts = [(int(n), int(total)) for n, total in _STEPS.findall(line)]
+    return next(((n, total) for n, total in counts if 0 <= n <= total and total > 0), (0, 1))
 
 
 def read_lines(
@@ -132,7 +132,7 @@ def read_lines(
 ) -> list[str]:
     """Return the output lines of a short command, or its error lines if there are none; empty on failure."""
     try:
-        made = subprocess.run(
+        process = subprocess.run(
             command,
             cwd=folder,
             env=environment,
@@ -146,7 +146,7 @@ def read_lines(
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in (made.stdout.strip() or made.stderr.strip()).splitlines()]
+    return [line.strip() for line in (process.stdout.strip() or process.stderr.strip()).splitlines()]
 
 
 class ServerProcess(NamedTuple):
@@ -156,7 +156,7 @@ class ServerProcess(NamedTuple):
     supervisor: "subprocess.Popen[bytes]"
     address: str
     log: Path
-    codes: list[int]  # of its exit, known once it is ended
+    codes: list[int]  # exit code, known once the server has ended
 
     def is_well(self) -> bool:
         """Tell whether the server runs and answers."""
@@ -165,16 +165,16 @@ class ServerProcess(NamedTuple):
     def answers(self) -> bool:
         """Tell whether the server reports that it is ready."""
         try:
-            with OPENER.open(f"{self.address}/health", timeout=_ANSWER_S) as said:
-                return bool(said.status == 200)
+            with OPENER.open(f"{self.address}/health", timeout=_ANSWER_S) as response:
+                return bool(response.status == 200)
         except (OSError, URLError):
             return False
 
     def is_started(self, timeout_s: float, timeout_key: str, advance: Advance) -> bool:
         """Wait until the server answers; False if it ended, CandidateFailed after `timeout_s`."""
-        begun = time.monotonic()
+        start_s = time.monotonic()
         while self.supervisor.poll() is None:
-            waited, line = time.monotonic() - begun, (read_last_lines(self.log, 1) or [""])[-1]
+            waited, line = time.monotonic() - start_s, (read_last_lines(self.log, 1) or [""])[-1]
             if waited > timeout_s:
                 reason = f"{self.name} was not ready after {waited:.0f} s; its last line: {line}"
                 raise CandidateFailed(f"{reason}; its log: {self.log}", f"a longer {timeout_key}")
@@ -195,6 +195,6 @@ class ServerProcess(NamedTuple):
         return f"{last_words(self.log)}; its log: {self.log}"
 
     def stop(self) -> None:
-        """End the server with all that it started, wait for that, and keep its exit code."""
+        """End the server and all processes that it started, wait for them, and store its exit code."""
         if (code := end(self.supervisor, _END_S)) is not None:
             self.codes.append(code)

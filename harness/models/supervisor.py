@@ -17,8 +17,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-_GRACE_S = 10  # between the request to end and the end
-_NOT_STARTED = 127  # as a shell says it
+_GRACE_S = 10  # between SIGTERM and SIGKILL
+_NOT_STARTED = 127  # exit code of shells in this case
 _PR_SET_PDEATHSIG = 1
 _MAXRSS_BYTES = 1024
 
@@ -35,7 +35,7 @@ def main() -> None:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # Ends with its parent, which the program that this process becomes keeps.
+                # The child ends with its parent; the setting survives `exec`.
                 preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
             )
         except OSError as error:

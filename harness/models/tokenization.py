@@ -28,7 +28,7 @@ class _Text(NamedTuple):
 
 
 class _PromptTexts(NamedTuple):
-    """Texts of a prompt: its context, what would follow, and both together."""
+    """Texts of a prompt: its context, its continuation, and both together."""
 
     context: _Text
     continuation: _Text
@@ -36,12 +36,12 @@ class _PromptTexts(NamedTuple):
 
 
 def encode_all(tokenizer: Tokenizer, prompts: Sequence[PromptText]) -> list[Encoded]:
-    """Turn messages, and what would follow each, into token ids: every text once, in one call.
+    """Convert messages and their continuations into token ids: every text once, in one call.
 
     Without a chat template turns are joined by blank lines, and an answer to its question by a space. An
     empty context becomes the beginning- or end-of-sequence token, as in lm-eval.
     """
-    gap = find_gap(tokenizer) if any(one.chat_template and one.continuation for one in prompts) else ""
+    gap = find_gap(tokenizer) if any(p.chat_template and p.continuation for p in prompts) else ""
     spaced = [
         prompt._replace(continuation=gap + prompt.continuation)
         if prompt.chat_template and prompt.continuation and not prompt.is_written
@@ -66,20 +66,20 @@ def encode_answered(
     gap = find_gap(tokenizer) if any(row.chat_template for row in rows) else ""
     pairs = zip(rows, rendered, strict=True)
     written = [
-        _write_answer(tokenizer, row._replace(messages=_mark(special, row.messages)), one, ends, gap)
-        for row, one in pairs
+        _write_answer(tokenizer, row._replace(messages=_mark(special, row.messages)), texts, ends, gap)
+        for row, texts in pairs
     ]
-    made = _encode(tokenizer, [texts for texts, _ in written])
+    encodings = _encode(tokenizer, [texts for texts, _ in written])
     return [
         encoded._replace(continuation=encoded.continuation + end)
-        for encoded, (_, end) in zip(made, written, strict=True)
+        for encoded, (_, end) in zip(encodings, written, strict=True)
     ]
 
 
 def mask_assistant(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Mark the tokens of a prompt that its chat template says the assistant wrote, in the turns before."""
+    """Mark the tokens of a prompt that its chat template marks as the assistant's, in earlier turns."""
     chat = render_chat(tokenizer, _mark(_find_special(tokenizer), messages))
-    cuts = dict.fromkeys([len(chat.text), *(place for span in chat.marked for place in span)])
+    cuts = dict.fromkeys([len(chat.text), *(offset for span in chat.marked for offset in span)])
     ids = _ids(tokenizer, [_Text(chat.text[:cut]) for cut in cuts])
     places = {cut: len(ids[_Text(chat.text[:cut])]) for cut in cuts}
     mask = [0] * places[len(chat.text)]
@@ -102,19 +102,19 @@ def _write_answer(
         gap = " " if context.text else ""
         return _put_behind(context, gap + answer), (first,)
     try:
-        answered = [*row.messages, {"role": "assistant", "content": answer}]
-        whole = render_chat(tokenizer, answered, asks=False).text
+        messages = [*row.messages, {"role": "assistant", "content": answer}]
+        whole = render_chat(tokenizer, messages, asks=False).text
     except CandidateFailed:
-        pass  # a template that answers nothing
-    before, there, after = whole.removeprefix(context.text).partition(answer or "\0")
-    is_asked_so = whole.startswith(context.text) and there and not before.strip()
+        pass  # a template that does not render answers
+    before, found_answer, after = whole.removeprefix(context.text).partition(answer or "\0")
+    is_asked_so = whole.startswith(context.text) and found_answer and not before.strip()
     if is_asked_so and after.lstrip().startswith(tuple(ends.values())):
-        return _put_behind(context, before + there + after), ()
+        return _put_behind(context, before + found_answer + after), ()
     behind = whole.rpartition(answer)[2] if answer else whole
     end = next((i for i, token in ends.items() if token in behind), first)
-    opened = _OPENED.search(context.text)
-    if opened and answer.lstrip().startswith(opened[1]):  # the prompt has begun the thoughts already
-        answer = answer.lstrip().removeprefix(opened[1]).lstrip("\n")
+    match = _OPENED.search(context.text)
+    if match and answer.lstrip().startswith(match[1]):  # the prompt already begins the reasoning
+        answer = answer.lstrip().removeprefix(match[1]).lstrip("\n")
     return _put_behind(context, gap + answer), (end,)
 
 
@@ -124,15 +124,15 @@ def _put_behind(context: _Text, text: str) -> _PromptTexts:
 
 
 def _encode(tokenizer: Tokenizer, rendered: Sequence[_PromptTexts]) -> list[Encoded]:
-    ids = _ids(tokenizer, [text for one in rendered for text in (one.context, one.whole)])
-    ids |= _ids(tokenizer, [one.continuation for one in rendered if _is_merged(one, ids)])
-    return [_join(tokenizer, one, ids) for one in rendered]
+    ids = _ids(tokenizer, [text for texts in rendered for text in (texts.context, texts.whole)])
+    ids |= _ids(tokenizer, [texts.continuation for texts in rendered if _is_merged(texts, ids)])
+    return [_join(tokenizer, texts, ids) for texts in rendered]
 
 
 def end_ids(tokenizer: Tokenizer, config: "transformers.GenerationConfig") -> list[int]:
-    """List the tokens that end an answer; the first of them fills up rows that ended before others."""
-    written, pad, eos = config.eos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
-    ends = {int(i) for i in [*(written if isinstance(written, list) else [written]), eos] if i is not None}
+    """List the tokens that end an answer; the first of them pads rows that end early."""
+    eos_ids, pad, eos = config.eos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
+    ends = {int(i) for i in [*(eos_ids if isinstance(eos_ids, list) else [eos_ids]), eos] if i is not None}
     if pad is None and not ends:
         raise _phrase_no_end()
     first = int(pad if pad is not None else eos if eos is not None else min(ends))
@@ -205,7 +205,7 @@ def join_to_plain_text(messages: Sequence[Message]) -> str:
 
 
 def _render(tokenizer: Tokenizer, prompts: Sequence[PromptText]) -> list[_PromptTexts]:
-    """Write prompts as texts; those that share their messages, once."""
+    """Render prompts as texts; messages that prompts share are rendered once."""
     contexts: dict[tuple[int, bool, bool], _Text] = {}
     rendered, special = [], _find_special(tokenizer)
     for messages, continuation, chat, is_written in prompts:
@@ -223,47 +223,47 @@ def _render(tokenizer: Tokenizer, prompts: Sequence[PromptText]) -> list[_Prompt
     return rendered
 
 
-def _is_merged(one: _PromptTexts, ids: Mapping[_Text, Tokens]) -> bool:
+def _is_merged(texts: _PromptTexts, ids: Mapping[_Text, Tokens]) -> bool:
     """Tell whether a token crosses the boundary between context and continuation."""
-    context = ids[one.context]
-    return bool(one.context.text) and ids[one.whole][: len(context)] != context
+    context = ids[texts.context]
+    return bool(texts.context.text) and ids[texts.whole][: len(context)] != context
 
 
-def _join(tokenizer: Tokenizer, one: _PromptTexts, ids: Mapping[_Text, Tokens]) -> Encoded:
-    context = ids[one.context]
-    if not one.continuation.text:
+def _join(tokenizer: Tokenizer, texts: _PromptTexts, ids: Mapping[_Text, Tokens]) -> Encoded:
+    context = ids[texts.context]
+    if not texts.continuation.text:
         return Encoded(context or _prefix(tokenizer))
-    if not one.context.text:
-        return Encoded(_prefix(tokenizer), ids[one.whole])
-    merged = _is_merged(one, ids)
-    return Encoded(context, ids[one.continuation] if merged else ids[one.whole][len(context) :], merged)
+    if not texts.context.text:
+        return Encoded(_prefix(tokenizer), ids[texts.whole])
+    merged = _is_merged(texts, ids)
+    return Encoded(context, ids[texts.continuation] if merged else ids[texts.whole][len(context) :], merged)
 
 
 def _ids(tokenizer: Tokenizer, texts: Iterable[_Text]) -> dict[_Text, Tokens]:
     from transformers.utils.chat_template_utils import encode_marked_chat
 
-    wanted, out, eos = dict.fromkeys(texts), dict[_Text, Tokens](), tokenizer.eos_token
+    unique_texts, ids_by_text, eos = dict.fromkeys(texts), dict[_Text, Tokens](), tokenizer.eos_token
     for special in (False, True):
-        chosen = [one for one in wanted if one.special == special]
-        if plain := [one for one in chosen if not _MARKED.search(one.text)]:
-            made = tokenizer([one.text for one in plain], add_special_tokens=special)["input_ids"]
-            for one, ids in zip(plain, made, strict=True):
-                # A second beginning, as the template writes one too, and an end belong to no prompt.
+        chosen = [text for text in unique_texts if text.special == special]
+        if plain := [text for text in chosen if not _MARKED.search(text.text)]:
+            encoded = tokenizer([text.text for text in plain], add_special_tokens=special)["input_ids"]
+            for text, ids in zip(plain, encoded, strict=True):
+                # Drop a second beginning-of-sequence token, which the template writes too, and an end token.
                 twice = special and len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
                 is_end = special and eos and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
-                ends = is_end and not one.text.endswith(eos)
-                out[one] = tuple(ids[int(twice) : -1 if ends else None])
-        for one in chosen:
-            if one not in out:  # the user's special tokens are marked in it
+                ends = is_end and not text.text.endswith(eos)
+                ids_by_text[text] = tuple(ids[int(twice) : -1 if ends else None])
+        for text in chosen:
+            if text not in ids_by_text:  # it contains marked special tokens of the user
                 try:
-                    marked = tuple(encode_marked_chat(tokenizer, one.text))
-                except ValueError as error:  # a tokenizer that makes the token of its letters as well
+                    marked = tuple(encode_marked_chat(tokenizer, text.text))
+                except ValueError as error:  # a tokenizer that makes the token from plain letters too
                     found = f"a text that holds a special token of the tokenizer ({error})"
                     step = "harness data clean FILE --out OUT --special-tokens"
                     raise CandidateFailed(found, step) from None
-                begin = tokenizer("", add_special_tokens=True)["input_ids"][:1] if one.special else []
-                out[one] = tuple(i for i in begin if i == tokenizer.bos_token_id) + marked
-    return out
+                begin = tokenizer("", add_special_tokens=True)["input_ids"][:1] if text.special else []
+                ids_by_text[text] = tuple(i for i in begin if i == tokenizer.bos_token_id) + marked
+    return ids_by_text
 
 
 def _prefix(tokenizer: Tokenizer) -> Tokens:

@@ -31,18 +31,18 @@ from harness.progress import Advance
 from harness.records import digest
 from harness.spec import VllmPolicy
 
-MAX_RANK = 64  # vLLM lays out room for adapters before it knows them
+MAX_RANK = 64  # vLLM reserves memory for adapters before it sees any
 OTHERWISE = "engine: transformers"
-ENGINE = "vllm-server"  # begins the engine's name in the identity of rows
+ENGINE = "vllm-server"  # prefix of the engine's name in the identity of rows
 _VERSION = re.compile(r"(?:vllm )?(\d+\.\d+[\w.+-]*)", re.IGNORECASE)  # on its own line
 _VERSION_S = 120  # importing vLLM takes a while
 _ADAPTER_S = 600
-# What would lead its environment to our packages, hide its log, or let it ask us for a key.
+# Variables that would point its Python to our packages, hide its log, or make it require a key.
 OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_LOGGING_LEVEL", "VLLM_API_KEY")
 _THEIRS = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
-# Of other prefixes those that choose how products are rounded.
+# Variables with other prefixes that choose how products are rounded.
 _OTHERS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG")
-# Addresses, folders, logs, waiting, room for keys, and what Kubernetes or this program sets.
+# Variables for addresses, folders, logs, waiting and room for keys, and those of Kubernetes or ours.
 _WITHOUT_NUMBERS = re.compile(
     r"VLLM_(API_KEY|NO_USAGE_STATS|DO_NOT_TRACK|USAGE_\w+|LOGGING_\w+|LOG_\w+|CONFIGURE_LOGGING|TRACE_FUNCTION"
     r"|DEBUG_\w+|NO_DEPRECATION_WARNING|RPC_\w+|SERVICE_\w+|WORKER_MULTIPROC_METHOD|ENABLE_V1_MULTIPROCESSING"
@@ -65,8 +65,8 @@ def problems(policy: VllmPolicy) -> Iterator[Problem]:
 
 def program_of(policy: VllmPolicy) -> str | None:
     """Return the path of the program; None if missing."""
-    beside = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
-    return shutil.which(Path(policy.command).expanduser(), path=beside)
+    search_path = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
+    return shutil.which(Path(policy.command).expanduser(), path=search_path)
 
 
 def release_of(policy: VllmPolicy) -> str:
@@ -80,8 +80,8 @@ def release_of(policy: VllmPolicy) -> str:
         matches = map(_VERSION.fullmatch, reversed(lines))
         return next((match[1] for match in matches if match), None)
 
-    at = Path(program).stat()
-    return memo("vllm", digest([str(Path(program).resolve()), at.st_mtime_ns, at.st_size]), ask) or ""
+    stat = Path(program).stat()
+    return memo("vllm", digest([str(Path(program).resolve()), stat.st_mtime_ns, stat.st_size]), ask) or ""
 
 
 def identity(policy: VllmPolicy) -> tuple[str, str]:
@@ -123,12 +123,12 @@ class ServedCandidate(openai_api.CompletionsCandidate):
         server = _OwnServer(settings, running)
         weakref.finalize(self, server.api.close)
         super().__init__(server, model, host.source, {"stop_token_ids": host.ends})
-        self.max_context = server.max_context(host.source.weights_digest) - 1  # that of an adapter is unknown
+        self.max_context = server.max_context(host.source.weights_digest) - 1  # an adapter's is not reported
         self.engine, self.layout_digest = host.identity
 
 
 class VllmServer:
-    """One base on a server, for all adapters; one that has ended is started again when it is next needed."""
+    """Server of one base, for all adapters; if it has ended, it is restarted when it is next needed."""
 
     def __init__(
         self, source: ModelSource, machine: Machine, policy: VllmPolicy, log: Path, advance: Advance
@@ -146,7 +146,7 @@ class VllmServer:
 
     @contextmanager
     def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[ServedCandidate]:
-        """Yield the base with the adapter of a folder; CandidateFailed if vLLM does not take it."""
+        """Yield the base with the adapter of a folder; CandidateFailed if vLLM rejects it."""
         refuse_infinite(folder)
         running = self._ready()
         _post(running, "load", {"lora_name": weights_digest, "lora_path": str(folder.resolve())})
@@ -174,7 +174,7 @@ class VllmServer:
             port = free.getsockname()[1]
         program = program_of(self.policy)
         assert program is not None, "a program that is not there is refused"
-        given = {
+        arguments = {
             "served-model-name": self.source.weights_digest,
             "host": "127.0.0.1",
             "port": port,
@@ -182,7 +182,7 @@ class VllmServer:
             "generation-config": "vllm",
             **({"max-lora-rank": MAX_RANK, "max-loras": 1} if self.policy.enable_lora else {}),
         }
-        options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
         options += ["--enable-lora"] if self.policy.enable_lora else []
         command = [program, "serve", str(self.source.path), *options, *self.policy.args]
         address, folder = f"http://127.0.0.1:{port}", self._log.parent
@@ -219,8 +219,8 @@ def _post(running: ServerProcess, verb: str, body: dict[str, Any]) -> None:
         with OPENER.open(request, timeout=_ADAPTER_S):
             return
     except HTTPError as error:
-        said = " ".join(error.read().decode("utf-8", "replace").split())[:200]
-        raise CandidateFailed(f"vLLM does not {verb} the adapter: {said}", OTHERWISE) from None
+        reply = " ".join(error.read().decode("utf-8", "replace").split())[:200]
+        raise CandidateFailed(f"vLLM does not {verb} the adapter: {reply}", OTHERWISE) from None
     except OSError as error:
         if running.is_well():
             raise CandidateFailed(f"vLLM does not {verb} the adapter: {error}", OTHERWISE) from None

@@ -24,14 +24,14 @@ _OF_TRAINING = (
     *("init_lora_weights", "loftq_config", "lora_dropout", "lora_ga_config", "peft_version", "revision"),
     *("runtime_config", "task_type"),
 )
-# Initialisations of LoRA that change the base's own weights, and of these the ones that PEFT saves converted.
+# Initialisations of LoRA that change the base's weights; PEFT converts the first ones when it saves them.
 CONVERTED = ("pissa", "olora", "corda", "lora_ga")
 _MOVES_BASE = (*CONVERTED, "loftq")
 _BESIDE = ("modules_to_save", "lora_bias", "trainable_token_indices", "layer_replication", "kasa_config")
 
 
 def own_name(name: str) -> str:
-    """Return the base's own name of a tensor that PEFT calls by it in an adapter."""
+    """Return a tensor's name in the base from its name in a PEFT adapter."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
@@ -52,22 +52,22 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} has no safetensors header")
         header: dict[str, Any] = parse_json(file.read(size))
     header.pop("__metadata__", None)
-    start, there = 8 + size, path.stat().st_size
+    start, n_bytes = 8 + size, path.stat().st_size
     tensors = {
         name: Tensor(t["dtype"], tuple(t["shape"]), *(start + offset for offset in t["data_offsets"]))
         for name, t in header.items()
     }
-    if (whole := max((t.end for t in tensors.values()), default=start)) > there:
-        raise ValueError(f"{path} has {there:,} of {whole:,} bytes")
+    if (n_expected := max((t.end for t in tensors.values()), default=start)) > n_bytes:
+        raise ValueError(f"{path} has {n_bytes:,} of {n_expected:,} bytes")
     return tensors
 
 
-# Beside a quantised weight: its scales, zeros and order.
+# Tensors that accompany a quantised weight: scales, zeros and order.
 _OF_QUANTIZATION = re.compile(
     r"(^|[._])(qzeros|scales|g_idx|(weight|input)_scale(_inv|_2)?|weight_(zero_point|shape|global_scale)|"
     r"input_global_scale|(nested_)?(absmax|quant_map)|quant_state\..*)$"
 )
-# Granite's and JetMoE's are called after what goes into and out of all experts of a layer.
+# Granite and JetMoE name one input and one output tensor for all experts of a layer.
 _EXPERT = re.compile(r"\.experts\.|\.(block_sparse_moe|mlp)\.(input|output)_linear\.")
 
 
@@ -81,7 +81,7 @@ def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int
         if _OF_QUANTIZATION.search(name) or is_beside_hqq or is_mask:
             continue
         scaled = (f"{name}.absmax", f"{name}_scale_2")  # bitsandbytes' and ModelOpt's
-        is_half_bytes = name.endswith(("_blocks", "weight_packed")) or any(one in tensors for one in scaled)
+        is_half_bytes = name.endswith(("_blocks", "weight_packed")) or any(n in tensors for n in scaled)
         weights_per_number: float = 2 if tensor.dtype == "U8" and is_half_bytes else 1
         if name.endswith(("qweight", "weight_packed")) and tensor.dtype != "U8":
             weights_per_number = 32 / bits
@@ -128,19 +128,19 @@ def changes_modules(config: Mapping[str, Any]) -> bool:
 
 
 def describe_beside_low_rank(config: Mapping[str, Any]) -> str:
-    """Name what a LoRA adapter has besides low-rank updates; empty if nothing."""
+    """Name a part of a LoRA adapter besides low-rank updates; empty if there is none."""
     if config.get("bias", "none") != "none":
         return f"bias: {config['bias']}"
     return next((name for name in _BESIDE if config.get(name)), "")
 
 
 def adapter_digest(folder: Path, base_digest: str) -> str:
-    """Return the digest of an adapter on its base: its tensors and what scales them, no paths."""
+    """Return the digest of an adapter on its base: its tensors and the values that scale them, no paths."""
     config = parse_json((folder / CONFIG).read_text())
-    of_training = set(_OF_TRAINING) - ({"init_lora_weights"} if moves_base(config) else set())
-    kept = {k: v for k, v in config.items() if k not in of_training and v is not None}
-    plain = {k: sorted(v) if isinstance(v, list) else v for k, v in kept.items()}
-    return digest([base_digest, tensors_digest(folder / WEIGHTS), plain])
+    ignored_keys = set(_OF_TRAINING) - ({"init_lora_weights"} if moves_base(config) else set())
+    kept_values = {k: v for k, v in config.items() if k not in ignored_keys and v is not None}
+    sorted_values = {k: sorted(v) if isinstance(v, list) else v for k, v in kept_values.items()}
+    return digest([base_digest, tensors_digest(folder / WEIGHTS), sorted_values])
 
 
 def model_digest(folder: Path, base_digest: str) -> str:
@@ -156,10 +156,10 @@ def tensors_digest(path: Path) -> str:
         for name, tensor in sorted(tensors_of(path).items()):
             content.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
             file.seek(tensor.begin)
-            left = tensor.end - tensor.begin
-            while left > 0 and (part := file.read(min(left, 1 << 24))):
-                content.update(part)
-                left -= len(part)
+            n_left = tensor.end - tensor.begin
+            while n_left > 0 and (block := file.read(min(n_left, 1 << 24))):
+                content.update(block)
+                n_left -= len(block)
     return content.hexdigest()
 
 
@@ -176,11 +176,11 @@ def find_matching(path: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def weights_files(path: Path) -> list[Path]:
-    """List the safetensors that transformers reads, or would if the others were not there."""
-    found = find_matching(path, (SAFETENSORS,))
+    """List the safetensors of a model, without Mistral's copy if transformers' own files are there."""
+    files = find_matching(path, (SAFETENSORS,))
     if (path / _INDEX).exists() or (path / _WHOLE).exists():
-        return [file for file in found if not file.match(_TWICE)]
-    return found
+        return [file for file in files if not file.match(_TWICE)]
+    return files
 
 
 def weights_bytes(folder: Path) -> int:
@@ -199,20 +199,20 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = parse_json(file.read_text("utf-8"), object_hook=_read_float)
     except FileNotFoundError:
-        found = Problem(str(path), "no config.json", "a model saved by save_pretrained", "check the path")
-        raise UserError(found) from None
+        problem = Problem(str(path), "no config.json", "a model saved by save_pretrained", "check the path")
+        raise UserError(problem) from None
     except ValueError as error:
-        found = Problem(str(file), f"no JSON ({error})", "the configuration of a model", _AGAIN)
-        raise UserError(found) from None
+        problem = Problem(str(file), f"no JSON ({error})", "the configuration of a model", _AGAIN)
+        raise UserError(problem) from None
     refuse(config_problems(config, str(path)))
     return dict(config)
 
 
-def _read_float(said: dict[str, Any]) -> Any:
+def _read_float(value: dict[str, Any]) -> Any:
     """Return a number that transformers writes as an object because JSON has no infinity."""
     with suppress(TypeError, ValueError, KeyError):
-        return float(said["__float__"])
-    return said
+        return float(value["__float__"])
+    return value
 
 
 def refuse_damaged(path: Path) -> None:
@@ -238,7 +238,7 @@ def content_digest(files: Iterable[Path]) -> str:
 
 
 def file_checksum(path: Path) -> str:
-    """Return the checksum of a file, remembered by path, size and time, or told by the hub's cache."""
+    """Return the checksum of a file, remembered by path, size and time, or taken from the hub's cache."""
     real = path.resolve()
     if real.parent.name == "blobs" and path.is_symlink() and _SHA256.fullmatch(real.name):
         return real.name

@@ -1,7 +1,7 @@
 """Contract of a prompting: a function from an example to the example that the candidate receives.
 
 Invariant: a prompting changes only messages and passages; the id, references, choices and cluster of an
-example stay, so every candidate answers the same items. A text without such forms is returned as it is;
+example stay, so every candidate answers the same items. Texts without unusual widths stay unchanged, and
 punctuation keeps its width.
 Source: NFKC of Unicode's block "Halfwidth and Fullwidth Forms", as in Lucene's CJKWidthFilter
 """
@@ -69,7 +69,7 @@ def _load(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext)
 def compose(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext) -> Step:
     """Build every prompting once and apply them in order; UserError for unknown names and missing sources."""
     steps: list[Step] = [plugin.build(context, params) for plugin, params in _load(prompting, context)]
-    return lambda example: reduce(lambda changed, step: step(changed), steps, example)
+    return lambda example: reduce(lambda prompted, step: step(prompted), steps, example)
 
 
 _FORMS = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\uff66-\uff9f\uffa1-\uffdc]+")
@@ -82,4 +82,4 @@ def has_widths(texts: Iterable[str]) -> bool:
 
 def fold_widths(text: str) -> str:
     """Return a text with letters and digits in their usual width: `ＡＢＣ` as `ABC`."""
-    return _FORMS.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
+    return _FORMS.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)

@@ -51,13 +51,13 @@ def build(context: PromptingContext, params: Params) -> Step:
         shuffled = list(context.train)
         random.Random(context.seed).shuffle(shuffled)
         slices = _groups(shuffled, lambda shot: shot.slice)
-        by_label = [_groups(of, lambda shot: shot.references[0] if shot.choices else "") for of in slices]
+        by_label = [_groups(rows, lambda shot: shot.references[0] if shot.choices else "") for rows in slices]
         order = _alternate(list(map(_alternate, by_label)))
     ranked = _nearest(context.train) if params.select == "knn" else lambda example: order
 
     def show(example: Example) -> Example:
-        asked, others = fold_text(_dialogue(example)), (s for s in ranked(example) if s.id != example.id)
-        shots = list(islice((s for s in others if fold_text(_dialogue(s)) != asked), params.shots))
+        text, other_shots = fold_text(_dialogue(example)), (s for s in ranked(example) if s.id != example.id)
+        shots = list(islice((s for s in other_shots if fold_text(_dialogue(s)) != text), params.shots))
         system = tuple(takewhile(lambda message: message["role"] == "system", example.messages))
         turns: list[Message] = []
         for shot in shots[::-1]:
@@ -69,22 +69,22 @@ def build(context: PromptingContext, params: Params) -> Step:
 
 
 def remarks(context: PromptingContext, params: Params, items: Sequence[Example]) -> Iterator[str]:
-    """Say for how many items fewer shots than wanted can be shown, and why."""
-    words: dict[str, str] = {}
+    """Report for how many items there are fewer shots than configured, and why."""
+    text_by_id: dict[str, str] = {}
     for shot in context.train:
-        words[shot.id] = fold_text(_dialogue(shot))
-        if len(words) > params.shots + 1 and len({*words.values()}) > params.shots + 1:
+        text_by_id[shot.id] = fold_text(_dialogue(shot))
+        if len(text_by_id) > params.shots + 1 and len({*text_by_id.values()}) > params.shots + 1:
             return  # at most one row has an item's words, and another its id
-    n_by_words = Counter(words.values())
+    n_by_words = Counter(text_by_id.values())
     questions = [(item.id, fold_text(_dialogue(item))) for item in items]
-    n_same = [n_by_words[text] + (words.get(i, text) != text) for i, text in questions]
+    n_same = [n_by_words[text] + (text_by_id.get(i, text) != text) for i, text in questions]
     n_left = [len(context.train) - n for n in n_same]
     if n_short := sum(n < params.shots for n in n_left):
-        shown = f"shows {count(n_short)} of {pluralize(len(items), 'item')} fewer than"
+        shortage = f"shows {count(n_short)} of {pluralize(len(items), 'item')} fewer than"
         missing = f"{pluralize(params.shots, 'shot')}, {min(n_left)} at the least"
-        why = f"{context.task.name} has {pluralize(len(context.train), 'training row')}"
-        same = f", and the item itself, up to {max(n_same)} of them, is not a shot" if any(n_same) else ""
-        yield f"{shown} {missing}: {why}{same}"
+        reason = f"{context.task.name} has {pluralize(len(context.train), 'training row')}"
+        note = f", and the item itself, up to {max(n_same)} of them, is not a shot" if any(n_same) else ""
+        yield f"{shortage} {missing}: {reason}{note}"
 
 
 def _dialogue(example: Example) -> str:

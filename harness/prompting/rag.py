@@ -47,8 +47,8 @@ class Params(Spec):
     @model_validator(mode="after")
     def _check(self) -> "Params":
         if self.chunk_overlap >= self.chunk_words:
-            found = f"chunk_overlap {self.chunk_overlap} is not below chunk_words {self.chunk_words}"
-            raise ValueError(found)
+            message = f"chunk_overlap {self.chunk_overlap} is not below chunk_words {self.chunk_words}"
+            raise ValueError(message)
         if self.retriever == "dense" and not self.model:
             raise ValueError("retriever dense without model: name a sentence-transformers id or folder")
         if self.retriever != "dense" and self.model:
@@ -86,17 +86,17 @@ def build(context: PromptingContext, params: Params) -> Step:
     def retrieve(example: Example) -> Example:
         ranked = _best_first(scores(example.prompt), range(len(chunks)))
         if reranker:
-            read = ranked[: params.n_reranked]
-            pairs = [(example.prompt, texts[i]) for i in read]
-            found = reranker.predict(pairs, show_progress_bar=False)  # (n,)
-            ranked = _best_first(list(map(float, found)), read)
+            candidates = ranked[: params.n_reranked]
+            pairs = [(example.prompt, texts[i]) for i in candidates]
+            rerank_scores = reranker.predict(pairs, show_progress_bar=False)  # (n,)
+            ranked = _best_first(list(map(float, rerank_scores)), candidates)
         return with_context(example, [chunks[i] for i in ranked[: params.top_k]], params.mark)
 
     return retrieve
 
 
 def passages(context: PromptingContext, params: Params) -> list[Document]:
-    """Cut the documents into the passages that it chooses from."""
+    """Cut the documents into the passages that the retrieval chooses from."""
     return [chunk for document in context.documents for chunk in _chunks(document, params)]
 
 
@@ -109,8 +109,8 @@ def _chunks(document: Document, params: Params) -> list[Document]:
     words = pieces(document.text)
     step = params.chunk_words - params.chunk_overlap
     starts = range(0, max(len(words) - params.chunk_overlap, 1), step)
-    cut = ("".join(words[start : start + params.chunk_words]).strip() for start in starts)
-    return [document._replace(text=text) for text in cut]
+    texts = ("".join(words[start : start + params.chunk_words]).strip() for start in starts)
+    return [document._replace(text=text) for text in texts]
 
 
 def _bm25(texts: list[str]) -> Scores:

@@ -35,14 +35,14 @@ class Figure(NamedTuple):
     type: str = "DOUBLE"
 
 
-# Of a candidate's run, as it answers.
+# Figures of a candidate's run while it answers.
 SERVING = (
     Figure("cost_per_1k_usd", "$/1k", "USD", "USD for 1,000 requests"),
     Figure("latency_p50_s", "p50", "s", "median time of a request that is sent alone"),
     Figure("latency_p95_s", "p95", "s", "time that 95 % of the requests that are sent alone keep"),
     Figure("requests_per_s", "requests a second", "1/s", "throughput when answered in batches"),
 )
-# Of an artefact, compared with the run that it was exported from.
+# Figures of an artefact, compared with the run that it was exported from.
 PARITY = (
     Figure("own_run", "exported from", "", "the run that it was exported from", "VARCHAR"),
     Figure("logit_gap", "largest logit gap", "", "largest difference of a logit to the run's in fp32"),
@@ -136,7 +136,7 @@ _SQL_TYPES: dict[Any, str] = {_Float: "DOUBLE", _Int: "BIGINT", Curve: ""}
 _READ_AS: dict[str, Any] = {"DOUBLE": _Float, "BIGINT": _Int, "VARCHAR": str}
 
 
-# Figures that nothing reads by its name, by the field of `TrainingRecord` that they follow.
+# Figures that no code reads by name, by the field of `TrainingRecord` that they follow.
 _FURTHER = {
     "train_loop_s": (
         Figure("copying_s", "copying", "s", "", ""),
@@ -177,7 +177,7 @@ class TrainingRecord:
     optimiser step. `loss` is smoothed by `label_smoothing`, `validation_loss` is not. `reward` is the mean
     over answers. `searched_by` is the search that proposed the `sweep`, `named_base` the base that an adapter
     made elsewhere names. `stands_on` maps the keys of other weights that it depends on to digests. `others`
-    are figures that nothing reads by its name (`_FURTHER`), and those of a user's own method.
+    are figures that no code reads by name (`_FURTHER`), and those of a user's own method.
     """
 
     wall_s: Annotated[_Float, "time", "s", "time of the training, a sweep's trials included"] = None
@@ -226,8 +226,8 @@ class TrainingRecord:
 
     def add(self, **others: Any) -> "TrainingRecord":
         """Return the record with further figures; those that are None are left out."""
-        known = {name: value for name, value in others.items() if value is not None}
-        return replace(self, others=self.others | known)
+        known_figures = {name: value for name, value in others.items() if value is not None}
+        return replace(self, others=self.others | known_figures)
 
     @property
     def total_s(self) -> float:
@@ -249,8 +249,8 @@ class TrainingRecord:
 
 def _list_figures() -> Iterator[Figure]:
     for f in fields(TrainingRecord):
-        if said := getattr(f.type, "__metadata__", None):
-            heading, unit, meaning = said[-3:]
+        if metadata := getattr(f.type, "__metadata__", None):
+            heading, unit, meaning = metadata[-3:]
             kind = _SQL_TYPES.get(get_args(f.type)[0], "VARCHAR")
             yield Figure(f.name, heading, unit, meaning, kind)
         yield from _FURTHER.get(f.name, ())
@@ -262,18 +262,18 @@ TRAINING = tuple(_list_figures())
 def read_training_record(stored: Mapping[str, Any]) -> TrainingRecord:
     """Read a training; figures with unknown names are kept as `others`. ValueError: a wrong type."""
     names = {f.name for f in fields(TrainingRecord)} - {"others"}
-    known = {name: value for name, value in stored.items() if name in names}
+    known_fields = {name: value for name, value in stored.items() if name in names}
     others = {name: value for name, value in stored.items() if name not in names}
-    place = ["training"]
+    path = ["training"]
     try:
-        record: TrainingRecord = reader(TrainingRecord).validate_python({**known, "others": others})
+        record: TrainingRecord = reader(TrainingRecord).validate_python({**known_fields, "others": others})
         for figure in chain.from_iterable(_FURTHER.values()):
             if figure.name in others and figure.type in _READ_AS:
-                place[1:] = [figure.name]
+                path[1:] = [figure.name]
                 reader(_READ_AS[figure.type]).validate_python(others[figure.name])
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, (*place, *first["loc"])))
+        where = ".".join(map(str, (*path, *first["loc"])))
         expected = first["msg"].removeprefix("Value error, ")
         raise ValueError(f"{where}: found {first['input']!r}; expected {expected}") from None
     return record

@@ -191,7 +191,7 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class RowsIdentity:
-    """Identity of a set of rows: everything that they depend on; its digest names their folder.
+    """Identity of a set of rows: everything that the rows depend on; its digest names their folder.
 
     `scoring_digest` is empty if the task's own code scores, `decoding` for greedy answers, `choice` if the
     first of several answers counts.

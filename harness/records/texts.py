@@ -40,7 +40,7 @@ def compose_letters(text: str) -> str:
 def fold_text(text: str) -> str:
     """Fold a text for comparison: invisible characters, letter forms, case, typography and white space."""
     if not text.isascii():
-        text = compose_letters(_OTHER_WIDTHS.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
+        text = compose_letters(_OTHER_WIDTHS.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text))
         text = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
         text = text.translate(_AS_TYPEWRITTEN)
     return " ".join(text.lower().split() if text.isascii() else text.split())

@@ -12,7 +12,7 @@ A regulariser exports `Params` and one or more hooks. A method supports it if it
 
 `sample(context, params)` without `mix` returns the general rows that a penalty reads in `start`: prompts with
 the base's own answers, or rows of a file. Which ones depends only on the parameters, the number of training
-rows and the seed, and none asks the question of an evaluated item.
+rows and the seed, and none repeats the question of an evaluated item.
 `cost(params, n_rows)` is the work of a step with `n_rows` rows as a multiple of plain training.
 `problem(params)` says which method parameters forbid it, `layer_problem(params, n_layers)` whether a model
 with so many layers does, and `WHY_NOT` why trainings that do not call its hooks are unsuitable. `DRAWS` marks
@@ -40,7 +40,7 @@ from harness.spec import Task, TaskData
 _LONGEST = 64  # tokens of an answer
 _SPARE = 1.1  # a few answers are empty or refused
 _PROMPTS = Path(__file__).with_name("general_prompts.jsonl")
-_SHIPPED = Path(__file__).parent / "answers"  # a file a base, written by reports/studies/shipped_answers.py
+_SHIPPED = Path(__file__).parent / "answers"  # a file per base, written by reports/studies/shipped_answers.py
 
 
 class Mixture(NamedTuple):
@@ -100,26 +100,26 @@ def general_rows(
 
     `evaluate` answers prompts by the base.
     """
-    mixed: tuple[Example, ...] = ()
-    read = {}
+    mixed_rows: tuple[Example, ...] = ()
+    penalty_rows = {}
     for name, mixture in mixtures(regularize, context).items():
         if mixes_rows(name):
             plugin = plugins.load("regularizers", name)
-            mixed += plugin.mix(mixture, partial(evaluate, name, mixture))
+            mixed_rows += plugin.mix(mixture, partial(evaluate, name, mixture))
         else:
-            read[name] = collect_answered_rows(name, mixture, partial(evaluate, GENERAL, mixture))
-    return mixed, read
+            penalty_rows[name] = collect_answered_rows(name, mixture, partial(evaluate, GENERAL, mixture))
+    return mixed_rows, penalty_rows
 
 
 def mixes_rows(name: str) -> bool:
-    """Tell whether the general rows of a regulariser stand beside the training rows."""
+    """Tell whether the general rows of a regulariser are added to the training rows."""
     return hasattr(plugins.load("regularizers", name), "mix")
 
 
 def layer_problems(regularize: Regularize, n_layers: int) -> list[str]:
     """List why regularisers cannot be used on a model with `n_layers` layers; empty if all can."""
-    loaded = _select_with("layer_problem", regularize)
-    return [*filter(None, (plugin.layer_problem(params, n_layers) for _, plugin, params in loaded))]
+    entries = _select_with("layer_problem", regularize)
+    return [*filter(None, (plugin.layer_problem(params, n_layers) for _, plugin, params in entries))]
 
 
 def prepare(regularize: Regularize, model: Any) -> None:
@@ -165,11 +165,11 @@ def compute_gradients(
 def select_trained_names(
     regularize: Regularize, names: Sequence[str], progress: float, seed: int
 ) -> Collection[str]:
-    """Return those of the trainable parameters that are trained at this share of all steps."""
-    chosen = set(names)
+    """Return the trainable parameters that are trained at this share of all steps."""
+    selected = set(names)
     for _, plugin, params in _select_with("select", regularize):
-        chosen &= set(plugin.select(names, progress, params, seed))
-    return chosen
+        selected &= set(plugin.select(names, progress, params, seed))
+    return selected
 
 
 def select_moved_names(
@@ -179,7 +179,7 @@ def select_moved_names(
     if not has_hook(regularize, "select"):
         return names
     steps = (select_trained_names(regularize, names, i / n_planned, seed) for i in range(n_made))
-    return {name for chosen in steps for name in chosen}
+    return {name for selected in steps for name in selected}
 
 
 def work_factor(regularize: Regularize, n_rows: int) -> float:
@@ -192,37 +192,37 @@ def regularizers_digest(regularize: Regularize, context: MixContext) -> str:
     """Digest all effects of regularisers on weights; empty without any. A file counts by its sampled rows."""
     if not regularize:
         return ""
-    sampled = mixtures(regularize, context)
-    digested = [
+    mixture_by_name = mixtures(regularize, context)
+    parts = [
         [
             name,
             plugins.version("regularizers", name),
             params.model_dump(mode="json", exclude_defaults=True, exclude={"data"}),
-            [found.n, found.max_new_tokens, [drop_defaults(row) for row in found.rows]]
-            if (found := sampled.get(name))
+            [mixture.n, mixture.max_new_tokens, [drop_defaults(row) for row in mixture.rows]]
+            if (mixture := mixture_by_name.get(name))
             else [],
         ]
         for name, _, params in _load(regularize)
     ]
-    return digest([versions_of("regularizers"), digested])
+    return digest([versions_of("regularizers"), parts])
 
 
-def _select_with(part: str, regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
-    return [loaded for loaded in _load(regularize) if hasattr(loaded[1], part)]
+def _select_with(hook: str, regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
+    return [entry for entry in _load(regularize) if hasattr(entry[1], hook)]
 
 
 def _load(regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
     """Load regularisers in the order of their names: the order of keys in a file has no meaning."""
-    loaded = {name: plugins.load("regularizers", name) for name in sorted(regularize)}
-    return [(name, plugin, plugin.Params(**regularize[name])) for name, plugin in loaded.items()]
+    plugin_by_name = {name: plugins.load("regularizers", name) for name in sorted(regularize)}
+    return [(name, plugin, plugin.Params(**regularize[name])) for name, plugin in plugin_by_name.items()]
 
 
 def find_shipped_answers(base_digest: str, mixture: Mixture) -> list[Answered]:
     """Return the answers to a mixture's prompts that ship for a base; empty if any is missing."""
-    shipped = _read_shipped_answers(base_digest)
-    if not mixture.max_new_tokens or any(e.prompt not in shipped for e in mixture.rows):
+    row_by_prompt = _read_shipped_answers(base_digest)
+    if not mixture.max_new_tokens or any(e.prompt not in row_by_prompt for e in mixture.rows):
         return []
-    rows = ((e.id, shipped[e.prompt]) for e in mixture.rows)
+    rows = ((e.id, row_by_prompt[e.prompt]) for e in mixture.rows)
     return [SimpleNamespace(example_id=i, text=row["answer"], status=row["status"]) for i, row in rows]
 
 
@@ -243,16 +243,16 @@ def general_prompts() -> tuple[str, ...]:
 def rescue_by_strength(
     name: str, params: type[Any], strengths: tuple[float, ...], says: str, place: float
 ) -> RescueStep:
-    """Return the step of a rescue that adds or strengthens a penalty; `place` is by reports/fronts.md."""
+    """Return the step of a rescue that adds or strengthens a penalty; for `place` see reports/fronts.md."""
 
-    def settings(at: RescueSituation) -> list[TrialSetting] | str:
-        present = dict(at.present or {})
-        least = 0.0 if at.present is None else params(**present).strength
-        stronger = [s for s in strengths if s > least]
+    def settings(case: RescueSituation) -> list[TrialSetting] | str:
+        current = dict(case.present or {})
+        current_strength = 0.0 if case.present is None else params(**current).strength
+        stronger = [s for s in strengths if s > current_strength]
         return [
-            TrialSetting({**present, "strength": s}, f"{name}={s:g}", f"{says}, strength {s:g}")
+            TrialSetting({**current, "strength": s}, f"{name}={s:g}", f"{says}, strength {s:g}")
             for s in stronger
-        ] or f"its recipe has {name} of the strength {least:g} already"
+        ] or f"its recipe has {name} of the strength {current_strength:g} already"
 
     return RescueStep(name, settings, place)
 
@@ -263,7 +263,7 @@ def _folded_prompts() -> tuple[tuple[str, str], ...]:
 
 
 def general_mixture(name: str, n: int, data: str | None, context: MixContext) -> Mixture:
-    """Sample `n` rows of the user's file, or more than `n` general prompts; none of them is evaluated."""
+    """Sample `n` rows of the user's file, or more than `n` general prompts, without evaluated items."""
     if data is None:
         evaluated = {fold_text(e.prompt) for examples in context.evaluated.values() for e in examples}
         prompts = tuple(
@@ -285,7 +285,7 @@ def general_mixture(name: str, n: int, data: str | None, context: MixContext) ->
 def collect_answered_rows(
     name: str, mixture: Mixture, evaluate: Callable[[], Iterable[Answered]]
 ) -> tuple[Example, ...]:
-    """Return rows of a file as they are; join prompts with the base's answers, of which long ones are cut."""
+    """Return a file's rows as they are, or prompts joined with the base's answers, long ones cut."""
     if not mixture.max_new_tokens:
         return mixture.rows
     answers = {row.example_id: row for row in evaluate() if row.status in ("ok", "truncated")}

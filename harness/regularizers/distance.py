@@ -21,7 +21,7 @@ _COPIED = ".modules_to_save."
 
 
 def find_problem(params: Mapping[str, Any]) -> str:
-    """Say which method parameters make weights that are not a sum with ΔW; empty if none do."""
+    """Describe the method parameters that make weights other than a sum with ΔW; empty if there are none."""
     family = params.get("peft_type", "LORA")
     if family not in ADDITIVE:
         return f"an adapter of the family {family}, which is not added to weight matrices"
@@ -62,9 +62,9 @@ def find_plain_parameters(model: Any) -> dict[str, Any]:
     """Return the directly trained parameters, by name; with an adapter only those of copied modules."""
     # A new head is not included: it was never published, so there is no start to pull it to.
     with_adapter = isinstance(model, peft.PeftModel)
-    whole = model.get_base_model() if with_adapter else model
-    known = whole if whole.get_output_embeddings() is not None else whole.base_model
-    published_ids = {id(parameter) for parameter in known.parameters()}
+    base_model = model.get_base_model() if with_adapter else model
+    published = base_model if base_model.get_output_embeddings() is not None else base_model.base_model
+    published_ids = {id(parameter) for parameter in published.parameters()}
     return {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -107,10 +107,10 @@ class L2Sp:
     @staticmethod
     def penalty(start: regularizers.Start, params: L2SpParams) -> regularizers.Penalty:
         """Return the penalty, one term for each weight."""
-        moved = displacements(start.model)
+        displacement_by_name = displacements(start.model)
 
         def terms(step: int) -> "Iterator[torch.Tensor]":
-            for displacement in moved.values():
+            for displacement in displacement_by_name.values():
                 yield params.strength / 2 * displacement().square().sum()
 
         return terms
@@ -151,10 +151,10 @@ class Ewc:
     def penalty(start: regularizers.Start, params: EwcParams) -> regularizers.Penalty:
         """Return the penalty, one term per weight; it keeps one fp32 number per weight."""
         fisher = fisher_diagonal(start.model, start.rows, start.seed)
-        moved = displacements(start.model)
+        displacement_by_name = displacements(start.model)
 
         def terms(step: int) -> "Iterator[torch.Tensor]":
-            for name, displacement in moved.items():
+            for name, displacement in displacement_by_name.items():
                 yield params.strength / 2 * (fisher[name] * displacement().square()).sum()
 
         return terms
@@ -181,8 +181,8 @@ def fisher_diagonal(
             keep = len(row.ids) - row.start + 1
             logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0, :-1]  # (n, v)
             logprobs = logits.float().log_softmax(-1)
-            drawn = torch.multinomial(logprobs.detach().exp().cpu(), 1, generator=generator)
-            logprobs.gather(1, drawn.to(logprobs.device)).sum().backward()
+            sampled_ids = torch.multinomial(logprobs.detach().exp().cpu(), 1, generator=generator)
+            logprobs.gather(1, sampled_ids.to(logprobs.device)).sum().backward()
     model.zero_grad()
     model.train(training)
     return {name: square / n_tokens for name, square in squares.items()}
@@ -194,8 +194,8 @@ def _square_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterato
     with ExitStack() as hooks:
         for name, layer in find_adapted_layers(model).items():
             if isinstance(layer.get_base_layer(), torch.nn.Embedding):  # token ids cannot be multiplied
-                why = "for which no Fisher information can be estimated"
-                found = f"an adapter of {name}, an embedding, {why}"
+                reason = "for which no Fisher information can be estimated"
+                found = f"an adapter of {name}, an embedding, {reason}"
                 raise CandidateFailed(found, "target_modules without it, or regularize: l2_sp or kl")
             hooks.callback(layer.register_forward_hook(_reader(name, layer, squares)).remove)
         yield

@@ -57,26 +57,26 @@ def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
     model, head = start.model, start.model.get_output_embeddings()
     tuned: Head = partial(_logits, head)
     with torch.no_grad():
-        known = [_answer_states(model, row) for row in start.rows]
+        start_states = [_answer_states(model, row) for row in start.rows]
         is_trained = any(parameter.requires_grad for parameter in head.parameters())
-        first = tuned
-        if is_trained:  # what the head computes now, whatever is trained later
-            bias = tuned(torch.zeros_like(known[0][:1]))  # (1, v)
-            unit = torch.eye(known[0].shape[-1], device=known[0].device)
+        start_head = tuned
+        if is_trained:  # what the head computes before training
+            bias = tuned(torch.zeros_like(start_states[0][:1]))  # (1, v)
+            unit = torch.eye(start_states[0].shape[-1], device=start_states[0].device)
             dtype, matrix = head.weight.dtype, (tuned(unit) - bias).to(head.weight.dtype)  # (d, v)
-            first = lambda states: (states.to(dtype) @ matrix).float() + bias  # noqa: E731
+            start_head = lambda states: (states.to(dtype) @ matrix).float() + bias  # noqa: E731
         ids = torch.tensor([start.rows[0].ids], device=model.device)
         with _eval_mode(model):
             model_logits = model(input_ids=ids, logits_to_keep=2, use_cache=False).logits[0, 0].float()
-        if not torch.allclose(model_logits, first(known[0][-1:])[0], rtol=0.05, atol=0.05):
+        if not torch.allclose(model_logits, start_head(start_states[0][-1:])[0], rtol=0.05, atol=0.05):
             found = "this model's logits are more than a product with its last hidden states"
             raise CandidateFailed(found, "regularize: ewc or l2_sp in place of kl")
-    n = min(params.rows_per_step, len(known))
+    n = min(params.rows_per_step, len(start_states))
 
     def terms(step: int) -> "Iterator[torch.Tensor]":
-        for i in random.Random(f"{start.seed}/kl/{step}").sample(range(len(known)), n):
+        for i in random.Random(f"{start.seed}/kl/{step}").sample(range(len(start_states)), n):
             states = _answer_states(model, start.rows[i])
-            yield params.strength / n * mean_kl((known[i], first), (states, tuned))
+            yield params.strength / n * mean_kl((start_states[i], start_head), (states, tuned))
 
     return terms
 
@@ -86,19 +86,19 @@ def mean_kl(start: "tuple[torch.Tensor, Head]", tuned: "tuple[torch.Tensor, Head
     from torch.nn.functional import kl_div
     from torch.utils.checkpoint import checkpoint
 
-    def sum_divergence(known: Any, states: Any) -> Any:
-        p, q = start[1](known).log_softmax(-1), tuned[1](states).log_softmax(-1)
+    def sum_divergence(start_states: Any, states: Any) -> Any:
+        p, q = start[1](start_states).log_softmax(-1), tuned[1](states).log_softmax(-1)
         return kl_div(q, p, reduction="sum", log_target=True)
 
-    parts = zip(start[0].split(_CHUNK), tuned[0].split(_CHUNK), strict=True)
-    sums = [checkpoint(sum_divergence, *part, use_reentrant=False) for part in parts]
+    chunk_pairs = zip(start[0].split(_CHUNK), tuned[0].split(_CHUNK), strict=True)
+    sums = [checkpoint(sum_divergence, *pair, use_reentrant=False) for pair in chunk_pairs]
     return torch.stack(sums).sum() / len(start[0])
 
 
 def _logits(head: Any, states: "torch.Tensor") -> "torch.Tensor":
     with _eval_mode(head):
-        made: torch.Tensor = head(states.to(head.weight.dtype)).float()
-    return made
+        logits: torch.Tensor = head(states.to(head.weight.dtype)).float()
+    return logits
 
 
 @contextmanager
@@ -113,6 +113,6 @@ def _answer_states(model: Any, row: regularizers.GeneralRow) -> "torch.Tensor":
     """Return the last hidden states (t, d) that predict a row's answer, without dropout or noise."""
     ids = torch.tensor([row.ids], device=model.device)
     with _eval_mode(model):
-        read = model(input_ids=ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
-    states: torch.Tensor = read.hidden_states[-1][0, row.start - len(row.ids) - 1 : -1]
+        output = model(input_ids=ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
+    states: torch.Tensor = output.hidden_states[-1][0, row.start - len(row.ids) - 1 : -1]
     return states

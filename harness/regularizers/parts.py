@@ -46,16 +46,16 @@ class Dropout:
             return dropout(output, params.rate)
 
         for layer in decoder_layers(model):
-            parts = {  # norms have only vectors
-                name: part
-                for name, part in layer.named_children()
-                if any(p.ndim > 1 for p in part.parameters())
+            sublayers = {  # norms have only vectors
+                name: sublayer
+                for name, sublayer in layer.named_children()
+                if any(p.ndim > 1 for p in sublayer.parameters())
             }
-            if len(parts) != 2:
-                found = f"dropout for layers of {', '.join(parts)}, which are not attention and MLP"
+            if len(sublayers) != 2:
+                found = f"dropout for layers of {', '.join(sublayers)}, which are not attention and MLP"
                 raise CandidateFailed(found, "no dropout in regularize")
-            for part in parts.values():
-                part.register_forward_hook(drop)
+            for sublayer in sublayers.values():
+                sublayer.register_forward_hook(drop)
 
 
 class FreezeParams(Spec):
@@ -79,16 +79,16 @@ class FreezeParams(Spec):
         return self
 
 
-def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
-    if not at.n_layers or at.n_layers < 2:
+def _list_settings(case: RescueSituation) -> list[TrialSetting] | str:
+    if not case.n_layers or case.n_layers < 2:
         return "the number of layers is not known"
-    if at.present is not None:
+    if case.present is not None:
         return "a part of the layers is left out already"
-    half = at.n_layers // 2
-    said = f"the first {half} of {at.n_layers} layers left as they are"
+    half = case.n_layers // 2
+    summary = f"the first {half} of {case.n_layers} layers left as they are"
     return [
         TrialSetting(
-            {"first": half}, "half", said, leaves_out=rf"\D*\.(?:{'|'.join(map(str, range(half)))})\..*"
+            {"first": half}, "half", summary, leaves_out=rf"\D*\.(?:{'|'.join(map(str, range(half)))})\..*"
         )
     ]
 
@@ -104,7 +104,7 @@ class Freeze:
 
     @staticmethod
     def layer_problem(params: FreezeParams, n_layers: int) -> str:
-        """Say that the model has too few layers for the layers to freeze or train; empty if it has enough."""
+        """Describe that the model has too few layers to freeze or train so many; empty if it has enough."""
         return f"freeze names {params.n} layers, and the model has {n_layers}" if params.n >= n_layers else ""
 
     @staticmethod
@@ -138,12 +138,12 @@ class Half:
         """Return the parameters that are trained at a share of all steps, in [0, 1)."""
         turn = min(int(progress * params.rounds), params.rounds - 1)
         draw = random.Random(f"{seed}/half/{turn}")
-        chosen: set[str] = set()
+        selected: set[str] = set()
         groups: dict[tuple[str, int, str], dict[str, list[str]]] = {}
         for name in names:
             match = _OF_A_LAYER.fullmatch(name)
             if match is None:
-                chosen.add(name)
+                selected.add(name)
                 continue
             module = match["module"]
             kind = module.partition(".")[0] if "." in module else ""
@@ -151,8 +151,8 @@ class Half:
             group.setdefault(module, []).append(name)
         for (_, layer, _), modules in sorted(groups.items()):
             n = (len(modules) + (layer + turn) % 2) // 2
-            chosen.update(name for module in draw.sample(sorted(modules), n) for name in modules[module])
-        return chosen
+            selected.update(name for module in draw.sample(sorted(modules), n) for name in modules[module])
+        return selected
 
 
 PLUGINS = {"dropout": Dropout, "freeze": Freeze, "half": Half}

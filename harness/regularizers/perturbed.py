@@ -68,22 +68,22 @@ class Sam:
     @staticmethod
     def step(model: Any, backward: "Callable[[], torch.Tensor]", params: Params) -> "torch.Tensor":
         """Add the gradients at the perturbed weights to the existing ones; return the loss at the weights."""
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        earlier_gradients = [parameter.grad for parameter in trained]
-        _forget_gradients(trained)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        earlier_gradients = [parameter.grad for parameter in parameters]
+        _forget_gradients(parameters)
         loss = backward()
-        moved = [(parameter, parameter.grad) for parameter in trained if parameter.grad is not None]
-        saved_weights = [parameter.detach().clone() for parameter, _ in moved]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for _, g in moved]))
+        pairs = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        saved_weights = [parameter.detach().clone() for parameter, _ in pairs]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for _, g in pairs]))
         with torch.no_grad():
-            for parameter, gradient in moved:
+            for parameter, gradient in pairs:
                 parameter.add_(gradient * (params.rho / (norm + _SMALLEST)))
-        _forget_gradients(trained)
+        _forget_gradients(parameters)
         backward()
         with torch.no_grad():
-            for (parameter, _), weights in zip(moved, saved_weights, strict=True):
+            for (parameter, _), weights in zip(pairs, saved_weights, strict=True):
                 parameter.copy_(weights)
-        for parameter, earlier in zip(trained, earlier_gradients, strict=True):
+        for parameter, earlier in zip(parameters, earlier_gradients, strict=True):
             if earlier is not None:
                 parameter.grad = earlier if parameter.grad is None else parameter.grad + earlier
         return loss

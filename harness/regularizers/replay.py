@@ -22,26 +22,26 @@ class Params(Spec):
     data: str | None = None
 
 
-def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
+def _list_settings(case: RescueSituation) -> list[TrialSetting] | str:
     """List the shares that a rescue tries: those of its policy above the recipe's own share."""
-    written = dict(at.present or {}) | ({"data": at.policy.replay} if at.policy.replay else {})
-    what = "rows of your file" if written.get("data") else "the base's own answers"
-    least = written.get("share", 0.0)
+    current = dict(case.present or {}) | ({"data": case.policy.replay} if case.policy.replay else {})
+    rows = "rows of your file" if current.get("data") else "the base's own answers"
+    current_share = current.get("share", 0.0)
     return [
-        TrialSetting({**written, "share": share}, f"{_NAME}={share:g}", f"{100 * share:g} % replay of {what}")
-        for share in at.policy.shares
-        if share > least
-    ] or f"its recipe mixes in {100 * least:g} % already"
+        TrialSetting({**current, "share": share}, f"{_NAME}={share:g}", f"{100 * share:g} % replay of {rows}")
+        for share in case.policy.shares
+        if share > current_share
+    ] or f"its recipe mixes in {100 * current_share:g} % already"
 
 
-RESCUE = RescueStep(_NAME, _list_settings, place=2)  # by what was kept, reports/fronts.md
+RESCUE = RescueStep(_NAME, _list_settings, place=2)  # by how much was retained, reports/fronts.md
 
 
 def sample(context: MixContext, params: Params) -> Mixture:
-    """Sample rows of the user's file, or more general prompts than needed, none of them evaluated."""
+    """Sample rows of the user's file, or more general prompts than needed, without evaluated items."""
     return general_mixture(_NAME, max(1, round(params.share * context.n_train)), params.data, context)
 
 
 def mix(mixture: Mixture, evaluate: Callable[[], Iterable[Answered]]) -> tuple[Example, ...]:
-    """Return rows of a file as they are; join prompts with the base's answers, of which long ones are cut."""
+    """Return a file's rows as they are, or prompts joined with the base's answers, long ones cut."""
     return collect_answered_rows(_NAME, mixture, evaluate)

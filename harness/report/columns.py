@@ -57,8 +57,8 @@ def _shown(
 ) -> Column[Row]:
 
     def print_value(row: Row, tight: bool) -> str:
-        found = value(row)
-        return UNKNOWN if found is None else text(found)
+        cell = value(row)
+        return UNKNOWN if cell is None else text(cell)
 
     return Column(name, heading, meaning, value, print_value, kind)
 
@@ -87,8 +87,8 @@ def _forgetting(f: CandidateFacts) -> Estimate | None:
 
 
 def _forgetting_text(row: Result, tight: bool) -> str:
-    if (found := _forgetting(row.facts)) is not None:
-        return "0 (base weights)" if found is _NO_CHANGE else points(*found[:3])
+    if (change := _forgetting(row.facts)) is not None:
+        return "0 (base weights)" if change is _NO_CHANGE else points(*change[:3])
     if _is_unjudged_baseline(row.facts):
         return f"{UNKNOWN} ({'not judged' if tight else 'a baseline, not judged'})"
     return UNKNOWN
@@ -138,7 +138,7 @@ CANDIDATE_COLUMNS = _by_name(
         lambda r: _forgetting(r.facts), _forgetting_text, "interval"),
     _shown("lost_gained", "lost/gained", "items of these tasks that got worse/better than with the base",
         lambda r: _flips(r.facts)),
-    *(_figure(one.name, one.heading, one.meaning) for one in SERVING),
+    *(_figure(f.name, f.heading, f.meaning) for f in SERVING),
     _shown("prompt_tokens", "tokens of a prompt", "mean of a request on test",
         lambda r: r.facts.tokens and r.facts.tokens.prompt, figure, "number"),
     _shown("output_tokens", "tokens of an answer", "mean of a request on test",
@@ -194,9 +194,9 @@ COMPARE_PAGE = _choose(COMPARISON_COLUMNS, "task metric base score delta lost ga
 
 def leaderboard_columns(metrics: Sequence[str]) -> list[Column[Result]]:
     """List the columns of the leaderboard; scores by other metrics follow the primary one."""
-    shown = [column for name, column in CANDIDATE_COLUMNS.items() if name not in _FILE_ALONE]
-    at = shown.index(CANDIDATE_COLUMNS["target"]) + 1
-    return [*shown[:at], *map(metric_column, metrics), *shown[at:]]
+    columns = [column for name, column in CANDIDATE_COLUMNS.items() if name not in _FILE_ALONE]
+    at = columns.index(CANDIDATE_COLUMNS["target"]) + 1
+    return [*columns[:at], *map(metric_column, metrics), *columns[at:]]
 
 
 def metric_column(metric: str) -> Column[Result]:
@@ -240,19 +240,19 @@ def print_table(
     columns: Iterable[Column[Row]], rows: Iterable[Row], *, tight: bool = False
 ) -> tuple[list[str], list[list[str]]]:
     """Format the headings and cells of some columns."""
-    shown = list(columns)
-    heads = [heading(column).replace("\n", " ") for column in shown]
-    return heads, [[column.text(row, tight) for column in shown] for row in rows]
+    column_list = list(columns)
+    heads = [heading(column).replace("\n", " ") for column in column_list]
+    return heads, [[column.text(row, tight) for column in column_list] for row in rows]
 
 
 def map_values(columns: Iterable[Column[Row]], row: Row) -> dict[str, Any]:
     """Map column names to a row's unrounded values; `_low` and `_high` are the ends of intervals."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for column in columns:
         value = column.value(row)
-        found[column.name] = value
+        values[column.name] = value
         if column.kind == "interval":
-            found[column.name] = value.delta if isinstance(value, Comparison) else value and value.score
+            values[column.name] = value.delta if isinstance(value, Comparison) else value and value.score
             ends = (value.low, value.high) if value else (None, None)
-            found[f"{column.name}_low"], found[f"{column.name}_high"] = ends
-    return found
+            values[f"{column.name}_low"], values[f"{column.name}_high"] = ends
+    return values

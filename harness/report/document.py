@@ -108,9 +108,9 @@ def markdown(document: ResultDocument, level: int = 1) -> str:
     lines += [escape(document.lead), ""] if document.lead else []
     for section in (s for s in document.sections if not s.appendix):
         lines += _markdown_section(section, mark, level + 1)
-    if behind := [s for s in document.sections if s.appendix]:
+    if appendix := [s for s in document.sections if s.appendix]:
         lines += [f"{'#' * (level + 1)} Appendix{mark}", ""]
-        lines += [line for section in behind for line in _markdown_section(section, mark, level + 2)]
+        lines += [line for section in appendix for line in _markdown_section(section, mark, level + 2)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -149,9 +149,9 @@ def align(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | No
         for i in range(max(map(len, wrapped))):
             line = Text()
             for parts, room, number in zip(wrapped, widths, numbers, strict=True):
-                part = parts[i] if i < len(parts) else ""
-                blanks = " " * (room - cell_len(part))
-                line.append(blanks if number else "").append(part, STYLES.get(part, ""))
+                piece = parts[i] if i < len(parts) else ""
+                blanks = " " * (room - cell_len(piece))
+                line.append(blanks if number else "").append(piece, STYLES.get(piece, ""))
                 line.append(" " * gap if number else blanks + " " * gap)
             line.rstrip()
             yield line
@@ -161,14 +161,14 @@ def _fit(cells: Sequence[Sequence[str]], width: int | None) -> tuple[list[int], 
     """Choose column widths and the gap between them; the widest columns wrap until the table fits."""
     columns = list(zip(*cells, strict=True))
     widest = [max(map(cell_len, column)) for column in columns]
-    least = [max(cell_len(word) for cell in column for word in _words(cell)) for column in columns]
+    min_widths = [max(cell_len(word) for cell in column for word in _words(cell)) for column in columns]
     for gap in (2, 1):
         free = (width or 0) - gap * (len(columns) - 1)
         if width is None or sum(widest) <= free:
             return widest, gap
-        if sum(least) <= free:
+        if sum(min_widths) <= free:
             while sum(widest) > free:  # a column is at least as wide as its longest word
-                i = max((i for i, w in enumerate(widest) if w > least[i]), key=widest.__getitem__)
+                i = max((i for i, w in enumerate(widest) if w > min_widths[i]), key=widest.__getitem__)
                 widest[i] -= 1
             return widest, gap
     return widest, 2

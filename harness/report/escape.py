@@ -44,7 +44,7 @@ def _visible(character: str) -> bool:
 def markdown(text: str) -> str:
     """Clean a text and escape Markdown and HTML markup, including `|`."""
     html = clean(text).replace("&", "&amp;").replace("<", "&lt;")
-    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", html)
+    return _MARKDOWN.sub(lambda match: f"\\{match[0]}", html)
 
 
 def markdown_line(text: str) -> str:
@@ -58,9 +58,9 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
     return [head, "|---" * len(columns) + "|", *body]
 
 
-def write_csv(out: TextIO, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+def write_csv(stream: TextIO, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write rows as CSV in which a spreadsheet reads no text as a formula."""
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(stream, lineterminator="\n")
     for cells in (columns, *rows):
         writer.writerow(spreadsheet_lines(cell) if isinstance(cell, str) else cell for cell in cells)
 
@@ -71,11 +71,11 @@ def spreadsheet_lines(text: str) -> str:
     return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
-def shorten(text: str, width: int, kept: int | None = None) -> str:
-    """Replace the middle of a text by `…`: at most `width` cells, `kept` of them at the end."""
+def shorten(text: str, width: int, n_tail: int | None = None) -> str:
+    """Replace the middle of a text by `…`: at most `width` cells, `n_tail` of them at the end."""
     if cell_len(text) <= width:
         return text
-    tail = _shorten_to(text[::-1], (width - 1) // 2 if kept is None else kept)[::-1]
+    tail = _shorten_to(text[::-1], (width - 1) // 2 if n_tail is None else n_tail)[::-1]
     head = _shorten_to(text, width - 1 - cell_len(tail))
     return f"{head}…{tail}"
 
@@ -89,15 +89,15 @@ def _shorten_to(text: str, width: int) -> str:
 
 def shorten_for_picture(names: Sequence[str], width: int) -> list[str]:
     """Shorten names to a width in cells; names that would become equal are numbered: `a name th… long 2`."""
-    places = {name: f" {i}" for i, name in enumerate(dict.fromkeys(names), 1)}
-    numbered = [shorten(name, width - cell_len(places[name])) + places[name] for name in names]
+    suffixes = {name: f" {i}" for i, name in enumerate(dict.fromkeys(names), 1)}
+    numbered = [shorten(name, width - cell_len(suffixes[name])) + suffixes[name] for name in names]
     return shorten_all(names, width) or numbered
 
 
 def shorten_all(names: Sequence[str], width: int) -> list[str] | None:
     """Shorten names, those of a grid by its keys first; None if different names would become equal."""
-    brief = [_KEYS.sub("", name) for name in names]
-    for shown in (list(names), brief, [shorten(name, width) for name in brief]):
-        if max(map(cell_len, shown), default=0) <= width and len(set(shown)) == len(set(names)):
-            return shown
+    without_keys = [_KEYS.sub("", name) for name in names]
+    for short in (list(names), without_keys, [shorten(name, width) for name in without_keys]):
+        if max(map(cell_len, short), default=0) <= width and len(set(short)) == len(set(names)):
+            return short
     return None

@@ -77,8 +77,8 @@ class ShownItem:
     prompts: tuple[ShownPrompt, ...] = ()
 
     def sent_to(self, column: str) -> ShownPrompt | None:
-        """Return the prompt by which a column was asked; None where it is not shown."""
-        return next((one for one in self.prompts if column in one.columns), None)
+        """Return the prompt sent to a column; None if it is not shown."""
+        return next((prompt for prompt in self.prompts if column in prompt.columns), None)
 
     @property
     def is_agreed(self) -> bool:
@@ -155,10 +155,10 @@ class ExperimentReport:
 
     def task_comparisons(self, label: str) -> dict[str, Comparison]:
         """Map the suites' tasks to a run's comparison by the primary metric."""
-        found: dict[str, Comparison] = {}
+        by_task: dict[str, Comparison] = {}
         for c in self.comparisons.get(label, ()):
-            found.setdefault(c.task, c)
-        return found
+            by_task.setdefault(c.task, c)
+        return by_task
 
     def _repr_html_(self) -> str:
         """Return what a terminal shows, for notebooks."""
@@ -172,7 +172,7 @@ class ExperimentReport:
 
 
 def mark_answer(metric: Metric, parts: Sequence[float] | None) -> str:
-    """Mark an answer as right or wrong, or print its score where it is neither; – where it has none."""
+    """Mark an answer as right or wrong, else print its score; – if it has none."""
     score = nan if parts is None else float(item_scores(metric, np.array([parts], float))[0])
     if not isfinite(score):
         return formatting.UNKNOWN
@@ -183,12 +183,12 @@ def mark_answer(metric: Metric, parts: Sequence[float] | None) -> str:
 def show_items(metric: Metric, arms: Mapping[str, Sequence[SampleResult]], n: int) -> list[ShownItem]:
     """Show n items of a task with every arm's answer, first those that arms score differently."""
     by_arm = {name: {row.example_id: row for row in rows} for name, rows in arms.items()}
-    first, *others = by_arm.values()
-    ids = [item for item in first if all(item in rows for rows in others)]
+    first, *other_rows = by_arm.values()
+    ids = [item for item in first if all(item in rows for rows in other_rows)]
     parts = {item: {rows[item].parts.get(metric.name) for rows in by_arm.values()} for item in ids}
     chosen = spread([item for item in ids if len(parts[item]) > 1], n)
     chosen += spread([item for item in ids if len(parts[item]) == 1], n - len(chosen))
-    shown = []
+    items = []
     for item in chosen:
         answers = {}
         for name, row in ((name, rows[item]) for name, rows in by_arm.items()):
@@ -196,8 +196,8 @@ def show_items(metric: Metric, arms: Mapping[str, Sequence[SampleResult]], n: in
             answers[name] = ShownAnswer(excerpt(row.text), row.status, mark, tuple(facts))
         shortest = min((rows[item] for rows in by_arm.values()), key=lambda row: len(row.prompt))
         references = tuple(map(excerpt, shortest.references[:_REFERENCES_SHOWN]))
-        shown.append(ShownItem(shortest.task, item, excerpt(shortest.prompt), references, answers))
-    return shown
+        items.append(ShownItem(shortest.task, item, excerpt(shortest.prompt), references, answers))
+    return items
 
 
 def describe_answer(row: SampleResult) -> list[str]:
@@ -217,14 +217,14 @@ def describe_answer(row: SampleResult) -> list[str]:
 
 
 def describe_prompt(n_tokens: int, was_sent: bool) -> str:
-    """Say whether a prompt was sent, or is made from today's files."""
+    """Describe whether a prompt was sent, or made from today's files."""
     if was_sent:
         return f"The prompt as it was sent, {formatting.count(n_tokens)} tokens."
     return "Made from today's files; the prompt that was sent differed, as files or shots have changed since."
 
 
 def spread(ids: Sequence[str], n: int) -> list[str]:
-    """Draw at most n ids at even distances: neighbours often ask the same thing."""
+    """Choose at most n evenly spaced ids, because neighbours often ask the same."""
     return [ids[i * len(ids) // n] for i in range(n)] if len(ids) > n else list(ids)
 
 

@@ -24,11 +24,11 @@ from harness.report.html_page import page_environment
 from harness.spec import HUB
 
 _SHOWN = 5  # places of a finding on the page
-_BRIEFLY = 3  # alarms that are said in a line each
-_WIDEST = 95  # characters of a line that stands in another table
+_BRIEFLY = 3  # alarms in the brief listing, one line each
+_WIDEST = 95  # characters of a line within another table
 _KEPT, _BY_ROW = 1_000, ("rows", "labels", "beside")  # in JSON
 _GENERATOR = '<meta name="generator" content="harness data check">'
-_HEAD = 1_000  # bytes of a page in which that stands
+_HEAD = 1_000  # bytes at the start of a page that hold the generator's tag
 _STEP = re.compile(r"harness data (?P<verb>clean|dedup|split) FILE(?P<before>.*?) --out OUT(?P<after>.*)")
 _VERBS = ("clean", "mix", "dedup", "split")  # in the order in which they are run
 _DASHBOARD, _DECISIONS = "harness dashboard", " --decisions DECISIONS"
@@ -65,7 +65,7 @@ def short_lines(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Say how many alarms there are, and the commands that fix them, in the order in which they are run."""
+    """Summarize the numbers of alarms, and the commands that fix them, in the order in which they are run."""
     n = Counter(f.severity for f in findings)
     if not n["error"] + n["warning"]:
         return "no alarm: nothing was found that would make results wrong or harm a training"
@@ -75,20 +75,20 @@ def summary(findings: Sequence[Finding]) -> str:
     return f"{pluralize(n['error'], 'error')}, {pluralize(n['warning'], 'warning')}{step}"
 
 
-def places(finding: Finding, most: int = _SHOWN) -> str:
+def places(finding: Finding, limit: int = _SHOWN) -> str:
     """Name the first places of a finding, the file once: `rows.csv:3, 17, 29, …`."""
-    out, before = [], ""
-    for place in finding.rows[:most]:
-        head = place.rstrip("0123456789")
-        out.append(place[len(head) :] if head == before else place)
-        before = head
-    return ", ".join([*out, *(["…"] if len(finding.rows) > most else [])])
+    texts, previous = [], ""
+    for row in finding.rows[:limit]:
+        head = row.rstrip("0123456789")
+        texts.append(row[len(head) :] if head == previous else row)
+        previous = head
+    return ", ".join([*texts, *(["…"] if len(finding.rows) > limit else [])])
 
 
 def data_json(findings: Sequence[Finding], files: Sequence[str], n: int) -> dict[str, Any]:
-    """Turn findings into plain types, with the first thousand places."""
-    cut = [{part: getattr(f, part)[:_KEPT] for part in _BY_ROW} for f in findings]
-    plain = [asdict(f) | {"share": f.share} | of for f, of in zip(findings, cut, strict=True)]
+    """Convert findings to plain types, with the first thousand places."""
+    cut = [{name: getattr(f, name)[:_KEPT] for name in _BY_ROW} for f in findings]
+    plain = [asdict(f) | {"share": f.share} | lists for f, lists in zip(findings, cut, strict=True)]
     return {"files": list(files), "n": n, "summary": summary(findings), "findings": plain}
 
 
@@ -146,118 +146,118 @@ class _Steps(NamedTuple):
 def fill_commands(
     findings: Sequence[Finding],
     files: Sequence[str],
-    named: Sequence[str] = (),
-    named_of_all: Sequence[str] = (),
+    args: Sequence[str] = (),
+    args_of_all: Sequence[str] = (),
     columns: Container[str] = (),
     pages: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Finding]:
     """Put files and the options that name columns into commands; `pages` has files of the dashboard."""
     alarms = [f for f in findings if f.severity != "note"]
-    steps = _chain(alarms, files, named, named_of_all or named, columns)
-    return [_fill(f, files, steps, named, pages) for f in findings]
+    steps = _chain(alarms, files, args, args_of_all or args, columns)
+    return [_fill(f, files, steps, args, pages) for f in findings]
 
 
 def order_commands(findings: Iterable[Finding]) -> list[str]:
     """List the commands that fix all alarms, in order; a check that reads more columns comes alone."""
     steps = dict.fromkeys(step for f in findings if f.severity != "note" for step in f.steps)
-    again = [step for step in steps if step.startswith("harness data check ")]
-    return again or sorted(steps, key=lambda step: _VERBS.index(step.split()[2]))
+    checks = [step for step in steps if step.startswith("harness data check ")]
+    return checks or sorted(steps, key=lambda step: _VERBS.index(step.split()[2]))
 
 
 def _fill(
-    finding: Finding, files: Sequence[str], steps: _Steps, named: Sequence[str], pages: Mapping[str, str]
+    finding: Finding, files: Sequence[str], steps: _Steps, args: Sequence[str], pages: Mapping[str, str]
 ) -> Finding:
-    of = _files(finding, files)
+    paths = _files(finding, files)
     if _DECISIONS in finding.command:
-        first, *others = (_decide(finding.command, file, steps, named, pages) for file in of)
-        beside = (
-            f"; {file}: {command.replace('  #', ',')}" for file, command in zip(of[1:], others, strict=True)
+        first, *rest = (_decide(finding.command, file, steps, args, pages) for file in paths)
+        other_texts = (
+            f"; {file}: {command.replace('  #', ',')}" for file, command in zip(paths[1:], rest, strict=True)
         )
-        return replace(finding, command="".join((first, *beside)))
+        return replace(finding, command="".join((first, *other_texts)))
     step = _step(finding)
     if step is None:
         return finding
-    commands = tuple(dict.fromkeys(c for file in of for c in steps.of.get((step.verb, file), ())))
-    own = (*step.before, *step.after)
-    if not commands or not all(option in " ".join(commands) for option in own):  # a figure, not an alarm
-        commands = tuple(_command(step, file, named, steps.names) for file in of)
+    commands = tuple(dict.fromkeys(c for file in paths for c in steps.of.get((step.verb, file), ())))
+    options = (*step.before, *step.after)
+    if not commands or not all(option in " ".join(commands) for option in options):  # a figure, not an alarm
+        commands = tuple(_command(step, file, args, steps.names) for file in paths)
     comment = finding.command.partition("  # ")[2]
     command = " && ".join(commands)
     return replace(finding, command=f"{command}  # {comment}" if comment else command, steps=commands)
 
 
-def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages: Mapping[str, str]) -> str:
-    # Where no experiment reads the rows, one is made of the cleaned ones: `init` refuses some that are not.
+def _decide(command: str, file: str, steps: _Steps, args: Sequence[str], pages: Mapping[str, str]) -> str:
+    # If no experiment reads the rows, make one from the cleaned rows, because `init` refuses some raw ones.
     dashboard, options = f"{_DASHBOARD}{pages.get(file, '')}", steps.cleaned.get(file, ())
     if file not in pages:
         written, options = steps.written.get(file, file), ()
         is_of_hub, step = written.startswith(HUB), _CommandStep("clean", (), ())
-        made = [_command(step, file, named, steps.names)] if is_of_hub else []
-        written = name_output(steps.names, file, "clean") if made else written
+        setup = [_command(step, file, args, steps.names)] if is_of_hub else []
+        written = name_output(steps.names, file, "clean") if setup else written
         folder = as_argument(steps.folders[file])
-        words = ("harness init", folder, "--data", as_argument(written), shlex.join(named))
+        words = ("harness init", folder, "--data", as_argument(written), shlex.join(args))
         dashboard = f"{_DASHBOARD} -c {folder}/harness.yaml"
-        dashboard, file = " && ".join((*made, " ".join(filter(None, words)), dashboard)), written
+        dashboard, file = " && ".join((*setup, " ".join(filter(None, words)), dashboard)), written
     options = (*options, "--decisions", as_argument(f"{file}.decisions.json"))
     lead = command.partition("harness data clean")[0].replace(_DASHBOARD, dashboard)
-    return lead + _command(_CommandStep("clean", (), options), file, named, steps.names)
+    return lead + _command(_CommandStep("clean", (), options), file, args, steps.names)
 
 
 def _chain(
     alarms: Sequence[Finding],
     files: Sequence[str],
-    named: Sequence[str],
-    named_of_all: Sequence[str],
+    args: Sequence[str],
+    args_of_all: Sequence[str],
     columns: Container[str],
 ) -> _Steps:
-    wanted: dict[tuple[str, str], list[_CommandStep]] = {}
+    by_file: dict[tuple[str, str], list[_CommandStep]] = {}
     for finding in alarms:
         if step := _step(finding):
             for file in _files(finding, files):
-                wanted.setdefault((step.verb, file), []).append(step)
-    out, now, cleaned = dict[tuple[str, str], tuple[str, ...]](), {file: file for file in files}, {}
+                by_file.setdefault((step.verb, file), []).append(step)
+    chain, now, cleaned = dict[tuple[str, str], tuple[str, ...]](), {file: file for file in files}, {}
     names: OutputNames = {}
     for file in files:
-        if steps := wanted.get(("clean", file)):
+        if steps := by_file.get(("clean", file)):
             step = _join("clean", steps)
             cleaned[file] = step.after
-            out["clean", file] = (_command(step, file, named, names),)
+            chain["clean", file] = (_command(step, file, args, names),)
             now[file] = name_output(names, file, "clean")
     written = dict(now)
-    is_split = any(verb == "split" for verb, _ in wanted)
+    is_split = any(verb == "split" for verb, _ in by_file)
     if len(files) > 1 and (is_split or any(map(_lies_in_two_files, alarms))):
-        # The first command on joined files stands behind the one that joins them.
+        # The first command on joined files follows the command that joins them.
         mixed = name_output(names, now[files[0]], "mixed")
         column = next(name for name in _SOURCES if name not in columns)
         joined = " ".join(as_argument(now[file]) for file in files)
         first: tuple[str, ...] = (f"harness data mix {joined} --column {column} --out {as_argument(mixed)}",)
         for verb in ("dedup", "split"):
-            if steps := [step for file in files for step in wanted.get((verb, file), ())]:
-                commands = (*first, _command(_join(verb, steps), mixed, named_of_all, names))
-                out |= {(verb, file): commands for file in files}
+            if steps := [step for file in files for step in by_file.get((verb, file), ())]:
+                commands = (*first, _command(_join(verb, steps), mixed, args_of_all, names))
+                chain |= {(verb, file): commands for file in files}
                 first, mixed = (), name_output(names, mixed, verb)
-        return _Steps(out, cleaned, written, free_folders(files), names)
+        return _Steps(chain, cleaned, written, free_folders(files), names)
     for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
-        if steps := wanted.get((verb, file)):
-            out[verb, file] = (_command(_join(verb, steps), now[file], named, names),)
+        if steps := by_file.get((verb, file)):
+            chain[verb, file] = (_command(_join(verb, steps), now[file], args, names),)
             now[file] = name_output(names, now[file], verb)
-    return _Steps(out, cleaned, written, free_folders(files), names)
+    return _Steps(chain, cleaned, written, free_folders(files), names)
 
 
 def _step(finding: Finding) -> _CommandStep | None:
     """Read the verb of a finding's command; None for other commands and words."""
-    found = _STEP.fullmatch(finding.command.partition("  # ")[0])
-    return _CommandStep(found["verb"], _options(found["before"]), _options(found["after"])) if found else None
+    match = _STEP.fullmatch(finding.command.partition("  # ")[0])
+    return _CommandStep(match["verb"], _options(match["before"]), _options(match["after"])) if match else None
 
 
 def _options(text: str) -> tuple[str, ...]:
-    out: list[str] = []
+    options: list[str] = []
     for word in shlex.split(text):
         if word.startswith("--"):
-            out.append(word)
+            options.append(word)
         else:
-            out[-1] += f" {shlex.quote(word)}"
-    return tuple(out)
+            options[-1] += f" {shlex.quote(word)}"
+    return tuple(options)
 
 
 def _join(verb: str, steps: Iterable[_CommandStep]) -> _CommandStep:
@@ -269,9 +269,9 @@ def _join(verb: str, steps: Iterable[_CommandStep]) -> _CommandStep:
     return _CommandStep(verb, tuple(before), tuple(after))
 
 
-def _command(step: _CommandStep, file: str, named: Sequence[str], names: OutputNames) -> str:
-    out = as_argument(name_output(names, file, step.verb))
-    words = (as_argument(file), shlex.join(named), *step.before, "--out", out, *step.after)
+def _command(step: _CommandStep, file: str, args: Sequence[str], names: OutputNames) -> str:
+    output = as_argument(name_output(names, file, step.verb))
+    words = (as_argument(file), shlex.join(args), *step.before, "--out", output, *step.after)
     return " ".join(filter(None, ("harness data", step.verb, *words)))
 
 
@@ -286,5 +286,5 @@ def _lies_in_two_files(finding: Finding) -> bool:
     if "dedup FILE" not in finding.command or "--against" in finding.command:
         return False
     pairs = zip(finding.rows, finding.beside, strict=False)
-    heads = ((file_of(row), other) for row, other in pairs)
-    return any(not other.startswith((f"{file}:", f"{file} ")) for file, other in heads)
+    heads = ((file_of(row), partner) for row, partner in pairs)
+    return any(not partner.startswith((f"{file}:", f"{file} ")) for file, partner in heads)

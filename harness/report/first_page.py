@@ -52,12 +52,12 @@ def labels_note(report: ExperimentReport) -> str:
     """Describe whose scores labels correct; empty if the metric is not a judge's."""
     if not is_judge(report.metric):
         return ""
-    found = next((c for c in report.labels if c.metric == report.metric), None)
-    names = [arm.name for arm in found.arms if arm.n_labels >= count_enough_labels(arm.n)] if found else []
+    match = next((c for c in report.labels if c.metric == report.metric), None)
+    names = [arm.name for arm in match.arms if arm.n_labels >= count_enough_labels(arm.n)] if match else []
     if not names:
         return f"{report.metric}: grades of a judge; too few answers have labels of people to correct them."
-    of = ", ".join(names)
-    return f"{report.metric} of {of}: corrected by people's labels; the report also has the judge's grades."
+    arms = ", ".join(names)
+    return f"{report.metric} of {arms}: corrected by people's labels; the report also has the judge's grades."
 
 
 def find_judged(report: ExperimentReport) -> candidate_facts.CandidateFacts | None:
@@ -87,13 +87,13 @@ def reasons(report: ExperimentReport) -> Iterator[Reason]:
             parts.append(
                 f"corrected for the {formatting.count(report.family.size)} fine-tunes that were judged"
             )
-        of = next((s for s in report.seeds if s.candidate == run.name), None)
-        seeds = formatting.pluralize(len(of.seeds) if of else 1, "training seed")
+        summary = next((s for s in report.seeds if s.candidate == run.name), None)
+        seeds = formatting.pluralize(len(summary.seeds) if summary else 1, "training seed")
         if candidate_facts.is_cross_validated(run):
             parts.append(
                 "each item answered by a model that did not see it; the gain's interval includes their spread"
             )
-        elif of is not None and of.score is not None:
+        elif summary is not None and summary.score is not None:
             parts.append(f"{seeds}, and the gain's interval includes their spread")
         else:
             parts.append(f"{seeds}, so the spread between trainings is unknown (--seeds 0,1,2 shows it)")
@@ -103,9 +103,9 @@ def reasons(report: ExperimentReport) -> Iterator[Reason]:
     run = next((f for f in report.facts if f.name == name), None)
     if run is None or run.target is None:
         return
-    others = [f for f in wording.best_first(report) if f.name != name and f.target and f.state == "done"]
-    beside = f"; the next is {others[0].label} with {wording.target_text(others[0])}" if others else ""
-    yield Reason("Score", f"{run.label} reaches {wording.target_text(run)} {report.metric} on test{beside}.")
+    rivals = [f for f in wording.best_first(report) if f.name != name and f.target and f.state == "done"]
+    rival = f"; the next is {rivals[0].label} with {wording.target_text(rivals[0])}" if rivals else ""
+    yield Reason("Score", f"{run.label} reaches {wording.target_text(run)} {report.metric} on test{rival}.")
     yield Reason("Forgetting", "nothing is trained, so nothing is forgotten.")
     n = formatting.count(run.target.n)
     yield Reason("How sure", f"chosen on validation; the interval is of {n} test items.")
@@ -113,14 +113,14 @@ def reasons(report: ExperimentReport) -> Iterator[Reason]:
 
 def _gain_sentence(report: ExperimentReport, run: candidate_facts.CandidateFacts) -> str:
     by_metric = next((f for f in pool_seeds(report.facts) if f.run_id == run.run_id), run)
-    g, other = candidate_facts.gain(by_metric.vs_untrained), candidate_facts.best_untrained(report.facts)
+    g, best = candidate_facts.gain(by_metric.vs_untrained), candidate_facts.best_untrained(report.facts)
     preferred = wins_sentence(run, report.declared)
-    against = next((f for f in report.facts if f.name == other), None)
+    against = next((f for f in report.facts if f.name == best), None)
     reached = f"{run.label} reaches {wording.target_text(run)} {report.metric}"
     reached = f"{run.label} is {preferred}. {reached}" if preferred else reached
     if g is None or against is None:
         return f"{reached}; it was not compared with an untrained candidate."
-    shown = "" if g.low > 0 else ", which may be no gain at all" if g.high > 0 else ", which is a loss"
+    doubt = "" if g.low > 0 else ", which may be no gain at all" if g.high > 0 else ", which is a loss"
     seeds = f"over {g.components.n_seeds} seeds " if g.components else ""
     change = f"{seeds}{wording.change_text(g)} {g.unit.name}"
     if not report.unit.higher_is_better:
@@ -129,7 +129,7 @@ def _gain_sentence(report: ExperimentReport, run: candidate_facts.CandidateFacts
     corrected = run.vs_untrained is not None and run.vs_untrained.estimator in ("ppi", "identical")
     unchecked = is_judge(report.metric) and (not corrected or run.labels_missing > 0)
     by = f", {candidate_facts.UNCHECKED}" if unchecked else ""
-    return f"{reached}, {against.label} {wording.target_text(against)} without training: {change}{shown}{by}."
+    return f"{reached}, {against.label} {wording.target_text(against)} without training: {change}{doubt}{by}."
 
 
 def _describe_forgetting(report: ExperimentReport, run: candidate_facts.CandidateFacts) -> str:
@@ -138,36 +138,36 @@ def _describe_forgetting(report: ExperimentReport, run: candidate_facts.Candidat
         return f"what {run.label} forgot was not measured (suites:)."
     if verdict.outcome == "harness-drift":
         return "the base no longer answers as stored, so what was forgotten cannot be told."
-    found = "an unknown amount, for no task counts"
+    amount = "an unknown amount, for no task counts"
     if verdict.macro is not None:
         numbers = verdict.numbers("macro")
         n, margin = numbers.get("n_tasks"), numbers.get("margin")
         over = f" on average over {formatting.pluralize(n, 'task')}" if isinstance(n, int) else ""
         allowed = f", where a loss of {100 * margin:g} is allowed" if isinstance(margin, float) else ""
-        found = f"{formatting.points(*verdict.macro[:3])} points{over}{allowed}"
-    named = [r.numbers.get("vetoed") for r in verdict.rules if r.name in ("each", "safety")]
-    vetoed = [task for tasks in named if isinstance(tasks, list | tuple) for task in tasks]
+        amount = f"{formatting.points(*verdict.macro[:3])} points{over}{allowed}"
+    vetoes = [r.numbers.get("vetoed") for r in verdict.rules if r.name in ("each", "safety")]
+    vetoed = [task for tasks in vetoes if isinstance(tasks, list | tuple) for task in tasks]
     by_task = report.task_comparisons(run.label)
-    known = [(by_task[t], report.spans.get(t, 1.0)) for t in map(str, vetoed) if t in by_task]
-    known.sort(key=lambda of: of[0].unit.sign * of[0].delta / of[1])
+    losses = [(by_task[t], report.spans.get(t, 1.0)) for t in map(str, vetoed) if t in by_task]
+    losses.sort(key=lambda pair: pair[0].unit.sign * pair[0].delta / pair[1])
     changes = (
         formatting.change(c.unit, c.delta)
         if span == 1
         else f"{formatting.points(c.delta / span)} of its range"
-        for c, span in known
+        for c, span in losses
     )
     lost = ", ".join(
-        f"{c.task} {change}" for (c, _), change in zip(known[:_TASKS_NAMED], changes, strict=False)
+        f"{c.task} {change}" for (c, _), change in zip(losses[:_TASKS_NAMED], changes, strict=False)
     )
     worst = f", worst on {lost}" if lost else ""
     why = "" if verdict.outcome == "pass" else f" ({name_reasons(verdict)})"
-    text = f"the other capabilities of {run.label} changed by {found}{worst}"
+    text = f"the other capabilities of {run.label} changed by {amount}{worst}"
     return f"{text}; the gate says {WORDS[verdict.outcome]}{why}."
 
 
 def list_unjudged_losses(report: ExperimentReport) -> list[str]:
     """List shown losses of fine-tunes on tasks without a rule, with the key that would judge them."""
-    fell: dict[str, list[str]] = {}
+    falls: dict[str, list[str]] = {}
     rises: dict[str, tuple[float, str]] = {}
     for f in filter(candidate_facts.is_fine_tuned, wording.best_first(report)):
         judged = {r.name for r in f.verdict.rules if r.outcome != "skipped"} if f.verdict else set()
@@ -176,13 +176,16 @@ def list_unjudged_losses(report: ExperimentReport) -> list[str]:
                 continue
             if c.metric != "bits_per_byte":
                 base, new = (formatting.score(c.unit, score) for score in (c.base, c.new))
-                fell.setdefault(task, []).append(f"{f.label} {base} → {new}")
+                falls.setdefault(task, []).append(f"{f.label} {base} → {new}")
             elif "drift" not in judged:
                 rises[task] = max(rises.get(task, (0.0, "")), (c.delta, f.label))
-    parts = [f"{task} got worse ({', '.join(of)}): {report.not_admitted[task]}." for task, of in fell.items()]
+    parts = [
+        f"{task} got worse ({', '.join(labels)}): {report.not_admitted[task]}."
+        for task, labels in falls.items()
+    ]
     if rises:
-        of = ", ".join(f"{task} by {rise:.2f} ({label})" for task, (rise, label) in rises.items())
-        parts.append(f"bits per byte rose on {of}, an early sign of loss; gate.drift would judge it.")
+        tasks = ", ".join(f"{task} by {rise:.2f} ({label})" for task, (rise, label) in rises.items())
+        parts.append(f"bits per byte rose on {tasks}, an early sign of loss; gate.drift would judge it.")
     return parts
 
 
@@ -233,8 +236,8 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     else:
         yield _ask_open_question(report)
     if run is not None and run.verdict and not plugins.find_method(run.method).is_remote:
-        stopped = {r.name for r in run.verdict.rules if r.outcome == "fail"}
-        if candidate_facts.is_gain_shown(run) and {"macro", "each", "safety", "critical"} & stopped:
+        failed_rules = {r.name for r in run.verdict.rules if r.outcome == "fail"}
+        if candidate_facts.is_gain_shown(run) and {"macro", "each", "safety", "critical"} & failed_rules:
             line = report.typed.command("rescue", run.name)
             yield Command(line, f"tries versions of {run.name} that keep more")
     if decision is not None and decision.candidate and (more := _ask_more_seeds(report)):
@@ -264,18 +267,18 @@ def _ask_more_seeds(report: ExperimentReport) -> Command | None:
 def _ask_open_question(report: ExperimentReport) -> Command:
     """Return the command that decides: the typed one, or one with more items."""
     judging = ["compare", *(["--sequential"] if report.sampled else [])]
-    again = report.typed.command(*judging)
+    rerun = report.typed.command(*judging)
     if report.decision is None:
-        return Command(again, "decides once a candidate has finished")
+        return Command(rerun, "decides once a candidate has finished")
     if failed := [f.label for f in report.facts if f.state == "failed"]:
-        return Command(again, f"tries again what failed ({', '.join(failed)}), and keeps the rest")
+        return Command(rerun, f"tries again what failed ({', '.join(failed)}), and keeps the rest")
     if missing := report.decision.missing:
-        return Command(again, f"decides once these candidates are added: {', '.join(missing)}")
+        return Command(rerun, f"decides once these candidates are added: {', '.join(missing)}")
     if report.decision.action == "collect more data":
-        return Command(again, "decides once there are more training rows")
+        return Command(rerun, "decides once there are more training rows")
     about = find_judged(report)
     needing = [(f.name, at) for f in report.facts if (at := f.corrected or f.verdict) and at.items_needed]
-    needing.sort(key=lambda named: named[1].items_needed or 0)
+    needing.sort(key=lambda pair: pair[1].items_needed or 0)
     # The verdicts of the decision, or the one that needs the fewest items.
     of_judged = [at for name, at in needing if about and name == about.name]
     if open_verdicts := of_judged or [at for _, at in needing[:1]]:
@@ -284,7 +287,7 @@ def _ask_open_question(report: ExperimentReport) -> Command:
             open_verdicts, report.spare, report.typed, relative=relative, judging=judging
         )
     more = _ask_more_seeds(report)
-    return more or Command(again, "decides once the decision has what it asks for")
+    return more or Command(rerun, "decides once the decision has what it asks for")
 
 
 def advise_more_items(
@@ -296,19 +299,19 @@ def advise_more_items(
     judging: Sequence[str],
 ) -> Command:
     """Advise how to settle verdicts: larger limits, a wider margin (by the command `judging`), or tasks."""
-    found = find_settling(verdicts, spare, relative=relative)
-    if found.sizes:
-        settings = [f"{key}={n}" for one, n in found.sizes.items() for key in one.keys]
-        more = formatting.count(sum(n - one.n for one, n in found.sizes.items()))
-        named = ", ".join(f"{one.task} {formatting.count(n)}" for one, n in found.sizes.items())
+    advice = find_settling(verdicts, spare, relative=relative)
+    if advice.sizes:
+        settings = [f"{key}={n}" for s, n in advice.sizes.items() for key in s.keys]
+        more = formatting.count(sum(n - s.n for s, n in advice.sizes.items()))
+        sizes = ", ".join(f"{s.task} {formatting.count(n)}" for s, n in advice.sizes.items())
         line = typed.with_settings(settings).command("compare")
-        return Command(line, f"judges again, on {more} more items that the tasks hold ({named})")
-    lacking = f"the tasks hold {found.held_text}, and some {formatting.count(found.needed)} more are needed"
-    if found.margin:
-        line = typed.with_settings([found.margin]).command(*judging)
-        return Command(line, f"judges by the least margin that these items can show; {lacking} otherwise")
+        return Command(line, f"judges again, on {more} more items that the tasks hold ({sizes})")
+    needs = f"the tasks hold {advice.held_text}, and some {formatting.count(advice.needed)} more are needed"
+    if advice.margin:
+        line = typed.with_settings([advice.margin]).command(*judging)
+        return Command(line, f"judges by the least margin that these items can show; {needs} otherwise")
     line = typed.command("compare")
-    return Command(line, f"judges again, once suites: lists other tasks, or their files more rows; {lacking}")
+    return Command(line, f"judges again, once suites: lists other tasks, or their files more rows; {needs}")
 
 
 def advise_on_power(
@@ -318,9 +321,9 @@ def advise_on_power(
     typed: CommandLine,
 ) -> Command:
     """Advise how to run without warnings of margins that `n` items by task probably cannot show."""
-    if not warn({**n, **{one.task: one.held for one in spare}}):
-        line = typed.with_settings([f"{key}={one.held}" for one in spare for key in one.keys])
-        more = formatting.count(sum(one.left for one in spare))
+    if not warn({**n, **{s.task: s.held for s in spare}}):
+        line = typed.with_settings([f"{key}={s.held}" for s in spare for key in s.keys])
+        more = formatting.count(sum(s.left for s in spare))
         return Command(
             line.command("compare", "--strict"), f"asks {more} more items, all that the tasks hold"
         )

@@ -21,29 +21,29 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _FOLDER = Path(__file__).parent
-_BRIEF_ANSWER = 60  # characters of an answer that is not opened
+_BRIEF_ANSWER = 60  # characters of a folded answer
 
 
 def html(report: ExperimentReport) -> str:
-    """Render the report as one HTML file that needs nothing else; its own policy forbids scripts."""
+    """Render the report as one self-contained HTML file; its own policy forbids scripts."""
     from markupsafe import Markup, escape
 
     environment = page_environment(_FOLDER)
     environment.filters |= {"lines": lambda text: escape(clean_lines(text)), "drawn": Markup}
     environment.filters["brief"] = lambda text: shorten(clean(" ".join(text[:400].split())), _BRIEF_ANSWER)
-    shown = experiment_document(report)
+    document = experiment_document(report)
     chapters: list[dict[str, Any]] = [
-        {"id": f"s{i}", "section": section} for i, section in enumerate(shown.sections)
+        {"id": f"s{i}", "section": section} for i, section in enumerate(document.sections)
     ]
     return environment.get_template("page.html").render(
         report=report,
-        document=shown,
+        document=document,
         body=[c for c in chapters if not c["section"].appendix],
         appendix=[c for c in chapters if c["section"].appendix],
         caption=CAPTION,
         curves=list(filter(None, _curves(wording.best_first(report)))),
         heat=pictures.heat(report),
-        answers=[(task, list(of)) for task, of in groupby(report.answers, key=lambda item: item.task)],
+        answers=[(task, list(group)) for task, group in groupby(report.answers, key=lambda item: item.task)],
         marks={RIGHT: "right", WRONG: "wrong"},
         describe_prompt=describe_prompt,
         verdict_classes=CLASSES,

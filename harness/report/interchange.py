@@ -1,6 +1,6 @@
 """Results for other programs: JSON that reports are read back from, CSV and JUnit XML.
 
-Invariant: numbers are unrounded and in the metric's unit, a rate in [0, 1]; what is unknown is empty. A
+Invariant: numbers are unrounded and in the metric's unit, a rate in [0, 1]; unknown values are empty. A
 report that is read back prints the same. Source: JUnit's XML as GitHub, GitLab and Jenkins read it.
 """
 
@@ -30,7 +30,7 @@ _ENDS = {"interval": ("", "_low", "_high")}  # of a value, as `map_values` names
 _COMPARED = (f"{column.name}{end}" for column in COMPARISON_FILE for end in _ENDS.get(column.kind, ("",)))
 COLUMNS = (*_CANDIDATE, *_COMPARED, "compared_with", "evidence")
 Row = dict[str, Any]
-_GROUPS = ("speed", "answers")  # of CandidateFacts; in the file their fields stand beside its own
+_GROUPS = ("speed", "answers")  # of CandidateFacts, whose fields the file merges with its own
 _INFINITE = {"low": -inf, "lower": -inf, "high": inf, "upper": inf, "se": inf, "variance": inf}
 
 
@@ -39,8 +39,8 @@ def to_csv(report: ExperimentReport, evidence: str) -> str:
     stream = io.StringIO()
     rows: list[Row] = []
     for f in best_first(report):
-        own = {"experiment": report.experiment, "candidate": f.name, "seed": f.seed, "evidence": evidence}
-        rows += (own | row for row in _rows(report, f))
+        common = {"experiment": report.experiment, "candidate": f.name, "seed": f.seed, "evidence": evidence}
+        rows += (common | row for row in _rows(report, f))
     write_csv(stream, COLUMNS, ([row.get(name, "") for name in COLUMNS] for row in rows))
     return stream.getvalue()
 
@@ -51,9 +51,9 @@ def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
     compared = map_values(COMPARISON_FILE, f.vs_untrained) if f.vs_untrained else {}
     compared |= {"compared_with": best_untrained(report.facts) or ""} if f.vs_untrained else {}
     for i, (name, e) in enumerate([("", f.target), *f.slices.items()]):
-        own = {"task": report.task, "metric": report.metric, "slice": name, "n": e.n, "n_errors": e.n_errors}
-        own |= {"score": e.score, "score_low": e.low, "score_high": e.high}
-        yield own if i else compared | own
+        row = {"task": report.task, "metric": report.metric, "slice": name, "n": e.n, "n_errors": e.n_errors}
+        row |= {"score": e.score, "score_low": e.low, "score_high": e.high}
+        yield row if i else compared | row
     for c in report.comparisons.get(f.label, ()):
         yield {"compared_with": "base"} | map_values(COMPARISON_FILE, c)
 
@@ -80,13 +80,13 @@ def junit(judged: Iterable[tuple[str, Verdict, bool]], name: str) -> str:
 
 
 def to_json(report: ExperimentReport) -> dict[str, Any]:
-    """Turn a report into plain types; unknown and infinite values are null."""
+    """Convert a report to plain types; unknown and infinite values are null."""
     plain: dict[str, Any] = to_plain(report)
     return {"evidence": SMOKE if report.smoke else "measured", **plain}
 
 
 def to_plain(value: Any) -> Any:
-    """Turn dataclasses and named tuples into dicts, numpy numbers into Python's, NaN and inf into None."""
+    """Convert dataclasses and named tuples to dicts, numpy numbers to Python's, NaN and inf to None."""
     if value is None or type(value) in (str, int, bool):
         return value
     if isinstance(value, TrainingRecord):
@@ -112,15 +112,15 @@ def to_plain(value: Any) -> Any:
 
 
 def read(path: Path) -> ExperimentReport:
-    """Read one report; a UserError says why a file is none."""
+    """Read one report; raise a UserError if the file is not one."""
     try:
-        found = restore(ExperimentReport, parse_json(path.read_text("utf-8")))
+        report = restore(ExperimentReport, parse_json(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         why = " ".join(str(error).partition(" [type=")[0].split())
         problem = Problem(str(path), f"no report ({why})", "what harness compare wrote", "harness report")
         raise UserError(problem) from error
-    if isinstance(found, ExperimentReport):
-        return found
+    if isinstance(report, ExperimentReport):
+        return report
     raise UserError(str(path), "no report", "what harness compare wrote", "harness report")
 
 
@@ -134,7 +134,7 @@ def paths(folder: Path) -> list[Path]:
 
 
 def restore(kind: Any, value: Any) -> Any:
-    """Turn plain types into what a type hint asks for.
+    """Convert plain types to the type of a hint.
 
     Raises:
         ValueError, TypeError, KeyError, AttributeError: they are of another kind.
@@ -143,8 +143,8 @@ def restore(kind: Any, value: Any) -> Any:
         return value
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        known = [one for one in inside if one is not type(None)]
-        return restore(known[0], value) if len(known) == 1 else value
+        kinds = [k for k in inside if k is not type(None)]
+        return restore(kinds[0], value) if len(kinds) == 1 else value
     if origin is tuple:
         return tuple(restore(inside[0], item) for item in value)
     if origin is list:
@@ -162,7 +162,7 @@ def restore(kind: Any, value: Any) -> Any:
         restored[group] = restore(hints[group], value)
     for name, item in value.items():
         if name in hints:
-            # A field that is always a number and was written as none was infinite.
+            # A field that is always a number was infinite if it was written as null.
             was_infinite = item is None and hints[name] is float and name in _INFINITE
             restored[name] = _INFINITE[name] if was_infinite else restore(hints[name], item)
     return kind(**restored)

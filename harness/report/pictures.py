@@ -2,7 +2,7 @@
 
 Invariant: every text is cleaned and escaped here; colour never says anything alone. Coordinates are pixels, y
 grows downwards. A picture names classes only, so it fits a light page, a dark page and paper.
-A candidate that another one matches in both and beats in one is grey.
+Dominated candidates are grey: another one is at least as good in both, and better in one.
 Source: Pareto 1906; Okabe & Ito 2008, colour universal design (blue, vermilion, orange, bluish green).
 """
 
@@ -26,7 +26,7 @@ from harness.report.wording import best_first, verdict_word
 
 # Pixels: the mean width of a letter by the class of its text, in DejaVu Sans, the widest of the fonts.
 _WIDTHS = {"": 7.3, "strong": 8.2, "small": 6.7}
-# A file of its own stands on white, whatever page shows it.
+# A separate file has a white ground, whatever page shows it.
 _LIGHT = (
     ":root{--ink:#1c2127;--quiet:#5b6570;--rule:#d9dee3;--surface:#fff;--gain:#0072b2;--loss:#c44a00;"
     "--doubt:#9a6a00;--faded:#9aa4ae;--shade:#c44a0014}"
@@ -59,21 +59,21 @@ def marks(low: float, high: float, n: int = 6) -> tuple[list[float], float]:
 
 def pad_range(values: Iterable[float]) -> tuple[float, float]:
     """Return the range of values with some room on both sides, never empty."""
-    known = list(values)
-    low, high = min(known), max(known)
+    numbers = list(values)
+    low, high = min(numbers), max(numbers)
     room = 0.06 * (high - low) or 1.0
     return low - room, high + room
 
 
 def axes(x: AxisScale, y: AxisScale, of_x: str, of_y: str) -> list[str]:
     """Draw both axes with round marks and their names."""
-    out = [text((x.start + x.end) / 2, y.start + 36, of_x, "head", "middle"), text(0, 34, of_y, "head")]
+    elements = [text((x.start + x.end) / 2, y.start + 36, of_x, "head", "middle"), text(0, 34, of_y, "head")]
     values, step = marks(y.low, y.high, 4)
     for value in values:
-        out.append(line(x.start, y(value), x.end, y(value), "zero" if value == 0 else "grid"))
-        out.append(text(x.start - 8, y(value) + 4, tick(value, step), "tick", "end"))
+        elements.append(line(x.start, y(value), x.end, y(value), "zero" if value == 0 else "grid"))
+        elements.append(text(x.start - 8, y(value) + 4, tick(value, step), "tick", "end"))
     values, step = marks(x.low, x.high, 5)
-    return out + [text(x(v), y.start + 18, tick(v, step), "tick", "middle") for v in values]
+    return elements + [text(x(v), y.start + 18, tick(v, step), "tick", "middle") for v in values]
 
 
 def tag(name: str, content: str = "", **attributes: object) -> str:
@@ -108,9 +108,9 @@ def mark(kind: str, x: float, y: float, class_: str) -> str:
     return tag("circle", cx=x, cy=y, r=5, class_=f"mark {class_}")
 
 
-def group(said: str, *parts: str, class_: str = "") -> str:
+def group(tooltip: str, *parts: str, class_: str = "") -> str:
     """Group shapes under a tooltip."""
-    return tag("g", tag("title", escape(clean(said))) + "".join(parts), class_=class_)
+    return tag("g", tag("title", escape(clean(tooltip))) + "".join(parts), class_=class_)
 
 
 def picture(width: float, height: float, title: str, body: Iterable[str], *, alone: bool = False) -> str:
@@ -137,7 +137,7 @@ def rules() -> str:
 
 
 class Cell(NamedTuple):
-    """`strength` runs from −1 (lost) over 0 to 1 (gained); `shown` says whether the interval leaves 0 out."""
+    """`strength` runs from −1 (lost) to 1 (gained); `shown` tells whether the interval excludes 0."""
 
     change: str
     interval: str
@@ -147,7 +147,7 @@ class Cell(NamedTuple):
 
 
 class Heat(NamedTuple):
-    """One row a task with a cell for each label; None where a candidate did not answer it."""
+    """Heat map with a row per task and a cell per label; None where a candidate did not answer it."""
 
     labels: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
@@ -161,10 +161,10 @@ def heat(report: ExperimentReport) -> Heat:
     by_label = [
         {task: c for task, c in report.task_comparisons(label).items() if c.unit.is_rate} for label in labels
     ]
-    rows: dict[str, list[Cell | None]] = {task: [] for of in by_label for task in of}
+    rows: dict[str, list[Cell | None]] = {task: [] for by_task in by_label for task in by_task}
     for task, cells in rows.items():
-        for of in by_label:
-            if (c := of.get(task)) is None:
+        for by_task in by_label:
+            if (c := by_task.get(task)) is None:
                 cells.append(None)
                 continue
             better, change = orient(c), formatting.points(c.delta)
@@ -210,8 +210,8 @@ class Frame(NamedTuple):
     longest: int
 
 
-WIDE = Frame(860.0, 460.0, 62.0, 840.0, 92.0, 388.0, 34)  # a file of its own
-NARROW = Frame(500.0, 458.0, 44.0, 488.0, 64.0, 350.0, 20)  # beside a table
+WIDE = Frame(860.0, 460.0, 62.0, 840.0, 92.0, 388.0, 34)  # a separate file
+NARROW = Frame(500.0, 458.0, 44.0, 488.0, 64.0, 350.0, 20)  # next to a table
 Lines = Sequence[Sequence[Point]]  # each the scales of one adapter, in order
 
 
@@ -225,8 +225,8 @@ class Box(NamedTuple):
 
     def overlaps(self, other: "Box") -> bool:
         """Tell whether two boxes share room."""
-        beside = self.right <= other.left or other.right <= self.left
-        return not beside and self.top < other.bottom and other.top < self.bottom
+        is_beside = self.right <= other.left or other.right <= self.left
+        return not is_beside and self.top < other.bottom and other.top < self.bottom
 
 
 def front(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = (), *, alone: bool = False) -> str:
@@ -299,24 +299,24 @@ def front(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = (), *, a
 
 
 def front_file(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = ()) -> str:
-    """Draw the picture as a file of its own, on white, as a README shows it; empty where there is none."""
-    drawn = front(report, frame, lines, alone=True)
-    return f"{drawn}\n" if drawn else ""
+    """Draw the picture as a separate file on white, as for a README; empty if there is nothing to draw."""
+    svg = front(report, frame, lines, alone=True)
+    return f"{svg}\n" if svg else ""
 
 
 def points_of(report: ExperimentReport) -> list[Point]:
     """List what can be drawn, the front first."""
-    drawn = [
+    measured = [
         (f, f.target, f.verdict.macro)
         for f in best_first(report)
         if f.state == "done" and f.target and f.verdict and f.verdict.macro
     ]
-    goals = [(target.unit.sign * target.score, kept.score) for _, target, kept in drawn]
+    goals = [(target.unit.sign * target.score, skill.score) for _, target, skill in measured]
     best = set(stats.pareto_front(goals)) if goals else set()
     chosen = report.decision.candidate if report.decision and not report.smoke else None
     points = [
-        Point(f.label, target, kept, verdict_word(f), i in best, f.name == chosen)
-        for i, (f, target, kept) in enumerate(drawn)
+        Point(f.label, target, skill, verdict_word(f), i in best, f.name == chosen)
+        for i, (f, target, skill) in enumerate(measured)
     ]
     return sorted(points, key=lambda p: not p.on_front)
 
@@ -327,20 +327,20 @@ def _class(p: Point) -> str:
 
 def _mark(report: ExperimentReport, p: Point, x: float, y: float) -> str:
     score = formatting.score(report.unit, *p.target[:3])
-    kept = formatting.points(*p.kept[:3])
-    words = f"{p.label}: target {score}, capability suite {kept} points, {p.verdict}"
+    skill = formatting.points(*p.kept[:3])
+    words = f"{p.label}: target {score}, capability suite {skill} points, {p.verdict}"
     ring = [tag("circle", cx=x, cy=y, r=10.5, class_="ring")] if p.recommended else []
     return group(words, *ring, mark(_SHAPES[_CLASSES[p.verdict]], x, y, _class(p)))
 
 
 def _labels(points: Sequence[Point], frame: Frame, at: Sequence[tuple[float, float]]) -> list[str]:
-    taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in at]
+    boxes = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in at]
     lines, names = [], []
     short = shorten_for_picture([p.label for p in points], frame.longest)
-    for p, shown, (x, y) in zip(points, short, at, strict=True):
-        name = shown + (" (recommended)" if p.recommended else "")
-        box, moved = _free(width_of(name, "strong" if p.on_front else ""), x, y, frame, taken)
-        taken.append(box)
+    for p, label, (x, y) in zip(points, short, at, strict=True):
+        name = label + (" (recommended)" if p.recommended else "")
+        box, moved = _free(width_of(name, "strong" if p.on_front else ""), x, y, frame, boxes)
+        boxes.append(box)
         if moved:
             start, end = (y - 7, box.bottom) if box.bottom < y else (y + 7, box.top)
             lines.append(line(x, start, min(max(x, box.left + 6), box.right - 6), end, "leader"))
@@ -348,14 +348,14 @@ def _labels(points: Sequence[Point], frame: Frame, at: Sequence[tuple[float, flo
     return [*lines, *names]
 
 
-def _free(width: float, x: float, y: float, frame: Frame, taken: Sequence[Box]) -> tuple[Box, bool]:
-    """Find room above a mark, the nearest first, then below it; say whether a line has to lead there."""
+def _free(width: float, x: float, y: float, frame: Frame, boxes: Sequence[Box]) -> tuple[Box, bool]:
+    """Find free room above a mark, nearest first, then below it; tell whether a line must lead there."""
     tops = [y - 28 - 17 * i for i in range(20)] + [y + 12 + 17 * i for i in range(20)]
     for top in tops:
         for left in (x - width / 2, x - 10, x + 10 - width):
             box = Box(left, top, left + width + 4, top + 16)
             is_inside = box.left >= 2 and box.right <= frame.width and 24 <= box.top <= frame.bottom - 16
-            if is_inside and not any(box.overlaps(other) for other in taken):
+            if is_inside and not any(box.overlaps(b) for b in boxes):
                 return box, top not in (tops[0], tops[20])
     return Box(x + 12, y - 10, x + 16 + width, y + 6), False
 
@@ -368,21 +368,21 @@ def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point], sca
     keys += [] if all(p.on_front for p in points) else [("dot", "dominated", "dominated")]
     keys += [("", "front", "front"), *([("", "leader", "one fine-tune, scaled")] if scaled else [])]
     rows: list[list[tuple[str, str, str, float]]] = [[]]
-    for shape, class_, said in keys:
-        width = width_of(said, "small") + (26 if shape else 44)
+    for shape, class_, meaning in keys:
+        width = width_of(meaning, "small") + (26 if shape else 44)
         if sum(used for *_, used in rows[-1]) + width > frame.right:
             rows.append([])
-        rows[-1].append((shape, class_, said, width))
-    top, out = frame.height - 10 - _LEGEND_ROW * (len(rows) - 1), []
+        rows[-1].append((shape, class_, meaning, width))
+    top, elements = frame.height - 10 - _LEGEND_ROW * (len(rows) - 1), []
     for i, row in enumerate(rows):
         x, y = 8.0, top + _LEGEND_ROW * i
-        for shape, class_, said, width in row:
+        for shape, class_, meaning, width in row:
             sample = line(x - 6, y - 4, x + 12, y - 4, class_)
-            out += [mark(shape, x, y - 4, class_) if shape else sample]
-            out += [text(x + (12 if shape else 18), y, said, "small")]
+            elements += [mark(shape, x, y - 4, class_) if shape else sample]
+            elements += [text(x + (12 if shape else 18), y, meaning, "small")]
             x += width
-    shown = {p.label for p in points}
-    if absent := [f.label for f in report.facts if f.state == "done" and f.label not in shown]:
-        sentence = shorten(f"not measured on the capability suite: {', '.join(absent)}", 60)
-        out.append(text(2.0, top - _LEGEND_ROW, sentence, "small"))
-    return out
+    shown_labels = {p.label for p in points}
+    if absent_labels := [f.label for f in report.facts if f.state == "done" and f.label not in shown_labels]:
+        sentence = shorten(f"not measured on the capability suite: {', '.join(absent_labels)}", 60)
+        elements.append(text(2.0, top - _LEGEND_ROW, sentence, "small"))
+    return elements

@@ -105,10 +105,10 @@ def _short(name: str, grid: str) -> str:
 
 def arithmetic_rows(decision: Decision, unit: formatting.Unit) -> list[tuple[str, str]]:
     """List the name of each number behind a decision, and the number with its interval."""
-    of, unit = decision.arithmetic, decision.unit or unit
-    ends = {f"{name}{end}" for name in of for end in ENDS}
+    values, unit = decision.arithmetic, decision.unit or unit
+    ends = {f"{name}{end}" for name in values for end in ENDS}
     rows = []
-    for name, value in of.items():
+    for name, value in values.items():
         if name in ends:
             continue
         number = NUMBERS.get(name) or Number(clean(name.replace("_", " ")))
@@ -116,26 +116,26 @@ def arithmetic_rows(decision: Decision, unit: formatting.Unit) -> list[tuple[str
         if value is None or isinstance(value, str):
             rows.append((words, value or UNKNOWN))
         else:
-            low_high = [of[f"{name}{end}"] for end in ENDS if f"{name}{end}" in of]
+            low_high = [values[f"{name}{end}"] for end in ENDS if f"{name}{end}" in values]
             in_unit = [unit] if number.shown is formatting.change else []
             rows.append((words, number.shown(*in_unit, value, *low_high)))
     return rows
 
 
-def speed_section(done: Sequence[CandidateFacts]) -> Section:
+def speed_section(finished: Sequence[CandidateFacts]) -> Section:
     """Show latency, throughput, tokens and cost of finished runs."""
-    notes = [note] if (note := describe_disturbed(done)) else []
-    heads, rows = print_table(SPEED_TABLE, [Result(facts=f) for f in done])
+    notes = [note] if (note := describe_disturbed(finished)) else []
+    heads, rows = print_table(SPEED_TABLE, [Result(facts=f) for f in finished])
     return Section("speed", "Speed and tokens", heads, rows, _SPEED_LEAD, notes)
 
 
-def parity_section(done: Sequence[CandidateFacts]) -> Section:
+def parity_section(finished: Sequence[CandidateFacts]) -> Section:
     """Compare artefacts with the runs that they were exported from."""
-    served = [f for f in done if f.parity]
-    shown = [figure for figure in PARITY if any(figure.name in f.parity for f in served)]
-    rows = [[f.label, *(figure_text(one.name, f.parity.get(one.name)) for one in shown)] for f in served]
+    served = [f for f in finished if f.parity]
+    figures = [p for p in PARITY if any(p.name in f.parity for f in served)]
+    rows = [[f.label, *(figure_text(p.name, f.parity.get(p.name)) for p in figures)] for f in served]
     note = "Flipped answers say nothing by themselves: the run against itself in fp32 is their floor."
-    columns = ["artefact", *(one.heading for one in shown)]
+    columns = ["artefact", *(p.heading for p in figures)]
     return Section("parity", "Parity of artefacts", columns, rows, notes=[note] if rows else [])
 
 
@@ -143,23 +143,23 @@ def load_section(facts: Iterable[CandidateFacts]) -> Section:
     """Show the candidates that got several requests at once."""
     rows = []
     for f in facts:
-        if of := f.speed.under_load:
-            times = (of.first_token_p50_s, of.first_token_p95_s, of.first_token_alone_s)
-            shown = (UNKNOWN if time is None else seconds(time) for time in times)
-            rows.append([f.label, count(of.n), figure(of.requests_per_s), *shown])
+        if load := f.speed.under_load:
+            times = (load.first_token_p50_s, load.first_token_p95_s, load.first_token_alone_s)
+            time_texts = (UNKNOWN if time is None else seconds(time) for time in times)
+            rows.append([f.label, count(load.n), figure(load.requests_per_s), *time_texts])
     return Section("load", "Under load", _LOAD_COLUMNS, rows, _LOAD_NOTE)
 
 
-def targets_section(done: Sequence[CandidateFacts]) -> Section:
+def targets_section(finished: Sequence[CandidateFacts]) -> Section:
     """Show each candidate's score, target by target, the best first."""
-    found = [(f, one) for f in done for one in f.more_targets]
-    found.sort(key=lambda of: -of[1].score.unit.sign * of[1].score.score)
-    tasks = dict.fromkeys(one.task for f in done for one in f.more_targets)
+    pairs = [(f, target) for f in finished for target in f.more_targets]
+    pairs.sort(key=lambda pair: -pair[1].score.unit.sign * pair[1].score.score)
+    tasks = dict.fromkeys(target.task for f in finished for target in f.more_targets)
     rows = []
-    for f, one in (pair for task in tasks for pair in found if pair[1].task == task):
-        own = "(this one)" if f.name == one.untrained else change_text(one.vs_untrained)
-        cells = (answered_text(one.score), own, change_text(one.vs_prompt))
-        rows.append([f"{one.task} ({one.metric})", f.label, *cells])
+    for f, target in (pair for task in tasks for pair in pairs if pair[1].task == task):
+        gain_text = "(this one)" if f.name == target.untrained else change_text(target.vs_untrained)
+        cells = (answered_text(target.score), gain_text, change_text(target.vs_prompt))
+        rows.append([f"{target.task} ({target.metric})", f.label, *cells])
     return Section("more targets", "More targets", _TARGETS_COLUMNS, rows, _TARGETS_NOTE)
 
 
@@ -172,34 +172,34 @@ def wins_section(facts: Sequence[CandidateFacts], declared: TargetPolicy | None)
     for f in facts:
         if (wins := f.wins) is None:
             continue
-        own = UNKNOWN if wins.uncorrected is None else formatting.percent(wins.uncorrected)
+        uncorrected = UNKNOWN if wins.uncorrected is None else formatting.percent(wins.uncorrected)
         rate = score_text(wins.rate)
         if wins.rate and wins.lacking:
             rate += f" ({formatting.pluralize(wins.lacking, 'more rating')} needed)"
         required = formatting.percent(declared.win_rate)
-        rows.append([f.label, wins.over, wins.by, rate, own, count(wins.n_ratings), required])
+        rows.append([f.label, wins.over, wins.by, rate, uncorrected, count(wins.n_ratings), required])
         if (bias := wins.bias) is None:
             continue
-        of, points = f"{wins.by} on {f.label} against {wins.over}", "points of win rate more than people do"
+        pair, unit = f"{wins.by} on {f.label} against {wins.over}", "points of win rate more than people do"
         if bias.first:
             rate = score_text(bias.first)
             first = f"the answer shown first won {rate} % of comparisons, where 50 % favours no place"
-            notes.append(f"{of}: {first}")
+            notes.append(f"{pair}: {first}")
         if bias.longer:
             won = score_text(bias.longer)
-            notes.append(f"{of}: the longer answer won {won} % of pairs whose lengths differ")
+            notes.append(f"{pair}: the longer answer won {won} % of pairs whose lengths differ")
         if bias.favour:
             by = change_text(bias.favour)
-            notes.append(f"{of}: it favours {f.label} by {by} {points} on the same pairs")
+            notes.append(f"{pair}: it favours {f.label} by {by} {unit} on the same pairs")
         if longer := bias.longer_beside_people:
             by = change_text(longer.favour)
             also = "" if longer.is_length else "; what else sets the two apart may be the cause as well"
-            notes.append(f"{of}: it favours the longer answer by {by} {points}{also}")
+            notes.append(f"{pair}: it favours the longer answer by {by} {unit}{also}")
     return Section("wins", "Win rates", _WINS_COLUMNS, rows, _WINS_NOTE, notes)
 
 
 def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
-    """Say how often a candidate is preferred; empty without a required or known win rate."""
+    """Describe how often a candidate is preferred; empty if no win rate is required or known."""
     wins = f.wins
     if declared is None or declared.win_rate is None or wins is None or wins.rate is None:
         return ""
@@ -235,26 +235,26 @@ def score_section(scores: Iterable[ScoreRow]) -> Section:
 def origin(run: Run) -> dict[str, str]:
     """Return everything that a run's numbers depend on, each as text."""
     recipe = {k: v for k, v in run.recipe.items() if v}
-    own = (run.run_id, run.created, run.weights_digest, run.base_digest, recipe)
+    values = (run.run_id, run.created, run.weights_digest, run.base_digest, recipe)
     packages = {name: v for name, v in (run.provenance.get("packages") or {}).items() if v is not None}
-    others = {name: v for name, v in run.provenance.items() if name not in _HIDDEN_ORIGINS}
-    named = {**dict(zip(_OWN_ORIGINS, own, strict=True)), **others, **packages}
-    return {name: _origin_text(value) for name, value in named.items()}
+    other_origins = {name: v for name, v in run.provenance.items() if name not in _HIDDEN_ORIGINS}
+    origins = {**dict(zip(_OWN_ORIGINS, values, strict=True)), **other_origins, **packages}
+    return {name: _origin_text(value) for name, value in origins.items()}
 
 
 def provenance_tables(origins: Origins) -> Iterator[Table]:
     """Yield two tables: what the runs share, and each run's own."""
-    shared = list(dict.fromkeys(name for of in origins.values() for name in of if name not in _OWN_ORIGINS))
+    shared = list(dict.fromkeys(name for run in origins.values() for name in run if name not in _OWN_ORIGINS))
     rows = []
     for name in shared:
         by_value: dict[str, list[str]] = {}
-        for label, of in origins.items():
-            by_value.setdefault(of.get(name, UNKNOWN), []).append(label)
-        named = (f"{value} ({', '.join(labels)})" for value, labels in by_value.items())
-        rows.append((name.replace("_", " "), "; ".join(by_value if len(by_value) == 1 else named)))
+        for label, run in origins.items():
+            by_value.setdefault(run.get(name, UNKNOWN), []).append(label)
+        value_texts = (f"{value} ({', '.join(labels)})" for value, labels in by_value.items())
+        rows.append((name.replace("_", " "), "; ".join(by_value if len(by_value) == 1 else value_texts)))
     yield "Provenance", ("what", "value"), rows
-    own = [(label, *(of.get(name, UNKNOWN) for name in _OWN_ORIGINS)) for label, of in origins.items()]
-    yield "Runs", ("candidate", *_OWN_ORIGINS), own
+    own_rows = [(label, *(run.get(name, UNKNOWN) for name in _OWN_ORIGINS)) for label, run in origins.items()]
+    yield "Runs", ("candidate", *_OWN_ORIGINS), own_rows
 
 
 def _origin_text(value: Any) -> str:
@@ -264,8 +264,8 @@ def _origin_text(value: Any) -> str:
         return UNKNOWN if value is None else str(value)
     parts = []
     for key, inner in value.items():
-        shown = f"({_origin_text(inner)})" if isinstance(inner, Mapping) else _origin_text(inner)
-        parts.append(str(key) if inner == {} else f"{key} {shown}")
+        text = f"({_origin_text(inner)})" if isinstance(inner, Mapping) else _origin_text(inner)
+        parts.append(str(key) if inner == {} else f"{key} {text}")
     return ", ".join(parts)
 
 
@@ -274,7 +274,7 @@ def steps_section(label: str, steps: Sequence[AttributionStep]) -> Section:
     columns = ["task", *(clean(f"{s.what}: {s.new} − {s.base}") for s in steps)]
     changes = [{c.task: c for c in reversed(s.tasks)} for s in steps]
     tasks = dict.fromkeys(c.task for s in steps for c in s.tasks)
-    rows = [[task, *(change_text(of.get(task)) for of in changes)] for task in tasks]
+    rows = [[task, *(change_text(by_task.get(task)) for by_task in changes)] for task in tasks]
     if any(s.target for s in steps):
         rows.insert(0, ["target", *(change_text(s.target) for s in steps)])
     if any(s.macro for s in steps):

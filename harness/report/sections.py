@@ -65,7 +65,7 @@ _PAIR_COLUMNS = (
 )  # fmt: skip
 _LOST_LISTED = 10
 _EVIDENCE = 10  # sentences before the appendix
-# What the terminal shows beside the first page.
+# The terminal shows sections of the kinds in `_BRIEF` besides the first page.
 _AS_GRADED = "These are the judge's grades as they are: people's labels correct scores on test alone."
 _BRIEF = ("seeds", "ablation", "training sets", "wins", "labels", "more targets")
 HEAT_TITLE = "Capability suite, before and after"
@@ -75,11 +75,11 @@ _HEADINGS = {"base": "baseline", "new": "candidate"}  # the baseline may be a ch
 
 
 def experiment_document(report: ExperimentReport) -> ResultDocument:
-    """Return all sections of an experiment; the terminal leaves the details out."""
-    done = [f for f in wording.best_first(report) if f.state == "done"]
-    shown = [replace(s, detail=s.kind not in _BRIEF) for s in _body(report, done)]
-    shown += [replace(s, detail=True, appendix=True) for s in _appendix(report, done)]
-    parts = [s for s in shown if s.rows or s.notes]
+    """Return all sections of an experiment; the terminal omits the details."""
+    finished = [f for f in wording.best_first(report) if f.state == "done"]
+    sections = [replace(s, detail=s.kind not in _BRIEF) for s in _body(report, finished)]
+    sections += [replace(s, detail=True, appendix=True) for s in _appendix(report, finished)]
+    parts = [s for s in sections if s.rows or s.notes]
     header = (
         f"{training_tables.figure_title(name)} {wording.figure_text(name, value)}"
         for name, value in report.header.items()
@@ -92,48 +92,48 @@ def experiment_document(report: ExperimentReport) -> ResultDocument:
 def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
     """List the numbers behind a decision for a terminal, the unknown ones on one line."""
     rows = [*result_tables.arithmetic_rows(decision, unit)]
-    known = [f"  {name}: {value}" for name, value in rows if value != UNKNOWN]
+    known_lines = [f"  {name}: {value}" for name, value in rows if value != UNKNOWN]
     unknown = "; ".join(name for name, value in rows if value == UNKNOWN)
-    return [*known, *([f"  not known: {unknown}"] if unknown else []), *_list_missing(decision)]
+    return [*known_lines, *([f"  not known: {unknown}"] if unknown else []), *_list_missing(decision)]
 
 
-def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:
+def _body(report: ExperimentReport, finished: Sequence[CandidateFacts]) -> Iterator[Section]:
     yield Section("evidence", "Evidence", notes=_list_reasons(report)[:_EVIDENCE])
-    yield result_tables.wins_section(done, report.declared)
+    yield result_tables.wins_section(finished, report.declared)
     yield from label_sections(report.labels)
-    found, rows = pictures.heat(report), []
-    for task, cells in found.rows:
+    heat, rows = pictures.heat(report), []
+    for task, cells in heat.rows:
         rows.append([task, *(f"{cell.change} {cell.interval}" if cell else UNKNOWN for cell in cells)])
-    yield Section("heat", HEAT_TITLE, ("change in points", *found.labels), rows)
+    yield Section("heat", HEAT_TITLE, ("change in points", *heat.labels), rows)
     yield from (result_tables.ablation_section(a, report.unit) for a in report.ablations)
-    yield from (training_tables.sets_section(of, report.unit) for of in report.training_sets)
+    yield from (training_tables.sets_section(sets, report.unit) for sets in report.training_sets)
     yield result_tables.seed_section(report.seeds, report.unit)
     if report.curve:
         section = result_tables.curve_section(report.curve)
-        corrects_others = any(found.metric == report.metric for found in report.labels)
+        corrects_others = any(c.metric == report.metric for c in report.labels)
         marks = (_AS_GRADED,) if is_judge(report.metric) and corrects_others else ()
         yield replace(section, notes=(*section.notes, *marks))
-    sizes = {name: estimate.n for f in done for name, estimate in f.slices.items() if name}
+    sizes = {name: estimate.n for f in finished for name, estimate in f.slices.items() if name}
     columns = [f"{name} (n = {formatting.count(sizes[name])})" for name in sorted(sizes)]
     rows = []
-    for f in done if columns else ():
+    for f in finished if columns else ():
         scores = (wording.answered_text(f.slices.get(name)) for name in sorted(sizes))
         rows += [[f.label, *scores]] if f.slices else []
     notes = [f"{case}: {RULES[case]}" for case in sorted(RULES.keys() & sizes)]
     yield Section("slices", "Slices", ["candidate", *columns], rows, notes=notes)
-    yield retrieval_section(done)
+    yield retrieval_section(finished)
     yield from (
-        result_tables.targets_section(done),
-        several_section(done),
-        result_tables.parity_section(done),
+        result_tables.targets_section(finished),
+        several_section(finished),
+        result_tables.parity_section(finished),
     )
 
 
-def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:
-    tuned = [f for f in done if is_fine_tuned(f)]
+def _appendix(report: ExperimentReport, finished: Sequence[CandidateFacts]) -> Iterator[Section]:
+    tuned = [f for f in finished if is_fine_tuned(f)]
     notes = [
         *_list_reasons(report)[_EVIDENCE:],
-        *filter(None, (collapse_sentence(label, of) for label, of in report.diversity.items())),
+        *filter(None, (collapse_sentence(label, diversity) for label, diversity in report.diversity.items())),
         *(f"{f.label}: {text}" for f in report.facts if (text := retrieval_text(f))),
         *report.notes,
     ]
@@ -142,13 +142,13 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
     yield from (diversity_section(f.label, report.diversity.get(f.label, ())) for f in tuned)
     yield from (result_tables.steps_section(f.label, report.steps.get(f.label, ())) for f in tuned)
     yield from (_gate(report, f) for f in tuned)
-    swept = [f for f in done if f.training.sweep]
+    swept = [f for f in finished if f.training.sweep]
     yield from (_sweep(report, f) for f in swept if f in tuned)
     yield from map(_scan, tuned)
     yield from (_sweep(report, f) for f in swept if f not in tuned)
-    made = (f for f in done if not plugins.find_method(f.method).is_remote)
-    yield from (result_tables.speed_section(done), result_tables.load_section(done))
-    yield training_tables.show_trainings([f for f in made if f.training.to_plain() or f.training_cost_usd])
+    local = (f for f in finished if not plugins.find_method(f.method).is_remote)
+    yield from (result_tables.speed_section(finished), result_tables.load_section(finished))
+    yield training_tables.show_trainings([f for f in local if f.training.to_plain() or f.training_cost_usd])
     if report.decision:
         rows, missing = (
             result_tables.arithmetic_rows(report.decision, report.unit),
@@ -177,16 +177,18 @@ def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
 
 
 def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
-    of = f.training
-    return training_tables.trials_section(of.sweep, of.searched_by, report.metric, report.unit, f.label)
+    record = f.training
+    return training_tables.trials_section(
+        record.sweep, record.searched_by, report.metric, report.unit, f.label
+    )
 
 
 def _scan(f: CandidateFacts) -> Section:
     columns = ("type of matrix", "trained", "of", "least ratio of a trained one", "largest of the others")
     rows = []
-    for one in f.training.scan:
-        ratios = map(formatting.figure, (one.least_trained, one.most_frozen))
-        rows.append([one.type, *map(formatting.count, (one.n_trained, one.n)), *ratios])
+    for matrix in f.training.scan:
+        ratios = map(formatting.figure, (matrix.least_trained, matrix.most_frozen))
+        rows.append([matrix.type, *map(formatting.count, (matrix.n_trained, matrix.n)), *ratios])
     return Section("scan", f"Signal-to-noise of the base's matrices: {f.label}", columns, rows, label=f.label)
 
 
@@ -207,7 +209,7 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
 
 
 def _list_missing(decision: Decision) -> list[str]:
-    return [f"Missing from the comparison: {what}" for what in decision.missing]
+    return [f"Missing from the comparison: {item}" for item in decision.missing]
 
 
 def _list_reasons(report: ExperimentReport) -> list[str]:
@@ -247,7 +249,7 @@ def gate_document(judged: GateResult) -> ResultDocument:
 
 
 def gate_json(judged: GateResult) -> dict[str, Any]:
-    """Turn a verdict into plain types, with every metric of every task and its exit code."""
+    """Convert a verdict to plain types, with every metric of every task and its exit code."""
     plain: dict[str, Any] = to_plain(asdict(judged.verdict))
     return {
         "candidate": judged.candidate,
@@ -264,10 +266,10 @@ def gate_json(judged: GateResult) -> dict[str, Any]:
     }
 
 
-def diversity_section(label: str, found: Sequence[AnswerDiversity]) -> Section:
+def diversity_section(label: str, diversities: Sequence[AnswerDiversity]) -> Section:
     """Return the diversity table of generated answers, base and new, one row per task."""
     rows = []
-    for d in found:
+    for d in diversities:
         base, change, distinct = UNKNOWN, UNKNOWN, UNKNOWN
         if d.base:
             base, distinct = percent(d.base.share), _distinct(d.base)
@@ -278,12 +280,12 @@ def diversity_section(label: str, found: Sequence[AnswerDiversity]) -> Section:
     return Section("diversity", title, _DIVERSITY_COLUMNS, rows, _DIVERSITY_NOTE, label=label)
 
 
-def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:
+def collapse_sentence(label: str, diversities: Sequence[AnswerDiversity]) -> str:
     """Name the tasks on which the answers have collapsed; empty if none."""
     parts = [
         f"on {d.task} {quote(d.new.commonest)} is the answer to {percent(d.new.share)} % of the "
         f"{count(d.n)} items, the base's commonest to {percent(d.base.share)} %"
-        for d in found
+        for d in diversities
         if d.collapsed and d.base
     ]
     return f"{label}: mode collapse, {'; '.join(parts)}" if parts else ""
@@ -295,14 +297,14 @@ def _distinct(answers: AnswerCounts) -> str:
 
 def several_section(facts: Sequence[CandidateFacts]) -> Section:
     """Return a table with a row per candidate with several answers per item, and a column per pass@k."""
-    known = [(f.label, f.answers.several) for f in facts if f.answers.several]
-    ks = sorted({one.k for _, of in known for one in of.passes})
+    pairs = [(f.label, f.answers.several) for f in facts if f.answers.several]
+    ks = sorted({p.k for _, several in pairs for p in several.passes})
     columns = [*_SEVERAL_COLUMNS, *(f"pass@{k}" for k in ks)]
     rows = []
-    for label, of in known:
-        passes = {one.k: one.estimate for one in of.passes}
-        shares = (of.distinct, of.commonest, *map(passes.get, ks))
-        rows.append([label, count(of.distinct.n), count(of.n_samples), *map(_share, shares)])
+    for label, several in pairs:
+        passes = {p.k: p.estimate for p in several.passes}
+        shares = (several.distinct, several.commonest, *map(passes.get, ks))
+        rows.append([label, count(several.distinct.n), count(several.n_samples), *map(_share, shares)])
     return Section("samples", "Several answers to an item", columns, rows, _SEVERAL_NOTE)
 
 
@@ -318,8 +320,8 @@ def retrieval_section(facts: Iterable[CandidateFacts]) -> Section:
             continue
         numbers = (use.n, use.used, use.ungrounded, use.unused, use.known, use.missed)
         ranks = [UNKNOWN] * 3
-        if found := use.retrieved:
-            ranks = [percent(found.recall), percent(found.precision), f"{found.reciprocal_rank:.2f}"]
+        if scores := use.retrieved:
+            ranks = [percent(scores.recall), percent(scores.precision), f"{scores.reciprocal_rank:.2f}"]
         unjudged = count(use.errors + use.unclear)
         rows.append([f.label, *map(count, numbers), unjudged, percent(use.grounded), *ranks])
     return Section("retrieval", "Retrieval", RETRIEVAL_COLUMNS, rows, _RETRIEVAL_NOTE)
@@ -352,8 +354,8 @@ def label_sections(calibrations: Sequence[MetricCalibration]) -> Iterator[Sectio
         for pair in c.pairs:
             longer = pair.longer.favour if pair.longer else None
             changes = (pair.delta, pair.corrected, pair.labels_alone, pair.favour, longer)
-            named = f"{pair.new} − {pair.base}"
-            rows.append([named, count(pair.n_labels), *map(change_text, changes)])
+            pair_name = f"{pair.new} − {pair.base}"
+            rows.append([pair_name, count(pair.n_labels), *map(change_text, changes)])
         if rows:
             columns = (c.metric, *_PAIR_COLUMNS)
             yield Section("labels", f"Differences by {c.metric}", columns, rows, notes=notes)
@@ -361,11 +363,11 @@ def label_sections(calibrations: Sequence[MetricCalibration]) -> Iterator[Sectio
 
 def label_sentences(c: MetricCalibration) -> Iterator[str]:
     """Describe a metric's agreement with people, its errors, and the use of more labels."""
-    who = f"labels of {', '.join(c.raters)} count for"
+    raters = f"labels of {', '.join(c.raters)} count for"
     each = "; ".join(f"{count(arm.n_labels)} answers of {arm.name}" for arm in c.arms)
     kappa = f"; kappa of {c.metric} with people {plain(*c.kappa[:3])}" if c.kappa else ""
     alpha = f"; of the raters with each other {plain(c.raters_alpha)} (alpha)"
-    yield f"{who} {each}{kappa}{'' if c.raters_alpha is None else alpha}"
+    yield f"{raters} {each}{kappa}{'' if c.raters_alpha is None else alpha}"
     if c.raters_alpha is not None and c.raters_alpha < _LEAST_ALPHA:
         yield (
             f"the raters agree too little with each other (alpha < {_LEAST_ALPHA:g}, Krippendorff 2004) to"
@@ -388,59 +390,59 @@ def label_sentences(c: MetricCalibration) -> Iterator[str]:
             bias = "overrates longer answers" if c.length.score > 0 else "underrates longer answers"
             yield f"{c.metric} {bias} of one candidate, as its errors against people show: {by}"
     if c.own:
-        told = []
+        favours = []
         for pair in c.pairs:
             if pair.favour is not None and (pair.new in c.own) != (pair.base in c.own):
                 sign = 1 if pair.new in c.own else -1
-                liked, other = (pair.new, pair.base)[::sign]
+                liked, rival = (pair.new, pair.base)[::sign]
                 low, high = sorted((sign * pair.favour.low, sign * pair.favour.high))
                 by = change(pair.favour.unit, sign * pair.favour.score, low, high)
-                told.append(f"it overrates {liked} against {other} by {by} points")
-        found = "; ".join(told) or "no pair with another model shows whether it prefers that"
-        yield f"{c.metric} is graded by the model that {', '.join(c.own)} is made from: {found}"
+                favours.append(f"it overrates {liked} against {rival} by {by} points")
+        evidence = "; ".join(favours) or "no pair with another model shows whether it prefers that"
+        yield f"{c.metric} is graded by the model that {', '.join(c.own)} is made from: {evidence}"
     for pair in c.pairs:
         if pair.favour and not pair.favour.low <= 0 <= pair.favour.high:
-            liked, other = (pair.new, pair.base) if pair.favour.score > 0 else (pair.base, pair.new)
+            liked, rival = (pair.new, pair.base) if pair.favour.score > 0 else (pair.base, pair.new)
             by = percent(abs(pair.favour.score))
-            yield f"{c.metric} favours {liked} over {other} by {by} points more than people do"
+            yield f"{c.metric} favours {liked} over {rival} by {by} points more than people do"
         if pair.longer:
             yield _length_between(c.metric, pair, pair.longer)
         if pair.corrected is not None:
             yield _say_better(pair, pair.corrected)
 
 
-def _length_between(metric: str, pair: PairCalibration, of: LengthFavour) -> str:
-    share = f"{pair.new}'s are {figure(of.ratio)} times as long as {pair.base}'s"
-    share += f", the longer ones on {percent(of.new_longer)} % of items"
-    if of.favour.low <= 0 <= of.favour.high:
-        by = f"{change_text(of.favour)} points for the longer one, compared with people"
+def _length_between(metric: str, pair: PairCalibration, longer: LengthFavour) -> str:
+    share = f"{pair.new}'s are {figure(longer.ratio)} times as long as {pair.base}'s"
+    share += f", the longer ones on {percent(longer.new_longer)} % of items"
+    if longer.favour.low <= 0 <= longer.favour.high:
+        by = f"{change_text(longer.favour)} points for the longer one, compared with people"
         return f"of two answers to an item {metric} is not shown to favour a length: {by} ({share})"
-    which = "longer" if of.favour.score > 0 else "shorter"
-    ends = sorted((abs(of.favour.low), abs(of.favour.high)))
-    by = score(of.favour.unit, abs(of.favour.score), *ends)
+    which = "longer" if longer.favour.score > 0 else "shorter"
+    ends = sorted((abs(longer.favour.low), abs(longer.favour.high)))
+    by = score(longer.favour.unit, abs(longer.favour.score), *ends)
     text = f"of two answers to an item {metric} favours the {which} one by {by} points more than people do"
-    also = "" if of.is_length else "; what else sets the two candidates apart may be the cause as well"
+    also = "" if longer.is_length else "; what else sets the two candidates apart may be the cause as well"
     return f"{text} ({share}){also}"
 
 
 def _confusion(metric: str, arm: ArmCalibration) -> str:
     assert arm.confusion is not None
-    both, judge_alone, people_alone, neither = map(count, arm.confusion)
+    n_both, judge_alone, people_alone, neither = map(count, arm.confusion)
     errors = f"sensitivity {score_text(arm.sensitivity)}, specificity {score_text(arm.specificity)}"
     rate = f", by Rogan–Gladen {score_text(arm.rogan_gladen)}" if arm.rogan_gladen else ""
     left_out = "is left out" if arm.n_split == 1 else "are left out"
     split = f"; {pluralize(arm.n_split, 'answer')} on which as many raters said yes as no {left_out}"
     return (
-        f"{arm.name}: passed by both {both}, by {metric} alone {judge_alone}, by people alone {people_alone},"
-        f" by neither {neither} ({errors}{rate}){split if arm.n_split else ''}"
+        f"{arm.name}: passed by both {n_both}, by {metric} alone {judge_alone}, "
+        f"by people alone {people_alone}, by neither {neither} ({errors}{rate}){split if arm.n_split else ''}"
     )
 
 
 def _say_better(pair: PairCalibration, corrected: Estimate) -> str:
-    found = f"{pair.new} − {pair.base}: corrected {change_text(corrected)} points"
+    difference = f"{pair.new} − {pair.base}: corrected {change_text(corrected)} points"
     if pair.more_labels == 0:
-        return f"{found}, which people's labels show"
+        return f"{difference}, which people's labels show"
     if pair.more_labels is None:
-        return f"{found}; no number of labels would settle that on {count(pair.n)} items"
+        return f"{difference}; no number of labels would settle that on {count(pair.n)} items"
     more = pluralize(pair.more_labels, "more item")
-    return f"{found}; labels of both answers to about {more} would probably settle it"
+    return f"{difference}; labels of both answers to about {more} would probably settle it"

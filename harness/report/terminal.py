@@ -58,7 +58,7 @@ def _list_notes(report: ExperimentReport) -> list[str]:
                 settle = f"; {report.settling(at).text}" if at.items_needed else ""
                 notes.append(f"{f.label}: {wording.verdict_word(f)}: {at.sentence}{settle}")
         notes += report.decision.reasons if report.decision else ()
-    notes += (collapse_sentence(label, found) for label, found in report.diversity.items())
+    notes += (collapse_sentence(label, diversities) for label, diversities in report.diversity.items())
     notes += (f"{f.label}: {text}" for f in best if (text := retrieval_text(f)))
     return list(dict.fromkeys(filter(None, [*notes, *report.notes])))
 
@@ -77,8 +77,8 @@ def terminal_table(report: ExperimentReport) -> Table:
         broken, rows = result_headings(report), result_rows(report, tight=tight)
         heads = {name: head.replace("\n", " ") for name, head in broken.items()}
         rows = [row | {"candidate": clean(row["candidate"])} for row in (heads, *rows)]
-        least = cell_len(rows[0]["candidate"])
-        if stacked and _count_free(rows, gap) < least:
+        min_width = cell_len(rows[0]["candidate"])
+        if stacked and _count_free(rows, gap) < min_width:
             # The metric's name is cut to the width of the scores, so that no verdict is.
             word, _, metric = broken["target"].partition("\n")
             metric = shorten(metric, max(cell_len(row["target"]) for row in rows[1:]))
@@ -86,27 +86,27 @@ def terminal_table(report: ExperimentReport) -> Table:
         free = _count_free(rows, gap)
         if free >= max(cell_len(row["candidate"]) for row in rows):
             break
-    name_width = max(free, least)
+    name_width = max(free, min_width)
     table = Table(
         box=None, pad_edge=False, padding=(0, gap, 0, 0), title_justify="left", caption_justify="left"
     )
     if report.smoke:
         table.title = Text(f"{clean(report.experiment)}: {wording.SMOKE}")
         table.caption = Text(wording.SMOKE)
-    first, *others = rows[0].values()
+    first, *other_heads = rows[0].values()
     # Without a minimal width, rich would shrink the wrapping column to nothing next to wide ones.
     table.add_column(Text(first), overflow="fold", min_width=cell_len(first), max_width=name_width)
-    for heading in others:
+    for heading in other_heads:
         table.add_column(Text(heading), no_wrap=True, overflow="ellipsis")
     names = [row["candidate"] for row in rows[1:]]
-    shown = shorten_all(names, name_width) or names  # those that would become equal are left to wrap
-    for name, row in zip(shown, rows[1:], strict=True):
+    short_names = shorten_all(names, name_width) or names  # those that would become equal are left to wrap
+    for name, row in zip(short_names, rows[1:], strict=True):
         cells = (Text(cell, STYLES.get(cell, "") if at == "verdict" else "") for at, cell in row.items())
         table.add_row(Text(name), *list(cells)[1:])
     return table
 
 
 def _count_free(rows: Sequence[dict[str, str]], gap: int) -> int:
-    others = list(zip(*(row.values() for row in rows), strict=True))[1:]
-    lines = ([line for cell in column for line in cell.split("\n")] for column in others)
-    return WIDTH - sum(max(map(cell_len, of)) for of in lines) - gap * len(others)
+    other_columns = list(zip(*(row.values() for row in rows), strict=True))[1:]
+    lines = ([line for cell in column for line in cell.split("\n")] for column in other_columns)
+    return WIDTH - sum(max(map(cell_len, column)) for column in lines) - gap * len(other_columns)

@@ -1,7 +1,7 @@
 """Trackers of results: TensorBoard, MLflow and W&B.
 
-Invariant: runs are identified by id, so a report that is sent again renews them. A failing tracker is a note,
-and costs no result. Scores and differences are in the metric's unit, a rate in [0, 1].
+Invariant: runs are identified by id, so sending a report again updates them. A failing tracker adds a note,
+and loses no result. Scores and differences are in the metric's unit, a rate in [0, 1].
 """
 
 import glob
@@ -25,21 +25,21 @@ from harness.report.wording import SMOKE, best_first, find_shown_figure, last_li
 from harness.store import ChampionEntry
 from harness.training import live_trackers
 
-FOLDER = "trackers"  # beside the reports
+FOLDER = "trackers"  # next to the reports
 ALIAS = "champion"
-# Curves by their names in trackers: those of transformers where it has one.
-_CURVES = {one.name: f"training/{one.name}" for one in fields(TrainingRecord) if one.type is Curve} | {
+# Curves by their names in trackers; transformers' name if it has one.
+_CURVES = {f.name: f"training/{f.name}" for f in fields(TrainingRecord) if f.type is Curve} | {
     "loss": "train/loss",
     "learning_rate": "train/learning_rate",
     "token_accuracy": "train/mean_token_accuracy",
     "validation_loss": "eval/loss",
     "validation_token_accuracy": "eval/mean_token_accuracy",
 }
-_LARGEST = 100e6  # bytes of weights that are sent
+_LARGEST = 100e6  # most bytes of weights that are sent
 _FIGURES = (*(figure.name for figure in SERVING), "training_cost_usd")
 Point = tuple[int, float]
 _AT_ONCE = 1_000  # metrics that a request may hold
-_OF_REPORT = ".report"  # ends the name of a file of events; those without it were written in training
+_OF_REPORT = ".report"  # suffix of event files; those without it were written during training
 
 
 def problems(names: Iterable[str]) -> Iterator[Problem]:
@@ -53,7 +53,7 @@ def problems(names: Iterable[str]) -> Iterator[Problem]:
 def send(
     report: ExperimentReport, names: Sequence[str], folder: Path, weights: Callable[[str], Path] | None = None
 ) -> list[str]:
-    """Send a report's runs to trackers in `folder`, weights by key; return where they are, or why not."""
+    """Send a report's runs to trackers in `folder`, weights by key; return links, or why sending failed."""
     runs = list_tracked_runs(report, folder / FOLDER, weights)
     experiment = f"{report.experiment}-smoke" if report.smoke else report.experiment
     senders = {"tensorboard": send_to_tensorboard, "mlflow": send_to_mlflow, "wandb": send_to_wandb}
@@ -67,7 +67,9 @@ def send(
         links.append(f"{name}: {mask_secrets(link)}")
         missed = {run.label: run.seen.get(name, live_trackers.Seen()).error for run in runs}
         links += [
-            f"{name} did not see all of the training of {of}: {why}" for of, why in missed.items() if why
+            f"{name} did not see all of the training of {label}: {why}"
+            for label, why in missed.items()
+            if why
         ]
     return links
 
@@ -95,9 +97,9 @@ class TrackedRun:
 
     def points(self, tracker: str) -> dict[str, tuple[Point, ...]]:
         """Return by name the figures, at step 0, and the curves that a tracker has not seen."""
-        seen = self.seen[tracker].names if self.saw_whole(tracker) else ()
+        seen_names = self.seen[tracker].names if self.saw_whole(tracker) else ()
         figures = {name: ((0, value),) for name, value in self.metrics.items()}
-        return figures | {name: curve for name, curve in self.curves.items() if name not in seen}
+        return figures | {name: curve for name, curve in self.curves.items() if name not in seen_names}
 
 
 def list_tracked_runs(
@@ -116,15 +118,15 @@ def list_tracked_runs(
         key = f.training.fit_key
         run_id = live_trackers.make_live_id(f.name, f.seed, key) if key else f.run_id
         files = _list_files(weights(key)) if key and weights else ()
-        seen = live_trackers.read_seen(folder, run_id)
-        found = {name: getattr(f.training, field) for field, name in _CURVES.items()}
+        seen_by_tracker = live_trackers.read_seen(folder, run_id)
+        raw_curves = {name: getattr(f.training, field) for field, name in _CURVES.items()}
         points = f.training.tracked
-        found["training/target"] = tuple((p.step, p.target) for p in points)
-        found["training/forgetting"] = tuple((p.step, p.capability) for p in points)
-        kept = {}
-        for name, curve in found.items():
-            if known := tuple((int(step), float(v)) for step, v in curve if v is not None and isfinite(v)):
-                kept[name] = known
+        raw_curves["training/target"] = tuple((p.step, p.target) for p in points)
+        raw_curves["training/forgetting"] = tuple((p.step, p.capability) for p in points)
+        curves = {}
+        for name, curve in raw_curves.items():
+            if numbers := tuple((int(step), float(v)) for step, v in curve if v is not None and isfinite(v)):
+                curves[name] = numbers
         disturbed = f.speed.disturbed
         figures = {name: None if name in disturbed else find_shown_figure(f, name) for name in _FIGURES}
         figures |= _interval(f"target/{report.metric}", f.target)
@@ -140,15 +142,15 @@ def list_tracked_runs(
             if isinstance(value, int | float) and not isinstance(value, bool):
                 figures[f"training/{measured.name}"] = value
         metrics = {name: float(v) for name, v in figures.items() if v is not None and isfinite(v)}
-        runs.append(TrackedRun(f.label, run_id, params, tags, metrics, kept, seen, files))
+        runs.append(TrackedRun(f.label, run_id, params, tags, metrics, curves, seen_by_tracker, files))
     return runs
 
 
 def _list_files(folder: Path) -> tuple[Path, ...]:
-    found = [path for path in sorted(folder.glob("*")) if path.is_file()]
-    found += [path for path in sorted(folder.glob("*/*")) if path.is_file()]
-    is_large = sum(path.stat().st_size for path in found) > _LARGEST
-    return tuple(path for path in found if not is_large or path.parent == folder)
+    files = [path for path in sorted(folder.glob("*")) if path.is_file()]
+    files += [path for path in sorted(folder.glob("*/*")) if path.is_file()]
+    is_large = sum(path.stat().st_size for path in files) > _LARGEST
+    return tuple(path for path in files if not is_large or path.parent == folder)
 
 
 def _interval(name: str, e: Estimate | Comparison | None) -> dict[str, float | None]:
@@ -165,15 +167,15 @@ def register_champion(target: str, present: ChampionEntry | None, folder: Path) 
     """Set MLflow's alias `champion` of `target` to this promotion, or delete it; return what was done."""
     try:
         client, address = live_trackers.open_mlflow(folder / FOLDER / "mlflow")
-        if not any(one.name == target for one in client.search_registered_models(f"name = '{target}'")):
+        if not any(m.name == target for m in client.search_registered_models(f"name = '{target}'")):
             client.create_registered_model(target)
         if present is None:
             client.delete_registered_model_alias(target, ALIAS)
             return mask_secrets(f"mlflow: no version of {target} is the {ALIAS} on {address}")
         tags = {"run_id": present.champion.run_id, "promotion": str(present.number)}
         tags |= {"weights_digest": present.champion.weights_digest, "verdict": present.champion.verdict}
-        known = client.search_model_versions(f"name = '{target}'")
-        version = next((one.version for one in known if {**one.tags, **tags} == one.tags), None)
+        versions = client.search_model_versions(f"name = '{target}'")
+        version = next((v.version for v in versions if {**v.tags, **tags} == v.tags), None)
         source = f"harness:{present.champion.run_id}"  # the weights stay in the store
         version = version or client.create_model_version(target, source, tags=tags).version
         client.set_registered_model_alias(target, ALIAS, str(version))
@@ -188,28 +190,28 @@ def send_to_mlflow(experiment: str, runs: Sequence[TrackedRun], folder: Path) ->
     from mlflow.entities import Metric, Param, RunTag
 
     client, address = live_trackers.open_mlflow(folder)
-    place = live_trackers.find_mlflow_experiment(client, experiment, folder)
+    exp_id = live_trackers.find_mlflow_experiment(client, experiment, folder)
     for run in runs:
-        made = live_trackers.find_mlflow_run(client, place, run.run_id)
-        if made and any(made.data.params.get(name, value) != value for name, value in run.params.items()):
-            client.delete_run(made.info.run_id)
-            made = None
-        made = made or client.create_run(place, run_name=run.label, tags={live_trackers.LIVE_ID: run.run_id})
-        own, known, now = made.info.run_id, made.data.metrics, int(1_000 * time.time())
+        copy = live_trackers.find_mlflow_run(client, exp_id, run.run_id)
+        if copy and any(copy.data.params.get(name, value) != value for name, value in run.params.items()):
+            client.delete_run(copy.info.run_id)
+            copy = None
+        copy = copy or client.create_run(exp_id, run_name=run.label, tags={live_trackers.LIVE_ID: run.run_id})
+        run_id, logged_metrics, now = copy.info.run_id, copy.data.metrics, int(1_000 * time.time())
         metrics = [
-            Metric(named, value, now, step)
+            Metric(metric_name, value, now, step)
             for name, points in run.points("mlflow").items()
-            if known.get(named := live_trackers.clean_metric_name(name)) != points[-1][1]
+            if logged_metrics.get(metric_name := live_trackers.clean_metric_name(name)) != points[-1][1]
             for step, value in points
         ]
         for first in range(0, len(metrics), _AT_ONCE):
-            client.log_batch(own, metrics=metrics[first : first + _AT_ONCE])
+            client.log_batch(run_id, metrics=metrics[first : first + _AT_ONCE])
         params = [Param(name, value) for name, value in run.params.items()]
-        client.log_batch(own, params=params, tags=[RunTag(name, text) for name, text in run.tags.items()])
-        if run.files and not client.list_artifacts(own):
+        client.log_batch(run_id, params=params, tags=[RunTag(name, text) for name, text in run.tags.items()])
+        if run.files and not client.list_artifacts(run_id):
             for path in run.files:
-                client.log_artifact(own, str(path))
-        client.set_terminated(own, "FINISHED" if run.tags["state"] == "done" else "FAILED")
+                client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id, "FINISHED" if run.tags["state"] == "done" else "FAILED")
     return f"experiment {experiment} on {address}"
 
 
@@ -221,25 +223,25 @@ def send_to_tensorboard(experiment: str, runs: Sequence[TrackedRun], folder: Pat
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
     from tensorboard.util.tensor_util import make_tensor_proto
 
-    place = folder / experiment
+    log_folder = folder / experiment
     for run in runs:
-        at = place / (run.run_id if run.seen else run.label)
+        run_folder = log_folder / (run.run_id if run.seen else run.label)
         if run.saw_whole("tensorboard"):
-            for old in at.glob(f"*{_OF_REPORT}"):
+            for old in run_folder.glob(f"*{_OF_REPORT}"):
                 old.unlink()
         else:
-            shutil.rmtree(at, ignore_errors=True)
-        writer, now = EventFileWriter(str(at), filename_suffix=_OF_REPORT), time.time()
+            shutil.rmtree(run_folder, ignore_errors=True)
+        writer, now = EventFileWriter(str(run_folder), filename_suffix=_OF_REPORT), time.time()
         for name, points in run.points("tensorboard").items():
             for step, value in points:
                 scalar = Summary(value=[Summary.Value(tag=name, simple_value=value)])
                 writer.add_event(Event(wall_time=now, step=step, summary=scalar))
         for name, text in {**run.params, **run.tags}.items():
             plain = metadata.create_summary_metadata(display_name=name, description="")
-            shown = Summary.Value(tag=name, metadata=plain, tensor=make_tensor_proto(text))
-            writer.add_event(Event(wall_time=now, step=0, summary=Summary(value=[shown])))
+            entry = Summary.Value(tag=name, metadata=plain, tensor=make_tensor_proto(text))
+            writer.add_event(Event(wall_time=now, step=0, summary=Summary(value=[entry])))
         writer.close()
-    return f"tensorboard --logdir {place}"
+    return f"tensorboard --logdir {log_folder}"
 
 
 def send_to_wandb(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:

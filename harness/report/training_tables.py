@@ -29,8 +29,8 @@ _QUANTITY = (
     "rows are counted as trained: one that occurs twice or is sampled again counts each time; in brackets the"
     " labelled ones, where a mixture drew some again; tokens are those of all epochs"
 )
-_CHANGE = 0.05  # of a loss, and more is a change
-_KNOWN_BY_HEART = 0.1  # nats a token of the rows trained on
+_CHANGE = 0.05  # relative change of a loss that counts
+_KNOWN_BY_HEART = 0.1  # nats per token of the training rows; below this they are memorized
 LIKELIHOOD = (
     "Loss is the mean negative log-likelihood of the answers. Training loss is averaged over a round, in "
     "which rows of every length come by: a quarter of an epoch, at most 50 steps. The overfitting gap is the "
@@ -43,76 +43,76 @@ PREFERENCES = (
     "reward. Validation loss is the same of the pairs held out; "
     "held-out accuracy is the share of them in which the chosen answer is preferred, and 50 % is a guess."
 )
-_ROUNDS, _LONGEST_ROUND = 4, 50  # rounds an epoch at least, steps a round at most
+_ROUNDS, _LONGEST_ROUND = 4, 50  # at least so many rounds per epoch, at most so many steps per round
 _WIDTH, _HEIGHT = 430.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
 LONGEST = 20  # cells of a title, which the legend follows
 
 
 def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
-    """Show the measured figures of each training run; one row a candidate."""
+    """Show the measured figures of each training run, one row per candidate."""
     figures = [_figures(f.training) for f in trained]
-    names = list(dict.fromkeys(name for of in figures for name in of))
+    names = list(dict.fromkeys(name for values in figures for name in values))
     columns = ["candidate", "training examples", "cost USD", *map(figure_title, names)]
     rows = [
         [
             f.label,
             count(f.n_train),
             formatting.usd(f.training_cost_usd),
-            *(figure_text(name, of.get(name)) for name in names),
+            *(figure_text(name, values.get(name)) for name in names),
         ]
-        for f, of in zip(trained, figures, strict=True)
+        for f, values in zip(trained, figures, strict=True)
     ]
     kinds = {is_of_preferences(f.training) for f in trained if smooth(f.training)}
-    found = ((f.label, diagnose(f.training)) for f in trained)
-    notes = [f"{label} {of[1]}." for label, of in found if of]
+    diagnoses = ((f.label, diagnose(f.training)) for f in trained)
+    notes = [f"{label} {diagnosis[1]}." for label, diagnosis in diagnoses if diagnosis]
     notes += [f"{f.label} {sentence}." for f in trained if (sentence := describe_forgetting(f.training))]
     notes += [LIKELIHOOD] * (False in kinds) + [PREFERENCES] * (True in kinds)
     return Section("training", "Training", columns, rows, notes=notes)
 
 
 def _figures(training: TrainingRecord) -> dict[str, Any]:
-    found = {name: value for name, value in training.to_plain().items() if name not in _NOT_MEASURED}
+    values = {name: value for name, value in training.to_plain().items() if name not in _NOT_MEASURED}
     if mean := smooth(training):
-        found["loss"] = mean
+        values["loss"] = mean
     above_training = gap(training)
-    return found if above_training is None else {**found, "overfitting_gap": above_training}
+    return values if above_training is None else {**values, "overfitting_gap": above_training}
 
 
 def figure_title(name: str) -> str:
-    """Turn the name of a measured figure into words; a time carries its unit itself."""
+    """Return a measured figure's name in words, without the unit of a time."""
     if name in _TITLES:
         return _TITLES[name]
     return clean((name if name.endswith("_per_s") else name.removesuffix("_s")).replace("_", " "))
 
 
 def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit: Unit, label: str) -> Section:
-    """Lay out every trial of a sweep or search in its order, and which one validation chose."""
-    named = list(trials[0].params) if trials else []
-    steps, is_bound = any(one.points for one in trials), any(one.forgetting is not None for one in trials)
-    columns = [*named, *["steps"] * steps, f"validation {metric}"]
+    """Return the trials of a sweep or search in order, with the one that validation chose."""
+    param_names = list(trials[0].params) if trials else []
+    steps, is_bound = any(t.points for t in trials), any(t.forgetting is not None for t in trials)
+    columns = [*param_names, *["steps"] * steps, f"validation {metric}"]
     columns += [*["forgetting on validation, %"] * is_bound, "time", "weights", ""]
     rows = []
-    for one in trials:
-        lost = "failed" if one.error else "diverged"
-        found = lost if one.validation is None else score(unit, one.validation)
-        forgot = UNKNOWN if one.forgetting is None else percent(one.forgetting)
-        taken = seconds(one.wall_s) if one.wall_s else UNKNOWN
-        weights = UNKNOWN if one.validation is None else one.fit_key or UNKNOWN
-        outcome = one.error or ("chosen" if one.chosen else "")
-        outcome = f"pruned at step {count(one.pruned_at)}" if one.is_pruned else outcome
-        taken_steps = count(one.points[-1][0]) if one.points else UNKNOWN
-        parts = [*[taken_steps] * steps, found, *[forgot] * is_bound, taken, weights, outcome]
-        rows.append([*map(print_tried_value, one.params.values()), *parts])
+    for trial in trials:
+        failure = "failed" if trial.error else "diverged"
+        result = failure if trial.validation is None else score(unit, trial.validation)
+        forgot = UNKNOWN if trial.forgetting is None else percent(trial.forgetting)
+        duration = seconds(trial.wall_s) if trial.wall_s else UNKNOWN
+        weights = UNKNOWN if trial.validation is None else trial.fit_key or UNKNOWN
+        outcome = trial.error or ("chosen" if trial.chosen else "")
+        outcome = f"pruned at step {count(trial.pruned_at)}" if trial.is_pruned else outcome
+        taken_steps = count(trial.points[-1][0]) if trial.points else UNKNOWN
+        parts = [*[taken_steps] * steps, result, *[forgot] * is_bound, duration, weights, outcome]
+        rows.append([*map(print_tried_value, trial.params.values()), *parts])
     by = f", proposed by {searched_by}" if searched_by else ""
     sentences = [f"{count(len(trials))} trials on validation rows{by}."] if searched_by else []
     if any(trial.is_pruned for trial in trials):
         whole = max(len(trial.points) for trial in trials)
         spent = sum((len(trial.points) or whole) / whole for trial in trials)
         sentences.append(f"With pruned ones they take as much training as {plain(spent)} whole trials.")
-    if most := max((t.most_forgetting for t in trials if t.most_forgetting is not None), default=None):
-        bound = f"{percent(most)} % on general items for validation"
-        if any(t.forgetting is not None and t.forgetting <= most for t in trials):
+    if cap := max((t.most_forgetting for t in trials if t.most_forgetting is not None), default=None):
+        bound = f"{percent(cap)} % on general items for validation"
+        if any(t.forgetting is not None and t.forgetting <= cap for t in trials):
             sentences.append(f"The best was chosen among those that forgot at most {bound}.")
         else:
             sentences.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
@@ -122,7 +122,7 @@ def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit:
 
 
 def compare_rates(trials: Sequence[Trial]) -> str:
-    """Say at which learning rate the loss fell fastest, and which was best without overfitting.
+    """Describe at which learning rate the loss fell fastest, and which was best without overfitting.
 
     Fastest: the lowest training loss, as mean of a round, halfway through the shortest training. Best: the
     lowest final validation loss of those that do not overfit. Empty for fewer than two whole rates.
@@ -135,31 +135,31 @@ def compare_rates(trials: Sequence[Trial]) -> str:
     lowest = min(losses)
     fastest = _params_text(trained[losses.index(lowest)].params)
     sentence = f"By step {count(ceil(half))} training loss fell fastest with {fastest}, to {plain(lowest)}"
-    ends = [(known[-1][1], trial) for trial in trained if (known := numeric_points(trial.validation_loss))]
+    ends = [(curve[-1][1], trial) for trial in trained if (curve := numeric_points(trial.validation_loss))]
     if not ends:
         return f"{sentence}; there is no validation loss, so nothing says which overfits."
-    sound = []
+    sound_ends = []
     for loss, trial in ends:
         diagnosis = diagnose(TrainingRecord(loss=trial.loss, validation_loss=trial.validation_loss))
         if diagnosis is None or diagnosis[0] != "overfits":
-            sound.append((loss, trial))
-    if not sound:
+            sound_ends.append((loss, trial))
+    if not sound_ends:
         return f"{sentence}; all of them overfit: a lower rate, fewer epochs or more rows may help."
-    loss, best = min(sound, key=lambda pair: pair[0])
+    loss, best = min(sound_ends, key=lambda pair: pair[0])
     sentence += f"; best without overfitting is {_params_text(best.params)}, validation loss {plain(loss)}"
-    return f"{sentence}; {count(len(ends) - len(sound))} of {count(len(ends))} overfit."
+    return f"{sentence}; {count(len(ends) - len(sound_ends))} of {count(len(ends))} overfit."
 
 
-def trial_line(one: TrialRun) -> str:
-    """Say on one line what a trial tried, and what became of it."""
-    tried = _params_text(one.trial.params)
-    if one.state == "failed":
-        return f"{tried}: {one.run.error}"
-    (known,) = one.run.metrics.values()
-    unit = RATE if known[one.metric].is_rate else Unit(1.0, one.metric)
-    found = f"{one.metric} {score(unit, one.trial.validation)}{' %' if unit.is_rate else ''} on validation"
-    pruned = f", pruned at step {count(one.trial.pruned_at)}" if one.trial.is_pruned else ""
-    return f"{tried}: {found}{pruned}"
+def trial_line(run: TrialRun) -> str:
+    """Describe in one line what a trial tried, and its result."""
+    params_text = _params_text(run.trial.params)
+    if run.state == "failed":
+        return f"{params_text}: {run.run.error}"
+    (metrics,) = run.run.metrics.values()
+    unit = RATE if metrics[run.metric].is_rate else Unit(1.0, run.metric)
+    result = f"{run.metric} {score(unit, run.trial.validation)}{' %' if unit.is_rate else ''} on validation"
+    pruned = f", pruned at step {count(run.trial.pruned_at)}" if run.trial.is_pruned else ""
+    return f"{params_text}: {result}{pruned}"
 
 
 def _params_text(params: Mapping[str, object]) -> str:
@@ -170,31 +170,31 @@ def print_tried_value(value: object) -> str:
     """Print a value that was tried: a text in one line, promptings with their parameters."""
     if isinstance(value, dict):
         return " and ".join(
-            f"{name}({', '.join(f'{key}={given}' for key, given in params.items())})" if params else name
+            f"{name}({', '.join(f'{key}={arg}' for key, arg in params.items())})" if params else name
             for name, params in value.items()
         )
     return "as written" if value is None else " ".join(str(value).split())
 
 
-def sets_section(of: TrainingSets, unit: Unit) -> Section:
-    """Lay out the candidates, the reference first."""
-    title = f"Training rows, quality against quantity: {of.method}"
+def sets_section(study: TrainingSets, unit: Unit) -> Section:
+    """Return the table of the candidates, the reference first."""
+    title = f"Training rows, quality against quantity: {study.method}"
     reached = ("score", "change", "p", "p corrected")
     columns = ("candidate", "trained on", "rows", "tokens", *reached, "labels USD", "training USD")
-    looked = f"p corrected for {formatting.pluralize(of.n_tests, 'look')} (Benjamini-Hochberg)"
-    seeds = "" if of.seed_variance_known else f"; {VARIANCE_UNKNOWN} (fewer than 3 seeds)"
-    note = f"{title}: paired on test with {of.reference}, {looked}; {_QUANTITY}{seeds}"
+    looked = f"p corrected for {formatting.pluralize(study.n_tests, 'look')} (Benjamini-Hochberg)"
+    seeds = "" if study.seed_variance_known else f"; {VARIANCE_UNKNOWN} (fewer than 3 seeds)"
+    note = f"{title}: paired on test with {study.reference}, {looked}; {_QUANTITY}{seeds}"
     rows = []
-    for one in of.sets:
-        n_rows = count(one.n_rows)
-        if one.n_labelled not in (None, one.n_rows):
-            n_rows = f"{n_rows} ({count(one.n_labelled)})"
-        shown = score(unit, one.score, *(one.estimate[1:3] if one.estimate else ()))
-        change = "(reference)" if one.candidate == of.reference else change_text(one.difference)
-        p_values = map(formatting.p_value, (one.p, one.p_adjusted))
-        costs = map(formatting.usd, (one.label_cost_usd, one.training_cost_usd))
-        trained = (one.candidate, one.source, n_rows, count(one.n_tokens))
-        rows.append([*trained, shown, change, *p_values, *costs])
+    for member in study.sets:
+        n_rows = count(member.n_rows)
+        if member.n_labelled not in (None, member.n_rows):
+            n_rows = f"{n_rows} ({count(member.n_labelled)})"
+        score_cell = score(unit, member.score, *(member.estimate[1:3] if member.estimate else ()))
+        change = "(reference)" if member.candidate == study.reference else change_text(member.difference)
+        p_values = map(formatting.p_value, (member.p, member.p_adjusted))
+        costs = map(formatting.usd, (member.label_cost_usd, member.training_cost_usd))
+        trained = (member.candidate, member.source, n_rows, count(member.n_tokens))
+        rows.append([*trained, score_cell, change, *p_values, *costs])
     return Section("training sets", title, columns, rows, notes=[note])
 
 
@@ -210,10 +210,10 @@ def diagnose(training: TrainingRecord) -> tuple[str, str] | None:
     first, before, last = train[span - 1][1], train[-1 - span][1], train[-1][1]
     if len(validation) > 1:
         step, best = min(validation, key=lambda point: point[1])
-        risen = validation[-1][1]
+        final = validation[-1][1]
         then = [loss for at, loss in train if at <= step]
-        if risen > best * (1 + _CHANGE) and then and last < then[-1]:
-            why = f"validation loss rose from {plain(best)} to {plain(risen)} while training loss fell from"
+        if final > best * (1 + _CHANGE) and then and last < then[-1]:
+            why = f"validation loss rose from {plain(best)} to {plain(final)} while training loss fell from"
             why += f" {plain(then[-1])} to {plain(last)}; fewer epochs, more rows or, of LoRA,"
             why += " a lower r and lora_alpha or lora_dropout may help"
             return "overfits", f"overfits after step {count(step)}: {why}"
@@ -233,17 +233,17 @@ def diagnose(training: TrainingRecord) -> tuple[str, str] | None:
 
 
 def describe_forgetting(training: TrainingRecord) -> str:
-    """Say whether a tracked training forgets, early (by half of its steps) or late; empty if not measured."""
-    known = [point for point in training.tracked if point.capability is not None]
-    if not known:
+    """Describe if a tracked training forgets, early (by half of its steps) or late; empty if not measured."""
+    measured = [point for point in training.tracked if point.capability is not None]
+    if not measured:
         return ""
-    lost = [point for point in known if point.high is not None and point.high < 0]
+    lost = [point for point in measured if point.high is not None and point.high < 0]
     if not lost:
-        return f"is not seen to forget: capability {_capability(known[-1])}"
+        return f"is not seen to forget: capability {_capability(measured[-1])}"
     changes = [point.capability or 0.0 for point in lost]
     worst = lost[changes.index(min(changes))]
     first = next(point for point, change in zip(lost, changes, strict=True) if change <= min(changes) / 2)
-    steps = training.n_steps or known[-1].step
+    steps = training.n_steps or measured[-1].step
     when = "early" if 2 * first.step <= steps else "late"
     later = "" if first is worst else f", and {_capability(worst)}"
     return f"forgets {when}: capability {_capability(first)} of {count(steps)}{later}"
@@ -251,12 +251,12 @@ def describe_forgetting(training: TrainingRecord) -> str:
 
 def front_sentence(name: str, training: TrainingRecord, sign: int = 1) -> str:
     """Name earlier steps of a training on the Pareto front; `sign` is −1 if lower scores are better."""
-    known = [(p, p.target, p.capability) for p in training.tracked if p.target is not None]
-    found = [(p, sign * target, kept) for p, target, kept in known if kept is not None]
-    if not found:
+    target_points = [(p, p.target, p.capability) for p in training.tracked if p.target is not None]
+    measured = [(p, sign * target, skill) for p, target, skill in target_points if skill is not None]
+    if not measured:
         return ""
-    front = [found[i][0].step for i in pareto_front([(target, kept) for _, target, kept in found])]
-    end = training.n_steps or found[-1][0].step
+    front = [measured[i][0].step for i in pareto_front([(target, skill) for _, target, skill in measured])]
+    end = training.n_steps or measured[-1][0].step
     earlier = sorted(step for step in front if step != end)
     if not earlier:
         return ""
@@ -281,16 +281,16 @@ def smooth(training: TrainingRecord | Trial) -> list[tuple[float, float]]:
 
 
 def round_means(curve: Curve, span: int) -> list[tuple[float, float]]:
-    """Average each point of a curve with those before it, `span` of them in all."""
-    known = numeric_points(curve)
+    """Average each point of a curve with those before it, over `span` points."""
+    numbers = numeric_points(curve)
     return [
-        (known[i][0], fmean(value for _, value in known[max(0, i + 1 - span) : i + 1]))
-        for i in range(len(known))
+        (numbers[i][0], fmean(value for _, value in numbers[max(0, i + 1 - span) : i + 1]))
+        for i in range(len(numbers))
     ]
 
 
 def round_length(training: TrainingRecord | Trial) -> int:
-    """Count the logged steps of a round; the first validation ends an epoch, else all steps are one."""
+    """Count the logged steps of a round; the first validation ends an epoch, else all steps are one epoch."""
     train, validation = numeric_points(training.loss), numeric_points(training.validation_loss)
     epoch = sum(step <= validation[0][0] for step, _ in train) if validation else len(train)
     return max(1, min(epoch // _ROUNDS, _LONGEST_ROUND))
@@ -307,7 +307,7 @@ def gap(training: TrainingRecord) -> float | None:
 
 
 def is_of_preferences(training: TrainingRecord) -> bool:
-    """Tell whether the loss is one of preferences or rewards, and no likelihood of answers."""
+    """Tell whether the loss is of preferences or rewards, not a likelihood of answers."""
     return bool(training.reward_margin or training.reward)
 
 
@@ -316,9 +316,9 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
     train, validation = numeric_points(training.loss), numeric_points(training.validation_loss)
     if len(train) < 2:
         return ""
-    both = [*train, *validation]
-    x = AxisScale(0, max(step for step, _ in both), _LEFT, _RIGHT)
-    y = AxisScale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
+    all_points = [*train, *validation]
+    x = AxisScale(0, max(step for step, _ in all_points), _LEFT, _RIGHT)
+    y = AxisScale(0, 1.05 * max(loss for _, loss in all_points) or 1.0, _BOTTOM, _TOP)
     name = "preference loss" if is_of_preferences(training) else "loss"
     body = [text(0, 14, title, "strong")]
     body += [line(150, 10, 170, 10, "train"), text(175, 14, "training, mean of a round", "small")]
@@ -330,6 +330,6 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
     body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
     for step, loss in validation:
         sentence = f"step {count(step)}: validation loss {plain(loss)}"
-        beside = text(x(step) - 9, y(loss) - 9, plain(loss), "over small", "end")
-        body.append(group(sentence, mark("diamond", x(step), y(loss), "validated"), beside))
+        label_text = text(x(step) - 9, y(loss) - 9, plain(loss), "over small", "end")
+        body.append(group(sentence, mark("diamond", x(step), y(loss), "validated"), label_text))
     return picture(_WIDTH, _HEIGHT, f"{name.capitalize()} of {label} by step", body)

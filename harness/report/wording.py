@@ -20,8 +20,8 @@ def best_first(report: ExperimentReport) -> list[CandidateFacts]:
     """Sort candidates by the target's score on test; those without one come last, in the given order."""
 
     def key(f: CandidateFacts) -> tuple[bool, float]:
-        scored = f.state == "done" and f.target is not None
-        return not scored, -f.target.unit.sign * f.target.score if scored and f.target else 0.0
+        is_scored = f.state == "done" and f.target is not None
+        return not is_scored, -f.target.unit.sign * f.target.score if is_scored and f.target else 0.0
 
     return sorted(report.facts, key=key)
 
@@ -88,11 +88,11 @@ def flips_text(lost: int, gained: int) -> str:
     return f"{formatting.count(lost)}/{formatting.count(gained)}"
 
 
-def name_lost_items(c: Comparison, most: int) -> str:
+def name_lost_items(c: Comparison, limit: int) -> str:
     """Name the first lost items, and the number of others."""
-    rest = len(c.lost) - most
+    rest = len(c.lost) - limit
     more = f" and {formatting.count(rest)} more" if rest > 0 else ""
-    return f"{c.task}, lost {formatting.count(len(c.lost))}: {', '.join(c.lost[:most])}{more}"
+    return f"{c.task}, lost {formatting.count(len(c.lost))}: {', '.join(c.lost[:limit])}{more}"
 
 
 def arm_texts(c: Comparison) -> tuple[str, str]:
@@ -111,10 +111,10 @@ def target_text(f: CandidateFacts, *, tight: bool = False) -> str:
 def miss_text(m: MissRate) -> str:
     """Format one line of the gate's operating characteristic; `what` names the rule."""
     where = " on every task" if m.what == "macro" else " on a single task"
-    lost, what = abs(100 * m.delta), "a fine-tune that lost nothing would not pass"
+    lost, event = abs(100 * m.delta), "a fine-tune that lost nothing would not pass"
     if m.what != "equal":
-        what = f"a real loss of {lost:g} point{'' if lost == 1 else 's'}{where} would pass"
-    return f"{what}: {formatting.chance(m.probability)}"
+        event = f"a real loss of {lost:g} point{'' if lost == 1 else 's'}{where} would pass"
+    return f"{event}: {formatting.chance(m.probability)}"
 
 
 def family_text(n_members: int, alpha: float) -> str:
@@ -164,8 +164,8 @@ def figure_text(name: str, value: Any) -> str:
 
 def find_shown_figure(f: CandidateFacts, name: str) -> float | None:
     """Return a figure of cost (with its share of an index) or speed, even if other work disturbed it."""
-    own = f.speed if name in Speed._fields else f
-    value: float | None = f.speed.disturbed.get(name, getattr(own, name))
+    source = f.speed if name in Speed._fields else f
+    value: float | None = f.speed.disturbed.get(name, getattr(source, name))
     return value if value is None or name != "cost_per_1k_usd" else value + f.index_per_1k_usd
 
 
@@ -205,8 +205,8 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
         if unread and unread.unparsable > _FEW_UNREAD:
             unparsable.append(f"{f.label} {100 * unread.unparsable:.0f} %")
     parts = [
-        f"* answers cut at max_new_tokens: {limit}: {', '.join(named)}; set max_new_tokens: {2 * limit}"
-        for limit, named in cut.items()
+        f"* answers cut at max_new_tokens: {limit}: {', '.join(labels)}; set max_new_tokens: {2 * limit}"
+        for limit, labels in cut.items()
     ]
     step = ""
     if trait(metric, "READS_WHOLE", False):
@@ -219,10 +219,10 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
 def describe_stopped(facts: Iterable[CandidateFacts]) -> list[str]:
     """Describe in one line what stops fine-tunes, because candidates with the same weights may differ."""
     judged = ((f.label, verdict_word(f), f.verdict) for f in facts if f.verdict)
-    named = [
+    stops = [
         f"{name} {word} ({name_reasons(v)})" for name, word, v in judged if word in ("FAIL", "UNDECIDED")
     ]
-    return [f"what the verdicts rest on: {', '.join(named)}"] if named else []
+    return [f"what the verdicts rest on: {', '.join(stops)}"] if stops else []
 
 
 def failure_line(f: CandidateFacts) -> str:

@@ -81,9 +81,9 @@ class Experiment(Spec):
 
     @rule
     def _check_folds(self) -> Iterator[str]:
-        named = [task.name for task in self.tasks[1:] if task.data.folds]
-        if named:
-            yield f"folds at {', '.join(named)}: only the target is trained on, and tested in folds"
+        folded_tasks = [task.name for task in self.tasks[1:] if task.data.folds]
+        if folded_tasks:
+            yield f"folds at {', '.join(folded_tasks)}: only the target is trained on, and tested in folds"
         if self.target.data.folds and len(self.seeds) > 1:
             yield f"folds: {self.target.data.folds}, and {len(self.seeds)} seeds; leave one of the two out"
         if self.target.data.folds and self.gate.target.win_rate is not None:

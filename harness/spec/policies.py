@@ -43,8 +43,8 @@ class VllmPolicy(Spec):
     @property
     def layout(self) -> dict[str, Any]:
         """Settings that decide which tokens are computed together, without those at their defaults."""
-        own = {"enable_lora", "args", "num_concurrent"}
-        return self.model_dump(mode="json", exclude_defaults=True, include=own)
+        layout_fields = {"enable_lora", "args", "num_concurrent"}
+        return self.model_dump(mode="json", exclude_defaults=True, include=layout_fields)
 
 
 class GgufPolicy(Spec):

@@ -307,9 +307,9 @@ class Recipe(Spec):
 
         A file below `folder`, where it is now, equals a stored one that ends with its relative path.
         """
-        here = json.dumps(str(folder))[1:-1]
+        folder_text = json.dumps(str(folder))[1:-1]
         now, then = (
-            json.dumps(recipe.stored_form(), sort_keys=True).replace(f'"{here}/', '"./')
+            json.dumps(recipe.stored_form(), sort_keys=True).replace(f'"{folder_text}/', '"./')
             for recipe in (self, Recipe.model_validate(stored))
         )
         for path in sorted(re.findall(r'"\./([^"]+)"', now), key=len, reverse=True):

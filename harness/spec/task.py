@@ -48,9 +48,9 @@ Need = Literal[
 ]  # fmt: skip
 
 
-def _read_margin(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+def _read_margin(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     try:
-        return read(value)
+        return handler(value)
     except ValidationError:
         text = "a number between 0 and 1 or a share such as 10%"
         raise PydanticCustomError("margin", text) from None
@@ -77,7 +77,7 @@ def metric_parts(written: str) -> tuple[str, str, str]:
 
 
 def metric_plugin(written: str) -> str:
-    """Return the name or the path of a metric's own file; empty for what a library or a model scores."""
+    """Return a metric's name or the path of its file; empty if a library or a model scores."""
     prefix, name, _ = metric_parts(written)
     return "" if prefix else name
 
@@ -93,10 +93,10 @@ def write_metric(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     ((name, params),) = value.items() if len(value) == 1 else (("", None),)
-    texts = [str(one) for one in params.values()] if isinstance(params, dict) else [""]
+    texts = [str(v) for v in params.values()] if isinstance(params, dict) else [""]
     if metric_parts(str(name))[0] or not all(re.fullmatch(r"[^(),=]+", text) for text in texts):
         raise ValueError("a metric with parameters is one name with values, as {rouge: {kind: rougeL}}")
-    return f"{name}({', '.join(f'{key}={one}' for key, one in params.items())})" if params else str(name)
+    return f"{name}({', '.join(f'{key}={v}' for key, v in params.items())})" if params else str(name)
 
 
 Written = Annotated[
@@ -215,10 +215,10 @@ class TaskData(Spec):
         if self.folds and not (self.all or self.train):
             yield f"folds: {self.folds}, and no rows to deal: name a file as all or train"
 
-    def source(self, part: str) -> str | None:
+    def source(self, split: str) -> str | None:
         """Return the file of a split, of the pairs or of the documents."""
-        own: str | None = getattr(self, part)
-        return own or (self.all if part in ("train", "test") else None)
+        path: str | None = getattr(self, split)
+        return path or (self.all if split in ("train", "test") else None)
 
 
 class Fields(Spec):
@@ -294,16 +294,16 @@ class Task(Spec):
 
     @rule
     def _check_keys(self) -> Iterator[str]:
-        if self.lm_eval and (other := sorted(self.model_fields_set - _OF_LM_EVAL)):
-            yield f"{', '.join(other)} at a task of lm-eval, which says that itself"
+        if self.lm_eval and (extra_keys := sorted(self.model_fields_set - _OF_LM_EVAL)):
+            yield f"{', '.join(extra_keys)} at a task of lm-eval, which says that itself"
         if not self.lm_eval and "data" not in self.model_fields_set:
             yield f"task {self.name!r} with neither data nor lm_eval"
-        for place, label in enumerate(self.labels):
-            if (same := match_label(label, self.labels[:place])) is not None:
+        for index, label in enumerate(self.labels):
+            if (same := match_label(label, self.labels[:index])) is not None:
                 step = "keep one of them, as which rows of both are read"
                 yield f"labels {same!r} and {label!r} are one to metrics: {step}"
-        known = [metric_name(self.primary), *map(metric_name, self.metrics)]
-        if self.primary and not self.lm_eval and known[0] not in known[1:]:
+        metric_names = [metric_name(self.primary), *map(metric_name, self.metrics)]
+        if self.primary and not self.lm_eval and metric_names[0] not in metric_names[1:]:
             yield f"primary {self.primary!r} is not among metrics {list(self.metrics)}"
         for name, (low, high) in self.bounds.items():
             if metric_name(name) not in map(metric_name, self.metrics):

@@ -1,4 +1,4 @@
-"""Two-sample tests by permutation: whether rows seen later are drawn as those seen before.
+"""Two-sample tests by permutation: whether later rows have the same distribution as earlier ones.
 
 Invariant: exact for independent rows, so the caller gives one row of each cluster. Every test reads the same
 seeded splits of the pooled rows, the observed one first.
@@ -13,7 +13,7 @@ from harness.stats.intervals import Array, finite
 
 N_SPLITS = 999
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-_TOPIC = 20  # a topic is this part of the rows: a row and those nearest to it
+_TOPIC = 20  # a topic is a twentieth of the rows: a row and those nearest to it
 _SIMULATED = 400
 _ROUNDING = 1e-7  # of a distance
 
@@ -21,7 +21,7 @@ Weights = NDArray[np.float32]
 
 
 def split_weights(n_before: int, n_after: int, n_splits: int = N_SPLITS, seed: int = 0) -> Weights:
-    """Return the weights (1 + splits, n) by which a row's sum is the mean after less the mean before.
+    """Return weights (1 + splits, n): values weighted and summed give the mean after minus that before.
 
     The first split is the observed one: `n_before` rows, then `n_after`. The others are drawn at random. Not
     for rows that share a cluster, which move together.
@@ -30,8 +30,8 @@ def split_weights(n_before: int, n_after: int, n_splits: int = N_SPLITS, seed: i
     if min(n_before, n_after) < 1:
         raise ValueError(f"expected rows of both samples, found {n_before} and {n_after}")
     observed = np.repeat(np.array([-1 / n_before, 1 / n_after], np.float32), [n_before, n_after])
-    drawn = np.random.default_rng(seed).permuted(np.tile(observed, (n_splits, 1)), axis=1)
-    return np.vstack([observed, drawn])
+    permuted = np.random.default_rng(seed).permuted(np.tile(observed, (n_splits, 1)), axis=1)
+    return np.vstack([observed, permuted])
 
 
 def permutation_p(distances: ArrayLike) -> float:
@@ -40,14 +40,14 @@ def permutation_p(distances: ArrayLike) -> float:
     Not below 1 / (1 + splits).
     Source: Phipson & Smyth 2010, for counting the observed split.
     """
-    found = finite(distances, "distances")
-    return float(np.mean(found >= found[0] - _ROUNDING))
+    d = finite(distances, "distances")
+    return float(np.mean(d >= d[0] - _ROUNDING))
 
 
 def gaussian_kernel(vectors: ArrayLike) -> Weights:
     """Return exp(−d²/m) of the distances d of vectors (n, k), m the median of d² over pairs that differ.
 
-    Not for many thousand vectors: all pairs are held.
+    Not for many thousand vectors: all pairs are held in memory.
     Source: the median heuristic of Gretton et al. 2012.
     """
     x = finite(vectors, "vectors").astype(np.float32)
@@ -66,8 +66,8 @@ def kernel_distances(weights: Weights, kernel: Weights) -> Array:
     Source: Gretton et al. 2012, equation 5.
     """
     finite(kernel, "kernel")
-    found: Array = np.einsum("sn,sn->s", weights @ kernel, weights).astype(float)
-    return found
+    squares: Array = np.einsum("sn,sn->s", weights @ kernel, weights).astype(float)
+    return squares
 
 
 def rank_distances(weights: Weights, values: ArrayLike) -> Array:
@@ -79,8 +79,8 @@ def rank_distances(weights: Weights, values: ArrayLike) -> Array:
     x = finite(values)
     order = np.argsort(x, kind="stable")
     last = np.flatnonzero(np.diff(x[order], append=np.inf) > 0)  # of tied values
-    found: Array = np.abs(np.cumsum(weights[:, order], axis=1, dtype=float)[:, last]).max(axis=1)
-    return found
+    distances: Array = np.abs(np.cumsum(weights[:, order], axis=1, dtype=float)[:, last]).max(axis=1)
+    return distances
 
 
 def category_distances(weights: Weights, categories: Sequence[str]) -> Array:
@@ -93,8 +93,8 @@ def category_distances(weights: Weights, categories: Sequence[str]) -> Array:
         raise ValueError("categories: found 0, at least 1 is needed")
     _, codes = np.unique(np.asarray(categories), return_inverse=True)
     one_hot = np.eye(codes.max() + 1)[codes]  # (n, categories)
-    found: Array = np.abs(weights.astype(float) @ one_hot).sum(axis=1) / 2
-    return found
+    distances: Array = np.abs(weights.astype(float) @ one_hot).sum(axis=1) / 2
+    return distances
 
 
 def topic_power(

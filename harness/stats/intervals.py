@@ -45,13 +45,13 @@ def t_quantile(p: float, df: float) -> float:
     return float(special.stdtrit(df, p))
 
 
-def finite(values: ArrayLike, what: str = "values", least: int = 1) -> Array:
+def finite(values: ArrayLike, name: str = "values", min_count: int = 1) -> Array:
     """Return the values as an array, (n,) or of more axes, if they are enough and all finite."""
     x = np.asarray(values, float)
-    if len(x) < least:
-        raise ValueError(f"{what}: found {len(x)}, at least {least} are needed")
+    if len(x) < min_count:
+        raise ValueError(f"{name}: found {len(x)}, at least {min_count} are needed")
     if not np.isfinite(x).all():
-        raise ValueError(f"{what}: found {int((~np.isfinite(x)).sum())} that are NaN or infinite")
+        raise ValueError(f"{name}: found {int((~np.isfinite(x)).sum())} that are NaN or infinite")
     return x
 
 
@@ -136,9 +136,9 @@ def bootstrap(
     # Draw clusters with replacement as weights of items (d, n), in blocks that fit the cache.
     # Draws of few items are kept as small integers: every metric and candidate of a task uses the same.
     small = len(codes) * n_draws <= _KEPT
-    drawn = _cache_counts(codes.tobytes(), g, n_draws, seed) if small else _counts(codes, g, n_draws, seed)
+    chunks = _cache_counts(codes.tobytes(), g, n_draws, seed) if small else _counts(codes, g, n_draws, seed)
     draws = np.hstack(
-        [_rows(statistic, weights) for weights in (counts.astype(float) for counts in drawn)]
+        [_rows(statistic, weights) for weights in (counts.astype(float) for counts in chunks)]
     )  # (s, d)
     blocks = [np.arange(at, min(at + step, g))[:, None] for at in range(0, g, step)]
     left_out = np.hstack([_rows(statistic, (codes != block).astype(float)) for block in blocks])  # (s, g)
@@ -188,5 +188,5 @@ def _counts(
     for at in range(0, n_draws, step):
         d = min(step, n_draws - at)
         picks = rng.integers(0, g, (d, g), dtype=np.int32) + g * np.arange(d)[:, None]  # (d, g)
-        drawn = np.bincount(picks.ravel(), minlength=d * g).reshape(d, g)
-        yield drawn.astype(np.min_scalar_type(g))[:, items]
+        counts = np.bincount(picks.ravel(), minlength=d * g).reshape(d, g)
+        yield counts.astype(np.min_scalar_type(g))[:, items]

@@ -29,9 +29,9 @@ def mcnemar(gains: int, losses: int) -> McNemar:
     """
     if min(gains, losses) < 0:
         raise ValueError(f"counts must not be negative: {gains}, {losses}")
-    total, least = gains + losses, min(gains, losses)
-    at_most = float(special.bdtr(least, total, 0.5))
-    below = float(special.bdtr(least - 1, total, 0.5)) if least else 0.0
+    total, fewer = gains + losses, min(gains, losses)
+    at_most = float(special.bdtr(fewer, total, 0.5))
+    below = float(special.bdtr(fewer - 1, total, 0.5)) if fewer else 0.0
     midp = at_most + below
     if 0 < gains == losses:
         midp = 1 - (at_most - below) / 2
@@ -188,5 +188,5 @@ def inclusion_weights(strata: Sequence[str], pool: Mapping[str, int]) -> list[fl
     """
     if unknown := set(strata) - set(pool):
         raise ValueError(f"strata that the pool lacks: {sorted(unknown)}")
-    drawn = {name: strata.count(name) for name in set(strata)}
-    return [pool[name] / drawn[name] for name in strata]
+    n_drawn = {name: strata.count(name) for name in set(strata)}
+    return [pool[name] / n_drawn[name] for name in strata]

@@ -78,7 +78,7 @@ def satterthwaite(parts: Sequence[Variance]) -> Variance:
 
 
 def detectable_mean(
-    found: VarianceComponents, times: float, alpha: float = 0.05, power: float = 0.8
+    components: VarianceComponents, times: float, alpha: float = 0.05, power: float = 0.8
 ) -> float:
     """Return the smallest mean that `times` as many items and the same seeds could tell from 0, two-sided.
 
@@ -89,9 +89,9 @@ def detectable_mean(
     """
     if not times > 0:
         raise ValueError(f"expected times > 0, found {times}")
-    df = None if found.items.df is None else found.items.df * times
-    items = Variance(found.items.variance / times, df)
-    total = found.seeds if times == inf else satterthwaite([items, found.seeds])
+    df = None if components.items.df is None else components.items.df * times
+    items = Variance(components.items.variance / times, df)
+    total = components.seeds if times == inf else satterthwaite([items, components.seeds])
     reach = sum(
         z_quantile(p) if total.df is None else t_quantile(p, total.df) for p in (1 - alpha / 2, power)
     )

@@ -1,8 +1,8 @@
 """Champions of targets, in files that are reviewed; and the verdicts and decisions of a runs folder.
 
-`baselines/champions/<target>.json` holds the released run, `<target>.history.jsonl` how it came there.
+`baselines/champions/<target>.json` holds the released run, `<target>.history.jsonl` the path to it.
 Invariant: the files hold digests and numbers, never a path of a machine. A line of the history is never
-changed, and the lines alone say who is the champion. An entry is on disk before `<target>.json` follows it,
+changed, and only the lines determine the champion. An entry is on disk before `<target>.json` follows it,
 so after a kill that file is at most one entry behind and is written again; a file ahead of its history shows
 that lines were lost.
 """
@@ -67,8 +67,8 @@ def hash_weights(store: Store, fit_key: str) -> dict[str, str]:
     """Map each file of trained weights, without tracked checkpoints, to the SHA-256 of its content now."""
     folder = store.weights(fit_key) if fit_key else store.folder / "weights"
     kind = read_object(folder / "fit.json").get("kind")
-    own = folder.glob(f"{kind}*") if isinstance(kind, str) and is_bare_name(kind) else ()
-    files = sorted(file for path in own for file in (path, *path.rglob("*")) if file.is_file())
+    kind_paths = folder.glob(f"{kind}*") if isinstance(kind, str) and is_bare_name(kind) else ()
+    files = sorted(file for path in kind_paths for file in (path, *path.rglob("*")) if file.is_file())
     return {file.relative_to(folder).as_posix(): checksum(file) for file in files}
 
 
@@ -102,8 +102,8 @@ class History(NamedTuple):
 
     @property
     def present(self) -> ChampionEntry | None:
-        """The promotion of the champion; None where there is none, or it was retired."""
-        last = next((one for one in reversed(self.entries) if one.event != "retirement"), None)
+        """The promotion of the present champion; None if there is none or it was retired."""
+        last = next((entry for entry in reversed(self.entries) if entry.event != "retirement"), None)
         return self.entries[last.promoted - 1] if last and last.promoted in self.recent else None
 
     @property
@@ -113,75 +113,75 @@ class History(NamedTuple):
 
     @property
     def file(self) -> Champion | None:
-        """The content of the champion's file after the last entry; None: there is no file."""
+        """The content of the champion's file after the last entry; None if there is no file."""
         return replace(self.champion, entry=len(self.entries)) if self.champion else None
 
     @property
     def way_back(self) -> list[int]:
-        """The promotions that rollbacks go back through, the last first, without the present one."""
+        """Numbers of the earlier promotions that rollbacks return to, latest first."""
         stack: list[int] = []
-        for one in self.entries:
-            if one.event == "retirement":
-                stack = [number for number in stack if number != one.promoted]
+        for entry in self.entries:
+            if entry.event == "retirement":
+                stack = [number for number in stack if number != entry.promoted]
             else:
-                below = stack[: stack.index(one.promoted)] if one.promoted in stack else stack
-                stack = [*below, one.promoted]
-        run_of = {one.number: one.champion.run_id for one in self.entries}
-        own = self.champion.run_id if self.champion else ""
-        return [number for number in reversed(stack) if run_of[number] != own]
+                below = stack[: stack.index(entry.promoted)] if entry.promoted in stack else stack
+                stack = [*below, entry.promoted]
+        run_of = {entry.number: entry.champion.run_id for entry in self.entries}
+        champion_run = self.champion.run_id if self.champion else ""
+        return [number for number in reversed(stack) if run_of[number] != champion_run]
 
     @property
     def recent(self) -> list[int]:
-        """The promotions that are not retired, by when they were the champion last, the last first."""
+        """Numbers of the promotions that are not retired, by their last time as champion, latest first."""
         numbers: list[int] = []
-        for one in self.entries:
-            numbers = [number for number in numbers if number != one.promoted]
-            numbers += [one.promoted] if one.event != "retirement" else []
+        for entry in self.entries:
+            numbers = [number for number in numbers if number != entry.promoted]
+            numbers += [entry.promoted] if entry.event != "retirement" else []
         return numbers[::-1]
 
     @property
     def kept(self) -> list[ChampionEntry]:
-        """The promotions whose files stay, of different runs: as many as the last entry keeps."""
+        """The promotions whose files are kept: one per run, at most the `keep` of the last entry."""
         promotions = [self.entries[number - 1] for number in self.recent]
-        by_run = {one.champion.run_id: one for one in reversed(promotions)}
+        by_run = {entry.champion.run_id: entry for entry in reversed(promotions)}
         keep = self.entries[-1].keep if self.entries else 0
-        return [one for one in promotions if by_run[one.champion.run_id] is one][:keep]
+        return [entry for entry in promotions if by_run[entry.champion.run_id] is entry][:keep]
 
 
 def read_history(folder: Path, target: str) -> History:
     """Read the history of a target; a damaged entry is refused, a line that a kill cut short is a note."""
-    path, again = _history_file(folder, target), _RESTORE
+    path, next_step = _history_file(folder, target), _RESTORE
     if not path.exists():
         return History()
-    with refuse_unreadable(path, "a history that harness promote wrote", again):
+    with refuse_unreadable(path, "a history that harness promote wrote", next_step):
         *whole_lines, rest = path.read_bytes().split(b"\n")
     entries: list[ChampionEntry] = []
     notes: list[str] = []
-    for place, line in enumerate((*whole_lines, rest) if rest else whole_lines, 1):
+    for line_no, line in enumerate((*whole_lines, rest) if rest else whole_lines, 1):
         try:
             entries.append(load(ChampionEntry, line))
         except ValueError:
-            if not rest and place == len(whole_lines):
-                found = f"line {place}, which is no entry"
-                raise UserError(str(path), found, "what harness promote wrote", again) from None
-            notes.append(f"{path}: line {place} was cut short when a command was killed, and is left out")
-    for number, one in enumerate(entries, 1):
-        promotes = 1 <= one.promoted <= number and entries[one.promoted - 1].event == "promotion"
-        if (one.number, one.champion.target) != (number, target) or not promotes:
-            found = f"entry {one.number} of {one.champion.target} about promotion {one.promoted}"
+            if not rest and line_no == len(whole_lines):
+                found = f"line {line_no}, which is no entry"
+                raise UserError(str(path), found, "what harness promote wrote", next_step) from None
+            notes.append(f"{path}: line {line_no} was cut short when a command was killed, and is left out")
+    for number, entry in enumerate(entries, 1):
+        promotes = 1 <= entry.promoted <= number and entries[entry.promoted - 1].event == "promotion"
+        if (entry.number, entry.champion.target) != (number, target) or not promotes:
+            found = f"entry {entry.number} of {entry.champion.target} about promotion {entry.promoted}"
             expected = f"entry {number} of {target}, about a promotion before it"
-            raise UserError(str(path), found, expected, again)
+            raise UserError(str(path), found, expected, next_step)
     return History(tuple(entries), tuple(notes))
 
 
 def read_champion(folder: Path, target: str) -> Champion | None:
-    """Read the champion of a target; None without one. A file that is behind its history is written again."""
+    """Read the champion of a target, or None; a file that is behind its history is written again."""
     history = read_history(folder, target)
     champion = history.champion
-    if _read_written(folder, target) != history.file:  # perhaps as another process is at it
-        at = Store(folder / "runs")
-        with suppress(OSError), hold_champions(at):
-            champion = _follow(at, target)
+    if _read_written(folder, target) != history.file:  # another process may be writing it
+        store = Store(folder / "runs")
+        with suppress(OSError), hold_champions(store):
+            champion = _follow(store, target)
     if champion is not None:
         path = champion_file(folder, target)
         with refuse_unreadable(path, "what harness promote wrote", _again(path)):
@@ -210,16 +210,16 @@ def _again(path: Path) -> str:
 
 @contextmanager
 def hold_champions(store: Store) -> Iterator[None]:
-    """Wait for other processes that promote, roll back or retire, and keep them waiting."""
+    """Hold the lock that lets one process at a time promote, roll back or retire."""
     from filelock import FileLock
 
     make_private_folder(store.folder)
-    with FileLock(store.folder / "champions.lock", is_singleton=True):  # a holder may hold it again
+    with FileLock(store.folder / "champions.lock", is_singleton=True):  # reentrant
         yield
 
 
 def record_champion(store: Store, entry: ChampionEntry) -> Path:
-    """Append an entry to the history, while the champions are held, and let the champion's file follow."""
+    """Append an entry to the history and update the champion's file; the caller holds the lock."""
     folder, target = store.folder.parent, entry.champion.target
     path = _history_file(folder, target)
     if path.exists():
@@ -231,7 +231,7 @@ def record_champion(store: Store, entry: ChampionEntry) -> Path:
 
 
 def _follow(store: Store, target: str) -> Champion | None:
-    """Write the champion's file as its history says, or remove it; a changed or lost entry is refused."""
+    """Write or remove the champion's file to match its history; changed or lost entries are refused."""
     folder, path = store.folder.parent, champion_file(store.folder.parent, target)
     history, written = read_history(folder, target), _read_written(folder, target)
     number = len(history.entries)
@@ -252,15 +252,15 @@ def _follow(store: Store, target: str) -> Champion | None:
 
 def champions(folder: Path) -> list[Champion]:
     """Read the champions of all targets, below the experiment's folder."""
-    found = (read_champion(folder, target) for target in _list_targets(folder))
-    return [champion for champion in found if champion is not None]
+    optional_champions = (read_champion(folder, target) for target in _list_targets(folder))
+    return [champion for champion in optional_champions if champion is not None]
 
 
 def kept_champions(folder: Path) -> list[Champion]:
-    """List the champions of all targets whose files stay, the present ones included."""
-    present = champions(folder)  # which refuses a file that its history did not write
+    """List the champions of all targets whose files are kept, including the present ones."""
+    present = champions(folder)  # refuses a file that its history did not write
     histories = (read_history(folder, target) for target in _list_targets(folder))
-    return [*present, *(one.champion for history in histories for one in history.kept)]
+    return [*present, *(entry.champion for history in histories for entry in history.kept)]
 
 
 def _list_targets(folder: Path) -> list[str]:

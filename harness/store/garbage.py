@@ -31,28 +31,28 @@ def run_references(runs: Iterable[Run]) -> set[str]:
     """Collect what runs refer to: digests of row sets and weights, keys of weight folders, their own ids."""
     names = {""}
     for run in runs:
-        behind = weights_behind(run)
-        names |= {run.run_id, *run.rows.values(), *behind, *behind.values()}
+        dependencies = weights_behind(run)
+        names |= {run.run_id, *run.rows.values(), *dependencies, *dependencies.values()}
         names |= {run.weights_digest, run.base_digest, run.served_digest}
     return names - {""}
 
 
-def list_unreferenced(store: Store, wanted: set[str]) -> list[Leftover]:
-    """List rows, finished weights and exports that are not referenced, nor compared with what is."""
-    stored = identities(store)
-    questions = {question(rows) for rows in stored if rows.digest in wanted}
-    weights = wanted | set(points_of(store, wanted))
-    related = {r.digest for r in stored if r.weights_digest in weights and question(r) in questions}
-    unneeded = [path for path in _folders(store, "rows") if (path / "rows.parquet").exists()]
-    unneeded = [path for path in unneeded if path.name not in related | wanted]
-    unneeded += [path for path in _folders(store, "exports") if path.name not in wanted]
+def list_unreferenced(store: Store, used_names: set[str]) -> list[Leftover]:
+    """List rows, finished weights and exports that are neither referenced nor compared with such ones."""
+    stored_rows = identities(store)
+    questions = {question(rows) for rows in stored_rows if rows.digest in used_names}
+    weights = used_names | set(points_of(store, used_names))
+    related = {r.digest for r in stored_rows if r.weights_digest in weights and question(r) in questions}
+    unneeded_paths = [path for path in _folders(store, "rows") if (path / "rows.parquet").exists()]
+    unneeded_paths = [path for path in unneeded_paths if path.name not in related | used_names]
+    unneeded_paths += [path for path in _folders(store, "exports") if path.name not in used_names]
     for path in _folders(store, "weights"):
         is_made = (path / "fit.json").exists() and path.suffix != ".part"
-        if is_made and path.name not in wanted:
-            made = read_object(path / "fit.json").get("digest")
-            if not isinstance(made, str) or made not in wanted:
-                unneeded.append(path)
-    return _leftovers(unneeded)
+        if is_made and path.name not in used_names:
+            weights_digest = read_object(path / "fit.json").get("digest")
+            if not isinstance(weights_digest, str) or weights_digest not in used_names:
+                unneeded_paths.append(path)
+    return _leftovers(unneeded_paths)
 
 
 def list_unfinished(store: Store) -> list[Leftover]:
@@ -71,7 +71,7 @@ def points_of(store: Store, fit_keys: Iterable[str]) -> Iterator[str]:
 
 
 def question(rows: RowsIdentity) -> tuple[str, ...]:
-    """Return what rows that are compared have in common, whatever weights and computation they come from."""
+    """Return the fields that compared rows share, whatever weights and computation they come from."""
     return (rows.task, rows.task_version, rows.split, rows.prompting_digest, rows.answer, rows.scoring_digest)
 
 
@@ -88,7 +88,7 @@ def disk_use(store: Store) -> dict[str, int]:
     rows = {path.name: size(path) for path in (store.folder / "rows").glob("*")}
     blocks = sum(n for name, n in rows.items() if not store.parquet(name).exists())
     parts = sum(map(size, (store.folder / "weights").glob("*.part")))
-    used = {
+    bytes_by_kind = {
         "rows": sum(rows.values()) - blocks,
         "weights": size(store.folder / "weights") - parts,
         "index": size(store.index),
@@ -96,7 +96,7 @@ def disk_use(store: Store) -> dict[str, int]:
         "control arm": size(store.folder / "control"),
         "nights": size(store.folder / "nightly"),
     }
-    return used | {"others": size(store.folder) - sum(used.values())}
+    return bytes_by_kind | {"others": size(store.folder) - sum(bytes_by_kind.values())}
 
 
 def size(path: Path) -> int:
@@ -106,18 +106,18 @@ def size(path: Path) -> int:
 
 
 def weights_behind(run: Run) -> dict[str, str]:
-    """Map the keys of all weights that a run depends on, its own and its trials' included, to digests."""
-    own = {run.training.fit_key: run.weights_digest} if run.training.fit_key else {}
-    return run.training.stands_on | own
+    """Map the keys of all weights that a run depends on, including its own and its trials', to digests."""
+    own_weights = {run.training.fit_key: run.weights_digest} if run.training.fit_key else {}
+    return run.training.stands_on | own_weights
 
 
 def begin(store: Store, name: str) -> None:
-    """Note that some work has begun; its name stays however the process ends."""
+    """Record that some work has begun; the record outlives the process."""
     write_whole(store, store.place(".begun", name), "")
 
 
 def end(store: Store, name: str) -> None:
-    """Note that some work is finished or given up."""
+    """Record that some work is finished or given up."""
     store.place(".begun", name).unlink(missing_ok=True)
 
 
@@ -144,10 +144,10 @@ def find_base_rows(
 ) -> bool:
     """Copy cached rows of these examples, environment and kernels into a store, if there are any."""
     content = b""
-    for cached in _find_kept(_key(identity, environment, kernels)):
+    for cached_file in _find_kept(_key(identity, environment, kernels)):
         with suppress(OSError):
-            content = cached.read_bytes() if is_stored_as(cached, ids) else b""
-        if content and f"{zlib.crc32(content):08x}" == cached.stem.partition(".")[2]:
+            content = cached_file.read_bytes() if is_stored_as(cached_file, ids) else b""
+        if content and f"{zlib.crc32(content):08x}" == cached_file.stem.partition(".")[2]:
             break
     else:
         return False
@@ -155,10 +155,10 @@ def find_base_rows(
     write_record(store, path.with_name("identity.json"), identity)
     for index in range(-(-len(ids) // BLOCK)):
         keep_origin(store, identity.digest, index, origin)
-    with write_checked(store, path) as part:
-        part.write_bytes(content)
+    with write_checked(store, path) as temp_path:
+        temp_path.write_bytes(content)
     with suppress(OSError):
-        os.utime(cached)
+        os.utime(cached_file)
     return True
 
 
@@ -176,12 +176,12 @@ def keep_base_rows(
         path = _base_rows_folder() / f"{key}.{zlib.crc32(content):08x}.parquet"
         older_copies = _find_kept(key)
         fill_cache_file(path, lambda scratch: scratch.write_bytes(content))
-        for other in older_copies:
-            if other != path:
-                other.unlink(missing_ok=True)
-        kept = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in _base_rows_folder().iterdir())
-        total = sum(n_bytes for _, n_bytes, _ in kept)
-        for _, n_bytes, least_recent in kept:
+        for older_copy in older_copies:
+            if older_copy != path:
+                older_copy.unlink(missing_ok=True)
+        files = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in _base_rows_folder().iterdir())
+        total = sum(n_bytes for _, n_bytes, _ in files)
+        for _, n_bytes, least_recent in files:
             if total <= bound_bytes:
                 break
             least_recent.unlink(missing_ok=True)

@@ -44,12 +44,12 @@ class _IndexLocked(Exception):
 
 
 def _writing(store: Store, wait_s: float) -> AbstractContextManager[None]:
-    # DuckDB's own lock belongs to its file, which reindex replaces; hence a separate one of all writers.
+    # DuckDB's own lock belongs to its file, which reindex replaces; so all writers share another lock.
     return hold_file(store.folder / ".lock", _IndexLocked(), wait_s)
 
 
 def update(store: Store) -> bool:
-    """Bring the index up to date with the folders; False where another process holds it."""
+    """Bring the index up to date with the folders; False if another process holds it."""
     try:
         with clear_errors(store, str(store.index), REINDEX), _writing(store, _BRIEF_S):
             if store.index.exists():
@@ -76,7 +76,7 @@ def reindex(store: Store) -> Counts:
 
 @contextmanager
 def connect(store: Store) -> Iterator["DuckDBPyConnection"]:
-    """Open an up-to-date index to read it; where another process holds it, a copy built in memory."""
+    """Open an up-to-date index to read it; if another process holds it, a copy built in memory."""
     db = _open_current(store)
     if db is None and update(store):
         db = _open_current(store, despite_skipped=True)
@@ -105,11 +105,11 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
                 try:
                     _refuse_newer(db)
                     if ingest.is_current(db, store):
-                        changed = (
+                        changes = (
                             *ingest.find_changed_files(db, store),
                             *ingest.find_changed_rows(db, store),
                         )
-                        if despite_skipped or not any(changed):
+                        if despite_skipped or not any(changes):
                             return db
                 except BaseException:
                     db.close()
@@ -128,12 +128,12 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
 def _rebuild(store: Store) -> Counts:
     import duckdb
 
-    for left in (store.folder / ".unfinished").glob("*"):  # of killed writers; recent ones are being written
-        if time.time() - left.lstat().st_mtime > _STALE_S:
-            left.unlink(missing_ok=True)
+    for leftover in (store.folder / ".unfinished").glob("*"):  # of killed writers; recent ones may be in use
+        if time.time() - leftover.lstat().st_mtime > _STALE_S:
+            leftover.unlink(missing_ok=True)
     with (
-        rename_when_whole(store, store.index) as part,
-        row_files.hide_progress_bar(duckdb.connect(str(part))) as db,
+        rename_when_whole(store, store.index) as temp_path,
+        row_files.hide_progress_bar(duckdb.connect(str(temp_path))) as db,
     ):
         ingest.create(db, store)
         skipped = ingest.sync(db, store)
@@ -185,7 +185,7 @@ def query(store: Store, sql: str) -> QueryResult:
     """Query the index with one SELECT after bringing it up to date."""
     with _select(store, sql) as cursor:
         columns, rows = tuple(name for name, *_ in cursor.description or ()), cursor.fetchall()
-        unread = ingest.find_changed_files(cursor, store)[1]  # which an up-to-date index has left out
+        unread = ingest.find_changed_files(cursor, store)[1]  # left out of an up-to-date index
         return QueryResult(columns, rows, tuple(sorted(path for _, path in unread)))
 
 
@@ -204,11 +204,11 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
         step = "make one: harness compare, or name another folder with --runs"
         raise UserError(str(store.folder), found, "a folder of stored runs", step)
     with _QUERYING, connect(store) as db:
-        # It reads the store's rows, and no other file, address or Python variable, irrevocably.
+        # Restrict the connection for good to the store's rows: no other file, address or Python variable.
         folders = [store.folder.resolve() / name for name in ("rows", "feedback")]
-        allowed = [f"{written}/" for folder in folders for written in (folder, row_files.pattern(folder))]
+        allowed_folders = [f"{path}/" for folder in folders for path in (folder, row_files.pattern(folder))]
         db.execute("SET python_enable_replacements = false")
-        db.execute(f"SET allowed_directories = {row_files.quote_texts(allowed)}")
+        db.execute(f"SET allowed_directories = {row_files.quote_texts(allowed_folders)}")
         db.execute("SET enable_external_access = false")
         db.execute("SET lock_configuration = true")
         try:
@@ -221,9 +221,9 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
             if re.search(r"\bfeedback\b", sql, re.IGNORECASE):
                 row_files.whole_feedback_files(store)
             unread = "SELECT rowset FROM stored.run_rows EXCEPT SELECT rowset FROM stored.rowsets"
-            absent = db.execute(f"{unread} ORDER BY rowset").fetchall() if _OF_ROWS.search(sql) else ()
-            if damaged := [digest for (digest,) in absent if store.parquet(digest).exists()]:
-                found = f"damaged files of the rows {', '.join(damaged)}"
+            absent_rows = db.execute(f"{unread} ORDER BY rowset").fetchall() if _OF_ROWS.search(sql) else ()
+            if damaged_rows := [digest for (digest,) in absent_rows if store.parquet(digest).exists()]:
+                found = f"damaged files of the rows {', '.join(damaged_rows)}"
                 raise UserError(str(store.folder / "rows"), found, "whole Parquet files", ANEW)
             yield db.execute(sql)
         except duckdb.Error as error:
@@ -233,8 +233,8 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             hints = (line for line in lines if "did you mean" in line.lower() or "Candidate" in line)
             hint = next(hints, "")
-            if missing := first_line(error).partition("Table with name ")[2].partition(" ")[0]:
-                hint = did_you_mean(missing, [table.name for table in TABLES])
+            if missing_table := first_line(error).partition("Table with name ")[2].partition(" ")[0]:
+                hint = did_you_mean(missing_table, [table.name for table in TABLES])
             step = f"{hint}; {_LISTED}" if hint else _LISTED
             found = first_line(error).removesuffix("!")
             raise UserError("query", found, "SQL over the documented tables", step) from error

@@ -1,7 +1,7 @@
 """The folders in the index: JSON files verbatim, and the scores of complete row sets.
 
 Invariant: the index is compared with the folders by modification time, so `sync` brings any index up to date,
-whatever it missed. Texts stay in the Parquet files, where a view reads them as fast.
+whatever it missed. Texts stay in the Parquet files, which a view reads as fast.
 """
 
 import json
@@ -56,8 +56,8 @@ def create(db: "DuckDBPyConnection", store: Store) -> None:
 
 def is_current(db: "DuckDBPyConnection", store: Store) -> bool:
     """Tell whether an index has these tables, this folder and this version of harness."""
-    written = list(db.execute("FROM meta").fetchone() or ()) if schema_version(db) == VERSION else []
-    return written == _describe_index(store)
+    meta_row = list(db.execute("FROM meta").fetchone() or ()) if schema_version(db) == VERSION else []
+    return meta_row == _describe_index(store)
 
 
 def _describe_index(store: Store) -> list[Any]:
@@ -104,12 +104,12 @@ def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
     with transaction(db):
         for table in ("rowsets", "scores") if gone else ():
             db.execute(f"DELETE FROM stored.{table} WHERE rowset IN (SELECT unnest(?::VARCHAR[]))", [gone])
-    damaged: list[str] = []
+    damaged_files: list[str] = []
     if new and _add_rows(db, store, new):  # one by one, to find the damaged ones
-        found = {digest: _add_rows(db, store, {digest: modified}) for digest, modified in new.items()}
-        damaged = [f"{store.parquet(digest)}: {damage}" for digest, damage in found.items() if damage]
-    _create_views(db, store, not damaged)
-    return skipped + damaged
+        damages = {digest: _add_rows(db, store, {digest: modified}) for digest, modified in new.items()}
+        damaged_files = [f"{store.parquet(digest)}: {damage}" for digest, damage in damages.items() if damage]
+    _create_views(db, store, not damaged_files)
+    return skipped + damaged_files
 
 
 @contextmanager
@@ -141,12 +141,12 @@ def find_changed_files(
 
 def find_changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str], dict[str, int]]:
     """Return the digests of row sets that are gone, and those that the index lacks with their times."""
-    wanted = db.execute(
+    used_rows = db.execute(
         "SELECT rowset FROM stored.run_rows UNION "
         "SELECT base_rowset FROM stored.run_rows WHERE base_rowset <> ''"
     ).fetchall()
     on_disk: dict[str, int] = {}
-    for (digest,) in wanted:
+    for (digest,) in used_rows:
         with suppress(FileNotFoundError):
             on_disk[digest] = store.parquet(digest).stat().st_mtime_ns
     indexed = dict(db.execute("SELECT rowset, modified_ns FROM stored.rowsets").fetchall())
@@ -183,19 +183,19 @@ def _insert(
         db.execute(query, list(map(list, columns)))
 
 
-def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) -> str:
+def _add_rows(db: "DuckDBPyConnection", store: Store, times_ns: Mapping[str, int]) -> str:
     """Add row sets, all of them or none; return the damage found, empty if they were added."""
     import duckdb
 
     times = "SELECT unnest(?::VARCHAR[]) AS rowset, unnest(?::BIGINT[]) AS modified_ns"
-    counted = "SELECT parse_path(file_name)[-2] AS rowset, num_rows FROM parquet_file_metadata(?)"
-    sets = f"SELECT rowset, num_rows, modified_ns FROM ({counted}) JOIN ({times}) USING (rowset)"
+    counts = "SELECT parse_path(file_name)[-2] AS rowset, num_rows FROM parquet_file_metadata(?)"
+    sets = f"SELECT rowset, num_rows, modified_ns FROM ({counts}) JOIN ({times}) USING (rowset)"
     entries = f"{row_files.DIGEST}, example_id, unnest(map_keys(parts)), unnest(map_values(parts))"
     scores = f"SELECT {entries}, status, cluster, slice, weight FROM {row_files.READ_NAMED}"
     try:
-        files = [row_files.whole_file(store.parquet(digest)) for digest in new]
+        files = [row_files.whole_file(store.parquet(digest)) for digest in times_ns]
         with transaction(db):
-            db.execute(f"INSERT INTO stored.rowsets {sets}", [files, list(new), list(new.values())])
+            db.execute(f"INSERT INTO stored.rowsets {sets}", [files, list(times_ns), list(times_ns.values())])
             db.execute(f"INSERT INTO stored.scores {scores}", [files])
     except (OSError, HarnessError, duckdb.Error) as error:
         if is_no_room(error):
@@ -205,45 +205,45 @@ def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) ->
 
 
 def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> None:
-    """Let the views read all rows, sampled answers and feedback; after damage the files known to be whole."""
+    """Create the views of all rows, sampled answers and feedback; after damage only of whole files."""
     import duckdb
 
     folder = store.folder.resolve()
-    every, drawn = (
+    all_files, sample_files = (
         [f"{row_files.pattern(folder)}/{files}"] if any(folder.glob(files)) else []
         for files in ("rows/*/rows.parquet", "rows/*/samples/*.jsonl")
     )
-    stored = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
-    whole = [row_files.pattern(Store(folder).parquet(digest)) for (digest,) in stored]
-    served = [
+    stored_digests = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
+    whole_files = [row_files.pattern(Store(folder).parquet(digest)) for (digest,) in stored_digests]
+    feedback_paths = [
         row_files.pattern(path)
         for path in row_files.feedback_files(Store(folder))
         if not row_files.is_damaged(path)
     ]
     columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in row_files.SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
-    read_drawn = f"read_json({row_files.quote_texts(drawn)}, columns = {{{columns}}}, {options})"
+    sample_query = f"read_json({row_files.quote_texts(sample_files)}, columns = {{{columns}}}, {options})"
 
-    def read(files: Sequence[str], columns: Mapping[str, str], query: str = "") -> str:
+    def select_from(files: Sequence[str], columns: Mapping[str, str], query: str = "") -> str:
         nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns.items())
         empty = f"(SELECT {nulls}, '' AS filename LIMIT 0)"
         return query or row_files.READ_NAMED.replace("?", row_files.quote_texts(files)) if files else empty
 
     sources = {
-        "samples": read(drawn, row_files.SAMPLE_COLUMNS, read_drawn),
-        "feedback": read(served, row_files.FEEDBACK_COLUMNS),
+        "samples": select_from(sample_files, row_files.SAMPLE_COLUMNS, sample_query),
+        "feedback": select_from(feedback_paths, row_files.FEEDBACK_COLUMNS),
     }
-    for files in [every, whole] if are_whole else [whole]:
-        rows = read(files, row_files.COLUMNS)
-        wanted = {table.name: table.query.format(rows=rows, **sources) for table in TABLES}
-        made = [str(list(wanted.values()))]
+    for files in [all_files, whole_files] if are_whole else [whole_files]:
+        rows = select_from(files, row_files.COLUMNS)
+        query_by_view = {table.name: table.query.format(rows=rows, **sources) for table in TABLES}
+        stored_queries = [str(list(query_by_view.values()))]
         try:
             with transaction(db):
-                if db.execute("SELECT queries FROM stored.views").fetchall() != [tuple(made)]:
-                    for name, query in wanted.items():
+                if db.execute("SELECT queries FROM stored.views").fetchall() != [tuple(stored_queries)]:
+                    for name, query in query_by_view.items():
                         db.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
-                    db.execute("CREATE OR REPLACE TABLE stored.views AS SELECT ? AS queries", made)
+                    db.execute("CREATE OR REPLACE TABLE stored.views AS SELECT ? AS queries", stored_queries)
             return
         except duckdb.Error as error:
-            if files is whole or is_no_room(error):
+            if files is whole_files or is_no_room(error):
                 raise

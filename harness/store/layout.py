@@ -96,15 +96,15 @@ def hold(store: Store) -> Iterator[None]:
 
 @contextmanager
 def hold_file(lock: Path, busy: Exception, wait_s: float = -1) -> Iterator[None]:
-    """Hold a lock; raise `busy` where another process holds it for longer than `wait_s` (-1: for ever)."""
+    """Hold a lock; raise `busy` if another process holds it for longer than `wait_s` (-1: for ever)."""
     from filelock import FileLock, Timeout
 
     make_private_folder(lock.parent)
     try:
-        held = FileLock(lock).acquire(timeout=wait_s)
+        acquired = FileLock(lock).acquire(timeout=wait_s)
     except Timeout:
         raise busy from None
-    with held:
+    with acquired:
         yield
 
 
@@ -124,8 +124,8 @@ def read_lines(path: Path) -> list[bytes]:
 def write_whole(store: Store, path: Path, text: str) -> None:
     """Write a file so that it appears completely or not at all."""
     data = text.encode()
-    with clear_errors(store, str(path), AGAIN), rename_when_whole(store, path) as part:
-        part.write_bytes(data)
+    with clear_errors(store, str(path), AGAIN), rename_when_whole(store, path) as temp_path:
+        temp_path.write_bytes(data)
 
 
 def write_record(store: Store, path: Path, record: Any) -> None:
@@ -173,25 +173,25 @@ def read_records(record: type[_Record], path: Path) -> Iterator[_Record]:
 
 @contextmanager
 def rename_when_whole(store: Store, path: Path) -> Iterator[Path]:
-    """Yield a temporary file to fill, and rename it once it is on disk; delete it where the block fails."""
-    part = store.folder / ".unfinished" / f"{path.name}.{uuid.uuid4().hex}"
+    """Yield a temporary file to fill, and rename it once it is on disk; delete it if the block fails."""
+    temp_path = store.folder / ".unfinished" / f"{path.name}.{uuid.uuid4().hex}"
     try:
         make_private_folder(store.folder)
-        part.parent.mkdir(exist_ok=True)
+        temp_path.parent.mkdir(exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        sync(part)
-        part.replace(path)
+        yield temp_path
+        sync(temp_path)
+        temp_path.replace(path)
         sync(path.parent)
     finally:
-        for temporary in part.parent.glob(part.name + "*"):  # DuckDB may leave its log
-            temporary.unlink()
+        for leftover in temp_path.parent.glob(temp_path.name + "*"):  # DuckDB may leave its log
+            leftover.unlink()
 
 
 def remove(below: Path, paths: Iterable[Path]) -> None:
     """Delete files and folders below a folder, or nothing if one lies elsewhere or behind a link."""
-    chosen, problems = list(paths), list[Problem]()
-    for path in chosen:
+    all_paths, problems = list(paths), list[Problem]()
+    for path in all_paths:
         names = path.relative_to(below).parts if path.is_relative_to(below) else ()
         if not names or ".." in names:
             found, expected = "a path to elsewhere", f"a path below {below}"
@@ -203,7 +203,7 @@ def remove(below: Path, paths: Iterable[Path]) -> None:
                 step = f"remove what it names by hand, then the link: rm {as_argument(str(parent))}"
                 problems.append(Problem(str(parent), found, expected, step))
     refuse(problems)
-    for path in chosen:
+    for path in all_paths:
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -271,12 +271,12 @@ _EVERY_S = 1.0
 
 
 class StoredProgress:
-    """Passes progress on, and notes it in the store at most once a second; the note is deleted on exit."""
+    """Forwards progress and stores it at most once a second; the stored note is deleted on exit."""
 
-    def __init__(self, inner: Progress, store: Store, what: str, candidates: Iterable[str]) -> None:
+    def __init__(self, inner: Progress, store: Store, activity: str, candidates: Iterable[str]) -> None:
         self._inner, self._file = inner, store.progress
         self._noted, self._candidates = 0.0, set(candidates)
-        self._state: dict[str, Any] = {"what": what, "candidates": len(self._candidates), "finished": []}
+        self._state: dict[str, Any] = {"what": activity, "candidates": len(self._candidates), "finished": []}
 
     def __enter__(self) -> Self:
         return self
@@ -287,15 +287,15 @@ class StoredProgress:
 
     @contextmanager
     def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:
-        """Open a stage and note it, then its progress."""
+        """Open a stage; note it and its progress."""
         self._note({"stage": label, "share": 0.0}, at_once=True)
         with self._inner.stage(label, expected_s) as advance:
 
-            def both(done: float, total: float, note: str = "") -> None:
+            def advance_and_note(done: float, total: float, note: str = "") -> None:
                 self._note({"share": done / total if total else 0.0})
                 advance(done, total, note)
 
-            yield both
+            yield advance_and_note
 
     def show(self, candidate: str, line: str, *items: str) -> None:
         """Pass on a result of a candidate that is not done yet."""
@@ -312,10 +312,10 @@ class StoredProgress:
         self._state |= changes
         if at_once or time.monotonic() - self._noted > _EVERY_S:
             self._noted = time.monotonic()
-            part = self._file.with_suffix(".part")
+            temp_path = self._file.with_suffix(".part")
             with suppress(OSError):
-                part.write_text(json.dumps(self._state, ensure_ascii=False), encoding="utf-8")
-                part.replace(self._file)
+                temp_path.write_text(json.dumps(self._state, ensure_ascii=False), encoding="utf-8")
+                temp_path.replace(self._file)
 
 
 def current_activity(store: Store) -> dict[str, Any] | None:
@@ -328,6 +328,6 @@ def current_activity(store: Store) -> dict[str, Any] | None:
         FileLock(store.folder / "compare.lock").acquire(timeout=0).lock.release()
     except Timeout:
         return read_object(store.progress)
-    except OSError:  # a folder that may only be read
+    except OSError:  # a read-only folder
         return None
     return None

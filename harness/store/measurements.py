@@ -1,8 +1,9 @@
-"""Small records beside the rows: origins, control arm, noise, ratings, labels, grades, feedback.
+"""Small records stored with the rows: origins, control arm, noise, ratings, labels, grades, feedback.
 
 Invariant: a record is written once, atomically, before the index is updated. The newest measurement of a
 precision counts, the latest rating of one rater, pair and item, and the latest label of one rater and answer.
-Feedback is one Parquet file for each file that was added, with masked texts, in a folder of its owner alone.
+Feedback is one Parquet file for each file that was added, with masked texts, in a folder that only its owner
+can read.
 """
 
 import json
@@ -45,10 +46,10 @@ _Record = TypeVar("_Record")
 
 
 def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> None:
-    """Note the origin of a block, before or after it is written."""
-    by_block = {block: list(known) for block, known in origins(store, rows_digest).items()}
-    by_block[index] = list(origin)
-    content = {f"{block:05d}": known for block, known in sorted(by_block.items())}
+    """Record the origin of a block, before or after it is written."""
+    fields_by_block = {block: list(fields) for block, fields in origins(store, rows_digest).items()}
+    fields_by_block[index] = list(origin)
+    content = {f"{block:05d}": fields for block, fields in sorted(fields_by_block.items())}
     write_whole(store, store.rows(rows_digest) / "origins.json", json.dumps(content) + "\n")
 
 
@@ -92,8 +93,8 @@ def control_file(store: Store, control_id: str) -> Path:
 
 def controls(store: Store) -> list[Control]:
     """List the control measurements, oldest first; unreadable ones are left out."""
-    measured = load_files(Control, (store.folder / "control").glob("*/control.json"))
-    return sorted(measured, key=lambda control: (control.created, control.id))
+    control_list = load_files(Control, (store.folder / "control").glob("*/control.json"))
+    return sorted(control_list, key=lambda control: (control.created, control.id))
 
 
 def read_measured(path: Path) -> list[SampleResult] | None:
@@ -117,18 +118,18 @@ def noises(store: Store) -> list[Noise]:
 
 
 def noise_rates(store: Store) -> dict[str, tuple[float, float]]:
-    """Map each precision to the flips, half a one for none, and the items of its newest measurement."""
+    """Map each precision to the flips (half a flip for none) and items of its newest measurement."""
     return {m.precision: (max(float(m.flips), _LEAST), float(m.n)) for m in noises(store) if m.n}
 
 
 def flip_rates(store: Store, base_digest: str, precision: str) -> dict[str, float]:
     """Map each task to the share of its items that flipped in a base's newest measurement in a precision."""
     key = (base_digest, precision)
-    same = [noise for noise in noises(store) if (noise.base_digest, noise.precision) == key]
-    return {task.task: task.rate for noise in same for task in noise.tasks}
+    matching = [noise for noise in noises(store) if (noise.base_digest, noise.precision) == key]
+    return {task.task: task.rate for noise in matching for task in noise.tasks}
 
 
-_SAVING = threading.Lock()  # queues the raters of one dashboard before the lock of all processes
+_SAVING = threading.Lock()  # queues the raters of one dashboard before the lock between processes
 
 
 def save_ratings(store: Store, ratings: Sequence[Rating]) -> None:
@@ -149,8 +150,8 @@ def save_ratings(store: Store, ratings: Sequence[Rating]) -> None:
 def list_ratings(store: Store, task: str | None = None) -> list[Rating]:
     """List the ratings, oldest first, optionally of one task. Does not wait for writers."""
     ratings = load_files(Rating, (store.folder / "ratings").glob("*.json"))
-    of_task = (rating for rating in ratings if task in (None, rating.task))
-    return sorted(of_task, key=lambda rating: (rating.created, rating.rating_id))
+    task_ratings = (rating for rating in ratings if task in (None, rating.task))
+    return sorted(task_ratings, key=lambda rating: (rating.created, rating.rating_id))
 
 
 def save_labels(store: Store, labels: LabelSet) -> None:
@@ -161,8 +162,8 @@ def save_labels(store: Store, labels: LabelSet) -> None:
 def list_labels(store: Store, task: str | None = None) -> list[LabelSet]:
     """List the sets of labels, oldest first, optionally of one task."""
     label_sets = load_files(LabelSet, (store.folder / "labels").glob("*.json"))
-    of_task = (labels for labels in label_sets if task in (None, labels.task))
-    return sorted(of_task, key=lambda labels: (labels.created, labels.id))
+    task_labels = (labels for labels in label_sets if task in (None, labels.task))
+    return sorted(task_labels, key=lambda labels: (labels.created, labels.id))
 
 
 def read_grades(store: Store, book: str, attempts: int = 1) -> Mapping[str, Grade]:
@@ -174,12 +175,12 @@ def read_grades(store: Store, book: str, attempts: int = 1) -> Mapping[str, Grad
     grades_by_key: dict[str, list[Grade]] = {}
     for grade in list_grades(store, book):
         grades_by_key.setdefault(grade.key, []).append(grade)
-    chosen = {}
+    grade_by_key = {}
     for key, grades in grades_by_key.items():
         readable = next((grade for grade in grades[:attempts] if grade.value is not None), None)
         if readable or len(grades) >= attempts:
-            chosen[key] = readable or grades[attempts - 1]
-    return chosen
+            grade_by_key[key] = readable or grades[attempts - 1]
+    return grade_by_key
 
 
 def list_grades(store: Store, book: str) -> Sequence[Grade]:
@@ -229,10 +230,10 @@ def find_grades(
     store: Store, task: str, example_id: str, output_digest: str
 ) -> Iterator[tuple[dict[str, Any], Grade]]:
     """Yield the grades of one answer to one item in all books, each with its book's identity."""
-    wanted = (task, example_id, output_digest)
+    answer_key = (task, example_id, output_digest)
     for book, identity in read_identities(store).items():
         for grade in list_grades(store, book):
-            if (grade.task, grade.example_id, grade.output_digest) == wanted:
+            if (grade.task, grade.example_id, grade.output_digest) == answer_key:
                 yield identity, grade
 
 
@@ -251,7 +252,7 @@ _FEEDBACK_TEXTS = ("messages", "answer", "correction", "preference", "source")
 
 
 def feedback_key(store: Store) -> str:
-    """Return the key that rows and senders of feedback are digested with; the first call makes it."""
+    """Return the key for digesting rows and senders of feedback; the first call creates it."""
     folder = store.folder / _FEEDBACK
     make_private_folder(store.folder)
     make_private_folder(folder)
@@ -267,7 +268,7 @@ def feedback_key(store: Store) -> str:
 
 
 def save_feedback(store: Store, file_id: str, rows: Iterable[FeedbackRow]) -> int:
-    """Write the rows of one added file, all of them or none, and return their number; none write no file."""
+    """Write the rows of one added file, all or none, and return their number; without rows no file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -281,8 +282,8 @@ def save_feedback(store: Store, file_id: str, rows: Iterable[FeedbackRow]) -> in
     if not first:
         return 0
     with (
-        write_checked(store, path) as part,
-        pyarrow.parquet.ParquetWriter(part, schema, compression="zstd") as writer,
+        write_checked(store, path) as temp_path,
+        pyarrow.parquet.ParquetWriter(temp_path, schema, compression="zstd") as writer,
     ):
         for batch in chain([first], batches):
             writer.write_table(pyarrow.Table.from_pylist(list(map(asdict, batch)), schema))

@@ -52,7 +52,7 @@ def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[s
 
 
 def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
-    """Map the items of a row set to a digest of question and references, whatever prompt is used."""
+    """Map the items of a row set to a digest of question and references, independent of the prompt."""
     path = store.parquet(rows_digest)
     if not path.exists():
         return {}
@@ -98,7 +98,7 @@ def read_answers(
     store: Store,
     rows_digests: Collection[str],
     metric: str,
-    wanted: ItemFilter,
+    filters: ItemFilter,
     *,
     offset: int = 0,
     n: int | None = None,
@@ -116,9 +116,9 @@ def read_answers(
             AND ($7 = '' OR any_value(slice) = $7)
         ORDER BY min(position), example_id LIMIT $8 OFFSET $9
     """
-    ids, limit = wanted.ids, 1 << 60 if n is None else n
-    asked = (wanted.text.strip(), metric, wanted.status, ids is None, [*(ids or ())], wanted.slice)
-    rows = _select(store, query, rows_digests, *asked, limit, offset)
+    ids, limit = filters.ids, 1 << 60 if n is None else n
+    values = (filters.text.strip(), metric, filters.status, ids is None, [*(ids or ())], filters.slice)
+    rows = _select(store, query, rows_digests, *values, limit, offset)
     return rows[0][0] if rows else 0, [
         AnsweredItem(item, slice_, question, references, dict(zip(digests, map(Answer, *parts), strict=True)))
         for _, item, slice_, question, references, digests, *parts in rows
@@ -132,7 +132,7 @@ def list_slices(store: Store, rows_digests: Collection[str]) -> list[str]:
 
 
 def list_differing_items(store: Store, first: str, second: str) -> list[str]:
-    """List the ids, in order, of items that two row sets answered differently, those that failed left out."""
+    """List the ids, in order, of items that two row sets answered differently, without failed ones."""
     files = [_list_existing_files(store, [digest]) for digest in (first, second)]
     if not all(files):
         return []
@@ -148,14 +148,14 @@ def list_differing_items(store: Store, first: str, second: str) -> list[str]:
 def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dict[str, int]]:
     """Count the items of row sets by digest and status; missing sets are left out."""
     query = f"SELECT {DIGEST} AS digest, status, count(*) FROM {READ_NAMED} GROUP BY ALL"
-    counted: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     for digest, status, n in _select(store, query, rows_digests):
-        counted.setdefault(digest, {})[status] = n
-    return counted
+        counts.setdefault(digest, {})[status] = n
+    return counts
 
 
 def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> dict[str, MetricColumns]:
-    """Read the columns that a ranking needs from many row sets at once, of those with the metric."""
+    """Read a ranking's columns from many row sets at once; sets without the metric are left out."""
     names = ("example_id", "cluster", "parts[?]", "weight", f"status IN {FAILED}", OF_ERRORS)
     lists = ", ".join(f"list({name} ORDER BY example_id)" for name in names)
     query = (

@@ -1,4 +1,4 @@
-"""Files of row sets: their checksums, their columns in Parquet, the ids in them, and a memo of what was read.
+"""Files of row sets: their checksums, their columns in Parquet, the ids in them, and a cache of their ids.
 
 Invariant: no checksum is deleted, so a whole file is never taken for a damaged one, which has no ids. A
 replaced file is read again. One in-memory database per process reads and writes Parquet.
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
 _PIECE = 1 << 20  # bytes
 
 
-def note_checksum(store: Store, path: Path, written: Path) -> None:
-    """Note the checksum of a finished file before it gets its final name."""
-    known = {*(_read_checksums(path) or ()), _checksum(written)}
-    layout.write_whole(store, _file(path), json.dumps(sorted(known)) + "\n")
+def note_checksum(store: Store, path: Path, finished: Path) -> None:
+    """Record the checksum of a finished file before it gets its final name."""
+    checksums = {*(_read_checksums(path) or ()), _checksum(finished)}
+    layout.write_whole(store, _file(path), json.dumps(sorted(checksums)) + "\n")
 
 
 @contextmanager
 def write_checked(store: Store, path: Path) -> Iterator[Path]:
     """Yield a file to fill, whose checksum is noted before it gets its name."""
-    with layout.clear_errors(store, str(path), layout.AGAIN), layout.rename_when_whole(store, path) as part:
-        yield part
-        note_checksum(store, path, part)
+    with layout.clear_errors(store, str(path), layout.AGAIN), layout.rename_when_whole(store, path) as temp:
+        yield temp
+        note_checksum(store, path, temp)
 
 
 def is_as_written(path: Path) -> bool | None:
     """Tell whether a file has the content that was written, in its own folder; None without a checksum."""
-    actual = _checksum(path)  # before the noted ones are read: the file may be replaced in between
+    actual = _checksum(path)  # read before the noted checksums: the file may be replaced in between
     with suppress(OSError, ValueError):
         identity = records.load(records.RowsIdentity, path.with_name("identity.json").read_bytes())
         if identity.digest != path.parent.name:
             return False
-    known = _read_checksums(path)
-    return None if known is None else actual in known
+    checksums = _read_checksums(path)
+    return None if checksums is None else actual in checksums
 
 
 def is_damaged(path: Path) -> bool:
-    """Tell whether a file differs from its noted checksums; a file is read once until it changes."""
+    """Tell whether a file differs from its noted checksums; cached until the file changes."""
     return _is_damaged(path, *file_version(path))
 
 
@@ -166,7 +166,7 @@ _FIELDS = tuple(COLUMNS)
 _MAPPED = {"parts": 'map_keys("parts")'}
 _VALUES = ', map_values("parts")'
 SELECTED = ", ".join(_MAPPED.get(name, f'"{name}"') for name in _FIELDS) + _VALUES
-# References are needed to score the worst answer where an item has none.
+# References are needed to score the worst answer if an item has no answer.
 FAILED = "('error', 'incomplete')"
 OF_ERRORS = f'CASE WHEN status IN {FAILED} THEN "references" ELSE [] END'
 _EMPTY = _MAPPED | {"text": "''", "prompt": "''", "references": OF_ERRORS, "passages": "[]"}
@@ -178,32 +178,32 @@ _PARTS = _FIELDS.index("parts")
 def rows_from(db: "DuckDBPyConnection", source: str, *values: object) -> list[records.SampleResult]:
     """Read rows by position; selecting the columns in the order of the fields is fastest."""
     with records.many_rows():
-        found = db.execute(f"SELECT {SELECTED} FROM {source} ORDER BY position", values).fetchall()
-        return [row_of(list(row)) for row in found]
+        fetched_rows = db.execute(f"SELECT {SELECTED} FROM {source} ORDER BY position", values).fetchall()
+        return [row_of(list(row)) for row in fetched_rows]
 
 
 def row_of(values: list[Any]) -> records.SampleResult:
     """Build a row from DuckDB's values for `SELECTED`: its fields in order, then the values of `parts`."""
-    for place in _TUPLES:
-        values[place] = tuple(values[place])
+    for index in _TUPLES:
+        values[index] = tuple(values[index])
     parts = (None if scores is None else tuple(scores) for scores in values.pop())
     values[_PARTS] = dict(zip(values[_PARTS], parts, strict=True))
     return records.SampleResult(*values)
 
 
-_IDS: dict[tuple[Path, tuple[int, int, int]], list[str] | None] = {}  # by file in its state
+_IDS: dict[tuple[Path, tuple[int, int, int]], list[str] | None] = {}  # by file and its version
 _MOST = 1024  # files; beyond these the oldest is dropped
 
 
 def read_ids(store: Store, rows_digests: Iterable[str]) -> None:
-    """Read the ids of many sets at once, so that `has_rows` need not open each file, which takes longer."""
+    """Read the ids of many sets at once, so that `has_rows` need not open each file, which is slower."""
     import duckdb
 
     files = []
     for path in map(store.parquet, set(rows_digests)):
         with suppress(OSError):
             files.append((path, file_version(path)))
-    with suppress(OSError, duckdb.Error):  # a damaged file is named when it is read alone
+    with suppress(OSError, duckdb.Error):  # a damaged file is reported when it is read alone
         _read_ids([file for file in files if file not in _IDS])
 
 
@@ -218,19 +218,19 @@ def parquet_ids(path: Path) -> list[str] | None:
     return None
 
 
-def _read_ids(new: Sequence[tuple[Path, tuple[int, int, int]]]) -> None:
-    as_written = {path: is_as_written(path) for path, _ in new}
+def _read_ids(new_files: Sequence[tuple[Path, tuple[int, int, int]]]) -> None:
+    is_whole_by_path = {path: is_as_written(path) for path, _ in new_files}
     ids: dict[Path, list[str]] = {}
-    # A file of the cache has no checksums beside it: all columns are read instead, to detect damage.
+    # A file of the cache has no file of checksums: all columns are read instead, to detect damage.
     for columns, is_noted in (("example_id", True), ("example_id, hash(file)", None)):
-        files = {str(path): path for path, is_whole in as_written.items() if is_whole is is_noted}
+        files = {str(path): path for path, is_whole in is_whole_by_path.items() if is_whole is is_noted}
         if files:
             ids |= {path: [] for path in files.values()}
             query = f"SELECT filename, {columns} FROM {READ_NAMED} AS file ORDER BY position"
             with memory() as db:
                 for name, example_id, *_ in db.execute(query, [[*map(pattern, files)]]).fetchall():
                     ids[files[name]].append(example_id)
-    for file in new:
+    for file in new_files:
         if len(_IDS) >= _MOST:
             del _IDS[next(iter(_IDS))]
         _IDS[file] = ids.get(file[0])

@@ -1,4 +1,4 @@
-"""Row sets: blocks, one Parquet file when they are complete, drawn answers and folds.
+"""Row sets: blocks, one Parquet file when they are complete, sampled answers and folds.
 
 Invariant: a complete set holds positions 0, 1, 2, … without a gap; a set computed under a limit grows by
 whole blocks. A checksum is noted before its file gets its name.
@@ -53,12 +53,12 @@ def list_stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] 
     ids_by_block = _chunks(parquet_ids(store.parquet(identity.digest)) or [])
     ids_by_block |= _readable_blocks(store, identity.digest)
     if identity.decoding:
-        drawn = read_drawn_items(store, identity.digest)
-        ids_by_block = {index: ids for index, ids in ids_by_block.items() if drawn.issuperset(ids)}
+        sampled_items = read_drawn_items(store, identity.digest)
+        ids_by_block = {index: ids for index, ids in ids_by_block.items() if sampled_items.issuperset(ids)}
     if ids is None:
         return set(ids_by_block)
-    wanted = _chunks(ids)
-    return {index for index, block in wanted.items() if ids_by_block.get(index, [])[: len(block)] == block}
+    chunks = _chunks(ids)
+    return {index for index, block in chunks.items() if ids_by_block.get(index, [])[: len(block)] == block}
 
 
 def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequence[SampleResult]) -> None:
@@ -78,23 +78,23 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
         if parquet_ids(path := store.parquet(identity.digest)) is None:  # rows of another identity
             path.unlink(missing_ok=True)
         layout.write_record(store, folder / "identity.json", identity)
-    drawn = ((row.example_id, sample) for row in rows for sample in row.samples)
-    samples = "".join(canonical_json({"example_id": item, **asdict(one)}) + "\n" for item, one in drawn)
+    pairs = ((row.example_id, sample) for row in rows for sample in row.samples)
+    samples = "".join(canonical_json({"example_id": item, **asdict(s)}) + "\n" for item, s in pairs)
     if samples:
         path = folder / "samples" / f"{index:05d}.jsonl"
-        with write_checked(store, path) as part:
-            part.write_text(samples, "utf-8", newline="\n")
+        with write_checked(store, path) as temp_path:
+            temp_path.write_text(samples, "utf-8", newline="\n")
     layout.write_whole(store, _block_path(folder, index), lines)
 
 
 def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
     """Merge the finished blocks into one Parquet file, in place of earlier rows at their positions."""
     path, blocks = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
-    stored = parquet_ids(path) or []
-    if not blocks and len(stored) >= n_rows:
+    stored_ids = parquet_ids(path) or []
+    if not blocks and len(stored_ids) >= n_rows:
         return
     with layout.clear_errors(store, f"rows {identity.digest}", layout.AGAIN), memory() as db:
-        _merge(db, [_block_path(path.parent, index) for index in blocks], path if stored else None)
+        _merge(db, [_block_path(path.parent, index) for index in blocks], path if stored_ids else None)
         # Rows at positions 0, 1, 2, … without a gap or a repeated example are kept.
         ordered = "SELECT *, row_number() OVER (ORDER BY position) - 1 AS expected FROM merged"
         query = f"SELECT count(*), count(DISTINCT example_id) FROM ({ordered}) WHERE position = expected"
@@ -105,11 +105,11 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
             raise layout.failure(where, found, "every block", layout.AGAIN)
         n_kept = int(n_whole) if n_distinct == n_whole else n_rows
         select = f"SELECT * FROM merged WHERE position < {n_kept} ORDER BY position"
-        with layout.rename_when_whole(store, path) as part:
-            quoted = str(part).replace("'", "''")
+        with layout.rename_when_whole(store, path) as temp_path:
+            quoted = str(temp_path).replace("'", "''")
             db.execute(f"COPY ({select}) TO '{quoted}' (FORMAT parquet)")
-            note_checksum(store, path, part)
-    for block in (path.parent / "blocks").glob("*.jsonl"):  # but none that another process just wrote
+            note_checksum(store, path, temp_path)
+    for block in (path.parent / "blocks").glob("*.jsonl"):  # keeps those that another process just wrote
         if block.stem.isdigit() and int(block.stem) * BLOCK < n_kept:
             block.unlink(missing_ok=True)
     with suppress(OSError):  # it is gone, or not empty
@@ -117,11 +117,11 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
 
 
 def remove_merged_blocks(store: Store, rows_digest: str = "*") -> None:
-    """Delete blocks of row sets, or of one, that are complete already, which a killed writer has left."""
+    """Delete the blocks that a killed writer left of complete row sets, or of one of them."""
     for folder in (store.folder / "rows").glob(f"{rows_digest}/blocks"):
-        stored = parquet_ids(folder.with_name("rows.parquet")) or []
+        stored_ids = parquet_ids(folder.with_name("rows.parquet")) or []
         for index, ids in _readable_blocks(store, folder.parent.name).items():
-            if stored[BLOCK * index :][: len(ids)] == ids:
+            if stored_ids[BLOCK * index :][: len(ids)] == ids:
                 _block_path(folder.parent, index).unlink(missing_ok=True)
         with suppress(OSError):  # it is not empty
             folder.rmdir()
@@ -129,14 +129,14 @@ def remove_merged_blocks(store: Store, rows_digest: str = "*") -> None:
 
 def has_rows(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> bool:
     """Tell whether the complete set begins with these examples, in order, with their sampled answers."""
-    whole = is_stored_as(store.parquet(identity.digest), ids)
-    return whole and (not identity.decoding or read_drawn_items(store, identity.digest).issuperset(ids))
+    is_complete = is_stored_as(store.parquet(identity.digest), ids)
+    return is_complete and (not identity.decoding or read_drawn_items(store, identity.digest).issuperset(ids))
 
 
 def is_stored_as(path: Path, ids: Sequence[str]) -> bool:
     """Tell whether any file of rows begins with these examples, in this order."""
-    stored = parquet_ids(path)
-    return stored is not None and stored[: len(ids)] == list(ids)
+    stored_ids = parquet_ids(path)
+    return stored_ids is not None and stored_ids[: len(ids)] == list(ids)
 
 
 def read_rows(
@@ -150,14 +150,14 @@ def read_many(
     store: Store, rows_digests: Iterable[str], n: int | None = None, *, texts: bool = True
 ) -> dict[str, list[SampleResult]]:
     """Read many complete row sets at once, each as `read_rows` reads one; twice as fast."""
-    wanted = dict.fromkeys(rows_digests)
-    if missing := [digest for digest in wanted if not store.parquet(digest).exists()]:
+    digests = dict.fromkeys(rows_digests)
+    if missing := [digest for digest in digests if not store.parquet(digest).exists()]:
         raise layout.describe_missing_rows(store, missing)
-    rows_by_digest: dict[str, list[SampleResult]] = {digest: [] for digest in wanted}
+    rows_by_digest: dict[str, list[SampleResult]] = {digest: [] for digest in digests}
     selected, limit = SELECTED if texts else WITHOUT_TEXTS, "" if n is None else f"WHERE position < {n:d}"
     query = f"SELECT {DIGEST} AS digest, {selected} FROM {READ_NAMED} {limit} ORDER BY position"
-    files = [whole_file(store.parquet(digest)) for digest in wanted]
-    with layout.clear_errors(store, f"rows {', '.join(wanted)}", layout.ANEW), many_rows(), memory() as db:
+    files = [whole_file(store.parquet(digest)) for digest in digests]
+    with layout.clear_errors(store, f"rows {', '.join(digests)}", layout.ANEW), many_rows(), memory() as db:
         for digest, *values in db.execute(query, [files]).fetchall() if files else ():
             rows_by_digest[digest].append(row_of(values))
     for digest, rows in rows_by_digest.items():
@@ -167,7 +167,7 @@ def read_many(
 
 
 def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
-    """Read the identity of a row set; one that is missing or damaged is refused."""
+    """Read the identity of a row set; a missing or damaged one is an error."""
     path = store.rows(rows_digest) / "identity.json"
     if not path.exists():
         raise layout.describe_missing_rows(store, [rows_digest])
@@ -178,7 +178,7 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
 
 
 def _read_identity(path: Path) -> RowsIdentity | None:
-    """Read an identity, once until its file changes; None if its digest does not match its folder."""
+    """Read an identity, cached until its file changes; None if its digest does not match its folder."""
     with suppress(OSError):
         return _identity_in(path, *file_version(path))
     return None
@@ -192,23 +192,23 @@ def _identity_in(path: Path, *_version: int) -> RowsIdentity | None:
 
 def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dict[int, list[SampleResult]]:
     """Read the finished blocks that hold exactly these examples, of a set that may be incomplete."""
-    done = list_stored_blocks(store, identity, ids)
-    path, unmerged = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
-    if not done:
+    stored_blocks = list_stored_blocks(store, identity, ids)
+    path, blocks = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
+    if not stored_blocks:
         return {}
     with memory() as db:
-        _merge(db, [_block_path(path.parent, i) for i in unmerged], path if parquet_ids(path) else None)
+        _merge(db, [_block_path(path.parent, i) for i in blocks], path if parquet_ids(path) else None)
         rows = rows_from(db, "merged")
-    wanted = {i: len(block) for i, block in _chunks(ids).items() if i in done}
-    by_block: dict[int, list[SampleResult]] = {i: [] for i in wanted}
+    n_by_block = {i: len(block) for i, block in _chunks(ids).items() if i in stored_blocks}
+    rows_by_block: dict[int, list[SampleResult]] = {i: [] for i in n_by_block}
     for row in rows:
         index = row.position // BLOCK
-        if len(by_block.get(index, ())) < wanted.get(index, 0):
-            by_block[index].append(row)
-    drawn = read_drawn(store, identity.digest) if identity.decoding else {}
+        if len(rows_by_block.get(index, ())) < n_by_block.get(index, 0):
+            rows_by_block[index].append(row)
+    samples_by_item = read_drawn(store, identity.digest) if identity.decoding else {}
     return {
-        index: [replace(row, samples=drawn.get(row.example_id, ())) for row in block]
-        for index, block in by_block.items()
+        index: [replace(row, samples=samples_by_item.get(row.example_id, ())) for row in block]
+        for index, block in rows_by_block.items()
     }
 
 
@@ -217,11 +217,11 @@ def identities(store: Store) -> list[RowsIdentity]:
     return list(filter(None, map(_read_identity, sorted((store.folder / "rows").glob("*/identity.json")))))
 
 
-def list_variants(store: Store, own: RowsIdentity) -> list[RowsIdentity]:
-    """List the whole row sets that differ from `own` at most in how they were computed."""
-    how = ("template_digest", "precision", "engine", "layout_digest", "device_class")
-    whole = [one for one in identities(store) if store.parquet(one.digest).exists()]
-    return [one for one in whole if one == replace(own, **{name: getattr(one, name) for name in how})]
+def list_variants(store: Store, identity: RowsIdentity) -> list[RowsIdentity]:
+    """List the complete row sets that differ from `identity` at most in how they were computed."""
+    names = ("template_digest", "precision", "engine", "layout_digest", "device_class")
+    whole = [rows for rows in identities(store) if store.parquet(rows.digest).exists()]
+    return [rows for rows in whole if rows == replace(identity, **{n: getattr(rows, n) for n in names})]
 
 
 def _chunks(ids: Sequence[str]) -> dict[int, list[str]]:
@@ -252,9 +252,9 @@ def _merge(db: "DuckDBPyConnection", blocks: Sequence[Path], parquet: Path | Non
         source = f"read_json(?, columns = {{{columns}}}, {options})"
         db.execute(f"INSERT INTO merged BY NAME SELECT * FROM {source}", [list(map(pattern, blocks))])
     if parquet:
-        new = f"SELECT position // {BLOCK} FROM merged"
-        kept = f"SELECT * FROM {READ_PARQUET} WHERE position // {BLOCK} NOT IN ({new})"
-        db.execute(f"INSERT INTO merged BY NAME {kept}", [pattern(parquet)])
+        new_blocks = f"SELECT position // {BLOCK} FROM merged"
+        kept_rows = f"SELECT * FROM {READ_PARQUET} WHERE position // {BLOCK} NOT IN ({new_blocks})"
+        db.execute(f"INSERT INTO merged BY NAME {kept_rows}", [pattern(parquet)])
 
 
 def _drawn_files(store: Store, rows_digest: str) -> list[Path]:
@@ -274,7 +274,7 @@ def read_drawn(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
 
 
 def read_drawn_items(store: Store, rows_digest: str) -> set[str]:
-    """Read which items of a row set have sampled answers; a file is parsed once until it changes."""
+    """Read which items of a row set have sampled answers; a file is cached until it changes."""
     items: set[str] = set()
     for path in _drawn_files(store, rows_digest):
         with suppress(OSError):
@@ -291,7 +291,7 @@ def _items_in(path: Path, *_version: int) -> frozenset[str]:
 
 
 def keep_folds(store: Store, rows_digest: str, folds: Mapping[str, int]) -> None:
-    """Note which fold's model answered each item of a row set, before its rows are written."""
+    """Record which fold's model answered each item of a row set, before its rows are written."""
     path = store.rows(rows_digest) / "folds.json"
     layout.write_whole(store, path, json.dumps(dict(folds), sort_keys=True) + "\n")
 

@@ -1,4 +1,4 @@
-"""Runs: saved, listed, found and removed, with those of the trials of sweeps and searches; and their exports.
+"""Runs, including the trials of sweeps and searches, and their exports: saving, listing and removal.
 
 Invariant: runs are listed from the folders; the index is updated afterwards, once no other process holds it.
 A trial's id ends with the key of its weights, or of a prompt's answers, so a trial shared by several searches
@@ -82,19 +82,19 @@ def trials_by_run(store: Store, runs: Sequence[records.Run]) -> dict[str, list[T
             choosers[key].append(run)
     for trial in list_trials(store):
         owners = choosers.get(_key(trial.trial), [])
-        own = [run for run in owners if run.candidate == trial.run.candidate]
-        trials_of[(own or owners)[0].run_id if owners else ""].append(trial)
+        same_candidate = [run for run in owners if run.candidate == trial.run.candidate]
+        trials_of[(same_candidate or owners)[0].run_id if owners else ""].append(trial)
     for run in runs:
-        places = {key: place for place, key in enumerate(dict.fromkeys(map(_key, run.training.sweep)))}
-        trials_of[run.run_id].sort(key=lambda trial: places[_key(trial.trial)])
+        positions = {key: i for i, key in enumerate(dict.fromkeys(map(_key, run.training.sweep)))}
+        trials_of[run.run_id].sort(key=lambda trial: positions[_key(trial.trial)])
     return trials_of
 
 
 def split_trials(store: Store, runs: Iterable[records.Run]) -> tuple[set[str], list[garbage.Leftover]]:
-    """Return the rows that repeating the choice of the given runs needs, and the files of unneeded trials."""
-    needed, trials = _map_runs_by_key(runs), list_trials(store)
-    rows = {row for one in trials if _key(one.trial) in needed for row in one.run.rows.values()}
-    files = [_file(store, one.run.run_id) for one in trials if _key(one.trial) not in needed]
+    """Return the rows needed to repeat how the runs were chosen, and the files of unneeded trials."""
+    runs_by_key, trials = _map_runs_by_key(runs), list_trials(store)
+    rows = {row for trial in trials if _key(trial.trial) in runs_by_key for row in trial.run.rows.values()}
+    files = [_file(store, trial.run.run_id) for trial in trials if _key(trial.trial) not in runs_by_key]
     return rows, [garbage.Leftover(file, garbage.size(file)) for file in files]
 
 
@@ -105,10 +105,10 @@ def count_freed_bytes(store: Store, runs: Sequence[records.Run]) -> dict[str, in
         used.count(run, -1)
         freed[run.run_id] = used.list_freed(run)
         used.count(run, 1)
-    idle = [trial.run for trial in used.trials if not used.users["tried", _key(trial.trial)]]
-    freed |= {run.run_id: used.list_freed(run) for run in idle}
-    folders = {name: {*own, *chain(*parts.values())} for name, (own, parts) in freed.items()}
-    return {name: sum(map(garbage.size, each)) for name, each in folders.items()}
+    idle_runs = [trial.run for trial in used.trials if not used.users["tried", _key(trial.trial)]]
+    freed |= {run.run_id: used.list_freed(run) for run in idle_runs}
+    folders = {name: {*own_paths, *chain(*parts.values())} for name, (own_paths, parts) in freed.items()}
+    return {name: sum(map(garbage.size, paths)) for name, paths in folders.items()}
 
 
 class _UsedParts:
@@ -130,41 +130,41 @@ class _UsedParts:
             self.count(run, 1)
 
     def count(self, run: records.Run, n: int) -> None:
-        """Count a run `n` times more as a user of what it refers to and depends on."""
-        names, behind = garbage.run_references([run]), garbage.weights_behind(run)
-        stored = names & self._identities.keys()
-        tried = {("tried", key) for key in _list_tried_keys(run) | behind.keys()}
-        questions = {garbage.question(self._identities[name]) for name in stored}
-        for used in {*names, *garbage.points_of(self._store, behind), *tried, *questions}:
-            self.users[used] += n
+        """Add `n` to the user count of everything that a run refers to or depends on."""
+        names, dependencies = garbage.run_references([run]), garbage.weights_behind(run)
+        stored_digests = names & self._identities.keys()
+        tried_keys = {("tried", key) for key in _list_tried_keys(run) | dependencies.keys()}
+        questions = {garbage.question(self._identities[name]) for name in stored_digests}
+        for part in {*names, *garbage.points_of(self._store, dependencies), *tried_keys, *questions}:
+            self.users[part] += n
 
     def list_freed(self, run: records.Run) -> tuple[list[Path], dict[str, list[Path]]]:
-        """List what only this run needs: its exports, rows and weights; and by trial those of its trials."""
+        """List the paths that only this run needs (exports, rows, weights); and those of its trials."""
         store, key = self._store, run.training.fit_key
-        own = [store.place("exports", run.run_id)]
-        own += [store.rows(row) for row in set(run.rows.values()) if not self._is_used(row)]
+        own_paths = [store.place("exports", run.run_id)]
+        own_paths += [store.rows(row) for row in set(run.rows.values()) if not self._is_used(row)]
         if key and not self._is_used(key) and not self._is_used(run.weights_digest):
-            own.append(store.weights(key))
-        tried = _list_tried_keys(run)
-        trials = {t.run.run_id: t for key in tried for t in self._trials_by_key.get(key, ())}
+            own_paths.append(store.weights(key))
+        tried_keys = _list_tried_keys(run)
+        trials = {t.run.run_id: t for key in tried_keys for t in self._trials_by_key.get(key, ())}
         if run.run_id in self._trial_by_id:
             trials[run.run_id] = self._trial_by_id[run.run_id]
-        own_rows = Counter(row for trial in trials.values() for row in set(trial.run.rows.values()))
-        parts: dict[str, list[Path]] = {}
+        row_counts = Counter(row for trial in trials.values() for row in set(trial.run.rows.values()))
+        trial_paths: dict[str, list[Path]] = {}
         for trial_id, trial in trials.items():
             key = trial.trial.fit_key
             if self.users["tried", _key(trial.trial)]:
                 continue
-            if not key:  # a prompt is sent to weights that are others' too
-                rows = [row for row in trial.run.rows.values() if self._trial_rows[row] == own_rows[row]]
-                parts[trial_id] = [store.rows(row) for row in rows if not self._is_compared(row)]
+            if not key:  # a prompt is sent to weights that others share
+                rows = [row for row in trial.run.rows.values() if self._trial_rows[row] == row_counts[row]]
+                trial_paths[trial_id] = [store.rows(row) for row in rows if not self._is_compared(row)]
                 continue
-            answering = {trial.run.weights_digest, *garbage.points_of(store, [key])} - {""}
-            if not {key, *answering} & self._keep:
-                rows = [row for weights in answering for row in self._rows_by_weights.get(weights, ())]
-                parts[trial_id] = [store.rows(row) for row in rows if not self._is_compared(row)]
-                parts[trial_id].append(store.weights(key))
-        return own, parts
+            model_digests = {trial.run.weights_digest, *garbage.points_of(store, [key])} - {""}
+            if not {key, *model_digests} & self._keep:
+                rows = [row for weights in model_digests for row in self._rows_by_weights.get(weights, ())]
+                trial_paths[trial_id] = [store.rows(row) for row in rows if not self._is_compared(row)]
+                trial_paths[trial_id].append(store.weights(key))
+        return own_paths, trial_paths
 
     def _is_used(self, name: str) -> bool:
         return name in self._keep or self.users[name] > 0
@@ -222,31 +222,31 @@ def list_runs(store: Store, experiment: str | None = None) -> list[records.Run]:
 
 
 def list_base_rows(
-    store: Store, run: records.Run, own: records.RowsIdentity, key: str
+    store: Store, run: records.Run, run_rows: records.RowsIdentity, key: str
 ) -> list[records.RowsIdentity]:
-    """List the base's whole rows with which a run's `own` are compared; several where any may be meant."""
-    wanted = replace(own, weights_digest=run.base_digest)
-    if store.parquet(wanted.digest).exists():
-        return [wanted]
-    there = list_variants(store, wanted) if own.computes_apart else []
-    for other in reversed(list_runs(store, run.experiment) if there else []):
-        stored = other.state == "done" and other.base_digest == run.base_digest and key in other.rows
-        if stored and store.parquet(other.rows[key]).exists():
-            as_base = replace(read_identity(store, other.rows[key]), weights_digest=run.base_digest)
-            if as_base in there:
+    """List the base's complete rows to compare `run_rows` with; several if the choice is ambiguous."""
+    base_rows = replace(run_rows, weights_digest=run.base_digest)
+    if store.parquet(base_rows.digest).exists():
+        return [base_rows]
+    variants = list_variants(store, base_rows) if run_rows.computes_apart else []
+    for peer in reversed(list_runs(store, run.experiment) if variants else []):
+        is_stored = peer.state == "done" and peer.base_digest == run.base_digest and key in peer.rows
+        if is_stored and store.parquet(peer.rows[key]).exists():
+            as_base = replace(read_identity(store, peer.rows[key]), weights_digest=run.base_digest)
+            if as_base in variants:
                 return [as_base]
-    return there
+    return variants
 
 
 def digest_of_base(store: Store, run: records.Run, key: str) -> str | None:
-    """Find the base's row set with which a run's is compared; None unless exactly one is stored."""
+    """Return the digest of the base's rows to compare a run's with; None unless exactly one is stored."""
     if key not in run.rows:
         return None
     try:
-        found = list_base_rows(store, run, read_identity(store, run.rows[key]), key)
+        base_rows = list_base_rows(store, run, read_identity(store, run.rows[key]), key)
     except (HarnessError, OSError):
         return None
-    return found[0].digest if len(found) == 1 else None
+    return base_rows[0].digest if len(base_rows) == 1 else None
 
 
 def get_run(store: Store, run_id: str) -> records.Run:
@@ -268,7 +268,7 @@ def get_run(store: Store, run_id: str) -> records.Run:
 
 
 def weights_folder(store: Store, run: records.Run) -> Path | None:
-    """Return the folder of a run's weights; None for a base's own weights, and where the folder is gone."""
+    """Return the folder of a run's weights; None for a base's own weights, or if the folder is gone."""
     fit_folder = store.weights(run.training.fit_key) if run.training.fit_key else None
     kind = str(records.read_object(fit_folder / "fit.json").get("kind")) if fit_folder else ""
     folder = fit_folder / kind if fit_folder and records.is_bare_name(kind) else None
@@ -302,7 +302,7 @@ def runs_on_disk(store: Store) -> tuple[list[records.Run], list[str]]:
 
 
 def all_runs(store: Store) -> list[records.Run]:
-    """Read every run from its folder, to know what they share; an unreadable one is refused."""
+    """Read every run from its folder; an unreadable one is refused, as it may share files with others."""
     on_disk, unreadable = runs_on_disk(store)
     if unreadable:
         expected = "readable run files, which tell what is shared"
@@ -313,15 +313,15 @@ def all_runs(store: Store) -> list[records.Run]:
 def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     """Delete a run, its exports and trials, and what no other run needs, except what `keep` names."""
     run = get_run(store, run_id)
-    others = [other for other in all_runs(store) if other.run_id != run_id]
+    other_runs = [other for other in all_runs(store) if other.run_id != run_id]
     trial = find_trial(store, run_id)
-    if trial and (needing := _map_runs_by_key(others).get(_key(trial.trial))):
-        found = f"{run_id}, a trial that {', '.join(r.run_id for r in needing)} is found by way of"
-        step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
+    if trial and (needing_runs := _map_runs_by_key(other_runs).get(_key(trial.trial))):
+        found = f"{run_id}, a trial that {', '.join(r.run_id for r in needing_runs)} is found by way of"
+        step = f"harness runs rm {needing_runs[0].run_id}, which removes its trials too"
         raise UserError("run", found, "a run that no other needs", step)
-    own, parts = _UsedParts(store, others, keep).list_freed(run)
-    paths = [store.place(run_id), store.place("verdicts", run_id), *own, *chain(*parts.values())]
-    layout.remove(store.folder, [*paths, *(_file(store, trial_id) for trial_id in parts)])
+    own_paths, trial_paths = _UsedParts(store, other_runs, keep).list_freed(run)
+    paths = [store.place(run_id), store.place("verdicts", run_id), *own_paths, *chain(*trial_paths.values())]
+    layout.remove(store.folder, [*paths, *(_file(store, trial_id) for trial_id in trial_paths)])
     index.update(store)
 
 
@@ -342,8 +342,9 @@ class Export:
     """One run's weights in a format of other programs; `files` maps relative names to their content.
 
     `types` counts the tensors of each type that was really written. `limits` are those of the target's
-    answers, `chat` says that the chat template wrote its prompts, `prompt` what else did. `chat_template` is
-    the sha256 of the template's text. `merge_gap` is the largest change of a logit by merging in fp32.
+    answers, `chat` tells whether the chat template wrote its prompts, `prompt` what else shaped them.
+    `chat_template` is the sha256 of the template's text. `merge_gap` is the largest change of a logit by
+    merging in fp32.
     """
 
     format: str
@@ -380,15 +381,15 @@ def read_export(folder: Path) -> Export:
 
 
 def verify_export(folder: Path) -> Export:
-    """Read an export whose files are those that were written, each hashed anew."""
-    export, there, problems = read_export(folder), list_exported_files(folder), list[Problem]()
+    """Read an export and hash each of its files again; changed, missing and added files are refused."""
+    export, on_disk, problems = read_export(folder), list_exported_files(folder), list[Problem]()
     expected = f"the file that was exported from {export.run_id}"
     for name, file in export.files.items():
-        if name not in there:
+        if name not in on_disk:
             problems.append(Problem(str(folder / name), "no such file", expected, _EXPORT_AGAIN))
-        elif there[name].stat().st_size != file.bytes or records.checksum(there[name]) != file.sha256:
+        elif on_disk[name].stat().st_size != file.bytes or records.checksum(on_disk[name]) != file.sha256:
             problems.append(Problem(str(folder / name), "another content", expected, _EXPORT_AGAIN))
-    for name in sorted(there.keys() - export.files.keys() - {EXPORT_RECORD}):
+    for name in sorted(on_disk.keys() - export.files.keys() - {EXPORT_RECORD}):
         found, step = "a file that was added", "move it elsewhere"
         problems.append(Problem(str(folder / name), found, "what export.json lists", step))
     refuse(problems)
@@ -402,11 +403,11 @@ def list_exported_files(folder: Path) -> dict[str, Path]:
 
 
 def main_file(folder: Path, export: Export) -> Path:
-    """Return what a program opens: the `.gguf` or `.onnx` file, or the folder."""
+    """Return the path that a program opens: the `.gguf` or `.onnx` file, or the folder."""
     return folder / next((name for name in export.files if name.endswith((".gguf", ".onnx"))), "")
 
 
 def exports_of(store: Store, run_id: str) -> dict[Path, Export]:
     """Map the folders of a run's exports in the store to their records; unfinished ones are left out."""
-    found = sorted(store.place("exports", run_id).glob(f"[!.]*/{EXPORT_RECORD}"))
-    return {file.parent: read_export(file.parent) for file in found}
+    record_files = sorted(store.place("exports", run_id).glob(f"[!.]*/{EXPORT_RECORD}"))
+    return {file.parent: read_export(file.parent) for file in record_files}

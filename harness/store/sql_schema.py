@@ -35,12 +35,12 @@ def _view(
     source: str,
     *,
     record: str = "record",
-    own: Mapping[str, str] | None = None,
+    sql: Mapping[str, str] | None = None,
 ) -> Table:
-    """Build a view; a column is its place in the JSON `record`, if there is one, or its `own` SQL."""
+    """Build a view; a column's SQL is its path in the JSON `record` unless `sql` gives another."""
     values = {c.name: f"({record}->>'{c.place or c.name}')::{c.type}" for c in columns}
-    values = (values if record else {c.name: f'"{c.name}"' for c in columns}) | dict(own or {})
-    selected = ", ".join(f'{value} AS "{of}"' for of, value in values.items())
+    values = (values if record else {c.name: f'"{c.name}"' for c in columns}) | dict(sql or {})
+    selected = ", ".join(f'{value} AS "{column_name}"' for column_name, value in values.items())
     return Table(name, row, columns, f"SELECT {selected} FROM {source}")
 
 
@@ -70,8 +70,8 @@ _CREATED = Column("created", "VARCHAR", "ISO 8601", "when it was written")
 _EXPERIMENT = Column("experiment", "VARCHAR", "", "the experiment's name")
 _CANDIDATE = Column("candidate", "VARCHAR", "", "the candidate's name in harness.yaml")
 _SEED = Column("seed", "BIGINT", "", "the seed that it was trained with")
-_ROW = (_RUN_ID, _TASK, _SPLIT, _ROWSET, _ITEM)  # which row of which run
-_RUN = (_RUN_ID, _EXPERIMENT, _CANDIDATE)  # which run
+_ROW = (_RUN_ID, _TASK, _SPLIT, _ROWSET, _ITEM)  # identify a row of a run
+_RUN = (_RUN_ID, _EXPERIMENT, _CANDIDATE)  # identify a run
 _COUNTED = (_CLUSTER, _SLICE, _WEIGHT, _BETTER, _SCALE)  # how a score counts
 
 _RUNS = _view(
@@ -88,14 +88,14 @@ _RUNS = _view(
         _CREATED,
         Column("base_model", "VARCHAR", "", "the base model's name"),
         Column("trained", "BOOLEAN", "", "whether its weights are other than the base's; false if it failed"),
-        *(one._replace(place="$.latency.p50_s") for one in _figures(SERVING) if one.name == "latency_p50_s"),
+        *(f._replace(place="$.latency.p50_s") for f in _figures(SERVING) if f.name == "latency_p50_s"),
         Column("device", "VARCHAR", "", "the machine that it was measured on", "$.provenance.device"),
         Column("harness", "VARCHAR", "", "the version of harness that made it", "$.provenance.harness"),
         Column("git_sha", "VARCHAR", "", "the commit that was checked out", "$.provenance.git_sha"),
         Column("record", "JSON", "", "all of runs/<run_id>/run.json: recipe, training, provenance"),
     ),
     "stored.files WHERE kind = 'run'",
-    own={"trained": "(record->>'weights_digest') NOT IN ('', record->>'base_digest')", "record": "record"},
+    sql={"trained": "(record->>'weights_digest') NOT IN ('', record->>'base_digest')", "record": "record"},
 )
 _SCORES = _view(
     "scores",
@@ -110,7 +110,7 @@ _SCORES = _view(
     ),
     "stored.run_rows JOIN stored.scores USING (rowset)",
     record="",
-    own={"score": "CASE WHEN len(parts) = 1 THEN parts[1] END"}
+    sql={"score": "CASE WHEN len(parts) = 1 THEN parts[1] END"}
     | {name: f"metrics[metric].{name}" for name in ("higher_is_better", "scale")},
 )
 # Rows of files, named by the folder of their row set.
@@ -216,7 +216,7 @@ _VERDICTS = _view(
         SELECT record->>'run_id' AS of, record->'rows' AS rows_now FROM stored.files WHERE kind = 'run')
         ON of = record->>'run_id'
     """,
-    own={
+    sql={
         "record": "record",
         "stale": """coalesce(rows_now <> (record->'rows'), true)
             OR (record->>'policy_digest') <> newest_policy
@@ -229,7 +229,7 @@ _TRAINING = _view(
     (_RUN_ID, *_figures(TRAINING)),
     "stored.files WHERE kind = 'run' AND (record->>'$.training.wall_s') IS NOT NULL",
     record="record->'training'",
-    own={"run_id": "record->>'run_id'"},
+    sql={"run_id": "record->>'run_id'"},
 )
 _PARITY = _view(
     "parity",
@@ -237,7 +237,7 @@ _PARITY = _view(
     (_RUN_ID, *_figures(PARITY)),
     "stored.files WHERE kind = 'run' AND (record->'parity') IS NOT NULL",
     record="record->'parity'",
-    own={"run_id": "record->>'run_id'"},
+    sql={"run_id": "record->>'run_id'"},
 )
 _TRIALS = _view(
     "trials",
@@ -261,7 +261,7 @@ _TRIALS = _view(
         FROM stored.files WHERE kind = 'run' AND (record->'$.training.sweep') IS NOT NULL)
     """,
     record="one",
-    own={
+    sql={
         "run_id": "run_id",
         "trial": "trial",
         "fit_key": "nullif(one->>'fit_key', '')",
@@ -299,7 +299,7 @@ _DECISION_INPUTS = _view(
         FROM stored.files WHERE kind = 'decision')
     """,
     record="fact",
-    own={
+    sql={
         **{name: f"record->>'{name}'" for name in ("experiment", "metric", "action", "created")},
         "higher_is_better": "(record->>'higher_is_better')::BOOLEAN",
         "scale": "(record->>'scale')::DOUBLE",
@@ -366,7 +366,7 @@ _FEEDBACK = _view(
     ),
     "{feedback}",
     record="",
-    own={"request": "messages->>'$[#-1].content'", "messages": "messages::JSON"},
+    sql={"request": "messages->>'$[#-1].content'", "messages": "messages::JSON"},
 )
 
 TABLES: tuple[Table, ...] = (

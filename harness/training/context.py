@@ -123,8 +123,8 @@ class Weights(NamedTuple):
 
 def made_weights(context: FitContext, kind: Any, training: TrainingRecord) -> Weights:
     """Return the weights of a kind in `DIGESTS` that are stored under its name in a context's folder."""
-    own = DIGESTS[kind](context.folder / kind, context.source.weights_digest)
-    return Weights(kind, own, context.folder, training)
+    weights_digest = DIGESTS[kind](context.folder / kind, context.source.weights_digest)
+    return Weights(kind, weights_digest, context.folder, training)
 
 
 Row = Mapping[str, Any]
@@ -141,9 +141,9 @@ def count_pairs(kind: Any) -> Any:
 
     class CountingTrainer(kind):  # type: ignore[misc]
         def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-            both = ("chosen_attention_mask", "rejected_attention_mask")
-            if "input_ids" not in inputs and all(name in inputs for name in both):
-                mask = torch.cat([inputs[name].flatten() for name in both])
+            mask_names = ("chosen_attention_mask", "rejected_attention_mask")
+            if "input_ids" not in inputs and all(name in inputs for name in mask_names):
+                mask = torch.cat([inputs[name].flatten() for name in mask_names])
                 inputs = {"input_ids": mask, "attention_mask": mask}
             super()._track_num_input_tokens(inputs)
 
@@ -159,12 +159,12 @@ def figures(
     summary = next(e for e in reversed(history) if "train_runtime" in e)
     loop_s = float(summary["train_runtime"]) + earlier_s
     n_tokens = int(trainer.state.num_input_tokens_seen) or None  # unknown if batches were not counted
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    params = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trainer.args.device
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak_bytes()
     scales = curve(history, SCALE)
-    known = [scale or 0.0 for _, scale in scales]  # a skipped step lowers the scale
-    made = TrainingRecord(
+    scale_values = [scale or 0.0 for _, scale in scales]  # a skipped step lowers the scale
+    record = TrainingRecord(
         wall_s=round(wall_s, 3),
         train_loop_s=round(loop_s, 3),
         n_tokens=n_tokens,
@@ -172,21 +172,21 @@ def figures(
         n_steps=trainer.state.global_step,
         n_dropped_too_long=n_dropped,
         label_smoothing=getattr(trainer.args, "label_smoothing_factor", 0.0) or None,
-        n_trainable=int(sum(getattr(p, "ds_numel", p.numel()) for p in trained)),  # with ZeRO 3, p is empty
+        n_trainable=int(sum(getattr(p, "ds_numel", p.numel()) for p in params)),  # with ZeRO 3, p is empty
         peak_memory_gib=round(most(peak, device) / 2**30, 3),
         loss=curve(history, "loss"),
         learning_rate=curve(history, "learning_rate"),
         loss_scale=scales,
     )
     # The gradients of such a step overflowed in fp16.
-    n_skipped = sum(after < before for before, after in pairwise(known)) if known else None
-    return made.add(n_skipped_steps=n_skipped)
+    n_skipped = sum(after < before for before, after in pairwise(scale_values)) if scale_values else None
+    return record.add(n_skipped_steps=n_skipped)
 
 
 def resident_peak_bytes() -> int:
     """Return the peak memory of this process; `ru_maxrss` would start at its parent's."""
-    own = proc_line("self/status", "VmHWM:").split()
-    return 1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    words = proc_line("self/status", "VmHWM:").split()
+    return 1024 * (int(words[1]) if words else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 SCALE = "loss_scale"  # key in a log entry
@@ -232,14 +232,14 @@ class Checkpoint(NamedTuple):
 
 def find_last_checkpoint(folder: Path, *, clean: bool = False) -> Checkpoint | None:
     """Return the latest complete checkpoint of a training, if any; `clean` deletes the others."""
-    whole = []
+    checkpoints = []
     for path in folder.glob("checkpoint-*"):
         record = json.loads((path / _RECORD).read_text()) if (path / _RECORD).exists() else None
         if record and _sizes(path) == record["sizes"]:
-            whole.append(Checkpoint(path, record["elapsed_s"], record["order"]))
+            checkpoints.append(Checkpoint(path, record["elapsed_s"], record["order"]))
         elif clean:
             shutil.rmtree(path)
-    return max(whole, key=lambda checkpoint: checkpoint.step, default=None)
+    return max(checkpoints, key=lambda checkpoint: checkpoint.step, default=None)
 
 
 def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]:
@@ -248,8 +248,8 @@ def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]
     if last is None:
         return None, (), ()
     history = read_state(last.folder)["log_history"]
-    known = [entry for entry in history if entry["step"] <= step]
-    losses = [tuple((e["step"], e[name]) for e in known if name in e) for name in ("loss", "eval_loss")]
+    entries = [entry for entry in history if entry["step"] <= step]
+    losses = [tuple((e["step"], e[name]) for e in entries if name in e) for name in ("loss", "eval_loss")]
     return last.elapsed_s, losses[0], losses[1]
 
 
@@ -271,8 +271,8 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "transforme
             share_order()  # the checkpoint holds the state that draws the next epoch's order
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            within = state.epoch % 1 and state.global_step < state.max_steps
-            if within and state.global_step % state.save_steps == 0:
+            in_epoch = state.epoch % 1 and state.global_step < state.max_steps
+            if in_epoch and state.global_step % state.save_steps == 0:
                 control.should_save = True
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -286,9 +286,9 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "transforme
             folder = _folder(args, state)
             order = self.order if state.epoch % 1 else _generator_state()
             elapsed_s = round(time.perf_counter() - start, 3)
-            part = folder / f"{_RECORD}.part"
-            part.write_text(json.dumps({"elapsed_s": elapsed_s, "order": order, "sizes": _sizes(folder)}))
-            part.replace(folder / _RECORD)
+            partial = folder / f"{_RECORD}.part"
+            partial.write_text(json.dumps({"elapsed_s": elapsed_s, "order": order, "sizes": _sizes(folder)}))
+            partial.replace(folder / _RECORD)
             rotate_checkpoints(args.output_dir, 1, state.best_model_checkpoint)
 
     return CheckpointCallback()
@@ -300,8 +300,8 @@ def _folder(args: Any, state: Any) -> Path:
 
 def map_tracked_folders(folder: Path) -> dict[int, Path]:
     """Map the steps whose weights are kept in a folder to their folders, in order."""
-    found = {int(path.name.removeprefix(_STEP)): path for path in folder.glob(f"{_STEP}*") if not path.suffix}
-    return dict(sorted(found.items()))
+    paths = {int(path.name.removeprefix(_STEP)): path for path in folder.glob(f"{_STEP}*") if not path.suffix}
+    return dict(sorted(paths.items()))
 
 
 def spread_steps(steps: Sequence[int], parts: int, last: int) -> list[int]:
@@ -335,33 +335,33 @@ def make_tracking_callback(
             if not is_first():
                 return
             step = state.global_step
-            made = [*(kept for kept in map_tracked_folders(folder) if kept < step), step]
-            wanted = {*spread_steps(made, points, state.max_steps)}
+            steps = [*(tracked for tracked in map_tracked_folders(folder) if tracked < step), step]
+            kept_steps = {*spread_steps(steps, points, state.max_steps)}
             if ends:  # the last step is unknown: keep twice as many, evenly over the steps so far
-                wanted |= {*spread_steps(made, 2 * points, step)}
-            if step in wanted:
-                part = folder / f"{_STEP}{step}.part"  # renamed when complete
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir(parents=True)
+                kept_steps |= {*spread_steps(steps, 2 * points, step)}
+            if step in kept_steps:
+                part_folder = folder / f"{_STEP}{step}.part"  # renamed when complete
+                shutil.rmtree(part_folder, ignore_errors=True)
+                part_folder.mkdir(parents=True)
                 with torch.random.fork_rng():  # saving may draw random numbers
-                    save(model, part / kind)
-                own = DIGESTS[kind](part / kind, trained_on)
-                record = {"kind": kind, "digest": own, "trained_on": trained_on, "training": {}}
-                (part / FIT).write_text(json.dumps(record))
-                shutil.rmtree(part.with_suffix(""), ignore_errors=True)
-                part.rename(part.with_suffix(""))
-            _remove(folder, {*made} - wanted)
+                    save(model, part_folder / kind)
+                weights_digest = DIGESTS[kind](part_folder / kind, trained_on)
+                record = {"kind": kind, "digest": weights_digest, "trained_on": trained_on, "training": {}}
+                (part_folder / FIT).write_text(json.dumps(record))
+                shutil.rmtree(part_folder.with_suffix(""), ignore_errors=True)
+                part_folder.rename(part_folder.with_suffix(""))
+            _remove(folder, {*steps} - kept_steps)
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if pause_at:
-                made = [kept for kept in map_tracked_folders(folder) if kept <= state.global_step]
-                if len(spread_steps(made, points, state.max_steps)) >= pause_at:
+                steps = [tracked for tracked in map_tracked_folders(folder) if tracked <= state.global_step]
+                if len(spread_steps(steps, points, state.max_steps)) >= pause_at:
                     raise TrainingPaused
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if is_first() and ends:
-                kept = [*map_tracked_folders(folder)]
-                _remove(folder, {*kept} - {*spread_steps(kept, points, state.global_step)})
+                steps = [*map_tracked_folders(folder)]
+                _remove(folder, {*steps} - {*spread_steps(steps, points, state.global_step)})
 
     return TrackingCallback()
 

@@ -24,7 +24,7 @@ _AT_ONCE, _SCORED_AT_ONCE = 32, 16  # texts read together, and answers scored to
 def load_with_head(source: ModelSource, machine: Machine, n_outputs: int = 0) -> tuple[Model, Tokenizer]:
     """Load a base with a new head of `n` outputs, or none, in the machine's precision, and its tokenizer."""
     kind: Any = transformers.AutoModelForSequenceClassification if n_outputs else transformers.AutoModel
-    given = {"num_labels": n_outputs} if n_outputs else {}
+    options = {"num_labels": n_outputs} if n_outputs else {}
     quiet_libraries()
     avoid_cudnn_attention()
     tokenizer = load_tokenizer(source, padding_side="right")
@@ -34,12 +34,12 @@ def load_with_head(source: ModelSource, machine: Machine, n_outputs: int = 0) ->
     try:
         with explain_out_of_memory(found, "a smaller base_model or device: cpu"):
             model = kind.from_pretrained(
-                source.path, dtype=dtype(machine.precision), trust_remote_code=False, **given
+                source.path, dtype=dtype(machine.precision), trust_remote_code=False, **options
             )
             model = model.to(machine.device)
     except ValueError as error:
-        what = f"{source.name} cannot be loaded with a head ({one_line(error)})"
-        raise CandidateFailed(what, "another base_model or encoder, or method: embedding") from error
+        reason = f"{source.name} cannot be loaded with a head ({one_line(error)})"
+        raise CandidateFailed(reason, "another base_model or encoder, or method: embedding") from error
     # A decoder's head reads the last token that is not padding.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
@@ -58,17 +58,17 @@ def open_scorer(
     def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float]:
         pairs = zip(examples, answers, strict=True)
         rows = [PromptText(example.messages, answer, chat) for example, answer in pairs]
-        made = encode_answered(tokenizer, rows, ends) if rows else []
-        wholes = [[*one.context, *one.continuation][:longest] for one in made]
+        encodings = encode_answered(tokenizer, rows, ends) if rows else []
+        wholes = [[*encoded.context, *encoded.continuation][:longest] for encoded in encodings]
         order = sorted(range(len(wholes)), key=lambda i: len(wholes[i]))
         scores = [0.0] * len(wholes)
         for start in range(0, len(order), _SCORED_AT_ONCE):
-            part = order[start : start + _SCORED_AT_ONCE]
-            ids = {"input_ids": [wholes[i] for i in part]}
+            indices = order[start : start + _SCORED_AT_ONCE]
+            ids = {"input_ids": [wholes[i] for i in indices]}
             padded = tokenizer.pad(ids, return_tensors="pt").to(model.device)
             with torch.inference_mode():
-                found = model(**padded).logits[:, 0].float().tolist()
-            for i, reward in zip(part, found, strict=True):
+                rewards = model(**padded).logits[:, 0].float().tolist()
+            for i, reward in zip(indices, rewards, strict=True):
                 scores[i] = reward
         return scores
 
@@ -76,11 +76,11 @@ def open_scorer(
 
 
 def encoder_digest(params: Any) -> str:
-    """Return the digest of the model that `encoder` names, or ""; UserError if there is no such model."""
+    """Return the digest of the model that `encoder` names, or ""; UserError if it does not exist."""
     if not params.encoder:
         return ""
-    found = resolve(params.encoder, where="params.encoder")
-    return digest([found.weights_digest, found.template_digest])
+    source = resolve(params.encoder, where="params.encoder")
+    return digest([source.weights_digest, source.template_digest])
 
 
 def encoder_problems(params: Any) -> Iterator[Problem]:
@@ -101,14 +101,14 @@ def label_texts(
 ) -> tuple[list[str], list[int], list[str]]:
     """Return the texts of examples with a closed set of choices, the index of each label, and labels."""
     closed = [e for e in examples if e.choices and (not labels or e.references[0] in labels)]
-    known = list(labels) or sorted({e.references[0] for e in closed})
-    if not known:
+    known_labels = list(labels) or sorted({e.references[0] for e in closed})
+    if not known_labels:
         found = "the task has no closed label set to classify into"
         raise CandidateFailed(found, "give the task `labels:`, or leave this candidate out")
-    if len(known) < 2:
-        found = f"training rows of one label alone, {known[0]!r}"
+    if len(known_labels) < 2:
+        found = f"training rows of one label alone, {known_labels[0]!r}"
         raise CandidateFailed(found, "add rows of another label, or leave this candidate out")
-    return [e.prompt for e in closed], [known.index(e.references[0]) for e in closed], known
+    return [e.prompt for e in closed], [known_labels.index(e.references[0]) for e in closed], known_labels
 
 
 def head_digest(folder: Path, source: ModelSource) -> str:
@@ -147,9 +147,9 @@ Embedder = Callable[[Sequence[str]], "torch.Tensor"]
 
 
 def _batches(texts: Sequence[str], tokenizer: Tokenizer, max_length: int, machine: Machine) -> Any:
-    for at in range(0, len(texts), _AT_ONCE):
+    for start in range(0, len(texts), _AT_ONCE):
         yield tokenizer(
-            list(texts[at : at + _AT_ONCE]),
+            list(texts[start : start + _AT_ONCE]),
             split_special_tokens=True,  # special tokens in a user's text are plain text
             return_tensors="pt",
             padding=True,
@@ -166,13 +166,13 @@ def embedder(encoder: str | None, base: ModelSource, machine: Machine, max_lengt
         base_model.eval()
 
         def embed(texts: Sequence[str]) -> "torch.Tensor":
-            out = []
+            embeddings = []
             for batch in _batches(texts, tokenizer, max_length, machine):
                 with torch.inference_mode():
                     states = base_model(**batch).last_hidden_state.float()  # (b, t, d)
                 mask = batch["attention_mask"][..., None].float()  # (b, t, 1)
-                out.append(((states * mask).sum(1) / mask.sum(1)).cpu())
-            return torch.cat(out)
+                embeddings.append(((states * mask).sum(1) / mask.sum(1)).cpu())
+            return torch.cat(embeddings)
 
         return embed
     from sentence_transformers import SentenceTransformer

@@ -51,10 +51,10 @@ def split(
         return list(rows), []
     rng = random.Random("held-out pairs")
     numbered = [SourcedExample(example, str(i)) for i, example in enumerate(examples)]
-    kept, apart = set_aside(numbered, rng, share=share)
-    if 0 < (seen := n_seen(params)) < len(kept):
-        apart = rng.sample(apart, max(1, round(len(apart) * seen / len(kept))))
-    return [rows[int(one.where)] for one in kept], [rows[int(one.where)] for one in apart]
+    train, heldout = set_aside(numbered, rng, share=share)
+    if 0 < (n_reached := n_seen(params)) < len(train):
+        heldout = rng.sample(heldout, max(1, round(len(heldout) * n_reached / len(train))))
+    return [rows[int(e.where)] for e in train], [rows[int(e.where)] for e in heldout]
 
 
 def pairs_that_fit(
@@ -66,12 +66,12 @@ def pairs_that_fit(
     """Return the fitting training and held-out pairs, made by `row(start, wholes)`, and count the others."""
     pairs = context.pairs
     answers = [(pair.references[0], pair.rejected) for pair in pairs]
-    made = tokenize(pairs, answers, context.chat_template, tokenizer, context.source)
-    rows: list[Row] = [{"pair": pair, "row": row(*tokens)} for pair, tokens in zip(pairs, made, strict=True)]
-    lengths = [one["row"]["length"] for one in rows]
-    kept, n_dropped = rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
-    train, apart = split([one["row"] for one in kept], [one["pair"] for one in kept], params)
-    return train, apart, n_dropped
+    all_tokens = tokenize(pairs, answers, context.chat_template, tokenizer, context.source)
+    rows: list[Row] = [{"pair": pair, "row": row(*t)} for pair, t in zip(pairs, all_tokens, strict=True)]
+    lengths = [item["row"]["length"] for item in rows]
+    fitting, n_dropped = rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
+    train, heldout = split([item["row"] for item in fitting], [item["pair"] for item in fitting], params)
+    return train, heldout, n_dropped
 
 
 def n_seen(params: HeldOutParams) -> int:
@@ -83,14 +83,14 @@ def trainer_options(
     params: HeldOutParams, rows: tuple[list[Row], list[Row]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return TRL's arguments that evaluate held-out rows, and the trainer's rows and callbacks."""
-    train, apart = rows
-    given: dict[str, Any] = {"train_dataset": datasets.Dataset.from_list(train), "eval_dataset": None}
-    if not apart:
-        return {}, given
+    train, heldout = rows
+    options: dict[str, Any] = {"train_dataset": datasets.Dataset.from_list(train), "eval_dataset": None}
+    if not heldout:
+        return {}, options
     patience = params.early_stopping_patience
     stopping = [] if patience is None else [transformers.EarlyStoppingCallback(patience)]
     arguments = loop.evaluations(params, best=patience is not None)
-    return arguments, given | {"eval_dataset": datasets.Dataset.from_list(apart), "callbacks": stopping}
+    return arguments, options | {"eval_dataset": datasets.Dataset.from_list(heldout), "callbacks": stopping}
 
 
 def make_weighting_trainer(kind: Any) -> Any:

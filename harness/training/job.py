@@ -66,8 +66,8 @@ class TrainingJob(FitSettings):
 
 def code_of(method: str, regularizers: Iterable[str]) -> tuple[Any, ...]:
     """Return the versions of the code that a method's weights depend on."""
-    own = [plugins.version("regularizers", name) for name in regularizers]
-    return plugins.version("methods", method), versions_of(*plugins.method(method).loops), own
+    versions = [plugins.version("regularizers", name) for name in regularizers]
+    return plugins.version("methods", method), versions_of(*plugins.method(method).loops), versions
 
 
 def threads_of(method: str) -> int:
@@ -92,14 +92,14 @@ def write_job(
     splits |= {f"{_GENERAL}{name}": rows for name, rows in (general or {}).items()}
     lines = (canonical_json([name, drop_defaults(row)]) for name, rows in splits.items() for row in rows)
     _write_whole(folder / ROWS, "".join(f"{line}\n" for line in lines))
-    plain = asdict(job) | {"source": job.source._asdict(), "machine": job.machine._asdict()}
+    content = asdict(job) | {"source": job.source._asdict(), "machine": job.machine._asdict()}
     if job.reward and job.reward.task:
-        plain["reward"]["task"] = job.reward.task.model_dump(mode="json", exclude_defaults=True)
-    _write_whole(folder / JOB, json.dumps(plain, indent=2, default=str) + "\n")
+        content["reward"]["task"] = job.reward.task.model_dump(mode="json", exclude_defaults=True)
+    _write_whole(folder / JOB, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def read_job(folder: Path) -> tuple[TrainingJob, dict[str, tuple[Example, ...]]]:
-    """Read a job and its rows by split (`general:NAME` for a penalty); UserError if none or of other code."""
+    """Read a job and its rows by split (`general:NAME` for a penalty); UserError if missing or outdated."""
     expected = "a job folder of this version of harness"
     try:
         job = load(TrainingJob, (folder / JOB).read_bytes())
@@ -108,25 +108,25 @@ def read_job(folder: Path) -> tuple[TrainingJob, dict[str, tuple[Example, ...]]]
     except (OSError, ValueError) as error:
         found = f"no job ({str(error).partition(chr(10))[0]})"
         raise UserError(str(folder), found, expected, "harness train") from error
-    written, present = map(canonical_json, (job.code, code_of(job.method, job.regularize)))
-    if written != present:
-        found = f"a job for code of the versions {written}"
-        raise UserError(str(folder), found, f"one for {present}", "harness train")
+    job_code, current_code = map(canonical_json, (job.code, code_of(job.method, job.regularize)))
+    if job_code != current_code:
+        found = f"a job for code of the versions {job_code}"
+        raise UserError(str(folder), found, f"one for {current_code}", "harness train")
     names = dict.fromkeys((*_SPLITS, *(split for split, _ in rows)))
     return job, {name: tuple(row for split, row in rows if split == name) for name in names}
 
 
 def run_job(folder: Path, advance: Advance) -> None:
-    """Make the weights of a job folder, resuming; UserError of `read_job`, HarnessError beside others."""
+    """Run or resume the job of a folder; UserError of `read_job`, HarnessError if another process runs it."""
     from filelock import FileLock, Timeout
 
     try:
         with FileLock(folder / LOCK, timeout=_WAIT_S) if is_first() else nullcontext():
             job, rows = read_job(folder)
             at_work = process_count(), name_sharding()
-            wanted = job.processes, job.shards.partition("/")[0]
-            if at_work != wanted:
-                found, expected = (f"{n} processes, sharding {by or 'none'}" for n, by in (at_work, wanted))
+            required = job.processes, job.shards.partition("/")[0]
+            if at_work != required:
+                found, expected = (f"{n} processes, sharding {by or 'none'}" for n, by in (at_work, required))
                 step = (
                     f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker {folder}"
                 )
@@ -148,35 +148,35 @@ def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]
         import torch
 
         torch.set_num_threads(max(1, job.threads // job.processes))
-    given: dict[str, Any] = {f.name: getattr(job, f.name) for f in fields(FitSettings)}
-    given |= {split: rows[split] for split in _SPLITS} | {"show_at": job.live.pause_at if job.live else 0}
-    given["general"] = {n.removeprefix(_GENERAL): r for n, r in rows.items() if n.startswith(_GENERAL)}
+    values: dict[str, Any] = {f.name: getattr(job, f.name) for f in fields(FitSettings)}
+    values |= {split: rows[split] for split in _SPLITS} | {"show_at": job.live.pause_at if job.live else 0}
+    values["general"] = {n.removeprefix(_GENERAL): r for n, r in rows.items() if n.startswith(_GENERAL)}
     prepare_model = partial(prepare, job.regularize)
-    context = FitContext(folder=folder, advance=advance, prepare=prepare_model, **given)
+    context = FitContext(folder=folder, advance=advance, prepare=prepare_model, **values)
     method, live = plugins.method(job.method), job.live if is_first() else None
     last = find_last_checkpoint(folder / CHECKPOINTS)
     with open_trackers(live, last.step if last else None) as send, suppress(TrainingPaused):
         context = replace(context, send=send if live else None)
         start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
-        made = method.fit(context, method.params(**job.params))
+        weights = method.fit(context, method.params(**job.params))
         if not is_first():
             return
-        own, source, n_trainable = folder / made.kind, job.source, made.training.n_trainable
-        if source.template and own.is_dir() and not has_tokenizer(own):
-            load_tokenizer(source).save_pretrained(own)  # for use elsewhere: the base has no chat template
+        path, source, n_trainable = folder / weights.kind, job.source, weights.training.n_trainable
+        if source.template and path.is_dir() and not has_tokenizer(path):
+            load_tokenizer(source).save_pretrained(path)  # for use elsewhere: the base has no chat template
         spent = hardware.load().since(start)
         key = folder.name.removesuffix(".part")
-        training = replace(made.training, n_replayed=job.n_mixed or None, fit_key=key)
+        training = replace(weights.training, n_replayed=job.n_mixed or None, fit_key=key)
         if n_trainable is not None:
             training = training.add(trainable_share=n_trainable / source.n_parameters)
-        if own.is_dir():
-            sizes = weights_bytes(own), weights_bytes(source.path)
+        if path.is_dir():
+            sizes = weights_bytes(path), weights_bytes(source.path)
             training = training.add(size_bytes=sizes[0], base_size_bytes=sizes[1])
         if method.trains:
             waited = None if spent.waited_s is None else round(min(1.0, spent.waited_s / spent.wall_s), 3)
             before = None if is_own_peak else "what this process did before"
             training = replace(training, waited_share=waited).add(peak_includes=before)
-        record = {"kind": made.kind, "digest": made.digest, "trained_on": source.weights_digest}
+        record = {"kind": weights.kind, "digest": weights.digest, "trained_on": source.weights_digest}
         _write_whole(folder / FIT, json.dumps(record | {"training": training.to_plain()}))
 
 
@@ -195,9 +195,9 @@ def clean_up(folder: Path, *, complete: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_all_but(folder: Path, kept: Iterable[str]) -> None:
+def remove_all_but(folder: Path, names: Iterable[str]) -> None:
     """Delete everything in a folder except these names."""
-    for path in (path for path in folder.iterdir() if path.name not in kept):
+    for path in (path for path in folder.iterdir() if path.name not in names):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -205,9 +205,9 @@ def remove_all_but(folder: Path, kept: Iterable[str]) -> None:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
+    part_file = path.with_name(f"{path.name}.part")
+    with part_file.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
+    part_file.replace(path)

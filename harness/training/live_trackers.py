@@ -72,15 +72,15 @@ def make_live_id(candidate: str, seed: int, fit_key: str) -> str:
 def read_seen(folder: Path, run_id: str) -> dict[str, Seen]:
     """Read what each tracker received from a training; empty if there is no readable record."""
     try:
-        known = parse_json((folder / "live" / f"{run_id}.json").read_text("utf-8"))
-        return {name: Seen(tuple(names), error) for name, (names, error) in known.items()}
+        record = parse_json((folder / "live" / f"{run_id}.json").read_text("utf-8"))
+        return {name: Seen(tuple(names), error) for name, (names, error) in record.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
 @contextmanager
 def open_trackers(run: LiveRun | None, resumed_at: int | None = None) -> Iterator[Send]:
-    """Open a training's trackers and yield what sends them values at a step; `resumed_at` a step, or None."""
+    """Open a training's trackers and yield a function that sends values of a step; `resumed_at` is a step."""
     if run is None:
         yield lambda values, step: None
         return
@@ -104,10 +104,10 @@ def open_trackers(run: LiveRun | None, resumed_at: int | None = None) -> Iterato
         latest = time.monotonic() + _PATIENCE_S
         for feed in feeds:
             feed.join(max(0.0, latest - time.monotonic()))
-        seen = before | {feed.name: feed.seen(before.get(feed.name, Seen())) for feed in feeds}
+        received = before | {feed.name: feed.seen(before.get(feed.name, Seen())) for feed in feeds}
         file = run.folder / "live" / f"{run.run_id}.json"
         try:
-            fill_cache_file(file, lambda part: part.write_text(json.dumps(seen), "utf-8"))
+            fill_cache_file(file, lambda path: path.write_text(json.dumps(received), "utf-8"))
         except OSError:  # the report will send everything
             with suppress(OSError):
                 file.unlink(missing_ok=True)
@@ -131,7 +131,7 @@ class _Feed(Thread):
                 log(*item)
                 self._logged.update(item[0])
             close(item)
-        except BaseException as error:  # noqa: BLE001  (a library of somebody else's: any kind)
+        except BaseException as error:  # noqa: BLE001  (a third-party library may raise anything)
             self._error = mask_secrets(traceback.format_exception_only(error)[-1].strip().splitlines()[0])
         finally:
             self.opened.set()
@@ -178,8 +178,8 @@ def open_mlflow(folder: Path) -> "tuple[MlflowClient, str]":
 def find_mlflow_experiment(client: "MlflowClient", experiment: str, folder: Path) -> str:
     """Return the id of an MLflow experiment, created if missing; files go to a folder or to its server."""
     files = None if os.environ.get("MLFLOW_TRACKING_URI") else folder.absolute().as_uri()
-    found = client.get_experiment_by_name(experiment)
-    return str(found.experiment_id if found else client.create_experiment(experiment, files))
+    existing = client.get_experiment_by_name(experiment)
+    return str(existing.experiment_id if existing else client.create_experiment(experiment, files))
 
 
 def clean_metric_name(name: str) -> str:
@@ -187,9 +187,11 @@ def clean_metric_name(name: str) -> str:
     return _NOT_A_NAME.sub("_", name)
 
 
-def find_mlflow_run(client: "MlflowClient", place: str, run_id: str) -> Any:
+def find_mlflow_run(client: "MlflowClient", experiment_id: str, run_id: str) -> Any:
     """Return the run with an id in an MLflow experiment; None if there is none."""
-    return next(iter(client.search_runs([place], f"tags.`{LIVE_ID}` = '{run_id}'", max_results=1)), None)
+    return next(
+        iter(client.search_runs([experiment_id], f"tags.`{LIVE_ID}` = '{run_id}'", max_results=1)), None
+    )
 
 
 def _open_mlflow(run: LiveRun, resumed_at: int | None) -> _Opened:
@@ -197,22 +199,22 @@ def _open_mlflow(run: LiveRun, resumed_at: int | None) -> _Opened:
 
     folder = run.folder / "mlflow"
     client, _ = open_mlflow(folder)
-    place = find_mlflow_experiment(client, run.experiment, folder)
-    found = find_mlflow_run(client, place, run.run_id)
-    if found and resumed_at is None:
-        client.delete_run(found.info.run_id)
-        found = None
-    found = found or client.create_run(place, run_name=run.label, tags={LIVE_ID: run.run_id})
-    own = found.info.run_id
-    client.log_batch(own, params=[Param(name, value[:500]) for name, value in run.params.items()])
-    client.update_run(own, status="RUNNING")
+    experiment_id = find_mlflow_experiment(client, run.experiment, folder)
+    entry = find_mlflow_run(client, experiment_id, run.run_id)
+    if entry and resumed_at is None:
+        client.delete_run(entry.info.run_id)
+        entry = None
+    entry = entry or client.create_run(experiment_id, run_name=run.label, tags={LIVE_ID: run.run_id})
+    run_id = entry.info.run_id
+    client.log_batch(run_id, params=[Param(name, value[:500]) for name, value in run.params.items()])
+    client.update_run(run_id, status="RUNNING")
 
     def log(values: Mapping[str, float], step: int) -> None:
         now = int(1_000 * time.time())
         metrics = [Metric(clean_metric_name(name), value, now, step) for name, value in values.items()]
-        client.log_batch(own, metrics=metrics)
+        client.log_batch(run_id, metrics=metrics)
 
-    return log, lambda state: client.set_terminated(own, state)
+    return log, lambda state: client.set_terminated(run_id, state)
 
 
 def begin_wandb_run(run_id: str, label: str, experiment: str, params: Mapping[str, str], folder: Path) -> Any:
@@ -234,17 +236,17 @@ def begin_wandb_run(run_id: str, label: str, experiment: str, params: Mapping[st
 
 
 def _open_wandb(run: LiveRun, resumed_at: int | None) -> _Opened:
-    begun = begin_wandb_run(run.run_id, run.label, run.experiment, run.params, run.folder / "wandb")
+    wandb_run = begin_wandb_run(run.run_id, run.label, run.experiment, run.params, run.folder / "wandb")
     # Measurements made while a training pauses are sent when its last step is closed.
-    begun.define_metric("training/target", step_metric="training/step")
+    wandb_run.define_metric("training/target", step_metric="training/step")
 
     def log(values: Mapping[str, float], step: int) -> None:
         if any(name.startswith("training/") for name in values):
-            begun.log({**values, "training/step": step})
+            wandb_run.log({**values, "training/step": step})
         else:
-            begun.log(dict(values), step=step)
+            wandb_run.log(dict(values), step=step)
 
-    return log, lambda state: begun.finish(exit_code=int(state == "FAILED"))
+    return log, lambda state: wandb_run.finish(exit_code=int(state == "FAILED"))
 
 
 _OPENERS: dict[str, Callable[[LiveRun, int | None], _Opened]] = {
@@ -259,12 +261,12 @@ def live_callback(send: Send) -> "transformers.TrainerCallback":
 
     class LiveCallback(transformers.TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            kept = {}
+            metrics = {}
             for name, value in (logs or {}).items():
                 if isinstance(value, int | float) and isfinite(value) and not name.startswith(_SUMMARY):
-                    of_validation = name.startswith("eval_")
-                    kept[f"eval/{name[5:]}" if of_validation else f"train/{name}"] = float(value)
-            if kept:
-                send(kept, state.global_step)
+                    is_validation = name.startswith("eval_")
+                    metrics[f"eval/{name[5:]}" if is_validation else f"train/{name}"] = float(value)
+            if metrics:
+                send(metrics, state.global_step)
 
     return LiveCallback()

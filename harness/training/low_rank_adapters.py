@@ -46,17 +46,17 @@ class LoraParams(Spec):
 
     def identity(self) -> dict[str, Any]:
         """Return the values that enter digests: without the default scale, and with names sorted."""
-        held = sort_names(super().identity())
+        values = sort_names(super().identity())
         if self.lora_alpha == 2 * self.r:
-            held.pop("lora_alpha", None)
-        return held
+            values.pop("lora_alpha", None)
+        return values
 
 
 def lora_config(params: LoraParams, task_type: str = "CAUSAL_LM") -> "peft.LoraConfig":
     """Return PEFT's configuration of a new adapter; `task_type` adds a trained head where it has one."""
     quiet_libraries()
-    given = params.model_dump(include=set(LoraParams.model_fields))
-    return peft.LoraConfig(**given | {"lora_alpha": params.lora_alpha or 2 * params.r}, task_type=task_type)
+    values = params.model_dump(include=set(LoraParams.model_fields))
+    return peft.LoraConfig(**values | {"lora_alpha": params.lora_alpha or 2 * params.r}, task_type=task_type)
 
 
 class LowRankParams(SupervisedParams, LoraParams):
@@ -66,16 +66,16 @@ class LowRankParams(SupervisedParams, LoraParams):
 def low_rank_method(
     params: type[LoraParams],
     train: Callable[..., TrainingRecord] = fine_tune,
-    **own: Any,
+    **options: Any,
 ) -> Method:
-    """Declare a method that trains a low-rank adapter by `train`; `own` are other fields of `Method`."""
+    """Declare a method that trains a low-rank adapter by `train`; `options` are other fields of `Method`."""
 
-    def fit(context: FitContext, given: LoraParams) -> Weights:
-        config = lora_config(given)
+    def fit(context: FitContext, values: LoraParams) -> Weights:
+        config = lora_config(values)
         peft_families.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
-        return made_weights(context, "adapter", train(context, given, config, context.folder / "adapter"))
+        return made_weights(context, "adapter", train(context, values, config, context.folder / "adapter"))
 
-    shared: dict[str, Any] = {
+    common_fields: dict[str, Any] = {
         "trains": True,
         "seeded": True,
         "problems": low_rank_problems,
@@ -83,9 +83,9 @@ def low_rank_method(
         "n_parameters": adapter_parameters,
         "lower_rank": lower_rank,
         "leave_out": leave_out,
-        "fixed": tuple(LoraParams.model_fields) if own.get("init_from") else (),
+        "fixed": tuple(LoraParams.model_fields) if options.get("init_from") else (),
     }
-    return Method(params=params, fit=fit, makes="adapter", **shared | own)
+    return Method(params=params, fit=fit, makes="adapter", **common_fields | options)
 
 
 def low_rank_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
@@ -133,8 +133,8 @@ def load_policy(context: FitContext, peft_config: "peft.PeftConfig", save_to: Pa
     quiet_libraries()
     transformers.set_seed(context.seed)
     start = loop.start_time(save_to.parent / CHECKPOINTS)
-    placed = parallel.place_base(context.machine.device)
-    loaded = load_base(context.source, context.machine, loop.attention(context.machine), placed)
+    placement = parallel.place_base(context.machine.device)
+    loaded = load_base(context.source, context.machine, loop.attention(context.machine), placement)
     return Policy(context, peft_config, save_to, *loaded, start)
 
 
@@ -149,12 +149,12 @@ def policy_options(policy: Policy) -> dict[str, Any]:
 
 
 def make_policy_trainer(
-    policy: Policy, kind: Any, config: Any, params: loop.LoopParams, arguments: dict[str, Any], **given: Any
+    policy: Policy, kind: Any, config: Any, params: loop.LoopParams, arguments: dict[str, Any], **options: Any
 ) -> Any:
     """Return a trainer for a policy (see `trainer.make_trainer`)."""
     context, scratch = policy.context, policy.save_to.parent / CHECKPOINTS
-    given |= policy_options(policy)
-    return loop.make_trainer(kind, config, context, params, policy.tokenizer, scratch, arguments, **given)
+    options |= policy_options(policy)
+    return loop.make_trainer(kind, config, context, params, policy.tokenizer, scratch, arguments, **options)
 
 
 def train_policy(policy: Policy, trainer: "transformers.Trainer", n_dropped: int) -> TrainingRecord:
@@ -176,51 +176,51 @@ def adapter_parameters(shape: Shape, params: LoraParams) -> int:
 
 
 _EXPECTED = "names that are in the base"
-_VERSION = 2  # of the checks whose results are remembered
+_VERSION = 2  # of the checks, whose results are cached
 
 
 def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
-    """Return a problem for each module or parameter name that the base lacks; the answer is kept."""
+    """Return a problem for each module or parameter name that the base lacks; the result is cached."""
     tensors = params.model_dump().get("target_parameters") or ()
     modules = isinstance(params, LoraParams) and (
         params.target_modules != "all-linear" or bool(params.exclude_modules)
     )
     if not (tensors or modules):
         return []
-    found: list[Problem] = []
+    problems: list[Problem] = []
 
     def check() -> bool | None:
         model = build_without_weights(base.path)
         if model is not None:
             parameters = [name for name, _ in model.named_parameters()]
-            found.extend(_absent("target_parameters", tensors, parameters, parameters, where))
-        if model is None or found or not isinstance(params, LoraParams):
-            return None if found else True
+            problems.extend(_absent("target_parameters", tensors, parameters, parameters, where))
+        if model is None or problems or not isinstance(params, LoraParams):
+            return None if problems else True
         modules = [name for name, _ in model.named_modules()]
         holders = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
         config, refusal, adapted = lora_config(params), "", None
         peft_families.exclude_unadapted(config, model.config.model_type)
-        try:  # PEFT replaces experts' names in the configuration that it knows under others
+        try:  # PEFT replaces names of experts in the configuration by those that it uses
             adapted = peft.get_peft_model(model, config)
         except (TypeError, ValueError, AttributeError, re.error) as error:
             refusal = " ".join(str(error).split())
-        left = _list_names(config.target_modules)
-        targets = [name for name in _list_names(params.target_modules) if name in left]
-        found.extend(_absent("target_modules", targets, modules, holders, where))
+        adapted_names = _list_names(config.target_modules)
+        targets = [name for name in _list_names(params.target_modules) if name in adapted_names]
+        problems.extend(_absent("target_modules", targets, modules, holders, where))
         if set(config.target_parameters or ()) == set(params.target_parameters or ()):
             excluded = _list_names(params.exclude_modules)
-            found.extend(_absent("exclude_modules", excluded, modules, holders, where))
-        if refusal and not found:
-            found.append(Problem(where, refusal, _EXPECTED, "fix params"))
+            problems.extend(_absent("exclude_modules", excluded, modules, holders, where))
+        if refusal and not problems:
+            problems.append(Problem(where, refusal, _EXPECTED, "fix params"))
         elif adapted and peft_families.adapts_head(adapted):
             step = "leave lm_head out of params"
-            found.append(Problem(where, peft_families.ADAPTED_HEAD, "modules before the head", step))
-        return None if found else True
+            problems.append(Problem(where, peft_families.ADAPTED_HEAD, "modules before the head", step))
+        return None if problems else True
 
-    written = [type(params).__module__, params.model_dump(mode="json")]
-    key = digest([base.weights_digest, written, package_versions(), _VERSION])
+    key_parts = [type(params).__module__, params.model_dump(mode="json")]
+    key = digest([base.weights_digest, key_parts, package_versions(), _VERSION])
     memo("adapter_names", key, check)
-    return found
+    return problems
 
 
 def _list_names(names: str | Iterable[str] | None) -> list[str]:
@@ -229,11 +229,11 @@ def _list_names(names: str | Iterable[str] | None) -> list[str]:
 
 
 def _absent(
-    setting: str, names: Iterable[str], known: Sequence[str], offered: Iterable[str], where: str
+    setting: str, names: Iterable[str], paths: Sequence[str], offered: Iterable[str], where: str
 ) -> Iterator[Problem]:
     """Yield a problem for each name that no known path ends with; suggest the nearest offered ending."""
-    ends = {re.sub(r"^.*\.\d+\.", "", one) for one in offered}
+    ends = {re.sub(r"^.*\.\d+\.", "", path) for path in offered}
     for name in names:
-        if not any(one == name or one.endswith(f".{name}") for one in known):
-            last = ends if "." in name else {one.rpartition(".")[2] for one in ends}
+        if not any(path == name or path.endswith(f".{name}") for path in paths):
+            last = ends if "." in name else {end.rpartition(".")[2] for end in ends}
             yield Problem(where, f"{setting}: {name}", _EXPECTED, did_you_mean(name, last))

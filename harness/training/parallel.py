@@ -52,10 +52,10 @@ def make_once(make: Callable[[], Made]) -> Made:
         return make()
     from accelerate.utils import broadcast_object_list
 
-    made: list[Any] = [make() if is_first() else None]
-    broadcast_object_list(made)
-    found: Made = made[0]
-    return found
+    values: list[Any] = [make() if is_first() else None]
+    broadcast_object_list(values)
+    value: Made = values[0]
+    return value
 
 
 def share_rows(rows: Any, folder: Path) -> Any:
@@ -69,7 +69,7 @@ def share_rows(rows: Any, folder: Path) -> Any:
 
 
 def place_base(device: str) -> Placement | None:
-    """Return where one of several processes loads its base: on its GPU, or where it is sharded from."""
+    """Return the placement of a process's base: its GPU, empty if sharded; None for one process or a CPU."""
     if process_count() == 1 or device == "cpu":
         return None
     return {} if name_sharding() else {"device_map": {"": f"cuda:{os.environ['LOCAL_RANK']}"}}
@@ -81,8 +81,8 @@ def most(value: float, device: Any) -> float:
         return value
     from accelerate.utils import gather
 
-    found: Any = gather(torch.tensor([value], dtype=torch.float64, device=device))
-    return float(found.max())
+    values: Any = gather(torch.tensor([value], dtype=torch.float64, device=device))
+    return float(values.max())
 
 
 def rows_of_each(params: Params, n_processes: int) -> Params:
@@ -91,9 +91,9 @@ def rows_of_each(params: Params, n_processes: int) -> Params:
     rows = size * params.gradient_accumulation_steps
     if rows % n_processes:
         raise ValueError(f"{rows} rows a step, which {n_processes} processes cannot share evenly")
-    own = rows // n_processes
-    batch = next(smaller for smaller in range(min(size, own), 0, -1) if own % smaller == 0)
-    parts = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": own // batch}
+    n_rows = rows // n_processes
+    batch = next(smaller for smaller in range(min(size, n_rows), 0, -1) if n_rows % smaller == 0)
+    parts = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": n_rows // batch}
     changed: Params = params.model_copy(update=parts)
     return changed
 
@@ -106,12 +106,12 @@ def sample_together(kind: Any) -> Any:
     class SharedTrainer(kind):  # type: ignore[misc]
         def _get_train_sampler(self, *rows: Any) -> Any:
             # Rows of similar length are grouped per step.
-            own = self.args.gradient_accumulation_steps
-            self.args.gradient_accumulation_steps = own * process_count()
+            n_steps = self.args.gradient_accumulation_steps
+            self.args.gradient_accumulation_steps = n_steps * process_count()
             try:
                 return super()._get_train_sampler(*rows)
             finally:
-                self.args.gradient_accumulation_steps = own
+                self.args.gradient_accumulation_steps = n_steps
 
     return SharedTrainer
 
@@ -124,7 +124,7 @@ def name_sharding() -> str:
     """Return the name of the sharding of this training; empty if each process has the whole model."""
     if process_count() == 1:
         return ""
-    return next((name for name, said in _LAUNCHED.items() if os.environ.get(said) == "true"), "")
+    return next((name for name, variable in _LAUNCHED.items() if os.environ.get(variable) == "true"), "")
 
 
 def zero_stage() -> int:
@@ -134,14 +134,14 @@ def zero_stage() -> int:
 
 def save_trained(save: Callable[..., None], model: Any, folder: Path) -> None:
     """Write trained weights by `save(model, folder)` in the first process, gathering shards before."""
-    sharding, whole, tied = name_sharding(), dict[str, Any](), set[str]()
+    sharding, tensors, tied_names = name_sharding(), dict[str, Any](), set[str]()
     if sharding == FSDP:  # gathered in the first process's main memory
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        whole = get_model_state_dict(model, options=options)
-        tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        tied -= {name for name, _ in model.named_parameters()}
+        tensors = get_model_state_dict(model, options=options)
+        tied_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        tied_names -= {name for name, _ in model.named_parameters()}
     elif sharding:  # one parameter at a time, because ZeRO 3 shards each one
         import deepspeed
 
@@ -149,8 +149,8 @@ def save_trained(save: Callable[..., None], model: Any, folder: Path) -> None:
             if parameter.requires_grad:
                 with deepspeed.zero.GatheredParameters([parameter]):  # whole parameters stay as they are
                     if is_first():
-                        whole[name] = parameter.detach().cpu().clone()
-    state = {"state_dict": {n: t for n, t in whole.items() if n not in tied}} if sharding else {}
+                        tensors[name] = parameter.detach().cpu().clone()
+    state = {"state_dict": {n: t for n, t in tensors.items() if n not in tied_names}} if sharding else {}
     if is_first():
         save(model, folder, **state)
 
@@ -180,7 +180,7 @@ def write_launch(folder: Path, policy: AcceleratePolicy, device: str) -> None:
     """Write accelerate's configuration for a job's processes into the job folder."""
     kind = policy.distributed_type if policy.num_processes > 1 else "NO"
     stage = {"zero_stage": policy.zero_stage, "zero3_save_16bit_model": policy.zero_stage == 3}
-    own = {"FSDP": {"fsdp_config": _FSDP}, "DEEPSPEED": {"deepspeed_config": _ZERO | stage}}
+    plugin_configs = {"FSDP": {"fsdp_config": _FSDP}, "DEEPSPEED": {"deepspeed_config": _ZERO | stage}}
     config = {
         "compute_environment": "LOCAL_MACHINE",
         "use_cpu": device == "cpu",  # turns a MULTI_GPU launch into one on CPUs
@@ -190,6 +190,6 @@ def write_launch(folder: Path, policy: AcceleratePolicy, device: str) -> None:
         "gpu_ids": "all",
         "main_process_port": 0,  # any free port
         "distributed_type": kind,
-        **own.get(kind, {}),
+        **plugin_configs.get(kind, {}),
     }
     (folder / LAUNCH).write_text(json.dumps(config, indent=2) + "\n")

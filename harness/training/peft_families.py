@@ -49,7 +49,7 @@ class PeftFamily(NamedTuple):
     penalty: "Callable[[Any], torch.Tensor | float]" = lambda model: 0.0
     callbacks: "tuple[transformers.TrainerCallback, ...]" = ()
     begin: Callable[[Any], None] = lambda trainer: None
-    save: Callable[..., None] = lambda model, folder, **given: model.save_pretrained(folder, **given)
+    save: Callable[..., None] = lambda model, folder, **options: model.save_pretrained(folder, **options)
     keeps_last: bool = False
     keeps_part: bool = False
     begins_anew: bool = False
@@ -63,8 +63,8 @@ def families() -> dict[str, Any]:
     quiet_libraries()
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    known = {str(getattr(kind, "value", kind)): made for kind, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    return {name: made for name, made in sorted(known.items()) if name not in _OWN_LOOPS}
+    classes = {str(getattr(kind, "value", kind)): c for kind, c in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    return {name: c for name, c in sorted(classes.items()) if name not in _OWN_LOOPS}
 
 
 def is_soft_prompt(peft_type: str) -> bool:
@@ -78,28 +78,28 @@ def is_soft_prompt(peft_type: str) -> bool:
 def family_problems(
     peft_type: str, params: Mapping[str, Any], base: Path, device: str, where: str, quantization: str = ""
 ) -> list[Problem]:
-    """List what PEFT does not know, accept or find of a family's adapter on the model in `base`."""
-    known = families()
-    if peft_type not in known:
+    """List the problems of a family's adapter on the model in `base`: what PEFT does not know or accept."""
+    classes = families()
+    if peft_type not in classes:
         why = ", which has a training of its own in PEFT" if peft_type in _OWN_LOOPS else ""
-        expected, step = f"one of PEFT's families {', '.join(known)}", did_you_mean(peft_type, known)
+        expected, step = f"one of PEFT's families {', '.join(classes)}", did_you_mean(peft_type, classes)
         return [Problem(where, f"peft_type {peft_type!r}{why}", expected, "another family" if why else step)]
-    names = [f.name for f in fields(known[peft_type]) if f.name not in _SET_HERE]
+    names = [f.name for f in fields(classes[peft_type]) if f.name not in _SET_HERE]
     unknown = [name for name in params if name not in names]
-    if own := [name for name in unknown if name in _SET_HERE]:
-        expected = f"parameters of PEFT's {known[peft_type].__name__} that the training does not set itself"
-        return [Problem(where, f"parameter {n!r}", expected, f"remove {n}") for n in own]
+    if reserved := [name for name in unknown if name in _SET_HERE]:
+        expected = f"parameters of PEFT's {classes[peft_type].__name__} that the training does not set itself"
+        return [Problem(where, f"parameter {n!r}", expected, f"remove {n}") for n in reserved]
     if unknown:
-        expected = f"a parameter of PEFT's {known[peft_type].__name__} or of TRL's trainer"
+        expected = f"a parameter of PEFT's {classes[peft_type].__name__} or of TRL's trainer"
         return [Problem(where, f"unknown parameter {n!r}", expected, did_you_mean(n, names)) for n in unknown]
     if unsupported := _find_unsupported(params, device, quantization):
         return [Problem(where, *unsupported)]
-    expected = f"parameters that PEFT's {known[peft_type].__name__} takes on this base"
+    expected = f"parameters that PEFT's {classes[peft_type].__name__} takes on this base"
     try:
         _try(peft_type, json.dumps(params), base)
     except ValidationError as error:
-        wrong = error.errors()[-1]  # for a union, the last error lists the literals
-        found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg']})"
+        detail = error.errors()[-1]  # for a union, the last error lists the literals
+        found = f"{detail['loc'][0]}: {detail['input']!r} ({detail['msg']})"
         return [Problem(where, found, expected, "fix params")]
     except (TypeError, ValueError, AttributeError, ImportError, ArithmeticError, OSError, re.error) as error:
         return [Problem(where, " ".join(str(error).split()), expected, "fix params")]
@@ -110,19 +110,19 @@ def _find_unsupported(
     params: Mapping[str, Any], device: str, quantization: str
 ) -> tuple[str, str, str] | None:
     """Find a LoRA parameter that cannot be trained or served here: found, expected and next step."""
-    start, other = _start(params), ("pissa, eva, olora or true", "another init_lora_weights")
+    start, fix = _start(params), ("pissa, eva, olora or true", "another init_lora_weights")
     if start == "loftq" and device != "cuda":
         found = "init_lora_weights: loftq, which quantises the weights on a GPU, and this machine has none"
-        return found, *other
+        return found, *fix
     if start == "corda":
-        return "init_lora_weights: corda, which begins with statistics that no training here collects", *other
+        return "init_lora_weights: corda, which begins with statistics that no training here collects", *fix
     patterns = [name for name in ("rank_pattern", "alpha_pattern") if params.get(name)]
     if params.get("use_rslora") and patterns:
-        lost = f"use_rslora and {patterns[0]}"
+        option = f"use_rslora and {patterns[0]}"
     else:
-        lost = "use_dora" if params.get("use_dora") else describe_beside_low_rank(params)
-    if start.startswith(CONVERTED) and lost:
-        found = f"init_lora_weights: {start} with {lost}, which PEFT's conversion does not save"
+        option = "use_dora" if params.get("use_dora") else describe_beside_low_rank(params)
+    if start.startswith(CONVERTED) and option:
+        found = f"init_lora_weights: {start} with {option}, which PEFT's conversion does not save"
         return found, "one of the two", "leave one of them out"
     if start.startswith(CONVERTED) and quantization:
         moves = "which moves the weights of a base"
@@ -139,76 +139,76 @@ def _try(peft_type: str, params: str, base: Path) -> None:
     """Apply an adapter to a base without weights, once per recipe."""
     config = peft_config(peft_type, json.loads(params))
     refuse_values(config, json.loads(params))
-    tried: Any = config
+    trial: Any = config
     if _start(vars(config)):
-        tried = replace(tried, init_lora_weights=False)  # other initialisations compute with weights
+        trial = replace(trial, init_lora_weights=False)  # other initialisations compute with weights
     if not (base / "config.json").exists():
         return  # still packed: PEFT checks it after the run has unpacked it
     if (model := build_without_weights(base)) is None:
         return
     if config.is_prompt_learning:
-        most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        n, seen = vars(config)["num_virtual_tokens"], windows(model.config)
-        if most and n >= most:
-            raise ValueError(f"num_virtual_tokens: {n}, where the base reads {most} tokens at most")
-        if seen is None or any(seen):
+        max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        n, layer_windows = vars(config)["num_virtual_tokens"], windows(model.config)
+        if max_positions and n >= max_positions:
+            raise ValueError(f"num_virtual_tokens: {n}, where the base reads {max_positions} tokens at most")
+        if layer_windows is None or any(layer_windows):
             raise ValueError("a soft prompt, and layers that do not attend to everything that was read")
-    exclude_unadapted(tried, model.config.model_type)
+    exclude_unadapted(trial, model.config.model_type)
     try:
         with torch.device("meta"):
-            made: Any = peft.get_peft_model(model, tried)
+            adapted: Any = peft.get_peft_model(model, trial)
     except (NotImplementedError, RuntimeError) as error:
         if "negative dimension" in str(error):
             raise ValueError("a size below 0") from error
         return  # some families compute with the weights when they are applied
-    if adapts_head(made):
+    if adapts_head(adapted):
         raise ValueError(ADAPTED_HEAD)
-    refuse_start(config, made, _start(vars(config)))
+    refuse_start(config, adapted, _start(vars(config)))
 
 
 def peft_config(peft_type: str, params: Mapping[str, Any]) -> "peft.PeftConfig":
     """Build PEFT's configuration of a new adapter; ImportError, TypeError, ValueError if it refuses."""
-    made = families()[peft_type]
-    types = get_type_hints(made)
+    config_class = families()[peft_type]
+    types = get_type_hints(config_class)
     # PEFT's annotation has a placeholder for PiSSA's number of iterations.
-    own = set(params) - ({"init_lora_weights"} if _ITERATED.fullmatch(_start(params)) else set())
-    annotated: dict[str, Any] = {name: (types[name], ...) for name in params if name in own}
-    taken: Any = create_model(str(made.__name__), **annotated)
-    checked = taken.model_validate({name: params[name] for name in own})
-    given = {"task_type": "CAUSAL_LM", **params, **{name: getattr(checked, name) for name in own}}
-    # In the order in which PEFT saves and opens them, because the first matching pattern counts.
-    given |= {n: dict(sorted(value.items(), key=str)) for n, value in given.items() if is_pattern(n, value)}
-    if "target_modules" in (f.name for f in fields(made)) and peft_type not in _OWN_MODULES:
-        given.setdefault("target_modules", "all-linear")
+    names = set(params) - ({"init_lora_weights"} if _ITERATED.fullmatch(_start(params)) else set())
+    annotated: dict[str, Any] = {name: (types[name], ...) for name in params if name in names}
+    schema: Any = create_model(str(config_class.__name__), **annotated)
+    checked = schema.model_validate({name: params[name] for name in names})
+    values = {"task_type": "CAUSAL_LM", **params, **{name: getattr(checked, name) for name in names}}
+    # Patterns in the order in which PEFT saves and opens them, because the first match counts.
+    values |= {n: dict(sorted(value.items(), key=str)) for n, value in values.items() if is_pattern(n, value)}
+    if "target_modules" in (f.name for f in fields(config_class)) and peft_type not in _OWN_MODULES:
+        values.setdefault("target_modules", "all-linear")
     if peft_type == "ADALORA":
-        given.setdefault("total_step", 1 << 30)  # a placeholder until the number of steps is known
+        values.setdefault("total_step", 1 << 30)  # a placeholder until the number of steps is known
     if _start(params) == "eva":
         from peft import EvaConfig
 
-        given.setdefault("eva_config", EvaConfig())
-    config: peft.PeftConfig = made(**given)
+        values.setdefault("eva_config", EvaConfig())
+    config: peft.PeftConfig = config_class(**values)
     return config
 
 
 def list_own_values(peft_type: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters that differ from PEFT's defaults and ours, with module names sorted."""
-    known = {f.name: f for f in fields(families()[peft_type])} if peft_type in families() else {}
-    own = {}
+    known_fields = {f.name: f for f in fields(families()[peft_type])} if peft_type in families() else {}
+    changed_values = {}
     for name, value in params.items():
-        field = known.get(name)
-        made = field and (field.default_factory() if callable(field.default_factory) else field.default)
-        default = "all-linear" if name == "target_modules" and peft_type not in _OWN_MODULES else made
+        field = known_fields.get(name)
+        preset = field and (field.default_factory() if callable(field.default_factory) else field.default)
+        default = "all-linear" if name == "target_modules" and peft_type not in _OWN_MODULES else preset
         if field is None or isinstance(value, bool) != isinstance(default, bool) or value != default:
             # Pairs, because the order of patterns matters and digests of mappings ignore it.
-            own[name] = sorted(value.items(), key=str) if is_pattern(name, value) else value
-    return sort_names(own)
+            changed_values[name] = sorted(value.items(), key=str) if is_pattern(name, value) else value
+    return sort_names(changed_values)
 
 
 def sort_names(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters with lists of modules sorted, because PEFT follows the order of the base."""
     return {
         name: sorted(set(value))
-        if name in _NAMES and isinstance(value, list) and all(isinstance(one, str) for one in value)
+        if name in _NAMES and isinstance(value, list) and all(isinstance(item, str) for item in value)
         else value
         for name, value in params.items()
     }
@@ -239,13 +239,13 @@ def family_of(config: "peft.PeftConfig", scratch: Path) -> PeftFamily:
     if start == "eva":
         return PeftFamily(begin=_begin_eva)
     if start.startswith(CONVERTED):
-        initial, written = scratch / "initial", vars(config)["init_lora_weights"]
+        initial, init_value = scratch / "initial", vars(config)["init_lora_weights"]
 
         def begin(trainer: Any) -> None:
             config = trainer.model.peft_config["default"]
             config.init_lora_weights = True  # it must not be initialised this way again when opened
             save_trained(PLAIN.save, trainer.model, initial)
-            config.init_lora_weights = written
+            config.init_lora_weights = init_value
 
         def save(model: Any, folder: Path) -> None:
             model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial))
@@ -281,17 +281,17 @@ def _schedule(trainer: Any) -> None:
 
 def _orthogonality(model: Any) -> "torch.Tensor":
     """Return the weighted mean deviation of P and Q from orthogonality, in the Frobenius norm."""
-    far = []
+    norms = []
     for name, parameter in model.named_parameters():
         if "lora_A" in name or "lora_B" in name:
             product = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
-            far.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
+            norms.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
     weight: float = model.peft_config["default"].orth_reg_weight
-    return weight * torch.stack(far).mean()
+    return weight * torch.stack(norms).mean()
 
 
 def _begin_eva(trainer: Any) -> None:
-    """Initialise an adapter by EVA; refuse batches without the tokens that PEFT would wait for forever."""
+    """Initialise an adapter by EVA; refuse batches with too few tokens, for which PEFT would wait forever."""
     from peft.tuners.lora.eva import prepare_model_inputs_fn_language_modeling as learnt_tokens
 
     config = trainer.model.peft_config["default"]
@@ -299,9 +299,9 @@ def _begin_eva(trainer: Any) -> None:
     n = round(rank * config.eva_config.rho)
     with torch.random.fork_rng(devices=[]):  # PEFT reads the same batches
         batches = (dict(batch) for batch in trainer.get_train_dataloader())
-        most = max((len(learnt_tokens(batch, config)) for batch in batches), default=0)
-    if most < n:
-        found = f"EVA of rank {rank} needs {n} trained tokens in a batch, and the largest batch has {most}"
+        largest = max((len(learnt_tokens(batch, config)) for batch in batches), default=0)
+    if largest < n:
+        found = f"EVA of rank {rank} needs {n} trained tokens in a batch, and the largest batch has {largest}"
         raise CandidateFailed(found, "a larger params.per_device_train_batch_size, or a smaller r")
     peft.initialize_lora_eva_weights(trainer.model, trainer.get_train_dataloader())
 
@@ -336,8 +336,8 @@ def quantization_problems(
             why = f"peft_type: {family}, which computes with unquantised weights"
         elif str(params.get("init_lora_weights", "")).lower() == "mica":
             why = "init_lora_weights: mica, which computes with unquantised weights"
-        elif own := next((name for name in _VARIANTS if params.get(name) is not None), ""):
-            why = f"{own}, which PEFT leaves out of quantised layers"
+        elif variant := next((name for name in _VARIANTS if params.get(name) is not None), ""):
+            why = f"{variant}, which PEFT leaves out of quantised layers"
         elif params.get("use_dora") and quantization == "int8" and device != "cuda":
             why = "use_dora, whose norms bitsandbytes does not compute in 8 bits on a CPU"
         if why:
@@ -348,20 +348,22 @@ def quantization_problems(
 
 def refuse_values(config: "peft.PeftConfig", params: Mapping[str, Any]) -> None:
     """Refuse values that PEFT accepts but that cannot be trained, or mean something else once saved."""
-    of = vars(config)
+    values = vars(config)
     for name, pattern in params.items():
         may_overlap = is_pattern(name, pattern) and not all(map(str.isidentifier, pattern))
         if may_overlap and list(pattern) != sorted(pattern):
             found, expected = map(", ".join, (pattern, sorted(pattern)))
             raise ValueError(f"{name}: {found}; PEFT saves and matches patterns by name: {expected}")
-    if config.is_prompt_learning and not (of.get("num_virtual_tokens") or 0) > 0:
+    if config.is_prompt_learning and not (values.get("num_virtual_tokens") or 0) > 0:
         raise ValueError("num_virtual_tokens: none, where a soft prompt has one at least")
     if config.peft_type == "ADALORA":
-        if of["init_r"] < of["target_r"]:
-            raise ValueError(f"init_r {of['init_r']}, from which ranks fall, below target_r {of['target_r']}")
+        if values["init_r"] < values["target_r"]:
+            raise ValueError(
+                f"init_r {values['init_r']}, from which ranks fall, below target_r {values['target_r']}"
+            )
         for name in ("target_r", "deltaT"):
-            if of[name] < 1:
-                raise ValueError(f"{name}: {of[name]}, which is 1 at least")
+            if values[name] < 1:
+                raise ValueError(f"{name}: {values[name]}, which is 1 at least")
 
 
 def is_pattern(name: str, value: Any) -> bool:
@@ -369,12 +371,12 @@ def is_pattern(name: str, value: Any) -> bool:
     return name.endswith("_pattern") and isinstance(value, dict)
 
 
-def refuse_start(config: "peft.PeftConfig", made: Any, start: str) -> None:
+def refuse_start(config: "peft.PeftConfig", model: Any, start: str) -> None:
     """Refuse starts from a decomposition with a rank above a layer's directions, or on embeddings."""
     # PEFT would compute undefined values for EVA, save them for PiSSA, and drop embeddings' adapters there.
     if not start.startswith(("eva", *CONVERTED)):
         return
-    for name, module in made.named_modules():
+    for name, module in model.named_modules():
         if start.startswith(CONVERTED) and getattr(module, "lora_embedding_A", None):
             raise ValueError(f"init_lora_weights: {start} of {name}, an embedding, which PEFT does not save")
         rank = getattr(module, "r", {}).get("default", 0) if hasattr(module, "lora_A") else 0
@@ -382,8 +384,8 @@ def refuse_start(config: "peft.PeftConfig", made: Any, start: str) -> None:
         if start == "eva":
             rank, sizes = round(rank * config.eva_config.rho), sizes[:1]  # type: ignore[attr-defined]
         if rank > min(sizes):
-            of = name.rpartition(".")[2]
-            raise ValueError(f"{rank} directions by init_lora_weights: {start}, and {of} has {min(sizes)}")
+            layer = name.rpartition(".")[2]
+            raise ValueError(f"{rank} directions by init_lora_weights: {start}, and {layer} has {min(sizes)}")
 
 
 ADAPTED_HEAD = "an adapter of lm_head, or of embeddings that it is tied to, which no training here trains"
@@ -406,11 +408,11 @@ _LOW_RANK = ("LORA", "ADALORA", "RANDLORA")
 def exclude_unadapted(config: "peft.PeftConfig", model_type: str) -> None:
     """Exclude layers that take no adapter, besides those a configuration excludes, for `all-linear`."""
     fused = _FUSED if config.peft_type in _LOW_RANK else {}
-    name, of = (_ROUTERS | fused).get(model_type), vars(config)
-    if name is None or of.get("target_modules") != "all-linear" or "exclude_modules" not in of:
+    name, values = (_ROUTERS | fused).get(model_type), vars(config)
+    if name is None or values.get("target_modules") != "all-linear" or "exclude_modules" not in values:
         return
-    written: Any = of["exclude_modules"]
-    if written and not isinstance(written, str):
-        of["exclude_modules"] = {*written, name}
+    excluded: Any = values["exclude_modules"]
+    if excluded and not isinstance(excluded, str):
+        values["exclude_modules"] = {*excluded, name}
     else:
-        of["exclude_modules"] = "|".join(filter(None, (rf".*\.{name}", written)))
+        values["exclude_modules"] = "|".join(filter(None, (rf".*\.{name}", excluded)))

@@ -94,7 +94,7 @@ def train_on_rewards(
     rows, n_dropped = rows_that_fit(numbered, lengths, params.max_length, "prompts to train on")
     n_answers = params.per_device_train_batch_size * params.gradient_accumulation_steps
     n_prompts = n_answers // params.num_generations
-    if len(rows) < n_prompts:  # TRL leaves out what is not a whole step, here everything
+    if len(rows) < n_prompts:  # TRL drops an incomplete step, here all rows
         raise CandidateFailed(
             f"steps of {n_prompts} prompts, and {len(rows)} prompts to train on",
             "a smaller params.per_device_train_batch_size or gradient_accumulation_steps",
@@ -105,7 +105,7 @@ def train_on_rewards(
         score = open_scorer(reward.model, reward.source, context.machine, context.chat_template)
     else:
         score = rewards_of(reward)
-    plain, config = (getattr(trl, f"{algorithm}{part}") for part in ("Trainer", "Config"))
+    trainer_class, config = (getattr(trl, f"{algorithm}{suffix}") for suffix in ("Trainer", "Config"))
 
     def score_rows(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
         # TRL passes an answer as a text or as a list of one turn; `index` are indices of examples.
@@ -117,7 +117,7 @@ def train_on_rewards(
         for _ in range(epoch):
             torch.randperm(sampler.num_samples, generator=sampler.generator)
 
-    class ResumableTrainer(plain):  # type: ignore[misc, valid-type]
+    class ResumableTrainer(trainer_class):  # type: ignore[misc, valid-type]
         """TRL's trainer for our prompts, which continues its sampling order when resumed."""
 
         _step: int
@@ -145,20 +145,20 @@ def train_on_rewards(
         config,
         params,
         {"include_num_input_tokens_seen": "no"},  # TRL counts them itself
-        own=["max_length"],
+        own_params=["max_length"],
         reward_funcs=[score_rows],
         train_dataset=datasets.Dataset.from_list(rows),
     )
-    made = train_policy(policy, trainer, n_dropped)
+    record = train_policy(policy, trainer, n_dropped)
     start, history = time.perf_counter(), trainer.state.log_history
-    validated = _validate(policy, params, trainer, score)
+    validation_rewards = _validate(policy, params, trainer, score)
     return replace(
-        made,
-        wall_s=round((made.wall_s or 0.0) + time.perf_counter() - start, 3),
+        record,
+        wall_s=round((record.wall_s or 0.0) + time.perf_counter() - start, 3),
         reward=curve(history, "reward"),
         equal_rewards=curve(history, "frac_reward_zero_std"),
         kl=curve(history, "kl"),
-        validation_rewards=validated,
+        validation_rewards=validation_rewards,
     )
 
 
@@ -177,10 +177,10 @@ def _validate(
     def rewards(model: Any) -> Sequence[float | None]:
         texts: list[str] = []
         for start in range(0, len(prompts), _TOGETHER):
-            part = {"input_ids": prompts[start : start + _TOGETHER]}
-            padded = tokenizer.pad(part, return_tensors="pt", padding_side="left").to(model.device)
-            made = model.generate(**padded, generation_config=greedy)[:, padded["input_ids"].shape[1] :]
-            texts += tokenizer.batch_decode(made, skip_special_tokens=True)
+            batch = {"input_ids": prompts[start : start + _TOGETHER]}
+            padded = tokenizer.pad(batch, return_tensors="pt", padding_side="left").to(model.device)
+            answer_ids = model.generate(**padded, generation_config=greedy)[:, padded["input_ids"].shape[1] :]
+            texts += tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
         return score(examples, [text.strip() for text in texts])
 
     trainer.model_wrapped.eval()  # dropout would change answers
@@ -191,8 +191,8 @@ def _validate(
         after = rewards(model)
         with use_adapter(model, "ref" if "ref" in model.peft_config else None):
             before = rewards(model)
-    found = zip(examples, before, after, strict=True)
-    return tuple(ValidationReward(example.cluster or example.id, *both) for example, *both in found)
+    rows = zip(examples, before, after, strict=True)
+    return tuple(ValidationReward(example.cluster or example.id, *values) for example, *values in rows)
 
 
 def _prompts(context: FitContext, examples: Sequence[Example]) -> list[Any]:
@@ -203,12 +203,12 @@ def _prompts(context: FitContext, examples: Sequence[Example]) -> list[Any]:
 
 def _encode(prompts: Sequence[Any], tokenizer: Tokenizer) -> list[list[int]]:
     texts = [
-        PromptText(({"role": "user", "content": one},), chat_template=False)
-        if isinstance(one, str)
-        else PromptText(one)
-        for one in prompts
+        PromptText(({"role": "user", "content": prompt},), chat_template=False)
+        if isinstance(prompt, str)
+        else PromptText(prompt)
+        for prompt in prompts
     ]
-    return [list(one.context) for one in encode_all(tokenizer, texts)]
+    return [list(prompt.context) for prompt in encode_all(tokenizer, texts)]
 
 
 _FUNCTION = "def reward(prompts, completions, references), which returns a number or None for each completion"
@@ -216,12 +216,12 @@ _FIX = "fix the function"
 
 
 def rewards_of(reward: Reward) -> Rewards:
-    """Return what rewards answers to examples, by a metric or a file; UserError if neither can be used."""
+    """Return a function that rewards answers by a metric or a file; UserError if neither can be used."""
     if is_path(reward.written) and not is_metric_file(Path(reward.written)):
         return _reward_by_file(Path(reward.written))
     assert reward.task is not None
-    alone = reward.task.model_copy(update={"metrics": (reward.written,), "primary": "", "bounds": {}})
-    metric = load_metrics(alone)[metric_name(reward.written)]
+    metric_task = reward.task.model_copy(update={"metrics": (reward.written,), "primary": "", "bounds": {}})
+    metric = load_metrics(metric_task)[metric_name(reward.written)]
 
     def score(text: str, example: Example) -> float | None:
         try:
@@ -242,13 +242,13 @@ def is_metric_file(path: Path) -> bool:
 def reward_problems(written: str, task: Task, examples: Sequence[Example], where: str) -> Iterator[Problem]:
     """Yield the problems of rewarding answers to these examples by a metric or a file."""
     try:
-        scored = rewards_of(Reward(written=written, task=task))
+        score = rewards_of(Reward(written=written, task=task))
     except UserError as error:
         yield from error.problems
         return
-    right = next((e for e in examples if e.references), None)
-    own = is_path(written) and not is_metric_file(Path(written))
-    if own or right is None or scored([right], [right.references[0]])[0] is not None:
+    example = next((e for e in examples if e.references), None)
+    is_function = is_path(written) and not is_metric_file(Path(written))
+    if is_function or example is None or score([example], [example.references[0]])[0] is not None:
         return
     found = f"{written}, which needs more than the text of an answer"
     yield Problem(where, found, "a metric of answers", "name another, such as exact_match or token_f1")
@@ -270,17 +270,17 @@ def _reward_by_file(path: Path) -> Rewards:
             "references": [list(e.references) for e in examples],
         }
         try:
-            found = function(completions=list(answers), **columns)
+            raw = function(completions=list(answers), **columns)
         except Exception as error:
             raise CandidateFailed(f"{path}: reward raised {one_line(error)}", _FIX) from error
-        values = [v.item() if hasattr(v, "item") else v for v in found] if isinstance(found, Iterable) else []
-        if not isinstance(found, Iterable) or len(values) != len(answers):
-            what = f"{len(values)} rewards" if isinstance(found, Iterable) else f"a {type(found).__name__}"
-            reason = f"{path}: reward returned {what} for {len(answers)} answers; expected {_FUNCTION}"
+        values = [v.item() if hasattr(v, "item") else v for v in raw] if isinstance(raw, Iterable) else []
+        if not isinstance(raw, Iterable) or len(values) != len(answers):
+            text = f"{len(values)} rewards" if isinstance(raw, Iterable) else f"a {type(raw).__name__}"
+            reason = f"{path}: reward returned {text} for {len(answers)} answers; expected {_FUNCTION}"
             raise CandidateFailed(reason, _FIX)
-        wrong = [v for v in values if v is not None and not (isinstance(v, Real) and isfinite(v))]
-        if wrong:
-            raise CandidateFailed(f"{path}: reward returned {wrong[0]!r}; expected {_FUNCTION}", _FIX)
+        invalid = [v for v in values if v is not None and not (isinstance(v, Real) and isfinite(v))]
+        if invalid:
+            raise CandidateFailed(f"{path}: reward returned {invalid[0]!r}; expected {_FUNCTION}", _FIX)
         return [None if value is None else float(value) for value in values]
 
     return score

@@ -93,17 +93,17 @@ def fine_tune(
     family = family_of(peft_config, save_to.parent) if peft_config else PLAIN
     if family.begins_anew:
         if parallel.is_first():
-            for begun in (scratch, scratch.with_name(TRACKED)):
-                shutil.rmtree(begun, ignore_errors=True)
+            for folder in (scratch, scratch.with_name(TRACKED)):
+                shutil.rmtree(folder, ignore_errors=True)
         parallel.wait_for_all()
     start = loop.start_time(scratch)
-    whole = peft_config is None and save is None
-    if whole and (params.trained_in, machine.precision) == ("bf16", "fp16"):
+    is_whole = peft_config is None and save is None
+    if is_whole and (params.trained_in, machine.precision) == ("bf16", "fp16"):
         found = "dtype: bfloat16 with products in fp16, where gradients can be scaled in fp16 only"
         raise CandidateFailed(found, "dtype: float32, or precision: bf16")
-    loaded_in = machine._replace(precision=params.trained_in) if whole else machine
-    placed = parallel.place_base(machine.device)
-    base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine), placed)
+    loaded_in = machine._replace(precision=params.trained_in) if is_whole else machine
+    placement = parallel.place_base(machine.device)
+    base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine), placement)
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params)
     validation, _ = _rows(context.validation, context, tokenizer, params)
@@ -114,29 +114,29 @@ def fine_tune(
     params = parallel.rows_of_each(params, parallel.process_count())
     if save:
         family = PLAIN._replace(save=save, keeps_part=True)
-    if whole:
+    if is_whole:
         family = PLAIN._replace(save=partial(_save_model, tokenizer, dtype(machine.precision)))
     trainer = _trainer(context, params, (peft_config, family), base, tokenizer, (train, validation), scratch)
     model: Any = trainer.model
     if not any(parameter.requires_grad for parameter in model.parameters()):  # the base has no such layers
         raise CandidateFailed("nothing of this base is trained", "another method or params.target_modules")
-    read: Any = trainer.train_dataset
-    loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
+    dataset: Any = trainer.train_dataset
+    loop.attend_plainly(base, max(map(len, dataset["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)
     show_at = 0 if family.begins_anew else context.show_at  # such a family would retrain up to each point
     loop.track(trainer, replace(context, show_at=show_at), save_to, family.save)
     finish = partial(parallel.save_trained, family.save, folder=save_to)
-    measured = loop.run(trainer, start, n_dropped, finish, loaded_in.precision if whole else "fp32")
+    loop_record = loop.run(trainer, start, n_dropped, finish, loaded_in.precision if is_whole else "fp32")
     losses = curve(trainer.state.log_history, "eval_loss")
-    made = replace(
-        measured,
+    record = replace(
+        loop_record,
         validation_loss=losses,
         token_accuracy=curve(trainer.state.log_history, "mean_token_accuracy"),
         validation_token_accuracy=curve(trainer.state.log_history, "eval_mean_token_accuracy"),
         best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
         not_packed=against,
     )
-    return made.add(n_packs=len(read) if params.packing else None)
+    return record.add(n_packs=len(dataset) if params.packing else None)
 
 
 def _save_model(
@@ -148,9 +148,9 @@ def _save_model(
 ) -> None:
     """Write a whole model and its tokenizer in a precision; the model in memory keeps its own."""
     # Shared tensors, such as tied embeddings, are written once; a sharded model passes its `state_dict`.
-    made: dict[Any, Any] = {}
+    tensors: dict[Any, Any] = {}
     state = {
-        name: made.setdefault((t.data_ptr(), t.shape), t.to(precision) if t.is_floating_point() else t)
+        name: tensors.setdefault((t.data_ptr(), t.shape), t.to(precision) if t.is_floating_point() else t)
         for name, t in (state_dict or model.state_dict()).items()
     }
     model.save_pretrained(folder, state_dict=state)
@@ -212,7 +212,7 @@ def _trainer(
         tokenizer,
         scratch,
         arguments,
-        own=("assistant_only_loss", "eval_steps"),
+        own_params=("assistant_only_loss", "eval_steps"),
         n_trained=n_trained,
         callbacks=[*stopping, *family.callbacks],
         model=model,
@@ -264,8 +264,8 @@ def make_tiled_loss_trainer() -> "type[trl.SFTTrainer]":
             self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             unread = "attention_mask" if "position_ids" in inputs else ""
-            read = {name: value for name, value in inputs.items() if name != unread}
-            loss: Any = super().compute_loss(model, read, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+            used_inputs = {name: value for name, value in inputs.items() if name != unread}
+            loss: Any = super().compute_loss(model, used_inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
             return loss
 
     return TiledLossTrainer
@@ -292,16 +292,16 @@ def whole_loss_trainer() -> "type[trl.SFTTrainer]":
                 batch = [inputs[name] for name in _BATCH_FIELDS]
                 joined = join_rows(self.accelerator.unwrap_model(model), *batch)
             if joined:
-                read, kept, targets = joined.inputs, joined.kept, joined.targets
+                model_inputs, positions, targets = joined.inputs, joined.kept, joined.targets
             else:
                 labels = inputs["labels"][:, 1:]  # (b, t - 1)
-                wanted = (labels != -100).any(0).nonzero()[:, 0]
-                kept, targets = wanted + virtual_tokens(self.model), labels[:, wanted].flatten()
+                columns = (labels != -100).any(0).nonzero()[:, 0]
+                positions, targets = columns + virtual_tokens(self.model), labels[:, columns].flatten()
                 seen_by = "position_ids" if is_packed else "attention_mask"
-                read = {name: inputs[name] for name in ("input_ids", seen_by)}
-            outputs = model(**read, logits_to_keep=kept, use_cache=False)
+                model_inputs = {name: inputs[name] for name in ("input_ids", seen_by)}
+            outputs = model(**model_inputs, logits_to_keep=positions, use_cache=False)
             logits = outputs.logits.flatten(0, 1)
-            answered = targets != -100
+            is_answer = targets != -100
             total = torch.nn.functional.cross_entropy(
                 logits.float(),
                 targets,
@@ -309,12 +309,12 @@ def whole_loss_trainer() -> "type[trl.SFTTrainer]":
                 reduction="sum",
                 label_smoothing=self.args.label_smoothing_factor if model.training else 0.0,
             )
-            count = answered.sum() if num_items_in_batch is None else num_items_in_batch
+            count = is_answer.sum() if num_items_in_batch is None else num_items_in_batch
             loss = total / count
             if num_items_in_batch is not None:  # counted over all processes, whose gradients are averaged
                 loss = loss * self.accelerator.num_processes
-            right = ((logits.detach().argmax(-1) == targets) & answered).sum()
-            n_right, n_answered = self.accelerator.gather(torch.stack([right, answered.sum()])[None]).sum(0)
+            hits = ((logits.detach().argmax(-1) == targets) & is_answer).sum()
+            n_right, n_answered = self.accelerator.gather(torch.stack([hits, is_answer.sum()])[None]).sum(0)
             if n_answered:  # TRL averages and logs it under this name
                 share = (n_right / n_answered).item()
                 self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(share)
@@ -357,14 +357,14 @@ def join_rows(
     Returns None if that saves little, or if attention over the long sequence would cost more than it saves.
     """
     lengths = attention_mask.sum(1).tolist()
-    rows, learned = (
+    rows, row_labels = (
         [tuple(row[:length]) for row, length in zip(tensor.tolist(), lengths, strict=True)]
         for tensor in (input_ids, labels)
     )
-    ids, positions, kept, targets = list[int](), list[int](), list[int](), list[int]()
+    ids, positions, sources, targets = list[int](), list[int](), list[int](), list[int]()
     # For each token, the start of its part of the sequence and the start of the prefix before that part.
     parts: list[tuple[int, int]] = []
-    for n_shared, members in _group(rows, learned):
+    for n_shared, members in _group(rows, row_labels):
         beginning = len(ids)
         ids += rows[members[0]][:n_shared]
         positions += range(n_shared)
@@ -374,15 +374,15 @@ def join_rows(
             ids += row[n_shared:]
             positions += range(n_shared, len(row))
             parts += [(start, beginning if n_shared else start)] * (len(row) - n_shared)
-            at = [place for place, label in enumerate(learned[member]) if place and label != _NO_LABEL]
-            kept += [start + place - 1 - n_shared for place in at]
-            targets += [learned[member][place] for place in at]
+            at = [i for i, label in enumerate(row_labels[member]) if i and label != _NO_LABEL]
+            sources += [start + i - 1 - n_shared for i in at]
+            targets += [row_labels[member][i] for i in at]
     if len(ids) > min(_MOST, _SAVES * input_ids.numel()):
         return None
-    own, before = torch.tensor(parts).T
-    seen = ((own == own[:, None]) | (own == before[:, None])).tril()
-    mask = additive_mask(model, seen[None])
-    predicting, predicted = (torch.tensor(values, dtype=torch.long) for values in (kept, targets))
+    starts, prefix_starts = torch.tensor(parts).T
+    visible = ((starts == starts[:, None]) | (starts == prefix_starts[:, None])).tril()
+    mask = additive_mask(model, visible[None])
+    predicting, predicted = (torch.tensor(values, dtype=torch.long) for values in (sources, targets))
     return JoinedRows(torch.tensor([ids]), torch.tensor([positions]), mask, predicting, predicted)
 
 
@@ -391,18 +391,16 @@ def _group(rows: Sequence[Tokens], labels: Sequence[Tokens]) -> list[tuple[int, 
     groups: list[tuple[int, list[int]]] = []
     for number, row in enumerate(rows):
         # The token before the first label predicts that label, so it is never shared.
-        first_label = next(
-            (place for place, label in enumerate(labels[number]) if label != _NO_LABEL), len(row)
-        )
-        most = max(0, first_label - 1)
+        first_label = next((i for i, label in enumerate(labels[number]) if label != _NO_LABEL), len(row))
+        limit = max(0, first_label - 1)
         best, gained, joined = -1, 0, 0
         for group, (n_shared, members) in enumerate(groups):
-            length = min(n_shared, most, common_length((rows[members[0]], row)))
+            length = min(n_shared, limit, common_length((rows[members[0]], row)))
             gain = len(members) * length - (len(members) - 1) * n_shared
             if length >= _FEWEST and gain > gained:
                 best, gained, joined = group, gain, length
         if best < 0:
-            groups.append((most, [number]))
+            groups.append((limit, [number]))
         else:
             groups[best] = (joined, [*groups[best][1], number])
     return [(n_shared if len(members) > 1 else 0, members) for n_shared, members in groups]
@@ -413,7 +411,7 @@ def can_join(model: Any, path: Path) -> bool:
     drops = any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules())
     counts = getattr(model.config.get_text_config(), "output_router_logits", False)
     adapters = getattr(model, "peft_config", {}).values()
-    apart = all(one.peft_type == "LORA" and not getattr(one, "velora_config", None) for one in adapters)
+    apart = all(c.peft_type == "LORA" and not getattr(c, "velora_config", None) for c in adapters)
     if model.device.type != "cpu" or drops or counts or not apart:
         return False
     return _joins_by_copy(path)
@@ -431,7 +429,7 @@ def _joins_by_copy(path: Path) -> bool:
 
 
 def _reads_alike(copy: Any) -> bool:
-    """Tell whether a copy of a base gives two joined rows the logits of separate rows and draws nothing."""
+    """Tell whether a copy of a base gives two joined rows the logits of separate rows, without draws."""
     if any(windows(copy.config) or (1,)) or longest_alike(copy.config) < inf:
         return False
     beginning = list(range(20, 20 + _FEWEST))
@@ -442,5 +440,5 @@ def _reads_alike(copy: Any) -> bool:
     assert joined is not None
     with torch.no_grad():
         alone = copy(input_ids=rows).logits[:, _FEWEST:-1].flatten(0, 1)
-        found = copy(**joined.inputs, use_cache=False).logits[0, joined.kept]
-    return torch.allclose(found, alone, atol=1e-3) and torch.equal(before, torch.get_rng_state())
+        together = copy(**joined.inputs, use_cache=False).logits[0, joined.kept]
+    return torch.allclose(together, alone, atol=1e-3) and torch.equal(before, torch.get_rng_state())

@@ -46,17 +46,17 @@ def tokenize(
     key = digest([texts, chat, source.template_digest, ends, versions, versions_of("tokens", "tokenization")])
 
     def make() -> "datasets.Dataset":
-        rows = [PromptText(e.messages, a, chat) for e, of in zip(examples, answers, strict=True) for a in of]
-        made = iter(encode_answered(tokenizer, rows, ends))
-        joined = []
-        for of in answers:  # all answers to a prompt share its token ids
-            encoded = [next(made) for _ in of]
-            wholes = [[*one.context, *one.continuation] for one in encoded]
-            joined.append({"start": len(encoded[0].context), "wholes": wholes})
-        return datasets.Dataset.from_list(joined)
+        rows = [PromptText(e.messages, a, chat) for e, s in zip(examples, answers, strict=True) for a in s]
+        encoded_rows = iter(encode_answered(tokenizer, rows, ends))
+        records = []
+        for group in answers:  # all answers to a prompt share its token ids
+            encoded = [next(encoded_rows) for _ in group]
+            wholes = [[*row.context, *row.continuation] for row in encoded]
+            records.append({"start": len(encoded[0].context), "wholes": wholes})
+        return datasets.Dataset.from_list(records)
 
-    made = cache_dataset(key, make) if examples else ()
-    return [Tokens(row["start"], row["wholes"]) for row in made]
+    dataset = cache_dataset(key, make) if examples else ()
+    return [Tokens(row["start"], row["wholes"]) for row in dataset]
 
 
 def tokenized_rows(
@@ -65,41 +65,41 @@ def tokenized_rows(
     tokenizer: Tokenizer,
     max_length: int,
     make_row: Callable[[Example, int, list[int]], dict[str, Any]],
-    what: str = "rows to train or validate on",
+    description: str = "rows to train or validate on",
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the rows of examples that fit, made by `make_row(example, start, ids)`, and count the others.
 
-    Nothing follows a truncated answer, not even a template's whitespace, so that no end is learned there.
+    A truncated answer ends its row, without a template's whitespace, so that no end is learned there.
     """
     answers = [example.references[:1] for example in examples]
-    made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
+    tokens = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
     ends = map_end_tokens(context.source, tokenizer)
     rows, lengths = [], []
-    for example, (start, (ids,)) in zip(examples, made, strict=True):
+    for example, (start, (ids,)) in zip(examples, tokens, strict=True):
         if example.is_cut:
-            n = next((at for at in range(start, len(ids)) if ids[at] in ends), len(ids))
+            n = next((i for i in range(start, len(ids)) if ids[i] in ends), len(ids))
             if not example.references[0][-1:].isspace():
                 while n > start + 1 and str(tokenizer.decode(ids[n - 1]))[-1:].isspace():
                     n -= 1
             ids = ids[:n]
         rows.append(make_row(example, start, ids))
         lengths.append(len(ids))
-    return rows_that_fit(rows, lengths, max_length, what)
+    return rows_that_fit(rows, lengths, max_length, description)
 
 
 def rows_that_fit(
     rows: list[dict[str, Any]],
     lengths: Sequence[int],
     max_length: int,
-    what: str = "rows to train or validate on",
+    description: str = "rows to train or validate on",
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the rows of at most `max_length` tokens, and the number of longer ones."""
-    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
-    if rows and not kept:
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
+    if rows and not fitting:
         raise CandidateFailed(
-            f"all {len(rows)} {what} are longer than {max_length} tokens", "a larger params.max_length"
+            f"all {len(rows)} {description} are longer than {max_length} tokens", "a larger params.max_length"
         )
-    return kept, len(rows) - len(kept)
+    return fitting, len(rows) - len(fitting)
 
 
 def cache_dataset(key: str, make: "Callable[[], datasets.Dataset]") -> "datasets.Dataset":
@@ -110,10 +110,10 @@ def cache_dataset(key: str, make: "Callable[[], datasets.Dataset]") -> "datasets
     memory = cache_dir() / "training" / f"{key}.parquet"
     with suppress(OSError, pa.ArrowInvalid):  # missing or damaged
         return datasets.Dataset(parquet.read_table(memory, page_checksum_verification=True))
-    made = make()
+    dataset = make()
     with suppress(OSError):  # a read-only folder only costs time
-        fill_cache_file(memory, partial(parquet.write_table, made.data.table, write_page_checksum=True))
-    return made
+        fill_cache_file(memory, partial(parquet.write_table, dataset.data.table, write_page_checksum=True))
+    return dataset
 
 
 FEWEST_STEPS = 100  # a learning rate chosen for unpacked rows needs some steps
@@ -143,7 +143,7 @@ def keeps_rows_apart(model: Model, *, flash: bool = False) -> bool:
     first = torch.arange(1, 5), torch.arange(5, 9)
     second, positions = torch.tensor([3, 1, 2]), torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
     with torch.no_grad(), torch.autocast(str(model.device.type), torch.bfloat16, enabled=flash):
-        one, other = (
+        first_logits, second_logits = (
             model(
                 input_ids=torch.cat([row, second])[None].to(model.device),
                 position_ids=positions.to(model.device),
@@ -151,4 +151,4 @@ def keeps_rows_apart(model: Model, *, flash: bool = False) -> bool:
             ).logits[0, -3:]
             for row in first
         )
-    return torch.allclose(one, other, rtol=0.01, atol=0.01)
+    return torch.allclose(first_logits, second_logits, rtol=0.01, atol=0.01)

@@ -124,10 +124,10 @@ def checkpoints_activations(
     shape = hub.shape(context.source)
     if shape is None:
         return True
-    trained = memory.lora_parameters(shape, _LARGE_RANK) if n_trained is None else n_trained
+    n_params = memory.lora_parameters(shape, _LARGE_RANK) if n_trained is None else n_trained
     peak = memory.training_peak(
         shape,
-        trained,
+        n_params,
         params.per_device_train_batch_size * params.max_length,
         context.machine.precision,
         quantization=context.source.quantization,
@@ -154,7 +154,7 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
     if on_gpu:  # free, or reserved by this process; all shards decide by the smallest amount
         free_gib = hardware.memory("cuda").free_gib + torch.cuda.memory_reserved() / 2**30
         recompute = checkpoints_activations(context, params, n_trained, -parallel.most(-free_gib, "cuda"))
-    own = {name: value for name in KNOBS if (value := getattr(params, name)) is not None}
+    user_settings = {name: value for name in KNOBS if (value := getattr(params, name)) is not None}
     if is_of_bitsandbytes(params.optim) and not is_bitsandbytes_available():
         found = f"optim: {params.optim} is bitsandbytes', which is not installed"
         raise CandidateFailed(found, "pip install 'harness-evals[qlora]'")
@@ -176,7 +176,7 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
         "save_steps": SAVED_EVERY,
         "restore_callback_states_from_checkpoint": True,  # the patience that early stopping has used up
         **regularizers.arguments(context.regularize),
-        **own,
+        **user_settings,
     }
 
 
@@ -194,52 +194,52 @@ def evaluations(params: LoopParams, *, best: bool) -> dict[str, Any]:
 
 def add_regularizers(kind: Any, context: FitContext, tokenizer: Tokenizer, max_length: int) -> Any:
     """Return a subclass of a trainer that applies the context's regularisers, penalties once per step."""
-    given, kind = context.regularize, _draw_apart(kind, context)
-    if not regularizers.has_hook(given, "penalty", "step", "select"):
+    regularize, kind = context.regularize, _draw_apart(kind, context)
+    if not regularizers.has_hook(regularize, "penalty", "step", "select"):
         return kind
 
     rows = {}
     for name, examples in context.general.items():
-        what = f"general rows of {name}"
-        kept, _ = tokenized_rows(context, examples, tokenizer, max_length, lambda _, *row: {"row": row}, what)
-        rows[name] = tuple(regularizers.GeneralRow(ids, start) for start, ids in (one["row"] for one in kept))
+        text = f"general rows of {name}"
+        fits, _ = tokenized_rows(context, examples, tokenizer, max_length, lambda _, *row: {"row": row}, text)
+        rows[name] = tuple(regularizers.GeneralRow(ids, start) for start, ids in (r["row"] for r in fits))
 
     class RegularizedTrainer(kind):  # type: ignore[misc]
         def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
-            self.penalties = regularizers.penalties(given, self.model, context.seed, rows)
+            self.penalties = regularizers.penalties(regularize, self.model, context.seed, rows)
             self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
             n_planned = 0  # read before training, which removes the checkpoint
             if resume_from_checkpoint:
                 n_planned = read_state(Path(resume_from_checkpoint))["max_steps"]
-            found = super().train(resume_from_checkpoint, **options)
+            output = super().train(resume_from_checkpoint, **options)
             steps = self.state.global_step, n_planned or self.state.max_steps
-            moved = regularizers.select_moved_names(given, list(self.trained), *steps, context.seed)
+            names = regularizers.select_moved_names(regularize, list(self.trained), *steps, context.seed)
             for name, parameter in self.trained.items():
-                parameter.requires_grad_(name in moved)
-            return found
+                parameter.requires_grad_(name in names)
+            return output
 
         def training_step(self, model: Any, inputs: Row, num_items_in_batch: Any = None) -> Any:
             progress = self.state.global_step / self.state.max_steps
-            chosen = regularizers.select_trained_names(given, list(self.trained), progress, context.seed)
+            names = regularizers.select_trained_names(regularize, list(self.trained), progress, context.seed)
             for name, parameter in self.trained.items():
-                parameter.requires_grad_(name in chosen)
-            plain = super().training_step
+                parameter.requires_grad_(name in names)
+            run_step = super().training_step
             logged = getattr(self, "_metrics", {}).get("train", {})  # TRL's, by name
-            of_first: dict[str, int] = {}
+            first_lengths: dict[str, int] = {}
 
             def backward() -> Any:
-                nonlocal of_first
+                nonlocal first_lengths
                 given_inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs  # a list of prompts
-                loss = plain(model, given_inputs, num_items_in_batch)
-                of_first = of_first or {name: len(values) for name, values in logged.items()}
+                loss = run_step(model, given_inputs, num_items_in_batch)
+                first_lengths = first_lengths or {name: len(values) for name, values in logged.items()}
                 for penalty in self.penalties if self.accelerator.sync_gradients else ():
                     for term in penalty(self.state.global_step):
                         if term.requires_grad:  # False where this step freezes its weights
                             self.accelerator.backward(term)
                 return loss
 
-            loss = regularizers.compute_gradients(given, model, backward)
-            for name, length in of_first.items():
+            loss = regularizers.compute_gradients(regularize, model, backward)
+            for name, length in first_lengths.items():
                 del logged[name][length:]  # extra passes of a regulariser log metrics of perturbed weights
             return loss
 
@@ -254,15 +254,15 @@ def _draw_apart(kind: Any, context: FitContext) -> Any:
     class ApartTrainer(kind):  # type: ignore[misc]
         read: tuple[int, int] = (-1, 0)  # the current step and the number of its batches read so far
 
-        def training_step(self, *inputs: Any, **given: Any) -> Any:
+        def training_step(self, *inputs: Any, **options: Any) -> Any:
             step, n_read = self.state.global_step, self.read[1]
             n_read = n_read if self.read[0] == step else 0
             self.read = (step, n_read + 1)
-            drawn = random.Random(f"{context.seed}/pass/{step}/{n_read}/{self.args.process_index}")
+            generator = random.Random(f"{context.seed}/pass/{step}/{n_read}/{self.args.process_index}")
             before = torch.get_rng_state()
-            torch.default_generator.manual_seed(drawn.getrandbits(63))
+            torch.default_generator.manual_seed(generator.getrandbits(63))
             try:
-                return super().training_step(*inputs, **given)
+                return super().training_step(*inputs, **options)
             finally:
                 torch.set_rng_state(before)
 
@@ -287,28 +287,28 @@ def make_trainer(
     scratch: Path,
     arguments: Mapping[str, Any],
     *,
-    own: Iterable[str] = (),
+    own_params: Iterable[str] = (),
     n_trained: float | None = None,
     callbacks: Iterable[Any] = (),
     **options: Any,
 ) -> Any:
     """Return a trainer of class `kind` with the context's regularisers; its checkpoints go to `scratch`.
 
-    The `config` class gets the shared settings, `arguments`, and the `params` that it knows except `own`.
+    The `config` class gets the shared settings, `arguments`, and its fields in `params` except `own_params`.
     """
-    known = set(type(params).model_fields) & {field.name for field in fields(config)}
-    given = params.model_dump(include=known.difference(KNOBS, own))
+    known_names = set(type(params).model_fields) & {field.name for field in fields(config)}
+    values = params.model_dump(include=known_names.difference(KNOBS, own_params))
     with explain_out_of_memory():
         common = settings(context, params, n_trained)
         try:
-            args = config(output_dir=str(scratch), **common | dict(arguments), **given)
+            args = config(output_dir=str(scratch), **common | dict(arguments), **values)
             if args.n_gpu > 1:  # TRL refuses one process with several GPUs
                 args._n_gpu = 1  # noqa: SLF001  (otherwise only an environment variable sets it)
-            shared = parallel.sample_together(kind)
-            regularized = add_regularizers(count_pairs(shared), context, tokenizer, params.max_length)
-            called = [*callbacks, progress_callback(context.advance)]
-            called += [live_callback(context.send)] if context.send else []
-            return regularized(args=args, callbacks=called, **options)
+            shared_kind = parallel.sample_together(kind)
+            regularized = add_regularizers(count_pairs(shared_kind), context, tokenizer, params.max_length)
+            all_callbacks = [*callbacks, progress_callback(context.advance)]
+            all_callbacks += [live_callback(context.send)] if context.send else []
+            return regularized(args=args, callbacks=all_callbacks, **options)
         except ValueError as error:
             found = f"the training cannot be set up ({one_line(error)})"
             raise CandidateFailed(found, "other params") from error
@@ -319,14 +319,14 @@ def track(
 ) -> None:
     """Keep the weights of some checkpoints, written by `save`; `save_to` is named after their kind."""
     if context.track:
-        kept, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
+        folder, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
         stopping = any(
-            isinstance(one, transformers.EarlyStoppingCallback) for one in trainer.callback_handler.callbacks
+            isinstance(c, transformers.EarlyStoppingCallback) for c in trainer.callback_handler.callbacks
         )
         ends = stopping and not context.pause_at
         weights = context.track, save_to.name, base_digest, save
         pause_at = context.pause_at or context.show_at
-        trainer.add_callback(make_tracking_callback(kept, *weights, ends=ends, pause_at=pause_at))
+        trainer.add_callback(make_tracking_callback(folder, *weights, ends=ends, pause_at=pause_at))
 
 
 def run(
@@ -367,14 +367,14 @@ def run(
         trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
     save(trainer.model)
     parallel.wait_for_all()
-    made = figures(trainer, n_dropped, time.perf_counter() - start, last.elapsed_s if last else 0.0)
+    record = figures(trainer, n_dropped, time.perf_counter() - start, last.elapsed_s if last else 0.0)
     if (n := parallel.process_count()) == 1:
-        return made
+        return record
     batch_size, accumulated = (
         trainer.args.per_device_train_batch_size,
         trainer.args.gradient_accumulation_steps,
     )
-    return made.add(n_processes=n, batch_size=batch_size, accumulated_batches=accumulated)
+    return record.add(n_processes=n, batch_size=batch_size, accumulated_batches=accumulated)
 
 
 def start_time(folder: Path) -> float:
@@ -402,7 +402,7 @@ def _spare_casts(model: Any) -> None:
 
     for layer in model.modules():
         is_plain = type(layer) is Linear and not layer.lora_variant
-        if is_plain and all(isinstance(one, torch.nn.Identity) for one in layer.lora_dropout.values()):
+        if is_plain and all(isinstance(d, torch.nn.Identity) for d in layer.lora_dropout.values()):
             layer._cast_input_dtype = partial(leave, layer._cast_input_dtype)  # noqa: SLF001
 
 

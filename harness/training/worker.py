@@ -58,7 +58,7 @@ def _run(arguments: Sequence[str], say: Any, advance: Advance) -> int:
         sys.stderr.write(f"error: {error}\n")
         say("error", *encode_error(error))
         return error.exit_code
-    except Exception as error:  # noqa: BLE001  (whoever requested the weights hears of it)
+    except Exception as error:  # noqa: BLE001  (the calling process gets it)
         traceback.print_exc()
         say("error", *encode_error(error))
         return 1
@@ -87,11 +87,11 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
         error: Exception | None = None
         try:
             for line in worker.stdout:
-                said = None
+                message = None
                 with suppress(ValueError):
-                    said = json.loads(line)
+                    message = json.loads(line)
                 # Any other line is a launcher's, such as DeepSpeed's.
-                kind, *content = said if isinstance(said, list) and said else [None]
+                kind, *content = message if isinstance(message, list) and message else [None]
                 if kind == "error":
                     error = error or decode_error(*content)  # with several processes, the first error counts
                 elif kind == "advance":
@@ -103,8 +103,8 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
             worker.terminate()
             raise
     # torch's launcher reports the signal that ended the first of several processes.
-    said = (folder / LOG).read_text("utf-8", "replace")
-    first = re.search(r"^Root Cause .*?exitcode\s*: (-?\d+) \(pid", said, re.DOTALL | re.MULTILINE)
+    log_text = (folder / LOG).read_text("utf-8", "replace")
+    first = re.search(r"^Root Cause .*?exitcode\s*: (-?\d+) \(pid", log_text, re.DOTALL | re.MULTILINE)
     if first and int(first[1]) < 0 and isinstance(error, RuntimeError | None):
         raise _describe_end(int(first[1]), folder / LOG)
     if error:
@@ -148,8 +148,8 @@ def decode_error(kind: str, content: Sequence[Any]) -> Exception:
         error = RuntimeError(content[0])
         error.add_note(content[1])
         return error
-    made: Exception = (OSError if kind == "OSError" else getattr(errors, kind))(*content)
-    return made
+    decoded: Exception = (OSError if kind == "OSError" else getattr(errors, kind))(*content)
+    return decoded
 
 
 if __name__ == "__main__":

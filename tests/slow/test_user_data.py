@@ -63,7 +63,6 @@ def compare_and_write(path, **limits):
     forms = report.write(found, path.parent)
     if kept := os.environ.get("HARNESS_EXAMPLES"):
         for form in (form for form in forms if form.suffix in (".md", ".json", ".svg")):
-            # Whoever reads an example has these rows elsewhere.
             text = form.read_text().replace(f"{find_shared_data('rows').parent}/", "")
             (Path(kept) / form.name).write_text(text)
     return found

@@ -1,10 +1,10 @@
 """Check of rows before training: findings, the worst first.
 
 Invariant: nothing is changed; the same files, columns and tokenizer give the same findings. A check NAME is a
-function `check_NAME(table, given)` that yields findings; its docstring states how often clean rows raise an
+function `check_NAME(table, context)` that yields findings; its docstring states how often clean rows raise an
 alarm. Tests against chance are at `ALPHA` for the whole file, by Bonferroni. Files are read once, in bounded
-memory: for every row its place and digests of question and answer, some 100 bytes; texts up to about `HELD`
-bytes, beyond that those of a uniform, repeatable draw.
+memory: the place and the digests of question and answer of every row, some 100 bytes, and texts up to about
+`HELD` bytes; beyond that, the texts of a uniform, repeatable sample.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ _A_ROW = 1_500  # bytes of a row besides its characters
 
 
 class ReadingOptions(NamedTuple):
-    """Way of reading rows: by a task, a layout if there is one, and the column of dates.
+    """Options for reading rows: a task, an optional layout, and the column of dates.
 
     `prompt` and `reference` are columns or templates as the user named them, None if they were guessed.
     """
@@ -100,7 +100,7 @@ class RowTable:
     """Rows of one or several files.
 
     `entries` are the usable rows whose texts are held, `digests` (n, 2) of question (with its setting) and
-    answer of all usable rows; `places` are those of these.
+    answer of all usable rows; `places` are the places of the same rows.
     """
 
     files: tuple[str, ...]
@@ -131,18 +131,18 @@ class RowTable:
         answers = (entry.answer for entry in self.entries)
         return label_set(answers, self.answer_column or "", questions) if any(questions) else ()
 
-    def draw(self, most: int) -> list[TableEntry]:
-        """Draw at most so many entries, every class by its share, in the order of the files."""
-        if len(self.entries) <= most:
+    def draw(self, max_entries: int) -> list[TableEntry]:
+        """Sample at most `max_entries` entries, each class by its share, in the order of the files."""
+        if len(self.entries) <= max_entries:
             return list(self.entries)
         by_label: dict[str, list[int]] = {}
         for i, entry in enumerate(self.entries):
             by_label.setdefault(entry.answer if self.labels else "", []).append(i)
-        rng, chosen = random.Random("check"), []
+        rng, chosen_indices = random.Random("check"), []
         for _, members in sorted(by_label.items()):
             rng.shuffle(members)
-            chosen += members[: max(1, int(len(members) * most / len(self.entries)))]
-        return [self.entries[i] for i in sorted(chosen)[:most]]
+            chosen_indices += members[: max(1, int(len(members) * max_entries / len(self.entries)))]
+        return [self.entries[i] for i in sorted(chosen_indices)[:max_entries]]
 
 
 class _Maker:
@@ -172,7 +172,7 @@ class _Maker:
         self.unused.add(row, example)
         turns = [m["content"] for m in example.messages if m["role"] != "system"]
         answer = example.references[0] if example.references else ""
-        question, answer = ("\n".join(turns), answer) if turns else (answer, "")  # a text is a question
+        question, answer = ("\n".join(turns), answer) if turns else (answer, "")  # a bare text is a question
         names = tuple(row.fields)
         if names not in self.roles:
             self.roles[names] = find_reading_roles(self.reading.task, self.reading.layout, names)
@@ -188,10 +188,10 @@ class _Maker:
         draw = self.rng.random()
         if draw >= self.share:
             return
-        when = self.read_date(row)
-        texts = [written.text for written in list_written_answers(row.fields, roles)]
+        date = self.read_date(row)
+        texts = [placed.text for placed in list_written_answers(row.fields, roles)]
         spaced = tuple(text for text in texts if text.strip() not in ("", text))
-        entry = TableEntry(row.where, example, question, answer, qa, when, draw, spaced, is_augmented(row))
+        entry = TableEntry(row.where, example, question, answer, qa, date, draw, spaced, is_augmented(row))
         self.entries.append(entry)
         self.size += entry.n_bytes
         while self.size > self.held:
@@ -205,7 +205,7 @@ class _Maker:
             return None
         try:
             seconds, is_number = text_files.read_moment(value, self.reading.date_format)
-            if is_number and abs(seconds) < 1e8:  # eight digits or fewer are no seconds
+            if is_number and abs(seconds) < 1e8:  # eight digits or fewer are not seconds
                 raise ValueError(value)
             return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
         except (ValueError, OSError, OverflowError):
@@ -221,15 +221,15 @@ def read_table(
 ) -> RowTable:
     """Read files, in one pass; a UserError names the problems of all of them, or that no row can be used."""
     maker, per_file, problems = _Maker(reading, held), Counter[str](), list[Problem]()
-    answer = FIELD.fullmatch(reading.task.fields.reference)
+    answer_match = FIELD.fullmatch(reading.task.fields.reference)
     for path in paths:
-        shown, n = readers.display_path(path), 0
+        shown_path, n = readers.display_path(path), 0
         with gather(problems):
             rows = maker.count_cells(readers.stream(path, split))
-            for row in text_files.write_empty_lists(answer[1] if answer else "", rows, _FIRST):
+            for row in text_files.write_empty_lists(answer_match[1] if answer_match else "", rows, _FIRST):
                 n += 1
                 maker.add(row)
-            per_file[shown] = n
+            per_file[shown_path] = n
             if not n:
                 raise UserError(readers.phrase_no_rows(path, "add rows, or leave the file out"))
     if reading.date and maker.columns and reading.date not in maker.columns:
@@ -242,11 +242,11 @@ def read_table(
     if not maker.entries:
         step = "name the columns: --prompt COLUMN --reference COLUMN"
         expected = "a question and an answer"
-        unused = [replace(problem, expected=expected, next_step=step) for problem in maker.unusable]
-        raise UserError(cap_problems(unused, files, "rows that cannot be used"))
+        row_problems = [replace(problem, expected=expected, next_step=step) for problem in maker.unusable]
+        raise UserError(cap_problems(row_problems, files, "rows that cannot be used"))
     digests = np.frombuffer(maker.digests, np.uint64).reshape(-1, 2)
-    made = maker.entries, maker.unusable, maker.columns, digests, maker.places, reading, maker.unused.find()
-    return RowTable(tuple(per_file), per_file.total(), per_file, *made)
+    parts = maker.entries, maker.unusable, maker.columns, digests, maker.places, reading, maker.unused.find()
+    return RowTable(tuple(per_file), per_file.total(), per_file, *parts)
 
 
 Severity = Literal["error", "warning", "note"]
@@ -265,7 +265,7 @@ MOST_MODELLED = 20_000  # rows that a classifier sees, drawn by class
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Finding of a check: what is wrong in the rows, where, what it means, and the command that fixes it.
+    """Finding of a check: the fault, the rows that show it, its meaning, and the command that fixes it.
 
     An `error` makes results wrong, a `warning` is likely to harm a training, a `note` is information.
     `count` of `of` rows show it; `rows` are all their places, `file:line`. `labels` are proposed for `rows`,
@@ -289,7 +289,7 @@ class Finding:
 
     @property
     def share(self) -> float | None:
-        """Share of the rows that show it, in [0, 1]; None if it is not of rows."""
+        """Share of the rows that show it, in [0, 1]; None if the finding does not count rows."""
         return self.count / self.of if self.of else None
 
 
@@ -319,20 +319,23 @@ class CheckContext:
 
 
 def check_rows(
-    table: RowTable, given: CheckContext, only: Iterable[str] | None = None, advance: "Advance | None" = None
+    table: RowTable,
+    context: CheckContext,
+    only: Iterable[str] | None = None,
+    advance: "Advance | None" = None,
 ) -> list[Finding]:
     """Run the checks, all or the named ones, and return their findings, the worst first."""
     from harness.data.check.personal_data import mask_text
 
-    chosen = list(MODULES if only is None else only)
+    names = list(MODULES if only is None else only)
     findings: list[Finding] = []
-    for done, name in enumerate(chosen):
+    for n_done, name in enumerate(names):
         if advance is not None:
-            advance(done, len(chosen), name.replace("_", " "))
+            advance(n_done, len(names), name.replace("_", " "))
         check = getattr(import_module(f"{__name__}.{MODULES[name]}"), f"check_{name}")
-        for finding in check(table, given):
+        for finding in check(table, context):
             n_rows = finding.of or (len(table.entries) if finding.rows else 0)
             finding = replace(finding, check=name, count=finding.count or len(finding.rows), of=n_rows)
-            masked = {"title": mask_text(finding.title), "example": mask_text(finding.example)}
-            findings.append(replace(finding, **masked, beside=tuple(map(mask_text, finding.beside))))
+            masked_texts = {"title": mask_text(finding.title), "example": mask_text(finding.example)}
+            findings.append(replace(finding, **masked_texts, beside=tuple(map(mask_text, finding.beside))))
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))

@@ -31,7 +31,7 @@ _IP = re.compile(
 _DIALLED = re.compile(r"(?:\+|\b00|\(0)[\d ()/.-]{7,20}\d|(?:\(\d{3}\) ?|\b\d{3}[ .-])\d{3,4}[ .-]\d{4}\b")
 _SEVEN_DIGITS = re.compile(r"\d(?:[^\w\n]{0,4}\d){6,}")
 _BEFORE, _BEHIND = 8, 24  # characters around a phone number: signs before it, an extension
-_REGION = "US"  # of numbers without a country code
+_REGION = "US"  # for numbers without a country code
 _LONGEST = 300  # characters of a piece
 
 
@@ -58,16 +58,16 @@ def _find_persons(text: str, region: str = "") -> Iterator[tuple[str, str]]:
             digits = re.sub(r"\D", "", card)
             if luhn.is_valid(digits) and len(set(digits)) > 1:
                 yield "credit card numbers", card
-        for beginning in _IBAN.findall(text):  # as long as its country writes it
+        for beginning in _IBAN.findall(text):  # the length depends on the country
             ends = (end.end() for end in re.finditer(r"\w\b", beginning))
             if number := next((beginning[:end] for end in ends if iban.is_valid(beginning[:end])), ""):
                 yield "IBANs", number
         if region or _DIALLED.search(text):
             import phonenumbers
 
-            for run in _SEVEN_DIGITS.finditer(text):  # libphonenumber is slow on whole texts
-                around = text[max(0, run.start() - _BEFORE) : run.end() + _BEHIND]
-                matches = phonenumbers.PhoneNumberMatcher(around, region or _REGION)
+            for digit_run in _SEVEN_DIGITS.finditer(text):  # libphonenumber is slow on whole texts
+                nearby = text[max(0, digit_run.start() - _BEFORE) : digit_run.end() + _BEHIND]
+                matches = phonenumbers.PhoneNumberMatcher(nearby, region or _REGION)
                 yield from (("phone numbers", match.raw_string) for match in matches)
 
 
@@ -97,15 +97,15 @@ def mask_text(text: str) -> str:
 def redact(text: str, region: str = "") -> tuple[str, Counter[str]]:
     """Mask personal data and secrets, and count the pieces by kind."""
     without_secrets = mask_secrets(text, environment=False)
-    found = [*_find_persons(without_secrets, region)]
-    kinds = Counter(kind for kind, _ in found)
+    pieces = [*_find_persons(without_secrets, region)]
+    kinds = Counter(kind for kind, _ in pieces)
     kinds[KEYS] += without_secrets != text
-    return _hide(without_secrets, found), +kinds
+    return _hide(without_secrets, pieces), +kinds
 
 
-def excerpt(text: str, most: int) -> str:
+def excerpt(text: str, max_length: int) -> str:
     """Return the beginning of a text, masked before it is cut, because a part would not be recognised."""
-    return mask_text(text[: most + _LONGEST])[:most]
+    return mask_text(text[: max_length + _LONGEST])[:max_length]
 
 
 def mask_value(value: str) -> str:
@@ -113,10 +113,10 @@ def mask_value(value: str) -> str:
     return value[0] + re.sub(r"\w", "•", value[1:])
 
 
-def _hide(text: str, found: Iterable[tuple[str, str]]) -> str:
+def _hide(text: str, pieces: Iterable[tuple[str, str]]) -> str:
     """Mask every occurrence of the pieces, which may overlap."""
     signs, plain = list(text), text.translate(_PLAIN)
-    for value in {value.translate(_PLAIN) for _, value in found}:
+    for value in {value.translate(_PLAIN) for _, value in pieces}:
         hidden, start = mask_value(value), plain.find(value)
         while start >= 0:
             for i, sign in enumerate(hidden[1:], start + 1):

@@ -24,7 +24,7 @@ from harness.errors import Problem, UserError, refuse
 from harness.records import checksum, normalize, parse_json
 
 Kind = Literal["dropped", "changed", "reported", "added"]
-NOT_DRAWN = "not drawn"  # the reason of a row that another draw may still take
+NOT_DRAWN = "not drawn"  # the reason of a row that another draw may take
 
 
 class Change(NamedTuple):
@@ -52,8 +52,8 @@ class Change(NamedTuple):
         return "; ".join(self.reasons)
 
     def __str__(self) -> str:
-        alike = "" if self.similarity is None else f" ({self.similarity:.2f})"
-        return f"{self.where}: {self.kind}, {self.reason}{f' of {self.of}' if self.of else ''}{alike}"
+        similarity = "" if self.similarity is None else f" ({self.similarity:.2f})"
+        return f"{self.where}: {self.kind}, {self.reason}{f' of {self.of}' if self.of else ''}{similarity}"
 
 
 class EditedRow(NamedTuple):
@@ -63,9 +63,9 @@ class EditedRow(NamedTuple):
     change: Change | None = None
 
 
-def drop(row: Row, reason: str, of: str = "", similarity: float | None = None) -> EditedRow:
+def drop(row: Row, reason: str, repeated_place: str = "", similarity: float | None = None) -> EditedRow:
     """Drop a row for a reason."""
-    return EditedRow(None, Change(row.where, "dropped", (reason,), of, similarity))
+    return EditedRow(None, Change(row.where, "dropped", (reason,), repeated_place, similarity))
 
 
 def several_spellings(answers: Iterable[str]) -> list[list[tuple[str, int]]]:
@@ -73,14 +73,14 @@ def several_spellings(answers: Iterable[str]) -> list[list[tuple[str, int]]]:
     counts: dict[str, Counter[str]] = {}
     for answer in answers:
         # Normalised like labels, and without separators of words and final punctuation.
-        folded = re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", normalize(answer).rstrip(".,;:"))
-        counts.setdefault(folded, Counter())[answer] += 1
-    return [spelt.most_common() for folded, spelt in counts.items() if folded and len(spelt) > 1]
+        label = re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", normalize(answer).rstrip(".,;:"))
+        counts.setdefault(label, Counter())[answer] += 1
+    return [spellings.most_common() for label, spellings in counts.items() if label and len(spellings) > 1]
 
 
 def commonest_spellings(labels: Iterable[Sequence[tuple[str, int]]]) -> dict[str, str]:
     """Map each rarer spelling to the most frequent one of its label."""
-    return {spelt: commonest for (commonest, _), *rarer in labels for spelt, _ in rarer}
+    return {spelling: commonest for (commonest, _), *rarer in labels for spelling, _ in rarer}
 
 
 def unify_spellings(answers: Sequence[str]) -> list[str]:
@@ -103,31 +103,31 @@ class PlacedText(NamedTuple):
 
 def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[PlacedText]:
     """List the answers of a row in order, then its choices; for turns, all of the assistant's."""
-    written: list[PlacedText] = []
+    texts: list[PlacedText] = []
     is_openai = roles.answers == _PAIR and fields.keys() >= PREFERRED
     for column in ("preferred_output", "non_preferred_output") if is_openai else roles.answers:
         value: Any = fields.get(column)
         keys: Keys = (column,)
         if isinstance(value, dict) and column in roles.questions:
-            written += _replies(value, keys)
+            texts += _replies(value, keys)
         elif _are_turns(value):
             # Without a question before it, as in a pair, the first turn may answer.
-            before = 0 if column in roles.questions else 1
-            places = [i - before for i in answer_places([{}] * before + list(value))]
-            written += [text for i in places for text in _texts(value[i], (column, i))]
+            n_before = 0 if column in roles.questions else 1
+            turn_indices = [i - n_before for i in answer_places([{}] * n_before + list(value))]
+            texts += [text for i in turn_indices for text in _texts(value[i], (column, i))]
         elif column not in roles.questions:
-            written += _texts(value, keys)
+            texts += _texts(value, keys)
     # Choices are in a list, keyed by labels, or in one column each.
     for column in CHOICES:
         value = fields.get(column)
         if isinstance(value, dict) and "text" not in value:
-            written += [placed for label, text in value.items() for placed in _texts(text, (column, label))]
+            texts += [placed for label, text in value.items() for placed in _texts(text, (column, label))]
         else:
-            written += _texts(value, (column,))
+            texts += _texts(value, (column,))
     if has_choices({*fields} - {*CHOICES}):
         for column in list_choice_columns({k: v for k, v in fields.items() if k not in CHOICES}):
-            written += _texts(fields[column], (column,))
-    return written
+            texts += _texts(fields[column], (column,))
+    return texts
 
 
 def label_places(fields: Mapping[str, Any], roles: Roles) -> list[PlacedText]:
@@ -144,10 +144,10 @@ def put_text(fields: Any, keys: Keys, text: str | int) -> Any:
     """Return the fields with another text, or number, at the keys."""
     if not keys:
         return text
-    first, rest = keys[0], keys[1:]
+    key, rest_keys = keys[0], keys[1:]
     if isinstance(fields, list):
-        return [put_text(inner, rest, text) if i == first else inner for i, inner in enumerate(fields)]
-    return {**fields, first: put_text(fields.get(first), rest, text)}
+        return [put_text(inner, rest_keys, text) if i == key else inner for i, inner in enumerate(fields)]
+    return {**fields, key: put_text(fields.get(key), rest_keys, text)}
 
 
 def _are_turns(value: Any) -> bool:
@@ -160,10 +160,10 @@ def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[PlacedText]:
     replies = message.get("replies")
     for i, reply in enumerate(replies if isinstance(replies, list) else ()):
         if isinstance(reply, dict) and not reply.get("deleted"):
-            at = (*keys, "replies", i)
+            reply_keys = (*keys, "replies", i)
             if reply.get("role") == "assistant":
-                yield from _texts(reply.get("text"), (*at, "text"))
-            yield from _replies(reply, at)
+                yield from _texts(reply.get("text"), (*reply_keys, "text"))
+            yield from _replies(reply, reply_keys)
 
 
 def _texts(value: Any, keys: Keys) -> Iterator[PlacedText]:
@@ -199,63 +199,63 @@ class RowDecisions(NamedTuple):
 
 
 def decisions_file(path: str, digest: str = "") -> Path:
-    """Return the file next to the rows that stores decisions on them, or those on content of a digest."""
+    """Return the file next to the rows that stores decisions on them, or on the content with a digest."""
     return Path(f"{path}.decisions.{digest[:8]}.json" if digest else f"{path}.decisions.json")
 
 
 def read_decisions(path: str) -> dict[int, RowDecision]:
     """Read the stored decisions on a file's current content, by line; a foreign file is refused."""
-    kept = _read_kept(path, checksum(Path(path)))
-    return kept.rows if kept else {}
+    decisions = _read_kept(path, checksum(Path(path)))
+    return decisions.rows if decisions else {}
 
 
 def _read_kept(path: str, digest: str) -> RowDecisions | None:
     files = decisions_file(path), decisions_file(path, digest)
-    return next((kept for kept in map(_read, files) if kept and digest.startswith(kept.digest)), None)
+    return next((stored for stored in map(_read, files) if stored and digest.startswith(stored.digest)), None)
 
 
 def keep_decision(
     path: str, line: int, decision: RowDecision, digest: str, column: str | None = None
 ) -> None:
     """Add a decision on the content with a digest to the stored ones; `column` is the answer column."""
-    shown = readers.display_path(path)
+    shown_path = readers.display_path(path)
     if checksum(Path(path)) != digest:
-        raise UserError(shown, "changed since it was looked at", "the same rows", "decide it again")
-    before = _read_kept(path, digest) or RowDecisions(digest, {}, column)
-    if any(made.decision == "relabel" for made in before.rows.values()) and before.column != column:
-        found, expected = f"decisions on the column {before.column!r}", f"those on the column {column!r}"
-        raise UserError(shown, found, expected, f"apply them, or move {decisions_file(path)}")
-    rows = {**before.rows, line: decision}
+        raise UserError(shown_path, "changed since it was looked at", "the same rows", "decide it again")
+    stored = _read_kept(path, digest) or RowDecisions(digest, {}, column)
+    if any(other.decision == "relabel" for other in stored.rows.values()) and stored.column != column:
+        found, expected = f"decisions on the column {stored.column!r}", f"those on the column {column!r}"
+        raise UserError(shown_path, found, expected, f"apply them, or move {decisions_file(path)}")
+    rows = {**stored.rows, line: decision}
     target = decisions_file(path)
-    earlier = _read(target)
-    if earlier and not digest.startswith(earlier.digest):
-        aside = decisions_file(path, earlier.digest)
-        _read(aside)
-        target.replace(aside)
-    plain = {str(n): {k: text for k, text in rows[n]._asdict().items() if text} for n in sorted(rows)}
-    kept = {"file": Path(path).name, "digest": digest, "column": column, "rows": plain}
-    fresh = target.with_name(f"{target.name}.{os.getpid()}.part")
-    fresh.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.replace(target)
+    replaced = _read(target)
+    if replaced and not digest.startswith(replaced.digest):
+        backup_file = decisions_file(path, replaced.digest)
+        _read(backup_file)
+        target.replace(backup_file)
+    plain_rows = {str(n): {k: text for k, text in rows[n]._asdict().items() if text} for n in sorted(rows)}
+    content = {"file": Path(path).name, "digest": digest, "column": column, "rows": plain_rows}
+    scratch_file = target.with_name(f"{target.name}.{os.getpid()}.part")
+    scratch_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch_file.replace(target)
 
 
 def _read(file: Path) -> RowDecisions | None:
     try:
-        kept = parse_json(file.read_bytes())
-        rows = kept["rows"].items()
+        content = parse_json(file.read_bytes())
+        rows = content["rows"].items()
         decisions = {int(n): RowDecision(row["decision"], row.get("label") or "") for n, row in rows}
         is_relabelled = all(d.label.strip() for d in decisions.values() if d.decision == "relabel")
         if not is_relabelled or not {d.decision for d in decisions.values()} <= {*get_args(Verdict)}:
             raise ValueError("unknown decisions")
-        if not re.fullmatch("[0-9a-f]{16,64}", kept["digest"]):
-            raise ValueError(kept["digest"])
-        return RowDecisions(kept["digest"], decisions, kept.get("column"))
+        if not re.fullmatch("[0-9a-f]{16,64}", content["digest"]):
+            raise ValueError(content["digest"])
+        return RowDecisions(content["digest"], decisions, content.get("column"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        found, shown = f"no decisions ({type(error).__name__}: {error})", readers.display_path(str(file))
+        found, shown_path = f"no decisions ({type(error).__name__}: {error})", readers.display_path(str(file))
         expected = '{"digest": …, "column": "label", "rows": {"17": {"decision": "drop"}}}'
-        raise UserError(shown, found, expected, "move it away, and decide again") from None
+        raise UserError(shown_path, found, expected, "move it away, and decide again") from None
 
 
 def line_of(row: Row) -> int:
@@ -264,36 +264,36 @@ def line_of(row: Row) -> int:
 
 
 def open_decisions(file: Path, path: str) -> RowDecisions:
-    """Read a file of decisions, which have to be on the current content of another file's rows."""
-    shown = readers.display_path(str(file))
-    kept = _read(file)
-    if kept is None:
+    """Read a file of decisions, which must match the current content of the rows at `path`."""
+    shown_path = readers.display_path(str(file))
+    decisions = _read(file)
+    if decisions is None:
         step = "decide on rows on the Data page of `harness dashboard`, or correct the path"
-        raise UserError(shown, "no such file", "a file of decisions", step)
-    if not checksum(Path(path)).startswith(kept.digest):
+        raise UserError(shown_path, "no such file", "a file of decisions", step)
+    if not checksum(Path(path)).startswith(decisions.digest):
         found = f"decisions on another content than that of {readers.display_path(path)}"
         step = "look at the rows again, or name the file that was looked at"
-        raise UserError(shown, found, f"the digest {checksum(Path(path))}", step)
-    return kept
+        raise UserError(shown_path, found, f"the digest {checksum(Path(path))}", step)
+    return decisions
 
 
-def decisions_by_line(kept: RowDecisions, path: str, roles: Roles) -> dict[int, RowDecision]:
+def decisions_by_line(saved: RowDecisions, path: str, roles: Roles) -> dict[int, RowDecision]:
     """Return decisions by line; they must match rows and relabel the column that answers."""
     where = f"decisions on {readers.display_path(path)}"
-    lines = {line_of(row) for row in readers.stream(path, "train")} if kept.rows else set[int]()
+    lines = {line_of(row) for row in readers.stream(path, "train")} if saved.rows else set[int]()
     step = "look at the rows again"
     problems = [
         Problem(f"{where}, row {line}", "no row in that line", "a line of a row", step)
-        for line in kept.rows
+        for line in saved.rows
         if line not in lines
     ]
-    relabels = any(decision.decision == "relabel" for decision in kept.rows.values())
+    relabels = any(decision.decision == "relabel" for decision in saved.rows.values())
     if relabels and (len(roles.answers) != 1 or roles in RATED):
         found, step = "relabel, where not one column answers", "drop the row, or fix it by hand"
         problems.append(Problem(where, found, "drop or keep", step))
-    elif relabels and columns_of(kept.column, roles.answers) != roles.answers:
-        found = f"labels of the column {kept.column!r}, where {roles.answers[0]!r} answers"
-        step = f"--reference {shlex.quote(kept.column)}" if kept.column else 'add "column" to the decisions'
+    elif relabels and columns_of(saved.column, roles.answers) != roles.answers:
+        found = f"labels of the column {saved.column!r}, where {roles.answers[0]!r} answers"
+        step = f"--reference {shlex.quote(saved.column)}" if saved.column else 'add "column" to the decisions'
         problems.append(Problem(where, found, "labels of the column that answers", step))
     refuse(readers.cap_problems(problems, where, "decisions that cannot be applied"))
-    return kept.rows
+    return saved.rows

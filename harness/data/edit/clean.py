@@ -78,51 +78,51 @@ def clean(
             if label := mending.spellings.get(text.strip()):
                 fields = _relabel(row, fields, keys, label, reasons)
         cleaned = Row(row.where, fields)
-        empty = [name for name in roles.answers if cleaned.fields.get(name) == [] and layout is None]
-        finds_nothing = any(name in objects or names_labels(name) for name in empty)
-        if unusable := _unusable(cleaned, roles, layout, drop_lost=drop_lost, may_be_empty=finds_nothing):
-            yield changes.drop(row, unusable)
+        empty_columns = [name for name in roles.answers if cleaned.fields.get(name) == [] and layout is None]
+        may_be_empty = any(name in objects or names_labels(name) for name in empty_columns)
+        if reason := _unusable(cleaned, roles, layout, drop_lost=drop_lost, may_be_empty=may_be_empty):
+            yield changes.drop(row, reason)
             continue
-        if low := mending.low.get(changes.line_of(row)):
-            yield changes.drop(row, low)
+        if low_reason := mending.low.get(changes.line_of(row)):
+            yield changes.drop(row, low_reason)
             continue
         ident = cleaned.fields.get("id")
-        if mending.ids and isinstance(ident, str | int) and (given := mending.ids.give(ident)) != ident:
+        if mending.ids and isinstance(ident, str | int) and (new_id := mending.ids.give(ident)) != ident:
             reasons[NEW_ID] = None
-            cleaned = cleaned._replace(fields={**cleaned.fields, "id": given})
-        changed = changes.Change(row.where, "changed", tuple(reasons))
-        yield changes.EditedRow(cleaned, changed) if reasons else changes.EditedRow(row)
+            cleaned = cleaned._replace(fields={**cleaned.fields, "id": new_id})
+        change = changes.Change(row.where, "changed", tuple(reasons))
+        yield changes.EditedRow(cleaned, change) if reasons else changes.EditedRow(row)
 
 
-def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str]:
+def spellings_in(rows: Iterable[Row], roles: Roles, source: str) -> dict[str, str]:
     """Map the rarer spellings of cleaned labels to the most frequent one; other answers are refused."""
-    where, step = f"{shown}, --spellings", "leave --spellings out, or name the column: --reference COLUMN"
+    where, step = f"{source}, --spellings", "leave --spellings out, or name the column: --reference COLUMN"
     answers = [label for row in rows for label in _labels(row, roles)]
     if not answers:
         raise UserError(where, "no column that answers", "a column of labels", step)
     if not label_set(answers, roles.answers[0]):
         found = f"{pluralize(len(set(answers)), 'different answer')} of {pluralize(len(answers), 'row')}"
-        most = f"at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters"
-        raise UserError(where, found, f"{most}, each of {ROWS_A_LABEL} rows in the mean", step)
+        limits = f"at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters"
+        raise UserError(where, found, f"{limits}, each of {ROWS_A_LABEL} rows in the mean", step)
     return changes.commonest_spellings(changes.several_spellings(answers))
 
 
-def low_quality(rows: Iterable[Row], roles: Roles, least: float, score: ScoreAnswers) -> dict[int, str]:
-    """Map the lines of rows whose answer scores below `least` to the trait that sets the score."""
-    read = {changes.line_of(row): read_question_and_answers(row, roles) for row in rows}
-    answered = {line: qa for line, qa in read.items() if qa.question and qa.answers}
-    scored = zip(answered, score([*answered.values()]), strict=True)
-    return {line: f"quality below {least:g}: {q.trait}" for line, q in scored if q.score < least}
+def low_quality(rows: Iterable[Row], roles: Roles, min_score: float, score: ScoreAnswers) -> dict[int, str]:
+    """Map the lines of rows whose answer scores below `min_score` to the trait that sets the score."""
+    qa_by_line = {changes.line_of(row): read_question_and_answers(row, roles) for row in rows}
+    answered_lines = {line: qa for line, qa in qa_by_line.items() if qa.question and qa.answers}
+    scores = zip(answered_lines, score([*answered_lines.values()]), strict=True)
+    return {line: f"quality below {min_score:g}: {q.trait}" for line, q in scores if q.score < min_score}
 
 
 def _labels(row: Row, roles: Roles) -> Iterator[str]:
     """Yield the cleaned choices and the first answer of each column (for pairs, of the first column)."""
-    first: dict[changes.Keys, str] = {}
+    first_labels: dict[changes.Keys, str] = {}
     for text, keys in changes.label_places(row.fields, roles):
-        place = keys if keys[0] in CHOICES else keys[:1]
-        if not first.get(place):
-            first[place] = clean_text(text)[0].strip()
-    yield from islice(filter(None, first.values()), 1 if roles == PAIRS else None)
+        column_keys = keys if keys[0] in CHOICES else keys[:1]
+        if not first_labels.get(column_keys):
+            first_labels[column_keys] = clean_text(text)[0].strip()
+    yield from islice(filter(None, first_labels.values()), 1 if roles == PAIRS else None)
 
 
 def _relabel(
@@ -136,9 +136,9 @@ def _relabel(
     if not is_number and not isinstance(value, str | None):
         found, expected = f"a {type(value).__name__} in {column!r}, to be relabelled {label!r}", "a text"
         raise UserError(row.where, found, expected, "change it in the file by hand")
-    if value != (given := int(label) if is_number else label):
+    if value != (new_value := int(label) if is_number else label):
         reasons[f"relabelled in {column!r}"] = None
-        fields = changes.put_text(fields, keys, given)
+        fields = changes.put_text(fields, keys, new_value)
     return fields
 
 
@@ -147,10 +147,10 @@ def _unusable(row: Row, roles: Roles, layout: Layout | None, *, drop_lost: bool,
     question, answers, *_ = read_question_and_answers(row, roles)
     if roles.questions and not question.strip():
         return "an empty question"
-    written, is_pair = [" ".join(answer.split()) for answer in answers], roles.answers == PAIRS.answers
-    if roles.answers and not may_be_empty and not (all if is_pair else any)(written):
+    folded_answers, is_pair = [" ".join(answer.split()) for answer in answers], roles.answers == PAIRS.answers
+    if roles.answers and not may_be_empty and not (all if is_pair else any)(folded_answers):
         return "an empty answer"
-    if is_pair and len({*written}) == 1:
+    if is_pair and len({*folded_answers}) == 1:
         return "two equal answers"
     if drop_lost and _LOST in join_texts([question, *answers]):
         return "lost signs (U+FFFD)"
@@ -164,12 +164,12 @@ def _unusable(row: Row, roles: Roles, layout: Layout | None, *, drop_lost: bool,
 def _clean_value(value: Any, name: str, reasons: dict[str, None], special: tuple[str, ...] | None) -> Any:
     """Clean the texts of a value, also within lists and objects; note the fixes by column."""
     if isinstance(value, str):
-        without = value
+        stripped = value
         if special is not None:
-            without = compile_special(special).sub("", cut_special(value, special))
-        cleaned, done = clean_text(without)
-        done = ["special tokens removed", *done] if without != value else done
-        reasons.update(dict.fromkeys(f"{reason} in {name!r}" for reason in done))
+            stripped = compile_special(special).sub("", cut_special(value, special))
+        cleaned, fixes = clean_text(stripped)
+        fixes = ["special tokens removed", *fixes] if stripped != value else fixes
+        reasons.update(dict.fromkeys(f"{reason} in {name!r}" for reason in fixes))
         return cleaned
     if isinstance(value, list):
         return [_clean_value(inner, name, reasons, special) for inner in value]
@@ -180,15 +180,15 @@ def _clean_value(value: Any, name: str, reasons: dict[str, None], special: tuple
 
 def clean_text(text: str) -> tuple[str, list[str]]:
     """Return the cleaned text and the applied fixes, repeated because one may uncover other damage."""
-    done: dict[str, None] = {}
-    before = None
-    while text != before and not (text.isascii() and text.isprintable() and text[-1:] != " "):
-        before = text
+    fixes: dict[str, None] = {}
+    previous = None
+    while text != previous and not (text.isascii() and text.isprintable() and text[-1:] != " "):
+        previous = text
         for reason, step in _steps().items():
-            after = step(text)
-            if after != text:
-                text, done[reason] = after, None
-    return text, list(done)
+            fixed = step(text)
+            if fixed != text:
+                text, fixes[reason] = fixed, None
+    return text, list(fixes)
 
 
 def mend_encoding(text: str) -> str:

@@ -43,9 +43,9 @@ def _fold(text: str) -> str:
 
 
 def _marks(text: str) -> tuple[str, ...]:
-    """Return what distinguishes code with the same words: the indentation of its lines, and its options."""
+    """Return the marks of code with the same words: the indentation of its lines, and its options."""
     lines = _INDENTED.findall(text) if "\n" in text else []
-    indented = [white.expandtabs(4) for white in lines] if any(lines) else []
+    indented = [indentation.expandtabs(4) for indentation in lines] if any(lines) else []
     return (*indented, *(_OPTION.findall(text) if "-" in text else ()))
 
 
@@ -66,7 +66,7 @@ def near_repeats(rows: Sequence[QuestionAndAnswers], alike: float = THRESHOLD) -
 
 
 def stand_on_same(row: QuestionAndAnswers, earlier: QuestionAndAnswers) -> bool:
-    """Return whether two questions have one setting, one thumb and, if both have a context, one context."""
+    """Return whether two questions have the same setting, thumb and, if both have a context, context."""
     contexts = {fold_text(row.context), fold_text(earlier.context)} - {""}
     settings = {(fold_text(qa.system), fold_text(qa.choices), qa.tools, qa.thumb) for qa in (row, earlier)}
     return len(contexts) < 2 and len(settings) == 1
@@ -83,64 +83,64 @@ def dedup(
     conflicts: Literal["keep", "drop"] = "keep",
     against: Sequence[tuple[Row, Roles]] = (),
 ) -> list[EditedRow]:
-    """Drop rows whose questions and answers are `alike` (Jaccard index in (0, 1]), or that `against` asks."""
-    read = [read_question_and_answers(row, roles) for row in rows]
-    folded = list(map(fold_row, read))
-    changes = _drop_evaluated(rows, read, against)
-    first: dict[NormalizedRow, int] = {}
+    """Drop rows with `alike` questions and answers (Jaccard index in (0, 1]), or a question of `against`."""
+    qa_rows = [read_question_and_answers(row, roles) for row in rows]
+    folded = list(map(fold_row, qa_rows))
+    changes = _drop_evaluated(rows, qa_rows, against)
+    row_by_text: dict[NormalizedRow, int] = {}
     by_question: dict[tuple[Any, str], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         if i in changes:
             continue
         if not folded[i].question and not any(folded[i].answers):
             changes[i] = EditedRow(row, Change(row.where, "reported", (_SAYS_NOTHING,)))
-        elif (kept := first.setdefault(folded[i], i)) != i:
-            changes[i] = drop(row, "a duplicate", rows[kept].where)
+        elif (first_row := row_by_text.setdefault(folded[i], i)) != i:
+            changes[i] = drop(row, "a duplicate", rows[first_row].where)
         else:
             by_question[folded[i].setting, folded[i].question].append(i)
     kind: Kind = "dropped" if conflicts == "drop" else "reported"
     for (_, question), members in by_question.items():
         for i in members if question and len(members) > 1 else ():
-            other = rows[next(j for j in members if j != i)].where
-            change = Change(rows[i].where, kind, ("another answer to the question",), other)
+            other_place = rows[next(j for j in members if j != i)].where
+            change = Change(rows[i].where, kind, ("another answer to the question",), other_place)
             changes[i] = EditedRow(None if kind == "dropped" else rows[i], change)
     indices = [i for i in range(len(rows)) if i not in changes or changes[i].row is not None]
-    for kept, others in near_repeats([read[i] for i in indices], alike) if alike < 1 else ():
-        earlier = rows[indices[kept]].where
-        for i, similarity in others:
-            changes[indices[i]] = drop(rows[indices[i]], "a near duplicate", earlier, similarity)
+    for first_row, matches in near_repeats([qa_rows[i] for i in indices], alike) if alike < 1 else ():
+        earlier_place = rows[indices[first_row]].where
+        for i, similarity in matches:
+            changes[indices[i]] = drop(rows[indices[i]], "a near duplicate", earlier_place, similarity)
     # A duplicate of a dropped row gets the reason of that one, and the row it names.
-    dropped = {rows[i].where: found.change for i, found in changes.items() if found.row is None}
+    drops = {rows[i].where: edited.change for i, edited in changes.items() if edited.row is None}
     for i, outcome in list(changes.items()):
         is_duplicate = outcome.change and outcome.change.reason == "a duplicate"
-        original = dropped.get(outcome.change.of) if outcome.change and is_duplicate else None
+        original = drops.get(outcome.change.of) if outcome.change and is_duplicate else None
         if original and original.of != rows[i].where:
             changes[i] = drop(rows[i], original.reason, original.of, original.similarity)
     # An augmented row is dropped with all rows of a text that it was made from.
     augmented = origins(rows)
     for i, row in enumerate(rows):
-        lost = [o for o in augmented.get(row.where, ()) if o.places and dropped.keys() >= set(o.places)]
-        if lost and row.where not in dropped:
-            changes[i] = drop(row, "augmented from a row that is dropped", lost[0].places[0])
+        lost_origins = [o for o in augmented.get(row.where, ()) if o.places and drops.keys() >= set(o.places)]
+        if lost_origins and row.where not in drops:
+            changes[i] = drop(row, "augmented from a row that is dropped", lost_origins[0].places[0])
     return [changes.get(i, EditedRow(row)) for i, row in enumerate(rows)]
 
 
 def _drop_evaluated(
-    rows: Sequence[Row], read: Sequence[QuestionAndAnswers], against: Sequence[tuple[Row, Roles]]
+    rows: Sequence[Row], qa_rows: Sequence[QuestionAndAnswers], against: Sequence[tuple[Row, Roles]]
 ) -> dict[int, EditedRow]:
     """Drop rows with a question of a test file, exactly or by the measures of the contamination check."""
     changes: dict[int, EditedRow] = {}
     if not against:
         return changes
     tests = [(test.where, read_question_and_answers(test, roles).whole) for test, roles in against]
-    questions, answers = [qa.whole for qa in read], ["\n".join(qa.answers) for qa in read]
+    questions, answers = [qa.whole for qa in qa_rows], ["\n".join(qa.answers) for qa in qa_rows]
     for o in overlaps(questions, [question for _, question in tests], answers=answers):
         where, reason = tests[o.evaluated][0], f"in the test file by {o.measure}"
         changes[o.training] = drop(rows[o.training], reason, where, o.similarity)
-    # Equal questions, also with other indentation, which a comparison refuses.
-    first = {fold_text(question): where for where, question in reversed(tests)}
-    first.pop("", None)
+    # A comparison refuses equal questions, also with other indentation.
+    place_by_text = {fold_text(question): where for where, question in reversed(tests)}
+    place_by_text.pop("", None)
     for i, question in enumerate(map(fold_text, questions)):
-        if question in first:
-            changes[i] = drop(rows[i], "a question of the test file", first[question])
+        if question in place_by_text:
+            changes[i] = drop(rows[i], "a question of the test file", place_by_text[question])
     return changes

@@ -25,11 +25,11 @@ from harness.formatting import pluralize
 
 NEW_ID = "a new id, because an earlier row has its id"
 OWN = {"prompt", "messages", "reference", "references", "constraints"}  # columns of our own layout
-_READ = {"id", ORIGIN, *OWN}  # columns that describe a row for its readers
+_READ = {"id", ORIGIN, *OWN}  # columns that readers of a row need
 
 
 class RowMixture(NamedTuple):
-    """Weights of the files (None: by their sizes at a temperature) and number of rows (None: the most)."""
+    """Weights of the files (None: by their sizes at a temperature) and number of rows (None: the largest)."""
 
     weights: tuple[float, ...] | None = None
     temperature: float = 1.0
@@ -40,31 +40,31 @@ class RowMixture(NamedTuple):
 
 
 def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
-    """Sample each file by its share; repeated rows get new ids. A taken `column` is refused."""
+    """Sample each file by its share; repeated rows get new ids. An existing `column` is refused."""
     numbers, column = row_numbers(files, mixture), mixture.column
     if column in _READ or not column.strip():
         found, expected = repr(column), "a name that says nothing else of a row"
         raise UserError("--column", found, expected, "name another: --column source")
-    taken = next((row for content in files for row in content.rows if column in row.fields), None)
-    if taken:
+    taken_row = next((row for content in files for row in content.rows if column in row.fields), None)
+    if taken_row:
         step = "name another: --column from"
-        raise UserError(taken.where, f"the column {column!r}", "rows without it", step)
+        raise UserError(taken_row.where, f"the column {column!r}", "rows without it", step)
     ids = RowIds(row for content in files for row in content.rows)
-    for place, (content, n) in enumerate(zip(files, numbers, strict=True)):
-        seed = f"{mixture.seed}/{place}"
-        chosen = draw(range(len(content.rows)), n, seed, replacement=mixture.replacement)
-        times = Counter(chosen)
+    for file_index, (content, n) in enumerate(zip(files, numbers, strict=True)):
+        seed = f"{mixture.seed}/{file_index}"
+        drawn_indices = draw(range(len(content.rows)), n, seed, replacement=mixture.replacement)
+        n_drawn = Counter(drawn_indices)
         for i, row in enumerate(content.rows):
-            if not times[i]:
+            if not n_drawn[i]:
                 yield drop(row, NOT_DRAWN)
             fields = {**row.fields, column: content.shown}
             ident = row.fields.get("id")
-            for _ in range(times[i]):
-                if not isinstance(ident, str | int) or (given := ids.give(ident)) == ident:
+            for _ in range(n_drawn[i]):
+                if not isinstance(ident, str | int) or (new_id := ids.give(ident)) == ident:
                     yield EditedRow(Row(row.where, fields))
                 else:
-                    changed = Change(row.where, "changed", (NEW_ID,))
-                    yield EditedRow(Row(row.where, fields | {"id": given}), changed)
+                    change = Change(row.where, "changed", (NEW_ID,))
+                    yield EditedRow(Row(row.where, fields | {"id": new_id}), change)
 
 
 def refuse_other_layouts(files: Sequence[Rows]) -> None:
@@ -78,20 +78,20 @@ def refuse_other_layouts(files: Sequence[Rows]) -> None:
         numbers = f" whose numbers are {' or '.join(forms.numbers)}" if forms.has_numbers else ""
         return f"{layout.name} rows{numbers}", layout
 
-    expected, layout = describe(first := files[0])
+    expected, layout = describe(first_file := files[0])
     step = "let a candidate read each as it is: train: [a, b], or mix: of them"
     problems = []
     for content in files[1:]:
-        found, other = describe(content)
-        is_alike = layout is other and (found == expected or layout is None)
-        if layout is other is None:
+        found, other_layout = describe(content)
+        is_alike = layout is other_layout and (found == expected or layout is None)
+        if layout is other_layout is None:
             with suppress(UserError):  # the columns are named when the mixture is read
-                roles, names = find_roles(first), content.names
+                roles, names = find_roles(first_file), content.names
                 find_roles(content)
-                asking, answering = ({*read, *OWN} if OWN & {*read} else {*read} for read in roles)
+                asking, answering = ({*role, *OWN} if OWN & {*role} else {*role} for role in roles)
                 is_alike = bool(asking & names) and (bool(answering & names) or not answering)
         if not is_alike:
-            problems.append(Problem(content.shown, found, f"{expected}, as in {first.shown}", step))
+            problems.append(Problem(content.shown, found, f"{expected}, as in {first_file.shown}", step))
     refuse(problems)
 
 
@@ -104,8 +104,8 @@ def shares(sizes: Sequence[int], mixture: RowMixture) -> list[float]:
             raise UserError("--weights", found, "a weight above 0 for each file", "such as 0.7,0.3")
         if not math.isclose(sum(mixture.weights), 1, abs_tol=1e-6):
             found = f"weights that add up to {sum(mixture.weights):g}"
-            even = ",".join(f"{w / sum(mixture.weights):.4g}" for w in mixture.weights)
-            raise UserError("--weights", found, "shares that add up to 1", f"perhaps {even}")
+            scaled_weights = ",".join(f"{w / sum(mixture.weights):.4g}" for w in mixture.weights)
+            raise UserError("--weights", found, "shares that add up to 1", f"perhaps {scaled_weights}")
         return list(mixture.weights)
     if not 0 < mixture.temperature < math.inf:
         found, expected = f"{mixture.temperature:g}", "a number above 0"
@@ -124,27 +124,27 @@ def row_numbers(
     A share that draws no row is refused, too.
     """
     sizes = [len(content.rows) for content in files]
-    parts = shares(sizes, mixture)
+    file_shares = shares(sizes, mixture)
     if mixture.n_rows is None and mixture.replacement:
         found = "--replacement without --rows"
         raise UserError("harness data mix", found, "how many rows to draw", "--rows N")
-    most = math.floor(min(n / share for n, share in zip(sizes, parts, strict=True)) + 1e-9)
-    total = most if mixture.n_rows is None else mixture.n_rows
-    exact = [total * part for part in parts]
-    numbers = [math.floor(x + 1e-9) for x in exact]
-    by_remainder = sorted(range(len(parts)), key=lambda i: (numbers[i] - exact[i], i))
+    largest_total = math.floor(min(n / share for n, share in zip(sizes, file_shares, strict=True)) + 1e-9)
+    total = largest_total if mixture.n_rows is None else mixture.n_rows
+    exact_numbers = [total * part for part in file_shares]
+    numbers = [math.floor(x + 1e-9) for x in exact_numbers]
+    by_remainder = sorted(range(len(file_shares)), key=lambda i: (numbers[i] - exact_numbers[i], i))
     for i in by_remainder[: total - sum(numbers)]:
         numbers[i] += 1
     if mixture.n_rows is None:  # rounding up may ask for a row more than there is
         numbers = [min(n, size) for n, size in zip(numbers, sizes, strict=True)]
     problems = [
-        Problem(content.shown, f"{size:,} rows", f"{n:,} for its share", step.format(most))
+        Problem(content.shown, f"{size:,} rows", f"{n:,} for its share", step.format(largest_total))
         for content, n, size in zip(files, numbers, sizes, strict=True)
         if n > size and not mixture.replacement
     ]
-    found, more = "a share that draws no row", "draw more, or leave the file out"
+    found, share_step = "a share that draws no row", "draw more, or leave the file out"
     problems += [
-        Problem(content.shown, found, "one at least", more)
+        Problem(content.shown, found, "one at least", share_step)
         for content, n in zip(files, numbers, strict=True)
         if not n and mixture.weights
     ]
@@ -156,9 +156,9 @@ class RowIds:
     """Ids of all rows, and those that are written already; 1 and "1" are one id."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        known = [ident for row in rows if isinstance(ident := row.fields.get("id"), str | int)]
-        self._known, self._written = set(map(str, known)), set[str]()
-        self._next = count(1 + max((ident for ident in known if isinstance(ident, int)), default=0))
+        existing_ids = [ident for row in rows if isinstance(ident := row.fields.get("id"), str | int)]
+        self._known, self._written = set(map(str, existing_ids)), set[str]()
+        self._next = count(1 + max((ident for ident in existing_ids if isinstance(ident, int)), default=0))
         self._copies: dict[str, Iterator[int]] = defaultdict(lambda: count(2))
 
     def give(self, ident: str | int) -> str | int:
@@ -168,7 +168,7 @@ class RowIds:
             return ident
         if isinstance(ident, int):
             return next(n for n in self._next if str(n) not in self._known)
-        return next(new for n in self._copies[ident] if (new := f"{ident}-{n}") not in self._known)
+        return next(new_id for n in self._copies[ident] if (new_id := f"{ident}-{n}") not in self._known)
 
 
 def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[EditedRow]:
@@ -179,17 +179,17 @@ def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[E
     if n_rows < len(classes):
         found, expected = f"{n_rows} for {len(classes)} values of {balance!r}", "one of each at least"
         raise UserError("--rows", found, expected, f"--rows {len(classes)}")
-    each, more = divmod(n_rows, len(classes))
-    wanted = {name: each + (i < more) for i, name in enumerate(sorted(classes))}
-    most = min(map(len, classes.values())) * len(classes)
+    n_each, n_extra = divmod(n_rows, len(classes))
+    n_by_class = {name: n_each + (i < n_extra) for i, name in enumerate(sorted(classes))}
+    n_most = min(map(len, classes.values())) * len(classes)
     where, problems = f"{content.shown}, --balance {balance}" if balance else content.shown, list[Problem]()
-    for name, n in wanted.items():
+    for name, n in n_by_class.items():
         if n > len(classes[name]):
             found = pluralize(len(classes[name]), "row") + (f" of the class {name!r}" if balance else "")
-            problems.append(Problem(where, found, f"at least {n:,} to draw from", f"--rows {most} at most"))
+            problems.append(Problem(where, found, f"at least {n:,} to draw from", f"--rows {n_most} at most"))
     refuse(problems)
-    drawn = {i for name, n in wanted.items() for i in draw(classes[name], n, f"{seed}/{name}")}
-    return [EditedRow(row) if i in drawn else drop(row, NOT_DRAWN) for i, row in enumerate(content.rows)]
+    indices = {i for name, n in n_by_class.items() for i in draw(classes[name], n, f"{seed}/{name}")}
+    return [EditedRow(row) if i in indices else drop(row, NOT_DRAWN) for i, row in enumerate(content.rows)]
 
 
 def draw(indices: Sequence[int], n: int, seed: str, *, replacement: bool = False) -> list[int]:
@@ -199,6 +199,6 @@ def draw(indices: Sequence[int], n: int, seed: str, *, replacement: bool = False
 
 
 def refuse_no_rows(n_rows: int) -> None:
-    """Refuse to draw fewer rows than one."""
+    """Refuse to draw fewer than one row."""
     if n_rows < 1:
         raise UserError("--rows", f"{n_rows}", "at least 1", "name how many rows to draw")

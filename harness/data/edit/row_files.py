@@ -36,9 +36,9 @@ def row_suffix(name: str) -> str:
     return "" if kind == ".parquet" and gz else kind and kind + gz
 
 
-def new_name(file: str, verb: str, taken: Collection[str] = ()) -> str:
+def new_name(file: str, verb: str, names: Collection[str] = ()) -> str:
     """Return a new name for a verb's output next to its input: a file of its kind, or a split's folder."""
-    return _free(f"{_stem(file)}.{verb}", "" if verb == "split" else row_suffix(file) or ".jsonl", taken)
+    return _free(f"{_stem(file)}.{verb}", "" if verb == "split" else row_suffix(file) or ".jsonl", names)
 
 
 def name_output(names: OutputNames, file: str, verb: str) -> str:
@@ -50,10 +50,10 @@ def name_output(names: OutputNames, file: str, verb: str) -> str:
 
 def free_folders(files: Iterable[str]) -> dict[str, str]:
     """Name a new folder in the working directory for an experiment on each file of rows."""
-    named: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for file in files:
-        named[file] = _free(Path(_stem(file)).name, taken=named.values())
-    return named
+        folders[file] = _free(Path(_stem(file)).name, taken_names=folders.values())
+    return folders
 
 
 def _stem(file: str) -> str:
@@ -62,9 +62,9 @@ def _stem(file: str) -> str:
     return file[: len(file) - len(row_suffix(file))].rstrip("/")
 
 
-def _free(start: str, ending: str = "", taken: Collection[str] = ()) -> str:
+def _free(start: str, ending: str = "", taken_names: Collection[str] = ()) -> str:
     names = (f"{start}{f'-{i}' if i > 1 else ''}{ending}" for i in itertools.count(1))
-    return next(name for name in names if name not in taken and not os.path.lexists(name))
+    return next(name for name in names if name not in taken_names and not os.path.lexists(name))
 
 
 def write_rows(file: Path, suffix: str, rows: Iterable[Row], sources: Sequence[str]) -> None:
@@ -74,24 +74,24 @@ def write_rows(file: Path, suffix: str, rows: Iterable[Row], sources: Sequence[s
         return
     with ExitStack() as stack:
         raw: IO[bytes] = stack.enter_context(file.open("wb"))
-        if suffix.endswith(".gz"):  # without name and date
-            packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
-            raw = cast("IO[bytes]", stack.enter_context(packed))
-        out = stack.enter_context(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
+        if suffix.endswith(".gz"):  # no name and date in the header
+            gzip_file = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
+            raw = cast("IO[bytes]", stack.enter_context(gzip_file))
+        text_file = stack.enter_context(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
         if suffix.startswith((".csv", ".tsv")):
-            are_read = [is_csv(source) for source in sources]
-            rows = iter(rows) if are_read == [True] else list(rows)
-            first = list(itertools.islice(rows, 1)) if isinstance(rows, Iterator) else rows
-            names = list(dict.fromkeys(name for row in first for name in row.fields))
-            writer = csv.writer(out, delimiter="\t" if suffix.startswith(".tsv") else ",")
+            are_csv = [is_csv(source) for source in sources]
+            rows = iter(rows) if are_csv == [True] else list(rows)
+            first_rows = list(itertools.islice(rows, 1)) if isinstance(rows, Iterator) else rows
+            names = list(dict.fromkeys(name for row in first_rows for name in row.fields))
+            writer = csv.writer(text_file, delimiter="\t" if suffix.startswith(".tsv") else ",")
             writer.writerow(names)
-            for row in itertools.chain(first, rows) if isinstance(rows, Iterator) else rows:
-                writer.writerow([_cell(row, name, is_read=any(are_read) and all(are_read)) for name in names])
+            for row in itertools.chain(first_rows, rows) if isinstance(rows, Iterator) else rows:
+                writer.writerow([_cell(row, name, from_csv=any(are_csv) and all(are_csv)) for name in names])
         elif suffix.startswith(".jsonl"):
-            out.writelines(f"{_json(row)}\n" for row in rows)
+            text_file.writelines(f"{_json(row)}\n" for row in rows)
         else:
             lines = (f"{',' if i else ''}\n{_json(row)}" for i, row in enumerate(rows))
-            out.writelines(itertools.chain("[", lines, "\n]\n"))
+            text_file.writelines(itertools.chain("[", lines, "\n]\n"))
 
 
 def _json(row: Row) -> str:
@@ -109,11 +109,11 @@ def _as_text(value: Any) -> str:
     raise TypeError(f"a {type(value).__name__}")
 
 
-def _cell(row: Row, name: str, *, is_read: bool) -> str:
+def _cell(row: Row, name: str, *, from_csv: bool) -> str:
     value = row.fields.get(name)
     if value is None:
         return ""
-    if is_read and isinstance(value, list):  # read from a Python literal
+    if from_csv and isinstance(value, list):  # read from a Python literal
         return str(value)
     if (text := text_of_cell(value)) is None:
         found, expected = f"a {type(value).__name__} in {name!r}", "values that CSV can hold"
@@ -131,23 +131,23 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
         try:
             schema = pyarrow.unify_schemas([pyarrow.parquet.read_schema(source) for source in sources])
         except pyarrow.ArrowException as error:
-            found, shown = f"columns of other types ({str(error).splitlines()[0]})", ", ".join(sources)
-            raise UserError(shown, found, "equal types", "write a .jsonl file") from None
-        first = list(itertools.islice(rows := iter(rows), _BATCH))
-        names = list(dict.fromkeys(itertools.chain(schema.names, *(row.fields for row in first[:1]))))
+            found, shown_paths = f"columns of other types ({str(error).splitlines()[0]})", ", ".join(sources)
+            raise UserError(shown_paths, found, "equal types", "write a .jsonl file") from None
+        first_rows = list(itertools.islice(rows := iter(rows), _BATCH))
+        names = list(dict.fromkeys(itertools.chain(schema.names, *(row.fields for row in first_rows[:1]))))
         for name in names[len(schema.names) :]:
             schema = schema.append(pyarrow.field(name, pyarrow.string()))
-        batches = itertools.chain([first], iter(lambda: list(itertools.islice(rows, _BATCH)), []))
+        batches = itertools.chain([first_rows], iter(lambda: list(itertools.islice(rows, _BATCH)), []))
     else:
-        first, fields = list(rows), list[Any]()
-        for name in dict.fromkeys(name for row in first for name in row.fields):
+        first_rows, fields = list(rows), list[Any]()
+        for name in dict.fromkeys(name for row in first_rows for name in row.fields):
             try:
-                fields.append((name, pyarrow.array([row.fields.get(name) for row in first]).type))
+                fields.append((name, pyarrow.array([row.fields.get(name) for row in first_rows]).type))
             except (OverflowError, pyarrow.ArrowException) as error:
                 found = f"values in {name!r} that Parquet cannot hold ({str(error).splitlines()[0]})"
                 step = "fix the rows, or write a .jsonl file"
-                raise UserError(first[0].where, found, "one type a column", step) from None
-        schema, batches = pyarrow.schema(fields), iter([first])
+                raise UserError(first_rows[0].where, found, "one type a column", step) from None
+        schema, batches = pyarrow.schema(fields), iter([first_rows])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for batch in batches:
             try:
@@ -174,18 +174,18 @@ class Payment(NamedTuple):
 
 def take_share(payments: Iterable[Payment], share: float) -> tuple[Payment, ...]:
     """Return the payments for a share of their rows; none if the share is 0."""
-    part = min(max(share, 0.0), 1.0)
-    return tuple(payment._replace(share=payment.share * part) for payment in payments if part)
+    fraction = min(max(share, 0.0), 1.0)
+    return tuple(payment._replace(share=payment.share * fraction) for payment in payments if fraction)
 
 
 def join_payments(payments: Iterable[Payment]) -> tuple[Payment, ...]:
     """Join payments for the same rows, at most the whole payment."""
-    joined: dict[str, Payment] = {}
+    payment_by_rows: dict[str, Payment] = {}
     for payment in payments:
-        earlier = joined.get(payment.rows)
-        share = min(1.0, payment.share + (earlier.share if earlier else 0.0))
-        joined[payment.rows] = payment._replace(share=share)
-    return tuple(joined.values())
+        earlier_payment = payment_by_rows.get(payment.rows)
+        share = min(1.0, payment.share + (earlier_payment.share if earlier_payment else 0.0))
+        payment_by_rows[payment.rows] = payment._replace(share=share)
+    return tuple(payment_by_rows.values())
 
 
 def total_usd(payments: Iterable[Payment]) -> float:
@@ -202,12 +202,12 @@ def manifest_of(path: str) -> dict[str, Any] | None:
         return None
     for file in dict.fromkeys((Path(path), Path(path).resolve())):
         for name in dict.fromkeys((file.name, file.name.removesuffix(".gz"))):
-            if (named := file.with_name(name + MANIFEST)).is_file():
-                return _read_manifest(named)
-        if (named := file.with_name(SPLIT_MANIFEST)).is_file():
-            found = _read_manifest(named)
-            if _part_of(file, found):
-                return found
+            if (manifest_file := file.with_name(name + MANIFEST)).is_file():
+                return _read_manifest(manifest_file)
+        if (manifest_file := file.with_name(SPLIT_MANIFEST)).is_file():
+            manifest = _read_manifest(manifest_file)
+            if _part_of(file, manifest):
+                return manifest
     return None
 
 
@@ -218,42 +218,42 @@ def is_taught(path: str) -> bool:
 
 def payments_for(path: str) -> tuple[Payment, ...]:
     """List the payments for a file's rows by its manifest; a part of a split has its share."""
-    found = manifest_of(path)
-    if not found:
+    manifest = manifest_of(path)
+    if not manifest:
         return ()
-    outputs, part = found["outputs"], _part_of(Path(path), found)
+    outputs, part = manifest["outputs"], _part_of(Path(path), manifest)
     share = part["rows"] / sum(output["rows"] for output in outputs) if part and len(outputs) > 1 else 1.0
-    return take_share([Payment(**paid) for paid in found.get("paid", ())], share)
+    return take_share([Payment(**payment) for payment in manifest.get("paid", ())], share)
 
 
 def n_rows_of(path: str) -> int | None:
     """Return the number of rows of a file by its manifest; None without one."""
-    found = manifest_of(path)
-    return int((_part_of(Path(path), found) or found["outputs"][0])["rows"]) if found else None
+    manifest = manifest_of(path)
+    return int((_part_of(Path(path), manifest) or manifest["outputs"][0])["rows"]) if manifest else None
 
 
-def _part_of(file: Path, found: dict[str, Any]) -> dict[str, Any] | None:
-    """Find the output of a manifest that a file is: its name, number of rows and digest of the content."""
-    named: dict[str, Any] | None = next((p for p in found["outputs"] if p["file"] == file.name), None)
-    if named is None and file.is_file():
+def _part_of(file: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the output of a manifest that describes a file, by its name or its content."""
+    output: dict[str, Any] | None = next((p for p in manifest["outputs"] if p["file"] == file.name), None)
+    if output is None and file.is_file():
         content = checksum(file)
-        named = next((part for part in found["outputs"] if part["sha256"] == content), None)
-    return named
+        output = next((part for part in manifest["outputs"] if part["sha256"] == content), None)
+    return output
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = parse_json(file.read_bytes())
-        are_lists = [isinstance(found[key], list) for key in ("licenses", "notes", "outputs")]
+        manifest: dict[str, Any] = parse_json(file.read_bytes())
+        are_lists = [isinstance(manifest[key], list) for key in ("licenses", "notes", "outputs")]
         parts = [
             {"file": str, "rows": int, "sha256": str} == {k: type(v) for k, v in part.items()}
-            for part in found["outputs"]
+            for part in manifest["outputs"]
         ]
-        [Payment(**paid) for paid in found.get("paid", ())]
+        [Payment(**payment) for payment in manifest.get("paid", ())]
         is_whole = all(are_lists) and bool(parts) and all(parts)
     except (ValueError, LookupError, TypeError, AttributeError):
         is_whole = False
     if not is_whole:
         expected, step = "a manifest as harness data writes them", "remove it, or write it again"
         raise UserError(readers.display_path(str(file)), "a damaged manifest", expected, step)
-    return found
+    return manifest

@@ -55,15 +55,15 @@ class Edit(NamedTuple):
 
 
 class SavedEdit(NamedTuple):
-    """Manifest of an edit and the changes in it; written to disk but for a dry run."""
+    """Manifest of an edit and the changes in it; written to disk except in a dry run."""
 
     manifest: dict[str, Any]
     changes: list[Change]
 
 
 def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> None:
-    """Refuse an output that is one of the inputs, exists, is of no known kind, or has no folder."""
-    shown = f"--out {readers.display_path(str(out))}"
+    """Refuse an output that is an input, exists, has an unknown ending, or has no folder."""
+    shown_option = f"--out {readers.display_path(str(out))}"
     is_taken = out.resolve() == Path.cwd() or out.is_symlink() or (out.exists() and not out.is_dir())
     if out.exists() and any(Path(path).exists() and out.samefile(path) for path in inputs):
         found, expected = "the file that is read", "a new file: rows are never changed in place"
@@ -71,8 +71,8 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
     elif not out.absolute().parent.is_dir():
         found, expected = f"no folder {out.parent}", "an existing folder"
         step = f"mkdir -p {as_argument(str(out.parent))}"
-    elif inside := next((path for path in inputs if Path(path).resolve() in out.resolve().parents), None):
-        found, expected = f"a file in the folder that is read, {inside}", "a place outside"
+    elif parent := next((path for path in inputs if Path(path).resolve() in out.resolve().parents), None):
+        found, expected = f"a file in the folder that is read, {parent}", "a place outside"
         step = "name another folder"
     elif folder and (is_taken or (out.is_dir() and any(out.iterdir()))):
         found, expected = "an existing file, or a folder in use", "a new folder"
@@ -90,7 +90,7 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
         refuse_existing(out)
         refuse_existing(out.with_name(out.name + row_files.MANIFEST))
         return
-    raise UserError(shown, found, expected, step)
+    raise UserError(shown_option, found, expected, step)
 
 
 def refuse_existing(file: Path, found: str = "a file that is there already") -> None:
@@ -108,14 +108,14 @@ def _end_on_signals() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     is_main = threading.current_thread() is threading.main_thread()
-    ending = (signal.SIGTERM, signal.SIGHUP) if is_main else ()
-    caught = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
-    for number in caught:
+    ending_signals = (signal.SIGTERM, signal.SIGHUP) if is_main else ()
+    caught_signals = [number for number in ending_signals if signal.getsignal(number) is signal.SIG_DFL]
+    for number in caught_signals:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number in caught:
+        for number in caught_signals:
             signal.signal(number, signal.SIG_DFL)
 
 
@@ -127,11 +127,11 @@ def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool 
     persons: Counter[str] = Counter()
 
     def tally() -> Iterator[Row]:
-        before = ""
+        previous_place = ""
         for row, change in outcomes:
             where = row.where if row else change.where if change else ""
-            counts["read"] += where != before  # a row that is drawn again was read once
-            before = where
+            counts["read"] += where != previous_place  # a row that is drawn again was read once
+            previous_place = where
             if change:
                 changes.append(change)
                 counts[change.kind] += 1
@@ -139,32 +139,34 @@ def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool 
                 counts["written"] += 1
                 yield row
 
-    rows, named = _count_persons(tally(), persons), out.with_name(out.name + row_files.MANIFEST)
-    data, told = (out.with_name(f".{out.name}{end}.{os.getpid()}.part") for end in ("", row_files.MANIFEST))
+    rows, manifest_file = _count_persons(tally(), persons), out.with_name(out.name + row_files.MANIFEST)
+    data_part, manifest_part = (
+        out.with_name(f".{out.name}{ending}.{os.getpid()}.part") for ending in ("", row_files.MANIFEST)
+    )
     try:
         if dry_run:
             for _ in rows:
                 pass
             return SavedEdit(manifest(edit, [], counts, changes, persons), changes)
-        row_files.write_rows(data, row_files.row_suffix(out.name), rows, edit.inputs)
+        row_files.write_rows(data_part, row_files.row_suffix(out.name), rows, edit.inputs)
         if not counts["written"]:
             raise phrase_no_rows(edit, counts["dropped"])
-        output = {"file": out.name, "rows": counts["written"], "sha256": checksum(data)}
-        made = manifest(edit, [output], counts, changes, persons)
-        told.write_text(manifest_text(made), encoding="utf-8")
-        sync(told)
-        sync(data)
-        _link(told, named)
+        output = {"file": out.name, "rows": counts["written"], "sha256": checksum(data_part)}
+        saved_manifest = manifest(edit, [output], counts, changes, persons)
+        manifest_part.write_text(manifest_text(saved_manifest), encoding="utf-8")
+        sync(manifest_part)
+        sync(data_part)
+        _link(manifest_part, manifest_file)
         try:
-            _link(data, out)
+            _link(data_part, out)
         except UserError:
-            named.unlink()
+            manifest_file.unlink()
             raise
         sync(out.absolute().parent)
     finally:
-        data.unlink(missing_ok=True)
-        told.unlink(missing_ok=True)
-    return SavedEdit(made, changes)
+        data_part.unlink(missing_ok=True)
+        manifest_part.unlink(missing_ok=True)
+    return SavedEdit(saved_manifest, changes)
 
 
 def _link(scratch: Path, name: Path) -> None:
@@ -177,34 +179,34 @@ def _link(scratch: Path, name: Path) -> None:
 
 
 @_end_on_signals()
-def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdit:
+def save_split(edit: Edit, result: SplitRows, out: Path, suffix: str) -> SavedEdit:
     """Write the parts of a split and one manifest into a new folder, atomically."""
     scratch = out.with_name(f".{out.name}.{os.getpid()}.part")
     scratch.mkdir()
     try:
         outputs, persons = [], Counter[str]()
-        for name, rows in found.parts.items():
+        for name, rows in result.parts.items():
             file = scratch / f"{name}{suffix}"
             row_files.write_rows(file, suffix, _count_persons(rows, persons), edit.inputs)
             outputs.append({"file": file.name, "rows": len(rows), "sha256": checksum(file)})
-        n_written, n_dropped = sum(map(len, found.parts.values())), len(found.changes)
+        n_written, n_dropped = sum(map(len, result.parts.values())), len(result.changes)
         counts = {"read": n_written + n_dropped, "written": n_written, "dropped": n_dropped}
-        made = manifest(edit, outputs, counts, found.changes, persons)
-        (scratch / row_files.SPLIT_MANIFEST).write_text(manifest_text(made), encoding="utf-8")
+        saved_manifest = manifest(edit, outputs, counts, result.changes, persons)
+        (scratch / row_files.SPLIT_MANIFEST).write_text(manifest_text(saved_manifest), encoding="utf-8")
         for file in (*scratch.iterdir(), scratch):
             sync(file)
         scratch.rename(out)
         sync(out.absolute().parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return SavedEdit(made, found.changes)
+    return SavedEdit(saved_manifest, result.changes)
 
 
 def phrase_no_rows(edit: Edit, n_dropped: int) -> UserError:
     """Return the error of an edit that leaves no row."""
     if n_dropped:
-        shown, step = ", ".join(map(readers.display_path, edit.inputs)), "the same with --dry-run says why"
-        return UserError(shown, f"{n_dropped:,} rows, all of them dropped", "at least one row", step)
+        paths, step = ", ".join(map(readers.display_path, edit.inputs)), "the same with --dry-run says why"
+        return UserError(paths, f"{n_dropped:,} rows, all of them dropped", "at least one row", step)
     return UserError([readers.phrase_no_rows(path, "name a file with rows") for path in edit.inputs])
 
 
@@ -216,19 +218,19 @@ def manifest(
     persons: Mapping[str, int],
 ) -> dict[str, Any]:
     """Return the manifest of an edit in plain types, with every change by file and line."""
-    before = {path: row_files.manifest_of(path) for path in edit.inputs}
+    manifests = {path: row_files.manifest_of(path) for path in edit.inputs}
     inputs = []
     for path in edit.inputs:
-        found = before[path]
-        digest = {"manifest": hashlib.sha256(canonical_json(found).encode()).hexdigest()} if found else {}
+        record = manifests[path]
+        digest = {"manifest": hashlib.sha256(canonical_json(record).encode()).hexdigest()} if record else {}
         inputs.append({"file": readers.display_path(path), "sha256": digest_of(path), **digest})
     # Rows that were not sampled keep their part of the payment.
-    left = Counter(readers.file_of(c.where) for c in changes if c.reasons == (NOT_DRAWN,))
-    paid_before: list[row_files.Payment] = []
+    n_not_drawn = Counter(readers.file_of(c.where) for c in changes if c.reasons == (NOT_DRAWN,))
+    input_payments: list[row_files.Payment] = []
     for path in edit.inputs:
-        share = 1 - left[readers.display_path(path)] / (row_files.n_rows_of(path) or 1)
-        paid_before += row_files.take_share(row_files.payments_for(path), share)
-    paid = row_files.join_payments(paid_before)
+        share = 1 - n_not_drawn[readers.display_path(path)] / (row_files.n_rows_of(path) or 1)
+        input_payments += row_files.take_share(row_files.payments_for(path), share)
+    paid = row_files.join_payments(input_payments)
     if edit.cost_usd is not None and outputs:
         paid = row_files.join_payments([row_files.Payment(str(outputs[0]["sha256"]), edit.cost_usd), *paid])
     is_taught = edit.taught or (edit.inputs and all(map(row_files.is_taught, edit.inputs)))
@@ -242,9 +244,9 @@ def manifest(
         "counts": dict(counts),
         "reasons": dict(Counter(f"{c.kind}: {reason}" for c in changes for reason in c.reasons)),
         "licenses": list(
-            dict.fromkeys([*chain(*map(_list_licenses, before, before.values())), *edit.licenses])
+            dict.fromkeys([*chain(*map(_list_licenses, manifests, manifests.values())), *edit.licenses])
         ),
-        "notes": list(dict.fromkeys([*chain(*(m["notes"] for m in before.values() if m)), *edit.notes])),
+        "notes": list(dict.fromkeys([*chain(*(m["notes"] for m in manifests.values() if m)), *edit.notes])),
         **({"personal_data": dict(sorted(persons.items()))} if persons else {}),
         **(
             {"cost_usd": row_files.total_usd(paid), "paid": [payment._asdict() for payment in paid]}
@@ -256,10 +258,10 @@ def manifest(
     }
 
 
-def _list_licenses(path: str, found: Mapping[str, Any] | None) -> list[str]:
+def _list_licenses(path: str, file_manifest: Mapping[str, Any] | None) -> list[str]:
     """List the licences of a file by its manifest, or of a data set by the metadata in its README.md."""
-    if found or not (path.startswith(HUB) or Path(path).is_dir()):
-        return list(found["licenses"]) if found else []
+    if file_manifest or not (path.startswith(HUB) or Path(path).is_dir()):
+        return list(file_manifest["licenses"]) if file_manifest else []
     from huggingface_hub import hf_hub_download, metadata_load
 
     source, card = readers.hub_source(path)[0] if path.startswith(HUB) else path, dict[str, Any]()
@@ -268,15 +270,15 @@ def _list_licenses(path: str, found: Mapping[str, Any] | None) -> list[str]:
         if not Path(source).is_dir():
             file = Path(hf_hub_download(source, file.name, repo_type="dataset"))
         card = metadata_load(file) or {}
-    stated = card.get("license") or []
-    stated = stated if isinstance(stated, list) else [stated]
-    return [str(card.get("license_name") or name) if name == "other" else str(name) for name in stated]
+    licenses = card.get("license") or []
+    licenses = licenses if isinstance(licenses, list) else [licenses]
+    return [str(card.get("license_name") or name) if name == "other" else str(name) for name in licenses]
 
 
-def manifest_text(made: Mapping[str, Any]) -> str:
+def manifest_text(content: Mapping[str, Any]) -> str:
     """Write a manifest as JSON, one row a line."""
-    head = json.dumps({k: value for k, value in made.items() if k != "rows"}, indent=2, ensure_ascii=False)
-    rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in made["rows"])
+    head = json.dumps({k: value for k, value in content.items() if k != "rows"}, indent=2, ensure_ascii=False)
+    rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in content["rows"])
     return f'{head[:-2]},\n  "rows": [{f"{chr(10)}{rows}{chr(10)}  " if rows else ""}]\n}}\n'
 
 
@@ -293,7 +295,7 @@ def digest_of(path: str) -> str:
     """Return the sha256 of a file's content, or of the rows of a data set of the hub, in hex."""
     if Path(path).is_file():
         return checksum(Path(path))
-    rows = hashlib.sha256()
+    rows_digest = hashlib.sha256()
     for row in readers.stream(path, "train"):
-        rows.update(json.dumps(row.fields, sort_keys=True, default=str).encode())
-    return rows.hexdigest()
+        rows_digest.update(json.dumps(row.fields, sort_keys=True, default=str).encode())
+    return rows_digest.hexdigest()

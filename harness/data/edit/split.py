@@ -59,243 +59,253 @@ class SplitOptions(NamedTuple):
 
 
 class SplitRows(NamedTuple):
-    """The rows of every part that has a share, in the order of the file, and changes of others."""
+    """The rows of every part that has a share, in the order of the file, and the changes of other rows."""
 
     parts: dict[str, list[Row]]
     changes: list[Change]
 
 
-def split(content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
+def split(content: Rows, roles: Roles, options: SplitOptions) -> SplitRows:
     """Split rows; parts that cannot be made as the options say are refused."""
-    check_way(way)
+    check_way(options)
     source = content._replace(rows=[row for row in content.rows if not splits.is_augmented(row)])
     if not source.rows:
         raise UserError(splits.phrase_only_augmented(content.shown))
-    if way.folds and len(source.rows) < len(content.rows):
+    if options.folds and len(source.rows) < len(content.rows):
         step = "split the rows that they were made from, and augment each fold's training rows"
         raise UserError(content.shown, "augmented rows", "folds of rows that are tested", step)
     questions = [read_question_and_answers(row, roles).whole for row in source.rows]
-    found = _split_by_time(source, questions, way) if way.time else _split_at_random(source, questions, way)
-    found = _place_augmented(found, content, roles, way)
-    _refuse_empty_parts(content.shown, found, way)
-    return found
+    result = (
+        _split_by_time(source, questions, options)
+        if options.time
+        else _split_at_random(source, questions, options)
+    )
+    result = _place_augmented(result, content, roles, options)
+    _refuse_empty_parts(content.shown, result, options)
+    return result
 
 
-def keep_clusters(way: SplitOptions, content: Rows) -> SplitOptions:
+def keep_clusters(options: SplitOptions, content: Rows) -> SplitOptions:
     """Group by the rows' `cluster` column if no other is named, as a comparison does."""
     has_some = any(row.fields.get(CLUSTER) not in (None, "") for row in content.rows)
-    return way._replace(group=CLUSTER) if way.group is None and has_some else way
+    return options._replace(group=CLUSTER) if options.group is None and has_some else options
 
 
-def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
+def _place_augmented(result: SplitRows, content: Rows, roles: Roles, options: SplitOptions) -> SplitRows:
     """Put augmented rows into training with their originals, unless another part has a similar question."""
     if not (origins_of := splits.origins(content.rows)):
-        return found
-    changes = {change.where: change for change in found.changes}
-    trained = {row.where for row in found.parts["train"]}
+        return result
+    changes = {change.where: change for change in result.changes}
+    trained_places = {row.where for row in result.parts["train"]}
     for where, origins in origins_of.items():
         if not all(origin.places for origin in origins):
             changes[where] = Change(where, "dropped", ("augmented from a row that is not in the file",))
-        elif other := next((place for o in origins for place in o.places if place not in trained), None):
-            changes[where] = Change(where, "dropped", ("augmented from a row that is not trained on",), other)
-    rows = [row for row in content.rows if splits.is_augmented(row)]
-    others = [row for name, part in found.parts.items() if name != "train" for row in part]
-    asked = {row.where: read_question_and_answers(row, roles).whole for row in content.rows}
-    augmented, known = ([asked[row.where] for row in listed] for listed in (rows, others))
-    for row, near in zip(rows, _nearest(augmented, known, way.alike, [*asked.values()]), strict=True):
-        if near:
+        elif place := next((p for o in origins for p in o.places if p not in trained_places), None):
+            changes[where] = Change(where, "dropped", ("augmented from a row that is not trained on",), place)
+    augmented = [row for row in content.rows if splits.is_augmented(row)]
+    other_rows = [row for name, part in result.parts.items() if name != "train" for row in part]
+    texts = {row.where: read_question_and_answers(row, roles).whole for row in content.rows}
+    new_texts, other_texts = ([texts[row.where] for row in group] for group in (augmented, other_rows))
+    for row, match in zip(
+        augmented, _nearest(new_texts, other_texts, options.alike, [*texts.values()]), strict=True
+    ):
+        if match:
             reason = "alike to a question of another part"
-            changes[row.where] = Change(row.where, "dropped", (reason,), others[near.row].where)
-    trained |= origins_of.keys() - changes.keys()
-    rows = [row for row in content.rows if row.where in trained]
-    ordered = [changes[row.where] for row in content.rows if row.where in changes]
-    return SplitRows({**found.parts, "train": rows}, ordered)
+            changes[row.where] = Change(row.where, "dropped", (reason,), other_rows[match.row].where)
+    trained_places |= origins_of.keys() - changes.keys()
+    train_rows = [row for row in content.rows if row.where in trained_places]
+    ordered_changes = [changes[row.where] for row in content.rows if row.where in changes]
+    return SplitRows({**result.parts, "train": train_rows}, ordered_changes)
 
 
-def check_way(way: SplitOptions) -> None:
+def check_way(options: SplitOptions) -> None:
     """Refuse shares that do not add up, and impossible folds."""
-    shares = way.shares
-    if way.folds is None:
-        bad = len(shares) != len(PARTS) or not all(0 <= share < 1 for share in shares) or shares[0] == 0
-        if bad or abs(sum(shares) - 1) > 1e-6:
+    shares = options.shares
+    if options.folds is None:
+        is_wrong = len(shares) != len(PARTS) or not all(0 <= share < 1 for share in shares) or shares[0] == 0
+        if is_wrong or abs(sum(shares) - 1) > 1e-6:
             found = f"{','.join(map(plain, shares))}, which add up to {sum(shares):g}"
             expected = "shares of train, validation and test that add up to 1, such as 0.8,0.1,0.1"
             raise UserError("--shares", found, expected, "only validation and test may be 0")
-    elif way.folds < 2:
-        raise UserError("--folds", str(way.folds), "2 folds or more", "such as --folds 5")
-    elif way.time or shares != SHARES:
-        option = f"--time {way.time}" if way.time else f"--shares {','.join(map(plain, shares))}"
+    elif options.folds < 2:
+        raise UserError("--folds", str(options.folds), "2 folds or more", "such as --folds 5")
+    elif options.time or shares != SHARES:
+        option = f"--time {options.time}" if options.time else f"--shares {','.join(map(plain, shares))}"
         raise UserError("--folds", f"{option} as well", "folds of one size", "leave one out")
 
 
-def odd_shares(found: SplitRows, way: SplitOptions) -> Iterator[str]:
+def odd_shares(result: SplitRows, options: SplitOptions) -> Iterator[str]:
     """Name parts that are far from their shares because groups cannot be divided."""
-    sizes = {name: sum(not splits.is_augmented(row) for row in rows) for name, rows in found.parts.items()}
-    for name, share in way.parts.items():
-        actual = sizes[name] / max(1, sum(sizes.values()))
-        if abs(actual - share) > _FAR:
+    sizes = {name: sum(not splits.is_augmented(row) for row in rows) for name, rows in result.parts.items()}
+    for name, share in options.parts.items():
+        actual_share = sizes[name] / max(1, sum(sizes.values()))
+        if abs(actual_share - share) > _FAR:
             yield (
-                f"{name} has {100 * actual:.0f} % of the rows, not {100 * share:.0f} %: "
+                f"{name} has {100 * actual_share:.0f} % of the rows, not {100 * share:.0f} %: "
                 "rows that belong together cannot be parted"
             )
 
 
-def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> SplitRows:
+def _split_at_random(content: Rows, questions: list[str], options: SplitOptions) -> SplitRows:
     """Draw test and validation by whole groups; rows that are alike, also through others, are joined."""
     # The kind of a question is the first row with an equal or similar one.
-    kinds, equal = list(range(len(questions))), dict[str, int]()
-    for kept, others in near_duplicates(questions, threshold=way.alike) if way.alike < 1 else ():
-        for other in others:
-            kinds[other.row] = kept
-    folded = map(fold_text, questions)
-    kinds = [equal.setdefault(text, kinds[i]) if text else kinds[i] for i, text in enumerate(folded)]
+    kinds, first_kind = list(range(len(questions))), dict[str, int]()
+    for first_row, near in near_duplicates(questions, threshold=options.alike) if options.alike < 1 else ():
+        for match in near:
+            kinds[match.row] = first_row
+    texts = map(fold_text, questions)
+    kinds = [first_kind.setdefault(text, kinds[i]) if text else kinds[i] for i, text in enumerate(texts)]
     while True:
-        parts = _draw_parts(content, kinds, way)
-        joined = list(_alike_across(parts, questions, way.alike))
-        if not joined:
+        parts = _draw_parts(content, kinds, options)
+        alike_pairs = list(_alike_across(parts, questions, options.alike))
+        if not alike_pairs:
             rows = {name: [content.rows[i] for i in part] for name, part in parts.items()}
             return SplitRows(rows, changes=[])
         # Rows of one kind, and those alike across parts, get their first kind.
         marks = [[("kind", str(kind))] for kind in kinds]
-        for number, pair in enumerate(joined):
+        for number, pair in enumerate(alike_pairs):
             for i in pair:
                 marks[i].append(("pair", str(number)))
         for group in splits.join(marks):
-            first = min(kinds[i] for i in group)
+            lowest_kind = min(kinds[i] for i in group)
             for i in group:
-                kinds[i] = first
+                kinds[i] = lowest_kind
 
 
-def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[str, list[int]]:
+def _draw_parts(content: Rows, kinds: Sequence[int], options: SplitOptions) -> dict[str, list[int]]:
     """Return the indices of every part; rows of one kind or of one group stay together."""
     # Rows as examples: the kind is the question, the group the cluster, the class the slice.
     rows = list[SourcedExample]()
     for i, row in enumerate(content.rows):
-        group = way.group and row.fields.get(way.group)
+        group = options.group and row.fields.get(options.group)
         cluster = f"row {i}" if group in (None, "") else f"group {group}"
-        stratum = str(row.fields.get(way.stratify)) if way.stratify else ""
+        stratum = str(row.fields.get(options.stratify)) if options.stratify else ""
         question = ({"role": "user", "content": str(kinds[i])},)
         rows.append(SourcedExample(Example(str(i), question, cluster=cluster, slice=stratum), row.where))
-    groups, named = splits.groups_of([row.example for row in rows]), list(way.parts)
-    if len(groups) < len(named):
+    groups, names = splits.groups_of([row.example for row in rows]), list(options.parts)
+    if len(groups) < len(names):
         found = f"{pluralize(len(groups), 'group')} of rows that belong together or are alike"
         step = "add rows, or raise --alike, or name another --group"
-        raise UserError(content.shown, found, f"at least {len(named)}, one a part", step)
-    if way.folds:
-        dealt = splits.deal(rows, way.folds, random.Random(f"{way.seed}/folds"))
+        raise UserError(content.shown, found, f"at least {len(names)}, one a part", step)
+    if options.folds:
+        part_rows = splits.deal(rows, options.folds, random.Random(f"{options.seed}/folds"))
     else:
-        train, dealt, left = rows, list[list[SourcedExample]](), 1.0
-        for n_before, name in reversed(list(enumerate(way.parts))[1:]):
-            rng, share = random.Random(f"{way.seed}/{name}"), way.parts[name] / left
+        train, part_rows, remaining_share = rows, list[list[SourcedExample]](), 1.0
+        for n_before, name in reversed(list(enumerate(options.parts))[1:]):
+            rng, share = random.Random(f"{options.seed}/{name}"), options.parts[name] / remaining_share
             train, part = splits.set_aside(train, rng, share=share, leave=n_before)
-            dealt.insert(0, part)
-            left -= way.parts[name]
-        dealt.insert(0, train)
-    if way.stratify:
-        dealt, problems = splits.spread_labels(rows, dealt), list[Problem]()
-        counts = [Counter(row.example.slice for row in part) for part in dealt]
+            part_rows.insert(0, part)
+            remaining_share -= options.parts[name]
+        part_rows.insert(0, train)
+    if options.stratify:
+        part_rows, problems = splits.spread_labels(rows, part_rows), list[Problem]()
+        counts = [Counter(row.example.slice for row in part) for part in part_rows]
         labels = splits.labels_of(rows, groups)
         for value, n in sorted(sum(counts, Counter[str]()).items()):
-            if lacking := [name for name, count in zip(named, counts, strict=True) if not count[value]]:
+            if lacking := [name for name, count in zip(names, counts, strict=True) if not count[value]]:
                 n_groups = pluralize(sum(value in group for group in labels), "group")
                 found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {', '.join(lacking)}"
                 expected = f"every class in every part; rows that belong together give {n_groups} of it"
                 step = "add rows of it, drop or rename the class, or leave out --stratify"
-                where = f"{content.shown}, --stratify {way.stratify}"
+                where = f"{content.shown}, --stratify {options.stratify}"
                 problems.append(Problem(where, found, expected, step))
         refuse(cap_problems(problems, content.shown, "classes that are too small"))
-    return {name: [int(row.example.id) for row in part] for name, part in zip(named, dealt, strict=True)}
+    return {name: [int(row.example.id) for row in part] for name, part in zip(names, part_rows, strict=True)}
 
 
 def _alike_across(
     parts: Mapping[str, list[int]], questions: Sequence[str], alike: float
 ) -> Iterator[tuple[int, int]]:
     """Yield rows of two parts whose questions are alike, each with the nearest of an earlier part."""
-    before: list[int] = []
+    earlier: list[int] = []
     for part in parts.values():
-        asked, known = ([questions[i] for i in indices] for indices in (part, before))
-        found = _nearest(asked, known, alike, questions)
-        yield from ((i, before[match.row]) for i, match in zip(part, found, strict=True) if match)
-        before += part
+        part_questions, earlier_questions = ([questions[i] for i in indices] for indices in (part, earlier))
+        matches = _nearest(part_questions, earlier_questions, alike, questions)
+        yield from ((i, earlier[match.row]) for i, match in zip(part, matches, strict=True) if match)
+        earlier += part
 
 
 def _nearest(
-    questions: Sequence[str], known: Sequence[str], alike: float, among: Sequence[str]
+    questions: Sequence[str], known_questions: Sequence[str], alike: float, all_questions: Sequence[str]
 ) -> list[TextMatch | None]:
     """Return for each question the most similar known one; with `alike` 1 the first equal one."""
     if alike < 1:
-        return nearest(questions, known, threshold=alike, among=among)
-    first = {text: i for i, question in reversed(list(enumerate(known))) if (text := fold_text(question))}
-    places = (first.get(fold_text(question)) for question in questions)
-    return [None if place is None else TextMatch(place, 1.0) for place in places]
+        return nearest(questions, known_questions, threshold=alike, among=all_questions)
+    index_by_text = {
+        text: i for i, question in reversed(list(enumerate(known_questions))) if (text := fold_text(question))
+    }
+    indices = (index_by_text.get(fold_text(question)) for question in questions)
+    return [None if index is None else TextMatch(index, 1.0) for index in indices]
 
 
-def _split_by_time(content: Rows, questions: list[str], way: SplitOptions) -> SplitRows:
+def _split_by_time(content: Rows, questions: list[str], options: SplitOptions) -> SplitRows:
     """Cut at two times, ties in the earlier part; rows that repeat an earlier part's are dropped."""
-    times = _times(content, way)
+    times = _times(content, options)
     order = sorted(range(len(times)), key=times.__getitem__)
     parts: dict[str, list[int]] = {}
     start, share = 0, 0.0
-    for name, part_share in way.parts.items():
+    for name, part_share in options.parts.items():
         share += part_share
         end = round(share * len(order))
         while 0 < end < len(order) and times[order[end]] == times[order[end - 1]]:
             end += 1
         parts[name], start = sorted(order[start:end]), max(start, end)
     changes: dict[int, Change] = {}
-    alike = dict(_alike_across(parts, questions, way.alike))
-    written = [way.group and row.fields.get(way.group) for row in content.rows]
-    groups = ["" if group is None else str(group) for group in written]
-    first: dict[str, int] = {}  # row of each group in an earlier part
+    alike = dict(_alike_across(parts, questions, options.alike))
+    group_values = [options.group and row.fields.get(options.group) for row in content.rows]
+    groups = ["" if group is None else str(group) for group in group_values]
+    row_by_group: dict[str, int] = {}  # row of each group in an earlier part
     for part in parts.values():
         for i in part:
-            earlier = alike.get(i, first.get(groups[i]))
+            earlier = alike.get(i, row_by_group.get(groups[i]))
             if earlier is not None:
                 reason = "alike to a question of an earlier part" if i in alike else _IN_EARLIER_GROUP
                 changes[i] = Change(content.rows[i].where, "dropped", (reason,), content.rows[earlier].where)
-        first = {groups[i]: i for i in part if groups[i]} | first
-    kept = {name: [content.rows[i] for i in part if i not in changes] for name, part in parts.items()}
-    return SplitRows(kept, [changes[i] for i in sorted(changes)])
+        row_by_group = {groups[i]: i for i in part if groups[i]} | row_by_group
+    kept_rows = {name: [content.rows[i] for i in part if i not in changes] for name, part in parts.items()}
+    return SplitRows(kept_rows, [changes[i] for i in sorted(changes)])
 
 
-def _times(content: Rows, way: SplitOptions) -> list[float]:
+def _times(content: Rows, options: SplitOptions) -> list[float]:
     """Read the time of every row, in seconds or as its number; a time without a zone is UTC."""
     times, problems = [], []
-    kinds: dict[bool, str] = {}
-    values = [row.fields.get(way.time or "") for row in content.rows]
+    first_places: dict[bool, str] = {}
+    values = [row.fields.get(options.time or "") for row in content.rows]
     with_days = all(map(is_day, filter(EIGHT_DIGITS.fullmatch, map(str, values))))
     for row, value in zip(content.rows, values, strict=True):
         try:
-            time, is_number = read_moment(value, way.time_format, with_days=with_days)
+            time, is_number = read_moment(value, options.time_format, with_days=with_days)
             times.append(time)
-            kinds.setdefault(is_number, row.where)
+            first_places.setdefault(is_number, row.where)
         except (ValueError, OverflowError):
             is_empty = value is None or not str(value).strip()
-            found = f"no time in {way.time!r}"
-            found = found if is_empty else f"{value!r} in {way.time!r}, which is not a time"
+            found = f"no time in {options.time!r}"
+            found = found if is_empty else f"{value!r} in {options.time!r}, which is not a time"
             problems.append(Problem(row.where, found, _TIMES, "fix the row, or drop it"))
-    if len(kinds) > 1 and not problems:
-        found = f"a number in {way.time!r}, where {kinds[False]} has a date"
-        problems = [Problem(kinds[True], found, "dates or numbers in all rows", "fix the rows")]
+    if len(first_places) > 1 and not problems:
+        found = f"a number in {options.time!r}, where {first_places[False]} has a date"
+        problems = [Problem(first_places[True], found, "dates or numbers in all rows", "fix the rows")]
     refuse(cap_problems(problems, content.shown, "times that cannot be read"))
     return times
 
 
-def _refuse_empty_parts(shown: str, found: SplitRows, way: SplitOptions) -> None:
-    reasons = Counter(change.reason for change in found.changes)
+def _refuse_empty_parts(shown_path: str, result: SplitRows, options: SplitOptions) -> None:
+    reasons = Counter(change.reason for change in result.changes)
     left_out = "; ".join(f"{pluralize(n, 'row')} {reason}" for reason, n in reasons.items())
-    step = "add newer rows, or --alike 1, which drops equal questions alone" if way.time and reasons else ""
+    step = (
+        "add newer rows, or --alike 1, which drops equal questions alone" if options.time and reasons else ""
+    )
     step = "name another --group, or leave it out" if _IN_EARLIER_GROUP in reasons else step
     problems, step = list[Problem](), step or "add rows, or fewer parts"
-    for name in (name for name, rows in found.parts.items() if not rows):
-        lacking = f"no row for {name}{f' ({left_out})' if left_out else ''}"
-        problems.append(Problem(shown, lacking, "rows in every part", step))
-    if column := way.stratify if way.time else None:
-        counts = {n: Counter(str(row.fields.get(column)) for row in rows) for n, rows in found.parts.items()}
+    for name in (name for name, rows in result.parts.items() if not rows):
+        problem = f"no row for {name}{f' ({left_out})' if left_out else ''}"
+        problems.append(Problem(shown_path, problem, "rows in every part", step))
+    if column := options.stratify if options.time else None:
+        counts = {n: Counter(str(row.fields.get(column)) for row in rows) for n, rows in result.parts.items()}
         expected, step = "some of it in the time of each part", "name other --shares, or leave out --stratify"
         for name, count in counts.items():
             for value, n in sorted(sum(counts.values(), Counter[str]()).items()):
                 if count and not count[value]:
-                    lacking = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {name}"
-                    problems.append(Problem(f"{shown}, --stratify {column}", lacking, expected, step))
-    refuse(cap_problems(problems, shown, "classes that are too small"))
+                    problem = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {name}"
+                    problems.append(Problem(f"{shown_path}, --stratify {column}", problem, expected, step))
+    refuse(cap_problems(problems, shown_path, "classes that are too small"))

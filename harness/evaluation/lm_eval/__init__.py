@@ -66,41 +66,41 @@ def _describe(evaluator: "_TaskEvaluator", limit: int | None, where: str) -> Des
     members, datasets_dir = evaluator.members, evaluator.datasets_dir
     copies = {folder for m in members if (folder := tasks.local_copy(m, datasets_dir))}
     code = [tasks.version(), versions_of("lm_eval")]
-    registered = [[m.name, m.path, m.overrides] for m in members]
+    member_fields = [[m.name, m.path, m.overrides] for m in members]
     data = sorted([str(folder), tasks.data_state(folder)] for folder in copies)
-    key = digest([*code, registered, evaluator.num_fewshot, data])
+    key = digest([*code, member_fields, evaluator.num_fewshot, data])
     cache_file = cache_dir() / "lm_eval" / f"task-{key}.json"
     with suppress(OSError, ValueError):
         cached: Description = reader(Description).validate_python(recall(cache_file))
         n = sum(map(len, cached.hashes))
         if len(cached.documents) >= (n if limit is None else min(limit, n)):
             return replace(cached, documents=cached.documents[:limit])
-    loaded = [evaluator.task(i) for i in range(len(members))]
-    scores = [requests.scores_of(task) for task in loaded]
-    kinds = {task.OUTPUT_TYPE for task in loaded}
+    objects = [evaluator.task(i) for i in range(len(members))]
+    scores = [requests.scores_of(task) for task in objects]
+    kinds = {task.OUTPUT_TYPE for task in objects}
     if len(kinds) > 1 or any(task_scores != scores[0][0] for task_scores, _ in scores):
         problem, expected = "a group whose tasks are scored in different ways", "tasks of one kind and metric"
         raise UserError(where, problem, expected, "name single tasks")
-    hashes = [tasks.hashes(task) for task in loaded]
-    version = digest([[tasks.definition(task) for task in loaded], hashes, tasks.version()])
+    hashes = [tasks.hashes(task) for task in objects]
+    version = digest([[tasks.definition(task) for task in objects], hashes, tasks.version()])
     # The first documents of the order seeded by the version, over all tasks of a group.
-    places = [(member, i) for member, known in enumerate(hashes) for i in range(len(known))]
+    places = [(member, i) for member, task_hashes in enumerate(hashes) for i in range(len(task_hashes))]
     order = np.random.default_rng(int(version, 16)).permutation(len(places))[:limit]
-    docs = [task.eval_docs for task in loaded]
-    chosen = [places[k] for k in order]
-    described = Description(
+    docs = [task.eval_docs for task in objects]
+    pairs = [places[k] for k in order]
+    description = Description(
         version=version,
-        kind=_KINDS.get(loaded[0].OUTPUT_TYPE, "choice"),
+        kind=_KINDS.get(objects[0].OUTPUT_TYPE, "choice"),
         scores=tuple(scores[0][0]),
         left_out=tuple(scores[0][1]),
-        max_new_tokens=requests.limits_of(loaded[0].get_config("generation_kwargs") or {}).max_new_tokens,
-        num_fewshot=int(loaded[0].get_config("num_fewshot")),
+        max_new_tokens=requests.limits_of(objects[0].get_config("generation_kwargs") or {}).max_new_tokens,
+        num_fewshot=int(objects[0].get_config("num_fewshot")),
         members=tuple(m.name for m in members),
         hashes=tuple(map(tuple, hashes)),
-        documents=tuple(TaskDocument(m, i, hashes[m][i], tuple(tasks.texts(docs[m][i]))) for m, i in chosen),
+        documents=tuple(TaskDocument(m, i, hashes[m][i], tuple(tasks.texts(docs[m][i]))) for m, i in pairs),
     )
-    remember(cache_file, {f.name: getattr(described, f.name) for f in fields(described)})
-    return described
+    remember(cache_file, {f.name: getattr(description, f.name) for f in fields(description)})
+    return description
 
 
 __all__ = ["LmEvalTask", "datasets_folder", "load", "names"]
@@ -136,46 +136,46 @@ class LmEvalTask(NamedTuple):
 def load(tasks: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True) -> dict[str, LmEvalTask]:
     """Load tasks of lm-eval, by our names; `gated` requires one primary score for each."""
     problems: list[Problem] = []
-    loaded: dict[str, LmEvalTask] = {}
+    task_by_name: dict[str, LmEvalTask] = {}
     for task in tasks:
         with gather(problems):
-            loaded[task.name] = _find(task, datasets_dir, gated)
+            task_by_name[task.name] = _find(task, datasets_dir, gated)
     refuse(problems)
-    return loaded
+    return task_by_name
 
 
 def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     where = f"task {task.name}"
     members = tasks.members(task.lm_eval, where)
     evaluator = _TaskEvaluator(task, members, datasets_dir, where)
-    described = _describe(evaluator, task.limit, where)
-    listed = described.scores
-    if not listed:
-        found = f"no score that adds up over items ({'; '.join(described.left_out)})"
+    description = _describe(evaluator, task.limit, where)
+    scores = description.scores
+    if not scores:
+        found = f"no score that adds up over items ({'; '.join(description.left_out)})"
         raise UserError(where, found, "a task with a score that can be compared", "leave it out")
-    primary = requests.primary(listed, task.primary, where) if gated or task.primary else listed[0].name
-    evaluator.described = described
-    evaluator.primary = next(s for s in listed if s.name == primary)
+    primary = requests.primary(scores, task.primary, where) if gated or task.primary else scores[0].name
+    evaluator.described = description
+    evaluator.primary = next(s for s in scores if s.name == primary)
     items = []
-    for document in described.documents:
-        slice_ = described.members[document.member] if len(members) > 1 else ""
+    for document in description.documents:
+        slice_ = description.members[document.member] if len(members) > 1 else ""
         name = f"{slice_}/" * bool(slice_) + f"{document.position}-{document.doc_hash}"
         items.append(replace(_text_example(name, "\n".join(document.texts)), slice=slice_))
-    filled = {
-        "metrics": tuple(s.name for s in listed),
+    settings = {
+        "metrics": tuple(s.name for s in scores),
         "primary": primary,
-        "kind": described.kind,
+        "kind": description.kind,
         "chat_template": False,
-        "max_new_tokens": described.max_new_tokens,
-        "num_fewshot": described.num_fewshot,
+        "max_new_tokens": description.max_new_tokens,
+        "num_fewshot": description.num_fewshot,
     }
-    pairs = zip(items, described.documents, strict=True)
+    pairs = zip(items, description.documents, strict=True)
     texts = tuple(_text_example(f"{e.id}/{i}", text) for e, d in pairs for i, text in enumerate(d.texts))
-    evaluated = task.model_copy(update=filled), TaskItems((), (), tuple(items), (), (), ())
-    metrics = {s.name: requests.metric_of(s) for s in listed}
-    known = (described.version, metrics, texts, described.left_out, described.num_fewshot)
+    task_and_items = task.model_copy(update=settings), TaskItems((), (), tuple(items), (), (), ())
+    metrics = {s.name: requests.metric_of(s) for s in scores}
+    details = (description.version, metrics, texts, description.left_out, description.num_fewshot)
     functions = (evaluator.encode, evaluator.block, evaluator.samples)
-    return LmEvalTask._make((*evaluated, *known, *functions, sum(map(len, described.hashes))))
+    return LmEvalTask._make((*task_and_items, *details, *functions, sum(map(len, description.hashes))))
 
 
 def _text_example(name: str, text: str) -> Example:
@@ -199,8 +199,8 @@ class _TaskEvaluator:
     def task(self, member: int) -> Any:
         """Return one task of lm-eval, loading it on first use."""
         if member not in self._tasks:
-            trusted, known = self._spec.trust_remote_code, (self.members[member], self.num_fewshot)
-            self._tasks[member] = tasks.load(*known, self.datasets_dir, trusted=trusted, where=self._where)
+            trusted, options = self._spec.trust_remote_code, (self.members[member], self.num_fewshot)
+            self._tasks[member] = tasks.load(*options, self.datasets_dir, trusted=trusted, where=self._where)
         return self._tasks[member]
 
     def encode(self, candidate: Candidate, job: EvaluationJob, index: int) -> EncodedDocuments:
@@ -218,19 +218,19 @@ class _TaskEvaluator:
         examples, places = job.examples[index * BLOCK : (index + 1) * BLOCK], self._places(job, index)
         ids = encoded or self.encode(candidate, job, index)
         start = time.perf_counter()
-        by_place: dict[tuple[int, int], list[RequestResponse | UnfitRequest]] = {}
-        parts = [places]
+        responses_by_place: dict[tuple[int, int], list[RequestResponse | UnfitRequest]] = {}
+        groups = [places]
         if self.described.num_fewshot and self.described.kind != "generate":  # a task's shots are read once
             members = dict.fromkeys(member for member, _ in places)
-            parts = [[place for place in places if place[0] == member] for member in members]
-        for part in parts:
-            asked = [i for place in part for i in self._requests[place]]
-            responses = iter(requests.answer(candidate, asked, [e for place in part for e in ids[place]]))
-            by_place |= {place: [next(responses) for _ in self._requests[place]] for place in part}
+            groups = [[place for place in places if place[0] == member] for member in members]
+        for group in groups:
+            batch = [i for place in group for i in self._requests[place]]
+            responses = iter(requests.answer(candidate, batch, [e for place in group for e in ids[place]]))
+            responses_by_place |= {place: [next(responses) for _ in self._requests[place]] for place in group}
         share = (time.perf_counter() - start) / max(len(examples), 1)
-        values = self._values(by_place)
+        values = self._values(responses_by_place)
         return [
-            self._row(job, index * BLOCK + i, e, by_place[p], values.get(p), share)
+            self._row(job, index * BLOCK + i, e, responses_by_place[p], values.get(p), share)
             for i, (e, p) in enumerate(zip(examples, places, strict=True))
         ]
 
@@ -247,20 +247,20 @@ class _TaskEvaluator:
             yield from sample_records(row, place[1], target, instances, self.described.scores)
 
     def _build(self, places: Iterable[tuple[int, int]]) -> None:
-        wanted: dict[int, list[int]] = defaultdict(list)
+        documents_by_member: dict[int, list[int]] = defaultdict(list)
         for member, document in places:
             if (member, document) not in self._requests:
-                wanted[member].append(document)
-        for member, documents in wanted.items():
-            built = tasks.requests(self.task(member), documents, self.described.hashes[member])
-            self._requests.update({(member, document): built[document] for document in documents})
+                documents_by_member[member].append(document)
+        for member, documents in documents_by_member.items():
+            new_requests = tasks.requests(self.task(member), documents, self.described.hashes[member])
+            self._requests.update({(member, document): new_requests[document] for document in documents})
 
     def _values(
-        self, answered: Mapping[tuple[int, int], Sequence[RequestResponse | UnfitRequest]]
+        self, answers_by_place: Mapping[tuple[int, int], Sequence[RequestResponse | UnfitRequest]]
     ) -> dict[Any, dict[str, Any]]:
         """Let lm-eval filter and score the answers; return each document's values by filter and metric."""
-        responses = {p: [x for x in a if isinstance(x, RequestResponse)] for p, a in answered.items()}
-        complete = {p: a for p, a in responses.items() if len(a) == len(answered[p])}
+        responses = {p: [x for x in a if isinstance(x, RequestResponse)] for p, a in answers_by_place.items()}
+        complete = {p: a for p, a in responses.items() if len(a) == len(answers_by_place[p])}
         values: dict[Any, dict[str, Any]] = {}
         for member in dict.fromkeys(member for member, _ in complete):
             task, places = self.task(member), [p for p in complete if p[0] == member]
@@ -297,21 +297,21 @@ class _TaskEvaluator:
         position: int,
         example: Example,
         answers: Sequence[RequestResponse | UnfitRequest],
-        scored: Mapping[str, Any] | None,
+        scoring: Mapping[str, Any] | None,
         share: float,
     ) -> SampleResult:
         prompt = str(self._requests[self.described.place(example.id)][0].args[0])
         unscored: dict[str, Parts | None] = {s.name: None for s in self.described.scores}
-        named = (job.task.name, job.split, example.id, position)
+        row_fields = (job.task.name, job.split, example.id, position)
         groups = (example.cluster, example.slice)
-        row = SampleResult(*named, "error", "", prompt, (), unscored, *groups, compute_s=share)
+        row = SampleResult(*row_fields, "error", "", prompt, (), unscored, *groups, compute_s=share)
         unfit = next((a for a in answers if isinstance(a, UnfitRequest)), None)
-        if unfit or scored is None:
+        if unfit or scoring is None:
             n, reason = (unfit.n_tokens, unfit.reason) if unfit else (0, "no answer")
             return replace(row, n_prompt_tokens=n, finish_reason="error", error=reason)
         responses = [a for a in answers if isinstance(a, RequestResponse)]
-        parts = {s.name: requests.parts_of(s, scored["values"][s.name]) for s in self.described.scores}
-        target = scored["target"]
+        parts = {s.name: requests.parts_of(s, scoring["values"][s.name]) for s in self.described.scores}
+        target = scoring["target"]
         row = replace(
             row,
             parts=parts,
@@ -321,35 +321,35 @@ class _TaskEvaluator:
             n_prompt_tokens=len(responses[0].encoded.context),
         )
         if not (output := responses[0].output):
-            return _fill_likelihoods(row, responses, scored)
-        text, n, ended = output.text, output.n_output_tokens, output.finish_reason
+            return _fill_likelihoods(row, responses, scoring)
+        text, n, finish_reason = output.text, output.n_output_tokens, output.finish_reason
         status: Status = "ok"  # the scores are lm-eval's for any status
-        if ended == "length":
+        if finish_reason == "length":
             status = "truncated"
-        elif not text.strip() or scored["filtered"] == _INVALID:
+        elif not text.strip() or scoring["filtered"] == _INVALID:
             status = "unparsable"
         elif job.role != "safety" and is_refusal(text):
             status = "refused"
-        row = replace(row, status=status, text=text, n_output_tokens=n, finish_reason=ended)
+        row = replace(row, status=status, text=text, n_output_tokens=n, finish_reason=finish_reason)
         return replace(row, output_digest=digest(text))
 
 
 def _fill_likelihoods(
-    row: SampleResult, given: Sequence[RequestResponse], scored: Mapping[str, Any]
+    row: SampleResult, answers: Sequence[RequestResponse], scoring: Mapping[str, Any]
 ) -> SampleResult:
     """Fill in likelihoods: the answer is the likeliest choice, or whether the target was greedy."""
-    n_scored = sum(len(a.encoded.continuation) for a in given)
+    n_scored = sum(len(a.encoded.continuation) for a in answers)
     row = replace(row, status="ok", finish_reason="ranked", n_output_tokens=n_scored)
-    if scored["gold"] is None:
-        logprob = given[0].response if isinstance(given[0].response, float) else given[0].response[0]
+    if scoring["gold"] is None:
+        logprob = answers[0].response if isinstance(answers[0].response, float) else answers[0].response[0]
         return replace(row, gold_logprob=float(logprob), output_digest=digest(""))
-    choices, place = scored["gold"]
-    logprobs = [float(a.response[0]) for a in given[: len(choices)]]
+    choices, index = scoring["gold"]
+    logprobs = [float(a.response[0]) for a in answers[: len(choices)]]
     text = choices[int(np.argmax(logprobs))]
     row = replace(row, text=text, output_digest=digest(text))
-    if place is None:
+    if index is None:
         return row
-    right, gold, others = choices[place], logprobs[place], [x for i, x in enumerate(logprobs) if i != place]
+    right, gold, others = choices[index], logprobs[index], [x for i, x in enumerate(logprobs) if i != index]
     margin = gold - max(others) if others else None
     row = replace(row, references=(right,), gold_logprob=gold, margin=margin)
     return replace(row, gold_bytes=len(right.encode()))

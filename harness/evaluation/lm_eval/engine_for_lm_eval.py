@@ -44,11 +44,11 @@ class HarnessLM(LM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         if isinstance(pretrained, str):
-            given = {"precision": (precision, get_args(Precision)), "device": (device, tuple(_DEVICES))}
+            options = {"precision": (precision, get_args(Precision)), "device": (device, tuple(_DEVICES))}
             refuse(
-                Problem(key, repr(value), ", ".join(known), did_you_mean(value, known))
-                for key, (value, known) in given.items()
-                if value not in known
+                Problem(key, repr(value), ", ".join(choices), did_you_mean(value, choices))
+                for key, (value, choices) in options.items()
+                if value not in choices
             )
             source = resolve(pretrained)
             machine = probe(_DEVICES[device], precision, shape(source))
@@ -65,8 +65,8 @@ class HarnessLM(LM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answer each prompt greedily, up to a stop string or the limit of tokens."""
-        if sampled := next((r for r in requests if is_sampled(r.args[1])), None):
-            found = f"task {sampled.task_name}, whose answers are sampled"
+        if sampled_request := next((r for r in requests if is_sampled(r.args[1])), None):
+            found = f"task {sampled_request.task_name}, whose answers are sampled"
             expected = "greedy answers: a second run has to give the same"
             raise UserError("harness", found, expected, "leave the task out")
         return self._answer_by_task(requests)

@@ -52,12 +52,12 @@ def answer(
     for i, (instance, request_ids) in enumerate(zip(instances, ids, strict=True)):
         by_kind[instance.request_type][i] = request_ids
     responses = _likelihoods(candidate, by_kind[_PAIR], cut) if by_kind[_PAIR] else {}
-    most, whole_texts = candidate.max_context, by_kind[_ROLLING]
-    parts_by_text = {i: list(windows(e.continuation, e.context[0], most)) for i, e in whole_texts.items()}
+    room, whole_texts = candidate.max_context, by_kind[_ROLLING]
+    parts_by_text = {i: list(windows(e.continuation, e.context[0], room)) for i, e in whole_texts.items()}
     if parts_by_text:
         scores = iter(
             candidate.loglikelihood(
-                [(w.context, w.continuation) for each in parts_by_text.values() for w in each]
+                [(w.context, w.continuation) for parts in parts_by_text.values() for w in parts]
             )
         )
         sums = {i: sum(next(scores).logprob for _ in parts) for i, parts in parts_by_text.items()}
@@ -78,13 +78,13 @@ def encode_requests(candidate: Candidate, instances: Sequence[Any]) -> list[Enco
 
 
 def _prompts(instance: Any) -> list[PromptText]:
-    text, *others = instance.args
+    text, *rest_args = instance.args
     if instance.request_type == _GENERATE:
         return [_plain(text)]
     if instance.request_type == _ROLLING:
         return [PromptText((), " ", chat_template=False), *([_plain(text)] if text else [])]
     context = text.rstrip()
-    continuation = text[len(context) :] + others[0]
+    continuation = text[len(context) :] + rest_args[0]
     if not context:
         return [PromptText((), continuation, chat_template=False, is_written=True)]
     return [_plain(context), _plain(context + continuation)]
@@ -96,16 +96,16 @@ def _plain(text: str) -> PromptText:
 
 def _join_pair(ids: Sequence[Encoded]) -> Encoded:
     """Return a continuation after its context; a tokenizer may repeat the prefix token."""
-    first, *others = ids
-    if others:
-        context, whole = first.context, others[0].context
-        return Encoded(context, whole[len(context) :], whole[: len(context)] != context)
+    first, *rest = ids
+    if rest:
+        context, whole_ids = first.context, rest[0].context
+        return Encoded(context, whole_ids[len(context) :], whole_ids[: len(context)] != context)
     is_repeated = first.continuation[:1] == first.context and len(first.continuation) > 1
     return Encoded(first.context, first.continuation[1:]) if is_repeated else first
 
 
 def windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[Encoded]:
-    """Cut a text into windows of at most `length` tokens, each token predicted once, after all that fits."""
+    """Cut a text into windows of at most `length` tokens, each predicted once, with all context that fits."""
     for start in range(0, len(ids), length):
         end = min(start + length, len(ids))
         if start == 0:
@@ -130,8 +130,8 @@ def _likelihoods(candidate: Candidate, requests: Mapping[int, Encoded], cut: boo
             responses[i] = UnfitRequest("a continuation without a token of its own", n)
     fit = {i: pair for i, pair in pairs.items() if i not in responses}
     scores = candidate.loglikelihood([(pair.context, pair.continuation) for pair in fit.values()])
-    scored = zip(fit.items(), scores, strict=True)
-    return responses | {i: RequestResponse(tuple(score), pair) for (i, pair), score in scored}
+    scored_pairs = zip(fit.items(), scores, strict=True)
+    return responses | {i: RequestResponse(tuple(score), pair) for (i, pair), score in scored_pairs}
 
 
 def _n_read(pair: Encoded) -> int:
@@ -149,16 +149,16 @@ def _generate(
             prompts[i] = prompt[-room:]
         elif len(prompt) > room:
             responses[i] = _unfit(len(prompt), room)
-    for wanted in dict.fromkeys(limits.values()):
-        fit = [i for i, limit in limits.items() if limit == wanted and i not in responses]
-        outputs = candidate.generate([prompts[i] for i in fit], wanted) if fit else []
+    for shared_limits in dict.fromkeys(limits.values()):
+        fit = [i for i, limit in limits.items() if limit == shared_limits and i not in responses]
+        outputs = candidate.generate([prompts[i] for i in fit], shared_limits) if fit else []
         for i, output in zip(fit, outputs, strict=True):
             responses[i] = RequestResponse(output.text, Encoded(prompts[i]), output)
     return responses
 
 
 def limits_of(settings: Mapping[str, Any]) -> Limits:
-    """Read from a task's `generation_kwargs` where an answer ends."""
+    """Read the limits of an answer from a task's `generation_kwargs`."""
     until = settings.get("until") or ()
     stop = (until,) if isinstance(until, str) else tuple(until)
     token_limits = (settings[name] for name in _TOKEN_LIMITS if settings.get(name) is not None)
@@ -167,8 +167,8 @@ def limits_of(settings: Mapping[str, Any]) -> Limits:
 
 def is_sampled(settings: Mapping[str, Any]) -> bool:
     """Tell from a task's `generation_kwargs` whether answers are sampled; `do_sample` takes precedence."""
-    sampled = settings.get("do_sample")
-    return bool(sampled if sampled is not None else float(settings.get("temperature") or 0) > 0)
+    do_sample = settings.get("do_sample")
+    return bool(do_sample if do_sample is not None else float(settings.get("temperature") or 0) > 0)
 
 
 _JOINS: Mapping[str, Callable[[Sequence[Encoded]], Encoded]] = {
@@ -212,7 +212,7 @@ class _Form(NamedTuple):
 def scores_of(task: Any) -> tuple[list[Score], list[str]]:
     """List the scores of a loaded task, and the metrics that are left out with the reason."""
     filters = [f["name"] for f in task.get_config("filter_list") or ()] or ["none"]
-    directions, kept, left_out = task.higher_is_better(), [], []
+    directions, scores, left_out = task.higher_is_better(), [], []
     for metric, function in task.aggregation().items():
         aggregation = getattr(function, "__name__", type(function).__name__)
         aggregation = {"f1_score": "f1"}.get(aggregation, aggregation)
@@ -223,9 +223,9 @@ def scores_of(task: Any) -> tuple[list[Score], list[str]]:
             )
             continue
         for name in filters:
-            shown = metric if len(filters) == 1 else f"{metric},{name}"
-            kept.append(Score(shown, metric, name, aggregation, bool(directions.get(metric, True))))
-    return kept, left_out
+            shown_name = metric if len(filters) == 1 else f"{metric},{name}"
+            scores.append(Score(shown_name, metric, name, aggregation, bool(directions.get(metric, True))))
+    return scores, left_out
 
 
 def metric_of(score: Score) -> Metric:
@@ -274,8 +274,8 @@ def primary(scores: Sequence[Score], requested: str, where: str) -> str:
         expected = f"one of {', '.join(map(repr, matching or names))}"
         raise UserError(where, f"primary: {requested}, {problem}", expected, step)
     shares = [s.name for s in scores if s.is_share and s.higher_is_better]
-    others = [n for n in names if n == "bits_per_byte"] or names
-    candidates = [n for n in shares if n == "acc"] or shares or others
+    fallbacks = [n for n in names if n == "bits_per_byte"] or names
+    candidates = [n for n in shares if n == "acc"] or shares or fallbacks
     if len(candidates) == 1:
         return candidates[0]
     found = f"several scores that could decide: {', '.join(map(repr, candidates))}"

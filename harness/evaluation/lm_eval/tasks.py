@@ -90,16 +90,18 @@ def _walk(name: str, overrides: Mapping[str, Any], where: str) -> Iterator[Regis
         yield RegisteredTask(name, entry["path"], data["dataset_path"], data["dataset_name"], dict(overrides))
         return
     for child in entry["members"]:
-        own = {} if isinstance(child, str) else {k: v for k, v in child.items() if k not in ("task", "group")}
-        below = child if isinstance(child, str) else child.get("task", child.get("group"))
-        if not isinstance(below, str) or below not in _entries():
-            found = f"{name}, a group that defines {below!r} inside itself"
+        own_changes = (
+            {} if isinstance(child, str) else {k: v for k, v in child.items() if k not in ("task", "group")}
+        )
+        child_name = child if isinstance(child, str) else child.get("task", child.get("group"))
+        if not isinstance(child_name, str) or child_name not in _entries():
+            found = f"{name}, a group that defines {child_name!r} inside itself"
             raise UserError(where, found, "a group of tasks that have names", "name single tasks")
-        changes = {**entry["overrides"], **overrides, **own}
+        changes = {**entry["overrides"], **overrides, **own_changes}
         if "/lm_eval/tasks/" in json.dumps(changes):  # a function, as the scan shows it
             found = f"{name}, a group that changes functions of its tasks"
             raise UserError(where, found, "a group that changes values only", "name single tasks")
-        yield from _walk(below, changes, where)
+        yield from _walk(child_name, changes, where)
 
 
 @cache
@@ -123,9 +125,9 @@ def _scan() -> dict[str, dict[str, Any]]:
             entries[name] = {"kind": kind, "path": str(entry.yaml_path), **dataset}
             continue
         children = sorted(entry.tags) if kind == "tag" else config.get("task") or []
-        listed = children if isinstance(children, list) else [children]
+        child_list = children if isinstance(children, list) else [children]
         overrides = {} if kind == "tag" else {k: v for k, v in config.items() if k not in _GROUP_KEYS}
-        entries[name] = {"kind": kind, "members": listed, "overrides": overrides}
+        entries[name] = {"kind": kind, "members": child_list, "overrides": overrides}
     return entries
 
 
@@ -149,7 +151,7 @@ _PYTHON_SEED, _NUMPY_SEED, _SHOTS_SEED = 0, 1234, 1234
 def load(
     member: RegisteredTask, num_fewshot: int | None, datasets_dir: Path | None, *, trusted: bool, where: str
 ) -> Any:
-    """Load one task with its data as before a run; its own `num_fewshot: 0` stays (lm-eval's rule)."""
+    """Load one task with its data as before a run; its own `num_fewshot: 0` is kept (lm-eval's rule)."""
     _refuse_without_nltk_data(member, where)
     quiet_libraries()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -173,8 +175,8 @@ def load(
         raise UserError(where, found, "a task that runs no generated code", "use lm-eval itself")
     settings = task.get_config("generation_kwargs") or {}
     if task.OUTPUT_TYPE == "generate_until" and is_sampled(settings):
-        named = ", ".join(f"{k}: {v}" for k, v in settings.items() if k in ("do_sample", "temperature"))
-        found = f"{member.name}, whose answers are sampled ({named})"
+        sampling = ", ".join(f"{k}: {v}" for k, v in settings.items() if k in ("do_sample", "temperature"))
+        found = f"{member.name}, whose answers are sampled ({sampling})"
         expected = "greedy answers: a second run has to give the same"
         raise UserError(where, found, expected, "leave it out")
     if task.get_config("num_fewshot") != 0 and num_fewshot is not None:
@@ -190,11 +192,11 @@ def hashes(task: Any) -> list[str]:
 
 
 def texts(doc: Any) -> list[str]:
-    """List the texts of a document that could give it away: those with at least four words."""
+    """List the texts of a document that identify it: those with at least four words."""
     if isinstance(doc, str):
         return [doc] if len(pieces(doc)) >= 4 else []
-    inner = doc.values() if isinstance(doc, dict) else doc if isinstance(doc, list | tuple) else ()
-    return [text for value in inner for text in texts(value)]
+    values = doc.values() if isinstance(doc, dict) else doc if isinstance(doc, list | tuple) else ()
+    return [text for value in values for text in texts(value)]
 
 
 def definition(task: Any) -> str:
@@ -208,12 +210,12 @@ def definition(task: Any) -> str:
 
 def requests(task: Any, indices: Collection[int], expected: Sequence[str]) -> dict[int, list[Any]]:
     """Build lm-eval's requests for some documents; HarnessError if their hashes are not as expected."""
-    wanted = sorted(indices)
-    with _fix_seeds(), _shots_of_a_whole_run(task, wanted):
-        task.build_all_requests(samples=wanted)
+    order = sorted(indices)
+    with _fix_seeds(), _shots_of_a_whole_run(task, order):
+        task.build_all_requests(samples=order)
     requests_by_document: dict[int, list[Any]] = defaultdict(list)
     for instance in task.instances:
-        requests_by_document[wanted[instance.doc_id]].append(instance)  # `samples` renumbers the documents
+        requests_by_document[order[instance.doc_id]].append(instance)  # `samples` renumbers the documents
     for index, instances in requests_by_document.items():
         if _hash(instances[0].doc) != expected[index]:
             raise HarnessError(
@@ -225,21 +227,21 @@ def requests(task: Any, indices: Collection[int], expected: Sequence[str]) -> di
 
 
 @contextmanager
-def _shots_of_a_whole_run(task: Any, wanted: Collection[int]) -> Iterator[None]:
+def _shots_of_a_whole_run(task: Any, indices: Collection[int]) -> Iterator[None]:
     """Give every document the shots that it would get in a run over the whole split."""
     task.set_fewshot_seed(_SHOTS_SEED)
     if not task.get_config("num_fewshot"):
         yield
         return
     # Every document's shots are drawn in turn, because each draw advances the generator.
-    sampler, n, drawn = task.sampler, task.get_config("num_fewshot"), []
+    sampler, n, shots_by_turn = task.sampler, task.get_config("num_fewshot"), []
     from_evaluated = task.fewshot_cfg.split == task.config.test_split
-    kept = set(wanted)
+    requested = set(indices)
     for index, doc in enumerate(task.eval_docs):
         shots = sampler.sample(n=n, eval_doc=doc if from_evaluated else None)
-        if index in kept:
-            drawn.append(shots)
-    replayed = iter(drawn)
+        if index in requested:
+            shots_by_turn.append(shots)
+    replayed = iter(shots_by_turn)
     task.sampler = SimpleNamespace(sample=lambda *_, **__: next(replayed))
     try:
         yield
@@ -288,7 +290,7 @@ def _refuse_remote_code(member: RegisteredTask, path: Path, trusted: bool, where
 
 
 def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:
-    """Refuse IFEval offline without the data that nltk would download: it would crash when it scores."""
+    """Refuse IFEval offline without nltk's data: it would crash when it scores."""
     if "ifeval" not in Path(member.path).parent.name.lower():
         return
     import nltk
@@ -312,11 +314,11 @@ def _describe_load_error(
     if isinstance(error, ImportError):
         return Problem(where, f"{name}: {message}", "the packages this task needs", "pip install them")
     if isinstance(error, OSError) and not folder:
-        looked = f"no copy in {datasets_dir}, and " if datasets_dir else ""
-        found = f"{name}: {looked}the hub did not give {source} ({type(error).__name__})"
+        local_text = f"no copy in {datasets_dir}, and " if datasets_dir else ""
+        found = f"{name}: {local_text}the hub did not give {source} ({type(error).__name__})"
         expected = "a data set that can be fetched or is cached, or a local copy"
-        place = datasets_dir or "the folder that HARNESS_DATASETS_DIR (or datasets_dir:) names"
-        return Problem(where, found, expected, f"put it in {place}, as {source}/")
+        folder_hint = datasets_dir or "the folder that HARNESS_DATASETS_DIR (or datasets_dir:) names"
+        return Problem(where, found, expected, f"put it in {folder_hint}, as {source}/")
     found = f"{name}: {source}: {type(error).__name__}: {message[:200]}"
     return Problem(where, found, "a task that lm-eval can load", "leave it out, or try lm-eval itself")
 

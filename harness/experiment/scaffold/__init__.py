@@ -1,6 +1,6 @@
 """Proposal of an experiment from a file of rows: a folder in which `harness compare` runs unchanged.
 
-Invariant: everything is read as `compare` will read it before a file is written; no file is ever overwritten.
+Invariant: before a file is written, everything is read as `compare` reads it. Files are never overwritten.
 """
 
 import csv
@@ -35,8 +35,8 @@ from harness.models.hub import NAMES as EMBEDDED
 from harness.models.hub import ModelSource
 from harness.spec import HUB, Task
 
-_SHOWN = 900  # characters of the prompt that is shown
-_FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 in a two-sided sign test
+_SHOWN = 900  # characters of the shown prompt
+_FEWEST_TEST = 6  # five changes in one direction have p = .06 in a two-sided sign test
 _TOO_FEW = (
     f"only {{}} for test: with fewer than {_FEWEST_TEST} no difference of two candidates can be shown with 95"
     " % confidence; next: more rows, so that some hundred are for test"
@@ -62,7 +62,7 @@ _KINDS: dict[recognition.Kind, str] = {
 
 
 class SetupProposal(NamedTuple):
-    """A task and its candidates, the texts of the files to write, what to say of them and warn of."""
+    """A task and its candidates, the texts of the files to write, and lines and warnings to show."""
 
     name: str
     kind: recognition.Kind
@@ -73,23 +73,23 @@ class SetupProposal(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def propose(request: Request, here: Resources | None = None) -> SetupProposal:
-    """Look at the rows and propose a task, metrics and candidates for a machine, this one; writes nothing."""
-    seen, name = _recognise(request), _name_of(request)
+def propose(request: Request, resources: Resources | None = None) -> SetupProposal:
+    """Propose a task, metrics and candidates from rows, for this machine by default; write nothing."""
+    recognized, name = _recognise(request), _name_of(request)
     is_here = request.base_model in EMBEDDED or Path(request.base_model).expanduser().is_dir()
     base = hub.resolve(request.base_model, unpacks=False, where="--base-model") if is_here else None
-    if here is None:
+    if resources is None:
         machine = hardware.probe(shape=hub.shape(base) if base else None)
-        here = Resources(machine, hardware.memory(machine.device))
-    proposed, instructions = propose_task(request, seen, name, base)
-    task, items, unfolded = check_task(proposed, has_thumbs=bool(seen.thumbs_down))
-    choice, candidates = propose_candidates(seen.kind, items, task, base, here, instructions)
+        resources = Resources(machine, hardware.memory(machine.device))
+    proposed, instructions = propose_task(request, recognized, name, base)
+    task, items, unfolded = check_task(proposed, has_thumbs=bool(recognized.thumbs_down))
+    choice, candidates = propose_candidates(recognized.kind, items, task, base, resources, instructions)
     gate = proposal_files.propose_gate(proposal_files.load_proposal(request, task, candidates).experiment)
     trial = ", the embedded model, which is for trying; --base-model NAME takes your own"
     named_base = f"base: {request.base_model}{trial if request.base_model in EMBEDDED else ''}"
     remarks, late = [named_base, f"{choice.name}: {choice.why}"], [choice.warning]
     if request.minutes is not None and base is not None:
-        bounded = proposal_files.bound_time(request, task, candidates, here.machine, request.minutes)
+        bounded = proposal_files.bound_time(request, task, candidates, resources.machine, request.minutes)
         task, candidates, items = bounded.task, bounded.candidates, load_task(bounded.task, 0)
         within = f"bounded to {request.minutes:g} min"
         within = within if bounded.time_s <= 60 * request.minutes else "as short as these rows allow"
@@ -106,7 +106,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     elif request.minutes is not None:
         remarks.append("time: not bounded, the base is not here yet; harness compare --dry-run estimates it")
     path, suite = _paths(request, name)
-    on_gpu = here.machine.device == "cuda"
+    on_gpu = resources.machine.device == "cuda"
     listed, public_text, sentence = proposal_files.propose_public(items, on_gpu=on_gpu)
     remarks.append(sentence)
     suites = (*proposal_files.SUITES, *([listed] if listed else []))
@@ -116,31 +116,31 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         **({suite.with_name(f"{proposal_files.PUBLIC}.yaml"): public_text} if public_text else {}),
         request.folder / proposal_files.SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
-    content = readers.Rows(seen.shown, "row", seen.rows)
+    content = readers.Rows(recognized.shown, "row", recognized.rows)
     unused = find_unused(task, content, read_examples(task, content, Notes([], []), problems=[]))
-    named = filter(None, (_describe_columns(task, seen, unused), name_keys(unused)))
-    sentences = _sentences(seen, task, items, candidates, unfolded)
-    lines = *_show_prompt(task, items, base), *named, *sentences, *remarks, gate[1]
+    column_notes = filter(None, (_describe_columns(task, recognized, unused), name_keys(unused)))
+    sentences = _sentences(recognized, task, items, candidates, unfolded)
+    lines = *_show_prompt(task, items, base), *column_notes, *sentences, *remarks, gate[1]
     warnings = (
         *filter(None, [offer_contexts(unused), name_media(unused)]),
-        *_warn_of_unread(seen, task, request, unused),
+        *_warn_of_unread(recognized, task, request, unused),
         *([_TOO_FEW.format(pluralize(len(items.test), "item"))] if len(items.test) < _FEWEST_TEST else []),
         *filter(None, late),
     )
-    return SetupProposal(name, seen.kind, task, candidates, files, lines, warnings)
+    return SetupProposal(name, recognized.kind, task, candidates, files, lines, warnings)
 
 
 def _recognise(request: Request) -> recognition.RecognizedRows:
     problems: list[Problem] = []
     content = None
-    # The other files are only read to find their problems.
+    # Pairs and documents are read only to find problems.
     for file in filter(None, (request.data, request.pairs, request.documents)):
         try:
-            read = readers.read(recognition.absolute(file), "train")
+            file_rows = readers.read(recognition.absolute(file), "train")
         except UserError as error:
             problems += error.problems
         else:
-            content = read if file == request.data else content
+            content = file_rows if file == request.data else content
     problems += [describe_existing_file(path) for path in _paths(request, _name_of(request)) if path.exists()]
     name = request.base_model
     is_here = name in EMBEDDED or Path(name).expanduser().is_dir()
@@ -148,13 +148,13 @@ def _recognise(request: Request) -> recognition.RecognizedRows:
         expected = "the embedded model's name, a folder that save_pretrained wrote, or org/name"
         hint = did_you_mean(name, EMBEDDED) if "/" not in name else "check the path"
         problems.append(Problem(f"--base-model {name}", "no such folder or hub id", expected, hint))
-    seen: recognition.RecognizedRows | None = None
+    recognized: recognition.RecognizedRows | None = None
     with gather(problems):
-        seen = recognition.look(request, content) if content else None
-    if problems or seen is None:
+        recognized = recognition.look(request, content) if content else None
+    if problems or recognized is None:
         command = f"harness init {as_argument(str(request.folder))} --data {as_argument(request.data)} "
         raise UserError([replace(p, next_step=p.next_step.replace(NAME_THEM, command)) for p in problems])
-    return seen
+    return recognized
 
 
 def _paths(request: Request, name: str) -> tuple[Path, Path]:
@@ -162,7 +162,7 @@ def _paths(request: Request, name: str) -> tuple[Path, Path]:
 
 
 def write(proposal: SetupProposal) -> list[Path]:
-    """Write the files of a proposal; returns their paths."""
+    """Write the files of a proposal; return their paths."""
     refuse([describe_existing_file(path) for path in proposal.files if path.exists()])
     for path, text in proposal.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,29 +189,31 @@ def _show_prompt(task: Task, items: TaskItems, base: ModelSource | None) -> Iter
 
 
 def _sentences(
-    seen: recognition.RecognizedRows,
+    recognized: recognition.RecognizedRows,
     task: Task,
     items: TaskItems,
     candidates: Mapping[str, Any],
     unfolded: str,
 ) -> Iterator[str]:
-    layout = f"{seen.layout.name} rows ({seen.layout.form})" if seen.layout else "rows"
-    yield f"{seen.shown}: {len(seen.rows):,} {layout}"
-    form = _FORMS[seen.answers.form].format(n=len(seen.answers.labels), separator=seen.answers.separator)
+    layout = f"{recognized.layout.name} rows ({recognized.layout.form})" if recognized.layout else "rows"
+    yield f"{recognized.shown}: {len(recognized.rows):,} {layout}"
+    form = _FORMS[recognized.answers.form].format(
+        n=len(recognized.answers.labels), separator=recognized.answers.separator
+    )
     if "within_one" in task.metrics:
         form = form.replace("a closed set of", "ratings in").replace("labels", "steps")
     meaning = str(plugins.load("metrics", task.primary_metric).__doc__).partition("\n")[0].rstrip(".")
     scored = f"scored by {task.primary_metric}: {meaning}"
-    yield f"task: {_KINDS.get(seen.kind, '')}{form}; {scored}"
-    by = f" by {seen.fields['cluster'].strip('{}')}" if "cluster" in seen.fields else ""
+    yield f"task: {_KINDS.get(recognized.kind, '')}{form}; {scored}"
+    by = f" by {recognized.fields['cluster'].strip('{}')}" if "cluster" in recognized.fields else ""
     if not by and any(example.cluster != example.id for example in items.train):
-        by = " by context" if seen.kind == "question" else " by cluster"
-    drawn = " (drawn; raise limits: for more)" if task.data.limits.train else ""
+        by = " by context" if recognized.kind == "question" else " by cluster"
+    drawn_note = " (drawn; raise limits: for more)" if task.data.limits.train else ""
     parts = f"{pluralize(len(items.train), 'row')} to train on, {len(items.validation):,} for validation"
     if task.data.folds:
         yield f"split{by}: {parts}; folds: {FOLDS}, each of the former is tested on by a training without it"
     else:
-        yield f"split{by}: {parts}, {len(items.test):,} for test{drawn}"
+        yield f"split{by}: {parts}, {len(items.test):,} for test{drawn_note}"
     yield f"amount of data: {pluralize(len(items.train), 'training row')}. {USUAL_AMOUNTS}"
     if unfolded:
         yield f"few rows: folds: {FOLDS} in the suite would test on all of them; not set: {unfolded}"
@@ -231,17 +233,17 @@ def _sentences(
             yield f"{name}: general rows are replayed, {replay:g} for each training row"
 
 
-def _describe_columns(task: Task, seen: recognition.RecognizedRows, unused: Unused) -> str:
-    """Name every column with what becomes of it."""
-    names = list(dict.fromkeys(name for row in seen.rows for name in row.fields))
-    roles = find_reading_roles(task, seen.layout, names)
-    has_choices = seen.layout is not None and seen.layout.name == "multiple choice"
-    rows = seen.rows if has_choices else []
+def _describe_columns(task: Task, recognized: recognition.RecognizedRows, unused: Unused) -> str:
+    """Name the role of every column."""
+    names = list(dict.fromkeys(name for row in recognized.rows for name in row.fields))
+    roles = find_reading_roles(task, recognized.layout, names)
+    has_choices = recognized.layout is not None and recognized.layout.name == "multiple choice"
+    rows = recognized.rows if has_choices else []
     choices = {name for row in rows for name in list_choice_columns(row.fields)}
     groups = columns_of(task.fields.cluster or "{cluster}", names)
     asks_more = len({*roles.questions} & {*names}) > 1
     unread = {*unused.columns, *unused.media, *(context.name for context in unused.contexts)}
-    label = "label" if seen.answers.form == "labels" else "answer"
+    label = "label" if recognized.answers.form == "labels" else "answer"
 
     def tell(name: str) -> str:
         if name in roles.answers:
@@ -254,19 +256,21 @@ def _describe_columns(task: Task, seen: recognition.RecognizedRows, unused: Unus
             return "group, for the split"
         if name in unread:
             return "not used"
-        is_empty = all(row.fields.get(name) in (None, "", [], {}) for row in seen.rows)
+        is_empty = all(row.fields.get(name) in (None, "", [], {}) for row in recognized.rows)
         return "id" if is_id(name) else "empty" if is_empty else "read as the layout says"
 
     columns_by_role: dict[str, list[str]] = {}
     for name in names:
         columns_by_role.setdefault(tell(name), []).append(name)
-    named = FIELD.findall(f"{task.fields.prompt} {task.fields.reference}")
-    columns = dict.fromkeys(name.partition(".")[0] for name in named if "." in name)
-    held = [(c, value) for c in columns for row in seen.rows if isinstance(value := row.fields.get(c), dict)]
+    named_fields = FIELD.findall(f"{task.fields.prompt} {task.fields.reference}")
+    columns = dict.fromkeys(name.partition(".")[0] for name in named_fields if "." in name)
+    held = [
+        (c, value) for c in columns for row in recognized.rows if isinstance(value := row.fields.get(c), dict)
+    ]
     parts = dict.fromkeys(f"{column}.{part}" for column, value in held for part in value)
-    columns_by_role.setdefault("not used", []).extend(part for part in parts if part not in named)
-    told = [f"{', '.join(names)} → {role}" for role, names in columns_by_role.items() if names]
-    return f"columns: {'; '.join(told)}"
+    columns_by_role.setdefault("not used", []).extend(part for part in parts if part not in named_fields)
+    described = [f"{', '.join(names)} → {role}" for role, names in columns_by_role.items() if names]
+    return f"columns: {'; '.join(described)}"
 
 
 _SPLITS = ("split", "subset", "partition", "set", "dataset_split")
@@ -274,11 +278,11 @@ _PARTS = {"train", "training", "validation", "valid", "val", "dev", "test", "tes
 
 
 def _warn_of_unread(
-    seen: recognition.RecognizedRows, task: Task, request: Request, unused: Unused
+    recognized: recognition.RecognizedRows, task: Task, request: Request, unused: Unused
 ) -> Iterator[str]:
-    """Warn of columns that may ask or answer too, of labels that are numbers, and of parts of a split."""
-    is_guessed = seen.layout is None and "reference" in seen.fields and request.reference is None
-    labels = {*seen.answers.labels} - {"none"}
+    """Warn of other columns that may hold questions or answers, numeric labels, and ignored splits."""
+    is_guessed = recognized.layout is None and "reference" in recognized.fields and request.reference is None
+    labels = {*recognized.answers.labels} - {"none"}
     are_numbers = bool(labels) and all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
     if is_guessed and are_numbers and "within_one" not in task.metrics and not request.instruction:
         yield (
@@ -286,10 +290,10 @@ def _warn_of_unread(
             " names in their place, name their column by --reference, or explain them by --instruction TEXT"
         )
     else:
-        others = (other for other in unused.others if getattr(request, other.option) is None)
-        yield from (f"{other.sentence}; next: where it does, {other.options}" for other in others)
+        other_columns = (column for column in unused.others if getattr(request, column.option) is None)
+        yield from (f"{column.sentence}; next: where it does, {column.options}" for column in other_columns)
     for column in unused.columns:
-        values = [str(row.fields.get(column)) for row in seen.rows]
+        values = [str(row.fields.get(column)) for row in recognized.rows]
         parts = list(dict.fromkeys(values))
         if column.lower() in _SPLITS and len(parts) > 1 and {part.lower() for part in parts} <= _PARTS:
             counted = ", ".join(f"{part} ({count(values.count(part))})" for part in parts)
@@ -310,16 +314,16 @@ def _warn_of_unread(
 
 
 def _name_of(request: Request) -> str:
-    """Name the task by the file, or a hub set by its last part, unlike every task of the suites."""
+    """Name the task after the file or hub set, distinct from all tasks of the suites."""
     stem = request.data.removeprefix(HUB).split(":")[0].rstrip("/").rpartition("/")[2].split(".")[0]
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "task"
     suites = [s for s in read_suites(request.folder / "suites") if s.name in proposal_files.SUITES]
-    taken = {proposal_files.PUBLIC, *(task.name for suite in suites for task in suite.tasks)}
-    return f"{name}-target" if name in taken else name
+    taken_names = {proposal_files.PUBLIC, *(task.name for suite in suites for task in suite.tasks)}
+    return f"{name}-target" if name in taken_names else name
 
 
 def write_example(folder: Path) -> Path:
-    """Write the rows of a small example to edit; return their path."""
+    """Write a small example file to edit; return its path."""
     path = folder / "example.csv"
     refuse([describe_existing_file(at) for at in (path, folder / "harness.yaml") if at.exists()])
     rows = [(text.format(thing), label) for label, *texts in _EXAMPLE for text in texts for thing in _THINGS]
@@ -329,7 +333,7 @@ def write_example(folder: Path) -> Path:
     return path
 
 
-# Example rows: messages to a tool library's desk, after what people want.
+# Example rows: messages to a tool library, by intent.
 _THINGS = ("drill", "ladder", "tent", "sewing machine", "projector", "bicycle", "saw")
 _EXAMPLE = (
     ("borrow", "May I have the {} from Friday on?", "I would like to take the {}."),
@@ -340,6 +344,6 @@ _EXAMPLE = (
 
 
 def describe_existing_file(path: Path) -> Problem:
-    """Return the problem of a file that would be overwritten."""
+    """Return the problem that a file would be overwritten."""
     step = "choose another folder, or move it away"
     return Problem(str(path), "a file that is there already", "a new file", step)

@@ -1,4 +1,4 @@
-"""Proposal of candidates, the cheap ones first, and the choice of how to fine-tune a base here.
+"""Proposal of candidates, the cheap ones first, and choice of a fine-tuning method for this machine.
 
 Invariant: methods are distinguished by their declarations, and sizes come from the model's configuration; no
 weights are loaded. An adapter on the plain base is preferred to one on a quantised base (slower answers) and
@@ -30,14 +30,14 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class Resources(NamedTuple):
-    """Machine that a comparison would run on, and its memory."""
+    """Machine on which a comparison would run, and its memory."""
 
     machine: Machine
     room: Memory
 
 
 class MethodChoice(NamedTuple):
-    """Name of the method that was chosen, why in a line, and what to warn of where none fits."""
+    """Name of the chosen method, the reason in one line, and a warning if none fits."""
 
     name: str
     why: str
@@ -45,30 +45,30 @@ class MethodChoice(NamedTuple):
 
 
 def fit_batches(
-    recipes: Mapping[str, dict[str, Any]], base: ModelSource | None, here: Resources, longest: int
+    recipes: Mapping[str, dict[str, Any]], base: ModelSource | None, resources: Resources, longest: int
 ) -> dict[str, dict[str, Any]]:
-    """Reduce the batch size of trainings that would not fit in memory, with the same rows per step."""
+    """Reduce the batch size of trainings that exceed the memory, keeping the rows per step."""
     shape, fitted = None if base is None else hub.shape(base), dict(recipes)
     if shape is None:
         return fitted
-    free = here.room.free_gib * _GIB
+    free = resources.room.free_gib * _GIB
     for name, recipe in recipes.items():
-        given = recipe.get("params", {})
-        usual = plugins.method(name).params(**given)
+        params = recipe.get("params", {})
+        usual = plugins.method(name).params(**params)
         rows, steps = (getattr(usual, key) for key in _BATCH)
         tried = recipe
-        while _need(name, tried, shape, here, longest)[0] > free and rows % 2 == 0:
+        while _need(name, tried, shape, resources, longest)[0] > free and rows % 2 == 0:
             rows, steps = rows // 2, steps * 2
-            tried = {**recipe, "params": {**given, **dict(zip(_BATCH, (rows, steps), strict=True))}}
-        if _need(name, tried, shape, here, longest)[0] <= free:
+            tried = {**recipe, "params": {**params, **dict(zip(_BATCH, (rows, steps), strict=True))}}
+        if _need(name, tried, shape, resources, longest)[0] <= free:
             fitted[name] = tried
     return fitted
 
 
 def choose_method(
-    recipes: Mapping[str, Mapping[str, Any]], base: ModelSource | None, here: Resources, longest: int
+    recipes: Mapping[str, Mapping[str, Any]], base: ModelSource | None, resources: Resources, longest: int
 ) -> MethodChoice:
-    """Choose among recipes by the names of their methods; `longest` is the tokens of the longest row."""
+    """Choose among recipes by method name; `longest` is the number of tokens of the longest row."""
     shape = None if base is None else hub.shape(base)
     is_small = shape is not None and shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER
     methods = {name: plugins.method(name) for name in recipes}
@@ -79,13 +79,13 @@ def choose_method(
     if shape is None:
         why = "the size of the base is not known here, and an adapter needs the least memory"
         return MethodChoice(ordered[0], why)
-    needs = {name: _need(name, recipe, shape, here, longest) for name, recipe in recipes.items()}
+    needs = {name: _need(name, recipe, shape, resources, longest) for name, recipe in recipes.items()}
     takes = {name: size(gb * 1e9) for name, (gb, _) in needs.items()}
-    room = here.room.free_gib * _GIB
-    free = f"{size(room * 1e9)} of {here.room.of} are free"
+    room = resources.room.free_gib * _GIB
+    free = f"{size(room * 1e9)} of {resources.room.of} are free"
     name = next((name for name in ordered if needs[name][0] <= room), None)
     if name is None:
-        name = min(ordered, key=lambda other: needs[other][0])
+        name = min(ordered, key=lambda method_name: needs[method_name][0])
         reason = f"training {name} takes about {takes[name]}, and {free}"
         return MethodChoice(name, reason, f"{reason}; next: a smaller --base-model, or more memory")
     fits = f"about {takes[name]}, and {free}"
@@ -100,28 +100,28 @@ def choose_method(
             "it answers more slowly than the base in 16 bits"
         )
     else:
-        whole = [takes[other] for other in ordered if methods[other].makes == "model"]
+        whole = [takes[method_name] for method_name in ordered if methods[method_name].makes == "model"]
         otherwise = f"; all parameters would take {whole[0]}, and forget more" if whole else ""
         why = f"trains {n_trained} of {n_whole} parameters in {fits}; merged, it answers as fast as the base"
         why += otherwise
     rows, steps = (recipes[name].get("params", {}).get(key) for key in _BATCH)
-    if steps:  # fewer rows at a time than usual
+    if steps:  # a reduced batch size
         why += f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits"
     return MethodChoice(name, why)
 
 
 def _need(
-    name: str, recipe: Mapping[str, Any], shape: Shape, here: Resources, longest: int
+    name: str, recipe: Mapping[str, Any], shape: Shape, resources: Resources, longest: int
 ) -> tuple[float, float]:
     """Estimate the memory of a training in GB, and the parameters that it trains."""
-    method, on_gpu = plugins.method(name), here.machine.device == "cuda"
+    method, on_gpu = plugins.method(name), resources.machine.device == "cuda"
     params = method.params(**recipe.get("params", {}))
     n_trained = method.n_parameters(shape, params) or shape.n_parameters
     memory_gb = memory.training_peak(
         shape,
         n_trained,
         params.per_device_train_batch_size * min(longest, params.max_length),
-        here.machine.precision,
+        resources.machine.precision,
         quantization=method.quantization if on_gpu else "",
         checkpointing=on_gpu,
         in_tiles=on_gpu,
@@ -129,8 +129,8 @@ def _need(
     return memory_gb, n_trained
 
 
-MOST_SHOTS, LONGEST_SHOTS = 8, 3000  # the second in characters, all shots together
-LONGEST_ROW = 4096  # tokens of a row to train on; a longer one is left out
+MOST_SHOTS, LONGEST_SHOTS = 8, 3000  # the second in characters of all shots
+LONGEST_ROW = 4096  # tokens of a training row; longer ones are dropped
 
 
 def propose_candidates(
@@ -138,12 +138,12 @@ def propose_candidates(
     items: TaskItems,
     task: Task,
     base: ModelSource | None,
-    here: Resources,
+    resources: Resources,
     instructions: Sequence[str] = (),
 ) -> tuple[MethodChoice, dict[str, dict[str, Any]]]:
-    """List all alternatives that a decision on such a task needs, the cheap ones first."""
+    """List all candidates that a decision on such a task needs, the cheap ones first."""
 
-    def long_row(lengths: Sequence[int]) -> int:  # nine of ten are not longer
+    def long_row(lengths: Sequence[int]) -> int:  # the 90th percentile
         return max(sorted(lengths)[int(0.9 * (len(lengths) - 1))], 1)
 
     def list_methods(situation: plugins.Situation) -> dict[str, dict[str, Any]]:
@@ -169,11 +169,11 @@ def propose_candidates(
     # Raise max_length to the longest row, estimated with a quarter to spare, if it would be dropped.
     room = min(-(-longest * 5 // 4 // 256) * 256, LONGEST_ROW)
     for name, recipe in on_rows.items():
-        given = recipe.get("params", {})
-        if room > plugins.method(name).params(**given).max_length:
-            on_rows[name] = {**recipe, "params": {**given, "max_length": room}}
-    on_rows = fit_batches(on_rows, base, here, longest)
-    choice = choose_method(on_rows, base, here, longest)
+        params = recipe.get("params", {})
+        if room > plugins.method(name).params(**params).max_length:
+            on_rows[name] = {**recipe, "params": {**params, "max_length": room}}
+    on_rows = fit_batches(on_rows, base, resources, longest)
+    choice = choose_method(on_rows, base, resources, longest)
     tried = {"sweep": {"system": [None, *instructions]}} if instructions else {}
     candidates: dict[str, dict[str, Any]] = {"prompt": {"prompting": "zero_shot", **tried}}
     if n_shots:
@@ -188,8 +188,8 @@ def propose_candidates(
     if task.data.documents:
         candidates["hybrid"] = {"weights_of": choice.name, "prompting": rag}
     is_adapter = plugins.method(choice.name).makes == "adapter"
-    others = list_methods(situation._replace(adapter=choice.name if is_adapter else ""))
-    return choice, candidates | {name: recipe for name, recipe in others.items() if name not in on_rows}
+    more_recipes = list_methods(situation._replace(adapter=choice.name if is_adapter else ""))
+    return choice, candidates | {name: recipe for name, recipe in more_recipes.items() if name not in on_rows}
 
 
 def _count_tokens(rows: Sequence[Example], base: ModelSource | None) -> list[int]:

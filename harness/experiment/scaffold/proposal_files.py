@@ -1,8 +1,8 @@
-"""Files of a proposal as YAML, with the gate's margins, and the bound of the time that a comparison takes.
+"""Files of a proposal as YAML, with the gate's margins and a bound on the time of a comparison.
 
-Invariant: what is written loads as what was proposed. With these margins no run starts with a warning about
-them, and a model that lost nothing passes the mean in 90 % of cases as one of the fine-tunes. The time is
-that of `harness compare --dry-run`, from nothing on this machine; training rows are cut first.
+Invariant: the written files load as proposed. With these margins no run starts with a warning about them, and
+a model that lost nothing passes the mean in 90 % of cases as one of the fine-tunes. The time is the estimate
+of `harness compare --dry-run`, from nothing on this machine; training rows are cut first.
 """
 
 import json
@@ -46,7 +46,7 @@ def _count_items(task: str) -> int:
 
 
 def propose_gate(experiment: Experiment) -> tuple[GatePolicy, str]:
-    """Choose the margins of the mean, of each task and of each safety task; return what they let pass too."""
+    """Choose the margins of the mean, each task and each safety task; return a sentence on them too."""
     gate, members = GatePolicy(), max(family_of(experiment).size, 1)
     n = {task.name: _count_items(task.model_dump_json()) for s in experiment.suites for task in s.tasks}
     capability = [suite for suite in experiment.suites if suite.role == "capability"]
@@ -86,7 +86,7 @@ def experiment_text(
     remarks: Sequence[str] = (),
     suites: Sequence[str] = SUITES,
 ) -> str:
-    """Write harness.yaml; each remark becomes a comment above the candidates."""
+    """Return the text of harness.yaml; each remark becomes a comment above the candidates."""
     base = request.base_model
     base = str(Path(base).resolve()) if Path(base).is_dir() else base
     margins = gate[0].model_dump(include={"macro", "each", "safety"}) if gate else {}
@@ -108,7 +108,7 @@ def experiment_text(
 
 
 def suite_text(request: Request, task: Task, folder: Path) -> str:
-    """Write the suite; files near the folder are named relative to it."""
+    """Return the text of the suite; paths near the folder become relative."""
     written = task.model_dump(exclude_defaults=True, mode="json")
     data = written["data"]
     for key in (key for key in _FILES if isinstance(data.get(key), str) and not data[key].startswith(HUB)):
@@ -128,11 +128,11 @@ def _write_entry(key: str, value: Any, indent: str) -> list[str]:
         return [line]
     if isinstance(value, list):
         return [f"{indent}{key}:", *(f"{indent}  - {flow(entry)}" for entry in value)]
-    inner = (_write_entry(name, part, f"{indent}  ") for name, part in value.items())
+    inner = (_write_entry(name, inner_value, f"{indent}  ") for name, inner_value in value.items())
     return [f"{indent}{key}:", *(line for lines in inner for line in lines)]
 
 
-_WIDTH = 200  # of a line; longer are lists of texts
+_WIDTH = 200  # of a line; longer entries are lists of texts
 _BARE = re.compile(r"[A-Za-z][\w./-]*(?: [\w./-]+)*")
 _MEANS_SOMETHING = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
@@ -158,7 +158,7 @@ Candidates = Mapping[str, Mapping[str, Any]]
 
 
 class BoundStep(NamedTuple):
-    """Rows of each split at most, and whether sweeps keep all their values, and prompts all their texts."""
+    """Maximum rows per split, and whether sweeps keep all values and prompts all texts."""
 
     train: int
     validation: int
@@ -183,7 +183,7 @@ STEPS = (
 
 
 class BoundedSetup(NamedTuple):
-    """A task and its candidates within a bound, their time, what was cut, and the time of left-out folds."""
+    """A task and its candidates within a bound, their time, the cuts, and the time with folds if left out."""
 
     task: Task
     candidates: dict[str, dict[str, Any]]
@@ -207,23 +207,23 @@ def bound_time(
         data = task.data.model_copy(update={"limits": ItemLimits(**limits)})
         narrow = task.model_copy(update={"data": data})
         cuts = [f"{n:,} of {sizes[split]:,} {_ROWS[split]}" for split, n in limits.items()]
-        kept: dict[str, dict[str, Any]] = {}
+        bounded_candidates: dict[str, dict[str, Any]] = {}
         for name, recipe in candidates.items():
             sweep = recipe.get("sweep", {})
-            left = {key: values for key, values in sweep.items() if step.keeps(key)}
-            cuts += [f"one {key} instead of {len(tried)}" for key, tried in sweep.items() if key not in left]
-            first = {key: values[0] for key, values in sweep.items() if key not in left and key != "system"}
-            kept[name] = {key: value for key, value in recipe.items() if key != "sweep"}
-            kept[name] |= {"params": {**recipe.get("params", {}), **first}} if first else {}
-            kept[name] |= {"sweep": left} if left else {}
-        recipes = {name: Recipe.model_validate(recipe) for name, recipe in kept.items()}
+            swept = {key: values for key, values in sweep.items() if step.keeps(key)}
+            cuts += [f"one {key} instead of {len(tried)}" for key, tried in sweep.items() if key not in swept]
+            first = {key: values[0] for key, values in sweep.items() if key not in swept and key != "system"}
+            bounded_candidates[name] = {key: value for key, value in recipe.items() if key != "sweep"}
+            bounded_candidates[name] |= {"params": {**recipe.get("params", {}), **first}} if first else {}
+            bounded_candidates[name] |= {"sweep": swept} if swept else {}
+        recipes = {name: Recipe.model_validate(recipe) for name, recipe in bounded_candidates.items()}
         experiment = session.experiment.model_copy(update={"target": narrow})
-        # Rows from all over the file are as long as those that are drawn.
+        # Evenly spaced rows are as long as sampled ones.
         rows = {split: getattr(whole, split)[:: -(-sizes[split] // n)] for split, n in limits.items()}
         target = join_items(narrow, "target", narrow.name, replace(whole, **rows))
         estimates = Estimates(replace(session, experiment=experiment, target=target).with_candidates(recipes))
         time_s = sum(estimates.seconds(estimates.work(recipes)).values())
-        bounded = BoundedSetup(narrow, kept, time_s, tuple(cuts))
+        bounded = BoundedSetup(narrow, bounded_candidates, time_s, tuple(cuts))
         if time_s <= 60 * minutes:
             return bounded
     if not task.data.folds:
@@ -233,7 +233,7 @@ def bound_time(
 
 
 def load_proposal(request: Request, task: Task, candidates: Candidates) -> LoadedExperiment:
-    """Load a proposal as a comparison does, from files that are gone afterwards."""
+    """Load a proposal as a comparison does, from temporary files."""
     with TemporaryDirectory() as name:
         folder, at = Path(name), request._replace(folder=Path(name))
         (folder / "suites").mkdir()
@@ -252,26 +252,26 @@ _KEYS = {"lm_eval", "limit", "num_fewshot", "primary", "chance", "margin"}
 
 
 def propose_public(items: TaskItems, *, on_gpu: bool) -> tuple[str, str, str]:
-    """Propose a suite of public tasks in the language of the rows, English where it cannot be told.
+    """Propose a suite of public tasks in the language of the rows, by default English.
 
-    Returns the suite's name if harness.yaml lists it, the text of its file if that is new, and a sentence.
+    Returns the suite's name if harness.yaml lists it, the text of its file if it is new, and a sentence.
     """
     rows = (*items.train, *items.validation, *items.test)
     code = find_language(example.prompt for example in rows) or "en"
     language = SPOKEN.get(code)
     if language is None:
         return "", "", f"public tasks: none are known in the language of the rows, “{code}”"
-    shipped = config.read_suites(Path(os.devnull))  # no folder: the suites that the package ships
+    shipped = config.read_suites(Path(os.devnull))  # without a folder, the shipped suites
     standard = next(suite for suite in shipped if suite.name == "standard")
     usual = [task.model_dump(include=_KEYS, exclude_defaults=True, mode="json") for task in standard.tasks]
     spoken = [{"lm_eval": n, "limit": _LIMIT, "chance": round(c, 3)} for n, c in language.tasks.items()]
-    wanted = spoken or usual
-    source, available = _find_data([str(task["lm_eval"]) for task in wanted])
-    kept = [task for task in wanted if task["lm_eval"] in available] or wanted
-    name = standard.name if kept == usual else PUBLIC
-    lines = ["name: public", "role: capability", "tasks:", *(f"  - {flow(task)}" for task in kept)]
+    wanted_tasks = spoken or usual
+    source, available = _find_data([str(task["lm_eval"]) for task in wanted_tasks])
+    kept_tasks = [task for task in wanted_tasks if task["lm_eval"] in available] or wanted_tasks
+    name = standard.name if kept_tasks == usual else PUBLIC
+    lines = ["name: public", "role: capability", "tasks:", *(f"  - {flow(task)}" for task in kept_tasks)]
     text = "" if name == standard.name else "\n".join(lines) + "\n"
-    tasks = f"{pluralize(len(kept), 'task')} of lm-eval in {language.name}, suites/{name}.yaml"
+    tasks = f"{pluralize(len(kept_tasks), 'task')} of lm-eval in {language.name}, suites/{name}.yaml"
     setting = f"'suites=[general,safety,{name}]'"
     if source and on_gpu:
         reason = f"listed, with data from {source}; they are not in the margins and the time above"
@@ -286,7 +286,7 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> tuple[str, str, str]:
 
 
 def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
-    """Say where data of tasks can be had, and of which: the hub, a mirror or the hub's cache."""
+    """Name the source of tasks' data (the hub, a mirror or the hub's cache), and the available tasks."""
     if find_spec("lm_eval") is None:
         return "", set()
     if _reaches_hub():
@@ -305,8 +305,8 @@ def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
             )
         return False
 
-    known = set(filter(is_here, tasks)) if mirror or any(cache.glob("datasets--*")) else set()
-    return ("the copies on this machine" if known else ""), known
+    available_tasks = set(filter(is_here, tasks)) if mirror or any(cache.glob("datasets--*")) else set()
+    return ("the copies on this machine" if available_tasks else ""), available_tasks
 
 
 def _reaches_hub() -> bool:
@@ -320,7 +320,7 @@ def _reaches_hub() -> bool:
         with suppress(Exception):
             answers.append(get_session().head(constants.ENDPOINT, timeout=_MOST_S).status_code)
 
-    # A look-up of a name has no time limit of its own.
+    # Name resolution has no timeout of its own.
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_MOST_S)

@@ -1,6 +1,6 @@
-"""Recognition of rows: the layout, the columns that ask and answer, the kind of task, the form of answers.
+"""Recognition of rows: layout, question and answer columns, kind of task, and form of answers.
 
-Invariant: rows alone decide, and what the user named goes before every guess; nothing is written.
+Invariant: only rows decide, and the user's options override every guess; nothing is written.
 """
 
 import re
@@ -26,10 +26,10 @@ Kind = Literal["labels", "choice", "question", "preference", "text"]
 
 
 class Request(NamedTuple):
-    """Request of the user: the folder, the rows, and what belongs to them.
+    """Request of the user: the folder, the rows, and options on them.
 
-    `prompt` and `reference` are columns or templates, `kind` is the kind of task, None to guess them.
-    `minutes` bounds the time of a comparison; `instruction` is the system text in place of the draft.
+    `prompt` and `reference` are columns or templates, `kind` is the kind of task; None means to guess.
+    `minutes` bounds the time of a comparison; `instruction` replaces the drafted system text.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ AnswerForm = Literal[
 
 
 class Answers(NamedTuple):
-    """Form of the answers of rows, with their labels, and what stands between several in one answer."""
+    """Form of the answers of rows, with their labels, and the separator of several labels in one answer."""
 
     form: AnswerForm
     labels: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Answers(NamedTuple):
 
 
 class RecognizedRows(NamedTuple):
-    """Rows, their layout, templates, kind of task and form of answers; `thumbs_down` are no right ones."""
+    """Rows, their layout, templates, kind of task and form of answers; `thumbs_down` counts rejected ones."""
 
     shown: str
     rows: list[Row]
@@ -71,7 +71,7 @@ class RecognizedRows(NamedTuple):
 
 
 def look(request: Request, content: readers.Rows) -> RecognizedRows:
-    """Recognise rows; those of another kind than was named, or without clear columns, are refused."""
+    """Recognise rows; refuse those without clear columns, or of another kind than requested."""
     refuse(columns.find_missing_header(content, is_named=bool(request.prompt or request.reference)))
     layout = formats.recognise(content.rows)
     fields = _fields(request, content, layout)
@@ -124,7 +124,7 @@ def _recognise_answers(kind: Kind, examples: Sequence[Example], column: str) -> 
     references = [max(example.references, key=len) for example in examples if example.references]
     if not references:
         return Answers("long")
-    # JSON lists, or lists by key, of pieces of the prompt.
+    # JSON lists, or objects of lists, of spans of the prompt.
     lists: list[tuple[str, Any]] = [
         (example.prompt.casefold(), spans)
         for example in examples
@@ -153,18 +153,18 @@ def _recognise_answers(kind: Kind, examples: Sequence[Example], column: str) -> 
 
 
 def examples_of(task: Task, content: readers.Rows) -> list[Any]:
-    """Read rows as examples of a task, each with where it comes from."""
+    """Read rows as examples of a task, each with its location."""
     return read_examples(task, content, Notes([], []))
 
 
 def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> dict[str, str]:
-    named, names = (("prompt", request.prompt), ("reference", request.reference)), content.names
-    given = {key: text.replace("\\n", "\n") for key, text in named if text}
-    for key, text in given.items():
-        known = names | {columns.MESSAGES} if layout else names
+    options, names = (("prompt", request.prompt), ("reference", request.reference)), content.names
+    templates = {key: text.replace("\\n", "\n") for key, text in options if text}
+    for key, text in templates.items():
+        known_columns = names | {columns.MESSAGES} if layout else names
         for column in columns.columns_of(text, names) if text not in names else ():
-            columns.require_column(content.shown, known, column, f"--{key}")
-    fields = {key: text if "{" in text else f"{{{text}}}" for key, text in given.items()}
+            columns.require_column(content.shown, known_columns, column, f"--{key}")
+    fields = {key: text if "{" in text else f"{{{text}}}" for key, text in templates.items()}
     filled = columns.find_filled_columns(content.rows)
     formed = {name for row in content.rows for name in find_fields(row)}
     is_asked, answers = filled & formed & {"prompt", "messages"}, {"reference", "references", "constraints"}
@@ -177,7 +177,7 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
         by_layout = f"{{context}}\n\n{asking}" if layout.name == "question" and not is_nested else asking
         fields |= {} if whole in (asking, by_layout) else {"prompt": whole}
     for group in columns.GROUPS if "cluster" not in filled else ():
-        # A field that holds a few rows together: filled everywhere, repeated, of several values.
+        # A field that groups rows: filled everywhere, with several values that repeat.
         values = [row.fields.get(group) for row in content.rows]
         is_filled = all(isinstance(value, str | int) and value != "" for value in values)
         if is_filled and 5 <= len(set(values)) <= 0.8 * len(values):
@@ -187,7 +187,7 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
 
 
 def _has_choices(examples: Sequence[Example]) -> bool:
-    """Tell whether each row has choices that are not the same in all rows; those would be labels."""
+    """Tell whether each row has choices of its own; the same choices in all rows would be labels."""
     return bool(examples) and all(e.choices for e in examples) and not has_closed_labels(examples)
 
 
@@ -201,12 +201,12 @@ NEEDS: dict[Kind, str] = {
 
 
 def list_references(examples: Sequence[Example]) -> list[str]:
-    """List every reference once, sorted; of those that are one label to metrics, the commonest spelling."""
+    """List every reference once, sorted; spellings that are one label to metrics become the commonest."""
     return list_labels(reference for example in examples for reference in example.references)
 
 
 def absolute(path: str) -> str:
-    """Return a path of the user's as an absolute one; a hub set is left as it is named."""
+    """Return a user's path as an absolute path; names of hub sets stay unchanged."""
     return path if path.startswith(HUB) else str(Path(path).expanduser().resolve())
 
 
@@ -217,13 +217,15 @@ _SEPARATORS = (";", "|", ",")
 
 
 def are_calls(texts: Sequence[str]) -> bool:
-    """Tell whether texts are calls of tools, as chat rows are read: one a line, or an empty list for none."""
-    read = [[_read_json(line) for line in text.splitlines()] for text in texts]
+    """Tell whether texts are tool calls: one JSON call per line, or an empty list for none."""
+    parsed = [[_read_json(line) for line in text.splitlines()] for text in texts]
     has_calls = [
         bool(values) and all(isinstance(v, dict) and v.keys() == {"name", "arguments"} for v in values)
-        for values in read
+        for values in parsed
     ]
-    return any(has_calls) and all(has or values == [[]] for has, values in zip(has_calls, read, strict=True))
+    return any(has_calls) and all(
+        has or values == [[]] for has, values in zip(has_calls, parsed, strict=True)
+    )
 
 
 def _are_json(texts: Sequence[str]) -> bool:
@@ -231,7 +233,7 @@ def _are_json(texts: Sequence[str]) -> bool:
 
 
 def _is_span(value: object, text: str) -> bool:
-    """Tell whether an entry is a piece of a text, or an object with its place in it or with its kind."""
+    """Tell whether an entry is a span of a text, or an object with its offsets, or with its text and kind."""
     if isinstance(value, dict):
         has_text = any(_is_span(inner, text) for inner in value.values() if isinstance(inner, str))
         return {"start", "end"} <= value.keys() or (has_text and bool(value.keys() & _KINDS))
@@ -239,7 +241,7 @@ def _is_span(value: object, text: str) -> bool:
 
 
 def _find_joined_labels(texts: Sequence[str], column: str) -> Answers | None:
-    """Find labels that answers join, as in `billing; delivery`: fewer than different answers, some alone."""
+    """Find labels joined in answers, as in `billing; delivery`: fewer than distinct answers, some alone."""
     values = {text.strip() for text in texts}
     for separator in _SEPARATORS[:2] if all(map(_BEGINS_WITH_NUMBER.match, texts)) else _SEPARATORS:
         parts = [part.strip() for text in texts for part in text.split(separator) if part.strip()]

@@ -1,7 +1,7 @@
 """Proposal of a task: its fields, metrics and limits, and a draft of its system text.
 
-The task is read once as a comparison will read it. The draft says what to do and in which form, from the
-names of the columns and the answers.
+The task is read once as a comparison reads it. The draft states the task and the form of the answer, derived
+from column names and answers.
 """
 
 import re
@@ -27,29 +27,29 @@ from harness.models.hub import ModelSource
 from harness.records import Example, parse_json
 from harness.spec import Fields, Task
 
-FEW, FOLDS = 300, 5  # rows that are tested in folds
+FEW, FOLDS = 300, 5  # with fewer rows, all are tested in folds
 _UNUSABLE_SHARE = 0.05
-_LEAST_TOKENS, _MOST_TOKENS = 64, 256  # of an answer; a base that is only prompted needs a sentence to end
+_LEAST_TOKENS, _MOST_TOKENS = 64, 256  # of an answer; a prompted base needs room to end a sentence
 
 
 def propose_task(
-    request: recognition.Request, seen: recognition.RecognizedRows, name: str, base: ModelSource | None
+    request: recognition.Request, recognized: recognition.RecognizedRows, name: str, base: ModelSource | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Write the task as a mapping, paths absolute, and the draft of its instruction in other words."""
+    """Return the task as a mapping with absolute paths, and variants of its drafted instruction."""
     task: dict[str, Any] = {"name": name, "description": f"the rows of {Path(request.data).name}"}
     data: dict[str, Any] = {"all": recognition.absolute(request.data)}
-    has_pairs = seen.kind == "preference" or seen.thumbs_down
+    has_pairs = recognized.kind == "preference" or recognized.thumbs_down
     pairs = request.pairs or (request.data if has_pairs else None)
-    documents = request.documents or (request.data if seen.kind == "question" else None)
-    named = {"pairs": pairs, "documents": documents}
-    data |= {key: recognition.absolute(path) for key, path in named.items() if path}
-    data |= {"invalid_rows": "drop"} if seen.thumbs_down else {}  # they are no right answers
-    most = STEPS[0]
-    limits = {split: getattr(most, split) for split in SPLITS}
-    task["data"] = data | ({"limits": limits} if len(seen.rows) > sum(limits.values()) else {})
-    if seen.fields:
-        task["fields"] = seen.fields
-    content = readers.Rows(seen.shown, "row", seen.rows)
+    documents = request.documents or (request.data if recognized.kind == "question" else None)
+    extra_files = {"pairs": pairs, "documents": documents}
+    data |= {key: recognition.absolute(path) for key, path in extra_files.items() if path}
+    data |= {"invalid_rows": "drop"} if recognized.thumbs_down else {}  # they are not right answers
+    first_step = STEPS[0]
+    limits = {split: getattr(first_step, split) for split in SPLITS}
+    task["data"] = data | ({"limits": limits} if len(recognized.rows) > sum(limits.values()) else {})
+    if recognized.fields:
+        task["fields"] = recognized.fields
+    content = readers.Rows(recognized.shown, "row", recognized.rows)
     reading = Task.model_validate({**task, "data": {"invalid_rows": "drop"}})
     sourced = recognition.examples_of(reading, content)
     if where := next((row.where for row in sourced if not row.example.references), ""):
@@ -57,30 +57,32 @@ def propose_task(
         step = "add references, or write a suite with metrics: [follows], on which nothing is trained"
         raise UserError(where, found, expected, step)
     examples = [row.example for row in sourced]
-    if seen.layout and seen.layout.column:
+    if recognized.layout and recognized.layout.column:
         columns = PromptColumns(("messages",), "messages")
-    elif seen.layout and seen.layout.name == "tokens and tags":
+    elif recognized.layout and recognized.layout.name == "tokens and tags":
         columns = PromptColumns(("text",), "entities")
     else:
-        names = dict.fromkeys(key for row in seen.rows for key in row.fields)
-        roles = find_reading_roles(reading, seen.layout, names)
-        shown = FIELD.findall(seen.fields.get("prompt", "")) or [c for c in names if c in roles.questions]
-        answer = FIELD.findall(seen.fields.get("reference", "")) or roles.answers
-        columns = PromptColumns(tuple(shown), next(iter(answer), ""))
-    answers, references = seen.answers, [max(example.references, key=len) for example in examples]
+        names = dict.fromkeys(key for row in recognized.rows for key in row.fields)
+        roles = find_reading_roles(reading, recognized.layout, names)
+        asking = FIELD.findall(recognized.fields.get("prompt", "")) or [
+            c for c in names if c in roles.questions
+        ]
+        answer = FIELD.findall(recognized.fields.get("reference", "")) or roles.answers
+        columns = PromptColumns(tuple(asking), next(iter(answer), ""))
+    answers, references = recognized.answers, [max(example.references, key=len) for example in examples]
     metrics = _METRICS[answers.form]
     if is_rating(columns, answers.labels):
         metrics = ["exact_match", *OF_RATINGS]
     elif answers.form == "sql" and find_spec("sqlglot"):
         metrics = ["sql_match", "token_f1"]
-    elif answers.form in ("short", "long"):  # an overlap of words needs words of Latin
+    elif answers.form in ("short", "long"):  # word overlap needs Latin script
         letters = [sign for text in references[:200] for sign in text if sign.isalpha()]
         metrics = metrics if 2 * sum(sign < "ɐ" for sign in letters) >= len(letters) else ["chrf"]
     task["metrics"] = metrics
     if answers.form == "choice":
         chance = fmean(1 / len(example.choices) for example in examples)
         task |= {"kind": "choice", "chance": round(chance, 4)}
-    else:  # half again the tokens of the longer answers
+    else:  # 1.5 times the tokens of the longer answers
         is_whole = answers.form in ("labels", "calls", "json", "spans", "sql", "joined labels")
         lengths = sorted(count_tokens(references, base))
         longer = lengths[int((1.0 if is_whole else 0.95) * (len(lengths) - 1))]
@@ -90,17 +92,19 @@ def propose_task(
     systems = (m["content"] for example in examples for m in example.messages if m["role"] == "system")
     if request.instruction:
         return {**task, "system": request.instruction}, []
-    if not all(text.startswith(TOOL_USE) for text in systems):  # rows say what to do themselves
+    if not all(text.startswith(TOOL_USE) for text in systems):  # the rows have their own instructions
         return task, []
-    draft = draft_instruction(seen.answers, columns, examples)
+    draft = draft_instruction(recognized.answers, columns, examples)
     short, _, reply = draft.partition(" Reply with ")
     if _LISTED in reply:
         listed = reply.partition(f"{_LISTED} ")[2]
         short = f"The labels are: {listed}\n{short} Reply with the one that fits best, as it is spelt above."
-    elif seen.answers.form == "joined labels":
-        short = draft  # which names the labels
+    elif recognized.answers.form == "joined labels":
+        short = draft  # it names the labels
     role = f"You are an expert, and your answers are used as they stand. {draft}"
-    stressed = f"{draft} {_STRESSED.get(seen.answers.form, 'Give the answer alone, without any other word.')}"
+    stressed = (
+        f"{draft} {_STRESSED.get(recognized.answers.form, 'Give the answer alone, without any other word.')}"
+    )
     return {**task, "system": draft}, [
         text for text in dict.fromkeys((role, stressed, short)) if text != draft
     ]
@@ -115,36 +119,36 @@ _METRICS: dict[recognition.AnswerForm, list[str]] = {
     "reasoned": ["final_answer", "token_f1"],
     "joined labels": ["token_f1", "exact_match"],
     "sql": ["exact_match", "token_f1"],
-    "number": ["exact_match", "token_f1"],  # to an overlap of words 1.5 is 15, a unit half an answer
+    "number": ["exact_match", "token_f1"],  # word overlap would read 1.5 as 15, and a unit as half an answer
     "short": ["token_f1", "exact_match"],
     "long": ["token_f1", "rouge"],
 }
 
 
 def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
-    """Count the tokens of texts by the base's tokenizer, whole; where it is not here, by their signs."""
+    """Count the tokens of whole texts by the base's tokenizer; without it, estimate from characters."""
     file = base.path / "tokenizer.json" if base else None
     if file is None or not file.is_file():
-        # At most one token for three letters of English, and one for each other byte: byte-level BPE spends
-        # up to a token on each byte of a script that it has seen little of (Petrov et al. 2023,
-        # arXiv:2305.15425), and many tokenizers one on each digit.
+        # At most one token per three English letters, and one per other byte: byte-level BPE needs up to a
+        # token per byte in scripts rare in its training (Petrov et al. 2023, arXiv:2305.15425), and many
+        # tokenizers need one per digit.
         n_plain = [sum(s.isascii() and (s.isalpha() or s.isspace()) for s in text) for text in texts]
         return [-(-n // 3) + len(text.encode()) - n for n, text in zip(n_plain, texts, strict=True)]
     from tokenizers import Tokenizer
 
     with refuse_unreadable(file, "a file that save_pretrained wrote", "save or fetch the tokenizer again"):
         tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_truncation()  # a file may ask for both
+    tokenizer.no_truncation()  # the file may enable both
     tokenizer.no_padding()
     encoded = tokenizer.encode_batch([*texts], add_special_tokens=False)
     return [len(encoding.ids) for encoding in encoded]
 
 
 def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskItems, str]:
-    """Read the data as `compare` will; a few rows that cannot be used are left out, more are refused.
+    """Read the data as `compare` does; drop a few unusable rows, refuse more.
 
-    With `has_thumbs` an answer with a thumb can be used too. Few rows are tested in folds, or the reason
-    against it is returned too.
+    With `has_thumbs`, answers with a thumb are usable too. A small set is tested in folds; if that is
+    impossible, the reason is returned.
     """
     read_as = Task.model_validate(task)
     problems: Sequence[Problem] = ()
@@ -163,14 +167,14 @@ def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskIte
         usable |= {row.where for row in pairs(read_as, content, Notes([], []))} if has_thumbs else set()
         n_rows, n_unusable = len(content.rows), len(content.rows) - len(usable)
         if n_unusable > _UNUSABLE_SHARE * n_rows:
-            shown = readers.display_path(read_as.data.source("train") or "")
-            named, usual = read_as.fields, Fields()
-            columns = option_text(named.prompt, usual.prompt), option_text(named.reference, usual.reference)
-            new = new_name(shown, "clean")
-            command = ["harness", "data", "clean", shown, *column_options(*columns), "--out", new]
+            shown_file = readers.display_path(read_as.data.source("train") or "")
+            fields, usual = read_as.fields, Fields()
+            columns = option_text(fields.prompt, usual.prompt), option_text(fields.reference, usual.reference)
+            new = new_name(shown_file, "clean")
+            command = ["harness", "data", "clean", shown_file, *column_options(*columns), "--out", new]
             found = f"{n_unusable:,} of {n_rows:,} rows that cannot be used"
             step = f"{shlex.join(command)}, then --data {as_argument(new)}"
-            raise UserError([*problems, Problem(shown, found, "fewer than one in twenty", step)])
+            raise UserError([*problems, Problem(shown_file, found, "fewer than one in twenty", step)])
     if sum(len(getattr(items, split)) for split in SPLITS) >= FEW:
         return read_as, items, ""
     folded = read_as.model_copy(update={"data": read_as.data.model_copy(update={"folds": FOLDS})})
@@ -214,7 +218,7 @@ _LANGUAGES = dict(
 
 
 class PromptColumns(NamedTuple):
-    """Columns that a prompt shows, in their order, and the one that answers; of nested ones all parts."""
+    """Columns that a prompt shows, in order, and the answer column, as dotted paths if nested."""
 
     questions: tuple[str, ...]
     answer: str
@@ -226,12 +230,12 @@ class PromptColumns(NamedTuple):
         if any(head in _QUESTIONS for head in heads):
             return "question"
         words = [word for name in reversed(self.questions) for word in re.findall(r"[a-z]+", name.lower())]
-        known = next((word for word in words if word in _NOUNS), None)
-        return known or next((_OTHER_NOUNS[word] for word in words if word in _OTHER_NOUNS), "text")
+        known_noun = next((word for word in words if word in _NOUNS), None)
+        return known_noun or next((_OTHER_NOUNS[word] for word in words if word in _OTHER_NOUNS), "text")
 
     @property
     def compared(self) -> str:
-        """The input, or the two that are compared, as in `text1` and `text2`."""
+        """Phrase for the input, or for two compared inputs, as in `text1` and `text2`."""
         stems = {name[:-1] for name in self.questions if name[-1:] in "12ab"}
         is_pair = len(stems) == 1 < len(self.questions)
         return f"the two {self.noun}s" if is_pair else f"the {self.noun}"
@@ -248,7 +252,7 @@ class PromptColumns(NamedTuple):
 def draft_instruction(
     answers: recognition.Answers, columns: PromptColumns, examples: Sequence[Example]
 ) -> str:
-    """Write what a practitioner would ask with."""
+    """Return an instruction as a practitioner would write it."""
     references = [max(example.references, key=len) for example in examples if example.references]
     if answers.form == "labels":
         if is_rating(columns, answers.labels):
@@ -295,7 +299,7 @@ _STRESSED: dict[recognition.AnswerForm, str] = {
 
 
 def is_rating(columns: PromptColumns, labels: Sequence[str]) -> bool:
-    """Tell whether numeric labels are ratings: whole or half steps that are named so, or of reviews."""
+    """Tell whether labels are ratings: whole or half steps in a rating column, or of reviews."""
     are_steps = len(labels) > 2 and all(re.fullmatch(r"\d+(\.[05]0*)?", label) for label in labels)
     is_of_review = columns.noun == "review" and "0" not in labels
     return are_steps and (find_head(columns.answer) in RATINGS or is_of_review)
@@ -315,9 +319,9 @@ def _classify(columns: PromptColumns) -> str:
 
 
 def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
-    read: list[Any] = [parse_json(text) for text in references]
-    are_lists = any(isinstance(value, list) for value in read)
-    entries = [entry for value in read for entry in (value if isinstance(value, list) else [value])]
+    parsed: list[Any] = [parse_json(text) for text in references]
+    are_lists = any(isinstance(value, list) for value in parsed)
+    entries = [entry for value in parsed for entry in (value if isinstance(value, list) else [value])]
     objects = [entry for entry in entries if isinstance(entry, dict)]
     keys = []
     for key in dict.fromkeys(key for entry in objects for key in entry):
@@ -326,12 +330,12 @@ def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
         is_whole = 1 < len(texts) <= min(_MOST_VALUES, len(values) // 10) and texts.total() == len(values)
         listed = is_whole and max(map(len, texts)) <= 30
         keys.append(f"{key} (one of {' | '.join(sorted(texts))})" if listed else key)
-    named = f" with the keys {', '.join(keys)}" if keys else ""
-    what = "the data" if find_head(columns.answer) in _GENERIC else f"the {spell(columns.answer)}"
+    keys_text = f" with the keys {', '.join(keys)}" if keys else ""
+    wording = "the data" if find_head(columns.answer) in _GENERIC else f"the {spell(columns.answer)}"
     form = f"a JSON list{' of objects' if objects else ''}" if are_lists else "one JSON object"
     none = "; an empty list where there are none" if are_lists else ""
-    what = f"Extract {what} from the {columns.noun} as {form}{named}{none}"
-    return f"{what}. Reply with the JSON {_NOTHING_ELSE}."
+    wording = f"Extract {wording} from the {columns.noun} as {form}{keys_text}{none}"
+    return f"{wording}. Reply with the JSON {_NOTHING_ELSE}."
 
 
 _NUMBER = re.compile(r"\W*?(-?\d+(?:\.\d+)?)")
@@ -342,9 +346,9 @@ def _ask_for_number(columns: PromptColumns, references: Sequence[str]) -> str:
     alone = all(_NUMBER.fullmatch(text.strip()) for text in references)
     ends = f", between {min(values):g} and {max(values):g}," if values and alone else ""
     name = "value" if find_head(columns.answer) in _GENERIC else spell(columns.answer)
-    what = f"Estimate the {name} from {columns.compared}"
-    what = columns.task if columns.noun == "question" else what
-    return f"{what}. Reply with one {'number' if alone else 'number with its unit'}{ends} {_NOTHING_ELSE}."
+    wording = f"Estimate the {name} from {columns.compared}"
+    wording = columns.task if columns.noun == "question" else wording
+    return f"{wording}. Reply with one {'number' if alone else 'number with its unit'}{ends} {_NOTHING_ELSE}."
 
 
 def _ask_for_text(columns: PromptColumns, references: Sequence[str]) -> str:
@@ -352,9 +356,9 @@ def _ask_for_text(columns: PromptColumns, references: Sequence[str]) -> str:
     length = f"in about {count(5 * round(n / 5) if n < 50 else 10 * round(n / 10))} words"
     length = "in a few words" if n <= 8 else length
     if head in _SUMMARIES:
-        made = head if head in ("headline", "title") else "summary"
-        what = "Summarize" if made == "summary" else f"Write a {made} for"
-        return f"{what} the {columns.noun} {length}. Reply with the {made} {_NOTHING_ELSE}."
+        noun = head if head in ("headline", "title") else "summary"
+        verb = "Summarize" if noun == "summary" else f"Write a {noun} for"
+        return f"{verb} the {columns.noun} {length}. Reply with the {noun} {_NOTHING_ELSE}."
     if head in _CODE:
         return f"Write the {head} that is asked for. Reply with the {head} {_NOTHING_ELSE}."
     if columns.noun == "question":
@@ -365,5 +369,5 @@ def _ask_for_text(columns: PromptColumns, references: Sequence[str]) -> str:
         return f"Reply to the {columns.noun} {length}, {_NOTHING_ELSE}."
     if head in _GENERIC:
         return f"Answer the {columns.noun} {length}. Reply with the answer {_NOTHING_ELSE}."
-    made = spell(columns.answer)
-    return f"Write the {made} to the {columns.noun} {length}. Reply with the {made} {_NOTHING_ELSE}."
+    noun = spell(columns.answer)
+    return f"Write the {noun} to the {columns.noun} {length}. Reply with the {noun} {_NOTHING_ELSE}."
