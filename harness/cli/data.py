@@ -89,15 +89,21 @@ def data_clean(
     extras: dict[str, Any] = {name: True for name, is_on in switches.items() if is_on}
     extras |= {"base_tokens": special} if special else {}
     low_answers: dict[int, str] = {}
-    if (perplexity or judge) and min_quality is None:
+    if (perplexity or judge is not None) and min_quality is None:
         step = "take the one that harness data check proposes"
         raise UserError("--min-quality", "no score", "a score in [0, 1]", step)
+    if judge is not None and dry_run:
+        found, step = "--dry-run, which asks no judge", "leave out one of the two"
+        raise UserError("--judge", found, "grades that are asked for and kept", step)
     if min_quality is not None:
         from harness.cli.progress_bar import TerminalProgress
         from harness.experiment.check_rows import AnswerScoring
 
         scoring = AnswerScoring(base, perplexity=perplexity, judge=judge, progress=TerminalProgress())
         low_answers = low_quality(readers.stream(file, "train"), roles, min_quality, scoring.score)
+        if scoring.ungraded:
+            answers, reason = pluralize(len(scoring.ungraded), "answer"), scoring.ungraded[0]
+            say(f"{answers} without a grade ({reason}): only their other traits are scored")
         extras |= {"min_quality": min_quality, "perplexity": base if perplexity else None}
         extras |= {"judge": judge} if judge else {}
     extras |= {"spellings": spelling_map} if spellings else {}

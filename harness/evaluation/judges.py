@@ -208,6 +208,7 @@ def _local_code(rubric: Rubric) -> dict[str, Any]:
     return {"rubric": rubric.content, "code": versions_of("judging", "tokenization", "layout")}
 
 
+GRADED_ROWS = "training rows"  # in place of a task, of grades of no candidate's answers
 Order = Literal["", "first", "second"]  # of an answer in a pair
 LIMITS = Limits(max_new_tokens=16)  # a grade is shorter
 

@@ -18,7 +18,7 @@ from harness.errors import CandidateFailed, SharedFailure
 from harness.evaluation import AnswerScore, EvaluationJob, answer_fields, score_output
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.grading import ask_endpoint, cost_usd, grade_by_likelihood, list_paid_grades
-from harness.evaluation.judges import GradeReader, Judge, JudgedMetric, Order, UngradedAnswer
+from harness.evaluation.judges import GRADED_ROWS, GradeReader, Judge, JudgedMetric, Order, UngradedAnswer
 from harness.evaluation.row_sets import Chooser, RowSet, suite_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import MeasuredTask, Session
@@ -149,7 +149,8 @@ def judge_remarks(
             decides[books] = decides.get(books, False) or judged_metric.metric == task.task.primary_metric
     for books, judged_metric in metric_by_books.items():
         effect = "count as failed answers" if decides[books] else "leave these answers without that score"
-        for judge, grades in zip(judged_metric.judges, judged_metric.grades(), strict=True):
+        for judge, all_grades in zip(judged_metric.judges, judged_metric.grades(), strict=True):
+            grades = {key: grade for key, grade in all_grades.items() if grade.task != GRADED_ROWS}
             yield _remark_of(judged_metric, judge, grades, ("answers graded", "grades"), effect)
     # Models prefer their own text (Panickssery et al. 2024, arXiv 2404.13076).
     makers: dict[str, list[str]] = {}
@@ -169,9 +170,11 @@ def judge_remarks(
             yield f"{text}, and models prefer what they would say themselves; {step}"
     limit = f"{percent(max_errors)} % of items (gate.max_errors)"
     effect = f"make their items half a win, beyond {limit} the win rate is left open"
-    for judge, grades in zip(pair_metric.judges, pair_metric.grades(), strict=True) if pair_metric else ():
-        if pair_metric and grades:
-            yield _remark_of(pair_metric, judge, grades, ("comparisons made", "preferences"), effect)
+    for judge, pair_grades in (
+        zip(pair_metric.judges, pair_metric.grades(), strict=True) if pair_metric else ()
+    ):
+        if pair_metric and pair_grades:
+            yield _remark_of(pair_metric, judge, pair_grades, ("comparisons made", "preferences"), effect)
 
 
 def _remark_of(
@@ -180,7 +183,8 @@ def _remark_of(
     action, noun = words
     remark = f"{judged.metric}: {count(len(grades))} {action} by {judge.name}"
     if judge.settings and judge.prices is not None:
-        cost = cost_usd(list_paid_grades(judged, judge), judge.prices)
+        paid = [grade for grade in list_paid_grades(judged, judge) if grade.task != GRADED_ROWS]
+        cost = cost_usd(paid, judge.prices)
         cost_text = " at an unknown cost, the server sends no usage"
         remark += cost_text if cost is None else f" for {usd(cost)} USD"
     failed_grades = [grade for grade in grades.values() if grade.value is None]

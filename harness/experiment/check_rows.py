@@ -6,8 +6,9 @@ from itertools import islice
 from math import inf, log
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from harness.analysis.labelled_answers import count_enough_labels
 from harness.data import ColumnCells, check, count_cells, find_mixed_columns, formats, readers
 from harness.data.columns import QuestionAndAnswers, columns_of, option_text
 from harness.data.contamination import open_encoder
@@ -19,9 +20,13 @@ from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
 from harness.models.hub import ModelSource
 from harness.progress import Progress, SilentProgress
-from harness.records import Example, Output, PromptText
+from harness.records import Example, Message, Output, PromptText
 from harness.report.findings import fill_commands, short_lines
 from harness.spec import Fields, Task
+
+if TYPE_CHECKING:
+    from harness.evaluation.judges import JudgedMetric
+    from harness.evaluation.session import Session
 
 _TASK = {"name": "rows", "data": {"invalid_rows": "drop"}}
 _MOST_BRIEFLY = 2_000
@@ -99,6 +104,15 @@ def _examine(
         )
         context = check.CheckContext(test, tokenizer, options.most, encode, scoring.score, scoring.options)
         findings = check.check_rows(tables[0], context, options.only, advance)
+    if scoring.ungraded:
+        title = f"answers without a grade ({scoring.ungraded[0]})"
+        meaning = "only their other traits are scored; attempts: in the rubric asks a judge again"
+        n, n_ungraded = scoring.n_scored, len(scoring.ungraded)
+        finding = check.Finding("warning", title, meaning, check="quality", count=n_ungraded, of=n)
+        findings.insert(0, finding)
+    elif scoring.options and not scoring.n_scored and "quality" in (options.only or check.MODULES):
+        title = f"answers are not scored, so{scoring.options} has no effect"
+        findings.append(check.Finding("note", title, "labels, or too few answers", check="quality"))
     columns, names = tables[0].columns, (reading.options, reading.columns)
     pages = {readers.display_path(absolute(path)): option for path, option in options.pages.items()}
     return CheckReport(tables[0], tuple(fill_commands(findings, tables[0].files, *names, columns, pages)))
@@ -200,7 +214,8 @@ def tokenizer_of(base: str) -> check.Tokenizer:
 class AnswerScoring:
     """Scores answers by their traits, with `perplexity` also under the base, with `judge` also by grades.
 
-    `judge` is the path of a harness.yaml, whose target's first judged metric grades.
+    `judge` is the path of a harness.yaml, whose target's first judged metric grades. `n_scored` counts the
+    answers so far; `ungraded` holds why some have no grade.
     """
 
     def __init__(
@@ -209,55 +224,80 @@ class AnswerScoring:
         if perplexity and base is None:
             raise UserError("--perplexity", "no model", "a model under which to score", "--base MODEL")
         self._source = hub.resolve(base, where="--base") if perplexity and base else None
-        self._judge, self._progress = judge, progress or SilentProgress()
+        self._judge = None if judge is None else _open_judge(judge, progress or SilentProgress())
+        self.n_scored, self.ungraded = 0, list[str]()
         model = f" --perplexity --base {as_argument(base)}" if perplexity and base else ""
         self.options = model + (f" --judge {as_argument(judge)}" if judge else "")
 
     def score(self, rows: Sequence[QuestionAndAnswers]) -> list[AnswerQuality]:
         """Score the first answer of each row."""
+        self.n_scored += len(rows)
         bits = _measure_bits(self._source, rows) if self._source else ()
-        grades = _grade(self._judge, rows, self._progress) if self._judge else ()
+        grades, reasons = _grade(*self._judge, rows) if self._judge else ([], [])
+        self.ungraded += reasons
         return score_answers(rows, classify, bits, grades)
 
 
-def _grade(path: str, rows: Sequence[QuestionAndAnswers], progress: Progress) -> list[float | None]:
-    """Return the grades of answers by the judge of an experiment's target; None if unreadable.
-
-    Grades are stored, so equal answers are graded once. Raises UserError if people have not labelled the
-    judge's grades, unless the experiment's gate allows it.
-    """
+def _open_judge(path: str, progress: Progress) -> "tuple[Session, JudgedMetric]":
+    """Open the judge of a target; UserError if it cannot grade rows, or if people did not check it."""
     from harness import config
-    from harness.evaluation.judges import GradeReader, UngradedAnswer, key_problems
-    from harness.evaluation.judging_stage import grade_answers
+    from harness.evaluation.judges import key_problems
     from harness.experiment.preparation import Scope, prepare_session
     from harness.experiment.study import judge_labels
 
+    where, written = f"--judge {path}", as_argument(path)
+    if Path(path).is_dir():
+        raise UserError(where, "a folder", "a harness.yaml", f"--judge {as_argument(f'{path}/harness.yaml')}")
     session = prepare_session(config.load(Path(path)), Scope(), progress)
-    target, where = session.target, f"--judge {path}"
-    graded = {name: judged for name, judged in target.judged.items() if not judged.rubric.needs_references}
-    if not graded:
-        found = "no metric whose judge grades an answer without a reference"
-        raise UserError(where, found, f"one of the target {target.task.name}", "metrics: [judge:./FILE.yaml]")
-    name = next(iter(graded))
-    refuse([*key_problems([graded[name]])])
-    labels = judge_labels(session.store, target.task, name)
-    if not labels and session.experiment.gate.uncalibrated_judge == "refuse":
-        step = "harness rate export, or gate: {uncalibrated_judge: allow}"
-        raise UserError(where, f"{name} without people's labels", "a judge that people checked", step)
-    questions = ("\n\n".join(filter(None, (row.context, row.question))) for row in rows)
-    items = [Example(f"row {n}", ({"role": "user", "content": text},)) for n, text in enumerate(questions)]
+    task = session.target.task
+    rubrics = {name: judged.rubric for name, judged in session.target.judged.items()}
+    able = [name for name, rubric in rubrics.items() if not (rubric.needs_references or rubric.passages)]
+    if not able:
+        expected = f"one of the target {task.name} that needs no reference and no passages"
+        raise UserError(where, "no judged metric for rows", expected, "metrics: [judge:./FILE.yaml]")
+    judged = session.target.judged[able[0]]
+    refuse([*key_problems([judged])])
+    if absent := [judge for judge in judged.judges if judge.absent]:
+        step = f"harness train {as_argument(absent[0].name)} -c {written}"
+        raise UserError(where, f"{judged.metric}: {absent[0].absent}", "a judge that is trained", step)
+    n_labels = len(judge_labels(session.store, task, judged.metric))
+    n_needed = count_enough_labels(len(session.target.items.test))
+    if n_labels < n_needed and session.experiment.gate.uncalibrated_judge == "refuse":
+        found = f"people's labels of {n_labels} answers that {judged.metric} graded"
+        step = f"harness rate export labels.csv -c {written}, or gate: {{uncalibrated_judge: allow}} there"
+        raise UserError(where, found, f"at least {n_needed}, which show how well it grades", step)
+    return session, judged
 
-    def read_grades() -> tuple[list[float | None], list[UngradedAnswer]]:
-        reader = GradeReader(target.task.name, {name: graded[name]}, items)
-        score = reader.bind(target.metrics)[name].score
-        parts = (score(Output(row.answers[0]), item) for row, item in zip(rows, items, strict=True))
-        return [part[0] if part else None for part in parts], reader.ungraded
 
-    grades, ungraded = read_grades()
-    if ungraded:
-        grade_answers(session, ungraded)
-        grades, _ = read_grades()
-    return grades
+def _grade(
+    session: "Session", judged: "JudgedMetric", rows: Sequence[QuestionAndAnswers]
+) -> tuple[list[float | None], list[str]]:
+    """Return a judge's grades of answers, None if there is none, and why; stored grades are read."""
+    from harness.evaluation.judges import GRADED_ROWS, GradeReader
+    from harness.evaluation.judging_stage import grade_answers
+
+    items = []
+    for n, row in enumerate(rows):
+        question: Message = {
+            "role": "user",
+            "content": "\n\n".join(filter(None, (row.context, row.question))),
+        }
+        system: Message = {"role": "system", "content": row.system}
+        items.append(Example(f"row {n}", (system, question) if row.system else (question,)))
+    outputs, name = [Output(row.answers[0]) for row in rows], judged.metric
+
+    def read_grades() -> tuple[GradeReader, list[float | None]]:
+        reader = GradeReader(GRADED_ROWS, {name: judged}, items)
+        score = reader.bind(session.target.metrics)[name].score
+        parts = (score(output, item) for output, item in zip(outputs, items, strict=True))
+        return reader, [part[0] if part else None for part in parts]
+
+    reader, grades = read_grades()
+    if reader.ungraded:
+        grade_answers(session, reader.ungraded)
+        reader, grades = read_grades()
+    reasons = [reason_by_metric[name] for reason_by_metric in reader.unreadable.values()]
+    return grades, reasons + ["no grade came"] * len({answer.example.id for answer in reader.ungraded})
 
 
 def _measure_bits(source: ModelSource, rows: Sequence[QuestionAndAnswers]) -> list[float | None]:

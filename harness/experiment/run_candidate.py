@@ -392,8 +392,8 @@ def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[
 
 
 def rescore_pinned(session: Session, run: Run) -> list[str]:
-    """Answer the regression suites in fp32 with a run's weights; return the tasks stored in fp32."""
-    weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
+    """Answer the regression suites in fp32 with a run's weights, if unchanged; return the stored tasks."""
+    _, weights = _find_unchanged_weights(session, run, "harness compare")
     pinned = tuple(m for m in session.suites if m.role == "regression")
     exact = replace(session.switch_to_fp32(), suites=pinned)
     return list(suite_arm(exact, weights, f"{run.candidate} in fp32"))
@@ -401,14 +401,7 @@ def rescore_pinned(session: Session, run: Run) -> list[str]:
 
 def answer_all_items(session: Session, run: Run) -> Run:
     """Let the weights of a run on sampled items, and its bases, answer whole tasks if unchanged."""
-    candidate = _find_unchanged(session, run)
-    weights = find_stored_weights(session, candidate, run.seed)
-    if weights is None or weights.digest != run.weights_digest:
-        raise IncompatibleRuns(
-            f"{run.run_id}: found no weights {run.weights_digest} as the file makes them now; expected "
-            "those that answered the sampled items; next: harness compare --all-items --candidates "
-            f"{run.candidate}"
-        )
+    candidate, _ = _find_unchanged_weights(session, run, "harness compare --all-items")
     with store.hold(session.store):
         for source in list_measured_bases([candidate]):
             base_arm(session, source)
@@ -423,6 +416,17 @@ def _find_unchanged(session: Session, run: Run) -> ResolvedCandidate:
             "was made with; next: write it down as it was, or harness compare"
         )
     return candidate
+
+
+def _find_unchanged_weights(session: Session, run: Run, command: str) -> tuple[ResolvedCandidate, Weights]:
+    candidate = _find_unchanged(session, run)
+    weights = find_stored_weights(session, candidate, run.seed)
+    if weights is None or weights.digest != run.weights_digest:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found no weights {run.weights_digest} as the file makes them now; expected those "
+            f"that gave its answers; next: {command} --candidates {run.candidate}"
+        )
+    return candidate, weights
 
 
 def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:
