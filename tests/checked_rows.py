@@ -1,4 +1,4 @@
-"""Rows to check, clean by their making, and what was found of them."""
+"""Rows to check, which are clean by construction, and helpers that read findings."""
 
 import csv
 import json
@@ -18,21 +18,21 @@ LABELS = ("refund", "delivery", "account", "invoice")
 
 
 def make_clean_rows(n=400, seed=0):
-    """Rows of four labels, each with words of its own beside common ones; no two rows are alike."""
+    """Rows of four labels, each with its own and some common words; no two rows are alike."""
     rng = random.Random(seed)
-    own = {label: WORDS[40 * i : 40 * i + 40] for i, label in enumerate(LABELS)}
+    label_words = {label: WORDS[40 * i : 40 * i + 40] for i, label in enumerate(LABELS)}
     common = WORDS[160:]
     rows = []
     for i in range(n):
         label = LABELS[i % len(LABELS)]
-        text = rng.sample(common, rng.randint(5, 9)) + rng.sample(own[label], 3)
+        text = rng.sample(common, rng.randint(5, 9)) + rng.sample(label_words[label], 3)
         rng.shuffle(text)
         rows.append({"text": " ".join(text), "label": label})
     return rows
 
 
 def damage_rows(rows):
-    """Damage rows: encoding, an empty answer, another spelling of a label, and rows that stand twice."""
+    """Damage rows: encoding, an empty answer, a label in another spelling, and repeated rows."""
     rows[3]["text"] += " cafÃ©"
     rows[8]["label"] = rows[8]["label"].upper()
     rows[11]["label"] = ""
@@ -53,20 +53,20 @@ def write_csv(path: Path, rows, delimiter=",") -> str:
 
 
 def list_cases(file: str, section: str) -> list[list[str]]:
-    """List the cases of a section of a table beside the tests, each in its parts."""
+    """List the cases in a section of a table next to the tests, each split into its parts."""
     written = Path(__file__).with_name(file).read_text("utf-8")
     lines = written.partition(f"## {section}\n")[2].partition("\n## ")[0].split("\n")
     return [line.split(" => ") for line in lines if line]
 
 
 def run_command(command: str) -> str:
-    """Run what a check printed, each part of which has to end well; returns what was printed."""
+    """Run the commands that a check printed, which must all succeed; return what they print."""
     printed = ""
-    for part in command.partition("  #")[0].split(" && "):
-        name, *words = shlex.split(part)
-        done = CliRunner().invoke(app, words)
-        assert (name, done.exit_code) == ("harness", 0), done.stderr
-        printed += done.stdout
+    for single in command.partition("  #")[0].split(" && "):
+        name, *words = shlex.split(single)
+        result = CliRunner().invoke(app, words)
+        assert (name, result.exit_code) == ("harness", 0), result.stderr
+        printed += result.stdout
     return printed
 
 
@@ -78,14 +78,14 @@ def lines(finding):
     return [int(place.rpartition(":")[2]) for place in finding.rows]
 
 
-def recognise_rows(asked):
+def recognise_rows(check):
     from harness.experiment.check_rows import _read_first_rows
 
-    return recognise(asked, _read_first_rows(asked.files))
+    return recognise(check, _read_first_rows(check.files))
 
 
-def alarm(found, name):
-    return [f for f in alarms(found) if f.check == name]
+def alarm(findings, name):
+    return [f for f in alarms(findings) if f.check == name]
 
 
 def texts(n, seed, mark=""):
@@ -98,8 +98,8 @@ def texts(n, seed, mark=""):
 
 def fill_layout(row, question, answer):
     """Put another question and another answer into a row of a layout."""
-    told = json.dumps(row).replace('"Who?"', json.dumps(question)).replace('"Me."', json.dumps(answer))
-    transcript = told.replace("Human: Who?", f"Human: {question}").replace(
+    filled = json.dumps(row).replace('"Who?"', json.dumps(question)).replace('"Me."', json.dumps(answer))
+    transcript = filled.replace("Human: Who?", f"Human: {question}").replace(
         "Assistant: Me.", f"Assistant: {answer}"
     )
     return json.loads(transcript)

@@ -17,8 +17,8 @@ candidates:
   lora: {{method: lora, params: {{learning_rate: 3.0e-3, num_train_epochs: 2}}}}
 """
 
-# Half of each task and of the training rows, so that half of that again still judges a rescue; the gate's
-# margins stay as they are.
+# Half of each task and of the training rows: half of these rows still suffices to judge a rescue. The gate
+# has its default margins.
 HALF = [
     "target.data.limits={train: 160, validation: 16, test: 32}",
     *(f"suites.general.tasks.{t}.limit=128" for t in ("world_facts", "reading", "grammar", "arithmetic")),
@@ -29,8 +29,8 @@ HALF = [
     *(f"suites.general.tasks.{t}.limit=16" for t in ("prose_text", "code_text", "chat_text")),
 ]
 
-# The least that shows the collapse in every run of CI: the training is the same, the items are those that are read,
-# and of the target so few that the best candidate is not timed again.
+# The smallest sizes that show the collapse in every CI run: the same training, other numbers of items, and so
+# few of the target that the best candidate is not timed again.
 LEAST = [
     "target.data.limits={train: 160, validation: 8, test: 8}",
     *(f"suites.general.tasks.{t}.limit=64" for t in ("world_facts", "reading", "grammar", "arithmetic")),

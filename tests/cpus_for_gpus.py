@@ -1,6 +1,6 @@
-"""Worker of a training job on CPUs that accelerate takes for GPUs, because it shards a model on GPUs alone.
+"""Worker of a training job on CPUs that accelerate takes for GPUs, because it shards a model only on GPUs.
 
-Arguments are those of `harness.training.worker`; the processes talk to each other by gloo.
+Arguments are those of `harness.training.worker`; the processes communicate by gloo.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Rows to edit, and `harness data` run on them in a folder."""
+"""Rows to edit, and functions that run `harness data` on them in a folder."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ WORDS = st.text(st.sampled_from("ab é\u0301Ã¼\x07“ "), max_size=5)
 
 
 def rows_of(*fields):
-    return [Row(f"r.jsonl:{i}", of) for i, of in enumerate(fields, start=1)]
+    return [Row(f"r.jsonl:{i}", columns) for i, columns in enumerate(fields, start=1)]
 
 
 def draw_rows(*columns):
@@ -35,23 +35,23 @@ def jsonl(path, rows):
 
 
 def run_rows(verb, *fields, **options):
-    """Clean or dedup rows by the columns that are found to ask and answer; return what became of each."""
+    """Clean or dedup rows, whose question and answer columns are detected; return each row's outcome."""
     rows = rows_of(*fields)
     return list(verb(rows, find_roles(Rows("r.jsonl", "r", rows)), **options))
 
 
-def split_rows(rows, shares=SHARES, **way):
-    return split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions(shares, **way))
+def split_rows(rows, shares=SHARES, **options):
+    return split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions(shares, **options))
 
 
 def run_data(data, *words):
-    code, out, err = data(*words)
+    code, stdout, err = data(*words)
     assert code == 0, err
-    return out
+    return stdout
 
 
 def read_refusal(data, *words):
-    """Return the error of a command that is refused, and assert that it wrote nothing."""
+    """Return the error of a command that must be refused, and assert that it wrote nothing."""
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     code, _, err = data(*words)
     assert code == 2, err

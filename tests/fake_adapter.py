@@ -9,13 +9,13 @@ from harness.training import Weights, adapter_digest
 
 
 def lay_down(folder: Path, base_digest: str, settings: dict[str, Any], training: dict[str, Any]) -> Weights:
-    """Leave what a finished training leaves in the folder of weights, with these settings of the adapter."""
+    """Write the files of a finished training into the folder of weights, with these adapter settings."""
     adapter = folder / "adapter"
     adapter.mkdir(parents=True, exist_ok=True)
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     header = b"{}"
     (adapter / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    made = Weights("adapter", adapter_digest(adapter, base_digest), folder, read_training_record(training))
-    record = {"kind": made.kind, "digest": made.digest, "trained_on": base_digest, "training": training}
+    weights = Weights("adapter", adapter_digest(adapter, base_digest), folder, read_training_record(training))
+    record = {"kind": weights.kind, "digest": weights.digest, "trained_on": base_digest, "training": training}
     (folder / "fit.json").write_text(json.dumps(record))
-    return made
+    return weights

@@ -13,7 +13,7 @@ BITS = Unit(1.0, "bits per byte", higher_is_better=False)
 
 
 def comparison(delta: float, half: float = 0.05, **changes: Any) -> Comparison:
-    """Make a comparison with the interval delta ± half on 200 items, 40 lost and 54 gained."""
+    """Make a comparison with the interval delta ± half on 200 items, of which 40 are lost and 54 gained."""
     fields: dict[str, Any] = {
         "task": "support", "metric": "exact_match", "n": 200, "n_clusters": 200, "base": 0.70,
         "base_low": 0.63, "base_high": 0.76, "new": 0.70 + delta, "new_low": 0.64 + delta,
@@ -36,7 +36,7 @@ def verdict(outcome: Any, sentence: str = "", **changes: Any) -> Verdict:
 
 
 def candidate(name: str, score: float, unit: Unit = RATE, **changes: Any) -> CandidateFacts:
-    """Make an untrained zero-shot candidate that scores `score` on validation and on test."""
+    """Make an untrained zero-shot candidate with the score `score` on validation and test."""
     fields: dict[str, Any] = {
         "name": name, "run_id": f"{name}-0", "method": "base", "prompting": "zero_shot", "answer": "generate",
         "seed": 0, "trained": False, "state": "done",
@@ -63,7 +63,7 @@ def make_fine_tune(
 
 
 def alternatives(best: float = 0.74) -> list[CandidateFacts]:
-    """Make every fair alternative of a closed label set; nearest-neighbour shots are the best."""
+    """Make every fair alternative for a closed label set; nearest-neighbour shots are the best."""
     return [
         candidate("prompt", 0.20),
         candidate("fixed", 0.35, prompting="few_shot(select=fixed, shots=4)"),
@@ -74,12 +74,12 @@ def alternatives(best: float = 0.74) -> list[CandidateFacts]:
 
 
 def make_decision(facts: Any, policy: DecidePolicy | None = None, **changes: Any) -> Decision:
-    """Decide on a task of labels without documents, by the default policy unless one is given."""
+    """Decide on a labelling task without documents, by default with the default policy."""
     task: dict[str, Any] = {"closed_labels": True, "has_documents": False, "metric_name": "exact_match"}
     return decide(facts, policy or DecidePolicy(), **(task | changes))
 
 
 def find_reason(decision: Decision, words: str) -> str:
-    """Return the one reason that holds these words."""
+    """Return the single reason that contains these words."""
     (reason,) = [reason for reason in decision.reasons if words in reason]
     return reason

@@ -1,7 +1,7 @@
-"""A project that the dashboard can show, made without a model: stored runs with rows, and their report.
+"""A project for the dashboard, made without a model: stored runs with rows, and their report.
 
-Invariant: the report's numbers are made of the stored rows by the same functions as a real one's. What was
-written once in a session is copied the next time.
+Invariant: the report is computed from the stored rows by the real functions. A project that a session has
+written once is copied the next time.
 """
 
 import atexit
@@ -33,17 +33,17 @@ from harness.store import Store
 
 EXACT = mean_metric("exact_match", lambda output, example: None)
 TASKS = ("support", "chat")
-# Of each candidate: its method, how many of 60 items it has right on the target and in chat.
+# Each candidate's method, and how many of 60 items it has right on the target and in chat.
 CANDIDATES = {"prompt": ("base", 20, 48), "knn": ("base", 22, 48), "lora": ("lora", 50, 12)}
 
 
 def write(folder: Path, candidates=CANDIDATES, *, texts=None, n=60, with_report=True) -> ExperimentReport:
-    """Write `runs/` and `reports/` of an experiment; `texts` maps candidates to the answer they give."""
+    """Write `runs/` and `reports/` of an experiment; `texts` maps candidates to their answer."""
     if texts or (folder / "runs").exists():
         return _write(folder, candidates, texts, n, with_report)
-    written, made = _write_once(json.dumps(candidates), n, with_report)
+    written, result = _write_once(json.dumps(candidates), n, with_report)
     shutil.copytree(written, folder, dirs_exist_ok=True)
-    return made
+    return result
 
 
 @cache
@@ -53,7 +53,7 @@ def _write_once(candidates: str, n: int, with_report: bool) -> tuple[Path, Exper
 
 
 def _make_session_folder() -> Path:
-    """Make a folder that stays until the session ends, where the tests' own folders lie."""
+    """Make a folder next to the tests' own folders that exists until the session ends."""
     folder = Path(tempfile.mkdtemp(prefix="fake-project-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -62,10 +62,10 @@ def _make_session_folder() -> Path:
 def _write(folder: Path, candidates, texts, n: int, with_report: bool) -> ExperimentReport:
     at = Store(folder / "runs")
     runs = [_run(at, name, *how, (texts or {}).get(name), n) for name, how in candidates.items()]
-    made = report_of(at, runs)
+    result = report_of(at, runs)
     if with_report:
-        report.write(made, folder / "reports")
-    return made
+        report.write(result, folder / "reports")
+    return result
 
 
 def _run(at: Store, name: str, method: str, n_right: int, n_chat: int, text: str | None, n: int) -> Run:
@@ -73,15 +73,15 @@ def _run(at: Store, name: str, method: str, n_right: int, n_chat: int, text: str
     digests = {}
     for task, right in zip(TASKS, (n_right, n_chat), strict=True):
         prompting = name if task == "support" else "zero_shot"
-        one = RowsIdentity(
+        identity = RowsIdentity(
             weights, "t", task, "v", "test", prompting, "generate", "fp32", "hf", "l", "cpu", "s"
         )
         sample = [row_of(task, i, float(i < right), text or f"{name} answers {i % 7}") for i in range(n)]
-        if not at.parquet(one.digest).exists():
+        if not at.parquet(identity.digest).exists():
             for i in range(0, n, BLOCK):
-                store.append_block(at, one, i // BLOCK, sample[i : i + BLOCK])
-            store.complete_rows(at, one, n)
-        digests[f"{task}/test"] = one.digest
+                store.append_block(at, identity, i // BLOCK, sample[i : i + BLOCK])
+            store.complete_rows(at, identity, n)
+        digests[f"{task}/test"] = identity.digest
     steps = [[i, 2.0 / i] for i in range(1, 25)]
     training = {"wall_s": 36.0, "loss": steps, "validation_loss": [[24, 0.5]], "tokens_per_s": 250.0}
     run = Run(
@@ -107,7 +107,7 @@ def row_of(task: str, i: int, score: float, text: str) -> SampleResult:
 def report_of(
     at: Store, runs: list[Run], name: str = "desk", tasks=TASKS, policy: DecidePolicy | None = None
 ) -> ExperimentReport:
-    """Report the runs: paired differences on both tasks, the target and a general one, and a decision."""
+    """Report the runs: paired differences on the target and a general task, and a decision."""
     policy, (target, general) = policy or DecidePolicy(), tasks
     rows = {
         (run.candidate, task): store.read_rows(at, run.rows[f"{task}/test"]) for run in runs for task in tasks
@@ -138,20 +138,20 @@ def report_of(
 
 def _facts(run: Run, rows: list[SampleResult]) -> CandidateFacts:
     trained = run.method != "base"
-    kept = verdict("fail", macro=Estimate(-0.6, -0.7, -0.5, 60)) if trained else verdict("pass")
+    judged = verdict("fail", macro=Estimate(-0.6, -0.7, -0.5, 60)) if trained else verdict("pass")
     if not trained:
-        kept = replace(kept, macro=Estimate(0.0, 0.0, 0.0, 60))
+        judged = replace(judged, macro=Estimate(0.0, 0.0, 0.0, 60))
     score = comparison.estimate(EXACT, rows)
     return CandidateFacts(
         name=run.candidate, run_id=run.run_id, method=run.method, prompting=run.prompting, answer=run.answer,
-        seed=run.seed, trained=trained, state="done", target=score, validation=score.score, verdict=kept,
+        seed=run.seed, trained=trained, state="done", target=score, validation=score.score, verdict=judged,
         cost_per_1k_usd=0.1 if trained else 0.2, speed=Speed(latency_p50_s=run.latency["p50_s"]),
         training_cost_usd=0.001 if trained else 0.0, n_train=100 if trained else 0, training=run.training,
     )  # fmt: skip
 
 
 def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
-    """Write nights, the tenth missed; from the thirteenth on `lora` loses more, from the 16th numpy is newer."""
+    """Write nights, the tenth missing; from the 13th `lora` loses more, from the 16th numpy is newer."""
     shutil.copytree(_nights(n, name), folder, dirs_exist_ok=True)
 
 
@@ -160,7 +160,7 @@ def _nights(n: int, name: str) -> Path:
     folder = _make_session_folder()
     at, draw = Store(folder / "runs"), random.Random(1)
     home, state = files.home(at, name), files.State()
-    kept: list[files.Night] = []
+    written_nights: list[files.Night] = []
     libraries = [store.keep_environment(at, {"numpy": version}) for version in ("2.3", "2.4")]
 
     def series(night: int, lost: float) -> files.SeriesNight:
@@ -183,19 +183,19 @@ def _nights(n: int, name: str) -> Path:
             candidates=watched, taken={"target": 30 * i}, left={"target": 200},
         )  # fmt: skip
         files.write_night(at, home, night)
-        kept.append(night)
-        found = alarm.build_report(name, NightlyPolicy(), kept, state)
-        state = replace(state, alarms=(*state.alarms, *found.new))
+        written_nights.append(night)
+        night_report = alarm.build_report(name, NightlyPolicy(), written_nights, state)
+        state = replace(state, alarms=(*state.alarms, *night_report.new))
     files.write_state(at, home, state)
     return folder
 
 
-def _change(drawn: float, lost: float) -> float:
-    return -1.0 if drawn < lost else 1.0 if drawn < lost + 0.05 else 0.0
+def _change(number: float, lost: float) -> float:
+    return -1.0 if number < lost else 1.0 if number < lost + 0.05 else 0.0
 
 
 def rate(at: Store, runs: tuple[Run, Run], won: int, lost: int, rater: str = "bob") -> None:
-    """Write ratings of two runs' answers on the target, an item each; the first run wins so many."""
+    """Write ratings of two runs' answers on the target, one per item; the first run wins `won` of them."""
     a, b = runs
     folder = at.folder / "ratings"
     folder.mkdir(exist_ok=True)
@@ -220,7 +220,7 @@ def experiment(folder: Path, metrics: str = "exact_match") -> None:
 
 def write_large_project(folder: Path) -> Path:
     """Write a project of a thousand runs with a report and nights."""
-    # Write so many runs that share the rows of one, without a report.
+    # All runs share the rows of one run; there is no report.
     write(folder, {"prompt": CANDIDATES["prompt"]}, with_report=False)
     at = Store(folder / "runs")
     (first,) = store.list_runs(at)

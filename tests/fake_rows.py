@@ -1,4 +1,4 @@
-"""Rows as evaluate.py would write them, from nothing but scores."""
+"""Rows as evaluate.py would write them, made from scores alone."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -16,12 +16,12 @@ LOWER = mean_metric("loss", lambda output, example: None, higher_is_better=False
 
 
 def script_candidate(answer: Callable[[str], str], weights_digest: str = "scripted") -> TextCandidate:
-    """A candidate that answers by a function of the prompt."""
+    """Make a candidate that answers by a function of the prompt."""
     return TextCandidate(lambda texts: [TextTable((answer(t),), (0.0,)) for t in texts], weights_digest)
 
 
 def ratio_metric() -> Metric:
-    """A ratio of sums without an upper bound, as bits per byte is."""
+    """Make a ratio of sums without an upper bound, like bits per byte."""
     return Metric(
         "bits", False, (0.0, float("inf")), ("bits", "bytes"), lambda output, example: None,
         lambda parts, weights: (weights @ parts)[..., 0] / (weights @ parts)[..., 1],
@@ -37,7 +37,7 @@ def rows(
     cluster_size: int = 1,
     status: Sequence[Status] | None = None,
 ) -> list[SampleResult]:
-    """Make one row an item; `parts` holds one number (or a row of numbers, or None for an error) an item."""
+    """Make one row per item; `parts` holds a number (or a row of numbers, or None for an error) per item."""
     return [
         SampleResult(
             task=task, split="test", example_id=f"item-{i:04d}", position=i,
@@ -52,7 +52,7 @@ def rows(
 
 
 def flips(n: int, gains: int, losses: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return both arms' 0/1 scores: all ones, but the first `losses` items fall and the last `gains` rise."""
+    """Return both arms' 0/1 scores: ones, except the base's last `gains` and the new arm's first `losses`."""
     base, new = np.ones(n), np.ones(n)
     new[:losses] = 0
     base[n - gains :] = 0

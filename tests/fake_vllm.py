@@ -1,9 +1,9 @@
-"""The program `vllm` as far as the harness knows it: `--version`, and `serve` with OpenAI's protocol and LoRA.
+"""A stand-in for the program `vllm`: `--version`, and `serve` with OpenAI's protocol and LoRA.
 
-Invariant: it takes the arguments that vLLM's own documentation names and refuses others. `FAKE_VLLM` says what
-goes wrong: `no-memory`, `mute`, `dies-after-N` or `refuses-after-N` requests; with `FAKE_VLLM_MODEL=none` it answers without a model,
-and starts at once; with `FAKE_VLLM_TAKES` naming a file that is not there
-yet, another program takes the port first, once. It is written to a folder by `install`, as pip writes vLLM's.
+Invariant: it takes the arguments that vLLM's documentation names and refuses others. `FAKE_VLLM` selects a
+fault: `no-memory`, `mute`, `dies-after-N` or `refuses-after-N` requests. `FAKE_VLLM_MODEL=none` answers
+without a model, and starts at once. `FAKE_VLLM_TAKES` names a file: if it does not exist, another program
+takes the port first, once. `install` writes the program to a folder, as pip writes vLLM's.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(version: str) -> None:
         serve.add_argument(name, type=int)
     serve.add_argument("--gpu-memory-utilization", type=float)
     serve.add_argument("--enable-lora", action="store_true")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     sys.stdout.write(f"INFO vLLM API server version {version}\nINFO arguments {sys.argv[1:]}\n")
     sys.stdout.flush()
     fault = os.environ.get("FAKE_VLLM", "")
@@ -51,11 +51,11 @@ def main(version: str) -> None:
         sys.exit("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
     if fault == "mute":
         time.sleep(600)
-    if (taken := os.environ.get("FAKE_VLLM_TAKES")) and not Path(taken).exists():
-        Path(taken).touch()
-        with socket.create_server(("127.0.0.1", asked.port)):
-            serve_model(asked, fault)
-    serve_model(asked, fault)
+    if (taken_file := os.environ.get("FAKE_VLLM_TAKES")) and not Path(taken_file).exists():
+        Path(taken_file).touch()
+        with socket.create_server(("127.0.0.1", options.port)):
+            serve_model(options, fault)
+    serve_model(options, fault)
 
 
 def fail(fault: str) -> tuple[int, object]:
@@ -66,16 +66,14 @@ def fail(fault: str) -> tuple[int, object]:
     os._exit(7)
 
 
-def serve_model(asked: argparse.Namespace, fault: str) -> None:
-    """Answer requests with a model in memory, until a signal comes."""
+def serve_model(options: argparse.Namespace, fault: str) -> None:
+    """Answer requests with a model in memory until a signal arrives."""
     import openai_server
 
-    child = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"]
-    )  # as vLLM's engine is one
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])  # like vLLM's engine
 
     class AdapterServer(openai_server.Server):
-        """A server that also loads adapters, each under a name."""
+        """A server that can load adapters, each under a name."""
 
         n_left = int(fault.rpartition("-")[2]) if "-after-" in fault else -1
 
@@ -85,14 +83,14 @@ def serve_model(asked: argparse.Namespace, fault: str) -> None:
             if self.n_left == 0:
                 return fail(fault)
             self.n_left -= 1
-            names = {asked.served_model_name, *self.model.adapters}
+            names = {options.served_model_name, *self.model.adapters}
             if body["model"] not in names:
                 return 404, openai_server._error(f"The model `{body['model']}` does not exist.")
             self.model.use(body["model"])
             return super().answer(path, body | {"model": openai_server.NAME})
 
         def adapt(self, path: str, body: dict) -> tuple[int, object]:
-            if not asked.enable_lora or os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") != "True":
+            if not options.enable_lora or os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") != "True":
                 return 404, {"detail": "Not Found"}
             if path == "/v1/unload_lora_adapter":
                 self.model.unload(body["lora_name"])
@@ -104,21 +102,21 @@ def serve_model(asked: argparse.Namespace, fault: str) -> None:
                 self.model.load(body["lora_name"], body["lora_path"])
             return 200, "Success"
 
-    model = NoModel() if os.environ.get("FAKE_VLLM_MODEL") == "none" else make_adapter_model(asked)
-    server = AdapterServer(model, key=os.environ.get("VLLM_API_KEY"), port=asked.port)
-    server.listed = (asked.served_model_name,)
+    model = NoModel() if os.environ.get("FAKE_VLLM_MODEL") == "none" else make_adapter_model(options)
+    server = AdapterServer(model, key=os.environ.get("VLLM_API_KEY"), port=options.port)
+    server.listed = (options.served_model_name,)
     signal.signal(signal.SIGTERM, lambda *_: (child.terminate(), os._exit(0)))
     server.serve_forever()
 
 
 class NoModel:
-    """Answers every prompt with one word."""
+    """A model that answers every prompt with one word."""
 
     max_model_len = 300
     adapters = ()
 
     def use(self, name: str) -> None:
-        """Know no adapter."""
+        """Ignore the adapter."""
 
     def complete(self, ids: list[int], body: dict) -> object:
         import openai_server
@@ -131,12 +129,12 @@ class NoModel:
         return openai_server.ServerAnswer("late", n_prompt=None)
 
 
-def make_adapter_model(asked: argparse.Namespace) -> object:
-    """Return the model of the command line, to which adapters can be added."""
+def make_adapter_model(options: argparse.Namespace) -> object:
+    """Return the model that the arguments name; it can load adapters."""
     import openai_server
 
     class AdapterModel(openai_server.Model):
-        """A model with adapters of PEFT, one of them or none in use."""
+        """A model with PEFT adapters, of which at most one is in use."""
 
         def __init__(self, folder: Path) -> None:
             super().__init__(folder)
@@ -163,6 +161,6 @@ def make_adapter_model(asked: argparse.Namespace) -> object:
             if name not in self.adapters and self.adapters:
                 raise AssertionError("the base is asked while an adapter is loaded")
 
-    made = AdapterModel(Path(asked.model))
-    made.max_model_len = asked.max_model_len or made.max_model_len
-    return made
+    model = AdapterModel(Path(options.model))
+    model.max_model_len = options.max_model_len or model.max_model_len
+    return model

@@ -1,4 +1,4 @@
-"""Part of the general suite: the tasks that a test reads, since what it does not read takes most of its time."""
+"""Part of the general suite: only the tasks that a test reads, because the others take most of the time."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ SUITE = Path(__file__).parents[1] / "suites" / "general.yaml"
 
 
 def write(folder: Path, limits: Mapping[str, int]) -> Path:
-    """Write these tasks of the general suite with so many items each; returns the path of the suite."""
+    """Write these tasks of the general suite with these numbers of items; return the suite's path."""
     suite = yaml.safe_load(SUITE.read_text())
     tasks = {task["name"]: task for task in suite["tasks"]}
     chosen = [tasks[name] | {"limit": limit} for name, limit in limits.items()]

@@ -1,6 +1,6 @@
-"""The command line, or another main function, in processes that start at once: forked from one that has imported all.
+"""The command line, or another main function, in processes forked from one that has imported everything.
 
-Invariant: what runs is the command line itself; nothing of it is replaced.
+Invariant: the command line itself runs; no part of it is replaced.
 """
 
 import json
@@ -58,7 +58,7 @@ for line in sys.stdin:
 
 @contextmanager
 def terminal_signals() -> Iterator[None]:
-    """Handle signals, and start processes that do, as in a terminal; in the background some are ignored."""
+    """Handle signals as in a terminal, also in started processes; in the background some are ignored."""
     handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -87,21 +87,21 @@ class ForkDriver:
         killed: dict[str, object] | None = None,
         ends: tuple[Callable[[], bool], signal.Signals] | None = None,
     ) -> int:
-        """Run a command in a folder, what it says in `said.txt` there; returns its exit code."""
-        # No file may grow beyond `most_bytes`. `killed` says at which file operation, as arguments of
-        # `killed_operation.Killer`. `ends` is when to send which signal.
-        asked = {
+        """Run a command in a folder, with its output in `said.txt`; return its exit code."""
+        # No file may grow beyond `most_bytes`. `killed` holds arguments of `killed_operation.Killer`. `ends`
+        # is a condition and the signal to send once it holds.
+        request = {
             "folder": str(folder), "words": words, "most_bytes": most_bytes, "main": main, "killed": killed,
         }  # fmt: skip
-        self._driver.stdin.write(json.dumps(asked) + "\n")
+        self._driver.stdin.write(json.dumps(request) + "\n")
         self._driver.stdin.flush()
         pid = int(self._driver.stdout.readline())
         if ends is not None:
-            when, sent = ends
-            while not when() and Path(f"/proc/{pid}/exe").exists():
+            is_due, signum = ends
+            while not is_due() and Path(f"/proc/{pid}/exe").exists():
                 time.sleep(0.002)
             if Path(f"/proc/{pid}/exe").exists():
-                os.kill(pid, sent)
+                os.kill(pid, signum)
         return int(self._driver.stdout.readline())
 
     def close(self) -> None:
@@ -117,19 +117,19 @@ def is_alive(number):
 
 
 def children_of(number):
-    known, found = {}, []
+    children, descendants = {}, []
     for at in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((at / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        known.setdefault(parent, []).append(int(at.name))
+        children.setdefault(parent, []).append(int(at.name))
     waiting = [number]
     while waiting:
-        own = known.get(waiting.pop(), [])
-        found += own
-        waiting += own
-    return found
+        direct = children.get(waiting.pop(), [])
+        descendants += direct
+        waiting += direct
+    return descendants
 
 
 def wait_for(holds, seconds=30):

@@ -1,4 +1,4 @@
-"""Published and twice-computed reference values, each with its tolerance."""
+"""Published reference values, or values computed in two ways, each with its tolerance."""
 
 import json
 from pathlib import Path

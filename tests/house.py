@@ -1,4 +1,4 @@
-"""How large the house is, against its goals: run as `python -m tests.house`."""
+"""The project's size, compared with its goals: run as `python -m tests.house`."""
 
 import ast
 import sys
@@ -29,15 +29,15 @@ def count_lines(folder: Path) -> list[int]:
 
 
 def package_of(module: str) -> str | None:
-    """Name the first-level package of a module of harness; None of what lies elsewhere."""
+    """Return the first-level package of a module of harness; None for other modules."""
     parts = module.split(".")
-    known = len(parts) > 1 and parts[0] == "harness"
-    there = known and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file())
-    return parts[1] if there else None
+    in_harness = len(parts) > 1 and parts[0] == "harness"
+    is_package = in_harness and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file())
+    return parts[1] if is_package else None
 
 
 def imported_packages() -> dict[str, set[str]]:
-    """Map each first-level package to the others that it imports, at the top of a file or later."""
+    """Map each first-level package to the packages that it imports, at the top of a file or later."""
     graph: dict[str, set[str]] = {}
     for file, tree in trees().items():
         home = file.relative_to(PACKAGE).with_suffix("").parts[0]
@@ -55,20 +55,20 @@ def imported_packages() -> dict[str, set[str]]:
 
 
 def floors_and_circles(graph: dict[str, set[str]]) -> tuple[int, set[str]]:
-    """Count the floors, and list the packages on a circle of imports and above it: they have no floor."""
-    left, floors = dict(graph), 0
-    while lowest := {package for package, imported in left.items() if not imported & left.keys()}:
-        left = {package: imported for package, imported in left.items() if package not in lowest}
+    """Count the floors (layers), and list the packages in or above an import cycle, which have no floor."""
+    remaining, floors = dict(graph), 0
+    while lowest := {package for package, imported in remaining.items() if not imported & remaining.keys()}:
+        remaining = {package: imported for package, imported in remaining.items() if package not in lowest}
         floors += 1
-    return floors, set(left)
+    return floors, set(remaining)
 
 
 def share_named_once() -> float:
-    """Return the share of functions (no dunder, no decorated one) whose name stands in one other place."""
+    """Return the share of functions (undecorated, no dunder) whose name is used in one other place."""
     nodes = chain.from_iterable(ast.walk(tree) for tree in trees().values())
     used = Counter(n.id if isinstance(n, ast.Name) else getattr(n, "attr", None) for n in nodes)
-    named = [f.name for _, f in functions() if not f.name.startswith("__") and not f.decorator_list]
-    return sum(used[name] == 1 for name in named) / len(named)
+    function_names = [f.name for _, f in functions() if not f.name.startswith("__") and not f.decorator_list]
+    return sum(used[name] == 1 for name in function_names) / len(function_names)
 
 
 def parameters(function: Function) -> list[ast.arg]:
@@ -76,8 +76,8 @@ def parameters(function: Function) -> list[ast.arg]:
 
 
 def has_session(function: Function) -> bool:
-    given = [*(p.annotation for p in parameters(function)), function.returns]
-    written = chain.from_iterable(ast.walk(a) for a in given if a is not None)
+    annotations = [*(p.annotation for p in parameters(function)), function.returns]
+    written = chain.from_iterable(ast.walk(a) for a in annotations if a is not None)
     return any(getattr(n, "id", getattr(n, "value", None)) == "Session" for n in written)
 
 

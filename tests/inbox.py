@@ -1,4 +1,4 @@
-"""A server that listens as Slack would, for tests of what a night sends."""
+"""A server that receives messages like Slack, for tests of what a night sends."""
 
 import json
 import threading

@@ -1,8 +1,8 @@
 """Logs as inspect writes them, as JSON or zipped.
 
-Invariant: the fields and names are those of inspect_ai 0.3's log format, version 2; texts are ours. The real logs
-in `fixtures/inspect` were written by inspect itself: its mock model answers twelve questions of four choices, as
-a base with the fifth wrong, and tuned with the third, sixth and eighth wrong as well.
+Invariant: fields and names are those of inspect_ai 0.3's log format, version 2; texts are ours. The real logs
+in `fixtures/inspect` were written by inspect itself: its mock model answers twelve questions of four choices,
+in `base` with the fifth wrong, in `tuned` with the third, sixth and eighth wrong as well.
 """
 
 import json
@@ -16,8 +16,8 @@ CREATED = "2026-03-04T10:11:12+00:00"
 
 
 def write(folder: Path, scores: Mapping[str, Sequence[Any]], *, zipped: bool = True, **changes: Any) -> Path:
-    """Write one model's folder, a log a task, from each task's scores; returns it."""
-    # `changes` replace fields of the header's `eval`; `status`, `samples` and `invalidated` those of the log.
+    """Write one model's folder, with a log per task, from each task's scores; return the folder."""
+    # `changes` replace fields of the header's `eval`, and `status`, `samples`, `invalidated` of the log.
     folder.mkdir(parents=True, exist_ok=True)
     for task, values in scores.items():
         log = log_of(task, values, **changes)
@@ -30,7 +30,7 @@ def write(folder: Path, scores: Mapping[str, Sequence[Any]], *, zipped: bool = T
 
 
 def log_of(task: str, values: Sequence[Any], **changes: Any) -> dict[str, Any]:
-    """Make the log of one evaluation; a value is what its scorer gave, a list of them one an epoch."""
+    """Make the log of one evaluation; a value is the scorer's result, or a list of one result per epoch."""
     of_log = {key: changes.pop(key) for key in ("status", "samples", "invalidated") if key in changes}
     epochs = max(len(value) if isinstance(value, list) else 1 for value in values)
     samples = [
@@ -65,12 +65,12 @@ def sample(task: str, index: int, epoch: int, score: Any) -> dict[str, Any]:
 
 
 def zip_log(path: Path, log: Mapping[str, Any], method: int = zipfile.ZIP_DEFLATED) -> None:
-    """Write a log in its zipped form: the header, the beginning, and each sample in a file of its own."""
+    """Write a log in zipped form: the header, the start, and each sample in a separate file."""
     header = {key: value for key, value in log.items() if key != "samples"}
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr(
             "_journal/start.json", json.dumps({"version": 2, "eval": log["eval"], "plan": log["plan"]})
         )
-        for one in log["samples"]:
-            archive.writestr(f"samples/{one['id']}_epoch_{one['epoch']}.json", json.dumps(one))
+        for entry in log["samples"]:
+            archive.writestr(f"samples/{entry['id']}_epoch_{entry['epoch']}.json", json.dumps(entry))
         archive.writestr("header.json", json.dumps(header))

@@ -1,8 +1,8 @@
-"""A process that is killed at one of its file operations, counted below a folder, whatever the time is.
+"""A process that is killed at one of its file operations, counted below a folder.
 
-Invariant: an operation is counted as Python announces it (`sys.addaudithook`), which is before it happens: the
-process ends without it, or, where it opens a file to write, with that file begun and empty. What libraries write
-without Python, as DuckDB and safetensors do, is announced only where it is renamed.
+Invariant: an operation is counted when Python announces it (`sys.addaudithook`), before it happens: the
+process ends without it or, if it opens a file to write, with an empty new file. Files that libraries such as
+DuckDB and safetensors write without Python are announced only when renamed.
 """
 
 import os
@@ -15,8 +15,8 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 class Killer:
     """Hook that counts file operations below a folder, and ends its process at the `at`-th.
 
-    With `at` 0 none ends it, and the file `counted` has a letter for each of them, w where a file is opened to
-    write. `begun` opens the file of such an operation before the end.
+    With `at` 0 the process is not ended, and the file `counted` gets a letter per operation, w if a file is
+    opened to write. With `begun` the file of such an operation is opened before the end.
     """
 
     def __init__(self, below: str, at: int = 0, *, begun: bool = False, counted: str = "") -> None:

@@ -1,6 +1,6 @@
-"""Local copies of data sets, cut to their first documents, on which lm-eval's own tasks run unmodified.
+"""Local copies of data sets, cut to their first documents, for unmodified tasks of lm-eval.
 
-Invariant: only the evaluated splits are cut; few-shot examples are drawn from whole ones.
+Invariant: only the evaluated splits are cut; few-shot examples are drawn from whole splits.
 """
 
 import gzip
@@ -9,7 +9,7 @@ from conftest import find_shared_data
 
 
 def cut_mirror(folder, tasks, n):
-    """Mirror the data of some tasks, the evaluated splits cut to their first n documents, the rest linked."""
+    """Mirror the data of some tasks: cut evaluated splits to their first n documents, link the others."""
     cut = {(data, config, split) for data, config, split in tasks.values()}
     for data in {data for data, _, _ in cut}:
         source = find_shared_data(f"hub/{data}")
@@ -19,8 +19,8 @@ def cut_mirror(folder, tasks, n):
             if (data, path.parent.name, path.name.partition(".")[0]) in cut:
                 # Copy the first n lines of a file, compressed or not.
                 opened = gzip.open if path.suffix == ".gz" else open
-                with opened(path, "rb") as rows, opened(target, "wb") as kept:
-                    kept.writelines(row for row, _ in zip(rows, range(n), strict=False))
+                with opened(path, "rb") as rows, opened(target, "wb") as output:
+                    output.writelines(row for row, _ in zip(rows, range(n), strict=False))
             else:
                 target.symlink_to(path)
     return folder

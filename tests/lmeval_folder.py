@@ -1,6 +1,6 @@
-"""Folders as lm-eval writes them with `--log_samples`: one file of samples a task, and the results.
+"""Folders as lm-eval writes them with `--log_samples`: one file of samples per task, and the results.
 
-Invariant: the fields and names are those of lm-eval 0.4's `evaluation_tracker`; texts are ours.
+Invariant: fields and names are those of lm-eval 0.4's `evaluation_tracker`; texts are ours.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ def write(
     model: str = "",
     **config: Any,
 ) -> Path:
-    """Write one model's folder from each task's scores; returns it. The folder's name moves the likelihoods."""
+    """Write one model's folder from each task's scores; return it. Its name shifts the likelihoods."""
     inner = folder / (model.replace("/", "__") or "someone__model")
     inner.mkdir(parents=True, exist_ok=True)
     for task, values in scores.items():

@@ -1,4 +1,4 @@
-"""Folders of a configuration and the headers of safetensors: what a base is, as far as it is read without its weights."""
+"""Folders with a configuration and headers of safetensors, for code that reads a base without its weights."""
 
 import json
 from math import prod
@@ -7,7 +7,7 @@ _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
 
 
 def write_headers(folder, config, tensors):
-    """Write a configuration and tensors, each (type, shape) by its name; the weights are a hole in the file."""
+    """Write a configuration and tensors, (type, shape) by name; the weights are a hole in the file."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     header, end = {}, 0
@@ -22,22 +22,22 @@ def write_headers(folder, config, tensors):
 
 
 def decoder(*, layers, hidden, inner, heads, kv_heads, head_dim, vocabulary, tied, quantised=None):
-    """Return the tensors of a decoder like Llama; `quantised(name, d_out, d_in)` those of a linear layer."""
+    """Return the tensors of a decoder like Llama; `quantised(name, d_out, d_in)` returns a linear layer's."""
     linear = quantised or (lambda name, *shape: {f"{name}.weight": ("BF16", shape)})
     queries, keys = heads * head_dim, kv_heads * head_dim
-    out = {
+    tensors = {
         "model.embed_tokens.weight": ("BF16", (vocabulary, hidden)),
         "model.norm.weight": ("BF16", (hidden,)),
     }
     if not tied:
-        out["lm_head.weight"] = ("BF16", (vocabulary, hidden))
+        tensors["lm_head.weight"] = ("BF16", (vocabulary, hidden))
     for i in range(layers):
         at = f"model.layers.{i}"
         attention = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
         feed_forward = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
-        for part, projections in (("self_attn", attention), ("mlp", feed_forward)):
+        for block, projections in (("self_attn", attention), ("mlp", feed_forward)):
             for name, size in projections.items():
-                out |= linear(f"{at}.{part}.{name}_proj", *size)
+                tensors |= linear(f"{at}.{block}.{name}_proj", *size)
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            out[f"{at}.{norm}.weight"] = ("BF16", (hidden,))
-    return out
+            tensors[f"{at}.{norm}.weight"] = ("BF16", (hidden,))
+    return tensors

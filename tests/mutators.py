@@ -1,6 +1,6 @@
-"""What can be done to a file: bits, bytes, lines and encodings, values of JSON, YAML, tables and archives, links.
+"""Changes to files: bits, bytes, lines and encodings, values of JSON, YAML, tables and archives, links.
 
-Invariant: what is done depends on the draw and the file's content alone.
+Invariant: a change depends only on the draw and the file's content.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ TEMPLATES = (
 NUMBERS = (0, -1, 1.5, 10**30, -(10**400), 1e308, float("nan"), float("inf"), 2**63, 1e-320)
 
 
-# What is done to bytes
+# Changes of bytes
 
 
 def _flip_bits(draw: random.Random, data: bytes) -> bytes:
@@ -80,23 +80,23 @@ _OF_BYTES: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 )  # fmt: skip
 
 
-# What is done to values
+# Changes of values
 
 
 def change_value(draw: random.Random, value: Any) -> Any:
-    """Return a value with one to three places of it changed, removed, renamed or of another type."""
+    """Return a value with one to three places changed, removed, renamed or of another type."""
     value = json.loads(json.dumps(value))
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         places = list(_places(value))
         if not places:
             return _other(draw, value)
         around, key = draw.choice(places)
-        what = draw.randrange(7)
-        if what == 0:
+        change = draw.randrange(7)
+        if change == 0:
             del around[key]
-        elif what == 1 and isinstance(around, dict):
+        elif change == 1 and isinstance(around, dict):
             around[draw.choice((key.upper(), key + " ", "", "x", key[:-1]))] = around.pop(key)
-        elif what == 2 and isinstance(around, list):
+        elif change == 2 and isinstance(around, list):
             around.insert(key, around[draw.randrange(len(around))])
         else:
             around[key] = _other(draw, around[key])
@@ -110,23 +110,23 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _other(draw: random.Random, value: Any) -> Any:
-    """Return something in place of a value: of another type, far too large, or nested."""
+    """Return a replacement for a value: of another type, far too large, or nested."""
     depth = draw.choice((1, 50, 99, 400))
-    others = (
+    replacements = (
         None, True, [], {}, [value], {"a": value}, {"": None}, [None], str(value)[:3], f" {value}", [[], {}],
         json.loads("[" * depth + "]" * depth), draw.choice(TEXTS), draw.choice(TEXTS), draw.choice(NUMBERS),
         draw.choice(NUMBERS), -value if isinstance(value, int | float) else str(value),
     )  # fmt: skip
-    return draw.choice(others)
+    return draw.choice(replacements)
 
 
 def _dump(draw: random.Random, value: Any) -> str:
-    """Write JSON, now and then with a key twice, a number that no machine holds, or half a sign."""
+    """Write JSON, sometimes with a repeated key, a number beyond any machine's range, or half a character."""
     text = json.dumps(value, ensure_ascii=draw.random() < 0.5)
-    what = draw.randrange(12)
-    if what == 0 and text.startswith("{"):
+    change = draw.randrange(12)
+    if change == 0 and text.startswith("{"):
         text = '{"id": 1, "id": 2, ' + text[1:]
-    elif what == 1:
+    elif change == 1:
         text = text.replace(": 1", ": 1" + "0" * 5_000, 1).replace(": 0", ": 1e999", 1)
     return text
 
@@ -159,9 +159,9 @@ def _change_cells(draw: random.Random, data: bytes) -> bytes:
         row[at : at + 1] = draw.choice(
             ([], [""], ["a", "b"], [str(draw.choice(NUMBERS[:4]))], [draw.choice(TEXTS)])
         )
-    out = io.StringIO()
-    csv.writer(out).writerows(rows)
-    return out.getvalue().encode("utf-8", "surrogatepass")
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows(rows)
+    return buffer.getvalue().encode("utf-8", "surrogatepass")
 
 
 def _change_packed(draw: random.Random, data: bytes) -> bytes:
@@ -172,69 +172,69 @@ def _change_zipped(draw: random.Random, data: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = draw.choice(list(members))
-    what = draw.randrange(8)
-    if what == 0:
+    change = draw.randrange(8)
+    if change == 0:
         del members[name]
-    elif what == 1:
+    elif change == 1:
         members[draw.choice(("x.json", "samples/", "samples/a_epoch_1.json", "header.json", ""))] = (
             members.pop(name)
         )
     else:
         members[name] = draw.choice((_change_json, _change_json, *_OF_BYTES))(draw, members[name])
-    out = io.BytesIO()
+    buffer = io.BytesIO()
     with zipfile.ZipFile(
-        out, "w", draw.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_LZMA))
+        buffer, "w", draw.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_LZMA))
     ) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    return out.getvalue()
+    return buffer.getvalue()
 
 
 def _change_header(draw: random.Random, data: bytes) -> bytes:
-    """Change the header of safetensors, or the length that stands before it."""
+    """Change the header of safetensors, or the length before it."""
     (length,) = struct.unpack("<Q", data[:8])
     header = _change_json(draw, data[8 : 8 + length])
-    said = draw.choice((len(header), len(header), len(header), 0, 2**63, length, 10**9))
-    return struct.pack("<Q", said) + header + data[8 + length :]
+    stated_length = draw.choice((len(header), len(header), len(header), 0, 2**63, length, 10**9))
+    return struct.pack("<Q", stated_length) + header + data[8 + length :]
 
 
 def _change_template(draw: random.Random, data: bytes) -> bytes:
-    """Put a piece into a chat template that works long, reaches further than it may, or is no template."""
+    """Insert a piece into a chat template that runs long, reaches beyond its sandbox, or is invalid."""
     cut = draw.choice([i for i in range(len(data) + 1) if i == 0 or data[:i].endswith((b"}}", b"%}"))])
     return data[:cut] + draw.choice(TEMPLATES).encode() + data[cut:]
 
 
 def _change_table(draw: random.Random, data: bytes) -> bytes:
-    """Write a Parquet file again with other types, columns or values."""
+    """Rewrite a Parquet file with other types, columns or values."""
     import pyarrow
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(io.BytesIO(data))
     rows, name = table.to_pylist(), draw.choice(table.column_names)
-    what = draw.randrange(6)
-    if what == 0:
+    change = draw.randrange(6)
+    if change == 0:
         table = table.drop_columns([name])
-    elif what == 1:
+    elif change == 1:
         table = table.rename_columns(
             [draw.choice(("", "x", table.column_names[0])) if n == name else n for n in table.column_names]
         )
-    elif what == 2:
+    elif change == 2:
         table = table.slice(draw.randrange(len(rows)), draw.randrange(len(rows)))
-    elif what == 3:
+    elif change == 3:
         table = pyarrow.concat_tables([table, table.slice(0, 1)])
     else:
-        made = draw.choice((
+        column = draw.choice((
             [None] * len(rows), [1.5] * len(rows), [float("nan")] * len(rows), [b"\xff\xfe"] * len(rows),
             [{"a": 1}] * len(rows), [[["x"]]] * len(rows), [True] * len(rows), [2**62] * len(rows),
         ))  # fmt: skip
-        table = table.set_column(table.column_names.index(name), name, pyarrow.array(made))
-    out = io.BytesIO()
-    pyarrow.parquet.write_table(table, out, compression=draw.choice(("snappy", "none", "zstd")))
-    return out.getvalue()
+        table = table.set_column(table.column_names.index(name), name, pyarrow.array(column))
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression=draw.choice(("snappy", "none", "zstd")))
+    return buffer.getvalue()
 
 
 def _change_gguf(draw: random.Random, data: bytes) -> bytes:
-    """Change what names and describes the tensors, the first ten thousand bytes of a tiny file."""
+    """Change the names and descriptions of tensors, the first ten thousand bytes of a tiny file."""
     return draw.choice(_OF_BYTES)(draw, data[:10_000]) + data[10_000:]
 
 
@@ -245,7 +245,7 @@ _OF_KIND: dict[str, Callable[[random.Random, bytes], bytes]] = {
 }  # fmt: skip
 
 
-# What is done to files
+# Changes of files
 
 
 def _put_folder(file: Path) -> None:
@@ -272,15 +272,15 @@ _OF_FILES: tuple[Callable[[Path], object], ...] = (
 def mutate(draw: random.Random, file: Path) -> str:
     kind, data = draw.random(), file.read_bytes()
     if kind < 0.08 or not data:
-        done = draw.choice(_OF_FILES)
-        done(file)
-        return getattr(done, "__name__", "")
+        change = draw.choice(_OF_FILES)
+        change(file)
+        return getattr(change, "__name__", "")
     how = draw.choice(_OF_BYTES)
     if kind > 0.5 and file.suffix in _OF_KIND:
         how = _OF_KIND[file.suffix]
     try:
         changed = how(draw, data)
-    except (ValueError, OSError, RecursionError, ImportError):  # no change of this kind can be written
+    except (ValueError, OSError, RecursionError, ImportError):  # no such change can be written
         how = _flip_bits
         changed = how(draw, data)
     file.write_bytes(changed)

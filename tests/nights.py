@@ -1,6 +1,6 @@
-"""Simulated nights: a world whose fine-tune is asked every night on a prepared session.
+"""Simulated nights: a world whose fine-tune answers every night on a prepared session.
 
-Invariant: what is answered depends on the night, the item and the rates alone.
+Invariant: answers depend only on the night, the item and the rates.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ COUNTER = "more_targets: [{name: counter, data: {test: suites/counter.jsonl}, ma
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of all items, in each night anew: answered worse and better than in the reference.
+    """Shares of all items, drawn each night, that are answered worse or better than in the reference.
 
-    `counter_lost` is that of a further target, where there is one.
+    `counter_lost` is the share lost on a further target, if there is one.
     """
 
     lost: float = 0.05
@@ -45,11 +45,11 @@ STILL = Rates(lost=0, gained=0, general_lost=0, counter_lost=0)
 
 
 class Nightly(worlds.Oracle):
-    """A rule that answers a few items otherwise each night, as many as the rates say."""
+    """A rule that changes the answers to a few items each night, according to the rates."""
 
-    def __init__(self, truth, weights_digest, tuned, day, rates, asked) -> None:
+    def __init__(self, truth, weights_digest, tuned, day, rates, on_prompt) -> None:
         super().__init__(truth, weights_digest, tuned)
-        self.day, self.rates, self.asked = day, rates, asked
+        self.day, self.rates, self.asked = day, rates, on_prompt
 
     def generate(self, prompts, limits):
         for prompt in prompts:
@@ -57,9 +57,9 @@ class Nightly(worlds.Oracle):
         return super().generate(prompts, limits)
 
     def _output(self, messages):
-        found = super()._output(messages)
+        output = super()._output(messages)
         general = " - " in messages[-1]["content"]
-        good = found.text == worlds.GOOD
+        good = output.text == worlds.GOOD
         target = self.truth.target["tuned" if self.tuned else "zero_shot"]["of"]
         share = (self.truth.general if general else target) / 100
         lost, gained = (self.rates.base_moves / 2,) * 2
@@ -70,18 +70,18 @@ class Nightly(worlds.Oracle):
             lost = self.rates.general_lost if general else on_target
             gained = self.rates.gained
         name = repr((self.day, messages[-1]["content"], self.tuned)).encode()
-        drawn = int(hashlib.sha256(name).hexdigest()[:12], 16) / 16**12
-        if drawn >= (lost / share if good else gained / (1 - share)):
-            return found
-        return worlds.Output(worlds.BAD if good else worlds.GOOD, compute_s=found.compute_s)
+        number = int(hashlib.sha256(name).hexdigest()[:12], 16) / 16**12
+        if number >= (lost / share if good else gained / (1 - share)):
+            return output
+        return worlds.Output(worlds.BAD if good else worlds.GOOD, compute_s=output.compute_s)
 
 
 class NightlyHost(worlds.OracleHost):
-    """What holds the base of a world for one night."""
+    """Host of a world's base for one night."""
 
-    def __init__(self, truth, source, day, rates, asked) -> None:
+    def __init__(self, truth, source, day, rates, on_prompt) -> None:
         super().__init__(truth, source)
-        self._what = (day, rates, asked)
+        self._what = (day, rates, on_prompt)
         self.base = Nightly(truth, source.weights_digest, False, *self._what)
 
     @contextmanager
@@ -102,12 +102,12 @@ def world(folder: Path, *, test: int = 200, general: int = 60, seeds: tuple[int,
 
 
 def add_counter(path: Path, n: int = 200) -> None:
-    """Declare a further target, of which the stored runs hold no rows yet."""
-    asked = [
+    """Declare a further target, without rows in the stored runs."""
+    questions = [
         {"id": f"counter-{i}", "prompt": f"What is counter of {i} ?", "reference": worlds.GOOD}
         for i in range(n)
     ]
-    rows = "".join(json.dumps(row) + "\n" for row in asked)
+    rows = "".join(json.dumps(row) + "\n" for row in questions)
     (path.parent / "suites" / "counter.jsonl").write_text(rows)
     path.write_text(path.read_text() + COUNTER)
 
@@ -116,18 +116,18 @@ def folder_of(path: Path) -> Path:
     return home(Store(path.parent / "runs"), "world")
 
 
-def line_of(found: nightly.NightReport, name: str = "lora"):
-    return next(line for line in found.lines if line.name == name)
+def line_of(night_report: nightly.NightReport, name: str = "lora"):
+    return next(line for line in night_report.lines if line.name == name)
 
 
 def compare_again(path: Path) -> None:
-    """Let the candidates answer what they have not answered yet."""
+    """Let the candidates answer the items that they have not answered yet."""
     session, loaded = worlds.open_world(path, TRUTH, (), ["prompt", "lora"])
     experiment.run_all(session, loaded)
 
 
 class Calendar:
-    """One session on which night after night is run."""
+    """A session on which nights are run in sequence."""
 
     def __init__(self, path: Path, overrides=(), salt: int = 0) -> None:
         self.path, self.salt = path, salt
@@ -135,9 +135,9 @@ class Calendar:
         self.asked: list[tuple[int, ...]] = []
 
     def night(self, n: int, rates: Rates = Rates(), asked=None, publish=None) -> nightly.NightReport:
-        """Run night n, from 1 on; `asked` hears of every prompt before it is answered."""
+        """Run night n, counted from 1; `asked` is called with every prompt before it is answered."""
         day = FIRST + timedelta(days=n - 1)
-        hears = asked or self.asked.append
-        host = NightlyHost(TRUTH, self.session.source, (self.salt, day), rates, hears)
+        on_prompt = asked or self.asked.append
+        host = NightlyHost(TRUTH, self.session.source, (self.salt, day), rates, on_prompt)
         self.session.slot.host = host
         return nightly.run_prepared(self.session, self.loaded, day, publish)

@@ -1,6 +1,6 @@
-"""A server that speaks OpenAI's protocol over real HTTP, answered by a model in memory or by a rule.
+"""A server of OpenAI's protocol over real HTTP, answered by a model in memory or by a rule.
 
-Invariant: what it says follows from the request and from what answers alone; `faults` are said first.
+Invariant: an answer depends only on the request and on the model or rule; `faults` are answered first.
 """
 
 import json
@@ -17,17 +17,17 @@ NAME = "tiny"
 
 
 class ServerAnswer(NamedTuple):
-    """One answer, with what it cost in tokens."""
+    """One answer, with its token counts."""
 
     text: str
     finish_reason: str = "stop"
-    n_prompt: int | None = 10  # None of a server that sends no usage
+    n_prompt: int | None = 10  # None from a server that reports no usage
     n_new: int = 1
-    tokens: tuple[dict[str, float], ...] = ()  # log-probabilities of what each could have been, its own first
+    tokens: tuple[dict[str, float], ...] = ()  # log-probabilities of alternatives, the chosen one first
 
 
 class Fault(NamedTuple):
-    """What is answered instead: a status, the body, and after how long."""
+    """A response instead of the answer: a status, the body, and a delay."""
 
     status: int = 500
     body: Any = None
@@ -35,7 +35,7 @@ class Fault(NamedTuple):
 
 
 class Rule:
-    """Answers messages by a function; knows no tokens."""
+    """A rule that answers messages by a function; it has no tokens."""
 
     def __init__(self, answer: Callable[[list[dict]], str]) -> None:
         self._answer = answer
@@ -45,7 +45,7 @@ class Rule:
 
 
 class Model:
-    """A causal language model as transformers runs it, one request at a time."""
+    """A causal language model run by transformers, one request at a time."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -62,10 +62,10 @@ class Model:
 
     def complete(self, ids: list[int], body: dict) -> ServerAnswer:
         with self._lock:
-            made = self._model.generate(
+            generated = self._model.generate(
                 self._torch.tensor([ids]), max_new_tokens=body["max_tokens"], do_sample=False
             )
-        new = made[0, len(ids) :].tolist()
+        new = generated[0, len(ids) :].tolist()
         text = self._tokenizer.decode(new, skip_special_tokens=True)
         ended = new[-1] == self._tokenizer.eos_token_id
         cuts = [text.index(s) for s in body.get("stop", ()) if s in text]
@@ -74,13 +74,13 @@ class Model:
 
     def logprobs(self, ids: list[int]) -> dict:
         with self._lock, self._torch.no_grad():
-            said = self._model(self._torch.tensor([ids])).logits[0].log_softmax(-1)
-        own = [said[i, token].item() for i, token in enumerate(ids[1:])]
-        best = [row.max(-1) for row in said]
+            all_logprobs = self._model(self._torch.tensor([ids])).logits[0].log_softmax(-1)
+        token_logprobs = [all_logprobs[i, token].item() for i, token in enumerate(ids[1:])]
+        best = [row.max(-1) for row in all_logprobs]
         tops = [{str(b.indices.item()): b.values.item()} for b in best]
         return {
             "tokens": [str(i) for i in ids] + ["new"],
-            "token_logprobs": [None, *own, best[-1].values.item()],
+            "token_logprobs": [None, *token_logprobs, best[-1].values.item()],
             "top_logprobs": [None, *tops],
         }
 
@@ -97,7 +97,7 @@ class Server(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.asked: list[tuple[str, dict]] = []
         self.headers: list[dict[str, str]] = []
-        self.page: bytes | None = None  # what GET answers instead of a list of models
+        self.page: bytes | None = None  # response to GET instead of a list of models
         self.listed: tuple[str, ...] = (NAME,)
         self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
@@ -118,10 +118,10 @@ class Server(ThreadingHTTPServer):
                 self._at_once -= 1
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Answer one connection's requests; a client that is gone is no error.
+        """Answer one connection's requests; a disconnected client is no error.
 
-        A traceback printed in this thread would call `ast.parse`, which on Python 3.11.7 is not safe beside a call in
-        another one (python/cpython#106905).
+        A traceback printed in this thread would call `ast.parse`, which on Python 3.11.7 is not safe while
+        another thread calls it (python/cpython#106905).
         """
         self._connections.add(request)
         with suppress(ConnectionError):
@@ -129,7 +129,7 @@ class Server(ThreadingHTTPServer):
         self._connections.discard(request)
 
     def server_close(self) -> None:
-        """Close the connections that clients keep open too, and wait for their threads."""
+        """Close also the connections that clients keep open, and wait for their threads."""
         for connection in [*self._connections]:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -144,34 +144,34 @@ class Server(ThreadingHTTPServer):
         if body["model"] != NAME:
             return 404, _error(f"The model `{body['model']}` does not exist.")
         if path == "/v1/chat/completions":
-            said = self.model.chat(body["messages"], body)
-            known = _token_logprobs(said, body["top_logprobs"]) if body.get("logprobs") else None
-            message = {"role": "assistant", "content": said.text}
-            return 200, _response(said, {"message": message, "logprobs": known})
+            reply = self.model.chat(body["messages"], body)
+            logprobs = _token_logprobs(reply, body["top_logprobs"]) if body.get("logprobs") else None
+            message = {"role": "assistant", "content": reply.text}
+            return 200, _response(reply, {"message": message, "logprobs": logprobs})
         if not hasattr(self.model, "complete"):
             return 404, _error("Not Found")
         room = self.model.max_model_len - body["max_tokens"]
         if len(body["prompt"]) > room:
             return 400, _error(f"This model's maximum context length is {self.model.max_model_len} tokens.")
         if body.get("echo"):
-            said, known = ServerAnswer("", "length"), self.model.logprobs(body["prompt"])
+            reply, logprobs = ServerAnswer("", "length"), self.model.logprobs(body["prompt"])
         else:
-            said, known = self.model.complete(body["prompt"], body), None
-        return 200, _response(said, {"text": said.text, "logprobs": known})
+            reply, logprobs = self.model.complete(body["prompt"], body), None
+        return 200, _response(reply, {"text": reply.text, "logprobs": logprobs})
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body leave together: apart, each answer would wait for an acknowledgement
+    wbufsize = -1  # send head and body together: separately, each answer would wait for an acknowledgement
 
     def do_GET(self) -> None:
         if self.server.page is not None:
             self._write(200, "text/html", self.server.page)
             return
         size = getattr(self.server.model, "max_model_len", None)
-        one = {"object": "model", "created": 0, "owned_by": "us", "max_model_len": size}
-        self._send(200, {"object": "list", "data": [{"id": name, **one} for name in self.server.listed]})
+        fields = {"object": "model", "created": 0, "owned_by": "us", "max_model_len": size}
+        self._send(200, {"object": "list", "data": [{"id": name, **fields} for name in self.server.listed]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -197,16 +197,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
-def _token_logprobs(said: ServerAnswer, n: int) -> dict | None:
-    """Return the log-probabilities of tokens as a chat has them; nothing where the model gives none."""
+def _token_logprobs(answer: ServerAnswer, n: int) -> dict | None:
+    """Return the tokens' log-probabilities in the chat format; None if the model gives none."""
     content = [
-        {"token": next(iter(of)), "logprob": next(iter(of.values())), "top_logprobs": [
-            {"token": token, "logprob": value, "bytes": None} for token, value in [*of.items()][:n]
+        {"token": next(iter(tops)), "logprob": next(iter(tops.values())), "top_logprobs": [
+            {"token": token, "logprob": value, "bytes": None} for token, value in [*tops.items()][:n]
         ]}
-        for of in said.tokens
+        for tops in answer.tokens
     ]  # fmt: skip
     return {"content": content} if content else None
 
@@ -215,23 +215,23 @@ def _error(message: str) -> dict:
     return {"error": {"message": message, "type": "invalid_request_error", "code": None}}
 
 
-def _response(said: ServerAnswer, choice: dict) -> dict:
-    usage = {"prompt_tokens": said.n_prompt, "completion_tokens": said.n_new}
-    total = said.n_new + (said.n_prompt or 0)
-    counted = {} if said.n_prompt is None else {"usage": {**usage, "total_tokens": total}}
+def _response(answer: ServerAnswer, choice: dict) -> dict:
+    usage = {"prompt_tokens": answer.n_prompt, "completion_tokens": answer.n_new}
+    total = answer.n_new + (answer.n_prompt or 0)
+    counted = {} if answer.n_prompt is None else {"usage": {**usage, "total_tokens": total}}
     return {
         "id": "1",
         "object": "text_completion",
         "created": 0,
         "model": NAME,
-        "choices": [{"index": 0, "finish_reason": said.finish_reason, **choice}],
+        "choices": [{"index": 0, "finish_reason": answer.finish_reason, **choice}],
         **counted,
     }
 
 
 @contextmanager
-def serve_model(model: Any, **given: Any) -> Iterator[Server]:
-    server = Server(model, **given)
+def serve_model(model: Any, **options: Any) -> Iterator[Server]:
+    server = Server(model, **options)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

@@ -1,9 +1,9 @@
-"""Pins of `code_versions.toml`: digests of the syntax trees of the modules that each concern stands for.
+"""Pins of `code_versions.toml`: digests of the syntax trees of each concern's modules.
 
 `python -m tests.pins` (or `make pins`) runs the tests of golden answers, log-probabilities and weights,
-and then renews the pins that differ and adds what is new: plugins at version 1, and defaults of settings.
+then renews changed pins and adds new entries: plugins at version 1, and defaults of settings.
 
-Invariant: docstrings and imports of our own modules are left out, so prose and moves change no pin.
+Invariant: docstrings and imports of our own modules are left out, so that rewording and moves change no pin.
 """
 
 import ast
@@ -30,12 +30,12 @@ def files_of(version: CodeVersion) -> list[Path]:
 
 
 def pin_of(files: list[Path]) -> str:
-    """Digest the syntax trees of files, whatever they are called."""
+    """Digest the syntax trees of files, whatever their names."""
     return digest(sorted(_code(file.read_text("utf-8")) for file in files))
 
 
 def _code(source: str) -> str:
-    """Return a module's code without its docstrings and its imports of our own."""
+    """Return a module's code without docstrings and without imports of our own modules."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED):
@@ -50,7 +50,7 @@ def _is_left_out(line: ast.stmt) -> bool:
 
 
 def list_unlisted_plugins() -> list[str]:
-    """Name the plugins that the table does not list."""
+    """List the plugins that the table lacks."""
     concerns = [f"{kind}/{name}" for kind in plugins.KINDS for name in plugins.names(kind)]
     return [concern for concern in concerns if concern not in code_versions()]
 
@@ -67,18 +67,18 @@ def defaults() -> dict[str, dict[str, str]]:
 
 
 def _defaults_of(model: type[BaseModel]) -> dict[str, str]:
-    found = {name: field.get_default(call_default_factory=True) for name, field in model.model_fields.items()}
-    known = {name: value for name, value in found.items() if value is not PydanticUndefined}
-    return {name: repr(value) for name, value in known.items()}
+    raw = {name: field.get_default(call_default_factory=True) for name, field in model.model_fields.items()}
+    defined = {name: value for name, value in raw.items() if value is not PydanticUndefined}
+    return {name: repr(value) for name, value in defined.items()}
 
 
 def read_known_defaults() -> dict[str, dict[str, str]]:
-    known: dict[str, dict[str, str]] = json.loads(DEFAULTS.read_text("utf-8"))
-    return known
+    known_defaults: dict[str, dict[str, str]] = json.loads(DEFAULTS.read_text("utf-8"))
+    return known_defaults
 
 
 def renew() -> list[str]:
-    """Write the pins that differ and the plugins that are not listed; returns the concerns that changed."""
+    """Write changed pins and unlisted plugins; return the concerns that changed."""
     text, changed = TABLE.read_text("utf-8"), list_unlisted_plugins()
     for concern in changed:
         kind, name = concern.split("/")
@@ -96,12 +96,12 @@ def renew() -> list[str]:
 
 def main() -> None:
     """Run the golden tests, then renew; a new plugin gets its entry first and its pin in a second pass."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", GOLDEN_TESTS], check=False)
-    if done.returncode:
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", GOLDEN_TESTS], check=False)
+    if run.returncode:
         sys.exit("Results changed: raise the version of the concern, and say why in the commit.")
-    # Write defaults of new fields; one that is known stays, so that a change of it is noticed.
-    known = read_known_defaults()
-    merged = {model: {**fields, **known.get(model, {})} for model, fields in defaults().items()}
+    # Add defaults of new fields; known ones stay, so that a change is noticed.
+    known_defaults = read_known_defaults()
+    merged = {model: {**fields, **known_defaults.get(model, {})} for model, fields in defaults().items()}
     DEFAULTS.write_text(json.dumps(merged, indent=1, sort_keys=True) + "\n", "utf-8")
     changed = renew()
     changed += renew() if list_unlisted_plugins() or any(not v.pin for v in code_versions().values()) else []

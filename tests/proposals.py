@@ -1,4 +1,4 @@
-"""Proposals of `harness init` from rows, without a model: the base's tokenizer is not here."""
+"""Proposals of `harness init` from rows, without a model: the base's tokenizer is absent."""
 
 import csv
 
@@ -18,17 +18,17 @@ def write_csv(folder, lines, name="mine.csv"):
     return folder / name
 
 
-def request(folder, data, **given):
-    """Request a proposal for a file, or for rows; other arguments are fields of the request."""
+def request(folder, data, **fields):
+    """Make a request for a file, or for rows; other arguments are fields of the request."""
     path = write(folder / "mine.jsonl", data) if isinstance(data, list) else str(data)
-    return Request(folder / "new", path, **{"base_model": "org/name"} | given)
+    return Request(folder / "new", path, **{"base_model": "org/name"} | fields)
 
 
-def propose(folder, data, **given):
-    return scaffold.propose(request(folder, data, **given), HERE)
+def propose(folder, data, **fields):
+    return scaffold.propose(request(folder, data, **fields), HERE)
 
 
 def read_evaluated(task):
-    """Read the items that a task evaluates: in folds those are all rows to train on."""
+    """Read the items that a task evaluates: with folds, all training rows."""
     items = load_task(task, 0)
     return [*items.validation, *items.test]

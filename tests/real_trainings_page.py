@@ -1,6 +1,6 @@
-"""The page of trainings on the embedded model: a row for each that was run, and nothing that was not.
+"""The page of trainings on the embedded model, with a row for each training that was run.
 
-Invariant: a run replaces its own row alone.
+Invariant: a run replaces only its own row.
 """
 
 import json
@@ -23,7 +23,7 @@ and files under one id ([trackers](../docs/howto/reports.md#trackers)). Losses a
 
 
 def keep(name: str, row: Mapping[str, Any], path: Path) -> None:
-    """Keep a row in the JSON file of a page, and write the page anew."""
+    """Store a row in the page's JSON file, and rewrite the page."""
     rows = json.loads(path.read_text("utf-8")) if path.exists() else {}
     rows[name] = dict(row)
     path.write_text(json.dumps(dict(sorted(rows.items())), indent=2) + "\n", "utf-8")

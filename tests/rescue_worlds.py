@@ -1,7 +1,7 @@
-"""Worlds in which the truth of every version of a fine-tune is known, so that a rescue has an answer.
+"""Worlds with a known truth for every version of a fine-tune, so that the right rescue is known.
 
-Invariant: only the answers are made up; trials are found, stored, judged and split as always. A
-scaled adapter is really made; of a training its finished folder is laid down.
+Invariant: only answers are made up; trials are found, stored, judged and split by the real code. A scaled
+adapter is really made; a training is replaced by the files that it leaves.
 """
 
 import atexit
@@ -36,16 +36,16 @@ BASE = Truth(
 )
 ALPHA = 32.0
 AS_IT_IS = "as it is"
-_LAID_DOWN = ("merge",)  # steps that compute with a base, which here has no weights
+_LAID_DOWN = ("merge",)  # steps that compute with a base, which has no weights here
 USUAL = Sizes()
 WHOLE = Scope()
 
 
 class Version(NamedTuple):
-    """What is true of one version: percent right on the target, general points lost, and in which half.
+    """Truth of one version: percent right on the target, general points lost, and the half that loses them.
 
-    `more` holds the percent right on further targets, by task, where that is not as on the first; `failed`
-    names items that it does not answer.
+    `more` holds the percent right on further targets, by task, if it differs from the first; `failed` names
+    the items that get no answer.
     """
 
     target: int = 90
@@ -66,10 +66,10 @@ class VersionOracle(Oracle):
         self.version, self.half_of = version, half_of
 
     def _output(self, messages: list[dict]) -> Output:
-        task, of, number = messages[-1]["content"].rpartition("What is ")[2].split()[:3]
-        if f"{task} {of} {number}" in self.version.failed:
+        task, segment, number = messages[-1]["content"].rpartition("What is ")[2].split()[:3]
+        if f"{task} {segment} {number}" in self.version.failed:
             return Output("", "error", error="the server hung up")
-        if of == "-":
+        if segment == "-":
             base = is_right(int(number), BASE.general)
             hit = self.version.lost_in in ("both", self.half_of[f"{task}---{number}"])
             answered = base and not (hit and is_right(int(number), self.version.lost))
@@ -79,7 +79,7 @@ class VersionOracle(Oracle):
 
 
 class VersionHost(OracleHost):
-    """A base by rule, and adapters whose folder says which version they are."""
+    """A base by rule, and adapters whose folder names their version."""
 
     def __init__(self, versions: dict[str, Version], source: ModelSource, half_of) -> None:
         super().__init__(BASE, source)
@@ -88,9 +88,9 @@ class VersionHost(OracleHost):
 
     @contextmanager
     def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[VersionOracle]:
-        made = json.loads((folder / "adapter_config.json").read_text())
-        scale = made["lora_alpha"] / ALPHA
-        mark = made["made"] if scale == 1 else f"scale={scale:g}"
+        adapter_config = json.loads((folder / "adapter_config.json").read_text())
+        scale = adapter_config["lora_alpha"] / ALPHA
+        mark = adapter_config["made"] if scale == 1 else f"scale={scale:g}"
         self.opened.append(mark)
         if mark not in self._versions:
             raise RuntimeError(f"no version {mark} in this world")
@@ -98,21 +98,21 @@ class VersionHost(OracleHost):
 
 
 def lay_down(session, candidate, mark: str, seed: int = 0) -> None:
-    """Leave what a finished training of an adapter leaves; of a tracked one every tenth step's weights too."""
+    """Write what a finished training of an adapter leaves; if tracked, every tenth step's weights too."""
     init = find_stored_weights(session, candidate.init, seed) if candidate.init else None
-    merges = [find_stored_weights(session, one, seed) for one in candidate.merges]
+    merges = [find_stored_weights(session, name, seed) for name in candidate.merges]
     folder = Fit(session, candidate, seed).folder(init, merges=merges)
     settings = {"peft_type": "LORA", "lora_alpha": ALPHA, "r": 16, "made": mark}
     training = {"wall_s": 600.0, "loss": [[1, 1.0]]}
     fake_adapter.lay_down(folder, session.source.weights_digest, settings, training)
     for point in range(candidate.source.track.points if candidate.source.track else 0):
         step = f"step-{10 * (point + 1)}"
-        kept = {**settings, "made": step}
-        fake_adapter.lay_down(folder / TRACKED / step, session.source.weights_digest, kept, {})
+        step_settings = {**settings, "made": step}
+        fake_adapter.lay_down(folder / TRACKED / step, session.source.weights_digest, step_settings, {})
 
 
 class World(NamedTuple):
-    """A finished experiment and what it takes to rescue a candidate of it."""
+    """A finished experiment, with all that a rescue of a candidate needs."""
 
     path: Path
     session: object
@@ -121,12 +121,12 @@ class World(NamedTuple):
     host: VersionHost
 
     def prepare(self, name: str = "lora"):
-        """Prepare a rescue, with all that it might make laid down but copied and scaled adapters."""
-        found = rescue.prepare(self.session, self.loaded.selected, name)
-        for trial in found.schedule.trials:
+        """Prepare a rescue, and write all versions that it may train or merge."""
+        ready = rescue.prepare(self.session, self.loaded.selected, name)
+        for trial in ready.schedule.trials:
             if plugins.method(trial.source.method).trains or trial.step in _LAID_DOWN:
-                lay_down(found.session, found.session.candidates[trial.name], trial.name.partition("+")[2])
-        return found
+                lay_down(ready.session, ready.session.candidates[trial.name], trial.name.partition("+")[2])
+        return ready
 
     def rescue(self, name: str = "lora"):
         return rescue.run(self.prepare(name))
@@ -135,8 +135,8 @@ class World(NamedTuple):
 def world(
     folder: Path, versions: dict[str, Version], *, sizes: Sizes = USUAL, extra: str = "", overrides=()
 ) -> World:
-    """Write a world, run its experiment and return it; "as it is" is the version that is to be rescued."""
-    # What was run before with the same version and settings is copied.
+    """Write a world, run its experiment and return it; the version "as it is" is to be rescued."""
+    # A finished world with the same version and settings is copied.
     finished = _finish_world(versions.get(AS_IT_IS, COLLAPSED), sizes, extra, tuple(overrides))
     shutil.copytree(finished, folder, dirs_exist_ok=True)
     return open_world(folder / "harness.yaml", versions, overrides)
@@ -151,7 +151,7 @@ def _finish_world(as_it_is: Version, sizes: Sizes, extra: str, overrides: tuple[
 
 
 def write(folder: Path, sizes: Sizes = USUAL, extra: str = "", written: str = worlds.CANDIDATES) -> Path:
-    """Write the files of a world, with `extra` lines of harness.yaml; returns its path."""
+    """Write the files of a world, with `extra` lines of harness.yaml; return its path."""
     path = worlds.write(folder, BASE, sizes, written)
     config_file = json.loads((folder / "model" / "config.json").read_text())
     shape = {
@@ -164,7 +164,7 @@ def write(folder: Path, sizes: Sizes = USUAL, extra: str = "", written: str = wo
 
 
 def open_world(path: Path, versions: dict[str, Version], overrides=(), scope: Scope = WHOLE) -> World:
-    """Open a written world, run what of its experiment is not done, and return it."""
+    """Open a written world, run the missing parts of its experiment, and return it."""
     loaded = config.load(path, overrides)
     session = prepare_session(loaded, scope, SilentProgress())
     half_of = split({m.task.name: items_as_rows(m) for m in session.suites}, 0).half_of
@@ -172,14 +172,14 @@ def open_world(path: Path, versions: dict[str, Version], overrides=(), scope: Sc
     for name in loaded.selected:
         candidate = session.candidates[name]
         if candidate.source.method == "lora":
-            for part, seed in product((session, *session.in_folds()), candidate.seeds):
-                lay_down(part, candidate, AS_IT_IS, seed)
-    found = experiment.run_all(session, loaded, scope if scope.fewer else Scope())
-    return World(path, session, loaded, found, host)
+            for fold_session, seed in product((session, *session.in_folds()), candidate.seeds):
+                lay_down(fold_session, candidate, AS_IT_IS, seed)
+    result = experiment.run_all(session, loaded, scope if scope.fewer else Scope())
+    return World(path, session, loaded, result, host)
 
 
 def items_as_rows(measured) -> list[SampleResult]:
-    """Turn the items of a task into rows that hold nothing but their names."""
+    """Make rows from the items of a task, with no content but the names."""
     return [
         SampleResult(measured.task.name, "test", e.id, 0, "ok", "", "", (), {}, cluster=e.cluster)
         for e in measured.items.test

@@ -1,4 +1,4 @@
-"""Worker of several training jobs, one after the other: the processes that share them start once."""
+"""Worker of several training jobs in sequence, so that the processes start only once."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Stored worlds by one builder, and what is frozen of each: reports, verdicts and views of SQL as plain values.
+"""Stored worlds from one builder, and their frozen reports, verdicts and SQL views as plain values.
 
-Invariant: answers are made up by rule, so no model is loaded; digests, dates and folders are left out.
+Invariant: rules make the answers, so no model is loaded; digests, dates and folders are left out.
 """
 
 import json
@@ -33,7 +33,7 @@ from harness.spec import GatePolicy
 from harness.store.sql_schema import TABLES
 
 FAILED = ("test behaviour 6",)
-FIRST_BASE = "f" * 16  # answers as the base does, under another name
+FIRST_BASE = "f" * 16  # the digest of another base with the same answers
 JUDGE = """\
 from harness.metrics import mean_metric
 
@@ -55,7 +55,7 @@ JUDGED = {
 }
 USUAL = {AS_IT_IS: Version(90, lost=8)}
 SIZES, WHOLE = Sizes(general=100), Scope()
-LONGEST = 8  # entries that a golden list holds as they are
+LONGEST = 8  # longer golden lists are summarised
 
 
 def stored(
@@ -67,7 +67,7 @@ def stored(
     edit: Callable[[Path], None] = lambda path: None,
     scope: Scope = WHOLE,
 ) -> World:
-    """Write a world with `extra` lines of its file, changed by `edit`, and run its experiment in `scope`."""
+    """Write a world with `extra` lines in its file, changed by `edit`, and run its experiment in `scope`."""
     path = rescue_worlds.write(folder, sizes, extra)
     edit(path)
     return rescue_worlds.open_world(path, dict(versions), scope=scope)
@@ -80,7 +80,7 @@ def write_in(path: Path, old: str, new: str) -> None:
 
 
 def add_judge(path: Path) -> None:
-    """Let a judge grade the target, and pin items that the fine-tune loses in part."""
+    """Let a judge grade the target, and pin items, some of which the fine-tune loses."""
     suites = path.parent / "suites"
     (suites / "judge_right.py").write_text(JUDGE)
     write_in(suites / "desk.yaml", "{name: desk,", "{name: desk, metrics: [./judge_right.py],")
@@ -102,14 +102,14 @@ def deal_folds(path: Path) -> None:
 
 
 def judged_world(folder: Path) -> tuple[World, dict[str, Any]]:
-    """Make a rescued fine-tune with people's labels, a failed answer, lost items in fp32 and a champion."""
-    made = stored(folder, GRID, versions=JUDGED, sizes=Sizes(general=160), edit=add_judge)
-    prepared = made.prepare()
+    """Make a rescued fine-tune with labels by people, a failed answer, lost items in fp32 and a champion."""
+    stored_world = stored(folder, GRID, versions=JUDGED, sizes=Sizes(general=160), edit=add_judge)
+    prepared = stored_world.prepare()
     rescued = rescue.run(prepared)
-    at = made.session.store
+    at = stored_world.session.store
     runs = {run.candidate: run for run in store.list_runs(at, "world")}
     trial = runs[rescued.tried[-1].name]
-    # Let people label every answer to the target: of a fine-tune they refuse a fifth that the judge passes.
+    # People label every answer to the target; they refuse a fifth of the fine-tune's that the judge passes.
     labels = {}
     for run in runs.values():
         for row in store.read_rows(at, run.rows["desk/test"]):
@@ -118,9 +118,9 @@ def judged_world(folder: Path) -> tuple[World, dict[str, Any]]:
             )
             label = float(row.text == GOOD and not refused)
             labels[answer_digest("judge_right", row)] = label
-    given = tuple(AnswerLabel(answer, answer, label) for answer, label in sorted(labels.items()))
+    answer_labels = tuple(AnswerLabel(answer, answer, label) for answer, label in sorted(labels.items()))
     store.save_labels(
-        at, LabelSet("people", "2026-01-01T00:00:00", "desk", "test", "judge_right", "ann", given)
+        at, LabelSet("people", "2026-01-01T00:00:00", "desk", "test", "judge_right", "ann", answer_labels)
     )
     for run in (runs["lora"], trial):
         weights = ensure_weights(prepared.session, prepared.session.candidates[run.candidate], run.seed)
@@ -130,8 +130,8 @@ def judged_world(folder: Path) -> tuple[World, dict[str, Any]]:
             suites=tuple(m for m in prepared.session.suites if m.role == "regression"),
         )
         suite_arm(exact, weights, "in fp32")
-    # Promote a run, as if its first base had been another one that answered alike.
-    file, champion = release.promote_named(made.path, runs["lora"].candidate, despite="a test")
+    # Promote a run, as if another base with the same answers had been its first base.
+    file, champion = release.promote_named(stored_world.path, runs["lora"].candidate, despite="a test")
     for key in (key for key in champion.rows if not key.startswith("desk/")):
         base = replace(store.read_identity(at, champion.rows[key]), weights_digest=champion.base_digest)
         first = replace(base, weights_digest=FIRST_BASE)
@@ -139,85 +139,83 @@ def judged_world(folder: Path) -> tuple[World, dict[str, Any]]:
         identity = at.rows(first.digest) / "identity.json"
         identity.write_text(identity.read_text().replace(champion.base_digest, FIRST_BASE))
     rewrite_champion(file, first_base=FIRST_BASE)
-    return rescue_worlds.open_world(made.path, JUDGED), runs | {"trial": trial}
+    return rescue_worlds.open_world(stored_world.path, JUDGED), runs | {"trial": trial}
 
 
 def gate_all(path: Path, *candidates: str, **options) -> dict[str, Any]:
-    """Judge candidates, and say what a machine and a person read of it."""
+    """Judge candidates; return the verdicts as JSON and as pages."""
     judged = {name: release.gate(path, name, **options) for name in candidates}
     return {
         name: [
-            {**report.gate_json(one), "page": report.markdown(report.gate_document(one)).split("\n")}
-            for one in of
+            {**report.gate_json(verdict), "page": report.markdown(report.gate_document(verdict)).split("\n")}
+            for verdict in verdicts
         ]
-        for name, of in judged.items()
+        for name, verdicts in judged.items()
     }
 
 
 def freeze(world: World, *gated: str, baselines: tuple[str, ...] = ("base",)) -> dict[str, Any]:
-    """Return the report of a world, its page, the verdicts of the gate and what SQL says."""
-    at, found = world.session.store, world.report
+    """Return the report of a world, its page, the gate's verdicts and the SQL views."""
+    at, result = world.session.store, world.report
     gates = {baseline: gate_all(world.path, *gated, baseline=baseline) for baseline in baselines}
     return {
-        "report": report.to_json(found),
-        "page": report.markdown(report.experiment_document(found)).split("\n"),
+        "report": report.to_json(result),
+        "page": report.markdown(report.experiment_document(result)).split("\n"),
         "gate": gates,
         "sql": {table.name: rows_of(at, table.name) for table in TABLES},
     }
 
 
 def rows_of(at, table: str) -> list[Any]:
-    """Return all rows of a view in an order that no digest decides."""
-    found = store.query(at, f'SELECT * FROM "{table}"')
-    rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+    """Return all rows of a view in an order that does not depend on digests."""
+    result = store.query(at, f'SELECT * FROM "{table}"')
+    rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
     return sorted((plain(row) for row in rows), key=json.dumps)
 
 
-_DIGEST = re.compile(r"\b[0-9a-f]{16,}\b|(?<=-)[0-9a-f]{8}\b")  # the end of a run's id too
+_DIGEST = re.compile(r"\b[0-9a-f]{16,}\b|(?<=-)[0-9a-f]{8}\b")  # also the end of a run's id
 _DATE = re.compile(r"20\d\d-\d\d-\d\d(?:[T ]\d\d:\d\d[:\d.+Z]*)?")
 _PATH = re.compile(r"/\S*/(?=\w)")
 _TIME = re.compile(
     r"(?:&lt;|<)?[\d.,]+ (?:ms|s)\b|[\d.,]+ a second|\b\d+ threads?\b|(?:&lt;|<)?\b0\.000\d*"
-)  # and what it costs
-_TIMED = re.compile(
-    r"TIME \| TIME|^\| \S+ \| 8 \||^\| threads \||\bgit "
-)  # rows of tables that hold what was measured
+)  # including costs
+_TIMED = re.compile(r"TIME \| TIME|^\| \S+ \| 8 \||^\| threads \||\bgit ")  # rows of tables with measurements
 _MEASURED = re.compile(
     "created|wall_s|copying_s|harness|device|git_|record$|latency|compute_s|per_s$|first_token|under_load|timed"
-    "|cost|_usd|break_even|^precision$|weights_gb|^threads$"  # the last three are the machine's choice
+    "|cost|_usd|break_even|^precision$|weights_gb|^threads$"  # the last three depend on the machine
 )
 
 
 def plain(value: Any) -> Any:
-    """Return plain values without digests, dates, folders and what was measured; of a long list a summary."""
+    """Return plain values without digests, dates, folders and measurements; long lists are summarised."""
     if isinstance(value, Mapping):
         return {plain(str(k)): plain(v) for k, v in value.items() if not _MEASURED.search(str(k))}
     if isinstance(value, list | tuple | set):
-        found = [plain(one) for one in value]
-        if len(found) <= LONGEST or any(isinstance(one, str) and " " in one for one in found):
-            return found  # a page is kept whole
-        return [len(found), sha256(json.dumps(rounded(found)).encode()).hexdigest()[:12], *found[:3]]
+        items = [plain(item) for item in value]
+        if len(items) <= LONGEST or any(isinstance(item, str) and " " in item for item in items):
+            return items  # pages are kept whole
+        return [len(items), sha256(json.dumps(rounded(items)).encode()).hexdigest()[:12], *items[:3]]
     if isinstance(value, str):
-        said = _TIME.sub("TIME", _PATH.sub("~/", _DATE.sub("DATE", _DIGEST.sub("#", value))))
-        return "measured" if _TIMED.search(said) else said
+        text = _TIME.sub("TIME", _PATH.sub("~/", _DATE.sub("DATE", _DIGEST.sub("#", value))))
+        return "measured" if _TIMED.search(text) else text
     return value if isinstance(value, int | float | None) else str(value)
 
 
 def rounded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: rounded(of) for key, of in value.items()}
+        return {key: rounded(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [rounded(of) for of in value]
+        return [rounded(entry) for entry in value]
     return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
-def dump(found: Mapping[str, Any]) -> str:
-    """Write plain values as JSON, a line for each entry of the second level."""
+def dump(content: Mapping[str, Any]) -> str:
+    """Write plain values as JSON, with a line per entry of the second level."""
     parts = []
-    for key, value in rounded(found).items():
-        named = value.items() if isinstance(value, dict) else [("", one) for one in value]
+    for key, value in rounded(content).items():
+        entries = value.items() if isinstance(value, dict) else [("", v) for v in value]
         lines = [
-            f"{json.dumps(name)}: " * bool(name) + json.dumps(of, ensure_ascii=False) for name, of in named
+            f"{json.dumps(name)}: " * bool(name) + json.dumps(v, ensure_ascii=False) for name, v in entries
         ]
         opened, closed = "{}" if isinstance(value, dict) else "[]"
         parts.append(f"{json.dumps(key)}: {opened}\n" + ",\n".join(lines) + f"\n{closed}")
@@ -225,11 +223,11 @@ def dump(found: Mapping[str, Any]) -> str:
 
 
 def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each value with where it stands."""
+    """Yield each value with its path."""
     if isinstance(value, dict | list) and value:
-        named = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, of in named:
-            yield from leaves(of, f"{at}/{key}")
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in entries:
+            yield from leaves(entry, f"{at}/{key}")
     else:
         yield at, value
 
@@ -243,11 +241,11 @@ def usual(folder: Path) -> dict[str, Any]:
 
 
 def judged(folder: Path) -> dict[str, Any]:
-    """Return judged answers with labels, confirmed regressions, a champion and its cumulative loss, a rescue."""
+    """Return judged answers with labels, confirmed regressions, a champion with cumulative loss, a rescue."""
     world, runs = judged_world(folder)
-    found = freeze(world, "lora", runs["trial"].run_id, baselines=("base", "champion"))
+    frozen = freeze(world, "lora", runs["trial"].run_id, baselines=("base", "champion"))
     rescued = world.rescue()
-    return found | {
+    return frozen | {
         "rescue": rescue.to_json(rescued),
         "rescue page": report.markdown(rescue.rescue_document(rescued)).split("\n"),
     }
@@ -269,7 +267,7 @@ def fewer(folder: Path) -> dict[str, Any]:
 
 
 def several(folder: Path) -> dict[str, Any]:
-    """Return several answers to an item, the majority chosen, and their mean."""
+    """Return several answers per item, by majority and by mean."""
     extra = (
         "  vote: {decoding: {temperature: 0.7, samples: 3, choose: majority}}\n"
         "  mean: {method: lora, decoding: {temperature: 0.7, samples: 3}}\n"
@@ -279,7 +277,7 @@ def several(folder: Path) -> dict[str, Any]:
 
 
 def further(folder: Path) -> dict[str, Any]:
-    """Return a further target, a critical task and one that is reported only."""
+    """Return a further target, a critical task and a task that is only reported."""
     extra = "gate: {tasks: [chat, sums, facts], critical: [sums], macro: 10%}\n"
 
     def add_target(path: Path) -> None:
@@ -289,7 +287,7 @@ def further(folder: Path) -> dict[str, Any]:
 
 
 def endpoint(folder: Path) -> dict[str, Any]:
-    """Return what is served over HTTP beside what is answered here."""
+    """Return a candidate served over HTTP next to a local one."""
     oracle = worlds.Oracle(rescue_worlds.BASE, "0", False)
     with serve_model(Rule(lambda messages: oracle._output(messages).text)) as server:
         served = f"base_url: {server.url}, model: {openai_server.NAME}, protocol: chat, max_retries: 0"
@@ -308,18 +306,18 @@ def outside(folder: Path) -> dict[str, Any]:
 
 
 def quickstart(folder: Path) -> dict[str, Any]:
-    """Return the kept runs of the quickstart, answered by chance."""
-    found = stored_quickstart.write(folder)
+    """Return the stored runs of the quickstart, answered by chance."""
+    result = stored_quickstart.write(folder)
     views = {table.name: rows_of(store.Store(folder / "runs"), table.name) for table in TABLES}
     trained = gate_all(folder / "harness.yaml", *stored_quickstart.TRAINED)
-    return {"report": report.to_json(found), "gate": trained, "sql": views}
+    return {"report": report.to_json(result), "gate": trained, "sql": views}
 
 
 def night(folder: Path) -> dict[str, Any]:
     calendar = nights.Calendar(nights.world(folder, general=100))
     still, worse = nights.Rates(lost=0, gained=0, general_lost=0), nights.Rates(general_lost=0.3)
-    found = [calendar.night(n, rates) for n, rates in enumerate((still, worse, worse), start=1)]
-    return {"nights": [alarm.to_json(one) for one in found]}
+    night_reports = [calendar.night(n, rates) for n, rates in enumerate((still, worse, worse), start=1)]
+    return {"nights": [alarm.to_json(r) for r in night_reports]}
 
 
 WORLDS = (usual, judged, seeds, folds, fewer, several, further, endpoint, outside, night, quickstart)

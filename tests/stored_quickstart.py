@@ -1,7 +1,7 @@
-"""The quickstart as it lies in a store once all of it was run, made without its model in a minute.
+"""The store of a finished quickstart, made without its model in a minute.
 
-Invariant: files, items, metrics, row sets and identities are the quickstart's own, so a later command
-finds everything stored; only what is answered is made up, of the item's text and the weights alone.
+Invariant: files, items, metrics, row sets and identities are the quickstart's own, so that a later command
+finds everything stored; only answers are made up, from the item's text and the weights.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +24,13 @@ from harness.report import ExperimentReport
 
 ROOT = Path(__file__).parents[1]
 TRAINED = ("lora-careless", "lora")
-_RIGHT = 0.6  # of the answers
-_MOVED = 0.15  # of the answers, from one set of weights to another
+_RIGHT = 0.6  # share of answers
+_MOVED = 0.15  # share of answers that differ between two sets of weights
 
 
 def write(folder: Path) -> ExperimentReport:
-    """Write the quickstart's harness.yaml, and its runs as `harness compare` leaves them."""
-    # The embedded model is opened once, where the cache does not know yet which engine reads it.
+    """Write the quickstart's harness.yaml, and the runs that `harness compare` leaves."""
+    # The embedded model is opened once if the cache does not yet know which engine reads it.
     path = folder / "harness.yaml"
     path.write_text((ROOT / "harness.yaml").read_text())
     (folder / "suites").symlink_to(ROOT / "suites")
@@ -46,20 +46,20 @@ def write(folder: Path) -> ExperimentReport:
 
 
 class ChanceSession(Session):
-    """A session on which every base and every adapter answers by chance."""
+    """A session whose bases and adapters answer by chance."""
 
     def host(self, source: ModelSource) -> "Host":
         measured = (self.target, *self.suites)
-        known = {e.prompt: e.references[0] for m in measured for e in m.items.test if e.references}
-        return Host(source, known)
+        right_answers = {e.prompt: e.references[0] for m in measured for e in m.items.test if e.references}
+        return Host(source, right_answers)
 
 
 class Host:
-    """What holds a base in memory, here nothing."""
+    """A host of a base, without a model."""
 
-    def __init__(self, source: ModelSource, known: Mapping[str, str]) -> None:
-        self.source, self._known = source, known
-        self.base = ChanceCandidate(known, source.weights_digest)
+    def __init__(self, source: ModelSource, right_answers: Mapping[str, str]) -> None:
+        self.source, self._known = source, right_answers
+        self.base = ChanceCandidate(right_answers, source.weights_digest)
 
     @contextmanager
     def use_adapter(self, folder: Path, weights_digest: str) -> Iterator["ChanceCandidate"]:
@@ -67,20 +67,20 @@ class Host:
 
 
 class ChanceCandidate(Candidate):
-    """A candidate that knows what is right and says it by chance; a prompt's ids are its bytes."""
+    """A candidate that gives the right answer by chance; a prompt's ids are its bytes."""
 
     engine = "text"
     layout_digest = digest("text")
     max_context = 1 << 30
 
-    def __init__(self, known: Mapping[str, str], weights_digest: str) -> None:
-        self._known, self.weights_digest = known, weights_digest
+    def __init__(self, right_answers: Mapping[str, str], weights_digest: str) -> None:
+        self._known, self.weights_digest = right_answers, weights_digest
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
-        asked = [one.messages[-1]["content"] if one.messages else "" for one in prompts]
+        texts = [prompt.messages[-1]["content"] if prompt.messages else "" for prompt in prompts]
         return [
-            Encoded(tuple(text.encode()), tuple(one.continuation.encode()))
-            for text, one in zip(asked, prompts, strict=True)
+            Encoded(tuple(text.encode()), tuple(prompt.continuation.encode()))
+            for text, prompt in zip(texts, prompts, strict=True)
         ]
 
     def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
@@ -89,17 +89,17 @@ class ChanceCandidate(Candidate):
     def loglikelihood(self, pairs: Sequence) -> list[Likelihood]:
         return [Likelihood(-len(c) * (1 + self._draw(bytes(p) + bytes(c))), False) for p, c in pairs]
 
-    def _answer(self, asked: str) -> Output:
-        right = self._draw(asked.encode()) < _RIGHT
-        question = asked.rpartition("\n\n")[2]  # passages stand in front of it
-        text = self._known.get(asked) or self._known.get(question) or "nothing"
+    def _answer(self, prompt: str) -> Output:
+        right = self._draw(prompt.encode()) < _RIGHT
+        question = prompt.rpartition("\n\n")[2]  # passages come before it
+        text = self._known.get(prompt) or self._known.get(question) or "nothing"
         text = text if right else f"not {text}"
-        return Output(text, n_prompt_tokens=len(asked) // 4, n_output_tokens=len(text) // 4, compute_s=0.01)
+        return Output(text, n_prompt_tokens=len(prompt) // 4, n_output_tokens=len(text) // 4, compute_s=0.01)
 
-    def _draw(self, asked: bytes) -> float:
+    def _draw(self, text: bytes) -> float:
         """Draw from the text, and for some texts from the weights as well."""
-        own = _share(self.weights_digest.encode() + asked)
-        return own / _MOVED if own < _MOVED else _share(asked)
+        share = _share(self.weights_digest.encode() + text)
+        return share / _MOVED if share < _MOVED else _share(text)
 
 
 def _share(text: bytes) -> float:
@@ -107,7 +107,7 @@ def _share(text: bytes) -> float:
 
 
 def _lay_down(session: Session, name: str) -> None:
-    """Leave what a finished training leaves, but for the tensors."""
+    """Write what a finished training leaves, without tensors."""
     candidate = session.candidates[name]
     init = ensure_weights(session, candidate.init, 0) if candidate.init else None
     folder = Fit(session, candidate, 0).folder(init)

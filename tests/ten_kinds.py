@@ -1,7 +1,7 @@
-"""Ten data sets of ten kinds, as people bring them: made here, of no foreign row.
+"""Ten data sets of ten kinds, as users bring them: generated here, without rows of others.
 
-Invariant: what is written depends on the seed alone. Where `truth` is given it names the only right
-answer: the candidate that has to be shipped, or that none of the fine-tunes may be.
+Invariant: the rows depend only on the seed. If `truth` is given, it is the only right result: the candidate
+to ship, or that no fine-tune may be shipped.
 """
 
 import csv
@@ -15,7 +15,7 @@ from typing import NamedTuple
 THINGS = ("drill", "ladder", "tent", "projector", "kettle", "wheelbarrow", "sewing machine", "lamp")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
 NAMES = ("Ann", "Bela", "Chike", "Dana", "Eiko", "Farid")
-ASKS = {  # a word of each form belongs to its label alone, so a bag of words suffices
+ASKS = {  # each form has a word that belongs to its label alone, so a bag of words suffices
     "borrow": ("May I borrow the {thing} on {day}?", "Please let {who} borrow the {thing} from {day}."),
     "return": ("Where do I return the {thing} on {day}?", "{who} wants to return the {thing} by {day}."),
     "repair": (
@@ -31,9 +31,9 @@ FILLER = (
 
 
 class Kind(NamedTuple):
-    """A kind of data: how its file is called and made, and what the decision on it has to be.
+    """A kind of data: its file name, its generator, and the right decision.
 
-    `truth` is the candidate to ship, `never` says that no fine-tune may be recommended.
+    `truth` is the candidate to ship; with `never` no fine-tune may be recommended.
     """
 
     file: str
@@ -65,10 +65,10 @@ def make_free_text(rng: random.Random) -> bytes:
     rows = []
     for i in range(120):
         thing, day = rng.choice(THINGS), rng.choice(DAYS)
-        told = (
+        text = (
             f"Dear {rng.choice(NAMES)}, the {thing} is ready from {day} on at desk {i}. {rng.choice(FILLER)}"
         )
-        rows.append({"instruction": f"Say that the {thing} is ready on {day} at desk {i}.", "output": told})
+        rows.append({"instruction": f"Say that the {thing} is ready on {day} at desk {i}.", "output": text})
     return lines(rows)
 
 
@@ -88,8 +88,8 @@ def preferences(rng: random.Random) -> bytes:
     rows = []
     for i in range(120):
         thing = rng.choice(THINGS)
-        told = f"Yes, the {thing} is free on {rng.choice(DAYS)}."
-        rows.append({"prompt": f"Is the {thing} of box {i} free?", "chosen": told, "rejected": "No idea."})
+        text = f"Yes, the {thing} is free on {rng.choice(DAYS)}."
+        rows.append({"prompt": f"Is the {thing} of box {i} free?", "chosen": text, "rejected": "No idea."})
     return lines(rows)
 
 
@@ -103,7 +103,7 @@ def json_answers(rng: random.Random) -> bytes:
 
 
 def make_long_documents(rng: random.Random) -> bytes:
-    """Make reports of some fifteen hundred letters, one word of which decides."""
+    """Make reports of some fifteen hundred letters, in which one word decides."""
     rows = []
     for i in range(60):
         label = ("flood", "fire")[i % 2]
@@ -125,16 +125,16 @@ def japanese(rng: random.Random) -> bytes:
 
 
 def spreadsheet(rng: random.Random) -> bytes:
-    """Make an export: BOM, semicolons, odd headers, empty cells and lines, and rows that stand twice."""
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter=";", lineterminator="\r\n")
+    """Make an export: BOM, semicolons, odd headers, empty cells and lines, and repeated rows."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, delimiter=";", lineterminator="\r\n")
     writer.writerow(["Nr.", " Customer Text (as sent)", "", "Final Label ", "Remark", "Remark"])
     rows = [[i, *request(rng)] for i in range(200)]
     for i, text, label in [*rows, *rows[:20]]:
         writer.writerow([i, text, "", "" if i % 50 == 7 else label, "" if i % 3 else "seen; by phone", ""])
         if i % 40 == 0:
             writer.writerow([""] * 6)
-    return b"\xef\xbb\xbf" + out.getvalue().encode()
+    return b"\xef\xbb\xbf" + buffer.getvalue().encode()
 
 
 KINDS = {

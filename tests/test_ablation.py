@@ -1,4 +1,4 @@
-"""Grids against their first member, and recipes over seeds: what is compared, corrected and said."""
+"""Ablation tables: grids against their first member, and recipes over several seeds."""
 
 import io
 from statistics import fmean
@@ -22,20 +22,20 @@ def grid(*seeds, names=("lora[r=4]", *DELTAS), **changes):
 
 
 def pair(base, new):
-    """Compare as if the new run were better by what DELTAS says, and a little by its seed."""
+    """Compare two runs: the new one is better by its value in DELTAS plus 0.01 per seed."""
     return comparison(DELTAS[new.name] + 0.01 * new.seed, 0.05, estimator="bca")
 
 
 def means(base, new):
-    """Compare recipes as if every seed of one scored as `pair` says, with a standard error of 0.05/1.96."""
+    """Compare recipes whose seeds all score as in `pair`, with a standard error of 0.05/1.96."""
     items = Variance((0.05 / 1.959964) ** 2, None)
     delta = fmean(pair(base[0], f).delta for f in new)
     return RecipeDifference(delta, items, items, 200)
 
 
 def table(facts):
-    (found,) = ablations(facts, pair, means)
-    return found
+    (ablation,) = ablations(facts, pair, means)
+    return ablation
 
 
 def print_report(report):
@@ -50,10 +50,10 @@ def report(facts, **changes):
 
 
 def test_every_member_is_compared_with_the_first_and_p_values_are_corrected():
-    found = table(grid(0))
-    assert (found.grid, found.reference, found.n_tests) == ("lora", "lora[r=4]", 3)
-    assert [f.candidate for f in found.factors] == ["lora[r=4]", *DELTAS]
-    assert [f.difference and f.difference.score for f in found.factors] == [None, 0.02, 0.08, 0.05]
+    ablation = table(grid(0))
+    assert (ablation.grid, ablation.reference, ablation.n_tests) == ("lora", "lora[r=4]", 3)
+    assert [f.candidate for f in ablation.factors] == ["lora[r=4]", *DELTAS]
+    assert [f.difference and f.difference.score for f in ablation.factors] == [None, 0.02, 0.08, 0.05]
     raw, corrected = zip(*((f.p, f.p_adjusted) for f in table(grid(0)).factors[1:]), strict=True)
     # z = delta · 1.96 / 0.05; Benjamini-Hochberg over three: the smallest times 3, the next times 3/2.
     assert raw == pytest.approx((0.4331, 0.00171, 0.0500), abs=1e-3)
@@ -79,25 +79,25 @@ def make_seeds(*names, scores):
 
 
 def test_from_three_seeds_on_what_varies_between_the_seeds_of_both_is_added():
-    found = table(make_seeds("lora[r=4]", "lora[r=16]", scores=(0.70, 0.72, 0.74))).factors[1]
+    factor = table(make_seeds("lora[r=4]", "lora[r=16]", scores=(0.70, 0.72, 0.74))).factors[1]
     items, seeds = 0.05 / 1.959964, 0.02 / 3**0.5
     se = (items**2 + 2 * seeds**2) ** 0.5
     df = se**4 / (2 * seeds**4 / 2)
     t = scipy_stats.t.ppf(0.975, df)
-    assert found.n_seeds == 3
-    assert found.difference.score == pytest.approx(0.09)
-    assert (found.difference.low, found.difference.high) == pytest.approx((0.09 - t * se, 0.09 + t * se))
-    assert found.p == pytest.approx(2 * scipy_stats.t.sf(0.09 / se, df))
+    assert factor.n_seeds == 3
+    assert factor.difference.score == pytest.approx(0.09)
+    assert (factor.difference.low, factor.difference.high) == pytest.approx((0.09 - t * se, 0.09 + t * se))
+    assert factor.p == pytest.approx(2 * scipy_stats.t.sf(0.09 / se, df))
 
 
 def test_the_table_stands_under_the_main_one_and_in_markdown_and_json():
-    of = report(grid(0))
-    lines = print_report(of).splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("lora  "))
-    assert "p corrected" in lines[at]
-    assert "(reference)" in lines[at + 1]
-    assert lines[at + 3].split()[:7] == ["r=16", "70.0", "+8.0", "[+3,", "+13]", "0.002", "0.005"]
+    rep = report(grid(0))
+    lines = print_report(rep).splitlines()
+    row = next(i for i, line in enumerate(lines) if line.startswith("lora  "))
+    assert "p corrected" in lines[row]
+    assert "(reference)" in lines[row + 1]
+    assert lines[row + 3].split()[:7] == ["r=16", "70.0", "+8.0", "[+3,", "+13]", "0.002", "0.005"]
     assert max(map(len, lines)) <= 100
-    assert "## Ablation: lora" in markdown(experiment_document(of))
-    assert "| r=16 | 70.0 | +8.0 [+3, +13] | 0.002 | 0.005 | 0.50 | – |" in markdown(experiment_document(of))
-    assert to_json(of)["ablations"][0]["factors"][2]["p_adjusted"] == pytest.approx(0.00514, abs=1e-4)
+    assert "## Ablation: lora" in markdown(experiment_document(rep))
+    assert "| r=16 | 70.0 | +8.0 [+3, +13] | 0.002 | 0.005 | 0.50 | – |" in markdown(experiment_document(rep))
+    assert to_json(rep)["ablations"][0]["factors"][2]["p_adjusted"] == pytest.approx(0.00514, abs=1e-4)

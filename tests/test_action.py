@@ -26,10 +26,10 @@ INPUT = re.compile(r"\$\{\{ inputs\.([a-z]+) \}\}")
 HARNESS = f'exec {sys.executable} -c "from harness.cli import main; main()" "$@"'
 
 
-def run_action(folder, script=HARNESS, **given):
-    """Run the steps whose conditions hold; returns the last exit code and what the action gives out."""
-    # `script` is what the command `harness` does.
-    inputs = {name: one.get("default", "") for name, one in ACTION["inputs"].items()} | given
+def run_action(folder, script=HARNESS, **changed_inputs):
+    """Run the steps whose conditions hold; returns the last exit code and the action's outputs."""
+    # `script` is the body of the fake command `harness`.
+    inputs = {name: spec.get("default", "") for name, spec in ACTION["inputs"].items()} | changed_inputs
     for name in ("bin", "temp"):
         (folder / name).mkdir(exist_ok=True)
     command = folder / "bin" / "harness"
@@ -40,7 +40,7 @@ def run_action(folder, script=HARNESS, **given):
     for step in ACTION["runs"]["steps"]:
         if code or not holds(step.get("if", ""), inputs):
             continue
-        done = subprocess.run(
+        process = subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
             cwd=folder,
             check=False,
@@ -56,9 +56,9 @@ def run_action(folder, script=HARNESS, **given):
                 **{name: INPUT.sub(lambda m: inputs[m[1]], text) for name, text in step["env"].items()},
             },
         )
-        code = done.returncode
-    given_out = dict(line.split("=", 1) for line in (folder / "output").read_text().splitlines())
-    return code, given_out
+        code = process.returncode
+    outputs = dict(line.split("=", 1) for line in (folder / "output").read_text().splitlines())
+    return code, outputs
 
 
 def holds(condition, inputs):
@@ -70,7 +70,7 @@ def holds(condition, inputs):
 
 
 def fake_pip(folder, exit_code=0):
-    """Put a `python` before the others whose pip only notes its words; all else Python itself runs."""
+    """Put a `python` first on PATH whose pip only records its arguments; Python runs everything else."""
     (folder / "bin").mkdir()
     python = folder / "bin" / "python"
     python.write_text(
@@ -89,10 +89,10 @@ def samples(folder, gains, losses):
 
 
 def test_a_candidate_that_fails_stops_the_job_and_one_that_passes_by_the_settings_lets_it_go_on(tmp_path):
-    given = samples(tmp_path, 0, 150)
-    assert run_action(tmp_path, **given) == (3, {"verdict": "fail", "exit-code": "3"})
-    code, out = run_action(tmp_path, **given, overrides="gate.macro=0.5\n\ngate.each=0.5\n")
-    assert (code, out) == (0, {"verdict": "pass", "exit-code": "0"})
+    inputs = samples(tmp_path, 0, 150)
+    assert run_action(tmp_path, **inputs) == (3, {"verdict": "fail", "exit-code": "3"})
+    code, outputs = run_action(tmp_path, **inputs, overrides="gate.macro=0.5\n\ngate.each=0.5\n")
+    assert (code, outputs) == (0, {"verdict": "pass", "exit-code": "0"})
     assert ET.parse(tmp_path / "harness-gate.xml").getroot().find("testsuite").get("failures") == "0"
     assert "## PASS" in (tmp_path / "summary.md").read_text()
 
@@ -100,9 +100,9 @@ def test_a_candidate_that_fails_stops_the_job_and_one_that_passes_by_the_setting
 def test_what_is_missing_is_computed_beforehand_only_on_request_with_the_same_settings(tmp_path):
     judged = """echo '[{"outcome": "pass"}]'"""
     script = f"""echo "$@" $HARNESS_CANDIDATES >> {tmp_path / "words"}; [ $1 = compare ] || {judged}"""
-    given = {"candidate": "lora", "install": "", "config": "desk.yaml", "overrides": "seeds=[3]\n"}
-    assert run_action(tmp_path, script, **given, baseline="base")[0] == 0
-    assert run_action(tmp_path, script, **given, beside="prompt", compute="true")[0] == 0
+    inputs = {"candidate": "lora", "install": "", "config": "desk.yaml", "overrides": "seeds=[3]\n"}
+    assert run_action(tmp_path, script, **inputs, baseline="base")[0] == 0
+    assert run_action(tmp_path, script, **inputs, beside="prompt", compute="true")[0] == 0
     words = (tmp_path / "words").read_text().splitlines()
     assert [line.split()[0] for line in words] == ["gate", "compare", "gate"]
     assert "--baseline base" in words[0]
@@ -133,8 +133,8 @@ def test_the_action_calls_verbs_and_variables_that_the_command_line_has():
     commands = get_command(cli.app).commands
     for step in ACTION["runs"]["steps"]:
         for verb in re.findall(r"^\s*harness (\w+)", step["run"], re.MULTILINE):
-            known = {p.envvar for p in commands[verb].params}
-            assert {name for name in step["env"] if name.startswith("HARNESS_")} <= known
+            known_variables = {p.envvar for p in commands[verb].params}
+            assert {name for name in step["env"] if name.startswith("HARNESS_")} <= known_variables
 
 
 def test_the_example_workflow_runs_the_action_on_pull_requests_but_not_of_forks_and_keeps_its_report():
@@ -143,7 +143,7 @@ def test_the_example_workflow_runs_the_action_on_pull_requests_but_not_of_forks_
     (step,) = [s for s in WORKFLOW["jobs"]["gate"]["steps"] if s.get("uses", "").startswith("./")]
     assert (ROOT / step["uses"] / "action.yml").exists()
     assert set(step["with"]) <= set(ACTION["inputs"])
-    required = {name for name, one in ACTION["inputs"].items() if one.get("required")}
+    required = {name for name, spec in ACTION["inputs"].items() if spec.get("required")}
     assert required <= set(step["with"])
     (step,) = [s for s in WORKFLOW["jobs"]["gate"]["steps"] if "upload-artifact" in s.get("uses", "")]
     assert step["if"] == "always()"
@@ -164,8 +164,8 @@ def test_the_nightly_workflow_makes_the_quickstart_once_and_asks_its_fine_tune_e
         program.chmod(0o755)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{tools}:{os.environ['PATH']}"}
     for step in (step["run"] for step in workflow["jobs"]["night"]["steps"] if "run" in step):
-        done = subprocess.run(
+        process = subprocess.run(
             ["bash", "-ec", step], cwd=tmp_path, check=False, capture_output=True, env=environment
         )
-        assert done.returncode == 0, done.stderr
+        assert process.returncode == 0, process.stderr
     assert list((tmp_path / "reports").glob("*.nightly.json")), "which the workflow keeps"

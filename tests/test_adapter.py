@@ -1,4 +1,4 @@
-"""Adapters of others: what is served, and what is refused before anything runs or when it is opened."""
+"""Adapters trained elsewhere: which are served, and which are refused before a run or on opening."""
 
 import json
 import re
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 @pytest.fixture(scope="module")
 def peft_adapter(tiny, tmp_path_factory):
-    """Train an adapter with plain PEFT and a loop of one's own; returns its folder."""
+    """Train an adapter with plain PEFT and a custom loop; returns its folder."""
     folder = tmp_path_factory.mktemp("theirs")
     tiny_model.train_adapter(tiny).save_pretrained(folder)
     return folder
@@ -61,12 +61,12 @@ def test_an_adapter_for_another_base_is_refused_by_name(tiny, tmp_path):
     config = LlamaConfig.from_pretrained(wide)
     config.hidden_size, config.head_dim = 64, 16
     LlamaForCausalLM(config).save_pretrained(wide)
-    made = tiny_methods.fit(wide, tmp_path / "fit", Lora, {"r": 2, "max_steps": 1})
-    said = refusal(tiny, tmp_path, made.folder / "adapter")
-    assert re.search(r"harness\.yaml:\d+: candidate theirs", said), said
-    assert f"an adapter for another base ({wide}): model.layers.0." in said
-    assert re.search(r"of size \(2, 64\), where the base and adapter_config.json make \(2, 32\)", said), said
-    assert "set base_model on this candidate to that base" in said
+    weights = tiny_methods.fit(wide, tmp_path / "fit", Lora, {"r": 2, "max_steps": 1})
+    msg = refusal(tiny, tmp_path, weights.folder / "adapter")
+    assert re.search(r"harness\.yaml:\d+: candidate theirs", msg), msg
+    assert f"an adapter for another base ({wide}): model.layers.0." in msg
+    assert re.search(r"of size \(2, 64\), where the base and adapter_config.json make \(2, 32\)", msg), msg
+    assert "set base_model on this candidate to that base" in msg
 
 
 def test_an_adapter_trained_after_tokens_were_added_is_refused_with_what_to_make_of_the_base(tiny, tmp_path):
@@ -79,9 +79,9 @@ def test_an_adapter_trained_after_tokens_were_added_is_refused_with_what_to_make
     model.resize_token_embeddings(len(tokenizer))
     grown = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     grown.save_pretrained(tmp_path / "grown", save_embedding_layers=True)
-    said = refusal(tiny, tmp_path, tmp_path / "grown")
-    assert f"embed_tokens.weight of size ({n_rows + 3}, 32), where the base" in said
-    assert f"resize_token_embeddings({n_rows + 3}) on {tiny}" in said
+    message = refusal(tiny, tmp_path, tmp_path / "grown")
+    assert f"embed_tokens.weight of size ({n_rows + 3}, 32), where the base" in message
+    assert f"resize_token_embeddings({n_rows + 3}) on {tiny}" in message
 
 
 def edit_config(**changes):
@@ -140,9 +140,9 @@ UNFIT = {
 
 @pytest.mark.parametrize("unfit", UNFIT)
 def test_an_adapter_that_does_not_fit_is_refused_before_anything_runs(tiny, peft_adapter, tmp_path, unfit):
-    change, said = UNFIT[unfit]
+    change, pattern = UNFIT[unfit]
     change(folder := shutil.copytree(peft_adapter, tmp_path / "theirs"))
-    assert re.search(said, found := refusal(tiny, tmp_path, folder)), found
+    assert re.search(pattern, message := refusal(tiny, tmp_path, folder)), message
 
 
 OPTIONS = {
@@ -161,8 +161,8 @@ def biased(tmp_path_factory):
 
     folder = tiny_model.build(tmp_path_factory.mktemp("biased"))
     sizes = json.loads((folder / "config.json").read_text())
-    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    config = Qwen2Config(**{name: sizes[name] for name in kept}, num_key_value_heads=2, initializer_range=0.3)
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = Qwen2Config(**{name: sizes[name] for name in keys}, num_key_value_heads=2, initializer_range=0.3)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -181,9 +181,9 @@ def test_an_adapter_of_any_option_of_lora_is_served_as_by_peft(biased, tmp_path,
     host = ModelHost(source, CPU)
     assert not [*adapter_problems(tmp_path, source, "theirs")]
     with tiny_model.unchanged(host.model, ids) as plain, host.use_adapter(tmp_path, "theirs") as opened:
-        found = tiny_model.logits(opened.model, ids)
-    assert found.allclose(tiny_model.logits(theirs, ids), atol=1e-4)
-    assert not found.allclose(plain, atol=1e-3)
+        logits = tiny_model.logits(opened.model, ids)
+    assert logits.allclose(tiny_model.logits(theirs, ids), atol=1e-4)
+    assert not logits.allclose(plain, atol=1e-3)
 
 
 def save_tokenizer(tiny, folder, template=None, **changes):
@@ -211,9 +211,9 @@ def test_an_adapter_with_a_tokenizer_of_its_own_is_refused_with_both_ways_out(
 ):
     folder = shutil.copytree(peft_adapter, tmp_path / "theirs")
     save_tokenizer(tiny, folder, **changes)
-    found = refusal(tiny, tmp_path, folder)
-    assert re.search(said, found), found
-    assert "name it with method: model; or remove chat_template.jinja, tokenizer.json" in found
+    message = refusal(tiny, tmp_path, folder)
+    assert re.search(said, message), message
+    assert "name it with method: model; or remove chat_template.jinja, tokenizer.json" in message
 
 
 @pytest.mark.parametrize("beside", ["new keys that are off", "its tokenizer", "a tokenizer with another pad"])
@@ -249,10 +249,10 @@ def test_a_tensor_that_is_lacking_or_has_no_place_is_found_when_an_adapter_is_op
             "not numbers",
         ),
     )
-    for place, (edit, said) in enumerate(edits):
-        folder = shutil.copytree(tmp_path / "whole", tmp_path / str(place))
+    for i, (edit, message) in enumerate(edits):
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / str(i))
         edit_tensors(edit)(folder)
-        with pytest.raises(CandidateFailed, match=said), host.use_adapter(folder, "spoilt"):
+        with pytest.raises(CandidateFailed, match=message), host.use_adapter(folder, "spoilt"):
             pass
 
 
@@ -268,9 +268,9 @@ def pickle_adapter(theirs, folder):
 
 def test_pickled_weights_are_refused_unless_asked_for(tiny, peft_adapter, tmp_path):
     pickled = pickle_adapter(peft_adapter, tmp_path / "pickled")
-    said = refusal(tiny, tmp_path, pickled)
-    assert "a pickle, which can run code" in said
-    assert "allow_pickle: true" in said
+    message = refusal(tiny, tmp_path, pickled)
+    assert "a pickle, which can run code" in message
+    assert "allow_pickle: true" in message
     first, second = (
         tiny_methods.fit(tiny, tmp_path / folder.name[:1], Adapter, {"allow_pickle": True}, path=folder)
         for folder in (peft_adapter, pickled)
@@ -312,8 +312,8 @@ def test_names_that_are_there_are_taken_and_a_refused_one_is_shown_with_its_over
     recipe = "{method: lora, params: {target_modules: '.*(q|v)_proj', exclude_modules: [o_proj]}}"
     assert prepare_candidates(tmp_path, tiny, recipe).candidates["mine"]
 
-    given = "candidates.mine.params.target_modules=[nope]"
+    override = "candidates.mine.params.target_modules=[nope]"
     with pytest.raises(UserError) as refused:
-        prepare_candidates(tmp_path, tiny, "{method: lora}", given, "seeds=[3]")
+        prepare_candidates(tmp_path, tiny, "{method: lora}", override, "seeds=[3]")
     (problem,) = refused.value.problems
-    assert problem.where.endswith(f", override {given}: candidate mine")
+    assert problem.where.endswith(f", override {override}: candidate mine")

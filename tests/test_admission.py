@@ -28,20 +28,20 @@ def verdict(measured, **judged_by):
     return judge(measured, POLICY, target=None, identical=False, **judged_by).verdict
 
 
-def macro_of(found):
-    return next(r for r in found.rules if r.name == "macro")
+def macro_of(judgement):
+    return next(r for r in judgement.rules if r.name == "macro")
 
 
 def make_lopsided_task(passed, chance=0.5, n=100, seed=0):
-    """Make a task of which the base passes so many items of either half, the new model just the same."""
+    """Make a task where the base and the new model pass the same `passed` items of the two halves."""
     plain = measurement("t", np.ones(n), np.ones(n))
     cut = cut_tasks([plain], seed)
-    left = dict(zip(("search", "confirm"), passed, strict=True))
+    passes_left = dict(zip(("search", "confirm"), passed, strict=True))
     scores = []
     for row in plain.base:
         half = cut.half_of[cluster_name(row)]
-        scores.append(float(left[half] > 0))
-        left[half] -= 1
+        scores.append(float(passes_left[half] > 0))
+        passes_left[half] -= 1
     return measurement("t", np.array(scores), np.array(scores), chance=chance)
 
 
@@ -49,30 +49,30 @@ def make_lopsided_task(passed, chance=0.5, n=100, seed=0):
     ("passed", "n_items", "weight"), [((40, 40), 100, 1.0), ((40, 25), 50, 0.5), ((25, 40), 50, 0.5)]
 )
 def test_each_half_is_admitted_by_the_base_on_the_other(passed, n_items, weight):
-    found = verdict([make_lopsided_task(passed)])
-    assert found.macro.n == n_items
-    assert ("only half of the items of t count, with half the weight" in macro_of(found).sentence) == (
+    judgement = verdict([make_lopsided_task(passed)])
+    assert judgement.macro.n == n_items
+    assert ("only half of the items of t count, with half the weight" in macro_of(judgement).sentence) == (
         weight == 0.5
     )
 
 
 def test_a_half_is_admitted_by_the_other_and_counts_half_as_much_as_a_whole_task():
     lost = measurement("sums", *flips(100, 0, 30))
-    found = verdict([make_lopsided_task((40, 25)), lost])
-    assert found.macro.score == pytest.approx((0.5 * 0.0 + 1.0 * -0.3) / 1.5)
+    judgement = verdict([make_lopsided_task((40, 25)), lost])
+    assert judgement.macro.score == pytest.approx((0.5 * 0.0 + 1.0 * -0.3) / 1.5)
     expected = ["t: on the other half the base scores 50.0 [37, 63] %, not above chance (50.0 %), n = 50"]
-    assert macro_of(found).numbers["one_half"] == expected
+    assert macro_of(judgement).numbers["one_half"] == expected
 
-    found = verdict([make_lopsided_task((25, 26))])
-    assert found.outcome == "inconclusive"
-    (why,) = macro_of(found).numbers["left_out"]
-    assert "t cannot show forgetting: on one half of its items the base scores 50.0 [37, 63] %" in why
-    assert "and on the other half the base scores 52.0 [39, 65] %, not above chance" in why
+    judgement = verdict([make_lopsided_task((25, 26))])
+    assert judgement.outcome == "inconclusive"
+    (reason,) = macro_of(judgement).numbers["left_out"]
+    assert "t cannot show forgetting: on one half of its items the base scores 50.0 [37, 63] %" in reason
+    assert "and on the other half the base scores 52.0 [39, 65] %, not above chance" in reason
 
-    one = measurement("chat", np.ones(9), np.ones(9))
+    chat = measurement("chat", np.ones(9), np.ones(9))
     clustered = [rows(np.ones(9), task="chat", cluster_size=9) for _ in range(2)]
-    found = verdict([one._replace(base=clustered[0], new=clustered[1])])
-    assert "its items form one cluster, which has no halves" in macro_of(found).numbers["left_out"][0]
+    judgement = verdict([chat._replace(base=clustered[0], new=clustered[1])])
+    assert "its items form one cluster, which has no halves" in macro_of(judgement).numbers["left_out"][0]
     relative = judge([make_lopsided_task((40, 25))], GatePolicy(macro="10%"), target=None, identical=False)
     (half,) = [t.half for t in relative.tasks]
     assert half.admitting_score == 0.8
@@ -82,7 +82,7 @@ def test_a_half_is_admitted_by_the_other_and_counts_half_as_much_as_a_whole_task
 
 
 def copies(rng, n_copies, n=1000, loss=0.02, together=1.0, disagreement=0.1):
-    """Make copies of one task that truly lose so much; `together` of the items move alike in all copies."""
+    """Make copies of one task with a true loss of `loss`; a share `together` of the items moves alike."""
     documents = [f"document-{i}" for i in range(n)]
 
     def moves():
@@ -90,15 +90,15 @@ def copies(rng, n_copies, n=1000, loss=0.02, together=1.0, disagreement=0.1):
             [1.0, -1.0, 0.0], n, p=[(disagreement - loss) / 2, (disagreement + loss) / 2, 1 - disagreement]
         )
 
-    common, made = moves(), []
-    for at in range(n_copies):
+    common, measurements = moves(), []
+    for i in range(n_copies):
         moved = np.where(rng.random(n) < together, common, moves())
-        made.append(measurement(f"c{at}", (moved <= 0) * 1.0, (moved >= 0) * 1.0, documents=documents))
-    return made
+        measurements.append(measurement(f"c{i}", (moved <= 0) * 1.0, (moved >= 0) * 1.0, documents=documents))
+    return measurements
 
 
 def judge_apart(measured):
-    """Judge as if nobody knew that the tasks share items."""
+    """Judge without the information that the tasks share items."""
     return verdict([m._replace(documents={}) for m in measured])
 
 
@@ -106,9 +106,9 @@ def test_an_item_that_several_tasks_hold_is_counted_once():
     a, b = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
     half = measurement("z", *flips(200, 12, 12), documents=[*list(a.documents.values())[:100], *range(100)])
     for measured, n in (([a], 200), ([a, b], 200), ([a, half], 300), ([a, b, half], 300)):
-        found = verdict(measured)
-        numbers = macro_of(found).numbers
-        assert (found.macro.n, numbers["n_items"], numbers["n_clusters"]) == (n, n, n)
+        judgement = verdict(measured)
+        numbers = macro_of(judgement).numbers
+        assert (judgement.macro.n, numbers["n_items"], numbers["n_clusters"]) == (n, n, n)
 
 
 def test_tasks_that_share_clusters_show_no_more_than_one_of_them():
@@ -130,9 +130,9 @@ def test_tasks_that_share_clusters_show_no_more_than_one_of_them():
     shared, apart_ = (
         set_clusters(name) for name in (lambda _, i: f"p{i}", lambda m, i: f"{m.task.name}-{i}")
     )
-    one = verdict(shared[:1]).macro
-    assert verdict(shared).macro.high == pytest.approx(one.high, abs=0.005)
-    assert verdict(apart_).macro.high < one.high - 0.02
+    single = verdict(shared[:1]).macro
+    assert verdict(shared).macro.high == pytest.approx(single.high, abs=0.005)
+    assert verdict(apart_).macro.high < single.high - 0.02
 
 
 def drop_first_items(m, k):
@@ -145,9 +145,9 @@ def test_copies_of_which_one_lacks_an_item_are_one_task_and_a_part_of_a_task_is_
     near = verdict([a, drop_first_items(b, 1), lost])
     assert near.macro.score == pytest.approx(-0.15, abs=0.01)
     assert "c0 and c1 hold nearly the same items and count as one task" in macro_of(near).sentence
-    part = verdict([a, drop_first_items(b, 100), lost])
-    assert part.macro.score == pytest.approx(-0.1, abs=0.02)
-    assert macro_of(part).numbers["shared_items"] == ["c0 and c1 share 100 items"]
+    partial = verdict([a, drop_first_items(b, 100), lost])
+    assert partial.macro.score == pytest.approx(-0.1, abs=0.02)
+    assert macro_of(partial).numbers["shared_items"] == ["c0 and c1 share 100 items"]
 
 
 def test_tasks_that_share_some_items_are_correlated_named_and_gain_no_width():
@@ -157,18 +157,18 @@ def test_tasks_that_share_some_items_are_correlated_named_and_gain_no_width():
     }
     partly, fully, none = (verdict([a, b._replace(documents=d)]).macro for d in (half, b.documents, {}))
     assert none.high < partly.high < fully.high
-    said = macro_of(verdict([a, b._replace(documents=half)])).numbers["shared_items"]
-    assert said == ["c0 and c1 share 200 items"]
+    shared_items = macro_of(verdict([a, b._replace(documents=half)])).numbers["shared_items"]
+    assert shared_items == ["c0 and c1 share 200 items"]
     a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0, together=0.0)
-    apart_, known = judge_apart([a, b]).macro, verdict([a, b]).macro
-    assert known.high - known.low >= apart_.high - apart_.low - 1e-12
+    apart_, joint = judge_apart([a, b]).macro, verdict([a, b]).macro
+    assert joint.high - joint.low >= apart_.high - apart_.low - 1e-12
     twice = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
-    one, both = (macro_of(verdict(measured)).numbers for measured in (twice[:1], twice))
-    assert (one["items_needed"], both["items_needed"]) == (1_480, 1_480)
-    assert both["items_needed_by_task"] == ["c0 and c1 1,480"]
+    single, double = (macro_of(verdict(measured)).numbers for measured in (twice[:1], twice))
+    assert (single["items_needed"], double["items_needed"]) == (1_480, 1_480)
+    assert double["items_needed_by_task"] == ["c0 and c1 1,480"]
 
 
-# What the verdict says of its own chances, and of the items it would take
+# The verdict's error probabilities, and the number of items it would need
 
 
 def judge_comparisons(comparisons):
@@ -179,25 +179,25 @@ def judge_comparisons(comparisons):
     return apply_rules(tasks, POLICY, validity=None, target=None, identical=False)
 
 
-def chances(found):
-    return {(m.what, m.delta): m.probability for m in found.missed}
+def chances(judgement):
+    return {(m.what, m.delta): m.probability for m in judgement.missed}
 
 
 def test_the_chance_that_each_misses_does_not_hang_on_the_task_that_noise_singles_out():
     noisy = [*[compare_flips(200, 8, 8)] * 7, compare_flips(200, 20, 20)]
     even = [compare_flips(200, 9, 9)] * 6 + [compare_flips(200, 10, 11)] * 2
-    said = [chances(judge_comparisons(tasks))["each", -0.10] for tasks in (noisy, even)]
-    assert said[0] == pytest.approx(said[1], abs=0.05)
+    probabilities = [chances(judge_comparisons(tasks))["each", -0.10] for tasks in (noisy, even)]
+    assert probabilities[0] == pytest.approx(probabilities[1], abs=0.05)
 
 
 def test_more_items_are_asked_of_the_small_tasks_and_what_none_of_them_settle_is_said():
-    # One task of 14,000 items and eight of 50: all tasks growing alike would take 37,000 items and more.
-    found = judge_comparisons([compare_flips(14_000, 700, 700), *[compare_flips(50, 2, 2)] * 8])
-    macro = next(r for r in found.rules if r.name == "macro")
-    by_task = dict(said.rsplit(" ", 1) for said in macro.numbers["items_needed_by_task"])
+    # One task of 14,000 items and eight of 50: growing all alike would need more than 37,000 items.
+    judgement = judge_comparisons([compare_flips(14_000, 700, 700), *[compare_flips(50, 2, 2)] * 8])
+    macro = next(r for r in judgement.rules if r.name == "macro")
+    by_task = dict(entry.rsplit(" ", 1) for entry in macro.numbers["items_needed_by_task"])
     assert "t0" not in by_task
-    assert found.items_needed == sum(map(int, by_task.values())) < 1_500
-    alike = [DeltaPart("all", macro_se(found), 14_400)]
+    assert judgement.items_needed == sum(map(int, by_task.values())) < 1_500
+    alike = [DeltaPart("all", macro_se(judgement), 14_400)]
     assert describe_more_items(0.0, alike, 0.02, 0.05, 0.0).items > 20_000
     assert "(t1 " in macro.sentence
 
@@ -207,9 +207,9 @@ def test_more_items_are_asked_of_the_small_tasks_and_what_none_of_them_settle_is
         assert describe_more_items(0.0, parts, 0.02, 0.05, 0.03)[:2] == unsettled
 
 
-def macro_se(found):
-    """Return the standard error of the macro that its 95 % interval amounts to."""
-    return (found.macro.high - found.macro.low) / (2 * 1.96)
+def macro_se(judgement):
+    """Return the standard error that the 95 % interval of the macro implies."""
+    return (judgement.macro.high - judgement.macro.low) / (2 * 1.96)
 
 
 @given(
@@ -244,5 +244,5 @@ def test_documents_of_other_evaluators_logs_are_known_by_their_hash_whatever_the
         for line in lines:
             line["doc_hash"] = lmeval_folder.sha(json.dumps(line["doc"]))
         file.write_text("\n".join(map(json.dumps, lines)))
-    found = release.gate_folders(*arms, POLICY).verdict
-    assert "a and a_10shot hold the same items and count as one task" in found.sentence
+    judgement = release.gate_folders(*arms, POLICY).verdict
+    assert "a and a_10shot hold the same items and count as one task" in judgement.sentence

@@ -1,4 +1,4 @@
-"""Who may import whom: the data flow's order, the homes of third parties, and what stays light."""
+"""Import rules: the order of modules, where third parties may be imported, and what stays light."""
 
 import ast
 import re
@@ -47,26 +47,26 @@ HOMES = {
     **{name: {"report", "training"} for name in ("mlflow", "tensorboard", "wandb")},
     **{name: {"data"} for name in ("datasketch", "ftfy", "cleanlab", "phonenumbers", "stdnum")},
 }
-# Slow to import: never at the top of a file, whichever file it is.
+# Slow to import: never imported at the top of a file.
 HEAVY = (
     "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
     "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate openai ray submitit "
     "mlflow tensorboard wandb optuna datasketch ftfy cleanlab phonenumbers py3langid stdnum"
 ).split()
-# Derives from a class of lm-eval, so it cannot wait; nothing of ours imports it.
+# Derives from a class of lm-eval, so it imports that at the top; no module of ours imports this file.
 DERIVED = PACKAGE / "evaluation" / "lm_eval" / "engine_for_lm_eval.py"
-# Submodules that other packages import, by package; all else is imported from the package itself. One is
-# listed where the package would load what few need, or itself again, or where a name says too little alone.
+# Submodules that other packages import, by package; everything else is imported from the package itself. A
+# submodule is listed where the package would load too much or itself, or where a bare name is unclear.
 OFFERED = {
-    # A group without a front: each value and judgement is imported from the module that defines it.
+    # A group without a facade: each name is imported from the module that defines it.
     "analysis": (
         "ablation admission alignment answers arithmetic candidate_facts comparison decision economics estimators explain "
         "gate_rules_on_answers gating human_preferences judge_correction labelled_answers macro margins next_step run_diff seeds "
         "significance target_scores verdict"
     ),
-    # Its `is_endpoint` is of a judge as written; that of `models.openai_api` is of a run.
+    # Its `is_endpoint` is about a judge's settings; that of `models.openai_api` is about a run.
     "config": "rubrics",
-    # A group: the items of a task are read without what checks, changes and compares rows. `edit.dedup`
+    # A group: reading a task's items needs no code that checks, changes and compares rows. `edit.dedup`
     # imports `contamination`, which imports `edit.row_files`.
     "data": "check check.personal_data columns contamination edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns near_duplicates readers row_forms row_traits splits text_files turns unused",
     # A group: `session` and what uses it import the package, so it cannot import them.
@@ -74,28 +74,28 @@ OFFERED = {
         "candidate_rows candidates control_arm costs grading judges judging_stage languages lm_eval lm_eval.tasks "
         "row_sets runner sampling session timing"
     ),
-    # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone. `study` and
-    # `gate_run` judge what is stored, which takes no comparison.
+    # Jobs other than a comparison, each loaded by its command; `plan` and `begin` are unclear as bare names.
+    # `study` and `gate_run` judge stored runs, without a comparison.
     "experiment": (
         "augmentation bases check_rows gate_run preflight run_candidate scaffold "
         "standalone study worker writers written_rows"
     ),
-    # A group: engines, weights and devices, of which each package needs a few.
+    # A group: engines, weights and devices; each package needs a few of them.
     "models": "against_base artefacts batching chat_templates deltas devices hardware hf hub later loglikelihood memory openai_api pass_costs prefix_cache shapes supervision vllm weight_files",
-    # What happens to a run: a module each. Of `label_file` and `pair_file` a command loads one; the `write` of
-    # `scheduler` is of files for cron and systemd.
+    # One module for each thing that happens to a run. A command loads `label_file` or `pair_file`; `write` of
+    # `scheduler` writes files for cron and systemd.
     "lifecycle": "champions corrections feedback label_file nightly pair_file production release rescue scheduler",
-    # `clean` is of a text; few have findings or trackers.
+    # `clean` cleans a text; few callers need findings or trackers.
     "report": "escape findings trackers",
-    # The functions of `frames` are `harness.frames`, loaded when it is first read.
+    # The functions of `frames` form `harness.frames`, which is loaded on first access.
     "store": "frames",
-    # A group: the loop, its parts and the families that it trains, of which each method needs a few. `worker` is
-    # run as a program, which the package must not have loaded.
+    # A group: the training loop, its parts and the model families; each method needs a few. `worker` runs as
+    # a program, so the package must not have loaded it.
     "training": "context heads heldout live_trackers low_rank_adapters parallel peft_families reinforcement sft tokenized trainer worker",
 }
-# Modules that offer what they import, as packages do.
+# Modules that re-export what they import, as packages do.
 FACADES = "experiment/preparation lifecycle/release lifecycle/rescue lifecycle/nightly"
-# What has to work on a machine without torch.
+# Must work on a machine without torch.
 LIGHT = (
     "config store stats analysis.comparison analysis.gating analysis.decision report lifecycle.release "
     "lifecycle.production lifecycle.rescue cli"
@@ -109,13 +109,13 @@ class Import(NamedTuple):
 
 
 def runs_later(node: ast.AST) -> bool:
-    """Say whether importing the file leaves the body alone: a function, or what only type checkers read."""
+    """Whether the body does not run at import: a function, or a block for type checkers."""
     if isinstance(node, ast.If):
         return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
     return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
-BLOCKS = (ast.stmt, ast.excepthandler, ast.match_case)  # what holds statements
+BLOCKS = (ast.stmt, ast.excepthandler, ast.match_case)  # nodes that hold statements
 
 
 @cache
@@ -126,23 +126,23 @@ def tree(file: Path) -> ast.Module:
 @cache
 def imports(file: Path) -> tuple[Import, ...]:
     """Return every import of a file; `from a import b` counts as a.b."""
-    found, waiting = [], [(tree(file), True)]
+    found_imports, waiting = [], [(tree(file), True)]
     while waiting:
         node, at_top = waiting.pop()
         if isinstance(node, ast.Import):
-            found += [Import(alias.name, node.lineno, at_top) for alias in node.names]
+            found_imports += [Import(alias.name, node.lineno, at_top) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             source = f"{'.' * node.level}{node.module or ''}"
-            found += [Import(f"{source}.{alias.name}", node.lineno, at_top) for alias in node.names]
+            found_imports += [Import(f"{source}.{alias.name}", node.lineno, at_top) for alias in node.names]
         else:
             at_top = at_top and not runs_later(node)
-            blocks = (one for one in ast.iter_child_nodes(node) if isinstance(one, BLOCKS))
-            waiting += [(one, at_top) for one in blocks]
-    return tuple(found)
+            blocks = (child for child in ast.iter_child_nodes(node) if isinstance(child, BLOCKS))
+            waiting += [(block, at_top) for block in blocks]
+    return tuple(found_imports)
 
 
 def module(file: Path) -> str:
-    """Name the module of the order that a file belongs to; a package is one module."""
+    """Return the module in ORDER that a file belongs to; a package counts as one module."""
     return file.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -151,7 +151,7 @@ def starts(name: str, prefix: str) -> bool:
 
 
 def find_own_module(imported: str) -> str:
-    """Name the module of ours that an import reaches, or "" for a third party and for dunders."""
+    """Return our module that an import refers to, or "" for third parties and dunders."""
     parts = imported.split(".")
     return parts[1] if parts[0] == "harness" and len(parts) > 1 and not parts[1].startswith("__") else ""
 
@@ -172,15 +172,15 @@ def test_every_module_has_its_place_in_the_order_and_the_package_shows_at_most_3
 
 @pytest.mark.e2e
 def test_a_module_imports_only_from_its_left():
-    found = []
+    all_violations = []
     for file in MODULES:
         right = set(ORDER[ORDER.index(module(file)) + 1 :])
-        found += violations(file, lambda i, right=right: find_own_module(i.module) in right)
-    assert found == []
+        all_violations += violations(file, lambda i, right=right: find_own_module(i.module) in right)
+    assert all_violations == []
 
 
 def find_reached(imported: str) -> str:
-    """Name the module below harness/ that an import reaches, as `data.edit` of harness.data.edit.drop."""
+    """Return the module below harness/ that an import refers to: `data.edit` for harness.data.edit.drop."""
     parts = imported.split(".")[1:]
     if len(parts) > 1 and is_function_of_its_module(parts):
         return ".".join(parts[:-1])
@@ -190,7 +190,7 @@ def find_reached(imported: str) -> str:
 
 
 def is_function_of_its_module(parts: list[str]) -> bool:
-    """Say whether a package offers a name that is also its module's, as `stats.bootstrap`."""
+    """Whether a package offers a name that is also one of its modules, as `stats.bootstrap`."""
     init = PACKAGE.joinpath(*parts[:-1], "__init__.py")
     offered = ".".join(("harness", *parts, parts[-1]))
     return init.is_file() and any(i.module == offered for i in imports(init))
@@ -198,10 +198,10 @@ def is_function_of_its_module(parts: list[str]) -> bool:
 
 def reach_into_others(file: Path) -> list[str]:
     """List the submodules of other packages that a file imports."""
-    found = [
+    reached = [
         find_reached(i.module) for i in imports(file) if find_own_module(i.module) not in ("", module(file))
     ]
-    return [name for name in found if "." in name]
+    return [name for name in reached if "." in name]
 
 
 OFFERED_SUBMODULES = {f"{package}.{name}" for package, names in OFFERED.items() for name in names.split()}
@@ -209,8 +209,8 @@ OFFERED_SUBMODULES = {f"{package}.{name}" for package, names in OFFERED.items() 
 
 @pytest.mark.e2e
 def test_what_is_offered_is_all_that_is_imported_and_is_not_private():
-    found = {f"{file.relative_to(ROOT)}: {name}" for file in FILES for name in reach_into_others(file)}
-    assert sorted(one for one in found if one.partition(": ")[2] not in OFFERED_SUBMODULES) == []
+    uses = {f"{file.relative_to(ROOT)}: {name}" for file in FILES for name in reach_into_others(file)}
+    assert sorted(use for use in uses if use.partition(": ")[2] not in OFFERED_SUBMODULES) == []
 
     reached = {name for file in FILES for name in reach_into_others(file)}
     assert sorted(OFFERED_SUBMODULES - reached) == []
@@ -218,73 +218,71 @@ def test_what_is_offered_is_all_that_is_imported_and_is_not_private():
 
 
 def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
-    """Token ids are made by `tokenization`, weights found by `hub`: what these change has digests of its own.
+    """`tokenization` makes token ids and `hub` finds weights: their effects have digests of their own.
 
-    On which devices layers lie changes no layout.
+    The placement of layers on devices does not change the layout.
     """
-    apart = {*"tokenization hub hardware against_base later weight_files pass_costs shapes memory".split()}
+    exempt = {*"tokenization hub hardware against_base later weight_files pass_costs shapes memory".split()}
     listed = code_versions()["layout"].files
     sources = {
         i.module.split(".")[-1]: i.module.split(".")[2] for i in imports(PACKAGE / "models/__init__.py")
     }
-    taken = {
+    imported = {
         i.module.split(".")[2]
         for name in listed
         for i in imports(PACKAGE / name)
         if find_own_module(i.module) == "models"
     }
-    near = {sources.get(name, name) for name in taken}
-    assert near - apart <= {Path(name).stem for name in listed}
+    near = {sources.get(name, name) for name in imported}
+    assert near - exempt <= {Path(name).stem for name in listed}
     assert "batching" in near
 
 
 @pytest.mark.e2e
 def test_a_package_imports_what_it_uses_or_what_others_take_from_it():
-    """A package without `__all__` offers what it imports: by `from`, or as an attribute of some name."""
+    """A package without `__all__` offers its imports: by `from`, or as an attribute of some name."""
     files = [f for d in ("harness", "dashboards", "tests") for f in ROOT.glob(f"{d}/**/*.py")]
-    read = {node.attr for f in files for node in ast.walk(tree(f)) if isinstance(node, ast.Attribute)}
-    read |= set(
-        re.findall(r"\btraining\.(\w+)", (ROOT / "docs/howto/extend.md").read_text())
-    )  # by its plugins
-    taken = {i.module for f in files for i in imports(f)}
+    attrs = {node.attr for f in files for node in ast.walk(tree(f)) if isinstance(node, ast.Attribute)}
+    attrs |= set(re.findall(r"\btraining\.(\w+)", (ROOT / "docs/howto/extend.md").read_text()))  # by plugins
+    modules = {i.module for f in files for i in imports(f)}
     idle = []
     offering = [PACKAGE / f"{name}.py" for name in FACADES.split()]
     offering += (f for f in FILES if f.name == "__init__.py" and "__all__" not in f.read_text())
     for file in offering:
         package = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         used = {n.id for n in ast.walk(tree(file)) if isinstance(n, ast.Name)}
-        own = [i.module for i in imports(file) if i.at_top and find_own_module(i.module)]
-        names = {name.rpartition(".")[2] for name in own if not name.startswith("harness.models.later.")}
+        ours = [i.module for i in imports(file) if i.at_top and find_own_module(i.module)]
+        names = {name.rpartition(".")[2] for name in ours if not name.startswith("harness.models.later.")}
         idle += [
-            f"{package}.{name}" for name in sorted(names - read - used) if f"{package}.{name}" not in taken
+            f"{package}.{name}" for name in sorted(names - attrs - used) if f"{package}.{name}" not in modules
         ]
     assert idle == []
 
 
 def test_no_import_is_relative_and_slow_packages_are_imported_inside_functions():
-    assert [found for file in FILES for found in violations(file, lambda i: i.module.startswith("."))] == []
+    assert [v for file in FILES for v in violations(file, lambda i: i.module.startswith("."))] == []
 
     def is_slow(i: Import) -> bool:
         return i.at_top and any(starts(i.module, name) for name in HEAVY)
 
-    assert [found for file in FILES if file != DERIVED for found in violations(file, is_slow)] == []
+    assert [v for file in FILES if file != DERIVED for v in violations(file, is_slow)] == []
 
     def it(i: Import) -> bool:
         return starts(i.module, "harness.evaluation.lm_eval.engine_for_lm_eval")
 
-    assert [found for file in FILES for found in violations(file, it)] == []
+    assert [v for file in FILES for v in violations(file, it)] == []
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
 def test_plugins_never_import_each_other(kind):
     files = {place.file for place in plugins.places(kind).values()}
-    others = tuple(f"harness.{kind}.{file.stem}" for file in files)
-    found = [
+    siblings = tuple(f"harness.{kind}.{file.stem}" for file in files)
+    found_violations = [
         violation
         for file in files
-        for violation in violations(file, lambda i: any(starts(i.module, other) for other in others))
+        for violation in violations(file, lambda i: any(starts(i.module, sibling) for sibling in siblings))
     ]
-    assert found == []
+    assert found_violations == []
 
 
 @pytest.mark.parametrize("third_party", HOMES)
@@ -304,10 +302,10 @@ BLOCK = "import sys\nfor name in ('torch', 'transformers', 'trl', 'peft'): sys.m
 
 @pytest.mark.e2e
 def test_every_plugin_and_what_reads_stored_runs_import_with_torch_blocked():
-    found = {f"{kind}.{place.file.stem}" for kind in plugins.KINDS for place in plugins.places(kind).values()}
-    done = run_python(BLOCK + "".join(f"import harness.{name}\n" for name in (*LIGHT, *found)))
-    assert found
-    assert done.returncode == 0, done.stderr
+    stems = {f"{kind}.{place.file.stem}" for kind in plugins.KINDS for place in plugins.places(kind).values()}
+    process = run_python(BLOCK + "".join(f"import harness.{name}\n" for name in (*LIGHT, *stems)))
+    assert stems
+    assert process.returncode == 0, process.stderr
 
 
 def test_help_imports_no_slow_package_and_reads_no_configuration_whatever_variables_are_set(monkeypatch):
@@ -320,8 +318,8 @@ def test_help_imports_no_slow_package_and_reads_no_configuration_whatever_variab
         "except SystemExit as end: assert not end.code\n"
         f"print('slow:', sorted({{*{HEAVY}, 'harness.config'}} & set(sys.modules)))\n"
     )
-    done = run_python(program)
-    assert done.stdout.endswith("slow: []\n"), done.stdout + done.stderr
+    process = run_python(program)
+    assert process.stdout.endswith("slow: []\n"), process.stdout + process.stderr
 
 
 PLUGINS = ("methods", "metrics", "prompting", "regularizers", "exports")
@@ -336,21 +334,21 @@ def test_a_file_holds_a_concept_and_at_most_five_hundred_lines():
 
 
 def _problems(tree: ast.AST) -> Iterator[ast.Call]:
-    """Yield the places of a file where a problem is made."""
+    """Yield the calls in a file that construct a problem."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":
             yield node
 
 
 def _names_next_step(call: ast.Call) -> bool:
-    """Tell whether a problem is given its fourth part, and not an empty one.
+    """Whether a problem is given a non-empty fourth argument.
 
-    One that is made of a tuple has as many parts as that; its type says so.
+    The type of an unpacked tuple fixes its length.
     """
-    if any(isinstance(part, ast.Starred) for part in call.args):
+    if any(isinstance(argument, ast.Starred) for argument in call.args):
         return True
-    named = [one.value for one in call.keywords if one.arg == "next_step"]
-    steps = [*call.args[3:4], *named]
+    keyword_steps = [keyword.value for keyword in call.keywords if keyword.arg == "next_step"]
+    steps = [*call.args[3:4], *keyword_steps]
     return bool(steps) and not (isinstance(steps[0], ast.Constant) and not steps[0].value)
 
 
@@ -367,9 +365,9 @@ def test_every_problem_names_a_next_step():
 
 @pytest.mark.e2e
 def test_a_first_line_names_the_thing():
-    found = []
+    misnamed = []
     for file in FILES:
         documented = [tree(file), *(n for n in ast.walk(tree(file)) if isinstance(n, ast.ClassDef))]
         lines = [(ast.get_docstring(node) or "").partition("\n")[0] for node in documented]
-        found += [f"{file.relative_to(ROOT)}: {line}" for line in lines if CIRCUMSCRIBES.match(line)]
-    assert found == []
+        misnamed += [f"{file.relative_to(ROOT)}: {line}" for line in lines if CIRCUMSCRIBES.match(line)]
+    assert misnamed == []

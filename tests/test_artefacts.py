@@ -31,7 +31,7 @@ N_TOKENS = 400
 
 
 def table():
-    """Make the logits of the token after each, some of which a chat begins with."""
+    """Return the logits of the next token for each token; a chat begins with some of them."""
     return np.random.default_rng(0).normal(0, 3, (N_TOKENS, N_TOKENS)).astype(np.float32)
 
 
@@ -65,9 +65,9 @@ def reverse_merges(folder: Path) -> None:
     file.write_text(json.dumps(plain))
 
 
-def overwrite(file: Path, place: int, written: bytes) -> None:
+def overwrite(file: Path, offset: int, written: bytes) -> None:
     with file.open("r+b") as content:
-        content.seek(place)
+        content.seek(offset)
         content.write(written)
 
 
@@ -129,25 +129,25 @@ def test_a_damaged_gguf_file_is_told_by_its_header(tiny, tmp_path, spoil, damage
     file = tiny_gguf.write(tiny, tmp_path / "m.gguf")
     assert list(artefacts.find_damage(file)) == []
     spoil(file)
-    ((named, found),) = artefacts.find_damage(tmp_path)
-    assert (named, bool(re.search(damage, found))) == (file, True), found
+    ((damaged_file, problem),) = artefacts.find_damage(tmp_path)
+    assert (damaged_file, bool(re.search(damage, problem))) == (file, True), problem
 
 
 @pytest.mark.e2e
 def test_an_onnx_file_gives_the_log_likelihoods_of_its_own_logits_and_names_its_engine(file_and_report, tiny):
-    path, found = file_and_report
+    path, judged = file_and_report
     rows = store.read_rows(Store(path.parent / "runs"), runs_of(path)["served"].rows["prose/test"])
     tokenizer = hub.load_tokenizer(hub.resolve(str(tiny)))
-    wanted = []
+    sums = []
     for row in rows:
         ids = [tokenizer.bos_token_id, *tokenizer(row.references[0], add_special_tokens=False)["input_ids"]]
         logits = table().astype(float)[ids[:-1]]
-        wanted.append(float((logits[np.arange(len(ids) - 1), ids[1:]] - np.log(np.exp(logits).sum(1))).sum()))
-    assert [row.gold_logprob for row in rows] == pytest.approx(wanted, abs=1e-3)
+        sums.append(float((logits[np.arange(len(ids) - 1), ids[1:]] - np.log(np.exp(logits).sum(1))).sum()))
+    assert [row.gold_logprob for row in rows] == pytest.approx(sums, abs=1e-3)
     identity = store.read_identity(Store(path.parent / "runs"), runs_of(path)["served"].rows["prose/test"])
     assert identity.engine.startswith("artefact/onnxruntime-")
-    assert {c.task for c in found.comparisons["served"]} == {"sums", "facts", "prose"}, "the gate judges it"
-    assert any("answered by onnxruntime-" in note for note in found.notes)
+    assert {c.task for c in judged.comparisons["served"]} == {"sums", "facts", "prose"}, "the gate judges it"
+    assert any("answered by onnxruntime-" in note for note in judged.notes)
 
 
 @pytest.mark.e2e
@@ -184,18 +184,18 @@ def test_a_worker_that_is_killed_is_a_failed_candidate_with_its_signal(tiny, tmp
 
 def test_the_worker_imports_nothing_of_ours():
     source = (Path(artefacts.__file__).with_name("artefact_worker.py")).read_text()
-    known = {"llama_cpp", "onnxruntime", "numpy", *sys.stdlib_module_names}
+    allowed = {"llama_cpp", "onnxruntime", "numpy", *sys.stdlib_module_names}
     imported = {
         line.split()[1].split(".")[0]
         for line in source.splitlines()
         if line.strip().startswith(("import ", "from "))
     }
-    assert imported <= known
+    assert imported <= allowed
 
 
 @pytest.fixture(scope="module")
 def exported(tiny, own_cache, tmp_path_factory):
-    """Judge two exports of the base's run: a copy of its weights, and a graph that has nothing of them."""
+    """Judge two exports of the base's run: a copy of its weights, and an unrelated graph."""
     folder = tmp_path_factory.mktemp("exported")
     path = tiny_experiment.write(folder / "work", tiny, "  prompt: {method: base}\n")
     tiny_experiment.run(path)
@@ -213,34 +213,32 @@ def exported(tiny, own_cache, tmp_path_factory):
 
 @pytest.mark.e2e
 def test_parity_with_the_run_that_was_exported_is_in_the_report_the_json_and_sql(exported):
-    path, found, run_id = exported
-    copy, other = (tiny_experiment.fact_of(found, name).parity for name in ("copy", "other"))
+    path, judged, run_id = exported
+    copy, graph = (tiny_experiment.fact_of(judged, name).parity for name in ("copy", "other"))
     assert copy["own_run"] == run_id
     assert {name: copy[name] for name in ("flipped", "floor", "lost", "won")} == dict.fromkeys(
         ("flipped", "floor", "lost", "won"), 0
     )
     assert (copy["logit_gap"], copy["mean_kl"], copy["top1_agreement"]) == (0, 0, 1)
-    assert other["logit_gap"] > 1
-    assert other["mean_kl"] > 0.1
-    assert other["size_bytes"] == (path.parent.parent / "other" / "m.onnx").stat().st_size
-    assert other["peak_memory_gib"] > 0.01
+    assert graph["logit_gap"] > 1
+    assert graph["mean_kl"] > 0.1
+    assert graph["size_bytes"] == (path.parent.parent / "other" / "m.onnx").stat().st_size
+    assert graph["peak_memory_gib"] > 0.01
     (row,) = frames.query(
         "SELECT flipped FROM parity WHERE own_run IS NOT NULL AND top1_agreement = 1", path.parent / "runs"
     ).to_dict("records")
     assert row == {"flipped": 0}
-    page = report.markdown(report.experiment_document(found))
+    page = report.markdown(report.experiment_document(judged))
     assert "Parity of artefacts" in page
     assert "largest logit gap" in page
 
 
 @pytest.mark.e2e
 def test_the_gate_compares_an_export_with_its_own_run_and_promote_names_those_that_fail(exported):
-    path, found, run_id = exported
+    path, judged, run_id = exported
     for name in ("copy", "other"):
-        rule = next(r for r in tiny_experiment.fact_of(found, name).verdict.rules if r.name == "export")
+        rule = next(r for r in tiny_experiment.fact_of(judged, name).verdict.rules if r.name == "export")
         assert rule.numbers["own_run"] == run_id
         assert f"against {run_id} (lost " in rule.sentence
-    (said,) = (
-        one for one in release.list_failed_exports(path, run_id) if one.startswith("its export other: ")
-    )
-    assert said.startswith(("its export other: FAIL", "its export other: UNDECIDED"))
+    (message,) = (f for f in release.list_failed_exports(path, run_id) if f.startswith("its export other: "))
+    assert message.startswith(("its export other: FAIL", "its export other: UNDECIDED"))

@@ -1,4 +1,4 @@
-"""What the base is asked: first on the target, and on the suites once for every folder."""
+"""Requests to the base: first on the target, and on the suites once for all folders."""
 
 import json
 import os
@@ -39,7 +39,7 @@ tasks:
 
 
 class ProgressLog:
-    """Progress that remembers stages and lines in their order."""
+    """Progress that records stages and lines in order."""
 
     def __init__(self):
         self.lines, self.items = [], []
@@ -47,7 +47,7 @@ class ProgressLog:
     @contextmanager
     def stage(self, label, expected_s=0.0):
         self.lines.append(label)
-        yield lambda done, total, note="": None
+        yield lambda n_done, total, note="": None
 
     def show(self, candidate, line, *items):
         self.lines.append(line)
@@ -62,8 +62,8 @@ def stages(path, *overrides, candidates=("prompt",)):
     return report, progress.lines
 
 
-def select_base_labels(seen):
-    return [label for label in seen if label.startswith("base: ")]
+def select_base_labels(stage_labels):
+    return [label for label in stage_labels if label.startswith("base: ")]
 
 
 def experiment(tmp_path, name, tiny):
@@ -83,28 +83,28 @@ def test_a_second_experiment_asks_the_base_nothing_and_rows_of_a_target_or_a_fin
     tmp_path, tiny
 ):
     paths = [experiment(tmp_path, name, tiny) for name in ("one", "two")]
-    first, seen = stages(paths[0], candidates=("prompt", "lora"))
-    assert select_base_labels(seen) == ["base: sums/test", "base: words/test", "base: prose/test"]
-    asked = stores.read_rows(Store(paths[0].parent / "runs"), runs_of(paths[0])["prompt"].rows["words/test"])
-    kept = b"".join(path.read_bytes() for path in list_kept_files())
+    first, stage_labels = stages(paths[0], candidates=("prompt", "lora"))
+    assert select_base_labels(stage_labels) == ["base: sums/test", "base: words/test", "base: prose/test"]
+    rows_ = stores.read_rows(Store(paths[0].parent / "runs"), runs_of(paths[0])["prompt"].rows["words/test"])
+    cache = b"".join(path.read_bytes() for path in list_kept_files())
     assert len(list_kept_files()) == 3
-    assert asked[0].example_id.encode() in kept
-    assert b"Please look at my" not in kept
+    assert rows_[0].example_id.encode() in cache
+    assert b"Please look at my" not in cache
     assert cache_dir().joinpath("base_rows").stat().st_mode & 0o077 == 0
 
-    second, seen = stages(paths[1])
-    assert select_base_labels(seen) == []
-    assert "prompt: letters/test" in seen
+    second, stage_labels = stages(paths[1])
+    assert select_base_labels(stage_labels) == []
+    assert "prompt: letters/test" in stage_labels
     (mine, _), (theirs,) = first.facts, second.facts
     assert (mine.name, mine.state, mine.target) == (theirs.name, theirs.state, theirs.target)
     assert runs_of(paths[1])["prompt"].latency["n"] > 0
     for path in paths:
         rows = runs_of(path)["prompt"].rows.values()
         assert all(stores.origins(Store(path.parent / "runs"), digest) for digest in rows)
-    one, two = (rows_of(path, runs_of(path)["prompt"]) for path in paths)
-    suite = [name for name in one if not name.startswith("letters")]
+    first_rows, second_rows = (rows_of(path, runs_of(path)["prompt"]) for path in paths)
+    suite = [name for name in first_rows if not name.startswith("letters")]
     assert len(suite) == 3
-    assert {name: one[name] for name in suite} == {name: two[name] for name in suite}
+    assert {name: first_rows[name] for name in suite} == {name: second_rows[name] for name in suite}
 
 
 @pytest.mark.e2e
@@ -124,13 +124,13 @@ def test_a_task_with_an_item_that_the_target_holds_too_stays_in_its_folder(tmp_p
     path = experiment(tmp_path, "one", tiny)
     held = [json.loads(line) for line in SHIPPED.joinpath("instructions.jsonl").read_text().splitlines()]
     letters = tiny_experiment.letters(slice(6, 8))
-    both = zip(letters, held[: len(letters)], strict=True)
-    mixed = [{**letter, "prompt": item["prompt"]} for letter, item in both]
+    pairs = zip(letters, held[: len(letters)], strict=True)
+    mixed = [{**letter, "prompt": item["prompt"]} for letter, item in pairs]
     tiny_experiment.rows(path.parent / "suites" / "letters" / "test.jsonl", mixed)
     suite = path.parent / "suites" / "general.yaml"
     suite.write_text(SUITE.replace("max_new_tokens: 4, limit: 6", "max_new_tokens: 4"))
-    seen = stages(path)[1]
-    assert len(select_base_labels(seen)) == 3
+    stage_labels = stages(path)[1]
+    assert len(select_base_labels(stage_labels)) == 3
     assert len(list_kept_files()) == 2
 
 
@@ -140,7 +140,7 @@ def test_the_suites_that_ship_are_those_that_are_named(tmp_path):
 
 @pytest.fixture
 def stored_base(tmp_path):
-    """Keep three rows; returns the store they were computed in."""
+    """Keep three rows; returns the store that holds them."""
     at = Store(tmp_path / "runs")
     store_rows(at, IDENTITY)
     keep_base_rows(at, IDENTITY, HERE, KERNELS)
@@ -153,15 +153,15 @@ def store_rows(at, identity, environment=HERE):
 
 
 def test_rows_are_found_in_the_same_environment_and_no_more_items_than_are_kept(stored_base, tmp_path):
-    other = Store(tmp_path / "other")
-    assert not find_base_rows(other, IDENTITY, IDS, HERE | {"threads": "1"}, KERNELS)
-    assert not find_base_rows(other, IDENTITY, IDS, HERE, KERNELS | {"capability": "DEFAULT"})
-    assert not find_base_rows(other, replace(IDENTITY, precision="bf16"), IDS, HERE, KERNELS)
-    assert find_base_rows(other, IDENTITY, IDS, HERE, KERNELS)
-    assert stores.read_rows(other, IDENTITY.digest) == stores.read_rows(stored_base, IDENTITY.digest)
-    assert stores.origins(other, IDENTITY.digest) == stores.origins(stored_base, IDENTITY.digest)
-    assert not find_base_rows(other, IDENTITY, [*IDS, "another"], HERE, KERNELS)
-    assert find_base_rows(other, IDENTITY, IDS[:2], HERE, KERNELS)
+    other_store = Store(tmp_path / "other")
+    assert not find_base_rows(other_store, IDENTITY, IDS, HERE | {"threads": "1"}, KERNELS)
+    assert not find_base_rows(other_store, IDENTITY, IDS, HERE, KERNELS | {"capability": "DEFAULT"})
+    assert not find_base_rows(other_store, replace(IDENTITY, precision="bf16"), IDS, HERE, KERNELS)
+    assert find_base_rows(other_store, IDENTITY, IDS, HERE, KERNELS)
+    assert stores.read_rows(other_store, IDENTITY.digest) == stores.read_rows(stored_base, IDENTITY.digest)
+    assert stores.origins(other_store, IDENTITY.digest) == stores.origins(stored_base, IDENTITY.digest)
+    assert not find_base_rows(other_store, IDENTITY, [*IDS, "another"], HERE, KERNELS)
+    assert find_base_rows(other_store, IDENTITY, IDS[:2], HERE, KERNELS)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:40] + b"x" + b[41:], lambda b: b""])
@@ -185,19 +185,19 @@ def test_the_least_recently_used_rows_go_first(stored_base, tmp_path):
     room = max(path.stat().st_size for path in list_kept_files()) * 2 + 100
     keep_base_rows(stored_base, third, HERE, KERNELS, bound_bytes=room)
     new = Store(tmp_path / "new")
-    found = [find_base_rows(new, one, IDS, HERE, KERNELS) for one in (IDENTITY, OTHER, third)]
-    assert found == [True, False, True]
+    was_found = [find_base_rows(new, identity, IDS, HERE, KERNELS) for identity in (IDENTITY, OTHER, third)]
+    assert was_found == [True, False, True]
     assert stores.base_rows_use().n_bytes <= room
 
 
 ASKS_THE_BASE = ["base: sums/test", "base: facts/test", "base: prose/test"]
 
 
-def lines(path, *overrides, candidates=("prompt", "bag"), seen=None):
-    seen = seen or ProgressLog()
-    tiny_experiment.run(path, *overrides, candidates=candidates, progress=seen)
-    once = ("getting ", "loading ", "measuring short steps")  # what only the first test of a session sees
-    return [line for line in seen.lines if not line.startswith(once)]
+def lines(path, *overrides, candidates=("prompt", "bag"), log=None):
+    log = log or ProgressLog()
+    tiny_experiment.run(path, *overrides, candidates=candidates, progress=log)
+    once = ("getting ", "loading ", "measuring short steps")  # only in the first test of a session
+    return [line for line in log.lines if not line.startswith(once)]
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +211,12 @@ def rows_of(path, run):
 
 
 def test_a_score_on_the_target_stands_before_the_base_is_asked_and_is_the_one_it_ends_with(file_and_lines):
-    _, said = file_and_lines
-    assert said[0] == "prompt: letters/test"
-    assert said[1].startswith("prompt: EM ")
-    assert said[1].endswith(", a first result; next, the capability suite of the base")
-    assert said[2:5] == ASKS_THE_BASE
-    assert said[5] == "capability suite of the base: measured on 3 tasks"
-    assert said[6:8] == ["control arm: the base again", "prompt: letters/validation"]
-    last = next(line for line in said[2:] if line.startswith("prompt: EM "))
-    assert last.startswith(f"{said[1].partition(',')[0]},{said[1].split(',')[1]} · ")
+    _, shown_lines = file_and_lines
+    assert shown_lines[0] == "prompt: letters/test"
+    assert shown_lines[1].startswith("prompt: EM ")
+    assert shown_lines[1].endswith(", a first result; next, the capability suite of the base")
+    assert shown_lines[2:5] == ASKS_THE_BASE
+    assert shown_lines[5] == "capability suite of the base: measured on 3 tasks"
+    assert shown_lines[6:8] == ["control arm: the base again", "prompt: letters/validation"]
+    last = next(line for line in shown_lines[2:] if line.startswith("prompt: EM "))
+    assert last.startswith(f"{shown_lines[1].partition(',')[0]},{shown_lines[1].split(',')[1]} · ")

@@ -45,22 +45,22 @@ def test_yaml_whose_aliases_stand_for_billions_is_refused(folder, command, bomb,
             suite.write("    metrics: ['judge:../judge.yaml']\n")
     (folder / "baselines").mkdir()
     (folder / "baselines" / "mine.yaml").write_text("method: base\n")
-    written = (folder / file).read_text() if (folder / file).exists() else RUBRIC
-    (folder / file).write_text(f"{written}{YAML_BOMBS[bomb]}")
-    code, _, said = command("compare", "--dry-run", "-c", folder / "harness.yaml")
+    text = (folder / file).read_text() if (folder / file).exists() else RUBRIC
+    (folder / file).write_text(f"{text}{YAML_BOMBS[bomb]}")
+    code, _, error = command("compare", "--dry-run", "-c", folder / "harness.yaml")
     assert code == 2
-    assert f"{file}:" in said
-    assert "100,000 values" in said or "valid YAML" in said
+    assert f"{file}:" in error
+    assert "100,000 values" in error or "valid YAML" in error
 
 
 @pytest.mark.parametrize("value", UNREADABLE)
 def test_a_value_that_yaml_cannot_hold_is_refused_in_a_file_and_on_the_command_line(folder, command, value):
     (folder / "harness.yaml").write_text(f"{EXPERIMENT}gate: {{macro: {value}}}\n")
-    code, _, said = command("compare", "--dry-run", "-c", folder / "harness.yaml")
-    assert (code, "harness.yaml" in said) == (2, True)
+    code, _, error = command("compare", "--dry-run", "-c", folder / "harness.yaml")
+    assert (code, "harness.yaml" in error) == (2, True)
     (folder / "harness.yaml").write_text(EXPERIMENT)
-    code, _, said = command("compare", "--dry-run", "-c", folder / "harness.yaml", f"gate.macro={value}")
-    assert (code, "gate.macro" in said) == (2, True)
+    code, _, error = command("compare", "--dry-run", "-c", folder / "harness.yaml", f"gate.macro={value}")
+    assert (code, "gate.macro" in error) == (2, True)
 
 
 def test_aliases_that_a_person_writes_and_many_brackets_side_by_side_are_read(folder):
@@ -77,7 +77,7 @@ def test_aliases_that_a_person_writes_and_many_brackets_side_by_side_are_read(fo
 MIB = 2**20
 
 
-# What a file begins with, what a member repeats and how often, and the number of its members.
+# First bytes of the file, the text that a member repeats, how often, and the number of members.
 GZIP_BOMBS = {
     "line.jsonl.gz": (b"", b"x", MIB, 3000),
     "field.csv.gz": (b'a\n"', b"x\n", MIB, 1500),
@@ -104,8 +104,8 @@ def test_a_file_of_rows_that_takes_gigabytes_is_refused_with_the_bound(tmp_path,
         prompts = ["x" * MIB] * 300 if name == "texts.parquet" else pyarrow.nulls(20_000_000)
         pyarrow.parquet.write_table(pyarrow.table({"prompt": prompts}), file, compression="zstd")
     assert file.stat().st_blocks * 512 < 12 * MIB
-    code, _, said = command("data", "check", file)
-    assert (code, "200 times" in said or "MiB" in said, "next: " in said) == (2, True, True), said
+    code, _, error = command("data", "check", file)
+    assert (code, "200 times" in error or "MiB" in error, "next: " in error) == (2, True, True), error
 
 
 @pytest.mark.e2e
@@ -115,8 +115,8 @@ def test_a_log_of_inspect_that_takes_gigabytes_is_refused_with_the_bound(tmp_pat
     with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
         for i in range(3):
             archive.writestr(f"samples/{i}_epoch_9.json", json.dumps({"a": "x" * 20 * MIB}))
-    code, _, said = command("gate", "--base", old, "--candidate", new)
-    assert (code, "200 times" in said) == (2, True), said
+    code, _, error = command("gate", "--base", old, "--candidate", new)
+    assert (code, "200 times" in error) == (2, True), error
 
 
 DEEP = "[" * 20_000 + "]" * 20_000
@@ -126,9 +126,9 @@ DEEP = "[" * 20_000 + "]" * 20_000
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 def test_what_is_nested_too_deep_is_no_json(depth, opening, closing):
     text = opening * depth + "1" + closing * depth
-    for given in (text, text.encode()):
+    for content in (text, text.encode()):
         with pytest.raises(json.JSONDecodeError, match="more than 100 deep"):
-            parse_json(given)
+            parse_json(content)
 
 
 def test_half_a_character_of_yaml_or_json_has_a_digest():

@@ -1,4 +1,4 @@
-"""Champions with a history: what each command leaves on the disk, the way back, and what no cleaning takes."""
+"""Champions with a history: what commands write, rollbacks, and what cleaning never deletes."""
 
 import json
 import os
@@ -25,16 +25,16 @@ EVENTS = {"p": "promotion", "b": "rollback", "r": "retirement"}
 
 def entries(events: str) -> list[ChampionEntry]:
     """Make a history of events such as `p1 p2 b1`, each about the promotion of that number."""
-    made = []
+    history = []
     for number, (event, promoted) in enumerate(events.split(), 1):
         about = int(promoted)
         champion = replace(CHAMPION, run_id=f"run-{about}")
-        made.append(ChampionEntry(number, EVENTS[event], "2026-01-01", "Ann", "", about, champion, keep=2))
-    return made
+        history.append(ChampionEntry(number, EVENTS[event], "2026-01-01", "Ann", "", about, champion, keep=2))
+    return history
 
 
 def write(folder: Path, events: str) -> tuple[Path, Path]:
-    """Record events; returns the champion's file and that of its history."""
+    """Record events; returns the paths of the champion's file and of its history."""
     with store.hold_champions(Store(folder / "runs")):
         for entry in entries(events):
             file = store.record_champion(Store(folder / "runs"), entry)
@@ -155,49 +155,49 @@ def twice(copy, command):
 def test_what_was_promoted_before_survives_cleaning_and_a_rollback_makes_gates_compare_with_it(
     twice, command
 ):
-    at = Store(twice.parent / "runs")
-    lora = next(run for run in store.list_runs(at) if run.candidate == "lora")
-    shutil.rmtree(at.folder / lora.run_id)  # so that the history alone refers to its rows and weights
-    store.reindex(at)
+    runs = Store(twice.parent / "runs")
+    lora = next(run for run in store.list_runs(runs) if run.candidate == "lora")
+    shutil.rmtree(runs.folder / lora.run_id)  # so that the history alone refers to its rows and weights
+    store.reindex(runs)
     command("runs", "rm", "--unused", "--yes", "-c", twice, check=0)
-    done = command("champions", "rollback", "--reason", "it was slow", "--json", "-c", twice, check=0)
-    entry = json.loads(done.stdout)
+    process = command("champions", "rollback", "--reason", "it was slow", "--json", "-c", twice, check=0)
+    entry = json.loads(process.stdout)
     assert (entry["number"], entry["event"], entry["promoted"]) == (3, "rollback", 1)
     assert entry["why"] == "it was slow"
     (judged,) = release.gate(twice, "prompt")
     assert judged.baseline == f"the champion lora ({lora.run_id})"
-    listed = json.loads(command("champions", "list", "--json", "-c", twice, check=0).stdout)
-    assert [(one["event"], one["who"]) for one in listed.values()][:2] == [("promotion", "Ann")] * 2
-    assert listed["1"] | {"present": True, "kept": True, "missing": []} == listed["1"]
+    items = json.loads(command("champions", "list", "--json", "-c", twice, check=0).stdout)
+    assert [(item["event"], item["who"]) for item in items.values()][:2] == [("promotion", "Ann")] * 2
+    assert items["1"] | {"present": True, "kept": True, "missing": []} == items["1"]
     text = command("champions", "list", "-c", twice, check=0).stdout
     assert f"run_id: {lora.run_id}" in text
     refused = command("champions", "rollback", "-c", twice)
     assert (refused.returncode, "found none; expected one of the numbers: 2" in refused.stderr) == (2, True)
-    again = command("champions", "rollback", "1", "-c", twice)
-    assert (again.returncode, "the present champion" in again.stderr) == (2, True)
+    repeated = command("champions", "rollback", "1", "-c", twice)
+    assert (repeated.returncode, "the present champion" in repeated.stderr) == (2, True)
     command("champions", "retire", "2", "-c", twice, check=0)
-    nothing = command("champions", "rollback", "-c", twice).stderr
-    assert "found none; expected a run that was promoted and not retired; next: harness promote" in nothing
+    stderr = command("champions", "rollback", "-c", twice).stderr
+    assert "found none; expected a run that was promoted and not retired; next: harness promote" in stderr
 
 
 @pytest.mark.e2e
 def test_the_files_of_a_retired_champion_may_go_and_those_of_the_last_are_kept(twice, command):
-    at = Store(twice.parent / "runs")
-    lora = next(run for run in store.list_runs(at) if run.candidate == "lora")
-    weights = store.weights_folder(at, lora)
-    kept = command("runs", "rm", lora.run_id, "-c", twice)
-    assert (kept.returncode, "a champion of letters" in kept.stderr) == (2, True)
-    store.write_whole(at, at.folder / "exports" / lora.run_id / "gguf-q8_0" / "m.gguf", "x")
-    store.write_whole(at, at.folder / "exports" / "of a run that is gone" / "m.gguf", "x")
+    runs = Store(twice.parent / "runs")
+    lora = next(run for run in store.list_runs(runs) if run.candidate == "lora")
+    weights = store.weights_folder(runs, lora)
+    refused = command("runs", "rm", lora.run_id, "-c", twice)
+    assert (refused.returncode, "a champion of letters" in refused.stderr) == (2, True)
+    store.write_whole(runs, runs.folder / "exports" / lora.run_id / "gguf-q8_0" / "m.gguf", "x")
+    store.write_whole(runs, runs.folder / "exports" / "of a run that is gone" / "m.gguf", "x")
     command("runs", "rm", "--unused", "--yes", "-c", twice, check=0)
-    assert [path.name for path in (at.folder / "exports").iterdir()] == [lora.run_id]
+    assert [path.name for path in (runs.folder / "exports").iterdir()] == [lora.run_id]
     command("champions", "retire", "1", "-c", twice, check=0)
     assert "which is retired" in command("champions", "rollback", "1", "-c", twice).stderr
     for name in ("hybrid", "lora"):  # hybrid answers with the same weights
-        run = next(run for run in store.list_runs(at) if run.candidate == name)
+        run = next(run for run in store.list_runs(runs) if run.candidate == name)
         command("runs", "rm", run.run_id, "-c", twice, check=0)
     assert not weights.exists()
-    assert not (at.folder / "exports" / lora.run_id).exists()
+    assert not (runs.folder / "exports" / lora.run_id).exists()
     command("champions", "retire", "-c", twice, check=0)
     assert store.read_champion(twice.parent, "letters") is None
     assert release.gate(twice, "prompt")[0].baseline == "the base"
@@ -208,27 +208,27 @@ def test_an_entry_says_who_promoted_which_code_and_data_and_which_weights(copy, 
     for name, value in (("NAME", "Eve"), ("EMAIL", "eve@example.org")):
         monkeypatch.setenv(f"GIT_AUTHOR_{name}", value)
     command("promote", "lora", "--force", "--reason", "a test", "-c", copy, check=0)
-    shown = json.loads(command("champions", "show", "--json", "-c", copy, check=0).stdout)
-    assert (shown["number"], shown["who"], shown["why"]) == (1, "Eve <eve@example.org>", "a test")
-    assert set(shown["data"]) == set(shown["champion"]["rows"])
-    assert shown["code"]["harness"]
-    assert sorted(shown["champion"]["files"]) == [
+    entry = json.loads(command("champions", "show", "--json", "-c", copy, check=0).stdout)
+    assert (entry["number"], entry["who"], entry["why"]) == (1, "Eve <eve@example.org>", "a test")
+    assert set(entry["data"]) == set(entry["champion"]["rows"])
+    assert entry["code"]["harness"]
+    assert sorted(entry["champion"]["files"]) == [
         "adapter/README.md",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
     ]
-    none = command("champions", "show", "7", "-c", copy)
-    assert (none.returncode, "found no entry 7" in none.stderr) == (2, True)
+    refused = command("champions", "show", "7", "-c", copy)
+    assert (refused.returncode, "found no entry 7" in refused.stderr) == (2, True)
 
 
 @pytest.mark.e2e
 def test_two_processes_that_promote_at_once_lose_no_entry(copy):
     words = "import sys; from harness.cli import main; sys.argv = ['harness', *sys.argv[1:]]; main()"
-    started = [
+    processes = [
         subprocess.Popen([sys.executable, "-c", words, "promote", name, *FORCED, "-c", str(copy)])
         for name in ("lora", "prompt")
     ]
-    assert [one.wait(120) for one in started] == [0, 0]
+    assert [process.wait(120) for process in processes] == [0, 0]
     history = store.read_history(copy.parent, "letters")
     assert sorted(entry.champion.candidate for entry in history.entries) == ["lora", "prompt"]
     assert store.read_champion(copy.parent, "letters") == history.champion
@@ -263,16 +263,16 @@ def test_the_alias_of_mlflow_follows_promotion_rollback_and_retirement(copy, com
 
     copy.write_text(copy.read_text() + "report_to: [mlflow]\n")
     database = copy.parent / "reports" / "trackers" / "mlflow" / "mlflow.db"
-    named = []
+    run_ids = []
     for words in (("promote", "lora", *FORCED), ("promote", "prompt", *FORCED), ("champions", "rollback")):
-        done = command(*words, "-c", copy, check=0)
+        process = command(*words, "-c", copy, check=0)
         client = MlflowClient(f"sqlite:///{database}")
         version = client.get_model_version_by_alias("letters", "champion")
-        assert f"mlflow: version {version.version} of letters is the champion on" in done.stderr
-        named.append(version.tags["run_id"])
-    assert named[0] == named[2] != named[1]
+        assert f"mlflow: version {version.version} of letters is the champion on" in process.stderr
+        run_ids.append(version.tags["run_id"])
+    assert run_ids[0] == run_ids[2] != run_ids[1]
     command("champions", "retire", "-c", copy, check=0)
     assert client.get_registered_model("letters").aliases == {}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://x")
-    done = command("promote", "lora", *FORCED, "-c", copy, check=0)
-    assert "mlflow: the champion was not registered" in done.stderr
+    process = command("promote", "lora", *FORCED, "-c", copy, check=0)
+    assert "mlflow: the champion was not registered" in process.stderr

@@ -1,4 +1,4 @@
-"""CI's script and the time limit on stand-ins; pinned hashes are pinned versions; what libraries read at import."""
+"""The CI script and time limit, on fake steps; hashes of pins; environment variables read at import."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def write_executable(path, text):
 
 @pytest.fixture
 def project(tmp_path):
-    """Return a function that lays out a project whose steps print so, and runs the script in it."""
+    """Return a function that lays out a project whose steps print the given texts, and runs the script."""
     for program in ("chromium", "g++"):
         write_executable(tmp_path / "bin" / program, "#!/bin/sh\n")
     (tmp_path / ".ci").mkdir()
@@ -53,19 +53,19 @@ def project(tmp_path):
     return run
 
 
-def limits(said, column=0):
-    """Read the limits in minutes by the names of the steps: on a usual machine, or (1) on a slow one."""
-    budget = re.findall(r"^(\S+) +(\d+) +(\d+)$", said.split("== ")[0], re.MULTILINE)
+def limits(output, column=0):
+    """Read the limits in minutes by step: of a usual machine (column 0) or of a slow one (1)."""
+    budget = re.findall(r"^(\S+) +(\d+) +(\d+)$", output.split("== ")[0], re.MULTILINE)
     return {name: int(columns[column]) for name, *columns in budget}
 
 
 @pytest.mark.parametrize("column", [0, 1])
 def test_the_limits_of_all_steps_are_printed_and_fit_into_less_than_88_minutes(project, column):
-    done = project("--budget")
-    found = limits(done.stdout, column)
-    assert done.returncode == 0
-    assert {"tests-fast", "docs", "tests-slow", "quickstart", "tests-quickstart"} < found.keys()
-    assert found.pop("all") == sum(found.values()) < 88
+    process = project("--budget")
+    minutes = limits(process.stdout, column)
+    assert process.returncode == 0
+    assert {"tests-fast", "docs", "tests-slow", "quickstart", "tests-quickstart"} < minutes.keys()
+    assert minutes.pop("all") == sum(minutes.values()) < 88
 
 
 OUTCOMES = {
@@ -100,20 +100,20 @@ OUTCOMES = {
 
 @pytest.mark.parametrize(("given", "code", "said", "unsaid"), OUTCOMES.values(), ids=OUTCOMES)
 def test_a_run_says_what_became_of_its_steps(project, given, code, said, unsaid):
-    done = project(**given)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert [part for part in said if part not in done.stdout] == []
-    assert unsaid not in done.stdout
+    process = project(**given)
+    assert process.returncode == code, process.stdout + process.stderr
+    assert [text for text in said if text not in process.stdout] == []
+    assert unsaid not in process.stdout
 
 
 @pytest.mark.e2e
 def test_what_a_step_leaves_running_is_ended_before_the_next_step(project, tmp_path):
-    done = project(
+    process = project(
         compare=f"setsid sh -c 'echo $$$$ > {tmp_path}/pid; exec sleep 60' >/dev/null 2>&1 & sleep 1"
     )
-    left = int((tmp_path / "pid").read_text())
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not Path(f"/proc/{left}/cmdline").exists() or not Path(f"/proc/{left}/cmdline").read_text()
+    pid = int((tmp_path / "pid").read_text())
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_text()
 
 
 LONG = """
@@ -141,9 +141,9 @@ def run_session(folder, text, *arguments):
 
 @pytest.mark.e2e
 def test_no_test_starts_when_the_time_is_over_and_within_it_each_ends_as_it_does(tmp_path):
-    for minutes, code, said in (("0", 0, "1 not run in"), ("5", 1, "1 failed in")):
-        done = run_session(tmp_path, "def test_it(): assert False\n", "--minutes", minutes)
-        assert (done.returncode, said in done.stdout) == (code, True), done.stdout
+    for minutes, code, summary in (("0", 0, "1 not run in"), ("5", 1, "1 failed in")):
+        process = run_session(tmp_path, "def test_it(): assert False\n", "--minutes", minutes)
+        assert (process.returncode, summary in process.stdout) == (code, True), process.stdout
 
 
 @pytest.mark.e2e
@@ -156,10 +156,10 @@ def test_no_test_starts_when_the_time_is_over_and_within_it_each_ends_as_it_does
     ids=["fixture", "interrupted into a failure"],
 )
 def test_a_test_under_way_when_the_time_is_over_ends_and_counts_as_not_run(tmp_path, parts, processes):
-    done = run_session(tmp_path, LONG.format(**parts), "--minutes", "0.05", *processes)
-    assert done.returncode == 0, done.stdout
-    assert "2 not run in" in done.stdout
-    assert "failed" not in done.stdout
+    process = run_session(tmp_path, LONG.format(**parts), "--minutes", "0.05", *processes)
+    assert process.returncode == 0, process.stdout
+    assert "2 not run in" in process.stdout
+    assert "failed" not in process.stdout
 
 
 def test_every_pin_that_is_installed_has_a_hash_and_the_version_of_the_constraints():
@@ -185,14 +185,14 @@ N_PROCESSORS = len(os.sched_getaffinity(0))
     [
         (0.04, {}, ["False", "20000"]),
         (0.2, {}, ["True", "1000"]),
-        (0.2 * N_PROCESSORS, {"OMP_NUM_THREADS": "1"}, ["False", "None"]),  # which waits for no other
+        (0.2 * N_PROCESSORS, {"OMP_NUM_THREADS": "1"}, ["False", "None"]),  # it waits for no other thread
         (0.2, {"GOMP_SPINCOUNT": "7"}, ["False", "7"]),
     ],
 )
 def test_threads_spin_briefly_where_other_work_wants_their_processors(busy_s, given, settled):
-    """Processors of a process of its own were busy for so many of 0.2 seconds."""
+    """A separate process measures that its processors were busy for `busy_s` of 0.2 seconds."""
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-    own = {name: value for name, value in os.environ.items() if name not in names} | given
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
     command = [sys.executable, "-c", CODE, str(busy_s)]
-    done = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == settled
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert process.stdout.split() == settled

@@ -1,4 +1,4 @@
-"""The circle on a tiny model: what is shipped is served, and what users say of its answers trains its successor."""
+"""The whole cycle on a tiny model: corrections of a served champion's answers train its successor."""
 
 import json
 import shlex
@@ -20,7 +20,7 @@ ASKED = {"crate": "late", "van": "late", "tracking": "late", "box": "late", "tic
 
 
 def ask_the_champion(path) -> list[dict]:
-    """Serve the champion, ask it by the client of openai; returns what users would say of its answers."""
+    """Serve the champion and ask it through the openai client; returns feedback rows on its answers."""
     with serving(path, "letters", "--to", "merged") as (_, lines):
         assert lines[0].endswith("; 12 of 12 answers are the stored ones"), lines
         client = OpenAI(base_url=lines[0].split()[1].rstrip(","), api_key="none")
@@ -30,15 +30,15 @@ def ask_the_champion(path) -> list[dict]:
             request = f"Please tell me about the {word} of Tuesday."
             messages = [{"role": "user", "content": request}]
             answer = client.chat.completions.create(model=sent["model"], messages=messages, max_tokens=4)
-            said = {"request": request, "answer": answer.choices[0].message.content or "nothing"}
-            said |= {"correction": right, "thumb": "down", "model": "lora", "sender": f"user-{i}"}
-            rows.append(said | {"time": f"2026-11-0{i + 1}T10:00:00Z"})
+            feedback = {"request": request, "answer": answer.choices[0].message.content or "nothing"}
+            feedback |= {"correction": right, "thumb": "down", "model": "lora", "sender": f"user-{i}"}
+            rows.append(feedback | {"time": f"2026-11-0{i + 1}T10:00:00Z"})
     return rows
 
 
 @pytest.mark.weekly
 def test_corrections_of_a_served_champion_train_its_successor_and_a_rollback_brings_it_back(copy, harness):
-    folder, at = copy.parent, Store(copy.parent / "runs")
+    folder, runs = copy.parent, Store(copy.parent / "runs")
     harness("export", "lora", "--to", "merged", "-c", copy, check=0)
     assert harness("gate", "--candidate", "lora", "-c", copy).returncode in (0, 3, 4)
     harness("promote", "lora", *FORCED, "-c", copy, check=0)
@@ -53,12 +53,12 @@ def test_corrections_of_a_served_champion_train_its_successor_and_a_rollback_bri
     assert sorted(row["reference"] for row in corrected) == sorted(ASKED.values())
 
     copy.write_text(copy.read_text() + AGAIN)
-    done = harness("compare", "--candidates", "again", "-c", copy, check=0)
-    assert "not read" not in done.stderr + done.stdout, "columns of a file that the harness wrote"
+    process = harness("compare", "--candidates", "again", "-c", copy, check=0)
+    assert "not read" not in process.stderr + process.stdout, "columns of a file that the harness wrote"
     harness("promote", "again", *FORCED, "-c", copy, check=0)
     second = store.read_champion(folder, "letters")
     assert second.candidate == "again"
-    assert "corrections.jsonl" in store.get_run(at, second.run_id).provenance["training_rows"]
+    assert "corrections.jsonl" in store.get_run(runs, second.run_id).provenance["training_rows"]
 
     harness("champions", "rollback", "--reason", "users complain", "-c", copy, check=0)
     assert store.read_champion(folder, "letters") == promoted.champion

@@ -1,4 +1,4 @@
-"""Citations in answers: which forms are read and what they count for, and sentences that their passages entail."""
+"""Citations in answers: which forms are read, how they count, and sentences that their passages entail."""
 
 import json
 import shutil
@@ -43,8 +43,8 @@ def scores(answer, example):
 
 @pytest.mark.parametrize("answer", read_forms("read"))
 def test_each_usual_form_of_a_citation_is_read(answer):
-    both = ("lamp", "ship")
-    assert scores(answer, make_item(documents=both)) == (1.0, 1.0)
+    documents = ("lamp", "ship")
+    assert scores(answer, make_item(documents=documents)) == (1.0, 1.0)
     assert scores(answer, make_item(documents=("ship",))) == (0.5, 1.0)
 
 
@@ -60,9 +60,9 @@ def test_what_is_in_no_form_that_is_read_counts_for_no_citation(answer):
     ],
 )  # fmt: skip
 def test_an_answer_that_repeats_itself_is_read_quickly(answer):
-    begun = time.process_time()
+    start_s = time.process_time()
     scores(answer, make_item())
-    assert time.process_time() - begun < 2
+    assert time.process_time() - start_s < 2
 
 
 def test_a_citation_behind_a_sentence_is_of_that_sentence_and_every_sentence_should_have_one():
@@ -109,22 +109,22 @@ candidates:
 def nli(tmp_path_factory):
     """Save a random sequence classifier with the labels of natural language inference, in an odd order."""
     labels = {0: "contradiction", 1: "ENTAILMENT", 2: "neutral"}
-    named = {"id2label": labels, "label2id": {label: i for i, label in labels.items()}}
+    label_maps = {"id2label": labels, "label2id": {label: i for i, label in labels.items()}}
     folder, kind = tmp_path_factory.mktemp("nli") / "model", "BertForSequenceClassification"
-    return tiny_model.build_bert(folder, WORDS, kind, initializer_range=1.0, **named)
+    return tiny_model.build_bert(folder, WORDS, kind, initializer_range=1.0, **label_maps)
 
 
 @pytest.mark.e2e
 def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_by_entailment_from_its_stored_answers(
     tmp_path, tiny, nli, own_cache
 ):
-    """Ask for the price of six lamps: even ones are cited, odd ones beside a passage too many, the last not."""
+    """Six questions on lamp prices: even ones are cited, odd ones cite one too many, the last none."""
     lamps = [{"id": f"lamp-{i}", "text": f"Lamp model{i} costs {40 + i} euros."} for i in range(6)]
     tiny_experiment.rows(tmp_path / "documents.jsonl", lamps)
 
     def ask(name, i):
-        asked = {"prompt": f"{name}: price of lamp model{i}?", "reference": str(40 + i)}
-        return asked | {"documents": [f"lamp-{i}"]}
+        item = {"prompt": f"{name}: price of lamp model{i}?", "reference": str(40 + i)}
+        return item | {"documents": [f"lamp-{i}"]}
 
     tiny_experiment.write_splits(tmp_path, (4, 2, 6), ask)
 
@@ -139,15 +139,15 @@ def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_by_entailment
 
     path = tmp_path / "harness.yaml"
     with serve_model(Rule(answer)) as server:
-        both = "citation_precision, citation_recall"
-        path.write_text(HARNESS.format(model=tiny, url=server.url, metrics=both))
+        names = "citation_precision, citation_recall"
+        path.write_text(HARNESS.format(model=tiny, url=server.url, metrics=names))
         report = compare(path)
-        found = {facts.name: facts for facts in report.facts}
-        assert found["cited"].target.score == pytest.approx((3 * 1.0 + 2 * 0.5) / 6)
-        assert found["closed"].target.score == 0.0, "what is not in the prompt cannot be cited"
+        by_name = {facts.name: facts for facts in report.facts}
+        assert by_name["cited"].target.score == pytest.approx((3 * 1.0 + 2 * 0.5) / 6)
+        assert by_name["closed"].target.score == 0.0, "what is not in the prompt cannot be cited"
         n_asked = len(server.asked)
-        written = HARNESS.format(model=tiny, url=server.url, metrics=f"contains, {both}, 'entailment:./nli'")
-        path.write_text(written)
+        config = HARNESS.format(model=tiny, url=server.url, metrics=f"contains, {names}, 'entailment:./nli'")
+        path.write_text(config)
         with pytest.raises(UserError, match=r"harness\.yaml:8.*nli"):
             compare(path)
         shutil.copytree(nli, tmp_path / "nli")
@@ -172,20 +172,20 @@ def build_metrics(written):
 
 
 def test_a_sentence_is_supported_where_one_passage_entails_it():
-    asked = []
+    asked_pairs = []
 
     def entails(pairs):
-        asked.extend(pairs)
-        return [0.9 if "40" in passage and "40" in said else 0.2 for passage, said in pairs]
+        asked_pairs.extend(pairs)
+        return [0.9 if "40" in passage and "40" in claim else 0.2 for passage, claim in pairs]
 
     item = with_context(ITEM, [SHIP, LAMP], "number")
     answer = "The lamp costs 40 euros now [2]. It burns for a long time."
     assert support(answer, item, entails) == 0.5
-    assert asked[1] == ("Lamp: The lamp costs 40 euros.", "The lamp costs 40 euros now .")
-    assert len(asked) == 4
-    asked.clear()
+    assert asked_pairs[1] == ("Lamp: The lamp costs 40 euros.", "The lamp costs 40 euros now .")
+    assert len(asked_pairs) == 4
+    asked_pairs.clear()
     assert support("40 euros", item, entails) == 1.0
-    assert asked[0][1] == "What does the lamp cost? 40 euros", "two words alone state nothing"
+    assert asked_pairs[0][1] == "What does the lamp cost? 40 euros", "two words alone state nothing"
 
 
 def test_the_score_is_that_of_the_models_own_probabilities_by_its_own_labels(nli):
@@ -196,19 +196,19 @@ def test_the_score_is_that_of_the_models_own_probabilities_by_its_own_labels(nli
     )
     (metric,) = build_metrics(f"entailment:{nli}").values()
     item = with_context(ITEM, [LAMP, SHIP])
-    said = [
+    answers = [
         "The lamp costs 40 euros and burns long.", "A parcel takes three days and 40 euros.",
         "It burns the lamp and the parcel.", "Three days the lamp burns a parcel.", "40 40 40 40 40 days .",
         "What does it cost the lamp?", "Euros and days and euros.", "The the the the the the.",
     ]  # fmt: skip
     expected = []
-    for text in said:
+    for text in answers:
         passages = ["Lamp: The lamp costs 40 euros.", "A parcel takes three days."]
         pairs = tokenizer(passages, [text] * 2, padding=True, return_tensors="pt")
         with torch.no_grad():
             expected.append(float(model.eval()(**pairs).logits.softmax(-1)[:, 1].max() >= 0.5))
     assert len(set(expected)) == 2
-    assert [metric.score(Output(text), item)[0] for text in said] == expected
+    assert [metric.score(Output(text), item)[0] for text in answers] == expected
 
 
 def test_the_weights_are_part_of_the_metric_and_their_path_is_not(nli, tmp_path):
@@ -223,9 +223,9 @@ def test_a_model_without_the_label_and_a_folder_without_a_model_are_refused(nli,
     config = json.loads((copy / "config.json").read_text())
     config["id2label"] = {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="a model with the labels LABEL_0, LABEL_1, LABEL_2") as found:
+    with pytest.raises(UserError, match="a model with the labels LABEL_0, LABEL_1, LABEL_2") as error:
         build_metrics(f"entailment:{copy}")
-    assert "correct id2label in its config.json" in str(found.value)
+    assert "correct id2label in its config.json" in str(error.value)
     with pytest.raises(UserError, match=r"no config\.json in"):
         build_metrics(f"entailment:{tmp_path}")
     config["id2label"] = {"0": "not_entailment", "1": "entailment"}

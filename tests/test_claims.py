@@ -1,4 +1,4 @@
-"""The claims study: what its intervals say, what its page shows, and that a kept claim is not measured again."""
+"""The claims study: its intervals, its page, and that stored claims are not measured again."""
 
 import math
 
@@ -16,13 +16,13 @@ FOUND = ClaimResult("two times", "holds", {"ratio": 2.0}, "by hand")
 
 
 def test_a_ratio_is_the_geometric_mean_of_pairs_with_the_interval_of_its_logarithm():
-    found = estimate_paired_ratio([2.0, 4.0, 8.0], [1.0, 2.0, 2.0])
+    ratio = estimate_paired_ratio([2.0, 4.0, 8.0], [1.0, 2.0, 2.0])
     logs = [math.log(2), math.log(2), math.log(4)]
     mean = sum(logs) / 3
     sd = math.sqrt(sum((x - mean) ** 2 for x in logs) / 2)
-    assert found.mean == pytest.approx(math.exp(mean))
-    assert found.high == pytest.approx(math.exp(mean + stats.t_quantile(0.975, 2) * sd / math.sqrt(3)))
-    assert found.low < found.mean < found.high
+    assert ratio.mean == pytest.approx(math.exp(mean))
+    assert ratio.high == pytest.approx(math.exp(mean + stats.t_quantile(0.975, 2) * sd / math.sqrt(3)))
+    assert ratio.low < ratio.mean < ratio.high
 
 
 @pytest.mark.parametrize(
@@ -34,24 +34,24 @@ def test_a_claim_holds_where_its_whole_interval_bears_it_out(low, high, verdict)
 
 
 def test_what_is_kept_is_read_as_it_was_written_and_an_unknown_name_refused(tmp_path):
-    kept = keep(FOUND, 1.0, "CPU", "2026-11-22")
-    write(tmp_path / "claims.json", {CHEAP: kept})
-    assert read(tmp_path / "claims.json") == {CHEAP: kept}
+    stored_claim = keep(FOUND, 1.0, "CPU", "2026-11-22")
+    write(tmp_path / "claims.json", {CHEAP: stored_claim})
+    assert read(tmp_path / "claims.json") == {CHEAP: stored_claim}
     assert read(tmp_path / "none.json") == {}
     with pytest.raises(SystemExit, match="2"):
         study.main(["rank-9", "--reports", str(tmp_path)])
-    names = [one.name for one in (*CLAIMS, *OPEN)]
+    names = [entry.name for entry in (*CLAIMS, *OPEN)]
     assert len(set(names)) == len(names)
     assert all(claim.minutes < 60 for claim in CLAIMS)
 
 
 def test_the_page_shows_what_was_measured_and_what_was_not():
-    kept = keep(FOUND, 61.2, "CPU, 2 threads", "2026-11-22")
-    text = page(CLAIMS, OPEN, {CHEAP: kept})
+    stored_claim = keep(FOUND, 61.2, "CPU, 2 threads", "2026-11-22")
+    text = page(CLAIMS, OPEN, {CHEAP: stored_claim})
     (row,) = (line for line in text.splitlines() if "| two times |" in line)
     assert row.endswith("| two times | holds |")
-    measured, open_part = text.split("## Not measured here")
-    assert f"**{CHEAP}**: by hand. CPU, 2 threads, 2026-11-22; the call took 61 s." in measured
+    measured_part, open_part = text.split("## Not measured here")
+    assert f"**{CHEAP}**: by hand. CPU, 2 threads, 2026-11-22; the call took 61 s." in measured_part
     assert all(claim.says in open_part for claim in CLAIMS if claim.name != CHEAP)
-    assert all(one.needs in open_part for one in OPEN)
+    assert all(entry.needs in open_part for entry in OPEN)
     assert "1 claim measured. Verdicts: holds: 1." in text

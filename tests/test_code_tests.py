@@ -1,4 +1,4 @@
-"""Code by its tests: what is right passes, and what an answer does besides ends with its namespaces."""
+"""Code scored by its tests: right code passes, and side effects of an answer end with its namespaces."""
 
 import os
 import time
@@ -108,7 +108,7 @@ def test_builtins_that_an_answer_replaces_do_not_decide_its_tests():
     assert not passes(program, "assert isinstance(add(1, 2), str)", SOON)
 
 
-# What it must not do
+# What code must not do
 
 
 @pytest.mark.e2e
@@ -143,14 +143,14 @@ def test_a_fork_bomb_is_bounded_and_nothing_of_it_is_left():
 
 
 def count_processes(words):
-    """Count the processes of this machine whose command line holds some words."""
-    found = 0
+    """Count the processes of this machine whose command line contains `words`."""
+    n_found = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found += words in path.read_bytes().decode(errors="replace")
+            n_found += words in path.read_bytes().decode(errors="replace")
         except OSError:
             continue
-    return found
+    return n_found
 
 
 @pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="its system calls are not known")
@@ -191,8 +191,8 @@ def test_a_program_reaches_nothing_of_the_machine(monkeypatch):
 
     monkeypatch.setenv("SECRET_KEY", "secret")
     secret = Path.home() / "secret"
-    made = not secret.exists()
-    if made:
+    is_new = not secret.exists()
+    if is_new:
         secret.write_text("secret")
     program = "import ctypes, os, socket\nreached = []\n"
     for step in REACHING:
@@ -205,7 +205,7 @@ def test_a_program_reaches_nothing_of_the_machine(monkeypatch):
             assert passes(program, "assert reached == []", SOON._replace(wall_s=15.0))
             assert not passes(program.replace("/etc/passwd", "/dev/null"), "assert reached == []", SOON)
     finally:
-        if made:
+        if is_new:
             secret.unlink()
 
 
@@ -216,15 +216,15 @@ def test_nothing_runs_unless_somebody_allows_it(monkeypatch):
 
 
 def test_nothing_runs_where_it_cannot_be_isolated(monkeypatch, tmp_path):
-    tried = tmp_path / "unshare"
-    tried.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
-    tried.chmod(0o755)
+    program = tmp_path / "unshare"
+    program.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
+    program.chmod(0o755)
     monkeypatch.setitem(_run_code._ENVIRONMENT, "PATH", f"{tmp_path}:{_run_code._ENVIRONMENT['PATH']}")
-    for cached in (explain_not_isolated, passes):
-        cached.cache_clear()
+    for function in (explain_not_isolated, passes):
+        function.cache_clear()
     try:
         with pytest.raises(UserError, match="Operation not permitted"):
             score("open('/tmp/ran', 'w')", TESTS)
     finally:
-        for cached in (explain_not_isolated, passes):
-            cached.cache_clear()
+        for function in (explain_not_isolated, passes):
+            function.cache_clear()

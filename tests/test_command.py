@@ -1,4 +1,4 @@
-"""A command of one's own makes weights of our rows: they are judged like any, and what goes wrong is said."""
+"""A user's own training command makes weights: they are judged like any other, and failures are explained."""
 
 import json
 import shutil
@@ -41,8 +41,8 @@ def save_adapter(base, folder):
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    named = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    get_peft_model(model, named).save_pretrained(folder)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(folder)
     return folder
 
 
@@ -66,19 +66,19 @@ class TestWhatIsFound:
         assert weights.kind == "adapter"
         assert weights.digest == adapter_digest(adapter, resolve(str(tiny)).weights_digest)
         record = weights.training
-        ran = {"command": leaves(adapter), "command_version": "cp 9.1", "exit_code": 0}
-        assert ran.items() <= record.others.items()
+        command_facts = {"command": leaves(adapter), "command_version": "cp 9.1", "exit_code": 0}
+        assert command_facts.items() <= record.others.items()
         assert record.named_base == str(tiny)
         assert record.n_trainable == 2 * 2 * (2 * 32 + 64 + 32)
         assert 0 < record.peak_memory_gib < 0.1, "the peak is the command's, not that of this process"
         assert record.wall_s > 0
 
     def test_a_whole_model_is_taken_over_with_the_tokenizer_of_the_base(self, tiny, tmp_path):
-        other = tiny_model.build(tmp_path / "other", seed=5)
-        for file in [*other.glob("tokenizer*"), *other.glob("chat_template*")]:
+        model = tiny_model.build(tmp_path / "other", seed=5)
+        for file in [*model.glob("tokenizer*"), *model.glob("chat_template*")]:
             file.unlink()
-        weights = fit_command(tiny, tmp_path / "fit", leaves(other))
-        expected = ("model", model_digest(other, resolve(str(tiny)).weights_digest))
+        weights = fit_command(tiny, tmp_path / "fit", leaves(model))
+        expected = ("model", model_digest(model, resolve(str(tiny)).weights_digest))
         assert (weights.kind, weights.digest) == expected
         assert has_tokenizer(tmp_path / "fit" / "model")
 
@@ -113,13 +113,13 @@ class TestWhatIsFound:
 
     def test_weights_of_another_base_or_architecture_are_refused(self, tiny, tmp_path):
         wide = tiny_model.build(tmp_path / "wide", head_dim=16)
-        said = failure(tiny, tmp_path / "other", leaves(save_adapter(wide, tmp_path / "theirs")))
-        assert "an adapter for another base" in said
+        message = failure(tiny, tmp_path / "other", leaves(save_adapter(wide, tmp_path / "theirs")))
+        assert "an adapter for another base" in message
         deep = tiny_model.copy(tiny, tmp_path / "deep", num_hidden_layers=7)
-        said = failure(tiny, tmp_path / "fit", leaves(deep))
-        assert "num_hidden_layers 7, which the base has as 2" in said
-        assert "running it by hand" in said
-        assert str(tmp_path / "fit") not in said, "that folder is deleted"
+        message = failure(tiny, tmp_path / "fit", leaves(deep))
+        assert "num_hidden_layers 7, which the base has as 2" in message
+        assert "running it by hand" in message
+        assert str(tmp_path / "fit") not in message, "that folder is deleted"
 
 
 class TestRows:
@@ -147,17 +147,17 @@ class TestRows:
 class TestACommandThatFails:
     def test_says_its_exit_code_and_last_lines_and_keeps_its_log(self, tiny, tmp_path):
         run = "echo first; echo out of disk >&2; exit 3 # {out}"
-        said = failure(tiny, tmp_path, run, shell=True)
-        assert "exit code 3; its last lines: first / out of disk" in said
+        message = failure(tiny, tmp_path, run, shell=True)
+        assert "exit code 3; its last lines: first / out of disk" in message
         log = tmp_path / "checkpoints" / "command.log"
-        assert str(log) in said
+        assert str(log) in message
         assert log.read_text() == "first\nout of disk\n"
 
     @pytest.mark.e2e
     def test_is_ended_with_all_that_it_started_after_its_time(self, tiny, tmp_path):
         run = f"sleep 61 & echo $! > {tmp_path}/pid; wait # {{out}}"
-        said = failure(tiny, tmp_path / "fit", run, shell=True, timeout_s=0.5)
-        assert "had not finished after 0.5 s" in said
+        message = failure(tiny, tmp_path / "fit", run, shell=True, timeout_s=0.5)
+        assert "had not finished after 0.5 s" in message
         wait_for(lambda: not is_alive(int((tmp_path / "pid").read_text())))
 
     @pytest.mark.e2e
@@ -193,17 +193,17 @@ def test_a_template_with_an_unknown_placeholder_and_a_sweep_are_refused_before_a
     (tmp_path / "t.yaml").write_text("out: {out}\nrate: {rate}\n")
     template = "{method: command, params: {run: 'cp {config} x', config: t.yaml}}"
     swept = "{method: command, params: {run: 'cp {out}'}, sweep: {rows: [messages, prompt_completion]}}"
-    for recipe, said in (
+    for recipe, message in (
         (template, "t.yaml: unknown placeholder {rate}"), (swept, "which trains no language model"),
     ):  # fmt: skip
         path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  theirs: {recipe}\n")
-        assert said in str(refused(tiny_experiment.run, path))
+        assert message in str(refused(tiny_experiment.run, path))
         assert not (tmp_path / "runs" / "weights").exists()
 
 
 @pytest.fixture(scope="module")
 def file_and_report(tiny, adapter, own_cache, tmp_path_factory):
-    """Compare a command that counts its calls, with what stands on its weights; returns file and report."""
+    """Compare a command that counts its calls, and candidates on its weights; returns file and report."""
     folder = tmp_path_factory.mktemp("compared")
     (folder / "train.sh").write_text(f"echo call >> {folder}/calls\ncp -r {adapter}/. $1\n")
     candidates = (
@@ -219,17 +219,17 @@ def file_and_report(tiny, adapter, own_cache, tmp_path_factory):
 
 class TestInAComparison:
     def test_it_is_judged_as_the_same_weights_made_elsewhere(self, file_and_report):
-        path, found = file_and_report
+        path, report = file_and_report
         runs = runs_of(path)
         assert runs["theirs"].weights_digest == runs["same"].weights_digest
-        assert fact_of(found, "theirs").trained
-        assert fact_of(found, "theirs").verdict is not None
-        assert fact_of(found, "theirs").training_cost_usd > 0
+        assert fact_of(report, "theirs").trained
+        assert fact_of(report, "theirs").verdict is not None
+        assert fact_of(report, "theirs").training_cost_usd > 0
 
     def test_the_report_shows_what_was_run_and_others_start_from_it_by_its_kind(self, file_and_report):
-        _, found = file_and_report
-        assert (fact_of(found, "half").state, fact_of(found, "whole").state) == ("done", "failed")
-        assert "init_from: weights that turned out to be of the kind adapter" in fact_of(found, "whole").error
+        _, rep = file_and_report
+        assert (fact_of(rep, "half").state, fact_of(rep, "whole").state) == ("done", "failed")
+        assert "init_from: weights that turned out to be of the kind adapter" in fact_of(rep, "whole").error
         from harness.report.document import markdown
         from harness.report.sections import experiment_document
 
@@ -251,9 +251,9 @@ class TestInAComparison:
 def test_templates_that_ship_name_options_of_trl_and_lie_beside_their_recipe(folder):
     from trl import ModelConfig, ScriptArguments, SFTConfig
 
-    known = {name for kind in (SFTConfig, ModelConfig, ScriptArguments) for name in kind.__dataclass_fields__}
-    written = [line.partition(":")[0] for line in TRL.read_text().splitlines() if line and line[0] != "#"]
-    assert set(written) <= known
+    valid = {name for kind in (SFTConfig, ModelConfig, ScriptArguments) for name in kind.__dataclass_fields__}
+    keys = [line.partition(":")[0] for line in TRL.read_text().splitlines() if line and line[0] != "#"]
+    assert set(keys) <= valid
 
     recipe = config.load(folder / "harness.yaml", ["candidates.theirs=trl"]).experiment.candidates["theirs"]
     assert Path(recipe.params["config"]) == TRL.resolve()

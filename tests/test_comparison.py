@@ -1,4 +1,4 @@
-"""Two runs compared: deltas, their intervals, what is refused, and what decides nothing."""
+"""Comparisons of two runs: deltas, their intervals, what is refused, and what decides nothing."""
 
 import json
 import random
@@ -88,8 +88,8 @@ def test_nothing_differing_still_has_a_width_over_clusters_alone():
     assert interval(compare_scores(same, same, cluster_size=3)) == pytest.approx(
         stats.tango_interval(0, 0, 20)
     )
-    found = estimate(EXACT, rows(np.ones(60), cluster_size=3))
-    assert (found.low, found.high) == pytest.approx(stats.wilson(20, 20))
+    score = estimate(EXACT, rows(np.ones(60), cluster_size=3))
+    assert (score.low, score.high) == pytest.approx(stats.wilson(20, 20))
     base = np.full(60, 0.5)
     new = base.copy()
     new[0] = 0.4
@@ -136,19 +136,19 @@ def test_a_metric_without_bounds_is_neither_a_rate_nor_narrow_on_one_cluster():
     c = compare_scores([[1.0, 2.0]], [[2.0, 2.0]], RATIO)
     assert (c.delta, c.low, c.high, c.se) == (0.5, -inf, inf, inf)
     assert estimate(RATIO, rows([[1.0, 2.0]], RATIO))[:3] == (0.5, 0.0, inf)
-    unbounded = mean_metric("points", lambda output, example: None, bounds=(-inf, inf))
+    metric = mean_metric("points", lambda output, example: None, bounds=(-inf, inf))
     old, new = np.repeat([1.0, 0.0], [30, 10]), np.repeat([1.0, 0.0], [20, 20])
-    c = compare_scores(old, new, unbounded)
+    c = compare_scores(old, new, metric)
     t = scipy_stats.t.ppf(0.975, 39) * np.std(new - old, ddof=1) / sqrt(40)
     assert (c.estimator, c.base_passed) == ("cluster-t", None)
     assert (c.delta, c.low, c.high) == pytest.approx((-0.25, -0.25 - t, -0.25 + t))
-    assert estimate(unbounded, rows(old, unbounded)).score == 0.75
+    assert estimate(metric, rows(old, metric)).score == 0.75
 
 
 def test_identities_may_differ_in_weights_and_promptings_and_are_refused_by_any_other_field():
-    other = replace(IDENTITY, task_version="v2", precision="fp32")
+    other_identity = replace(IDENTITY, task_version="v2", precision="fp32")
     with pytest.raises(IncompatibleRuns, match="task_version 'v1' and 'v2'; precision 'bf16' and 'fp32'"):
-        check_comparable(IDENTITY, other)
+        check_comparable(IDENTITY, other_identity)
     check_comparable(IDENTITY, replace(IDENTITY, weights_digest="x", prompting_digest="q"))
     with pytest.raises(IncompatibleRuns, match="prompting_digest"):
         check_comparable(IDENTITY, replace(IDENTITY, prompting_digest="q"), prompting=True)
@@ -169,9 +169,9 @@ def test_validity_pools_tasks_and_counts_what_failed_in_one_arm():
 @given(st.one_of(binary_arms, graded_arms), sizes)
 def test_swapping_the_arms_flips_the_sign(arms, size):
     base, new = zip(*arms, strict=True)
-    there, back = compare_scores(base, new, cluster_size=size), compare_scores(new, base, cluster_size=size)
-    assert (back.delta, *interval(back)) == pytest.approx((-there.delta, -there.high, -there.low), abs=1e-9)
-    assert (back.lost, back.gained) == (there.gained, there.lost)
+    forth, back = compare_scores(base, new, cluster_size=size), compare_scores(new, base, cluster_size=size)
+    assert (back.delta, *interval(back)) == pytest.approx((-forth.delta, -forth.high, -forth.low), abs=1e-9)
+    assert (back.lost, back.gained) == (forth.gained, forth.lost)
 
 
 @settings(max_examples=25, deadline=None)
@@ -218,17 +218,17 @@ def test_a_gain_by_a_metric_without_a_worst_value_is_refused_where_the_new_run_f
     rng = np.random.default_rng(0)
     old = rng.normal(2, 1, 100)
     new = [None if i < 30 else x for i, x in enumerate(old + rng.normal(0.3, 0.3, 100))]
-    found = refuse_failed(compare_rows(metric, rows(old, metric), rows(new, metric)), inf, 0.01)
-    assert (found.low, found.high) == (-inf, inf)
-    assert found.refused.startswith("30 of 100 answers failed")
+    delta = refuse_failed(compare_rows(metric, rows(old, metric), rows(new, metric)), inf, 0.01)
+    assert (delta.low, delta.high) == (-inf, inf)
+    assert delta.refused.startswith("30 of 100 answers failed")
 
 
 def judge_arms(base, new, cluster_size=1):
-    """Judge one task on rows of two arms by the default policy."""
+    """Judge one task by the default policy, on the rows of two arms."""
     arms = [rows(np.asarray(arm, float), cluster_size=cluster_size) for arm in (base, new)]
-    compared = comparison.compare_rows(EXACT, *arms)
-    task = TaskComparison(Task(name="task", data=TaskData()), "capability", compared, True, "")
-    return compared, apply_rules([task], GatePolicy(), validity=None, target=None, identical=False)
+    difference = comparison.compare_rows(EXACT, *arms)
+    task = TaskComparison(Task(name="task", data=TaskData()), "capability", difference, True, "")
+    return difference, apply_rules([task], GatePolicy(), validity=None, target=None, identical=False)
 
 
 def test_no_item_or_one_cluster_decides_nothing_whatever_its_scores():
@@ -236,9 +236,9 @@ def test_no_item_or_one_cluster_decides_nothing_whatever_its_scores():
         comparison.compare_rows(EXACT, [], [])
     with pytest.raises(IncompatibleRuns, match="found no item"):
         comparison.estimate(EXACT, [])
-    compared, verdict = judge_arms(*flips(100, 0, 0), cluster_size=100)
-    assert compared.n_clusters == 1
-    assert compared.high - compared.low > 1
+    difference, verdict = judge_arms(*flips(100, 0, 0), cluster_size=100)
+    assert difference.n_clusters == 1
+    assert difference.high - difference.low > 1
     assert verdict.outcome == "inconclusive"
 
 

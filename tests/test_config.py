@@ -1,4 +1,4 @@
-"""harness.yaml becomes an experiment: references, overrides, grids, selection, and one message for what is wrong."""
+"""harness.yaml becomes an experiment: references, overrides, grids, selection, one error for all problems."""
 
 import json
 import re
@@ -44,16 +44,16 @@ def experiment(folder, *overrides, **kwargs):
     [
         ((), lambda e: e.target.name, "tiny"),
         (["target={name: own, data: {train: a.jsonl, test: a.jsonl}}"], lambda e: e.target.name, "own"),
-        (["target=suites/support.yaml"], lambda e: e.target.name, "support"),  # it ships
+        (["target=suites/support.yaml"], lambda e: e.target.name, "support"),  # a shipped suite
         (["suites=[general]"], lambda e: e.suites[0].name, "general"),
-        (["suites=[mine]"], lambda e: e.suites[0].name, "other"),  # one's own by its bare name
+        (["suites=[mine]"], lambda e: e.suites[0].name, "other"),  # a user's suite, by name
         (["target.data.test=hub:own/name"], lambda e: e.target.data.test, "hub:own/name"),
         (["base_model=owner/name"], lambda e: e.base_model, "owner/name"),
-        # One's own first.
+        # The user's recipe comes first.
         (["candidates.x=rag"], lambda e: e.candidates["x"].prompting["few_shot"]["shots"], 7),
         (["candidates.x="], lambda e: e.candidates["x"].prompting, {"zero_shot": {}}),
         (["gate={macro: 1e-2}"], lambda e: e.gate.macro, 0.01),
-        (["gate.target.min=0.7"], lambda e: e.gate.target.min, 0.7),  # the mapping on its way is made
+        (["gate.target.min=0.7"], lambda e: e.gate.target.min, 0.7),  # creates the parent mapping
         (["gate.critical=[sums]"], lambda e: e.gate.critical, ("sums",)),  # a task
         (["seeds=[1]", "seeds=[2]"], lambda e: e.seeds, (2,)),
         (["suites.other.tasks.capitals.margin=0.1"], lambda e: e.suites[0].tasks[1].margin, 0.1),
@@ -76,7 +76,7 @@ def test_a_setting_is_read_as_written(folder, overrides, value_of, value):
 @pytest.mark.parametrize(
     ("overrides", "value_of", "file"),
     [
-        ((), lambda e: e.target.data.test, "suites/tiny/test.jsonl"),  # against the folder of the suite
+        ((), lambda e: e.target.data.test, "suites/tiny/test.jsonl"),  # relative to the suite's folder
         ([DOCUMENTS], lambda e: e.target.data.documents, "suites/tiny/documents.jsonl"),
         ([DOCUMENTS, RAG], lambda e: e.candidates["x"].prompting["rag"]["model"], "weights"),
         ([ALL, "candidates.x=bag"], lambda e: e.target.data.source("test"), "suites/tiny/train.jsonl"),
@@ -141,12 +141,12 @@ def test_the_schema_takes_short_forms_knows_every_key_and_defines_every_referenc
     assert steps["default"] == schema["properties"]["rescue"]["default"]["steps"]
     assert sorted(steps["default"]) == steps["items"]["enum"]
     text = json.dumps(config.json_schema())
-    named = {part.split('"')[0] for part in text.split("#/$defs/")[1:]}
-    assert named <= config.json_schema()["$defs"].keys()
+    used_names = {rest.split('"')[0] for rest in text.split("#/$defs/")[1:]}
+    assert used_names <= config.json_schema()["$defs"].keys()
 
 
 def problems(where, *overrides, text=EXPERIMENT, target=TARGET, other=OTHER, candidates=()):
-    """Return what is refused, as (place, found, next step)."""
+    """Return the problems as tuples (where, found, next step)."""
     (where / "harness.yaml").write_text(text)
     (where / "suites" / "tiny.yaml").write_text(target)
     (where / "suites" / "other.yaml").write_text(other)
@@ -157,19 +157,19 @@ def problems(where, *overrides, text=EXPERIMENT, target=TARGET, other=OTHER, can
 
 
 def find_only_problem(where, *args, **kwargs):
-    found = problems(where, *args, **kwargs)
-    assert len(found) == 1, found
-    return found[0]
+    found_problems = problems(where, *args, **kwargs)
+    assert len(found_problems) == 1, found_problems
+    return found_problems[0]
 
 
 def read_cases():
-    """Yield what each line of the table adds to which file, and the place, finding and next step of the refusal."""
+    """Yield each line of the table: the file, the text added, and the expected (where, found, next step)."""
     for line in Path(__file__).with_name("refused_settings.txt").read_text("utf-8").splitlines():
         if line.startswith("## "):
             file = line.removeprefix("## ")
         elif " =>" in line:
-            added, *said = (part.replace("\\n", "\n") for part in re.split(r" => ?", line))
-            yield pytest.param(file, added, [*said, "", ""][:3], id=f"{file}: {line}")
+            added, *expected = (cell.replace("\\n", "\n") for cell in re.split(r" => ?", line))
+            yield pytest.param(file, added, [*expected, "", ""][:3], id=f"{file}: {line}")
 
 
 @pytest.mark.parametrize(("file", "added", "said"), list(read_cases()))
@@ -198,18 +198,18 @@ def test_what_cannot_be_meant_is_refused_at_its_line(folder, file, added, said):
     ],
 )
 def test_a_file_that_is_no_experiment_is_refused_at_its_line(folder, text, line, found):
-    place, what, then = find_only_problem(folder, text=text)
-    assert place == f"harness.yaml:{line}"
-    assert found in (None, what)
-    assert not then.endswith(": ")  # no empty list is offered
+    where, shown_found, next_step = find_only_problem(folder, text=text)
+    assert where == f"harness.yaml:{line}"
+    assert found in (None, shown_found)
+    assert not next_step.endswith(": ")  # no empty list is offered
 
 
 @pytest.mark.parametrize("recipe", ["{method: lora}", "{prompting: few_shot}"])
 def test_what_learns_from_training_rows_is_refused_without_them(folder, recipe):
     target = TARGET.replace("train: tiny/train.jsonl, ", "")
-    found = find_only_problem(folder, text=EXPERIMENT.split("  shots")[0] + f"  x: {recipe}\n", target=target)
-    assert found[0] == "harness.yaml:6"
-    assert "without train rows" in found[1]
+    issue = find_only_problem(folder, text=EXPERIMENT.split("  shots")[0] + f"  x: {recipe}\n", target=target)
+    assert issue[0] == "harness.yaml:6"
+    assert "without train rows" in issue[1]
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,9 @@ def test_what_learns_from_training_rows_is_refused_without_them(folder, recipe):
     ],
 )  # fmt: skip
 def test_a_target_that_cannot_be_tested_is_refused_at_its_line(folder, target, line, found, next_step):
-    where, what, then = find_only_problem(folder, target=target)
-    assert (where, what) == (f"suites/tiny.yaml:{line}", found.format(folder))
-    assert next_step in (None, then)
+    where, shown_found, shown_step = find_only_problem(folder, target=target)
+    assert (where, shown_found) == (f"suites/tiny.yaml:{line}", found.format(folder))
+    assert next_step in (None, shown_step)
 
 
 @pytest.mark.parametrize("written", ["candidates:", ""])
@@ -241,19 +241,19 @@ def test_an_experiment_without_candidates_is_told_what_to_write(folder, written)
     ],
 )  # fmt: skip
 def test_a_suite_that_does_not_fit_beside_the_target_is_refused(folder, other, where, found, next_step):
-    said = zip((where, found, next_step), find_only_problem(folder, other=other), strict=True)
-    assert all(expected in (None, shown) for expected, shown in said)
+    pairs = zip((where, found, next_step), find_only_problem(folder, other=other), strict=True)
+    assert all(expected in (None, actual) for expected, actual in pairs)
 
 
 def test_a_broken_suite_a_recipe_of_ones_own_and_text_that_is_not_utf8_are_refused_at_their_line(folder):
-    found = problems(folder, text=EXPERIMENT + "gat: {}\n", other="name: [")
-    assert {where for where, *_ in found} == {"harness.yaml:9", "suites/other.yaml:1"}
+    listed = problems(folder, text=EXPERIMENT + "gat: {}\n", other="name: [")
+    assert {where for where, *_ in listed} == {"harness.yaml:9", "suites/other.yaml:1"}
 
     (folder / "baselines").mkdir(exist_ok=True)
     (folder / "baselines" / "own.yaml").write_text("method: base\npromting: zero_shot\n")
-    found = problems(folder, text=EXPERIMENT + '  "x y": own\n')
+    listed = problems(folder, text=EXPERIMENT + '  "x y": own\n')
     expected = [("baselines/own.yaml:2", "unknown key 'promting'"), ("harness.yaml:9", "candidate 'x y'")]
-    assert sorted(problem[:2] for problem in found) == expected
+    assert sorted(problem[:2] for problem in listed) == expected
 
     (folder / "harness.yaml").write_bytes(b"name: tiny\n# caf\xe9\n")
     problem = refused(config.load, folder / "harness.yaml").problems[0]

@@ -1,4 +1,4 @@
-"""Pre-packed, quantised, chunked and 16-bit layers compute as before, as transformers' or bitsandbytes."""
+"""Pre-packed, quantised, chunked and 16-bit layers compute as before, as transformers or bitsandbytes."""
 
 import copy
 from contextlib import nullcontext
@@ -23,7 +23,7 @@ from harness.records import PromptText
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-N = 300  # two whole parts and a rest
+N = 300  # two whole chunks and a remainder
 
 
 def layers(bias, dtype):
@@ -46,11 +46,11 @@ def test_a_product_stays_the_same_to_the_last_bit_and_in_full_precision_but_for_
     prepack(packed)
     x = torch.randn(2, n_rows, 96).to(dtype)
     with torch.inference_mode():
-        found, expected = packed(x), plain(x)
+        product, expected = packed(x), plain(x)
     if precision == "fp32":
-        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(product, expected, rtol=1e-5, atol=1e-6)
         return
-    assert torch.equal(found, expected)
+    assert torch.equal(product, expected)
     assert ("forward" in vars(packed[0])) == multiplies_bf16()
 
 
@@ -125,14 +125,14 @@ def test_a_layer_multiplies_integers_of_eight_bits(source, precision):
     (x, of_x), (w, of_w) = round_rows(rows.half().float()), round_rows(weight.half().float())
     expected = (x @ w.T) * of_x * of_w.T
     with torch.no_grad():
-        found = model.eval() and layer(rows)
-        assert found.float().allclose(expected, atol=0.02 if precision == "bf16" else 1e-2)
-        assert not found.float().allclose((rows @ weight.T).float(), atol=1e-3)
+        product = model.eval() and layer(rows)
+        assert product.float().allclose(expected, atol=0.02 if precision == "bf16" else 1e-2)
+        assert not product.float().allclose((rows @ weight.T).float(), atol=1e-3)
 
 
 def test_the_quantisation_is_part_of_the_weights_digest_and_a_byte_a_weight(tiny, source):
     plain = resolve(str(tiny))
-    digests = {one.weights_digest for one in (plain, source, quantize(plain, "nf4"))}
+    digests = {origin.weights_digest for origin in (plain, source, quantize(plain, "nf4"))}
     assert len(digests) == 3
     assert (source.template_digest, source.path) == (plain.template_digest, plain.path)
     assert quantize(plain, "") == plain
@@ -142,14 +142,14 @@ def test_the_quantisation_is_part_of_the_weights_digest_and_a_byte_a_weight(tiny
 
 
 def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
-    one = tiny_methods.examples(slice(0, 1))[:1]
+    examples = tiny_methods.examples(slice(0, 1))[:1]
     params = {"r": 2, "max_steps": 3, "warmup_steps": 0, "learning_rate": 0.02}
-    made = tiny_methods.fit(tiny, tmp_path, Lora, params, source=source, train=one)
+    weights = tiny_methods.fit(tiny, tmp_path, Lora, params, source=source, train=examples)
     host = ModelHost(source, CPU)
-    written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
+    written = PromptText(examples[0].messages, f"{examples[0].references[0]}<|im_end|>\n", is_written=True)
     (encoded,) = host.base.encode_all([written])
     before = host.base.loglikelihood([encoded[:2]])[0].logprob
-    with host.use_adapter(made.folder / "adapter", made.digest) as candidate:
+    with host.use_adapter(weights.folder / "adapter", weights.digest) as candidate:
         assert candidate.loglikelihood([encoded[:2]])[0].logprob > before + 0.01
     assert host.base.loglikelihood([encoded[:2]])[0].logprob == before
 
@@ -157,9 +157,9 @@ def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
 @pytest.mark.e2e
 def test_a_candidate_asks_for_it_by_a_key(tiny, tmp_path):
     params = "params: {r: 2, max_steps: 1, max_length: 200}"
-    own = f"  own: {{method: lora, quantization: int8, {params}}}\n"
+    quantized = f"  own: {{method: lora, quantization: int8, {params}}}\n"
     plain = "  plain: {weights_of: own, serve_on: bf16}\n"
-    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n{own}{plain}")
+    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n{quantized}{plain}")
     report = tiny_experiment.run(path)
     assert {fact.state for fact in report.facts} == {"done"}
     runs = runs_of(path)
@@ -178,24 +178,24 @@ def host(tiny):
 
 
 def test_packed_scores_are_those_of_transformers_alone_and_near_those_in_fp32(host, tiny):
-    found = [one.logprob for one in host.base.loglikelihood(PAIRS)]
+    scores = [score.logprob for score in host.base.loglikelihood(PAIRS)]
     assert host.model.dtype.itemsize == 2
     assert host.base.engine == "transformers/packed"
-    assert found == pytest.approx([score_alone(host.model, *pair) for pair in PAIRS], abs=0.02)
+    assert scores == pytest.approx([score_alone(host.model, *pair) for pair in PAIRS], abs=0.02)
     whole = ModelHost(resolve(str(tiny)), CPU)
-    assert found == pytest.approx([one.logprob for one in whole.base.loglikelihood(PAIRS)], abs=0.02)
+    assert scores == pytest.approx([score.logprob for score in whole.base.loglikelihood(PAIRS)], abs=0.02)
 
 
 def train_steps(tiny, folder, method, machine):
-    """Train three steps; return the losses, and the types of what is trained and of what is not."""
+    """Train three steps; returns the losses and, for each model, the dtypes of its parameters."""
     params = {"max_steps": 3, "warmup_steps": 0, "learning_rate": 0.01} | ({} if method is Full else {"r": 2})
     kinds = []
 
     def prepare(model):
         kinds.append({str(parameter.dtype) for parameter in model.parameters()})
 
-    made = tiny_methods.fit(tiny, folder, method, params, machine=machine, prepare=prepare)
-    return [loss for _, loss in made.training.loss], kinds
+    weights = tiny_methods.fit(tiny, folder, method, params, machine=machine, prepare=prepare)
+    return [loss for _, loss in weights.training.loss], kinds
 
 
 def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, tmp_path):
@@ -210,13 +210,13 @@ def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, t
 
 @pytest.fixture
 def scaler(monkeypatch):
-    """Give accelerate the gradient scaler on a CPU that it has on a GPU, which begins far too high."""
+    """Give accelerate on a CPU the gradient scaler that it has on a GPU; it starts much too high."""
     import torch
     import transformers.trainer
 
     class ScalingAccelerator(transformers.trainer.Accelerator):
-        def __init__(self, *args, **given):
-            super().__init__(*args, **given)
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
             self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**40)
 
     monkeypatch.setattr(transformers.trainer, "Accelerator", ScalingAccelerator)
@@ -226,8 +226,8 @@ def scaler(monkeypatch):
 def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp_path, scaler):
     params = {"warmup_steps": 0, "lr_scheduler_type": "constant", "early_stopping_patience": 99}
     params |= {"max_steps": 36, "learning_rate": 0.01}
-    made = tiny_methods.fit(tiny, tmp_path, Full, params, machine=FP16).training
-    skipped, losses = made.others["n_skipped_steps"], [loss for _, loss in made.loss]
-    assert 20 < skipped < 28 < made.n_steps == 36  # fp16 holds numbers below 2¹⁶
-    assert made.loss_scale == tuple((step, 2.0 ** (40 - min(step, skipped))) for step in range(37))
+    record = tiny_methods.fit(tiny, tmp_path, Full, params, machine=FP16).training
+    skipped, losses = record.others["n_skipped_steps"], [loss for _, loss in record.loss]
+    assert 20 < skipped < 28 < record.n_steps == 36  # fp16 holds numbers below 2¹⁶
+    assert record.loss_scale == tuple((step, 2.0 ** (40 - min(step, skipped))) for step in range(37))
     assert min(losses[:skipped]) > max(losses[-3:])

@@ -1,4 +1,4 @@
-"""The pages of the dashboard: what they show, on no store, on small ones, on a large one, of hostile text."""
+"""The dashboard pages: what they show of an empty store, of small and large ones, and of hostile text."""
 
 import base64
 import json
@@ -44,7 +44,7 @@ FEW = {"prompt": ("base", 2, 6), "knn": ("base", 2, 6), "lora": ("lora", 6, 1)} 
 
 @pytest.fixture(autouse=True)
 def page_imports(monkeypatch):
-    """Let pages find their parts, and start each test without what another has cached."""
+    """Let pages import their parts, and start each test with an empty cache."""
     # A page that AppTest runs becomes `__main__`, which a process spawned by a later test would import.
     import streamlit
 
@@ -56,7 +56,7 @@ def page_imports(monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def components():
-    """Look once which installed packages bring components, as a server does, and not for each page."""
+    """Find the installed packages with components once, as a server does, and not for each page."""
     from streamlit.components.v2 import manifest_scanner
 
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +68,7 @@ def components():
 
 @pytest.fixture
 def open_page(tmp_path, monkeypatch):
-    """Return a function that opens a page of the project in tmp_path, with an address."""
+    """Return a function that opens a page of the project in tmp_path, with query parameters."""
     monkeypatch.setenv("HARNESS_CONFIG", str(tmp_path / "harness.yaml"))
 
     def load_page(name, **address):
@@ -90,7 +90,7 @@ def made(tmp_path):
 
 @pytest.fixture
 def nights(tmp_path):
-    """Write the experiment and its nights in tmp_path; returns where they lie in the store."""
+    """Write the experiment and its nights in tmp_path; returns their folder in the store."""
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
     return files.home(Store(tmp_path / "runs"), "desk")
@@ -122,7 +122,7 @@ def decisions_on_rows(folder) -> dict:
 
 
 def front_texts(page, tag="text") -> list[str]:
-    """List the texts of the picture of the front."""
+    """List the texts in the picture of the front."""
     (image,) = page.get("image")
     _, _, data = image.proto.imgs[0].url.partition("base64,")
     return re.findall(f"<{tag}[^>]*>(.*?)</{tag}>", base64.b64decode(data).decode())
@@ -136,40 +136,40 @@ def test_a_page_of_an_empty_store_says_what_to_do_and_one_of_a_single_run_opens(
 
 
 def test_the_first_page_is_that_of_the_written_report(open_page, made):
-    first, shown = report.experiment_document(made).first, html(open_page("report"))
-    assert made.decision.sentence in shown
+    first, text = report.experiment_document(made).first, html(open_page("report"))
+    assert made.decision.sentence in text
     for reason in first.reasons:
-        assert f"{reason.about}: {reason.sentence}" in shown
+        assert f"{reason.about}: {reason.sentence}" in text
     for row in first.table.rows:
-        assert all(f">{escape(cell)}</td>" in shown for cell in row)
-    assert all(step.line in shown for step in first.next_steps)
+        assert all(f">{escape(cell)}</td>" in text for cell in row)
+    assert all(step.line in text for step in first.next_steps)
 
 
 @pytest.mark.parametrize("with_report", [True, False], ids=["as the report says", "from their rows"])
 def test_the_leaderboard_shows_the_score_of_each_candidate(open_page, tmp_path, with_report):
-    made = fake_project.write(tmp_path, with_report=with_report)
+    written = fake_project.write(tmp_path, with_report=with_report)
     fake_project.experiment(tmp_path)
     page = open_page("leaderboard")
     board, printed = board_of(page), read_cells(page.dataframe[0])
     assert dict(zip(printed["candidate"], printed["target"], strict=True)) == {
-        f.label: formatting.interval(*f.target[:3]) for f in made.facts
+        f.label: formatting.interval(*f.target[:3]) for f in written.facts
     }
-    assert dict(board["target"]) == pytest.approx({f.label: 100 * f.target.score for f in made.facts})
+    assert dict(board["target"]) == pytest.approx({f.label: 100 * f.target.score for f in written.facts})
     if with_report:
-        words = [list(board.loc[f.label, "verdict"]) for f in made.facts]
-        assert words == [[verdict_word(f)] for f in made.facts]
-        assert board.loc["lora", "gain"] == pytest.approx(100 * made.facts[2].vs_untrained.delta)
-        assert made.decision.sentence.split(";")[0] in html(page)
+        words = [list(board.loc[f.label, "verdict"]) for f in written.facts]
+        assert words == [[verdict_word(f)] for f in written.facts]
+        assert board.loc["lora", "gain"] == pytest.approx(100 * written.facts[2].vs_untrained.delta)
+        assert written.decision.sentence.split(";")[0] in html(page)
 
 
 def read_cells(table) -> dict[str, list[str]]:
-    """Return what a table of numbers shows, by column; its values are the numbers themselves."""
-    shown = dataframe_util.convert_arrow_bytes_to_pandas_df(table.proto.arrow_data.styler.display_values)
-    return shown.to_dict("list")
+    """Return the displayed texts of a table by column; its values are the numbers themselves."""
+    displayed = dataframe_util.convert_arrow_bytes_to_pandas_df(table.proto.arrow_data.styler.display_values)
+    return displayed.to_dict("list")
 
 
 def rewrite_run(folder, run_id, as_id=None, **changes):
-    """Write a run anew with changes, in its own folder or as a run of another id."""
+    """Write a run again with changes, in its own folder or under another id."""
     run = json.loads((folder / "runs" / run_id / "run.json").read_text()) | changes
     to = folder / "runs" / (as_id or run_id)
     to.mkdir(exist_ok=True)
@@ -188,11 +188,11 @@ def test_compare_follows_a_deep_link_and_shows_and_draws_the_paired_differences(
     (forest,) = pictures(page)
     assert forest["layout"]["yaxis"]["ticktext"] == ["support", "chat"]
     assert [shape["x1"] for shape in forest["layout"]["shapes"]] == [-5.0, -5.0]
-    (drawn,) = forest["data"]
-    assert drawn["x"] == pytest.approx([100 * c.delta for c in changes])
-    assert drawn["error_x"]["array"] == pytest.approx([100 * (c.high - c.delta) for c in changes])
-    assert drawn["error_x"]["arrayminus"] == pytest.approx([100 * (c.delta - c.low) for c in changes])
-    for text, c, change in zip(drawn["text"], changes, words, strict=True):
+    (trace,) = forest["data"]
+    assert trace["x"] == pytest.approx([100 * c.delta for c in changes])
+    assert trace["error_x"]["array"] == pytest.approx([100 * (c.high - c.delta) for c in changes])
+    assert trace["error_x"]["arrayminus"] == pytest.approx([100 * (c.delta - c.low) for c in changes])
+    for text, c, change in zip(trace["text"], changes, words, strict=True):
         assert text.endswith(f"{c.task}: {change}")
 
 
@@ -203,11 +203,11 @@ def matrix(page) -> dict[str, dict[str, str]]:
 
 def test_the_matrix_marks_each_answer_and_gives_equal_row_sets_one_column(open_page, made):
     page = open_page("answers", task="chat")
-    shown = matrix(page)
-    assert len(shown) == 50
-    assert list(shown["chat-000"]) == ["question", "reference", "knn, prompt", "lora"]
-    assert shown["chat-000"]["lora"] == "✓ cut: lora answers 0"
-    assert shown["chat-012"] == {
+    cells = matrix(page)
+    assert len(cells) == 50
+    assert list(cells["chat-000"]) == ["question", "reference", "knn, prompt", "lora"]
+    assert cells["chat-000"]["lora"] == "✓ cut: lora answers 0"
+    assert cells["chat-012"] == {
         "question": "Question 12 of chat?", "reference": "reference 12",
         "knn, prompt": "✓ prompt answers 5", "lora": "✗ lora answers 5",
     }  # fmt: skip
@@ -237,20 +237,20 @@ OPENED = {"compare": "knn,lora", "task": "chat", "item": "chat-012", "of": "lora
 
 
 def test_an_answer_opens_beside_the_first_with_its_scores_and_what_a_judge_said(open_page, made, tmp_path):
-    shown = map_quotes(page := open_page("answers", **OPENED))
-    assert shown["question, as stored"] == "Question 12 of chat?"
-    assert shown["answer: ✗ ok"] == "lora answers 5"
-    assert shown["reference"] == "reference 12"
+    quotes = map_quotes(page := open_page("answers", **OPENED))
+    assert quotes["question, as stored"] == "Question 12 of chat?"
+    assert quotes["answer: ✗ ok"] == "lora answers 5"
+    assert quotes["reference"] == "reference 12"
     assert "exact match: 0.000" in html(page)
-    assert shown["knn answered"] == "prompt answers 5", "who is only asked answers as the base does"
-    assert shown["words that lora changed"] == "<del>prompt</del> <ins>lora</ins> answers 5"
+    assert quotes["knn answered"] == "prompt answers 5", "who is only asked answers as the base does"
+    assert quotes["words that lora changed"] == "<del>prompt</del> <ins>lora</ins> answers 5"
 
-    graded = str(hash("lora answers 5"))  # as the fake rows name their answer
-    said = Grade("key", "chat", "chat-012", graded, "unparsable", None, f"not 4 {EVIL}")
-    store.keep_grades(Store(tmp_path / "runs"), "book", {"judge": {"model": "big"}}, [said])
-    shown = html(open_page("answers", **OPENED))
-    assert shown.count("big said: not 4 &lt;script&gt;") == 1
-    assert "<script>" not in shown
+    graded = str(hash("lora answers 5"))  # the answer's digest in the fake rows
+    grade = Grade("key", "chat", "chat-012", graded, "unparsable", None, f"not 4 {EVIL}")
+    store.keep_grades(Store(tmp_path / "runs"), "book", {"judge": {"model": "big"}}, [grade])
+    page_html = html(open_page("answers", **OPENED))
+    assert page_html.count("big said: not 4 &lt;script&gt;") == 1
+    assert "<script>" not in page_html
 
 
 def test_an_answer_opens_with_the_prompt_that_it_was_sent(open_page, finished_run, tmp_path):
@@ -280,9 +280,9 @@ def test_forgetting_shows_each_difference_draws_drift_in_its_unit_and_counts_cut
     assert f">{formatting.points(c.delta, c.low, c.high)}</td>" in html(page)
     assert re.findall("<tr><th>([^<]*)</th><td", html(page)) == ["chat"]
     (forest,) = pictures(page)
-    (drawn,) = forest["data"]
-    assert drawn["x"] == pytest.approx([0.042])
-    assert formatting.change(BITS, 0.042, drift.low, drift.high) in drawn["text"][0]
+    (trace,) = forest["data"]
+    assert trace["x"] == pytest.approx([0.042])
+    assert formatting.change(BITS, 0.042, drift.low, drift.high) in trace["text"][0]
     validity = page.dataframe[0].value.set_index(["task", "answers"])
     assert set(validity.loc[("chat", "truncated")]) == {formatting.percent(1 / 60)}
 
@@ -307,7 +307,7 @@ def test_training_overlays_losses_and_names_the_gap(open_page, made):
 
 
 def list_page_rows(decision, unit, policy=DecidePolicy()):  # noqa: B008 (a frozen value)
-    """Return the arithmetic as the page has it: no worth of a gain that rests on an assumption."""
+    """Return the arithmetic as the page shows it, without the assumed worth of a gain."""
     of_answers = policy.right_answer_usd is not None
     rows = dict(arithmetic_rows(decision, unit))
     return {
@@ -326,15 +326,15 @@ def test_decide_says_what_the_command_says_until_a_slider_moves_and_reprices_all
     assert arithmetic(page) == expected
 
     page.select_slider(key="decide_a device hour, USD").set_value(1.0).run()
-    shown = arithmetic(page)
+    figures = arithmetic(page)
     before = made.decision.arithmetic
-    assert shown["training, USD"] == formatting.usd(10 * before["training_cost_usd"])
-    unmoved = "break-even, requests"
-    assert shown[unmoved] == dict(arithmetic_rows(made.decision, made.unit))[unmoved]
+    assert figures["training, USD"] == formatting.usd(10 * before["training_cost_usd"])
+    unchanged_row = "break-even, requests"
+    assert figures[unchanged_row] == dict(arithmetic_rows(made.decision, made.unit))[unchanged_row]
 
 
 def change_state(folder, change):
-    """Keep what a change makes of the state of the nights in a folder."""
+    """Apply a change to the stored state of the nights in a folder."""
     at = Store(folder / "runs")
     home = files.home(at, "desk")
     files.write_state(at, home, change(files.read_state(home)))
@@ -343,8 +343,8 @@ def change_state(folder, change):
 @pytest.mark.e2e
 def test_nights_are_drawn_with_alarms_open_until_acknowledged_and_with_commits(open_page, tmp_path, nights):
     page = open_page("nightly")
-    kept, state = files.read_nights(nights), files.read_state(nights)
-    last = night_alarm.build_report("desk", NightlyPolicy(), kept, state)
+    stored_nights, state = files.read_nights(nights), files.read_state(nights)
+    last = night_alarm.build_report("desk", NightlyPolicy(), stored_nights, state)
     assert last.sentence in html(page)
     (alarm,) = state.alarms
     assert list(page.dataframe[0].value["about"]) == [alarm.about] == ["lora"]
@@ -375,26 +375,26 @@ def test_nights_are_drawn_with_alarms_open_until_acknowledged_and_with_commits(o
 def test_what_is_chosen_is_the_answer_that_stood_on_that_side(open_page, tmp_path):
     texts = {"knn": "red", "lora": "blue"}
     fake_project.write(tmp_path, texts=texts)
-    page, preferred = open_page("rate", rate="knn,lora", rater="ann"), []
+    page, preferred_texts = open_page("rate", rate="knn,lora", rater="ann"), []
     assert "red" in html(page)
     assert "blue" in html(page)
     assert not re.search("knn|lora", html(page)), "no name of a candidate while somebody rates"
     for side in ("left", "right") * 4:
-        preferred.append(map_quotes(page)[side])
+        preferred_texts.append(map_quotes(page)[side])
         page.button(key=f"choose_{side}").click().run()
     page.button(key="choose_skip").click().run()
-    *kept, skipped = store.list_ratings(Store(tmp_path / "runs"))
+    *ratings, skipped = store.list_ratings(Store(tmp_path / "runs"))
     assert (skipped.rater, skipped.task, skipped.choice) == ("ann", "support", "skip")
-    assert len({rating.example_id for rating in kept}) == 8, "each time the next item"
-    runs = [rating.run_a if rating.choice == "a" else rating.run_b for rating in kept]
-    assert [texts[run.removesuffix("-0")] for run in runs] == preferred
-    assert {rating.left for rating in kept} == {"a", "b"}, "sides are drawn"
+    assert len({rating.example_id for rating in ratings}) == 8, "each time the next item"
+    runs = [rating.run_a if rating.choice == "a" else rating.run_b for rating in ratings]
+    assert [texts[run.removesuffix("-0")] for run in runs] == preferred_texts
+    assert {rating.left for rating in ratings} == {"a", "b"}, "sides are drawn"
 
 
 @pytest.mark.e2e
 def test_one_answer_at_a_time_is_labelled_in_the_order_of_an_export(open_page, tmp_path):
     fake_project.write(tmp_path, texts={"knn": "red", "lora": "blue"})
-    at = Store(tmp_path / "runs")
+    runs = Store(tmp_path / "runs")
     page = open_page("rate", rate="knn,lora", rater="ann", kind="one")
     items = draw_items((f"support-{i:03d}" for i in range(60)), "support", "exact_match")
     for n, label in enumerate(("2", "1", "2")):
@@ -405,10 +405,10 @@ def test_one_answer_at_a_time_is_labelled_in_the_order_of_an_export(open_page, t
         assert "lora" not in body
         page.button(key=f"label_{label}").click().run()
     assert [e.value for e in page.exception] == []
-    given = [(of.rater, of.metric, of.labels[0]) for of in store.list_labels(at, "support")]
+    labels = [(entry.rater, entry.metric, entry.labels[0]) for entry in store.list_labels(runs, "support")]
     expected = [("ann", "exact_match", 1.0), ("ann", "exact_match", 0.0), ("ann", "exact_match", 1.0)]
-    assert [(rater, metric, one.label) for rater, metric, one in given] == expected
-    assert [one.example_id for *_, one in given] == [items[0], items[0], items[1]]
+    assert [(rater, metric, value.label) for rater, metric, value in labels] == expected
+    assert [value.example_id for *_, value in labels] == [items[0], items[0], items[1]]
     (progress,) = open_page("rate", rate="knn,lora", rater="ann", kind="one").get("progress")
     assert progress.proto.text == "3 of 120 answers"
 
@@ -442,7 +442,7 @@ def test_hostile_names_are_text(open_page, tmp_path):
     trial = {"loss": [[1, 2.0], [2, 1.0]], "validation_loss": [], "validation": 0.5}
     trial |= {"params": {"learning_rate": 0.1}, "chosen": True}
     rewrite_run(tmp_path, run_id, training=training | {"sweep": [trial]})
-    said = []
+    shown_texts = []
     for name in PAGES:
         page = open_page(
             name, compare=f"prompt,{HOSTILE}", rate=f"prompt,{HOSTILE}", rater="ann", item="support-003"
@@ -451,11 +451,11 @@ def test_hostile_names_are_text(open_page, tmp_path):
         assert all("<b>x" not in json.dumps(picture["data"]) for picture in pictures(page))
         texts = [(getattr(node.proto, "label", ""), getattr(node.proto, "body", "")) for node in page.main
                  if getattr(node, "proto", None) is not None and node.type not in ("html", "text")]  # fmt: skip
-        said += [text for pair in texts for text in pair if text]
-    named = [text for text in said if ":red" in text]
-    begins = {text.partition(r"\:red")[0].removeprefix(r"support\-003\: ") for text in named}
+        shown_texts += [text for pair in texts for text in pair if text]
+    hostile = [text for text in shown_texts if ":red" in text]
+    begins = {text.partition(r"\:red")[0].removeprefix(r"support\-003\: ") for text in hostile}
     assert begins == {r"\<b\>x\<b\>\!\[y\]\(z\) \`\$q\$ "}
-    assert len(named) >= 2, "an expander of training, a file of a long answer"
+    assert len(hostile) >= 2, "an expander of training, a file of a long answer"
 
 
 @pytest.mark.e2e
@@ -480,22 +480,22 @@ def test_pages_open_with_torch_blocked(tmp_path, made):
         "        assert not page.exception, page.exception\n"
     )
     environment = {**os.environ, "HARNESS_CONFIG": str(tmp_path / "harness.yaml")}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert process.returncode == 0, process.stderr[-2000:]
 
 
 LABELS = ("refund", "delivery", "account")
 
 
 def write_labelled(folder, flipped=(5, 40, 77)):
-    """Write an experiment on 120 rows of three labels, of which some have the next one's."""
+    """Write an experiment on 120 rows of three labels; the rows in `flipped` have the next label."""
     rows = []
     for i in range(120):
-        own = [f"{LABELS[i % 3]}{(i // 3 + j) % 9}" for j in range(3)]
+        words = [f"{LABELS[i % 3]}{(i // 3 + j) % 9}" for j in range(3)]
         label = LABELS[(i + 1) % 3] if i in flipped else LABELS[i % 3]
-        rows.append({"prompt": f"{' '.join(own)} item {i} of {i * 7 % 101}", "reference": label})
+        rows.append({"prompt": f"{' '.join(words)} item {i} of {i * 7 % 101}", "reference": label})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "harness.yaml").write_text(
         "name: desk\ntarget:\n  name: desk\n  data: {all: rows.jsonl}\n  metrics: [exact_match]\n"
@@ -505,10 +505,10 @@ def write_labelled(folder, flipped=(5, 40, 77)):
 
 def test_the_data_page_shows_the_check_and_decides_no_other_content_or_hostile_text(open_page, tmp_path):
     write_labelled(tmp_path)
-    shown = html(open_page("data"))
-    assert "120 rows" in shown
-    assert "label accuracy: 2.5 % of the labels are suspect, hardly more than where all are right" in shown
-    assert "0 of 3 decided" in shown
+    body = html(open_page("data"))
+    assert "120 rows" in body
+    assert "label accuracy: 2.5 % of the labels are suspect, hardly more than where all are right" in body
+    assert "0 of 3 decided" in body
 
     open_page("data").button(key="drop_41").click().run()
     write_labelled(tmp_path, flipped=(5, 40, 78))
@@ -516,9 +516,9 @@ def test_the_data_page_shows_the_check_and_decides_no_other_content_or_hostile_t
 
     rows = (tmp_path / "rows.jsonl").read_text().replace("item 5 ", json.dumps(EVIL)[1:-1])
     (tmp_path / "rows.jsonl").write_text(rows)
-    shown = html(open_page("data"))
-    assert "<script>" not in shown
-    assert "<img" not in shown
+    body = html(open_page("data"))
+    assert "<script>" not in body
+    assert "<img" not in body
 
 
 def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(open_page, tmp_path):
@@ -532,18 +532,18 @@ def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(open_page, t
     page.button(key="drop_41").click().run()
     page = page.button(key="keep_78").click().run()
     assert "3 of 3 decided" in html(page)
-    kept = decisions_on_rows(tmp_path)
-    assert kept["column"] == "reference"
-    assert kept["rows"] == {
+    decisions = decisions_on_rows(tmp_path)
+    assert decisions["column"] == "reference"
+    assert decisions["rows"] == {
         "6": {"decision": "relabel", "label": "account"},
         "41": {"decision": "drop"},
         "78": {"decision": "keep"},
     }
-    rows, out = str(tmp_path / "rows.jsonl"), tmp_path / "clean.jsonl"
+    rows, cleaned_file = str(tmp_path / "rows.jsonl"), tmp_path / "clean.jsonl"
     decided = ["--decisions", f"{rows}.decisions.json"]
-    done = CliRunner().invoke(app, ["data", "clean", rows, "--out", str(out), *decided])
-    assert done.exit_code == 0, done.stderr
-    cleaned = [json.loads(line) for line in out.read_text().splitlines()]
+    result = CliRunner().invoke(app, ["data", "clean", rows, "--out", str(cleaned_file), *decided])
+    assert result.exit_code == 0, result.stderr
+    cleaned = [json.loads(line) for line in cleaned_file.read_text().splitlines()]
     assert (len(cleaned), cleaned[5]["reference"]) == (119, "account")
 
 

@@ -1,4 +1,4 @@
-"""How the dashboard is started: on this machine alone unless told, and silent towards everybody else."""
+"""How the dashboard starts: reachable from this machine only, unless a host is given."""
 
 import http.client
 import re
@@ -36,7 +36,7 @@ def test_an_experiment_that_is_not_there_is_refused(tmp_path, monkeypatch, capsy
 
 @contextmanager
 def serving(project, *options):
-    """Start `harness dashboard` as users do, until the block ends; gives process, port and what it said."""
+    """Run `harness dashboard` as users do, until the block ends; yields process, port and its first line."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     run = "from harness.cli import main; main()"
@@ -50,16 +50,16 @@ def serving(project, *options):
             server.kill()
 
 
-def wait_for(ready, what, patience_s=60):
+def wait_for(ready, awaited, patience_s=60):
     end = time.monotonic() + patience_s
-    while not (found := ready()):
-        assert time.monotonic() < end, what
+    while not (value := ready()):
+        assert time.monotonic() < end, awaited
         time.sleep(0.1)
-    return found
+    return value
 
 
 def ask(port, host, path="/", **headers):
-    """Ask for a page under a host's name; gives status and headers, None where nobody listens."""
+    """Request a page under a host name; returns status and headers, or None where nothing listens."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     with closing(connection), suppress(OSError):
         connection.request("GET", path, headers={"Host": f"{host}:{port}", **headers})
@@ -69,10 +69,10 @@ def ask(port, host, path="/", **headers):
 
 
 def shake_hands(port, host, origin, **headers):
-    """Ask for a web socket as a browser does for a page of the origin; gives the status."""
-    wanted = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    """Request a web socket as a browser does for a page of `origin`; returns the status."""
+    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Origin": origin}
-    return ask(port, host, "/_stcore/stream", **wanted, **key, **headers)[0]
+    return ask(port, host, "/_stcore/stream", **upgrade, **key, **headers)[0]
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,9 @@ def project(tmp_path_factory):
 @pytest.mark.e2e
 def test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket(project):
     with serving(project) as (_, port, _):
-        own = f"http://localhost:{port}"
+        own_origin = f"http://localhost:{port}"
         assert (ask(port, "localhost")[0], ask(port, "[::1]")[0]) == (200, 200)
-        assert shake_hands(port, "localhost", own) == 101
+        assert shake_hands(port, "localhost", own_origin) == 101
         foreign = ("evil.example", "localhost.evil.example", "localhost@evil.example", "192.0.2.1", "")
         for host in (*foreign, "[::1", "::1", "[localhost]", "localhost:1"):
             assert ask(port, host)[0] == 403
@@ -102,11 +102,11 @@ def test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket(project
 
 @pytest.mark.e2e
 def test_beyond_this_machine_it_asks_for_the_token_that_it_printed(project):
-    with serving(project, "--host", "0.0.0.0") as (_, port, said):
-        token = re.search(r"\?token=(\S{32}) shows", said)[1]
-        own = f"http://box.example:{port}"
+    with serving(project, "--host", "0.0.0.0") as (_, port, first_line):
+        token = re.search(r"\?token=(\S{32}) shows", first_line)[1]
+        own_origin = f"http://box.example:{port}"
         assert (ask(port, "box.example")[0], ask(port, "localhost", "/?token=x")[0]) == (401, 401)
-        assert shake_hands(port, "box.example", own) == 403
+        assert shake_hands(port, "box.example", own_origin) == 403
         status, headers = ask(port, "box.example", f"/?token={token}")
         assert (status, headers["location"]) == (303, "/")
         elsewhere = ask(port, "box.example", f"//evil.example/x?token={token}")[1]
@@ -115,7 +115,7 @@ def test_beyond_this_machine_it_asks_for_the_token_that_it_printed(project):
         assert "httponly" in headers["set-cookie"].lower()
         assert ask(port, "box.example", Cookie=cookie)[0] == 200
         assert ask(port, "box.example", Cookie=f'other={{"a": 1}}; {cookie}')[0] == 200
-        assert shake_hands(port, "box.example", own, Cookie=cookie) == 101
+        assert shake_hands(port, "box.example", own_origin, Cookie=cookie) == 101
         assert shake_hands(port, "box.example", "http://evil.example", Cookie=cookie) == 403
 
 

@@ -1,4 +1,4 @@
-"""Rows become examples; splits hold apart what has to be apart."""
+"""Rows become examples; splits keep apart what has to be apart."""
 
 import csv
 import gzip
@@ -33,13 +33,13 @@ def make_rows(begin, n, **fields):
 
 @pytest.fixture
 def task(tmp_path):
-    """Return a maker of tasks: rows by split, then settings of the data and of the task."""
+    """Return a factory of tasks, from rows by split and settings of the data and of the task."""
 
     def make(test, train=None, pairs=None, documents=None, validation=None, data=None, **fields):
         rows_by_part = {"test": test, "train": train, "pairs": pairs, "documents": documents}
         rows_by_part["validation"] = validation
-        given = {part: rows for part, rows in rows_by_part.items() if rows is not None}
-        files = {part: write(tmp_path / f"{part}.jsonl", rows) for part, rows in given.items()}
+        present = {split: rows for split, rows in rows_by_part.items() if rows is not None}
+        files = {split: write(tmp_path / f"{split}.jsonl", rows) for split, rows in present.items()}
         return Task.model_validate({"name": "tiny", "data": {**files, **(data or {})}, **fields})
 
     return make
@@ -64,14 +64,14 @@ def test_all_fields_of_a_row_arrive_and_what_is_missing_is_its_files_name_and_in
     examples = load_task(task([row("a", id="x"), row("b", cluster="family")]), 0).test
     assert [e.cluster for e in examples] == ["x", "family"]
 
-    said = (("user", "Hi"), ("assistant", "Yes?"), ("user", "Who?"))
-    turns = [{"role": role, "content": text} for role, text in said]
+    dialogue = (("user", "Hi"), ("assistant", "Yes?"), ("user", "Who?"))
+    turns = [{"role": role, "content": text} for role, text in dialogue]
     assert load_task(task([{"messages": turns, "reference": "me"}]), 0).test[0].messages == tuple(turns)
     example = load_task(task([{"id": "t", "text": "The sea."}], kind="bits_per_byte"), 0).test[0]
     assert (example.messages, example.references) == ((), ("The sea.",))
 
-    constrained = {"prompt": "Shout.", "constraints": [{"kind": "upper"}]}
-    assert load_task(task([constrained]), 0).test[0].references == ()
+    constrained_row = {"prompt": "Shout.", "constraints": [{"kind": "upper"}]}
+    assert load_task(task([constrained_row]), 0).test[0].references == ()
 
 
 def test_templates_build_an_item_from_the_fields_of_any_row(task):
@@ -100,8 +100,8 @@ def test_pairs_keep_both_answers_and_documents_their_order(task):
     pair = load_task(task(make_rows("t", 1), pairs=pairs), 0).pairs[0]
     assert (pair.id, pair.references, pair.rejected) == ("pairs-0", ("good",), "bad")
     documents = [{"id": "b", "title": "B", "text": "bee"}, {"id": "a", "text": "ay"}]
-    found = load_task(task(make_rows("t", 1), documents=documents), 0).documents
-    assert found == (Document("b", "B", "bee"), Document("a", "", "ay"))
+    loaded = load_task(task(make_rows("t", 1), documents=documents), 0).documents
+    assert loaded == (Document("b", "B", "bee"), Document("a", "", "ay"))
 
 
 def test_rows_are_the_same_from_every_kind_of_file(tmp_path):
@@ -118,8 +118,8 @@ def test_rows_are_the_same_from_every_kind_of_file(tmp_path):
     (tmp_path / "test.json").write_text(json.dumps(rows, indent=1))
     write(tmp_path / "test.jsonl", rows)
     files = [str(tmp_path / f"test.{kind}") for kind in "jsonl csv parquet jsonl.gz json.gz json".split()]
-    first, *others = (load_task(Task(name="t", data={"test": file}), 0).test for file in files)
-    assert [other == first for other in others] == [True] * 5
+    first, *rest = (load_task(Task(name="t", data={"test": file}), 0).test for file in files)
+    assert [items == first for items in rest] == [True] * 5
 
     (tmp_path / "test.jsonl").write_text('{"prompt": "a\u2028b", "reference": "c"}\n', encoding="utf-8")
     (item,) = load_task(Task(name="t", data={"test": str(tmp_path / "test.jsonl")}), 0).test
@@ -163,29 +163,29 @@ def test_a_fifth_is_set_aside_without_a_validation_file_and_a_draw_covers_the_wh
     items = load_task(task(make_rows("test", 3), train=make_rows("train", 50)), 0)
     assert (len(items.train), len(items.validation)) == (40, 10)
 
-    given = {"train": make_rows("train", 50), "validation": make_rows("v", 4)}
-    items = load_task(task(make_rows("test", 3), **given), 0)
+    splits = {"train": make_rows("train", 50), "validation": make_rows("v", 4)}
+    items = load_task(task(make_rows("test", 3), **splits), 0)
     assert (len(items.train), len(items.validation)) == (50, 4)
 
     items = load_task(task(make_rows("test", 30), data={"limits": {"test": 9}}, limit=20), 0)
     assert len(items.test) == 9
 
-    drawn = ids(load_task(task(make_rows("test", 100), limit=20), 0).test)
-    places = [int(name.split("-")[1]) for name in drawn]
+    drawn_ids = ids(load_task(task(make_rows("test", 100), limit=20), 0).test)
+    places = [int(name.split("-")[1]) for name in drawn_ids]
     assert places == sorted(places)
     assert places[-1] > 50
 
 
 def test_rows_that_are_evaluated_or_share_an_id_are_refused_with_both_places(task):
     train = [*make_rows("train", 3), row("sea", prompt="  What IS\n the sea? ")]
-    found = list_problems(task([row("a"), row("sea", prompt="what is the sea?")], train=train))
-    assert [where for where, _ in found] == ["train.jsonl:4"]
-    assert found[0][1].endswith("test.jsonl:2 too")
+    problems = list_problems(task([row("a"), row("sea", prompt="what is the sea?")], train=train))
+    assert [where for where, _ in problems] == ["train.jsonl:4"]
+    assert problems[0][1].endswith("test.jsonl:2 too")
 
-    where, found = list_problems(task([row("a", id="x"), row("b"), row("c", id="x")]))[0]
+    where, message = list_problems(task([row("a", id="x"), row("b"), row("c", id="x")]))[0]
     assert where == "test.jsonl:3"
-    assert found.startswith("id 'x'")
-    assert found.endswith("test.jsonl:1")
+    assert message.startswith("id 'x'")
+    assert message.endswith("test.jsonl:1")
 
     pairs = [{"prompt": "What is s 0?", "chosen": "a", "rejected": "b"}]
     splits = {"train": make_rows("train", 3), "test": make_rows("s", 1)}
@@ -214,11 +214,11 @@ def test_rows_of_unknown_labels_are_removed_or_refused_and_no_label_is_silently_
 
 def test_documents_that_are_missing_or_empty_are_refused(task):
     documents = [{"id": "opening-hours", "text": "Nine to five."}]
-    found = list_problems(task([row("a", documents=["opening-hour"])], documents=documents))
-    assert found == [("test.jsonl:1", "unknown document 'opening-hour'")]
+    problems = list_problems(task([row("a", documents=["opening-hour"])], documents=documents))
+    assert problems == [("test.jsonl:1", "unknown document 'opening-hour'")]
     blank = {"id": "b", "text": " \u3000\n"}
-    found = list_problems(task([row("a")], documents=[{"id": "a", "text": "ay"}, blank]))
-    assert found == [("documents.jsonl:2", "an empty document")]
+    problems = list_problems(task([row("a")], documents=[{"id": "a", "text": "ay"}, blank]))
+    assert problems == [("documents.jsonl:2", "an empty document")]
 
 
 @pytest.mark.parametrize(("codec", "name", "packed"), [("utf-16", "UTF-16", True)])
@@ -237,7 +237,7 @@ def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(
 
 @pytest.fixture
 def read_text(tmp_path):
-    """Return a reader of the rows of a file with this content."""
+    """Return a function that writes a file and reads its rows."""
 
     def read(content, name="test.csv"):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -272,16 +272,16 @@ def test_a_csv_is_read_whatever_its_columns_are_called(read_text, tmp_path):
     read_text("te{x}t,reference\na,b\nc,d\n")
     data = {"test": str(tmp_path / "test.csv")}
     task = Task(name="t", data=data, fields={"prompt": "Q: {te{x}t}"})
-    assert [found for _, found in list_problems(task)] == ["the column 'te{x}t', which no template can name"]
-    other = Task(name="t", data=data, fields={"prompt": "Q: {reference}"})
-    assert load_task(other, 0).test[0].prompt == "Q: b"
+    assert [text for _, text in list_problems(task)] == ["the column 'te{x}t', which no template can name"]
+    second = Task(name="t", data=data, fields={"prompt": "Q: {reference}"})
+    assert load_task(second, 0).test[0].prompt == "Q: b"
 
 
 def test_of_many_malformed_lines_three_are_shown_and_all_are_counted(tmp_path):
     (tmp_path / "test.jsonl").write_text("{\n" * 1200)
-    found = list_problems(Task(name="t", data={"test": str(tmp_path / "test.jsonl")}))
-    assert len(found) == 4
-    assert found[-1][1].startswith("1,200 malformed lines")
+    problems = list_problems(Task(name="t", data={"test": str(tmp_path / "test.jsonl")}))
+    assert len(problems) == 4
+    assert problems[-1][1].startswith("1,200 malformed lines")
 
 
 # Families that overlap in cluster and in question, so that groups chain.
@@ -307,16 +307,16 @@ def test_a_split_keeps_every_row_empties_no_side_and_parts_no_cluster_and_no_que
     assert sorted(map(str, train + validation)) == sorted(map(str, whole))
     assert train
     assert validation
-    for of in (lambda row: row.example.cluster, lambda row: key(row.example)):
-        assert not {of(row) for row in train} & {of(row) for row in validation}
+    for trait in (lambda row: row.example.cluster, lambda row: key(row.example)):
+        assert not {trait(row) for row in train} & {trait(row) for row in validation}
 
 
 def test_rows_that_all_ask_the_same_or_are_of_one_cluster_cannot_be_split(task):
     rows = [{**row, "prompt": "Which?", "text": f"A text of {i}."} for i, row in enumerate(make_rows("r", 9))]
     (problem,) = refused(load_task, task(make_rows("t", 2), train=rows), 0).problems
     assert problem.found == "training rows of one cluster or question only"
-    found = list_problems(task(make_rows("t", 2), train=make_rows("r", 5, cluster="one")))
-    assert found == [("train.jsonl:1", problem.found)]
+    problems = list_problems(task(make_rows("t", 2), train=make_rows("r", 5, cluster="one")))
+    assert problems == [("train.jsonl:1", problem.found)]
 
 
 @given(families, st.integers(0, 70), st.integers(0, 70), st.integers(0, 5))
@@ -325,46 +325,46 @@ def test_a_draw_has_its_size_every_label_by_its_share_and_each_smaller_draw(rows
     small, large = (draw(whole, limit, random.Random(seed)) for limit in limits)
     assert [len(small), len(large)] == [min(limit, len(rows)) for limit in limits]
     assert set(ids(small)) <= set(ids(large))
-    drawn = Counter(e.references[0] for e in large)
+    counts = Counter(e.references[0] for e in large)
     for label, n in Counter(label for *_, label in rows).items():
-        # Of three labels, each rounded by less than 1.
-        assert abs(drawn[label] - len(large) / len(rows) * n) < 2
+        # Three labels, each rounded by less than 1.
+        assert abs(counts[label] - len(large) / len(rows) * n) < 2
 
 
 @given(families, families)
 def test_a_leak_is_found_exactly_where_a_question_is_shared(train, test):
-    asked = {q for _, q, _ in test}
-    found = find_contaminated_rows(source_examples(train), source_examples(test))
-    assert len(found) == sum(q in asked for _, q, _ in train)
+    questions = {q for _, q, _ in test}
+    leaks = find_contaminated_rows(source_examples(train), source_examples(test))
+    assert len(leaks) == sum(q in questions for _, q, _ in train)
 
 
 def test_a_version_that_is_remembered_follows_every_change_and_an_unusable_file_is_refused(task, own_cache):
-    def versions(one, seed=0):
-        read = task_version(one, load_task(one, seed), "test")
-        assert [version_of_test(one, seed) for _ in range(2)] == [read, read]
-        return read
+    def versions(spec, seed=0):
+        version = task_version(spec, load_task(spec, seed), "test")
+        assert [version_of_test(spec, seed) for _ in range(2)] == [version, version]
+        return version
 
-    rows, few, many = make_rows("first", 5), make_rows("train", 30), make_rows("train", 40)
-    first = versions(task(rows, train=few))
-    assert versions(task(rows, train=many)) == first
-    others = [
-        versions(task([{**one, "reference": "edited"} for one in rows], train=few)),
-        versions(task(rows[:4], train=few)),
-        *(versions(task(rows, train=few, **changed)) for changed in (
+    rows, few_rows, many_rows = make_rows("first", 5), make_rows("train", 30), make_rows("train", 40)
+    first = versions(task(rows, train=few_rows))
+    assert versions(task(rows, train=many_rows)) == first
+    changed_versions = [
+        versions(task([{**fields, "reference": "edited"} for fields in rows], train=few_rows)),
+        versions(task(rows[:4], train=few_rows)),
+        *(versions(task(rows, train=few_rows, **changes)) for changes in (
             {"max_new_tokens": 3}, {"num_fewshot": 2}, {"system": "Be brief."}, {"limit": 2},
         )),
-        versions(task(rows, train=many, num_fewshot=2)),
+        versions(task(rows, train=many_rows, num_fewshot=2)),
     ]  # fmt: skip
-    assert len({first, *others}) == 8
-    trained = [(one := task(rows, train=train), load_task(one, 0)) for train in (few, many)]
+    assert len({first, *changed_versions}) == 8
+    loaded = [(spec := task(rows, train=train), load_task(spec, 0)) for train in (few_rows, many_rows)]
     for split in ("validation", None):
-        assert len({task_version(*pair, *filter(None, [split])) for pair in trained}) == 2, split
+        assert len({task_version(*pair, *filter(None, [split])) for pair in loaded}) == 2, split
 
-    one = task(rows)
-    version_of_test(one, 0)
-    Path(one.data.test).write_text("{")
+    spec = task(rows)
+    version_of_test(spec, 0)
+    Path(spec.data.test).write_text("{")
     with pytest.raises(UserError):
-        version_of_test(one, 0)
+        version_of_test(spec, 0)
 
 
 def list_clusters(rows):
@@ -372,24 +372,24 @@ def list_clusters(rows):
 
 
 def test_evaluated_rows_that_ask_the_same_are_one_cluster_whatever_their_answers(task):
-    asked = [row("a"), {**row("b"), "reference": "x"}, {"prompt": "what is  A?", "reference": "other"}]
-    items = load_task(task(asked, validation=[row("v"), row("w"), row("v")]), 0)
-    first, other, again = list_clusters(items.test)
-    assert first == again != other
+    rows = [row("a"), {**row("b"), "reference": "x"}, {"prompt": "what is  A?", "reference": "other"}]
+    items = load_task(task(rows, validation=[row("v"), row("w"), row("v")]), 0)
+    first, second, again = list_clusters(items.test)
+    assert first == again != second
     assert len(set(list_clusters(items.validation))) == 2
-    said = "1 repeat of questions in {}; each question counts as one item"
-    assert [n.rpartition(": ")[2] for n in items.notes] == [said.format(n) for n in ("validation", "test")]
+    note = "1 repeat of questions in {}; each question counts as one item"
+    assert [n.rpartition(": ")[2] for n in items.notes] == [note.format(n) for n in ("validation", "test")]
 
 
 def test_clusters_and_questions_that_are_shared_are_one_and_others_none(task):
-    named = (("a", "one"), ("b", "one"), ("a", "two"), ("c", "two"))
-    asked = [row(name, cluster=cluster) for name, cluster in named]
-    items = load_task(task([*asked, row("d")]), 0)
+    pairs = (("a", "one"), ("b", "one"), ("a", "two"), ("c", "two"))
+    rows = [row(name, cluster=cluster) for name, cluster in pairs]
+    items = load_task(task([*rows, row("d")]), 0)
     assert list_clusters(items.test)[:4] == ["one"] * 4
     assert list_clusters(items.test)[4] not in ("one", "two")
 
-    who, systems = {"role": "user", "content": "Who?"}, ("Ann speaks.", "Bob speaks.")
-    asked = [{"messages": [{"role": "system", "content": s}, who], "reference": "I"} for s in systems]
-    assert len(set(list_clusters(load_task(task(asked), 0).test))) == 2
-    chosen = [{"prompt": "Which?", "reference": one, "choices": [one, "none"]} for one in ("red", "blue")]
+    turn, systems = {"role": "user", "content": "Who?"}, ("Ann speaks.", "Bob speaks.")
+    rows = [{"messages": [{"role": "system", "content": s}, turn], "reference": "I"} for s in systems]
+    assert len(set(list_clusters(load_task(task(rows), 0).test))) == 2
+    chosen = [{"prompt": "Which?", "reference": hue, "choices": [hue, "none"]} for hue in ("red", "blue")]
     assert len(set(list_clusters(load_task(task(chosen, kind="choice"), 0).test))) == 2

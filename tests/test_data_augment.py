@@ -1,4 +1,4 @@
-"""Rows in other words and new questions, by a model: what is written and left out; what is made is never evaluated."""
+"""Augmentation by a model: paraphrases and new questions, written or dropped, and never evaluated."""
 
 import json
 import re
@@ -32,49 +32,49 @@ def rows(n=10, **more):
 
 
 def answer_rewording(messages):
-    """Answer as a good writer would, but for the fourth row, which comes back as it was."""
+    """Answer as a good writer would, except that the fourth row comes back unchanged."""
     text = messages[0]["content"].split("\n\n", 1)[1]
     return text if text == question(3) else f'"{reword_question(text)}"'
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Serve a writer; the working folder is empty, and nothing was asked before."""
+    """Serve a writer; the working folder and the cache are empty."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    with serve_model(Rule(answer_rewording)) as found:
-        yield found
+    with serve_model(Rule(answer_rewording)) as served:
+        yield served
 
 
 @pytest.fixture
 def augment_file(data, server):
-    """Return a function that augments a file by the writer."""
+    """Return a function that augments a file with the writer."""
     return lambda *words: data("augment", *words, "--with", server.url, "--model", "tiny")
 
 
 def test_each_row_is_followed_by_the_row_that_was_made_from_it(augment_file):
     jsonl(Path("t.jsonl"), [{**row, "id": f"r{i}"} for i, row in enumerate(rows(6))])
     run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
-    found = read("new.jsonl")
-    assert [row["id"] for row in found[:4]] == ["r0", "r0-augmented-1", "r1", "r1-augmented-1"]
-    assert found[0] == {"text": question(0), "label": "late", "id": "r0"}
-    made = {"text": reword_question(question(0)), "label": "late", "id": "r0-augmented-1"}
-    assert found[1] == made | {"source": "augmented", "augmented_from": question(0)}
-    assert len(found) == 11
+    new_rows = read("new.jsonl")
+    assert [row["id"] for row in new_rows[:4]] == ["r0", "r0-augmented-1", "r1", "r1-augmented-1"]
+    assert new_rows[0] == {"text": question(0), "label": "late", "id": "r0"}
+    rewording = {"text": reword_question(question(0)), "label": "late", "id": "r0-augmented-1"}
+    assert new_rows[1] == rewording | {"source": "augmented", "augmented_from": question(0)}
+    assert len(new_rows) == 11
 
 
 def test_the_manifest_keeps_the_prompts_and_says_why_a_rewording_was_left_out(augment_file):
     jsonl(Path("t.jsonl"), rows(6))
-    said = ("--license", "CC0-1.0", "--note", "names are made up")
-    run_data(augment_file, "t.jsonl", "--out", "new.jsonl", *said)
-    made = manifest("new.jsonl")
-    assert made["command"] == "harness data augment"
-    assert "Write the text below in other words" in made["parameters"]["prompts"][0]
+    options = ("--license", "CC0-1.0", "--note", "names are made up")
+    run_data(augment_file, "t.jsonl", "--out", "new.jsonl", *options)
+    saved = manifest("new.jsonl")
+    assert saved["command"] == "harness data augment"
+    assert "Write the text below in other words" in saved["parameters"]["prompts"][0]
     expected = {"read": 6, "written": 11, "dropped": 1, "changed": 0, "reported": 0, "added": 5}
-    assert made["counts"] | {"changed": 0, "reported": 0} == expected
+    assert saved["counts"] | {"changed": 0, "reported": 0} == expected
     repeated = {"row": "t.jsonl:4", "change": "dropped", "reason": "a rewording that repeats its original"}
-    assert repeated in made["rows"]
-    assert (made["licenses"], made["notes"]) == (["CC0-1.0"], ["names are made up"])
+    assert repeated in saved["rows"]
+    assert (saved["licenses"], saved["notes"]) == (["CC0-1.0"], ["names are made up"])
 
 
 def test_a_back_translation_asks_for_the_other_language_and_then_back(data, server):
@@ -82,8 +82,8 @@ def test_a_back_translation_asks_for_the_other_language_and_then_back(data, serv
     server.model = Rule(lambda messages: f"<{reword_question(messages[0]['content'].split(chr(10))[-1])}>")
     words = ("--with", server.url, "--model", "tiny", "--by", "back-translation", "--via", "German")
     run_data(data, "augment", "t.jsonl", "--out", "new.jsonl", *words)
-    asked = [body["messages"][0]["content"] for _, body in server.asked]
-    assert sum("into German" in one for one in asked) == sum("into English" in one for one in asked) == 2
+    prompts = [body["messages"][0]["content"] for _, body in server.asked]
+    assert sum("into German" in p for p in prompts) == sum("into English" in p for p in prompts) == 2
     assert manifest("new.jsonl")["reasons"] == {"added: a row by back-translation": 2}
 
 
@@ -101,11 +101,11 @@ def test_a_row_that_is_evaluated_is_not_reworded_and_a_rewording_that_asks_what_
 
 
 def augment_pairs(*pairs, label="x"):
-    """Augment one row for each pair of a text and what it is reworded to; say which were written, and why not."""
+    """Augment one row for each pair of a text and its rewording; returns the reasons of all changes."""
     content = rows_of(*({"text": text, "label": label} for text, _ in pairs))
     written = {i: [WrittenQuestion(new)] for i, (_, new) in enumerate(pairs)}
-    found = augment(content, ASKED, written, by="paraphrase")
-    return [one.change.reason for one in found if one.change]
+    outcomes = augment(content, ASKED, written, by="paraphrase")
+    return [outcome.change.reason for outcome in outcomes if outcome.change]
 
 
 @pytest.mark.parametrize(
@@ -123,19 +123,19 @@ def test_a_rewording_is_written_only_where_it_can_have_the_answer_of_its_origina
 
 
 def test_a_rewording_needs_the_answer_that_stands_in_the_question_and_repeats_or_contradicts_no_row():
-    asked = "A train to Rome leaves at noon"
-    for new, said in (
+    original = "A train to Rome leaves at noon"
+    for new, expected in (
         ("At noon one departs for the capital", "lacks the answer"),
         ("Noon is when one goes to Rome", "a row"),
     ):
-        (reason,) = augment_pairs((asked, new), label="Rome")
-        assert said in reason
+        (reason,) = augment_pairs((original, new), label="Rome")
+        assert expected in reason
 
     texts = ("Send the lamp back", "Why does nobody write?")
     content = rows_of(*({"text": text, "label": label} for text, label in zip(texts, "ab", strict=True)))
     written = {0: [WrittenQuestion("Why does nobody WRITE?")], 1: [WrittenQuestion("I await a letter")] * 2}
-    found = augment(content, ASKED, written, by="x")
-    assert [(o.change.kind, o.change.reason) for o in found if o.change] == [
+    outcomes = augment(content, ASKED, written, by="x")
+    assert [(o.change.kind, o.change.reason) for o in outcomes if o.change] == [
         ("dropped", "a rewording: another answer to the question"),
         ("added", "a row by x"),
         ("dropped", "a rewording: a duplicate"),
@@ -146,20 +146,20 @@ def test_a_rewording_needs_the_answer_that_stands_in_the_question_and_repeats_or
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(data, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     jsonl(Path("t.jsonl"), rows(2))
-    asked = ("augment", "t.jsonl", "--out", "new.jsonl", "--with", *words.split())
-    assert said in read_refusal(data, *asked)
+    arguments = ("augment", "t.jsonl", "--out", "new.jsonl", "--with", *words.split())
+    assert said in read_refusal(data, *arguments)
 
 
 def make_augmented_rows(n=20, every=1):
-    """Return originals, each `every`-th followed by a row that was made from it."""
-    out = []
+    """Return original rows; every `every`-th one is followed by an augmented row."""
+    augmented = []
     for i in range(n):
         text = f"{i * i} q{i}w v{i}u"
-        out.append({"text": text, "label": "ab"[i % 2], "n": i})
+        augmented.append({"text": text, "label": "ab"[i % 2], "n": i})
         if i % every == 0:
-            made = {"text": f"z{i}k {i * i} y{i}m x{i}p", "source": "augmented", "augmented_from": text}
-            out.append({**out[-1], **made})
-    return out
+            rewording = {"text": f"z{i}k {i * i} y{i}m x{i}p", "source": "augmented", "augmented_from": text}
+            augmented.append({**augmented[-1], **rewording})
+    return augmented
 
 
 def is_made(row):
@@ -168,13 +168,13 @@ def is_made(row):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_split_leaves_augmented_rows_in_training_alone_beside_their_originals(seed):
-    found = split_rows(rows_of(*make_augmented_rows()), (0.6, 0.2, 0.2), seed=seed)
-    parts = {name: [row.fields for row in part] for name, part in found.parts.items()}
+    split = split_rows(rows_of(*make_augmented_rows()), (0.6, 0.2, 0.2), seed=seed)
+    parts = {name: [row.fields for row in part] for name, part in split.parts.items()}
     assert not any(is_made(row) for name in ("validation", "test") for row in parts[name])
-    own = {row["n"] for row in parts["train"] if not is_made(row)}
-    assert {row["n"] for row in parts["train"] if is_made(row)} == own
-    assert len(own) == 12
-    dropped = [change.reason for change in found.changes]
+    originals = {row["n"] for row in parts["train"] if not is_made(row)}
+    assert {row["n"] for row in parts["train"] if is_made(row)} == originals
+    assert len(originals) == 12
+    dropped = [change.reason for change in split.changes]
     assert dropped == ["augmented from a row that is not trained on"] * 8
 
 
@@ -199,14 +199,14 @@ def test_what_is_set_aside_for_a_comparison_holds_no_augmented_row_and_none_made
     assert trained.isdisjoint(numbers["validation"])
     assert trained.isdisjoint(numbers["test"])
     assert len(numbers["train"]) == 2 * len(trained)
-    (said,) = [note for note in items.removed if "augmented" in note]
-    assert f"{30 - len(trained)} augmented rows left out, made from rows that are evaluated" in said
+    (removed,) = [note for note in items.removed if "augmented" in note]
+    assert f"{30 - len(trained)} augmented rows left out, made from rows that are evaluated" in removed
 
 
 def test_an_augmented_row_in_a_test_file_is_refused_by_its_line(tmp_path):
     jsonl(tmp_path / "train.jsonl", [row for row in make_augmented_rows() if not is_made(row)])
-    made = {**make_augmented_rows(1)[1], "text": "new 2"}
-    jsonl(tmp_path / "test.jsonl", [{"text": "new 1", "label": "a"}, made])
+    augmented_row = {**make_augmented_rows(1)[1], "text": "new 2"}
+    jsonl(tmp_path / "test.jsonl", [{"text": "new 1", "label": "a"}, augmented_row])
     with pytest.raises(UserError, match=r"test\.jsonl:2: found an augmented row"):
         load_task(letters_task(tmp_path, train="train.jsonl", test="test.jsonl"), seed=0)
 
@@ -218,25 +218,25 @@ def test_a_candidate_of_the_experiment_rewords_its_training_rows(tiny, tmp_path,
     with serve_model(Rule(reword)) as server:
         writer = f"  writer: {{method: endpoint, params: {{base_url: '{server.url}', model: tiny, protocol: chat}}}}\n"
         path = tiny_experiment.write(tmp_path, tiny, writer)
-        out = tmp_path / "new.jsonl"
+        out_file = tmp_path / "new.jsonl"
         source = tmp_path / "suites" / "letters" / "train.jsonl"
-        words = ("--with", "writer", "-c", str(path), "--out", str(out))
-        code, said, error = command("data", "augment", str(source), *words)
+        words = ("--with", "writer", "-c", str(path), "--out", str(out_file))
+        code, output, error = command("data", "augment", str(source), *words)
         assert code == 0, error
-    assert "30 read" in said
-    held = manifest(out)["parameters"]
-    assert (held["with"], held["evaluated"]) == ("writer", 34)
-    made = [parse_json(line) for line in out.read_text().splitlines()]
-    assert sum(map(is_made, made)) == len(made) - 30 > 0
-    assert all(row["reference"] in ("late", "money") for row in made)
-    assert all(json.dumps(row) for row in made)
+    assert "30 read" in output
+    parameters = manifest(out_file)["parameters"]
+    assert (parameters["with"], parameters["evaluated"]) == ("writer", 34)
+    written = [parse_json(line) for line in out_file.read_text().splitlines()]
+    assert sum(map(is_made, written)) == len(written) - 30 > 0
+    assert all(row["reference"] in ("late", "money") for row in written)
+    assert all(json.dumps(row) for row in written)
 
 
 def test_sensitive_rows_are_sent_to_no_address_outside(tiny, tmp_path, own_cache, command):
     extra = "decide: {needs: [sensitive_data]}\n"
     path = tiny_experiment.write(tmp_path, tiny, "  bag: {method: classifier}\n", extra=extra)
-    source, out = tmp_path / "suites" / "letters" / "train.jsonl", tmp_path / "new.jsonl"
-    words = ("data", "augment", str(source), "-c", str(path), "--out", str(out), "--model", "big", "--with")
+    source, file = tmp_path / "suites" / "letters" / "train.jsonl", tmp_path / "new.jsonl"
+    words = ("data", "augment", str(source), "-c", str(path), "--out", str(file), "--model", "big", "--with")
     code, _, error = command(*words, "https://big.example.invalid/v1")
     assert code == 2
     assert "a writer on an external server, big at https://big.example.invalid/v1" in error
@@ -271,7 +271,7 @@ def write_new(messages):
 
 @pytest.fixture
 def write_questions(data, server):
-    """Return a function that writes new questions from a file by the server."""
+    """Return a function that writes new questions from a file with the server."""
     server.model = Rule(write_new)
     return lambda *words: data("augment", *words, *BY, "--with", server.url, "--model", "tiny")
 
@@ -280,28 +280,28 @@ def test_a_new_question_stands_with_its_answer_and_its_origin_behind_the_row_tha
     write_questions, server
 ):
     jsonl(Path("t.jsonl"), [{**row, "id": f"r{i}"} for i, row in enumerate(shop_rows())])
-    said = run_data(write_questions, "t.jsonl", "--out", "new.jsonl")
-    own, made = read("new.jsonl")[:2]
-    assert own == {**shop_rows()[0], "id": "r0"}
-    origins = json.loads(made.pop("augmented_from"))
+    output = run_data(write_questions, "t.jsonl", "--out", "new.jsonl")
+    original, new_row = read("new.jsonl")[:2]
+    assert original == {**shop_rows()[0], "id": "r0"}
+    origins = json.loads(new_row.pop("augmented_from"))
     # `n` differs between the shown rows, so it is left out; the answer has the label's spelling.
     expected = {"text": new_question(0), "label": "late", "shop": "north", "id": "r0-augmented-1"}
-    assert made == {**expected, "source": "augmented"}
+    assert new_row == {**expected, "source": "augmented"}
     assert origins[0] == question(0)
     assert len(set(origins)) == 4
     messages = next(m for _, body in server.asked if last_shown(m := body["messages"]) == 0)
     assert [m["role"] for m in messages] == ["user", "assistant"] * 4 + ["user"]
     assert all(any(f"Question: {text}\n" in m["content"] for m in messages) for text in origins)
     assert messages[0]["content"].startswith("Each answer is one of: late; money\n\nWrite a question")
-    assert "10 added: a row by new-questions" in said
+    assert "10 added: a row by new-questions" in output
     assert manifest("new.jsonl")["parameters"]["who_answers"]["model"] == "tiny"
 
 
 class Careless:
-    """Writes what cannot be used, each time for another reason."""
+    """A writer of unusable questions, each for another reason."""
 
     def chat(self, messages, body):
-        said = {
+        replies = {
             0: f"Question: {question(5)}\nAnswer: money",
             1: f"Question: {new_question(2)}\nAnswer: late",
             2: f"Question: {new_question(2)}\nAnswer: late",
@@ -312,7 +312,7 @@ class Careless:
             7: f"Question: {question(6)}\nAnswer: money",
         }
         i = last_shown(messages)
-        return ServerAnswer(said.get(i) or write_new(messages), "length" if i == 8 else "stop")
+        return ServerAnswer(replies.get(i) or write_new(messages), "length" if i == 8 else "stop")
 
 
 def test_what_repeats_contradicts_is_evaluated_empty_or_of_an_unknown_label_is_left_out_with_its_reason(
@@ -320,9 +320,9 @@ def test_what_repeats_contradicts_is_evaluated_empty_or_of_an_unknown_label_is_l
 ):
     server.model = Careless()
     jsonl(Path("t.jsonl"), shop_rows())
-    tested = {"text": "When does the shop in the old town open on sundays", "label": "late"}
-    jsonl(Path("test.jsonl"), [tested])
-    said = run_data(write_questions, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
+    test_row = {"text": "When does the shop in the old town open on sundays", "label": "late"}
+    jsonl(Path("test.jsonl"), [test_row])
+    output = run_data(write_questions, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
     reasons = manifest("new.jsonl")["reasons"]
     assert reasons == {
         "dropped: a new question: a duplicate": 2,
@@ -333,13 +333,13 @@ def test_what_repeats_contradicts_is_evaluated_empty_or_of_an_unknown_label_is_l
         "dropped: a new question that has an answer that is none of the labels": 1,
         "dropped: a new question: another answer to the question": 1,
     }
-    assert "3 added, 7 dropped" in said or "7 dropped, 3 added" in said
-    evaluated = next(row for row in manifest("new.jsonl")["rows"] if "is evaluated" in row["reason"])
-    assert evaluated["of"] == "test.jsonl:1"
+    assert "3 added, 7 dropped" in output or "7 dropped, 3 added" in output
+    dropped_row = next(row for row in manifest("new.jsonl")["rows"] if "is evaluated" in row["reason"])
+    assert dropped_row["of"] == "test.jsonl:1"
 
 
 class Priced:
-    """Writes as a good writer, and says that it has read 300 tokens."""
+    """A good writer that reports 300 read tokens."""
 
     def chat(self, messages, body):
         return ServerAnswer(write_new(messages), n_prompt=300)
@@ -371,25 +371,25 @@ def test_an_interrupted_command_asks_the_rest_alone_and_writes_the_same_bytes(
 
 def test_a_dry_run_says_how_many_requests_it_takes_and_sends_none(write_questions, server):
     jsonl(Path("t.jsonl"), shop_rows())
-    said = run_data(write_questions, "t.jsonl", "--dry-run", "--variants", "3", "--rows", "4")
-    assert "4 of 10 rows to write new questions from" in said
-    assert "12 requests" in said
+    output = run_data(write_questions, "t.jsonl", "--dry-run", "--variants", "3", "--rows", "4")
+    assert "4 of 10 rows to write new questions from" in output
+    assert "12 requests" in output
     assert server.asked == []
 
 
 def make_new_rows(n=20):
-    """Return rows, each followed by one that was made from it and from the next."""
-    own = [{"text": f"{i * i} q{i}w v{i}u", "label": "ab"[i % 2], "n": i} for i in range(n)]
-    origins = [json.dumps([own[i]["text"], own[(i + 1) % n]["text"]]) for i in range(n)]
+    """Return rows, each followed by one made from it and from the next row."""
+    originals = [{"text": f"{i * i} q{i}w v{i}u", "label": "ab"[i % 2], "n": i} for i in range(n)]
+    origins = [json.dumps([originals[i]["text"], originals[(i + 1) % n]["text"]]) for i in range(n)]
     texts = [f"z{i}k {i * i} y{i}m x{i}p" for i in range(n)]
-    made = [{**own[i], "text": texts[i], "label": "a", "augmented_from": origins[i]} for i in range(n)]
-    return [row for pair in zip(own, made, strict=True) for row in pair]
+    new = [{**originals[i], "text": texts[i], "label": "a", "augmented_from": origins[i]} for i in range(n)]
+    return [row for pair in zip(originals, new, strict=True) for row in pair]
 
 
 @pytest.mark.parametrize("seed", range(1))
 def test_a_row_made_from_several_is_trained_on_only_where_all_of_them_are(seed):
-    found = split_rows(rows_of(*make_new_rows()), (0.6, 0.2, 0.2), seed=seed)
-    train = [row.fields for row in found.parts["train"]]
-    own = {row["n"] for row in train if "augmented_from" not in row}
-    assert {row["n"] for row in train if "augmented_from" in row} == {i for i in own if (i + 1) % 20 in own}
-    assert not any("augmented_from" in r.fields for name in ("validation", "test") for r in found.parts[name])
+    split = split_rows(rows_of(*make_new_rows()), (0.6, 0.2, 0.2), seed=seed)
+    train = [row.fields for row in split.parts["train"]]
+    ids = {row["n"] for row in train if "augmented_from" not in row}
+    assert {row["n"] for row in train if "augmented_from" in row} == {i for i in ids if (i + 1) % 20 in ids}
+    assert not any("augmented_from" in r.fields for name in ("validation", "test") for r in split.parts[name])

@@ -1,4 +1,4 @@
-"""The check of rows: labels, their mixes, spellings and marks, and what stands in texts and answers."""
+"""The check of rows: labels, their balance, spellings and markers, and the content of texts and answers."""
 
 import gzip
 import json
@@ -31,30 +31,30 @@ from harness.experiment.check_rows import RowCheck, examine_rows
 
 def test_answers_that_are_all_the_same_or_labels_of_few_rows_are_warned_of(find):
     content = [{"prompt": f"Case {i}?", "reference": "same"} for i in range(20)]
-    (found,) = alarms(find(content, "class_balance"))
-    assert (found.severity, found.title) == ("warning", "all rows have the same answer, 'same'")
-    others = [{"prompt": f"Cases {i}?", "reference": "other"} for i in range(5)]
-    assert alarms(find([*content, *others], "class_balance")) == []
+    (finding,) = alarms(find(content, "class_balance"))
+    assert (finding.severity, finding.title) == ("warning", "all rows have the same answer, 'same'")
+    other_rows = [{"prompt": f"Cases {i}?", "reference": "other"} for i in range(5)]
+    assert alarms(find([*content, *other_rows], "class_balance")) == []
     rows = [*make_clean_rows(), {"text": "solo word", "label": "rare"}]
-    (found,) = alarms(find(rows, "class_balance"))
-    assert (lines(found), found.example) == ([401], "'rare' 1")
+    (finding,) = alarms(find(rows, "class_balance"))
+    assert (lines(finding), finding.example) == ([401], "'rare' 1")
 
 
 def test_a_label_that_stands_in_test_alone_is_an_error(find, tmp_path):
     same = write(tmp_path / "same.jsonl", make_clean_rows(200, seed=9))
     assert alarms(find(make_clean_rows(), "class_balance", test=[same])) == []
     test = write(tmp_path / "test.jsonl", [*make_clean_rows(40), {"text": "a b", "label": "unseen"}])
-    (found,) = alarms(find(make_clean_rows(), "class_balance", test=[test]))
-    assert (found.severity, found.title) == ("error", "1 labels stand in test alone: 'unseen'")
+    (finding,) = alarms(find(make_clean_rows(), "class_balance", test=[test]))
+    assert (finding.severity, finding.title) == ("error", "1 labels stand in test alone: 'unseen'")
 
 
 def test_a_mark_that_gives_the_label_is_found_and_one_on_every_label_is_none(find):
     rows = make_clean_rows()
     for row in rows[:80:4]:
         row["text"] = f"{row['text']} kindly"
-    (found,) = alarm(find(rows, "label_markers"), "label_markers")
-    assert lines(found) == list(range(1, 81, 4))
-    assert "gives the label 'refund' in 20 of 20 rows" in found.title
+    (finding,) = alarm(find(rows, "label_markers"), "label_markers")
+    assert lines(finding) == list(range(1, 81, 4))
+    assert "gives the label 'refund' in 20 of 20 rows" in finding.title
     rows = [{**row, "text": f"{row['text']} kindly"} for row in make_clean_rows()]
     assert alarms(find(rows, "label_markers")) == []
 
@@ -66,8 +66,8 @@ def test_flipped_labels_are_found_with_the_right_one_proposed(find):
     right = {i + 1: rows[i]["label"] for i in flipped}
     for i in flipped:
         rows[i]["label"] = LABELS[(LABELS.index(rows[i]["label"]) + 1) % 4]
-    (found,) = alarm(find(rows, "suspect_labels"), "suspect_labels")
-    proposed = dict(zip(lines(found), found.labels, strict=True))
+    (finding,) = alarm(find(rows, "suspect_labels"), "suspect_labels")
+    proposed = dict(zip(lines(finding), finding.labels, strict=True))
     hits = {line for line in proposed if right.get(line) == proposed[line]}
     assert len(hits) >= 0.7 * len(flipped)
     assert len(hits) >= 0.9 * len(proposed)
@@ -78,10 +78,10 @@ def test_labels_in_several_spellings_are_an_error_and_one_label_to_balance_and_s
     rows = make_clean_rows()
     for i in (0, 4, 8, 12, 16):
         rows[i]["label"] = "Refund"
-    (found,) = alarms(find(rows, "answer_formats"))
+    (finding,) = alarms(find(rows, "answer_formats"))
     expected = ("error", [1, 5, 9, 13, 17], "'refund' 95, 'Refund' 5")
-    assert (found.severity, lines(found), found.example) == expected
-    assert found.labels == ("refund",) * 5
+    assert (finding.severity, lines(finding), finding.example) == expected
+    assert finding.labels == ("refund",) * 5
 
     for i in range(0, 40, 4):  # "refund", in three spellings
         rows[i]["label"] = ("Refund", "refund ")[i // 4 % 2] if i else "REFUND"
@@ -92,15 +92,15 @@ def test_labels_in_several_spellings_are_an_error_and_one_label_to_balance_and_s
 
 
 def banking_rows(n_rows, n_labels=77, seed=None):
-    """Draw rows of Banking77 as they are, so many of each label."""
-    of = {}
+    """Draw `n_rows` rows of each of `n_labels` labels of Banking77."""
+    rows_by_label = {}
     with gzip.open(find_shared_data("rows/banking77/train.jsonl.gz"), "rt", encoding="utf-8") as file:
         for row in map(json.loads, file):
-            of.setdefault(row["label"], []).append(row)
+            rows_by_label.setdefault(row["label"], []).append(row)
     rng = random.Random(5 if seed is None else seed)
-    of = {label: rows for label, rows in sorted(of.items()) if len(rows) >= n_rows}
-    labels = list(of)[:n_labels] if seed is None else rng.sample(list(of), n_labels)
-    return [row for label in labels for row in rng.sample(of[label], n_rows)]
+    rows_by_label = {label: rows for label, rows in sorted(rows_by_label.items()) if len(rows) >= n_rows}
+    labels = list(rows_by_label)[:n_labels] if seed is None else rng.sample(list(rows_by_label), n_labels)
+    return [row for label in labels for row in rng.sample(rows_by_label[label], n_rows)]
 
 
 def make_parity_rows():
@@ -114,17 +114,17 @@ def sums():
 
 @pytest.mark.parametrize("rows", [make_parity_rows(), sums()], ids=["parity", "sums"])
 def test_labels_that_words_do_not_tell_are_not_judged(find, rows):
-    found = find([{"prompt": text, "reference": label} for text, label in rows], "suspect_labels")
-    assert [f.severity for f in found] == ["note"]
-    assert found[0].title.startswith("labels are not judged: ")
+    findings = find([{"prompt": text, "reference": label} for text, label in rows], "suspect_labels")
+    assert [f.severity for f in findings] == ["note"]
+    assert findings[0].title.startswith("labels are not judged: ")
 
 
 def flip_labels(rows, share, rng):
-    """Give a share of the rows the label of another row."""
+    """Give a share of the rows another label."""
     labels, flipped = sorted({row["label"] for row in rows}), list(rows)
     for i in sorted(rng.sample(range(len(rows)), round(share * len(rows)))):
-        others = [label for label in labels if label != rows[i]["label"]]
-        flipped[i] = {**rows[i], "label": rng.choice(others)}
+        other_labels = [label for label in labels if label != rows[i]["label"]]
+        flipped[i] = {**rows[i], "label": rng.choice(other_labels)}
     return flipped
 
 
@@ -132,8 +132,8 @@ def flip_labels(rows, share, rng):
 def test_flipped_labels_raise_an_alarm_and_right_ones_do_not_in_files_of_any_size(find):
     rows = banking_rows(60, 6)
     assert alarms(find(rows, "suspect_labels")) == []
-    (found,) = alarms(find(flip_labels(rows, 0.08, random.Random(1)), "suspect_labels"))
-    assert found.labels
+    (finding,) = alarms(find(flip_labels(rows, 0.08, random.Random(1)), "suspect_labels"))
+    assert finding.labels
 
     quiet, heard = 0, 0
     for seed in range(60):
@@ -159,12 +159,12 @@ def test_rows_that_cannot_be_used_or_change_their_type_are_counted(find):
     rows = make_clean_rows()
     rows[3]["text"] = " "
     del rows[8]["label"]
-    (found,) = alarms(find(rows, "missing_values"))
-    assert (found.severity, lines(found)) == ("error", [4, 9])
-    assert "an empty prompt (1)" in found.title
+    (finding,) = alarms(find(rows, "missing_values"))
+    assert (finding.severity, lines(finding)) == ("error", [4, 9])
+    assert "an empty prompt (1)" in finding.title
     rows = [{**row, "label": i % 2 if i < 40 else str(i % 2)} for i, row in enumerate(make_clean_rows())]
-    (found,) = alarms(find(rows, "missing_values"))
-    assert (found.count, lines(found)) == (40, list(range(1, 41)))
+    (finding,) = alarms(find(rows, "missing_values"))
+    assert (finding.count, lines(finding)) == (40, list(range(1, 41)))
 
 
 @pytest.mark.parametrize(
@@ -188,52 +188,52 @@ def test_personal_data_are_known_by_their_form_and_check_digits(text, kinds):
 def test_rows_beyond_the_context_are_all_found_by_words_or_the_tokenizer_of_the_base(tmp_path, find):
     rows = make_clean_rows()
     rows[6]["text"] = "word " * 500
-    asked = RowCheck([write(tmp_path / "rows.jsonl", rows)])
-    table = read_table(asked.files, recognise_rows(asked))
+    row_check = RowCheck([write(tmp_path / "rows.jsonl", rows)])
+    table = read_table(row_check.files, recognise_rows(row_check))
     words = Tokenizer("words", 100, lambda texts: [len(text.split()) for text in texts])
-    found = check.check_rows(table, check.CheckContext(tokenizer=words), ["amount"])
-    assert lines(found[0]) == [7]
-    assert "longest 501" in next(f.title for f in found if "tokens a row" in f.title)
+    findings = check.check_rows(table, check.CheckContext(tokenizer=words), ["amount"])
+    assert lines(findings[0]) == [7]
+    assert "longest 501" in next(f.title for f in findings if "tokens a row" in f.title)
 
     import tiny_model
 
     rows = make_clean_rows()
     rows[6]["text"] = "parcel " * 300
-    found = find(rows, "amount", base=str(tiny_model.build(tmp_path / "tiny")))
-    assert lines(found[0]) == [7]
-    assert "longer than the 256 tokens" in found[0].title
+    findings = find(rows, "amount", base=str(tiny_model.build(tmp_path / "tiny")))
+    assert lines(findings[0]) == [7]
+    assert "longer than the 256 tokens" in findings[0].title
 
 
 @pytest.mark.parametrize("layout", ["chat", "SQuAD"])
 def test_answers_with_white_space_around_them_are_found_and_cut_in_every_layout(find, tmp_path, layout):
-    asked = [(f"{a} {b}?", f"It is {b}") for a, b in pairwise(WORDS[:40])]
-    assert alarms(find([fill_layout(LAYOUT_ROWS[layout], *of) for of in asked], "answer_formats")) == []
-    asked[7:10:2] = [("What now?", f"{WORDS[7]} \n"), ("What then?", f" {WORDS[8]}")]
-    found = alarms(find([fill_layout(LAYOUT_ROWS[layout], *of) for of in asked], "answer_formats"))
-    assert [(f.title, lines(f)) for f in found] == [
+    pairs = [(f"{a} {b}?", f"It is {b}") for a, b in pairwise(WORDS[:40])]
+    assert alarms(find([fill_layout(LAYOUT_ROWS[layout], *p) for p in pairs], "answer_formats")) == []
+    pairs[7:10:2] = [("What now?", f"{WORDS[7]} \n"), ("What then?", f" {WORDS[8]}")]
+    findings = alarms(find([fill_layout(LAYOUT_ROWS[layout], *p) for p in pairs], "answer_formats"))
+    assert [(f.title, lines(f)) for f in findings] == [
         ("answers with white space behind them", [8]),
         ("answers with white space in front of them", [10]),
     ]
-    behind, in_front = (shlex.split(f.command, comments=True)[1:] for f in found)
+    behind, in_front = (shlex.split(f.command, comments=True)[1:] for f in findings)
     assert in_front == behind
     assert behind[-1] == "--leading-spaces"
-    done = CliRunner().invoke(app, in_front)
-    assert done.exit_code == 0, done.stderr
-    assert ", 2 changed" in done.stdout
+    result = CliRunner().invoke(app, in_front)
+    assert result.exit_code == 0, result.stderr
+    assert ", 2 changed" in result.stdout
     mended = RowCheck([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"])
     assert alarms(examine_rows(mended).findings) == []
 
 
 def test_white_space_in_front_of_answers_is_cut_only_when_asked(find, tmp_path):
-    named = [(f"Code of {a}?", f"    return {b}") for a, b in pairwise(WORDS[:30])]
-    rows = [{"prompt": asks, "reference": says} for asks, says in named]
+    pairs = [(f"Code of {a}?", f"    return {b}") for a, b in pairwise(WORDS[:30])]
+    rows = [{"prompt": asks, "reference": says} for asks, says in pairs]
     write(tmp_path / "code.jsonl", rows)
     command = ["data", "clean", str(tmp_path / "code.jsonl"), "--out"]
     for options in ([], ["--leading-spaces"]):
-        out = tmp_path / f"out{len(options)}.jsonl"
-        assert CliRunner().invoke(app, [*command, str(out), *options]).exit_code == 0
+        path = tmp_path / f"out{len(options)}.jsonl"
+        assert CliRunner().invoke(app, [*command, str(path), *options]).exit_code == 0
         cut = [{**row, "reference": row["reference"].lstrip()} for row in rows] if options else rows
-        assert [json.loads(line) for line in out.read_text().splitlines()] == cut
+        assert [json.loads(line) for line in path.read_text().splitlines()] == cut
 
 
 @pytest.mark.e2e
@@ -242,9 +242,9 @@ def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, fin
     secrets = ("jane.roe@example.com", "+49 6151 123456")
     for i in range(20, 65, 5):
         text = f"{'ab ' * (i // 3)}{secrets[i % 2]} was the café"
-        both = {"text": text, "label": "refund"}
-        rows += [both, both, {**both, "label": "invoice"}, {**both, "text": f"{text} ж {'tum ' * i}"}]
-        rows += [{**both, "text": text.replace("é", damage)} for damage in ("Ã©", "\ufffd")]
-    shown = json.dumps([[f.title, f.example] for f in find(rows, test=[write(tmp_path / "t.jsonl", rows)])])
-    for part in ("roe", "example", "6151", "123"):
-        assert part not in shown
+        row = {"text": text, "label": "refund"}
+        rows += [row, row, {**row, "label": "invoice"}, {**row, "text": f"{text} ж {'tum ' * i}"}]
+        rows += [{**row, "text": text.replace("é", damage)} for damage in ("Ã©", "\ufffd")]
+    dump = json.dumps([[f.title, f.example] for f in find(rows, test=[write(tmp_path / "t.jsonl", rows)])])
+    for secret in ("roe", "example", "6151", "123"):
+        assert secret not in dump

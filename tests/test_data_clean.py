@@ -1,4 +1,4 @@
-"""Cleaning and removal of duplicates: what is changed, dropped and why; equal texts are equal everywhere."""
+"""Cleaning and deduplication: what is changed or dropped and why; equal texts are equal everywhere."""
 
 import json
 import random
@@ -64,7 +64,7 @@ def test_typography_html_and_indents_stay(text):
 
 
 def write_sentences(path, n=80):
-    """Answers in English of 8 to 14 words, of which four are damaged; returns their traits by line."""
+    """Write English answers of 8 to 14 words, four of them damaged; returns path and traits by line."""
     rng = random.Random(0)
     nouns = "table garden engine letter window river market teacher bottle ticket".split()
     rows = []
@@ -73,29 +73,29 @@ def write_sentences(path, n=80):
         longer = f" and nobody else has seen the {d} there" if rng.random() < 0.5 else ""
         answer = f"It is kept with the {b} in the old {c}{longer}."
         rows.append({"question": f"Where is the {a} {i}?", "answer": answer})
-    damaged = {
+    damaged_answers = {
         "repetition": "in the old garden " * 5 + ".",
         "refusal": "I'm sorry, but I can't help you with that.",
         "language": "Das weiß ich leider auch nicht, bitte fragen Sie morgen noch einmal im alten Garten nach.",
         "end": "It is kept with the",
     }
-    for line, answer in zip((11, 29, 47, 63), damaged.values(), strict=True):
+    for line, answer in zip((11, 29, 47, 63), damaged_answers.values(), strict=True):
         rows[line - 1]["answer"] = answer
-    return write(path, rows), dict(zip((11, 29, 47, 63), damaged, strict=True))
+    return write(path, rows), dict(zip((11, 29, 47, 63), damaged_answers, strict=True))
 
 
 def test_answers_of_low_quality_are_listed_and_dropped_with_their_trait_and_others_are_kept(tmp_path):
-    path, damaged = write_sentences(tmp_path / "rows.jsonl")
-    (found,) = examine_rows(RowCheck([path], only=["quality"])).findings
-    assert ([int(place.rpartition(":")[2]) for place in found.rows], found.severity) == ([*damaged], "note")
-    assert found.example.endswith(", 0.5 95.0 %, 0.6 95.0 %, 0.7 95.0 %, 0.8 95.0 %, 0.9 95.0 %")
-    assert found.command.startswith(f"harness data clean {path} --out ")
-    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
-    assert done.stdout.startswith("80 read, 76 written, 4 dropped\n"), done.stderr
+    path, traits = write_sentences(tmp_path / "rows.jsonl")
+    (note,) = examine_rows(RowCheck([path], only=["quality"])).findings
+    assert ([int(p.rpartition(":")[2]) for p in note.rows], note.severity) == ([*traits], "note")
+    assert note.example.endswith(", 0.5 95.0 %, 0.6 95.0 %, 0.7 95.0 %, 0.8 95.0 %, 0.9 95.0 %")
+    assert note.command.startswith(f"harness data clean {path} --out ")
+    result = CliRunner().invoke(app, shlex.split(note.command)[1:])
+    assert result.stdout.startswith("80 read, 76 written, 4 dropped\n"), result.stderr
     (written,) = tmp_path.glob("*.manifest.json")
     dropped = json.loads(written.read_text())["rows"]
     reasons = {int(row["row"].rpartition(":")[2]): row["reason"] for row in dropped}
-    assert {line: reason.partition(": ")[2] for line, reason in reasons.items()} == damaged
+    assert {line: reason.partition(": ")[2] for line, reason in reasons.items()} == traits
     for wrong in (["--min-quality", "2"], ["--perplexity"], ["--min-quality", "0.5", "--perplexity"]):
         refused = CliRunner().invoke(app, ["data", "clean", path, "--dry-run", *wrong])
         assert isinstance(refused.exception, UserError), wrong
@@ -104,9 +104,9 @@ def test_answers_of_low_quality_are_listed_and_dropped_with_their_trait_and_othe
 @pytest.mark.weekly
 def test_at_most_one_in_two_hundred_real_answers_is_of_low_quality():
     file = find_shared_data("rows/dolly_3k/train.jsonl.gz")
-    (found,) = examine_rows(RowCheck([str(file)], only=["quality"])).findings
-    assert (found.severity, found.of > 1_000) == ("note", True)
-    assert found.count <= found.of / 200
+    (finding,) = examine_rows(RowCheck([str(file)], only=["quality"])).findings
+    assert (finding.severity, finding.of > 1_000) == ("note", True)
+    assert finding.count <= finding.of / 200
 
 
 @given(st.text())
@@ -134,8 +134,8 @@ def test_rows_that_ask_or_answer_nothing_are_dropped_with_the_reason():
     rows = {"text": "Ann is here.", "entities": [{"text": "Ann"}]}, {"text": "Rain.", "entities": []}
     assert [outcome.row.fields for outcome in run_rows(clean, *rows)] == [*rows]
 
-    asked, said = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  "}
-    talks = [asked, said], [asked, {**said, "content": "Yes "}]
+    user, reply = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  "}
+    talks = [user, reply], [user, {**reply, "content": "Yes "}]
     outcomes = run_rows(clean, *({"messages": talk} for talk in talks))
     assert outcomes[0].change.reason == "an empty answer"
     assert outcomes[1].row.fields["messages"][1]["content"] == "Yes"
@@ -157,25 +157,25 @@ def test_rows_that_ask_or_answer_nothing_are_dropped_with_the_reason():
 
 def test_clean_writes_a_new_file_beside_its_manifest_twice_the_same(data):
     Path("t.csv").write_text("text;label;no\nRÃ¼ck;refund;1\n;refund;2\nHi ;card;3\n", encoding="utf-8")
-    said = run_data(data, "clean", "t.csv", "--out", "a.csv", "--license", "CC0", "--note", "no names")
+    output = run_data(data, "clean", "t.csv", "--out", "a.csv", "--license", "CC0", "--note", "no names")
     run_data(data, "clean", "t.csv", "--out", "b.csv", "--license", "CC0", "--note", "no names")
-    assert said.startswith("3 read, 2 written, 1 dropped, 2 changed\n")
+    assert output.startswith("3 read, 2 written, 1 dropped, 2 changed\n")
     expected = [{"text": "Rück", "label": "refund", "no": "1"}, {"text": "Hi", "label": "card", "no": "3"}]
     assert read("a.csv") == expected
     assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
-    told = Path("a.csv.manifest.json").read_text()
-    assert told.replace("a.csv", "b.csv") == Path("b.csv.manifest.json").read_text()
-    found = manifest("a.csv")
-    assert found["inputs"] == [{"file": "t.csv", "sha256": checksum(Path("t.csv"))}]
-    assert found["outputs"] == [{"file": "a.csv", "rows": 2, "sha256": checksum(Path("a.csv"))}]
-    assert [row["row"] for row in found["rows"]] == ["t.csv:2", "t.csv:3", "t.csv:4"]
-    assert (found["licenses"], found["notes"]) == (["CC0"], ["no names"])
+    text = Path("a.csv.manifest.json").read_text()
+    assert text.replace("a.csv", "b.csv") == Path("b.csv.manifest.json").read_text()
+    saved = manifest("a.csv")
+    assert saved["inputs"] == [{"file": "t.csv", "sha256": checksum(Path("t.csv"))}]
+    assert saved["outputs"] == [{"file": "a.csv", "rows": 2, "sha256": checksum(Path("a.csv"))}]
+    assert [row["row"] for row in saved["rows"]] == ["t.csv:2", "t.csv:3", "t.csv:4"]
+    assert (saved["licenses"], saved["notes"]) == (["CC0"], ["no names"])
 
 
 def test_a_dry_run_writes_nothing_and_prints_nothing_that_a_terminal_would_obey(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}, {"prompt": "b", "reference": ""}])
-    said = run_data(data, "clean", "r.jsonl", "--dry-run")
-    assert "r.jsonl:2: dropped, an empty answer" in said
+    output = run_data(data, "clean", "r.jsonl", "--dry-run")
+    assert "r.jsonl:2: dropped, an empty answer" in output
     assert sorted(p.name for p in Path().iterdir()) == ["r.jsonl"]
 
     jsonl(Path("r\x1b[31m.jsonl"), [{"text": "a", "label": "b"}])
@@ -187,8 +187,8 @@ def test_a_dry_run_writes_nothing_and_prints_nothing_that_a_terminal_would_obey(
 def test_decisions_drop_keep_and_relabel(data):
     file = jsonl(Path("r.jsonl"), [{"text": t, "label": "x"} for t in "abc"])
     rows = {"1": {"decision": "drop"}, "2": {"decision": "relabel", "label": "y"}, "3": {"decision": "keep"}}
-    kept = {"file": "r.jsonl", "digest": checksum(file), "column": "label", "rows": rows}
-    Path("d.json").write_text(json.dumps(kept))
+    decisions = {"file": "r.jsonl", "digest": checksum(file), "column": "label", "rows": rows}
+    Path("d.json").write_text(json.dumps(decisions))
     run_data(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
     assert read("n.jsonl") == [{"text": "b", "label": "y"}, {"text": "c", "label": "x"}]
     assert [row["reason"] for row in manifest("n.jsonl")["rows"]] == ["decided", "relabelled in 'label'"]
@@ -219,8 +219,8 @@ def test_a_label_goes_into_the_column_that_was_looked_at_and_a_file_holds_decisi
     file = jsonl(Path("r.jsonl"), [{"text": t, "label": "open", "category": "x"} for t in "abc"])
     digest = checksum(file)
     keep_decision("r.jsonl", 2, RowDecision("relabel", "y"), digest, "category")
-    said = read_refusal(data, *DECIDED, "--reference", "label")
-    assert "labels of the column 'category', where 'label' answers" in said
+    error = read_refusal(data, *DECIDED, "--reference", "label")
+    assert "labels of the column 'category', where 'label' answers" in error
     run_data(data, *DECIDED)
     expected = [("open", "x"), ("open", "y"), ("open", "x")]
     assert [(row["label"], row["category"]) for row in read("n.jsonl")] == expected
@@ -242,13 +242,13 @@ def test_labels_in_several_spellings_are_mended_in_every_layout(find, tmp_path, 
     rows = make_clean_rows(40)
     for i in (0, 4, 8):
         rows[i]["label"] = ("Refund", "REFUND", "refund.")[i // 4]
-    found = find([fill_layout(LAYOUT_ROWS[layout], *row.values()) for row in rows], "answer_formats")
-    (found,) = (f for f in alarms(found) if "spellings" in f.title)
-    assert (found.count, found.command.endswith("rows.clean.jsonl --spellings")) == (3, True)
-    run_command(found.command)
-    mended = [json.loads(line) for line in (tmp_path / "rows.clean.jsonl").read_text().splitlines()]
+    findings = find([fill_layout(LAYOUT_ROWS[layout], *row.values()) for row in rows], "answer_formats")
+    (finding,) = (f for f in alarms(findings) if "spellings" in f.title)
+    assert (finding.count, finding.command.endswith("rows.clean.jsonl --spellings")) == (3, True)
+    run_command(finding.command)
+    cleaned = [json.loads(line) for line in (tmp_path / "rows.clean.jsonl").read_text().splitlines()]
     expected = [fill_layout(LAYOUT_ROWS[layout], row["text"], LABELS[i % 4]) for i, row in enumerate(rows)]
-    assert mended == expected
+    assert cleaned == expected
 
 
 def kept_fields(*fields, **options):
@@ -256,52 +256,52 @@ def kept_fields(*fields, **options):
 
 
 def dedup_texts(*rows, **options):
-    """Return what is written, by number, and the changes."""
-    made = rows_of(*({"text": text, "label": label} for text, label in rows))
-    outcomes = dedup(made, ASKED, **options)
-    kept = [int(row.where[8:]) for row in list_written_rows(outcomes)]
-    return kept, [str(outcome.change) for outcome in outcomes if outcome.change]
+    """Return the numbers of the written rows, and the changes."""
+    content = rows_of(*({"text": text, "label": label} for text, label in rows))
+    outcomes = dedup(content, ASKED, **options)
+    numbers = [int(row.where[8:]) for row in list_written_rows(outcomes)]
+    return numbers, [str(outcome.change) for outcome in outcomes if outcome.change]
 
 
 def test_equal_and_nearly_equal_rows_are_dropped_and_name_the_one_that_stays():
     expected = ([1, 2], ["r.jsonl:3: dropped, a duplicate of r.jsonl:1"])
     assert dedup_texts(("Hi there", "x"), ("other", "x"), ("hi  THERE", "X")) == expected
-    kept, changes = dedup_texts((LONG, "x"), (LONG + " now", "x"), ("Where is my card?", "x"))
-    assert kept == [1, 3]
+    numbers, changes = dedup_texts((LONG, "x"), (LONG + " now", "x"), ("Where is my card?", "x"))
+    assert numbers == [1, 3]
     assert changes[0].startswith("r.jsonl:2: dropped, a near duplicate of r.jsonl:1 (0.9")
 
     rows = (LONG, "x"), (f"{LONG} now", "x"), (f"{LONG} NOW", "x")
-    kept, changes = dedup_texts(*rows)
-    assert kept == [1]
+    numbers, changes = dedup_texts(*rows)
+    assert numbers == [1]
     assert all("of r.jsonl:1 (0.9" in change for change in changes)
 
     rows = (LONG, "parcel"), (f"{LONG} now", "address"), (f"{LONG} ok", "address")
-    kept, changes = dedup_texts(*rows)
-    assert kept == [1, 2]
+    numbers, changes = dedup_texts(*rows)
+    assert numbers == [1, 2]
     assert "r.jsonl:3: dropped, a near duplicate of r.jsonl:2" in changes[0]
     assert dedup_texts(*rows, alike=1)[0] == [1, 2, 3]
 
 
 def test_questions_in_another_context_or_beside_other_tools_are_no_duplicates():
-    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
     for name in ("French", "German"):
         system = {"role": "system", "content": f"Answer politely and in {name}"}
-        assert len(kept_fields({"messages": [system, *said]}, {"messages": said})) == 2
-    asked = {"prompt": "Which is larger?", "reference": "b"}
-    choices = [{**asked, "choices": [*both]} for both in ("ab", "cb", "ab")]
+        assert len(kept_fields({"messages": [system, *turns]}, {"messages": turns})) == 2
+    item = {"prompt": "Which is larger?", "reference": "b"}
+    choices = [{**item, "choices": [*letters]} for letters in ("ab", "cb", "ab")]
     assert kept_fields(*choices, conflicts="drop") == choices[:2]
 
-    asked = {"role": "user", "content": "What is the weather in Paris?"}
+    user = {"role": "user", "content": "What is the weather in Paris?"}
     weather, refund = ({"name": name, "parameters": {}} for name in ("weather", "refund"))
     chats = [
-        {"messages": [asked, {"role": "assistant", "content": answer}], "tools": tools}
+        {"messages": [user, {"role": "assistant", "content": answer}], "tools": tools}
         for answer, tools in (("Rain", [weather]), ("Rain", [weather, refund]), ("Unknown", [refund]))
     ]
     assert kept_fields(*chats, conflicts="drop") == chats
 
-    one, other = (" ".join(f"{letter}{i}" for i in range(30)) for letter in "ab")
-    built = {"question": "When was it built?", "answer": "1912", "context": one}
-    rows = built, {**built, "context": other}, {**built, "question": "Who built it?"}
+    first, second = (" ".join(f"{letter}{i}" for i in range(30)) for letter in "ab")
+    built = {"question": "When was it built?", "answer": "1912", "context": first}
+    rows = built, {**built, "context": second}, {**built, "question": "Who built it?"}
     assert kept_fields(*rows, {**built, "question": "when was it built"}) == [*rows]
 
 
@@ -312,8 +312,8 @@ def test_an_answer_with_two_thumbs_is_a_contradiction_and_no_duplicate():
 
 def test_conflicting_answers_are_reported_and_stay_unless_they_are_to_be_dropped():
     rows = ("Where?", "here"), ("other", "x"), ("where?", "there")
-    said = "r.jsonl:{}: reported, another answer to the question of r.jsonl:{}"
-    assert dedup_texts(*rows) == ([1, 2, 3], [said.format(1, 3), said.format(3, 1)])
+    reason = "r.jsonl:{}: reported, another answer to the question of r.jsonl:{}"
+    assert dedup_texts(*rows) == ([1, 2, 3], [reason.format(1, 3), reason.format(3, 1)])
     assert dedup_texts(*rows, conflicts="drop")[0] == [2]
 
 
@@ -322,51 +322,51 @@ def test_conflicting_answers_are_reported_and_stay_unless_they_are_to_be_dropped
 def test_dedup_keeps_a_row_of_every_kind_and_invents_none(rows, conflicts):
     outcomes = dedup(rows, ASKED, conflicts=conflicts)
     assert [(o.row or o.change).where for o in outcomes] == [row.where for row in rows]
-    kept = list_written_rows(outcomes)
-    assert [row for row in rows if row in kept] == kept
-    places = {row.where for row in kept}
+    written = list_written_rows(outcomes)
+    assert [row for row in rows if row in written] == written
+    places = {row.where for row in written}
     assert all(o.change.of in places for o in outcomes if o.change and "duplicate" in o.change.reason)
-    assert list_written_rows(dedup(kept, ASKED, conflicts=conflicts)) == kept
+    assert list_written_rows(dedup(written, ASKED, conflicts=conflicts)) == written
 
 
 def test_rows_too_like_a_test_file_are_dropped(data):
     jsonl(Path("r.jsonl"), [{"text": text, "label": "x"} for text in (LONG, "Where is my card?", "Fees")])
     Path("t.csv").write_text(f"prompt,reference\nwhere is my card?,card\n{LONG} now,parcel\n")
-    said = run_data(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "n.jsonl")
-    assert said.startswith("3 read, 1 written, 2 dropped")
+    output = run_data(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "n.jsonl")
+    assert output.startswith("3 read, 1 written, 2 dropped")
     reasons = {row["of"]: row["reason"] for row in manifest("n.jsonl")["rows"]}
     expected = {"t.csv:3": "in the test file by words in common", "t.csv:2": "a question of the test file"}
     assert reasons == expected
     run_data(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "m.jsonl")
     assert Path("m.jsonl").read_bytes() == Path("n.jsonl").read_bytes()
-    shown = read_refusal(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "t.csv")
-    assert "never changed in place" in shown
+    error = read_refusal(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "t.csv")
+    assert "never changed in place" in error
 
 
 OTHERS = [f"{WORDS[i]} {WORDS[2 * i]} {WORDS[-i]} {WORDS[-2 * i]}?" for i in range(1, 30)]
 PRIMARY = "Name a primary colour of light."
 
 
-def list_dropped_rows(path, **named):
+def list_dropped_rows(path, **columns):
     content = readers.read(path, "train")
-    outcomes = dedup(content.rows, find_roles(content, **named))
+    outcomes = dedup(content.rows, find_roles(content, **columns))
     return [i for i, outcome in enumerate(outcomes, start=1) if outcome.row is None]
 
 
-def list_repeated_rows(find, rows, **named):
-    return sorted(line for f in alarms(find(rows, "repeated_rows", **named)) for line in lines(f))
+def list_repeated_rows(find, rows, **columns):
+    return sorted(line for f in alarms(find(rows, "repeated_rows", **columns)) for line in lines(f))
 
 
 @pytest.mark.parametrize("layout", NESTED)
 def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
-    """An equal row and a near one repeat; the same question with another answer repeats nothing."""
-    asked = [(question, f"It is {question[:9]}") for question in OTHERS]
-    asked += [(LONG, "Blue."), (PRIMARY, "red"), (PRIMARY, "blue"), (LONG.upper(), "blue.")]
-    asked += [(f"{LONG} now", "Blue."), (f"{LONG} now", "Green.")]
-    asked += [(f"{LONG} {word}", f"{LONG} {WORDS[i]}") for word, i in (("ok", 3), ("so", 4))]
-    rows = [fill_layout(LAYOUT_ROWS[layout], *of) for of in asked]
+    """Equal and nearly equal rows are repeats; the same question with another answer is not."""
+    pairs = [(question, f"It is {question[:9]}") for question in OTHERS]
+    pairs += [(LONG, "Blue."), (PRIMARY, "red"), (PRIMARY, "blue"), (LONG.upper(), "blue.")]
+    pairs += [(f"{LONG} now", "Blue."), (f"{LONG} now", "Green.")]
+    pairs += [(f"{LONG} {word}", f"{LONG} {WORDS[i]}") for word, i in (("ok", 3), ("so", 4))]
+    rows = [fill_layout(LAYOUT_ROWS[layout], *pair) for pair in pairs]
     n = len(OTHERS)
-    # Of questions with choices a rarer answer stands among others, which make another question of it.
+    # A rarer answer to a question with choices comes with other choices, which makes it another question.
     repeats = [n + 5] if has_choices({*LAYOUT_ROWS[layout]}) else [n + 4, n + 5, n + 8]
     assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == repeats
 
@@ -395,8 +395,8 @@ SIGNS = st.text(
 )
 def test_equal_texts_are_right_by_every_metric_of_texts(name):
     write = (lambda text: json.dumps({"a": text})) if name == "json_fields" else str
-    for form, (one_form, other) in EQUAL.items():
-        assert one(name, write(one_form), write(other)) == one(name, write(other), write(one_form)) == 1, form
+    for form, (one_form, twin) in EQUAL.items():
+        assert one(name, write(one_form), write(twin)) == one(name, write(twin), write(one_form)) == 1, form
 
 
 @given(SIGNS)
@@ -407,10 +407,10 @@ def test_the_normalisation_changes_nothing_in_what_it_returned(text):
 
 @given(SIGNS)
 def test_the_forms_of_unicode_and_the_order_of_steps_do_not_matter(text):
-    folded = normalize(text)
+    normal_form = normalize(text)
     assert normalize(unicodedata.normalize("NFD", text)) == normalize(unicodedata.normalize("NFC", text))
-    assert normalize(fold_text(text)) == normalize(compose_letters(text)) == folded
-    assert normalize(f" {text}\u200b\u00a0") == folded
+    assert normalize(fold_text(text)) == normalize(compose_letters(text)) == normal_form
+    assert normalize(f" {text}\u200b\u00a0") == normal_form
 
 
 def test_scripts_without_blanks_or_with_vowel_signs_are_scored_by_their_words():
@@ -419,19 +419,19 @@ def test_scripts_without_blanks_or_with_vowel_signs_are_scored_by_their_words():
     metric = load_metrics(Task(name="t", data={}, metrics=("rouge",)))["rouge"]
     assert not metric.reads(Example("e", (), ("🙂 !!",)))
     assert metric.reads(Example("e", (), ("да",)))
-    said, gold = "我们在北京大学学习，2024 年。", "我们在北京大学读书，2024 年。"
-    assert one("bleu", said, gold) == pytest.approx(corpus_bleu([said], [[gold]], tokenize="zh").score / 100)
+    new, gold = "我们在北京大学学习，2024 年。", "我们在北京大学读书，2024 年。"
+    assert one("bleu", new, gold) == pytest.approx(corpus_bleu([new], [[gold]], tokenize="zh").score / 100)
     assert one("bleu", "ฉันรักเมืองไทย", "ฉันรักเมืองจีน") > 0.5
 
 
 def test_rows_and_labels_in_two_forms_are_duplicates_to_the_commands(data):
     jsonl(Path("r.jsonl"), [{"text": f"What is {t}?", "label": t} for pair in EQUAL.values() for t in pair])
-    said = run_data(data, "dedup", "r.jsonl", "--out", "n.jsonl")
-    assert said.startswith(f"{2 * len(EQUAL)} read, {len(EQUAL)} written, {len(EQUAL)} dropped")
+    output = run_data(data, "dedup", "r.jsonl", "--out", "n.jsonl")
+    assert output.startswith(f"{2 * len(EQUAL)} read, {len(EQUAL)} written, {len(EQUAL)} dropped")
     assert "exact duplicates of an earlier row 50.0 % (12 of 24)" in run_data(data, "check", "r.jsonl")
     for pair in EQUAL.values():
-        (found,) = several_spellings(pair)
-        assert {label for label, _ in found} == {*pair}
+        (spellings,) = several_spellings(pair)
+        assert {label for label, _ in spellings} == {*pair}
 
 
 @given(st.text("abcXYZ019 .,'-_()\n", max_size=30), st.text("abcXYZ019 .,'-_()\n", max_size=30))
@@ -449,5 +449,5 @@ def test_a_suite_of_labels_that_are_one_is_refused(labels):
 
 def test_labels_in_yaml_keep_their_text():
     written = "007 on off yes no null ~ 1e3 1_000 0x1F 2024-01-02 true 1.50".split()
-    read, _ = parse(f"labels: [{', '.join(written)}]\nstop:\n- 007\nlimit: 0x1F\n", "suite.yaml")
-    assert read == {"labels": written, "stop": ["007"], "limit": 31}
+    parsed, _ = parse(f"labels: [{', '.join(written)}]\nstop:\n- 007\nlimit: 0x1F\n", "suite.yaml")
+    assert parsed == {"labels": written, "stop": ["007"], "limit": 31}

@@ -1,4 +1,4 @@
-"""Edits of rows: splits, mixtures and samples; files that are read, refused at their line and never written over."""
+"""Edits of rows: splits, mixtures and samples; which files are refused at which line; none is overwritten."""
 
 import json
 import signal
@@ -34,20 +34,20 @@ from harness.records import fold_text
 from harness.spec import Task
 
 
-def parts_of(rows, **way):
-    found = split_rows(rows, **way)
-    return {name: [row.fields["n"] for row in part] for name, part in found.parts.items()}
+def parts_of(rows, **options):
+    split = split_rows(rows, **options)
+    return {name: [row.fields["n"] for row in part] for name, part in split.parts.items()}
 
 
 @settings(max_examples=25)
 @given(draw_rows("text", "label"), st.integers(0, 3))
 def test_a_split_keeps_every_row_once_and_what_asks_alike_in_one_part(rows, seed):
     try:
-        found = split_rows(rows, (0.5, 0.0, 0.5), seed=seed)
+        split = split_rows(rows, (0.5, 0.0, 0.5), seed=seed)
     except UserError:
         return
-    assert sorted(row.where for part in found.parts.values() for row in part) == sorted(r.where for r in rows)
-    train, test = ({fold_text(row.fields["text"]) for row in found.parts[name]} for name in ("train", "test"))
+    assert sorted(row.where for part in split.parts.values() for row in part) == sorted(r.where for r in rows)
+    train, test = ({fold_text(row.fields["text"]) for row in split.parts[name]} for name in ("train", "test"))
     assert not (train & test) - {""}  # an empty question asks nothing
 
 
@@ -58,8 +58,8 @@ def test_a_split_has_its_shares_by_class_and_group_and_keeps_the_order_of_the_fi
     assert parts != parts_of(make_distinct_rows(100), shares=(0.7, 0.1, 0.2), seed=1)
 
     rows = make_distinct_rows(100, lambda i: "rare" if i % 10 == 0 else "often")
-    found = split_rows(rows, (0.6, 0.2, 0.2), stratify="label")
-    counts = {name: sum(r.fields["label"] == "rare" for r in part) for name, part in found.parts.items()}
+    split = split_rows(rows, (0.6, 0.2, 0.2), stratify="label")
+    counts = {name: sum(r.fields["label"] == "rare" for r in part) for name, part in split.parts.items()}
     assert counts == {"train": 6, "validation": 2, "test": 2}
     parts = parts_of(make_distinct_rows(60, lambda i: f"customer {i // 5}"), group="label")
     groups = [{n // 5 for n in part} for part in parts.values()]
@@ -98,16 +98,16 @@ def test_questions_that_are_alike_by_a_chain_of_others_stay_together():
 
 def test_a_split_by_time_trains_on_the_past_and_drops_what_it_knows():
     rows = make_distinct_rows(20)
-    dated = [
+    dated_rows = [
         row._replace(fields={**row.fields, "day": f"2024-05-{20 - i:02}", "who": f"c{min(i, 18)}"})
         for i, row in enumerate(rows)
     ]
-    dated[0].fields["text"] = dated[19].fields["text"]
-    found = split_rows(dated, (0.5, 0.25, 0.25), time="day", group="who")
+    dated_rows[0].fields["text"] = dated_rows[19].fields["text"]
+    split = split_rows(dated_rows, (0.5, 0.25, 0.25), time="day", group="who")
     expected = {"train": list(range(10, 20)), "validation": list(range(5, 10)), "test": [1, 2, 3, 4]}
-    assert {name: [r.fields["n"] for r in part] for name, part in found.parts.items()} == expected
+    assert {name: [r.fields["n"] for r in part] for name, part in split.parts.items()} == expected
     expected = ["r.jsonl:1: dropped, alike to a question of an earlier part of r.jsonl:20"]
-    assert [str(change) for change in found.changes] == expected
+    assert [str(change) for change in split.changes] == expected
 
 
 @pytest.mark.parametrize("day", ["31/05/2024", None])
@@ -115,8 +115,8 @@ def test_a_time_that_cannot_be_read_is_refused_at_its_line(data, day):
     rows = [{"text": f"q{i}", "label": "x", "day": "2024-05-01"} for i in range(9)]
     jsonl(Path("r.jsonl"), [*rows, {**rows[0], "day": day}])
     found = f"{day!r} in 'day', which is not a time" if day else "no time in 'day'"
-    said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
-    assert f"r.jsonl:10: found {found}; expected" in said
+    error = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
+    assert f"r.jsonl:10: found {found}; expected" in error
 
 
 def test_the_parts_of_a_split_are_files_that_compare_reads_and_twice_the_same(data):
@@ -166,16 +166,16 @@ def test_times_are_numbers_months_and_days(times):
 def test_folds_have_every_row_once_by_class_and_group_and_say_so(data):
     rows = [{"text": f"{i * i} q{i}w v{i}u", "label": f"l{i % 2}", "who": f"w{i // 4}"} for i in range(60)]
     jsonl(Path("r.jsonl"), rows)
-    for out in ("a", "b"):
+    for folder in ("a", "b"):
         words = ("--folds", "5", "--stratify", "label", "--group", "who")
-        run_data(data, "split", "r.jsonl", *words, "--out", out)
+        run_data(data, "split", "r.jsonl", *words, "--out", folder)
     parts = [read(f"a/fold-{i}.jsonl") for i in range(1, 6)]
     assert sorted(row["text"] for part in parts for row in part) == sorted(row["text"] for row in rows)
     assert [sum(row["label"] == "l0" for row in part) for part in parts] == [6] * 5
     assert len({row["who"] for row in rows}) == sum(len({row["who"] for row in part}) for part in parts)
     assert manifest("a/split")["parameters"]["folds"] == 5
-    one, other = ({file.name: file.read_bytes() for file in Path(out).iterdir()} for out in "ab")
-    assert one == other
+    first, second = ({file.name: file.read_bytes() for file in Path(folder).iterdir()} for folder in "ab")
+    assert first == second
 
 
 def files_of(*sizes):
@@ -209,12 +209,12 @@ def test_a_mixture_invents_no_row_and_drops_what_it_does_not_draw(a, b, temperat
 
 
 def test_a_mixture_has_its_number_of_rows_and_ids_of_their_own(data):
-    drawn = list_written_rows(mix(files_of(50, 100), RowMixture(weights=(0.25, 0.75), n_rows=81)))
-    assert [row.fields["source"] for row in drawn] == ["a.jsonl"] * 20 + ["b.jsonl"] * 61
-    assert all(row.where.startswith(row.fields["source"]) for row in drawn)
-    drawn = list_written_rows(mix(files_of(3, 3), RowMixture(n_rows=40, replacement=True)))
-    assert len(drawn) == 40
-    assert len({row.fields["id"] for row in drawn}) == 40
+    mixed = list_written_rows(mix(files_of(50, 100), RowMixture(weights=(0.25, 0.75), n_rows=81)))
+    assert [row.fields["source"] for row in mixed] == ["a.jsonl"] * 20 + ["b.jsonl"] * 61
+    assert all(row.where.startswith(row.fields["source"]) for row in mixed)
+    mixed = list_written_rows(mix(files_of(3, 3), RowMixture(n_rows=40, replacement=True)))
+    assert len(mixed) == 40
+    assert len({row.fields["id"] for row in mixed}) == 40
 
     files = [make_rows_with_ids("a.jsonl", 1, 2, 3), make_rows_with_ids("b.csv", "1", "2", "4")]
     idents = [row.fields["id"] for row in list_written_rows(mix(files, RowMixture(weights=(0.5, 0.5))))]
@@ -229,10 +229,10 @@ def make_rows_with_ids(name, *idents):
 
 def test_a_mixture_needs_two_different_files_of_whatever_columns_and_kinds(data):
     jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
-    said = read_refusal(data, "mix", "a.jsonl", "./a.jsonl", "--out", "n.jsonl")
-    assert "found a.jsonl, ./a.jsonl; expected two different files or more; next: " in said
-    said = read_refusal(data, "mix", "a.jsonl", "--out", "n.jsonl")
-    assert "found a.jsonl; expected two different files or more; next: name each once" in said
+    error = read_refusal(data, "mix", "a.jsonl", "./a.jsonl", "--out", "n.jsonl")
+    assert "found a.jsonl, ./a.jsonl; expected two different files or more; next: " in error
+    error = read_refusal(data, "mix", "a.jsonl", "--out", "n.jsonl")
+    assert "found a.jsonl; expected two different files or more; next: name each once" in error
 
     Path("b.csv").write_text("prompt,reference,topic\nb,y,cards\n")
     run_data(data, "mix", "a.jsonl", "b.csv", "--out", "n.csv")
@@ -258,10 +258,10 @@ def test_a_smaller_sample_is_part_of_a_larger_one_in_the_order_of_the_file(n, se
 
 def test_a_balanced_sample_has_equally_many_of_every_value_or_is_refused():
     rows = make_distinct_rows(60, lambda i: "rare" if i % 10 == 0 else "often")
-    drawn = list_written_rows(sample(Rows("r", "r", rows), 10, "label", 0))
-    assert sorted(row.fields["label"] for row in drawn) == ["often"] * 5 + ["rare"] * 5
-    said = r"6 rows of the class 'rare'; expected at least 10 .* --rows 12 at most"
-    with pytest.raises(UserError, match=said):
+    sampled = list_written_rows(sample(Rows("r", "r", rows), 10, "label", 0))
+    assert sorted(row.fields["label"] for row in sampled) == ["often"] * 5 + ["rare"] * 5
+    message = r"6 rows of the class 'rare'; expected at least 10 .* --rows 12 at most"
+    with pytest.raises(UserError, match=message):
         sample(Rows("r", "r", rows), 20, "label", 0)
     rows = make_distinct_rows(60, lambda i: f"label {i % 4}")
     with pytest.raises(UserError, match=r"--rows: found 3 for 4 values of 'label'; .* next: --rows 4"):
@@ -270,12 +270,12 @@ def test_a_balanced_sample_has_equally_many_of_every_value_or_is_refused():
 
 def test_what_is_not_drawn_stands_in_the_manifest(data):
     jsonl(Path("r.jsonl"), [row.fields for row in make_distinct_rows(9)])
-    said = run_data(data, "sample", "r.jsonl", "--rows", "4", "--out", "n.jsonl")
-    assert said.startswith("9 read, 4 written")
+    output = run_data(data, "sample", "r.jsonl", "--rows", "4", "--out", "n.jsonl")
+    assert output.startswith("9 read, 4 written")
     assert len(read("n.jsonl")) == 4
     assert {row["reason"] for row in manifest("n.jsonl")["rows"]} == {"not drawn"}
-    said = read_refusal(data, "sample", "r.jsonl", "--rows", "10", "--out", "m.jsonl")
-    assert "expected at least 10" in said
+    output = read_refusal(data, "sample", "r.jsonl", "--rows", "10", "--out", "m.jsonl")
+    assert "expected at least 10" in output
 
 
 @pytest.mark.parametrize(
@@ -320,8 +320,8 @@ def test_nothing_is_written_over_a_file_or_folder_that_is_read_there_or_in_the_w
     assert "m.jsonl.manifest.json" in read_refusal(data, "clean", "r.jsonl", "--out", "m.jsonl")
     Path("soft.jsonl").symlink_to("r.jsonl")
     Path("hard.jsonl").hardlink_to("r.jsonl")
-    for out in ("./r.jsonl", "soft.jsonl", "hard.jsonl"):
-        assert "never changed in place" in read_refusal(data, "clean", "r.jsonl", "--out", out)
+    for path in ("./r.jsonl", "soft.jsonl", "hard.jsonl"):
+        assert "never changed in place" in read_refusal(data, "clean", "r.jsonl", "--out", path)
 
 
 @pytest.mark.parametrize(("words", "said"), list_cases("refused_rows.txt", "clean"))
@@ -341,8 +341,8 @@ def test_the_manifest_counts_the_rows_that_hold_personal_data(data):
     mail, call = "ann@example.org", "call +49 30 901820"
     texts = (f"write to {mail}", call, f"{mail}, or {call}", "none")
     jsonl(Path("r.jsonl"), [{"prompt": text, "reference": "ab"[i % 2]} for i, text in enumerate(texts)])
-    said = run_data(data, "clean", "r.jsonl", "--out", "n.jsonl")
-    assert "2 rows with e-mail addresses, by their form" in said
+    output = run_data(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    assert "2 rows with e-mail addresses, by their form" in output
     assert manifest("n.jsonl")["personal_data"] == {"e-mail addresses": 2, "phone numbers": 2}
     jsonl(Path("few.jsonl"), [{"prompt": "none", "reference": "a"}])
     run_data(data, "clean", "few.jsonl", "--out", "m.jsonl")
@@ -353,8 +353,8 @@ def test_a_first_line_that_is_probably_a_row_is_refused_unless_columns_are_named
     lines = [f"q{i},{('card', 'pin')[i % 2]}\n" for i in range(9)]
     Path("r.csv").write_text("I lost my card,card\n" + "".join(lines))
     for verb in ("clean", "dedup", "split"):
-        said = read_refusal(data, verb, "r.csv", "--out", "n.csv" if verb != "split" else "n")
-        assert "'card', which 5 rows hold" in said
+        error = read_refusal(data, verb, "r.csv", "--out", "n.csv" if verb != "split" else "n")
+        assert "'card', which 5 rows hold" in error
     run_data(data, "clean", "r.csv", "--prompt", "I lost my card", "--out", "n.csv")
     code, _, err = data("sample", "r.csv", "--rows", "3", "--out", "s.csv")
     assert (code, "warning: r.csv:1" in err) == (0, True)

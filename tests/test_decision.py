@@ -1,4 +1,4 @@
-"""What is recommended, why, and when nothing is; what an index of documents adds to its arithmetic."""
+"""The decision: what is recommended, why, and when nothing is; what an index adds to its arithmetic."""
 
 from dataclasses import replace
 from typing import get_args
@@ -38,9 +38,9 @@ def make_decision(
 LORA = make_fine_tune("lora", 0.81, 0.07)
 
 
-def beside(*more, **given) -> Decision:
-    """Decide between the fair alternatives and more candidates."""
-    return make_decision([*alternatives(), *more], **given)
+def beside(*more, **settings) -> Decision:
+    """Decide between the fair alternatives and further candidates."""
+    return make_decision([*alternatives(), *more], **settings)
 
 
 def test_only_a_gain_that_is_shown_and_passes_the_gate_is_shipped():
@@ -55,8 +55,8 @@ def test_only_a_gain_that_is_shown_and_passes_the_gate_is_shipped():
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     # 200 items with an se of 0.05 / 1.96 show 3 points at 80 % power once n = 200 (2.80 se / 0.03)² = 1135.
     assert decision.sentence.endswith("for more: 936 more test rows or --seeds 0,1,2.")
-    said = beside(make_fine_tune("lora", 0.54, -0.20)).sentence
-    assert "lora, the best fine-tune, is worse (−20.0 [−25, −15] points)" in said
+    sentence = beside(make_fine_tune("lora", 0.54, -0.20)).sentence
+    assert "lora, the best fine-tune, is worse (−20.0 [−25, −15] points)" in sentence
 
     facts = [*alternatives(), make_fine_tune("hot", 0.95, 0.21, "fail"), LORA]
     assert make_decision(facts).candidate == "lora"
@@ -111,15 +111,15 @@ def test_a_hybrid_that_is_best_is_called_one_and_the_task_says_which_alternative
 
 
 def test_a_gain_over_prompts_that_say_nothing_of_what_to_do_is_no_evidence_for_a_fine_tune():
-    bare = [replace(f, is_instructed=False) for f in alternatives()]
-    decision = make_decision([*bare, make_fine_tune("lora", 0.81, 0.07, is_instructed=False)])
+    bare_facts = [replace(f, is_instructed=False) for f in alternatives()]
+    decision = make_decision([*bare_facts, make_fine_tune("lora", 0.81, 0.07, is_instructed=False)])
     assert decision.action == "undecided"
     assert decision.sentence.endswith(
         "but the comparison that decides this is missing; add a prompt that says what to do (system: TEXT), "
         "without which a gain is no evidence for a fine-tune."
     )
-    told = [*bare, candidate("told", 0.70)]
-    assert make_decision([*told, LORA]).action == "fine-tune"
+    instructed_facts = [*bare_facts, candidate("told", 0.70)]
+    assert make_decision([*instructed_facts, LORA]).action == "fine-tune"
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_a_gain_over_prompts_that_say_nothing_of_what_to_do_is_no_evidence_for_a
     ],
 )
 def test_prompts_say_what_to_do_by_a_system_text_or_by_words_that_they_share(task, recipe, prompts, says):
-    asked = [Example(f"{i}", ({"role": "user", "content": text},), ("a",)) for i, text in enumerate(prompts)]
-    spoken = Task.model_validate({"name": "t", "data": {"all": "t.jsonl"}, **task})
-    assert has_instruction(spoken, Recipe.model_validate(recipe), asked) is says
+    cases = [Example(f"{i}", ({"role": "user", "content": text},), ("a",)) for i, text in enumerate(prompts)]
+    checked_task = Task.model_validate({"name": "t", "data": {"all": "t.jsonl"}, **task})
+    assert has_instruction(checked_task, Recipe.model_validate(recipe), cases) is says
 
 
 LEFT_OUT = {"prompt": "prompt only", "knn": "nearest-neighbour shots", "ranked": "ranked", "bag": "text classifier"}  # fmt: skip
@@ -192,8 +192,8 @@ def test_without_a_measured_fine_tune_the_best_untrained_is_shipped_if_anything(
     assert "knn would be it (74.0 [69, 79]" in decision.sentence
     assert find_reason(decision, "The gate").startswith("The gate on knn: FAIL: target 74.0")
     assert make_decision([]).action == "undecided"
-    said = beside(make_fine_tune("lora", 0.81, 0.07, vs_untrained=None)).sentence
-    assert "not compared with knn on the same items" in said
+    sentence = beside(make_fine_tune("lora", 0.81, 0.07, vs_untrained=None)).sentence
+    assert "not compared with knn on the same items" in sentence
 
 
 def test_the_choice_is_made_on_validation_and_of_a_tie_by_tokens_or_order():
@@ -202,8 +202,8 @@ def test_the_choice_is_made_on_validation_and_of_a_tie_by_tokens_or_order():
     assert best_untrained([candidate("b", 0.5), candidate("a", 0.5)]) == "b"
 
     shots, ranked = (
-        candidate(name, 0.5, tokens=TokenCounts(*of))
-        for name, of in (("shots", (420, 0, 6)), ("ranked", (420, 390, 6)))
+        candidate(name, 0.5, tokens=TokenCounts(*counts))
+        for name, counts in (("shots", (420, 0, 6)), ("ranked", (420, 390, 6)))
     )
     server = candidate("server", 0.5)
     assert best_untrained([server, shots, ranked]) == "ranked"
@@ -214,8 +214,8 @@ def test_the_choice_is_made_on_validation_and_of_a_tie_by_tokens_or_order():
 def find_trivial(rows, metric, **changes):
     """Return the trivial baseline of test items by their references and choices."""
     task = Task(name="t", data={"test": "t.jsonl"}, metrics=[metric])
-    asked = [Example(f"t/{i}", (), tuple(refs), choices=tuple(of)) for i, (refs, of) in enumerate(rows)]
-    return trivial_baseline(replace(load_metrics(task)[metric], **changes), asked)
+    cases = [Example(f"t/{i}", (), tuple(refs), choices=tuple(opts)) for i, (refs, opts) in enumerate(rows)]
+    return trivial_baseline(replace(load_metrics(task)[metric], **changes), cases)
 
 
 def items(*references, metric="exact_match", **changes):
@@ -258,9 +258,9 @@ def test_what_is_worse_than_the_majority_class_is_not_shipped_and_what_may_be_is
     decision = decide_beside_trivial([*alternatives(), LORA], TrivialBaseline("always answering “no”", 0.9))
     assert decision.sentence.startswith("Undecided: lora would be it, but 81.0 [76, 86] exact_match is less")
 
-    said = "; knn is not shown to be better than always answering “no”, which reaches 81.0 %."
+    clause = "; knn is not shown to be better than always answering “no”, which reaches 81.0 %."
     near = decide_beside_trivial([*alternatives(0.78), make_fine_tune("lora", 0.78, 0.0)])
-    assert (near.candidate, near.sentence.endswith(said)) == ("knn", True)
+    assert (near.candidate, near.sentence.endswith(clause)) == ("knn", True)
     assert "always answering" not in decide_beside_trivial([*alternatives(0.90)]).sentence
 
     facts = [
@@ -269,17 +269,17 @@ def test_what_is_worse_than_the_majority_class_is_not_shipped_and_what_may_be_is
     ]
     decision = decide_beside_trivial([*alternatives(), *facts])
     assert (decision.candidate, "always answering" in decision.sentence) == ("lora", False)
-    # Nothing that may not be shipped is named until a question is settled.
+    # No candidate that may not be shipped is named before the open questions are settled.
     open_ = [*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")]
-    missed = [replace(f, verdict=verdict("fail", "FAIL: target 74")) if f.name == "knn" else f for f in open_]
-    for decision in (decide_beside_trivial(open_), decide_beside_trivial(missed, None)):
+    fails = [replace(f, verdict=verdict("fail", "FAIL: target 74")) if f.name == "knn" else f for f in open_]
+    for decision in (decide_beside_trivial(open_), decide_beside_trivial(fails, None)):
         assert decision.sentence.endswith(f"but its gate is {OPEN[:-1]}.")
 
 
 @pytest.mark.parametrize(("score", "unit"), [(0.0, Unit()), (1.0, Unit(higher_is_better=False))])
 def test_what_has_the_worst_score_there_is_is_not_shipped(score, unit):
-    reached = Estimate(score, score, score, 200, unit)
-    decision = decide_beside_trivial([replace(fact, target=reached) for fact in alternatives()], None)
+    estimate = Estimate(score, score, score, 200, unit)
+    decision = decide_beside_trivial([replace(fact, target=estimate) for fact in alternatives()], None)
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert "exact_match is the worst score there is; check the questions" in decision.sentence
 
@@ -287,9 +287,9 @@ def test_what_has_the_worst_score_there_is_is_not_shipped(score, unit):
 def test_a_guess_among_an_items_own_choices_is_the_trivial_baseline_unless_a_label_is_right_more_often():
     assert choice_items(("a", "ab"), ("d", "cd"), ("e", "efgh")) == ("guessing among the choices", 5 / 12)
     assert choice_items(("ab", "abc"), ("d", "def"), ("g", "ghi"))[1] == pytest.approx(4 / 9)
-    asked = ((("Yes",), ("Yes", "yes", "no")), ("a", "ab"), ("c", "cd"))
-    assert choice_items(*asked, metric="exact_match")[1] == pytest.approx((2 / 3 + 1) / 3)
-    assert choice_items(*asked)[1] == pytest.approx((1 / 3 + 1) / 3)
+    cases = ((("Yes",), ("Yes", "yes", "no")), ("a", "ab"), ("c", "cd"))
+    assert choice_items(*cases, metric="exact_match")[1] == pytest.approx((2 / 3 + 1) / 3)
+    assert choice_items(*cases)[1] == pytest.approx((1 / 3 + 1) / 3)
     assert choice_items(("a", "abc"), ("a", "abc"), ("b", "abc")).rule == "always answering “a”"
 
 
@@ -403,10 +403,10 @@ def test_slices_are_reported_and_declared_needs_answer_what_none_measures():
     assert find_reason(make_decision([*facts, lora]), "On knowledge") == expected
     facts = [*alternatives(), LORA]
     decision = make_decision(facts, needs=("changing_facts", "style_or_format"))
-    said = find_reason(decision, "Declared, not measured (changing facts)")
-    assert "a fine-tune would soon be old." in said
-    sliced = [replace(f, slices={"knowledge": Estimate(0.5, 0.4, 0.6, 50)}) for f in facts]
-    assert not [r for r in make_decision(sliced, needs=("changing_facts",)).reasons if "Declared" in r]
+    reason = find_reason(decision, "Declared, not measured (changing facts)")
+    assert "a fine-tune would soon be old." in reason
+    with_slices = [replace(f, slices={"knowledge": Estimate(0.5, 0.4, 0.6, 50)}) for f in facts]
+    assert not [r for r in make_decision(with_slices, needs=("changing_facts",)).reasons if "Declared" in r]
 
 
 @given(st.permutations([*alternatives(), LORA, make_fine_tune("hot", 0.95, 0.2, "fail")]))
@@ -417,12 +417,12 @@ def test_the_order_of_the_candidates_does_not_move_the_decision(facts):
 @given(st.floats(-0.9, 0.9), st.floats(0.001, 0.5), st.sampled_from(["pass", "fail", "inconclusive", None]))
 def test_no_fine_tune_is_recommended_without_a_shown_gain_and_a_passed_gate(gain, half, outcome):
     lora = make_fine_tune("lora", 0.8, 0, outcome, vs_untrained=comparison(gain, half))
-    shipped = beside(lora).action == "fine-tune"
-    assert shipped == (outcome == "pass" and gain - half > 0)
+    is_shipped = beside(lora).action == "fine-tune"
+    assert is_shipped == (outcome == "pass" and gain - half > 0)
 
 
 def set_latencies(p50_s: dict[str, float], facts=None):
-    """Give the candidates named another median time of a request; the alternatives take 0.3 s, lora 0.2."""
+    """Set the median request time of the named candidates; the alternatives take 0.3 s, lora 0.2."""
     facts = facts or [*alternatives(), LORA]
     speeds = {f.name: f.speed._replace(latency_p50_s=p50_s[f.name]) for f in facts if f.name in p50_s}
     return [replace(f, speed=speeds.get(f.name, f.speed)) for f in facts]
@@ -494,14 +494,14 @@ def test_more_items_are_worth_most_where_the_choice_hangs_in_the_balance():
     decision = beside(make_fine_tune("lora", 0.75, 0.01), point_usd=100.0)
     worth = decision.arithmetic["more_test_items_bring_points"]
     assert decision.arithmetic["more_test_items_are_worth_usd"] == pytest.approx(100 * worth)
-    # 200 more items, asked of both at 0.20 and 0.11 USD per 1,000; a label has no price.
+    # 200 more items for both candidates, at 0.20 and 0.11 USD per 1,000; a label has no price.
     assert decision.arithmetic["more_test_items_cost_usd"] == pytest.approx(200 * 0.31 / 1000)
     assert "for 0.06 USD" in find_reason(decision, "Next best spend: 200 more test items.")
     assert "Labels count as free" in find_reason(decision, "Next best spend")
 
 
 def make_curve(more: float, candidate: str = "lora") -> LearningCurve:
-    """Make the curve of 360 rows by which 720 would add so much, and 1,440 half as much again."""
+    """Make a learning curve of 360 rows: 720 rows would add `more`, 1,440 rows half as much again."""
     points = tuple(CurvePoint(n, Estimate(0.5, 0.4, 0.6, 200), 0.1) for n in (45, 90, 180, 360))
     gains = ((2, more), (4, 1.5 * more))
     ahead = (ExpectedGain(360 * times, Estimate(x, x - 0.02, x + 0.02, 200)) for times, x in gains)
@@ -513,9 +513,9 @@ def make_curve(more: float, candidate: str = "lora") -> LearningCurve:
     [
         (0.05, 0.0, "360 more training rows"),
         (0.05, 0.1, "360 more training rows"),
-        # A point is worth 100 USD: 6 of them do not pay for 360 labels at 2 USD, half a point not for 200.
+        # A point is worth 100 USD: 6 points do not pay for 360 labels at 2 USD, nor half a point for 200.
         (0.05, 2.0, "none, choose now"),
-        # What rows bring less than the items' 0.6 points is not what to spend on.
+        # More rows that gain less than the 0.6 points of more test items are not the next best spend.
         (0.0, 0.0, "200 more test items"),
     ],
 )
@@ -553,26 +553,26 @@ def test_a_gain_ships_where_it_is_worth_more_than_it_costs():
     ],
 )  # fmt: skip
 def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
-    own = {"vs_prompt": comparison(0.61, 0.04), "cost_per_1k_usd": 0.1, "rows_cost_usd": 12.0}
+    more = {"vs_prompt": comparison(0.61, 0.04), "cost_per_1k_usd": 0.1, "rows_cost_usd": 12.0}
     slices = {name: Estimate(0.5, 0.4, 0.6, 50) for name in ("knowledge", "behaviour") if "slice" in measured}
-    facts = [replace(f, slices=slices) for f in (*alternatives(), make_fine_tune("lora", 0.81, 0.07, **own))]
+    facts = [replace(f, slices=slices) for f in (*alternatives(), make_fine_tune("lora", 0.81, 0.07, **more))]
     assert f": {measured}" in find_reason(make_decision(facts, needs=(need,)), "Measured (")
 
 
 def test_a_fine_tune_is_compared_with_the_larger_model_that_it_saves():
-    own = {"cost_per_1k_usd": 0.1, "rows_cost_usd": 12.0}
-    lora = make_fine_tune("lora", 0.81, 0.07, **own)
+    costs = {"cost_per_1k_usd": 0.1, "rows_cost_usd": 12.0}
+    lora = make_fine_tune("lora", 0.81, 0.07, **costs)
     needs = {"needs": ("cheaper_than_a_larger_model",)}
     assert "(cheaper than a larger model)" in find_reason(beside(lora, **needs), "Declared, not measured")
     large = candidate("large", 0.9, method="endpoint", trained=True, baseline=True, cost_per_1k_usd=2.6)
-    said = find_reason(make_decision([*alternatives(), lora, large], **needs), "Measured (cheaper")
+    reason = find_reason(make_decision([*alternatives(), lora, large], **needs), "Measured (cheaper")
     assert (
         "large, the larger model, reaches 90.0 [85, 95] exact_match and lora 81.0 [76, 86] exact_match; 1,000 requests"
         " cost 2.60 and 0.10 USD; its teacher and its training cost 12.00 and 0.50 USD, paid back after 5,000 requests"
-    ) in said
+    ) in reason
     dear = replace(large, cost_per_1k_usd=None)
-    said = find_reason(make_decision([*alternatives(), lora, dear], **needs), "Measured (cheaper")
-    assert "what large costs is not known" in said
+    reason = find_reason(make_decision([*alternatives(), lora, dear], **needs), "Measured (cheaper")
+    assert "what large costs is not known" in reason
 
 
 def test_every_need_has_advice_that_is_held_against_what_is_chosen():
@@ -602,22 +602,22 @@ def test_every_need_has_advice_that_is_held_against_what_is_chosen():
 
 def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips():
     lora = make_fine_tune("lora", 0.81, 0.07, training_cost_usd=400.0, cost_per_1k_usd=0.20)
-    assumed = beside(lora)
+    by_default = beside(lora)
     # 400 USD buy 7 % of 600,000 answers: 400 / 42,000 = 0.0095 USD each.
-    assert find_reason(assumed, "The choice rests on") == (
+    assert find_reason(by_default, "The choice rests on") == (
         "The choice rests on a right answer being worth 1.00 USD (decide.right_answer_usd, the default): the"
         " gain is worth 42,000 USD over the horizon, and lora costs 400 USD more. It flips at 0.0095 USD."
     )
 
-    flips_at = assumed.arithmetic["pays_from_right_answer_usd"]
+    flips_at = by_default.arithmetic["pays_from_right_answer_usd"]
     actions = [beside(lora, right_answer_usd=flips_at * times).action for times in (0.99, 1.01)]
     assert actions == ["few-shot", "fine-tune"]
     assert "the default" not in find_reason(beside(lora, right_answer_usd=1.0), "rests on")
 
     decision = beside(make_fine_tune("lora", 0.77, 0.03))
     assert not [reason for reason in decision.reasons if "rests on" in reason]
-    said = find_reason(decision, "Next best spend")
-    assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in said
+    spend = find_reason(decision, "Next best spend")
+    assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in spend
 
     lora = make_fine_tune("lora", 0.75, 0.01, training_cost_usd=100.0)
     assert beside(lora, curve=make_curve(0.12), label_cost_usd=1.0).action == "collect more data"

@@ -1,4 +1,4 @@
-"""Rows that a teacher labels or rewrites, and preference pairs of answers: what is written, kept, paid, refused."""
+"""Rows that a teacher labels or rewrites, and preference pairs of answers: contents, costs and refusals."""
 
 import json
 import os
@@ -26,14 +26,14 @@ PRICES = "usd_per_million_tokens: {input: 1000, output: 5000}"
 
 
 class UsageTeacher(Rule):
-    """A teacher that says how many tokens it read and wrote: 100 and 10."""
+    """A teacher that reports the tokens it read and wrote: 100 and 10."""
 
     def chat(self, messages, body):
         return ServerAnswer(self._answer(messages), n_prompt=100, n_new=10)
 
 
 def says(messages):
-    """Label a letter by its word; of a rewriting say the old answer with a reason."""
+    """Label a letter by its word; for a rewriting, give the old answer with a reason."""
     text = messages[-1]["content"]
     if "\nAnswer:\n" in text:
         return f"{text.rpartition('Answer:')[2].strip()}, because of the word"
@@ -43,8 +43,8 @@ def says(messages):
 def write(folder, tiny, url, *, prices=PRICES, candidates=""):
     teacher = f"{{base_url: {url}, model: tiny, protocol: chat, max_retries: 0, num_concurrent: 2, {prices}}}"
     large = f"  large: {{method: endpoint, role: baseline, params: {teacher}}}\n"
-    others = "  prompt: {method: base}\n  bag: {method: classifier}\n"
-    return tiny_experiment.write(folder, tiny, f"{large}{others}{candidates}")
+    untrained = "  prompt: {method: base}\n  bag: {method: classifier}\n"
+    return tiny_experiment.write(folder, tiny, f"{large}{untrained}{candidates}")
 
 
 @pytest.fixture
@@ -53,12 +53,12 @@ def server():
         yield running
 
 
-def rows_of(made):
-    return [outcome.row.fields for outcome in made.outcomes if outcome.row]
+def rows_of(result):
+    return [outcome.row.fields for outcome in result.outcomes if outcome.row]
 
 
-def distill(session, teacher="large", **asked):
-    return prepare_distillation(session, teacher, Distillation(**asked), "a.jsonl").make()
+def distill(session, teacher="large", **settings):
+    return prepare_distillation(session, teacher, Distillation(**settings), "a.jsonl").make()
 
 
 def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels_and_is_asked_and_paid_once(
@@ -67,18 +67,18 @@ def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels_and_is_ask
     session = tiny_experiment.session(write(tmp_path, tiny, server.url))
     first, again = (distill(session, n_rows=4) for _ in range(2))
     assert (len(server.asked), rows_of(again), again.spent) == (4, rows_of(first), first.spent)
-    own = {e.id: e for e in session.target.items.train}
+    examples = {e.id: e for e in session.target.items.train}
     plan = prepare_distillation(session, "large", Distillation(), "a.jsonl").plan
-    assert (plan.requests, plan.known) == (len(own), 4)
-    made = distill(session)
-    rows = rows_of(made)
-    assert len(server.asked) == len(own)
-    assert [row["id"] for row in rows] == list(own)
-    assert all(row["prompt"] == own[row["id"]].prompt for row in rows)
+    assert (plan.requests, plan.known) == (len(examples), 4)
+    result = distill(session)
+    rows = rows_of(result)
+    assert len(server.asked) == len(examples)
+    assert [row["id"] for row in rows] == list(examples)
+    assert all(row["prompt"] == examples[row["id"]].prompt for row in rows)
     assert {row["reference"] for row in rows} == {"late", "money"}
-    right = sum(row["reference"] == own[row["id"]].references[0] for row in rows)
-    assert f"the rows' own: {100 * right / len(rows):.1f} over all rows" in made.notes[-2]
-    assert made.spent.cost_usd == pytest.approx(len(rows) * (100 * 1000 + 10 * 5000) / 1e6)
+    right = sum(row["reference"] == examples[row["id"]].references[0] for row in rows)
+    assert f"the rows' own: {100 * right / len(rows):.1f} over all rows" in result.notes[-2]
+    assert result.spent.cost_usd == pytest.approx(len(rows) * (100 * 1000 + 10 * 5000) / 1e6)
 
 
 def test_a_server_that_dies_midway_loses_no_answer(server, tiny, tmp_path):
@@ -93,8 +93,8 @@ def test_a_server_that_dies_midway_loses_no_answer(server, tiny, tmp_path):
     server.model = UsageTeacher(dies)
     with pytest.raises(CandidateFailed, match="status 500"):
         distill(session)
-    answered = len(server.asked)
-    assert answered < n
+    n_answered = len(server.asked)
+    assert n_answered < n
     server.faults.clear()
     server.model = UsageTeacher(says)
     assert len(rows_of(distill(session))) == n
@@ -102,10 +102,10 @@ def test_a_server_that_dies_midway_loses_no_answer(server, tiny, tmp_path):
 
 
 def test_a_budget_ends_the_asking_and_keeps_what_was_answered(server, tiny, tmp_path):
-    one_at_a_time = "candidates.large.params.num_concurrent=1"  # prompts of unlike length cost the same here
+    one_at_a_time = "candidates.large.params.num_concurrent=1"  # all prompts cost the same here
     session = tiny_experiment.session(write(tmp_path, tiny, server.url), one_at_a_time)
-    said = r"6 answers have cost 0\.9\d* USD, the next may cost .* and --max-cost is 1"
-    with pytest.raises(CandidateFailed, match=said):
+    message = r"6 answers have cost 0\.9\d* USD, the next may cost .* and --max-cost is 1"
+    with pytest.raises(CandidateFailed, match=message):
         distill(session, max_cost=1.0)
     assert len(server.asked) == 6  # a seventh would have made it 1.05 USD
     distill(session, max_cost=100.0)
@@ -124,24 +124,24 @@ def test_an_instruction_rewrites_the_rows_own_answers(server, tiny, tmp_path):
     session = tiny_experiment.session(
         write(tmp_path, tiny, server.url), "target.labels=[]", "target.metrics=[exact_match]"
     )
-    made = distill(session, rewrite="Add a reason.", n_rows=3)
-    own = {e.id: e.references[0] for e in session.target.items.train}
-    expected = [f"{own[row['id']]}, because of the word" for row in rows_of(made)]
-    assert [row["reference"] for row in rows_of(made)] == expected
+    result = distill(session, rewrite="Add a reason.", n_rows=3)
+    answers = {e.id: e.references[0] for e in session.target.items.train}
+    expected = [f"{answers[row['id']]}, because of the word" for row in rows_of(result)]
+    assert [row["reference"] for row in rows_of(result)] == expected
     assert "Add a reason." in server.asked[0][1]["messages"][-1]["content"]
-    assert not any("the rows' own" in note for note in made.notes)
+    assert not any("the rows' own" in note for note in result.notes)
 
 
 def test_only_answers_that_score_enough_are_kept_and_one_that_is_no_label_makes_no_row(
     server, tiny, tmp_path
 ):
-    said = ["late"]
-    server.model = UsageTeacher(lambda messages: said[0])
+    replies = ["late"]
+    server.model = UsageTeacher(lambda messages: replies[0])
     session = tiny_experiment.session(write(tmp_path, tiny, server.url))
-    made = distill(session, min_score=1.0)
-    own = {e.id: e.references[0] for e in session.target.items.train}
-    assert [row["id"] for row in rows_of(made)] == [ident for ident, label in own.items() if label == "late"]
-    said[0] = "I cannot say"
+    data = distill(session, min_score=1.0)
+    gold = {e.id: e.references[0] for e in session.target.items.train}
+    assert [row["id"] for row in rows_of(data)] == [ident for ident, label in gold.items() if label == "late"]
+    replies[0] = "I cannot say"
     with pytest.raises(UserError, match="and none gives a row: an answer that is not a label of the task"):
         distill(session, n_rows=2, temperature=0.5)
 
@@ -152,15 +152,15 @@ def test_a_file_of_prompts_is_labelled_and_one_that_asks_a_test_item_is_refused(
     marks = {"source": "augmented", "augmented_from": "The invoice of May?"}
     courier = {"prompt": "When does the courier come?", **marks}
     tiny_experiment.rows(file, [{"prompt": "The invoice of May?"}, courier])
-    made = distill(session, prompts=str(file))
-    assert [row["reference"] for row in rows_of(made)] == ["money", "late"]
-    assert [row.get("augmented_from") for row in rows_of(made)] == [None, marks["augmented_from"]]
+    result = distill(session, prompts=str(file))
+    assert [row["reference"] for row in rows_of(result)] == ["money", "late"]
+    assert [row.get("augmented_from") for row in rows_of(result)] == [None, marks["augmented_from"]]
     n = len(server.asked)
     tested = session.target.items.test[0].prompt
     tiny_experiment.rows(file, [{"prompt": "The invoice of June?"}, {"prompt": tested.upper()}])
     with pytest.raises(UserError, match=r"prompts\.jsonl:2"):
         distill(session, prompts=str(file))
-    assert len(server.asked) == n  # nothing is asked, and paid, before
+    assert len(server.asked) == n  # refused before anything is asked and paid
 
 
 def test_a_local_model_teaches_too_and_its_time_is_priced(tiny, tmp_path):
@@ -169,10 +169,10 @@ def test_a_local_model_teaches_too_and_its_time_is_priced(tiny, tmp_path):
         path, "target.labels=[]", "target.metrics=[exact_match]", "target.truncated_scores=true",
         "decide.device_hour_usd=3600",
     )  # fmt: skip
-    made, again = (distill(session, "prompt", n_rows=3, temperature=1.0) for _ in range(2))
-    assert made.spent.cost_usd == pytest.approx(made.spent.compute_s)
-    assert made.spent.cost_usd > 0
-    assert rows_of(again) == rows_of(made)
+    first, second = (distill(session, "prompt", n_rows=3, temperature=1.0) for _ in range(2))
+    assert first.spent.cost_usd == pytest.approx(first.spent.compute_s)
+    assert first.spent.cost_usd > 0
+    assert rows_of(second) == rows_of(first)
 
 
 @pytest.mark.e2e
@@ -181,11 +181,11 @@ def test_the_command_writes_rows_that_train_a_candidate_whose_break_even_holds_t
 ):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, tiny, server.url)
-    code, said, _ = command("data", "distill", "large", "--dry-run", "--json")
-    plan = json.loads(said)
+    code, output, _ = command("data", "distill", "large", "--dry-run", "--json")
+    plan = json.loads(output)
     assert (code, plan["known"], server.asked) == (0, 0, [])
     assert plan["cost_usd"] > 0
-    code, said, error = command("data", "distill", "large", "--out", "taught.jsonl")
+    code, output, error = command("data", "distill", "large", "--out", "taught.jsonl")
     assert code == 0, error
     manifest = json.loads((tmp_path / "taught.jsonl.manifest.json").read_text())
     n = manifest["counts"]["written"]
@@ -205,9 +205,9 @@ def test_the_command_writes_rows_that_train_a_candidate_whose_break_even_holds_t
     report = tiny_experiment.run(path, "suites=[]", candidates=("prompt", "own", "taught"))
     paid = {facts.name: facts.rows_cost_usd for facts in report.facts}
     assert paid == {"prompt": 0.0, "own": 0.0, "taught": pytest.approx(manifest["cost_usd"])}
-    facts = {one.name: (one.n_train, one.n_taught) for one in report.facts}
+    facts = {fact.name: (fact.n_train, fact.n_taught) for fact in report.facts}
     assert facts["own"][1] == 0
-    assert facts["taught"][0] == facts["taught"][1] > 0  # whose labels cost what the teacher did
+    assert facts["taught"][0] == facts["taught"][1] > 0  # their labels cost what the teacher was paid
 
 
 @pytest.mark.parametrize(("words", "said"), list_cases("refused_commands.txt", "distill"))
@@ -247,7 +247,7 @@ def session(tiny, tmp_path_factory):
 
 
 def pairs_by_length(session, name="prompt", **changes):
-    """Make pairs of which the longer answer is the better one."""
+    """Make pairs whose longer answer is the better one."""
     mine = str(session.store.folder.parent / "by_length.py")
     drawing = {"samples": 3, "temperature": 1.5, "n_prompts": 6, "rank": mine} | changes
     return make_pairs(session, name, Drawing(**drawing), "made.jsonl")
@@ -262,9 +262,9 @@ def test_the_best_and_the_worst_answer_of_a_prompt_make_a_pair(session, pairs_re
     rows = rows_of(pairs_result)
     assert len(pairs_result.outcomes) == 6
     assert rows
-    asked = {e.id: e.prompt for e in session.target.items.train}
+    prompts = {e.id: e.prompt for e in session.target.items.train}
     for row in rows:
-        assert row["prompt"] == asked[row["id"]]
+        assert row["prompt"] == prompts[row["id"]]
         assert (row["chosen_score"], row["rejected_score"]) == (len(row["chosen"]), len(row["rejected"]))
         assert row["chosen_score"] > row["rejected_score"]
 
@@ -272,36 +272,36 @@ def test_the_best_and_the_worst_answer_of_a_prompt_make_a_pair(session, pairs_re
 def test_answers_depend_on_the_seed_alone(session, pairs_result):
     rows = rows_of(pairs_result)
     assert rows_of(pairs_by_length(session)) == rows
-    fewer = rows_of(pairs_by_length(session, n_prompts=3))
-    assert fewer
-    assert all(row in rows for row in fewer)
+    first_rows = rows_of(pairs_by_length(session, n_prompts=3))
+    assert first_rows
+    assert all(row in rows for row in first_rows)
     assert rows_of(pairs_by_length(session, seed=1)) != rows
 
 
 def test_the_manifest_says_what_the_pairs_depend_on_and_a_pair_method_reads_them(
     session, pairs_result, tiny, tmp_path
 ):
-    saved = save(pairs_result.edit, pairs_result.outcomes, tmp_path / "written.jsonl").manifest
-    used = saved["parameters"]
-    assert saved["command"] == "harness pairs make"
-    assert (used["candidate"], used["weights"]) == ("prompt", session.source.weights_digest)
-    assert (used["samples"], used["temperature"], used["seed"]) == (3, 1.5, 0)
-    assert used["rank"].keys() == {"metric", "version"}
-    assert used["leak_check"]["contaminated"] == 0
-    assert used["leak_check"]["evaluated"] > 12
-    assert [one["file"].rpartition("/")[2] for one in saved["inputs"]] == ["train.jsonl"]
-    assert saved["counts"]["read"] == 6
+    manifest = save(pairs_result.edit, pairs_result.outcomes, tmp_path / "written.jsonl").manifest
+    params = manifest["parameters"]
+    assert manifest["command"] == "harness pairs make"
+    assert (params["candidate"], params["weights"]) == ("prompt", session.source.weights_digest)
+    assert (params["samples"], params["temperature"], params["seed"]) == (3, 1.5, 0)
+    assert params["rank"].keys() == {"metric", "version"}
+    assert params["leak_check"]["contaminated"] == 0
+    assert params["leak_check"]["evaluated"] > 12
+    assert [entry["file"].rpartition("/")[2] for entry in manifest["inputs"]] == ["train.jsonl"]
+    assert manifest["counts"]["read"] == 6
     path = tiny_experiment.write(tmp_path, tiny, "  dpo: {method: dpo, train: written.jsonl}\n")
-    (found,) = tiny_experiment.session(path).training.values()
+    (training,) = tiny_experiment.session(path).training.values()
     expected = [row["chosen"] for row in rows_of(pairs_result)]
-    assert [pair.references[0] for pair in found.items.pairs] == expected
+    assert [pair.references[0] for pair in training.items.pairs] == expected
 
 
 def test_a_tie_makes_no_pair_and_is_said(session):
-    made = pairs_by_length(session, gap=2.0)
-    none = [outcome.change.reason for outcome in made.outcomes if outcome.change]
-    assert "no pair: a tie" in none
-    assert all(row["chosen_score"] - row["rejected_score"] > 2 for row in rows_of(made))
+    result = pairs_by_length(session, gap=2.0)
+    reasons = [outcome.change.reason for outcome in result.outcomes if outcome.change]
+    assert "no pair: a tie" in reasons
+    assert all(row["chosen_score"] - row["rejected_score"] > 2 for row in rows_of(result))
     with pytest.raises(UserError, match=r"6 prompts, and none gives a pair: a tie \(6\)"):
         pairs_by_length(session, gap=1e6)
 
@@ -332,16 +332,16 @@ def test_a_judge_of_the_target_ranks(tiny, tmp_path):
         assert ranking.by["judge"] == "judge:helpful"
 
 
-PRICED = "usd_per_million_tokens: {input: 0, output: 1000000}"  # 1 USD an answer of one token
+PRICED = "usd_per_million_tokens: {input: 0, output: 1000000}"  # 1 USD per answer of one token
 
 
 class SeedServer:
     """A server that draws one of five answers by the seed of a request, and grades each by its number."""
 
     def chat(self, messages, body):
-        asked = messages[-1]["content"]
-        if "<answer" in asked:
-            return ServerAnswer(str(1 + int(asked.rsplit("answer number ", 1)[1][0])))
+        prompt = messages[-1]["content"]
+        if "<answer" in prompt:
+            return ServerAnswer(str(1 + int(prompt.rsplit("answer number ", 1)[1][0])))
         return ServerAnswer(f"answer number {body['seed'] % 5}")
 
 
@@ -370,13 +370,13 @@ def test_a_making_that_cost_what_is_allowed_goes_on_and_asks_nothing_twice(sessi
     with pytest.raises(CandidateFailed, match=r"grades have cost .* and --max-cost is"):
         make_pairs(session, "far", draw_by_judge(max_cost=33), "made.jsonl")
     assert 12 < len(server.asked) <= 33
-    made = make_pairs(session, "far", draw_by_judge(), "made.jsonl")
+    result = make_pairs(session, "far", draw_by_judge(), "made.jsonl")
     whole = len(server.asked)
-    assert whole == made.spent.cost_usd + made.edit.parameters["paid"]["ranking_usd"] + 2, (
+    assert whole == result.spent.cost_usd + result.edit.parameters["paid"]["ranking_usd"] + 2, (
         "two anchors were asked about again"
     )
     again = make_pairs(session, "far", draw_by_judge(), "made.jsonl")
-    assert (len(server.asked), rows_of(again)) == (whole, rows_of(made))
+    assert (len(server.asked), rows_of(again)) == (whole, rows_of(result))
 
 
 @pytest.mark.parametrize(
@@ -398,19 +398,19 @@ def test_the_next_step_names_the_file_of_pairs_as_the_experiments_file_does_and_
     session, tmp_path, command
 ):
     folder = session.store.folder.parent
-    here = os.path.relpath(folder / "harness.yaml", tmp_path)
-    config = ["-c", here, "--samples", "2", "--rows", "4", "--temperature", "1.5"]
+    config_path = os.path.relpath(folder / "harness.yaml", tmp_path)
+    config = ["-c", config_path, "--samples", "2", "--rows", "4", "--temperature", "1.5"]
     config += ["--rank", str(folder / "by_length.py")]
-    out = tmp_path / "new.jsonl"
-    code, said, step = command("pairs", "make", "prompt", *config, "--out", "new.jsonl")
+    path = tmp_path / "new.jsonl"
+    code, output, step = command("pairs", "make", "prompt", *config, "--out", "new.jsonl")
     assert code == 0
-    assert "4 read" in said
-    named = step.partition("next: train: ")[2].split(" on a candidate")[0]
-    assert (folder / named).resolve() == out.resolve()
-    before = out.read_bytes()
+    assert "4 read" in output
+    train_path = step.partition("next: train: ")[2].split(" on a candidate")[0]
+    assert (folder / train_path).resolve() == path.resolve()
+    before = path.read_bytes()
     assert all(json.loads(line)["chosen"] for line in before.splitlines())
-    code, _, error = command("pairs", "make", "prompt", *config, "--out", str(out))
-    assert (code, out.read_bytes()) == (2, before)
+    code, _, error = command("pairs", "make", "prompt", *config, "--out", str(path))
+    assert (code, path.read_bytes()) == (2, before)
     assert "a file that is there already" in error
     assert command("pairs", "make", "prompt", *config)[0] == 2
     assert "expected 0.01 to 2" in command("pairs", "make", "prompt", *config, "--temperature", "0")[2]

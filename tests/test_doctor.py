@@ -1,4 +1,4 @@
-"""The doctor and a dry run: what is there, what candidates will take, and what is missing or unknown."""
+"""The doctor and the dry run: what the machine has, what candidates take, and what is missing or unknown."""
 
 import json
 import os
@@ -47,8 +47,8 @@ def session(path, *overrides):
 
 
 def estimate_by_name(path, room, *overrides):
-    opened, selected = session(path, *overrides)
-    return {cost.candidate: cost for cost in Estimates(opened).costs(selected, room)}
+    open_session, selected = session(path, *overrides)
+    return {cost.candidate: cost for cost in Estimates(open_session).costs(selected, room)}
 
 
 ROOMY, TIGHT = Memory(1e6, 1e6, "GPU"), Memory(0.5, 80.0, "GPU")
@@ -56,36 +56,36 @@ ROOMY, TIGHT = Memory(1e6, 1e6, "GPU"), Memory(0.5, 80.0, "GPU")
 
 @pytest.mark.e2e
 def test_what_trains_or_answers_longer_takes_more(copy):
-    found, tight = estimate_by_name(copy, ROOMY), estimate_by_name(copy, TIGHT)
-    assert found["lora"].time_s > found["prompt"].time_s
-    assert found["lora"].flops > found["prompt"].flops
-    assert all(cost.fits and not cost.knob for cost in found.values())
+    roomy, tight = estimate_by_name(copy, ROOMY), estimate_by_name(copy, TIGHT)
+    assert roomy["lora"].time_s > roomy["prompt"].time_s
+    assert roomy["lora"].flops > roomy["prompt"].flops
+    assert all(cost.fits and not cost.knob for cost in roomy.values())
     assert (tight["prompt"].fits, tight["prompt"].knob) == (False, "a smaller base_model")
     large = "candidates.lora.params.per_device_train_batch_size=4096"
-    assert estimate_by_name(copy, ROOMY, large)["lora"].memory_gib > found["lora"].memory_gib
+    assert estimate_by_name(copy, ROOMY, large)["lora"].memory_gib > roomy["lora"].memory_gib
     assert estimate_by_name(copy, TIGHT, large)["lora"].knob.startswith("params.per_device_train_batch_size")
     suite = copy.parent / "suites" / "letters.yaml"
     suite.write_text(suite.read_text().replace("max_new_tokens: 4", "max_new_tokens: 40"))
-    assert estimate_by_name(copy, ROOMY)["prompt"].memory_gib > found["prompt"].memory_gib
+    assert estimate_by_name(copy, ROOMY)["prompt"].memory_gib > roomy["prompt"].memory_gib
 
 
 @pytest.mark.e2e
 def test_what_is_wrong_with_the_files_is_listed_and_the_machine_is_still_described(copy):
     (copy.parent / "suites" / "general" / "sums.jsonl").unlink()
-    done = CliRunner().invoke(app, ["doctor", "-c", str(copy), "gate.macr=1", "--json"])
-    found = json.loads(done.stdout)
-    assert (done.exit_code, found["costs"], found["machine"]["device"]) == (2, [], "cpu")
-    assert "sums.jsonl" in done.stderr
-    assert "macr" in done.stderr
+    result = CliRunner().invoke(app, ["doctor", "-c", str(copy), "gate.macr=1", "--json"])
+    printed = json.loads(result.stdout)
+    assert (result.exit_code, printed["costs"], printed["machine"]["device"]) == (2, [], "cpu")
+    assert "sums.jsonl" in result.stderr
+    assert "macr" in result.stderr
 
 
 @pytest.mark.e2e
 def test_the_command_prints_an_estimate_of_each_candidate_and_json_of_it(copy):
-    done = CliRunner().invoke(app, ["doctor", "-c", str(copy)])
-    assert done.exit_code == 0, done.output
-    assert "estimated, each made alone" in done.stdout
-    assert all(len(line) <= 110 for line in done.stdout.splitlines() if not line.startswith("packages"))
-    assert done.stderr.endswith(f"next: harness compare -c {copy}\n")
+    result = CliRunner().invoke(app, ["doctor", "-c", str(copy)])
+    assert result.exit_code == 0, result.output
+    assert "estimated, each made alone" in result.stdout
+    assert all(len(line) <= 110 for line in result.stdout.splitlines() if not line.startswith("packages"))
+    assert result.stderr.endswith(f"next: harness compare -c {copy}\n")
     plain = json.loads(CliRunner().invoke(app, ["doctor", "-c", str(copy), "--json"]).stdout)
     assert {"machine", "memory", "costs", "absent"} <= plain.keys()
     costs = {cost["candidate"]: cost for cost in plain["costs"]}
@@ -110,16 +110,16 @@ def test_a_model_twice_as_large_takes_twice_as_long_and_a_machine_twice_as_fast_
 
 
 def test_estimates_grow_with_what_is_read_and_generated_and_are_priced_by_the_hour_or_the_token():
-    read, generated, trained = (
+    read_s, generated_s, trained_s = (
         Work(**{kind: 1000}).seconds(10**8, MACHINE) for kind in ("read", "generated", "trained")
     )
-    assert read < generated
-    assert read < trained
+    assert read_s < generated_s
+    assert read_s < trained_s
     assert tokens("") == 1
     assert tokens("x" * 400) == 100
 
-    asked = ({"role": "user", "content": "Where is it?"},)
-    example = Example("x", asked, ("late",), ("late", "money"))
+    messages = ({"role": "user", "content": "Where is it?"},)
+    example = Example("x", messages, ("late",), ("late", "money"))
     ranked, generated = (estimate_answering([example], ranked=r, max_new_tokens=5) for r in (True, False))
     assert ranked.generated == 0
     assert ranked.read == generated.read + tokens("late") + tokens("money")
@@ -129,10 +129,10 @@ def test_estimates_grow_with_what_is_read_and_generated_and_are_priced_by_the_ho
     assert price_usd(1800, "cpu", None) == DEVICE_HOUR_USD["cpu"] / 2
     assert price_usd(1800, "cpu", 3.0) == 1.5
     assert price_usd(1800, "cuda", 0.0) == 0.0
-    asked = TokenCounts(1000, 800, 20)
-    assert request_usd(asked, TokenPrices(input=3, cached=0.3, output=15)) == pytest.approx(0.00114)
-    assert request_usd(asked, TokenPrices(input=3, output=15)) == pytest.approx(0.0033)
-    assert request_usd(asked, TokenPrices(input=0, output=0)) == 0
+    counts = TokenCounts(1000, 800, 20)
+    assert request_usd(counts, TokenPrices(input=3, cached=0.3, output=15)) == pytest.approx(0.00114)
+    assert request_usd(counts, TokenPrices(input=3, output=15)) == pytest.approx(0.0033)
+    assert request_usd(counts, TokenPrices(input=0, output=0)) == 0
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_estimates_grow_with_what_is_read_and_generated_and_are_priced_by_the_ho
     ],
 )  # fmt: skip
 def test_tokens_are_estimated_within_a_quarter_in_every_script(text, counted):
-    """They were counted with the tokenizer of smollm2-135m."""
+    """The counts are those of smollm2-135m's tokenizer."""
     assert tokens(text) == pytest.approx(counted, rel=0.25)
 
 
@@ -155,10 +155,10 @@ RETRIEVING = "  dense: {prompting: {rag: {retriever: dense, model: own/nowhere, 
 
 @pytest.fixture
 def unreadable_model(tiny, tmp_path):
-    """Copy the tiny model, with weights that fail whoever loads them."""
+    """Copy the tiny model with weights that fail to load."""
     folder = shutil.copytree(tiny, tmp_path / "model")
     weights = folder / "model.safetensors"
-    header = (2).to_bytes(8, "little") + b"{}"  # which names none of the tensors behind it
+    header = (2).to_bytes(8, "little") + b"{}"  # it names none of the tensors behind it
     weights.write_bytes(header.ljust(weights.stat().st_size, b"\xff"))
     return folder
 
@@ -167,8 +167,8 @@ def unreadable_model(tiny, tmp_path):
 def test_a_dry_run_on_a_new_machine_loads_no_model_and_yet_counts_passages_and_names_leaks(
     command, empty_cache, unreadable_model, tmp_path
 ):
-    own = "  prompt: {method: base}\n  lora: {method: lora, train: suites/letters/more.jsonl}\n"
-    path = tiny_experiment.write(tmp_path, unreadable_model, own + RETRIEVING)
+    candidates = "  prompt: {method: base}\n  lora: {method: lora, train: suites/letters/more.jsonl}\n"
+    path = tiny_experiment.write(tmp_path, unreadable_model, candidates + RETRIEVING)
     letters = tmp_path / "suites" / "letters.yaml"
     letters.write_text(letters.read_text().replace("data: {", "data: {documents: letters/help.jsonl, "))
     pages = [{"id": f"p{n}", "title": "Parcels", "text": "A parcel takes two days. " * 5} for n in range(4)]
@@ -176,12 +176,12 @@ def test_a_dry_run_on_a_new_machine_loads_no_model_and_yet_counts_passages_and_n
     tested = tiny_experiment.letters(slice(6, 7))
     more = [{**row, "prompt": f"Hi there! {row['prompt']} Thanks!"} for row in tested]
     tiny_experiment.rows(tmp_path / "suites" / "letters" / "more.jsonl", more)
-    code, planned, said = command("compare", "-c", path, "--dry-run")
-    assert code == 0, said
-    assert planned.splitlines()[1].startswith("capability suite of the base")
-    assert "unknown whether any of it is stored" in said
-    assert "was never loaded on this machine, and a dry run loads no model" in said
-    assert "lora: suites/letters/more.jsonl: 6 rows may be evaluated items in other words" in said
+    code, stdout, stderr = command("compare", "-c", path, "--dry-run")
+    assert code == 0, stderr
+    assert stdout.splitlines()[1].startswith("capability suite of the base")
+    assert "unknown whether any of it is stored" in stderr
+    assert "was never loaded on this machine, and a dry run loads no model" in stderr
+    assert "lora: suites/letters/more.jsonl: 6 rows may be evaluated items in other words" in stderr
     plan = json.loads(command("compare", "-c", path, "--dry-run", "--json").stdout)
     assert plan["dense"]["read"] > plan["prompt"]["read"] > 0
     assert not (empty_cache / "engines").exists()
@@ -197,25 +197,25 @@ def test_a_dry_run_on_a_new_machine_loads_no_model_and_yet_counts_passages_and_n
     ],
 )
 def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, missing, trains):
-    for folder in [found for pattern in removed for found in (copy.parent / "runs").glob(pattern)]:
+    for folder in [path for pattern in removed for path in (copy.parent / "runs").glob(pattern)]:
         shutil.rmtree(folder)
     session, loaded = ExperimentFile(config=copy).open_session()
     stored = find_stored_runs(session, in_order(session.candidates, loaded.selected))
-    whole, work = (Estimates(session).work(loaded.selected, found=found) for found in (None, stored))
+    whole, work = (Estimates(session).work(loaded.selected, found=runs) for runs in (None, stored))
     assert set(work) == missing
-    assert bool(sum(one.trained for one in work.values())) is trains
-    whole_s, missing_s = (sum(Estimates(session).seconds(of).values()) for of in (whole, work))
+    assert bool(sum(item.trained for item in work.values())) is trains
+    whole_s, missing_s = (sum(Estimates(session).seconds(plan).values()) for plan in (whole, work))
     n_done = 6 - len(missing - {ARM})
-    said = describe_stored(session.unknown_bases(), stored, missing_s)
+    summary = describe_stored(session.unknown_bases(), stored, missing_s)
     rest = f"; the others take about {seconds(missing_s)}" if n_done else ""
-    assert said == f"{n_done} of 6 runs are stored already{rest}"
+    assert summary == f"{n_done} of 6 runs are stored already{rest}"
     line = first_line(session.experiment, session.machine, 6, whole_s, missing_s)
     assert f"; about {seconds(missing_s)} for what is missing, about {seconds(whole_s)} from nothing" in line
 
 
 @pytest.mark.weekly
 def test_every_shipped_recipe_is_planned_on_the_packed_model(command, empty_cache, tmp_path, monkeypatch):
-    """The programs of other trainers are not here, so empty ones stand for them: a plan starts none."""
+    """Empty files stand in for the programs of other trainers: a plan starts none of them."""
     shipped = {file.stem for file in (REPOSITORY / "baselines").glob("*.yaml")}
     for program in ("trl", "axolotl", "llamafactory-cli"):
         (tmp_path / "bin" / program).parent.mkdir(exist_ok=True)
@@ -225,19 +225,19 @@ def test_every_shipped_recipe_is_planned_on_the_packed_model(command, empty_cach
     pairs = [{"prompt": f"{i} plus 1?", "chosen": str(i + 1), "rejected": "0"} for i in range(8)]
     (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
     (tmp_path / "documents.jsonl").write_text('{"id": "1", "text": "A comes first."}\n')
-    settings = [f"target.data.{part}={part}.jsonl" for part in ("pairs", "documents")]
+    settings = [f"target.data.{split}={split}.jsonl" for split in ("pairs", "documents")]
     settings += ["candidates.gkd.params.teacher=smollm2-135m"]
-    code, planned, said = command("compare", "-c", path, "--dry-run", "--json", *settings)
-    assert code == 0, said
-    work = json.loads(planned)
-    others = {"trl", "axolotl", "llama-factory", "unsloth"}  # a plan does not know what these train
+    code, stdout, stderr = command("compare", "-c", path, "--dry-run", "--json", *settings)
+    assert code == 0, stderr
+    work = json.loads(stdout)
+    foreign = {"trl", "axolotl", "llama-factory", "unsloth"}  # a plan does not know what these train
     untrained = {"prompt", "few-shot", "ranked", "rag", "bag", "embedding"}
     assert shipped - work.keys() == {"reward"}  # no candidate of its own
-    assert shipped - {name for name in work if work[name]["trained"]} == {"reward", *others, *untrained}
+    assert shipped - {name for name in work if work[name]["trained"]} == {"reward", *foreign, *untrained}
 
 
 @pytest.mark.weekly
 def test_the_whole_quickstart_is_planned_without_a_problem(command, empty_cache):
-    code, planned, said = command("compare", "-c", REPOSITORY / "full.yaml", "--dry-run", "--json")
-    assert code == 0, said
-    assert json.loads(planned)["ranked"]["read"] > json.loads(planned)["prompt"]["read"]
+    code, stdout, stderr = command("compare", "-c", REPOSITORY / "full.yaml", "--dry-run", "--json")
+    assert code == 0, stderr
+    assert json.loads(stdout)["ranked"]["read"] > json.loads(stdout)["prompt"]["read"]

@@ -1,4 +1,4 @@
-"""A plan of steps, workers that pull them, and refusals of whatever is not as it is for the command."""
+"""Plans of steps, the workers that pull them, and the refusal of a worker that differs from the command."""
 
 import shutil
 import sys
@@ -47,7 +47,7 @@ def session(tiny, own_cache, tmp_path_factory):
 
 @pytest.fixture
 def finished_session(copy, monkeypatch):
-    """Open the finished experiment, and let what a worker sets of the process be itself again."""
+    """Open the finished experiment; restore afterwards what a worker changes in the process."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(copy.parent)
     loaded = config.load(copy)
@@ -60,8 +60,8 @@ def plan_session(session, n_workers, names=(), **options):
 
 
 def list_needed_jobs(plan, job):
-    """List all jobs that have to be done before one."""
-    return {one for need in plan.needs[job] for one in (need, *list_needed_jobs(plan, need))}
+    """List all jobs that must finish before the given one."""
+    return {needed_job for need in plan.needs[job] for needed_job in (need, *list_needed_jobs(plan, need))}
 
 
 def find_answer(plan, name):
@@ -72,17 +72,17 @@ def find_answer(plan, name):
 def test_steps_wait_for_what_they_need_and_trials_are_steps_of_their_own(session):
     plan = plan_session(session, 1)
     assert {Step("fit", "next"), Step("fit", "lora")} < list_needed_jobs(plan, find_answer(plan, "next"))
-    needed = list_needed_jobs(plan, find_answer(plan, "prompt"))
-    assert {job.kind for job in needed} == {"base", "control"}
+    needed_jobs = list_needed_jobs(plan, find_answer(plan, "prompt"))
+    assert {job.kind for job in needed_jobs} == {"base", "control"}
     assert plan.needs[Step("fit", "lora")] == ()
     trials = {job for job in plan.needs if job.kind == "trial"}
-    assert trials == {Step("trial", "swept", 0, part, 2) for part in range(2)}
+    assert trials == {Step("trial", "swept", 0, i, 2) for i in range(2)}
     assert trials < list_needed_jobs(plan, find_answer(plan, "swept"))
 
 
 @pytest.fixture
 def file(tmp_path):
-    """Name the file of an assignment, in the folder of its journal."""
+    """Path of an assignment file in the folder of its journal."""
     (tmp_path / "0").mkdir()
     return tmp_path / "0" / worker.ASSIGNMENT
 
@@ -92,30 +92,30 @@ def open_journal(file, plan):
 
 
 def make_steps(file, plan, outcome_of=lambda step: Outcome(), n_workers=1):
-    """Let workers claim and end steps by turns until none is left; returns the steps, and a journal."""
+    """Let workers take turns to claim and end all steps; returns the steps and one worker's journal."""
     workers = [open_journal(file, plan) for _ in range(n_workers)]
-    made, claimed = [], {}
+    claimed_steps, claims = [], {}
     while not workers[0].is_over:
-        for place, journal in enumerate(workers):
-            if place in claimed:
-                step, lock = claimed.pop(place)
+        for i, journal in enumerate(workers):
+            if i in claims:
+                step, lock = claims.pop(i)
                 journal.note("ended", step, outcome_of(step))
                 lock.release()
             journal.read()
-            if found := journal.claim(file.parent / "locks"):
-                claimed[place] = found
-                made.append(found[0])
-    return made, workers[0]
+            if claim := journal.claim(file.parent / "locks"):
+                claims[i] = claim
+                claimed_steps.append(claim[0])
+    return claimed_steps, workers[0]
 
 
 def test_every_step_is_made_once_and_after_what_it_needs(session, file):
     plan = plan_session(session, 3)
-    made, journal = make_steps(file, plan, n_workers=3)
+    steps, journal = make_steps(file, plan, n_workers=3)
     assert journal.failed == {}
-    place = {step: at for at, step in enumerate(made)}
-    assert sorted(place) == sorted(plan.needs)
-    assert len(made) == len(place)
-    assert all(place[need] < place[step] for step, needs in plan.needs.items() for need in needs)
+    position_of = {step: i for i, step in enumerate(steps)}
+    assert sorted(position_of) == sorted(plan.needs)
+    assert len(steps) == len(position_of)
+    assert all(position_of[need] < position_of[step] for step, needs in plan.needs.items() for need in needs)
 
 
 def test_a_step_that_fails_ends_those_alone_that_wait_for_it(session, file):
@@ -124,28 +124,28 @@ def test_a_step_that_fails_ends_those_alone_that_wait_for_it(session, file):
     def outcome_of(step):
         return Outcome(error=encode_error(error)) if step == Step("fit", "lora") else Outcome()
 
-    failed = make_steps(file, plan_session(session, 2), outcome_of, n_workers=2)[1].failed
-    assert {step.name for step in failed} == {"lora", "hybrid", "next"}
-    assert {str(one) for one in failed.values()} == {str(error)}
+    failed_steps = make_steps(file, plan_session(session, 2), outcome_of, n_workers=2)[1].failed
+    assert {step.name for step in failed_steps} == {"lora", "hybrid", "next"}
+    assert {str(failure) for failure in failed_steps.values()} == {str(error)}
 
 
 def test_a_line_that_a_kill_cut_short_is_skipped_and_its_step_claimed_again(session, file):
     plan = plan_session(session, 1, ("lora",))
     append(file.with_name(worker.JOURNAL), "ended", 0, "", None, [])
-    with file.with_name(worker.JOURNAL).open("a") as journal:
-        journal.write('["ended", 1, ""')
-    made, journal = make_steps(file, plan)
-    assert made == list(plan.needs)[1:]
+    with file.with_name(worker.JOURNAL).open("a") as journal_file:
+        journal_file.write('["ended", 1, ""')
+    steps, journal = make_steps(file, plan)
+    assert steps == list(plan.needs)[1:]
     assert journal.failed == {}
 
 
 def make_on(session, loaded, names, work, monkeypatch):
-    """Let a worker in this process make runs, which is `work` on the assignment's file; returns the session."""
+    """Make runs by a worker in this process, which calls `work` on the assignment; returns the session."""
 
-    def start(file, places):
-        for _ in places:
+    def start(file, indices):
+        for _ in indices:
             work(file)
-        return [StartedWorker(lambda: "", lambda: None) for _ in places]
+        return [StartedWorker(lambda: "", lambda: None) for _ in indices]
 
     monkeypatch.setattr(
         executors, "open_starter", lambda file, *_: nullcontext(Starter(1, partial(start, file)))
@@ -168,13 +168,13 @@ def test_bad_input_at_a_worker_ends_everything(finished_session, monkeypatch):
 
 @contextmanager
 def write_plan(session, loaded, *names):
-    """Write the assignment of some candidates; gives its file."""
+    """Write the assignment of the named candidates and yield its file."""
     plan, file = plan_session(session, 1, names), worker.name_assignment(session.store)
     worker.write_assignment(file, session, loaded, Scope(), plan, 1)
-    # That of the base is not measured again: it would be another one each time.
-    for place, step in enumerate(plan.needs):
+    # The base's control is not measured again: each measurement would be a new one.
+    for i, step in enumerate(plan.needs):
         if step.kind == "control":
-            append(file.with_name(worker.JOURNAL), "ended", place, "", None, [])
+            append(file.with_name(worker.JOURNAL), "ended", i, "", None, [])
     yield file
     shutil.rmtree(file.parent)
 
@@ -183,36 +183,36 @@ def test_a_step_whose_work_is_stored_computes_nothing_and_leaves_the_index_alone
     session, loaded = finished_session
     session.store.index.unlink()
     with write_plan(session, loaded) as file:
-        before = map_write_times(session.store.folder)
+        times_before = map_write_times(session.store.folder)
         worker.work(file)
         journal = open_journal(file, worker._read_assignment(file).plan)
     assert journal.is_over
     assert journal.failed == {}
-    assert map_write_times(session.store.folder) == before
+    assert map_write_times(session.store.folder) == times_before
     assert not session.store.index.exists()
 
 
 def test_blocks_that_a_killed_worker_left_beside_the_complete_set_go_with_the_next_one(finished_session):
     session, loaded = finished_session
     candidate = session.candidates["prompt"]
-    test = target_sets(session, candidate.recipe, base_weights(candidate.base), 0)[1].identity
-    written = store.read_rows(session.store, test.digest)
-    store.append_block(session.store, test, 0, written)
+    test_identity = target_sets(session, candidate.recipe, base_weights(candidate.base), 0)[1].identity
+    stored_rows = store.read_rows(session.store, test_identity.digest)
+    store.append_block(session.store, test_identity, 0, stored_rows)
     with write_plan(session, loaded, "prompt") as file:
         worker.work(file)
-    assert not (session.store.rows(test.digest) / "blocks").exists()
-    assert store.read_rows(session.store, test.digest) == written
+    assert not (session.store.rows(test_identity.digest) / "blocks").exists()
+    assert store.read_rows(session.store, test_identity.digest) == stored_rows
 
 
 def test_a_worker_that_is_not_like_the_command_is_refused(finished_session):
-    others = {"threads": "2", "torch": "0.1", "data of letters": "other", "precision": "bf16"}
+    other_state = {"threads": "2", "torch": "0.1", "data of letters": "other", "precision": "bf16"}
     with write_plan(*finished_session) as file:
-        asked = worker._read_assignment(file)
-        error = refused(worker._prepare, asked._replace(state=asked.state | others))
-    found = {
+        assignment = worker._read_assignment(file)
+        error = refused(worker._prepare, assignment._replace(state=assignment.state | other_state))
+    found_by_name = {
         problem.where.rpartition(": ")[2]: (problem.found, problem.expected) for problem in error.problems
     }
-    assert found == {name: (asked.state[name], value) for name, value in others.items()}
+    assert found_by_name == {name: (assignment.state[name], value) for name, value in other_state.items()}
 
 
 def test_a_worker_joins_the_comparison_at_work_in_a_runs_folder_where_there_is_one(finished_session):
@@ -224,18 +224,18 @@ def test_a_worker_joins_the_comparison_at_work_in_a_runs_folder_where_there_is_o
 
 
 def test_a_claim_keeps_others_waiting_until_it_ends(tmp_path):
-    at, order = Store(tmp_path), []
+    rows_store, order = Store(tmp_path), []
 
     def work():
-        with store.claim(at, "rows"):
+        with store.claim(rows_store, "rows"):
             order.append("second")
 
-    with store.claim(at, "rows"):
-        second = threading.Thread(target=work)
-        second.start()
-        second.join(0.1)
+    with store.claim(rows_store, "rows"):
+        second_claim = threading.Thread(target=work)
+        second_claim.start()
+        second_claim.join(0.1)
         order.append("first")
-    second.join(10)
+    second_claim.join(10)
     assert order == ["first", "second"]
 
 
@@ -266,10 +266,10 @@ def test_each_worker_has_a_gpu_and_as_many_threads_as_the_plan_says_and_more_sha
     file, monkeypatch, n, found
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    told = "import os, sys; sys.exit('{CUDA_VISIBLE_DEVICES} {OMP_NUM_THREADS}'.format(**os.environ))"
-    with open_local(file, n, 7, "cuda", told) as starter:
-        started = starter.start(range(starter.size))
-        while any(one.read_end() is None for one in started):
+    program = "import os, sys; sys.exit('{CUDA_VISIBLE_DEVICES} {OMP_NUM_THREADS}'.format(**os.environ))"
+    with open_local(file, n, 7, "cuda", program) as starter:
+        workers = starter.start(range(starter.size))
+        while any(started_worker.read_end() is None for started_worker in workers):
             time.sleep(0.01)
     assert sorted(log.read_text().strip() for log in file.parent.glob("*.log")) == found
 

@@ -1,4 +1,4 @@
-"""A trial that fails is a failed trial: the sweep or search goes on, and chooses among the others."""
+"""A failed trial does not stop its sweep or search, which chooses among the other trials."""
 
 import pytest
 import tiny_experiment
@@ -26,33 +26,33 @@ TRIED = """\
 """
 
 
-def write_experiment(folder, tiny, tried):
-    return tiny_experiment.write(folder, tiny, f"{TRIED}    {tried}\n")
+def write_experiment(folder, tiny, search):
+    return tiny_experiment.write(folder, tiny, f"{TRIED}    {search}\n")
 
 
 @pytest.mark.e2e
 def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_among(tiny, tmp_path):
     path = write_experiment(tmp_path, tiny, "search: {max_length: [8, 200, 190]}\n    trials: 6")
     report = tiny_experiment.run(path, "suites=[]")
-    found = fact_of(report, "found")
-    assert found.state == "done"
-    trials = found.training.sweep
+    fact = fact_of(report, "found")
+    assert fact.state == "done"
+    trials = fact.training.sweep
     assert len(trials) == 6
-    failed = [one for one in trials if one.params["max_length"] == 8]
+    failed = [trial for trial in trials if trial.params["max_length"] == 8]
     assert failed
-    assert all(one.validation is None and "8 tokens" in one.error for one in failed)
-    assert all(one.validation is not None and not one.error for one in trials if one not in failed)
+    assert all(trial.validation is None and "8 tokens" in trial.error for trial in failed)
+    assert all(trial.validation is not None and not trial.error for trial in trials if trial not in failed)
     assert failed[0].error in markdown(experiment_document(report))
     before = {file: file.stat().st_mtime_ns for file in path.parent.glob("runs/weights/*/fit.json")}
-    again = tiny_experiment.run(path, "suites=[]")
+    second_report = tiny_experiment.run(path, "suites=[]")
     assert {file: file.stat().st_mtime_ns for file in path.parent.glob("runs/weights/*/fit.json")} == before
-    assert [t.error for t in fact_of(again, "found").training.sweep] == [t.error for t in trials]
-    listed = store.list_trials(Store(tmp_path / "runs"))
-    assert {one.run.error for one in listed if one.state == "failed"} == {failed[0].error}
+    assert [t.error for t in fact_of(second_report, "found").training.sweep] == [t.error for t in trials]
+    listed_trials = store.list_trials(Store(tmp_path / "runs"))
+    assert {trial.run.error for trial in listed_trials if trial.state == "failed"} == {failed[0].error}
 
 
 class Stages(SilentProgress):
-    """Notes what is begun."""
+    """Progress that records the label of each stage."""
 
     def __init__(self):
         self.begun = []
@@ -63,7 +63,7 @@ class Stages(SilentProgress):
 
 
 class OpenedPlan:
-    """A plan with its journal, and sessions of workers in this process that pull its steps."""
+    """A plan with its journal, whose steps workers in this process pull."""
 
     def __init__(self, loaded):
         self.loaded = loaded
@@ -74,16 +74,16 @@ class OpenedPlan:
         self.journal = worker.write_assignment(self.file, self.session, loaded, Scope(), self.plan, 1)
 
     def pull(self, progress=None):
-        """Let a worker make all that is left; returns the plan's journal as it is then."""
-        own = worker._prepare(worker._read_assignment(self.file))
-        own.progress = progress or own.progress
+        """Let a worker make all remaining steps; returns the plan's journal, read again."""
+        worker_session = worker._prepare(worker._read_assignment(self.file))
+        worker_session.progress = progress or worker_session.progress
         journal = Journal(self.file.with_name(worker.JOURNAL), self.plan)
-        worker._Worker(own, journal, self.file).pull()
+        worker._Worker(worker_session, journal, self.file).pull()
         self.journal.read()
         return self.journal
 
     def lose(self, step, n=TRIES):
-        """Note that workers were lost at a step."""
+        """Record lost workers at a step."""
         for _ in range(n):
             self.journal.note("begun", step)
 
@@ -93,8 +93,8 @@ def open_plan(tiny, tmp_path, monkeypatch):
     """Open an experiment for workers in this process."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def open_experiment(tried):
-        path = write_experiment(tmp_path, tiny, tried)
+    def open_experiment(search):
+        path = write_experiment(tmp_path, tiny, search)
         monkeypatch.chdir(path.parent)
         return OpenedPlan(config.load(path, ["seeds=[0, 1]", "suites=[]"]))
 
@@ -103,26 +103,26 @@ def open_plan(tiny, tmp_path, monkeypatch):
 
 def test_trials_that_all_failed_are_not_tried_again_by_the_other_steps_of_a_plan(open_plan):
     opened, progress = open_plan("search: {max_length: [8, 9]}\n    trials: 2"), Stages()
-    # The first seed searches before the others take what it found.
+    # The first seed searches before the other seeds take its result.
     assert Step("fit", "found", 0) in opened.plan.needs[Step("fit", "found", 1)]
     journal = opened.pull(progress)
-    assert sum("max_length" in one or "training" in one for one in progress.begun) <= 2
+    assert sum("max_length" in label or "training" in label for label in progress.begun) <= 2
     assert len(store.list_trials(opened.session.store)) == 2
     errors = [journal.failed[Step("fit", "found", seed)] for seed in (0, 1)]
     for error in errors:
         assert error.reason.startswith("every trial failed: ")
-        assert all(f"max_length {most}: all 30 rows" in error.reason for most in (8, 9))
+        assert all(f"max_length {limit}: all 30 rows" in error.reason for limit in (8, 9))
 
 
 @pytest.mark.e2e
 def test_a_fit_whose_worker_is_lost_fails_with_what_waits_for_it_and_the_others_go_on(open_plan):
     opened = open_plan("answer: generate")
     opened.lose(Step("fit", "found", 0))
-    failed = opened.pull().failed
-    assert {(step.kind, step.seed) for step in failed} == {("fit", 0), ("answer", 0)}
+    failed_steps = opened.pull().failed
+    assert {(step.kind, step.seed) for step in failed_steps} == {("fit", 0), ("answer", 0)}
     assert all(
         str(error).startswith(f"its worker ended {TRIES} times without a result at fit found")
-        for error in failed.values()
+        for error in failed_steps.values()
     )
 
 
@@ -143,7 +143,7 @@ def test_a_trial_fails_alone_but_by_what_the_others_would_meet(error, alone):
 
 
 def test_one_reason_of_all_trials_is_said_once_and_a_divergence_stays_one():
-    failed = [({"r": r}, CandidateFailed("out of memory", "a smaller batch")) for r in (2, 4)]
-    assert str(phrase_no_trial(failed)) == "every trial failed: out of memory; try: a smaller batch"
-    failed = [({"r": r}, Diverged("no number", "a lower rate")) for r in (2, 4)]
-    assert isinstance(phrase_no_trial(failed), Diverged)
+    failures = [({"r": r}, CandidateFailed("out of memory", "a smaller batch")) for r in (2, 4)]
+    assert str(phrase_no_trial(failures)) == "every trial failed: out of memory; try: a smaller batch"
+    failures = [({"r": r}, Diverged("no number", "a lower rate")) for r in (2, 4)]
+    assert isinstance(phrase_no_trial(failures), Diverged)

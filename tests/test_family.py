@@ -42,10 +42,10 @@ EIGHT = Family({f"lora-{i}": f"lora-{i}" for i in range(8)})
 
 
 def verdict_of(*counts: tuple[int, int], n: int = 300, level: float | None = None) -> Verdict:
-    """Judge one task for each pair of gains and losses among n items."""
+    """Judge one task of n items for each pair of gains and losses."""
     tasks = [
-        TaskComparison(Task(name=f"t{i}", data={}), "capability", compare_flips(n, *of), True, "")
-        for i, of in enumerate(counts)
+        TaskComparison(Task(name=f"t{i}", data={}), "capability", compare_flips(n, *flip_counts), True, "")
+        for i, flip_counts in enumerate(counts)
     ]
     return apply_rules(tasks, POLICY, validity=None, target=None, identical=False, level=level)
 
@@ -73,8 +73,8 @@ def test_one_that_passes_alone_and_not_among_eight_leaves_it_undecided_and_says_
     assert 0.05 / 8 < p < 0.05
     corrected = verdict_of(*DOUBTFUL, level=0.05 / 8)
     lora = make_fine_tune("lora-0", 0.81, 0.07, verdict=verdict, corrected=corrected)
-    others = [make_fine_tune(f"lora-{i}", 0.70, 0.0, verdict=verdict_of(*LOST)) for i in range(1, 8)]
-    decision = make_decision([lora, *others])
+    other_facts = [make_fine_tune(f"lora-{i}", 0.70, 0.0, verdict=verdict_of(*LOST)) for i in range(1, 8)]
+    decision = make_decision([lora, *other_facts])
     assert decision.action == "undecided"
     assert f"its gate passes alone (p 0.0{round(1000 * p)}), not as one of 8 fine-tunes" in decision.sentence
     assert f"{corrected.items_needed:,} more items would settle it" in decision.sentence
@@ -88,18 +88,18 @@ def test_one_that_passes_alone_and_not_among_eight_leaves_it_undecided_and_says_
 def test_p_is_the_level_up_to_which_the_macro_passes(counts):
     p = verdict_of(*counts).p
     assert p is not None
-    outcomes = [verdict_of(*counts, level=p * times).rules[0].outcome for times in (0.99, 1.01)]
+    outcomes = [verdict_of(*counts, level=p * factor).rules[0].outcome for factor in (0.99, 1.01)]
     assert outcomes == ["inconclusive", "pass"]
 
 
 def test_a_recipe_is_as_sure_as_its_least_sure_seed_and_not_shown_where_one_failed():
-    sure, unsure = (verdict_of(*of) for of in (SAFE, DOUBTFUL))
+    sure, unsure = (verdict_of(*counts) for counts in (SAFE, DOUBTFUL))
     facts = [make_fine_tune("lora-0", 0.8, 0.07, verdict=v, seed=i) for i, v in enumerate((sure, unsure))]
     (member, *_) = make_decision(facts).family
     assert member.p == unsure.p
 
-    crashed = make_fine_tune("lora-0", 0.8, 0.07, None, seed=1, state="failed", target=None, validation=None)
-    decision = make_decision([make_fine_tune("lora-0", 0.8, 0.07, verdict=verdict_of(*SAFE)), crashed])
+    fact = make_fine_tune("lora-0", 0.8, 0.07, None, seed=1, state="failed", target=None, validation=None)
+    decision = make_decision([make_fine_tune("lora-0", 0.8, 0.07, verdict=verdict_of(*SAFE)), fact])
     assert (decision.family[0].p, decision.family[0].p_adjusted) == (None, 1.0)
     assert decision.candidate is None
     assert "but seed 1 failed" in decision.sentence
@@ -141,9 +141,9 @@ def test_the_family_is_what_the_file_names_whatever_is_selected(tmp_path):
 
 
 def make_measurements(base_lost: float, new_lost: float) -> list[Measurement]:
-    """Put two arms of four tasks beside each other, each of which lost the first items of them all."""
-    places = (np.arange(500) * 7919) % 500 / 500  # spread evenly over both halves of a task
-    arms = [np.where(places < lost, 0.0, 1.0) for lost in (base_lost, new_lost)]
+    """Measure two arms on four tasks; each arm loses the given share of every task's items."""
+    positions = (np.arange(500) * 7919) % 500 / 500  # spread evenly over both halves of a task
+    arms = [np.where(positions < lost_share, 0.0, 1.0) for lost_share in (base_lost, new_lost)]
     return [
         Measurement(Task(name=f"t{i}", data={}), "capability", "s", {"exact_match": EXACT}, *pair)
         for i in range(4)
@@ -155,10 +155,10 @@ def judge_tasks(against, policy=POLICY, **options):
     return gating.judge(against, policy, target=None, identical=False, **options).verdict
 
 
-def judge_cumulative(lost: float, policy=POLICY) -> Rule:
-    """Judge a loss against the first base, which lost nothing."""
-    found = judge_tasks(make_measurements(0.0, lost), cumulative_policy(policy))
-    return cumulative_rule(found, "b" * 16)
+def judge_cumulative(lost_share: float, policy=POLICY) -> Rule:
+    """Judge a loss against a first base that lost no items."""
+    verdict = judge_tasks(make_measurements(0.0, lost_share), cumulative_policy(policy))
+    return cumulative_rule(verdict, "b" * 16)
 
 
 def test_a_loss_against_the_first_base_is_said_with_its_margin_and_asks_promote_where_it_is_not_ruled_out():
@@ -181,7 +181,7 @@ def test_its_margin_is_twice_the_macros_unless_it_is_written():
 
 
 def test_two_tasks_of_one_name_are_refused():
-    """Only one of them would be judged."""
+    """Otherwise only one of them would be judged."""
     arms = make_measurements(0.0, 0.0)
     with pytest.raises(IncompatibleRuns, match="several tasks named t0"):
         judge_tasks([*arms, arms[0]])
@@ -190,13 +190,13 @@ def test_two_tasks_of_one_name_are_refused():
 def test_a_first_base_without_rows_is_said_and_promote_asks(copy):
     (against_base,) = release.gate(copy, "lora")
     assert cumulative_of(against_base.verdict) is None
-    path, first = release.promote_named(copy, "lora", despite="a test")
-    assert first.cumulative == pytest.approx([*against_base.verdict.macro[:4]], abs=1e-6)
+    path, first_champion = release.promote_named(copy, "lora", despite="a test")
+    assert first_champion.cumulative == pytest.approx([*against_base.verdict.macro[:4]], abs=1e-6)
     tiny_experiment.rewrite_champion(path, first_base="e" * 16)
-    (against,) = release.gate(copy, "lora")
-    rule = cumulative_of(against.verdict)
+    (vs_champion,) = release.gate(copy, "lora")
+    rule = cumulative_of(vs_champion.verdict)
     assert rule is not None
-    assert (rule.outcome, against.verdict.outcome) == ("skipped", "pass")  # the champion's own weights
+    assert (rule.outcome, vs_champion.verdict.outcome) == ("skipped", "pass")  # the champion's own weights
     assert "found no rows of the first base eeee" in rule.sentence
     with pytest.raises(UserError, match="loss against the first base that is not ruled out"):
         release.promote_named(copy, "lora")
@@ -219,36 +219,36 @@ def text_rows(texts, references=None, cluster_size=1, **changes):
 
 
 def find_collapse(new, base, references=None, **changes):
-    found = answer_diversity(text_rows(new, references, **changes), text_rows(base, references, **changes))
-    return found.collapsed
+    result = answer_diversity(text_rows(new, references, **changes), text_rows(base, references, **changes))
+    return result.collapsed
 
 
 def test_answers_are_counted_beside_the_bases_with_a_paired_interval_of_the_commonest():
-    found = answer_diversity(text_rows(["yes", " yes", "no", "yes\n"]), text_rows(["a", "b", "b", "c"]))
-    assert found.new == AnswerCounts("yes", 0.75, 2, 0.5)
-    assert found.base == AnswerCounts("b", 0.5, 3, 0.75)
-    assert (found.task, found.n, found.reference_share) == ("chat", 4, None)
-    # "yes" stands where the base's "b" stood once, and in two more places; one "b" is lost to "no".
-    found = answer_diversity(text_rows(["yes", "yes", "no", "yes"]), text_rows(["a", "b", "b", "c"]))
-    assert (found.low, found.high) == pytest.approx(tango_interval(2, 1, 4))
-    found = answer_diversity(text_rows(["yes"] * 10))
-    assert (found.new.share, found.base, found.collapsed) == (1.0, None, False)
+    diversity = answer_diversity(text_rows(["yes", " yes", "no", "yes\n"]), text_rows(["a", "b", "b", "c"]))
+    assert diversity.new == AnswerCounts("yes", 0.75, 2, 0.5)
+    assert diversity.base == AnswerCounts("b", 0.5, 3, 0.75)
+    assert (diversity.task, diversity.n, diversity.reference_share) == ("chat", 4, None)
+    # "yes" replaces the base's "b" once and two other answers; one "b" becomes "no".
+    diversity = answer_diversity(text_rows(["yes", "yes", "no", "yes"]), text_rows(["a", "b", "b", "c"]))
+    assert (diversity.low, diversity.high) == pytest.approx(tango_interval(2, 1, 4))
+    diversity = answer_diversity(text_rows(["yes"] * 10))
+    assert (diversity.new.share, diversity.base, diversity.collapsed) == (1.0, None, False)
     answer_diversity(text_rows(["\ud83d"] * 5)).new.commonest.encode("utf-8")
 
 
 def test_one_answer_to_open_questions_is_a_collapse_and_right_labels_or_chance_are_none():
     assert find_collapse(["I do not know."] * 60 + OPEN[60:], OPEN)
     assert find_collapse([""] * 100, OPEN)
-    lopsided = ["late"] * 60 + ["money"] * 40
-    assert find_collapse(["late"] * 100, lopsided, LABELS)
+    lopsided_answers = ["late"] * 60 + ["money"] * 40
+    assert find_collapse(["late"] * 100, lopsided_answers, LABELS)
 
     assert not find_collapse(LABELS, OPEN, LABELS)
     assert not find_collapse(["I do not know."] * 100, ["I do not know."] * 100)
     assert not find_collapse(["yes", "yes", *OPEN[2:]], OPEN)
-    before, after = ["yes"] * 40 + OPEN[40:], ["yes"] * 60 + OPEN[60:]
-    found = answer_diversity(text_rows(after), text_rows(before))
-    assert found.low > 0
-    assert not found.collapsed
+    base_answers, new_answers = ["yes"] * 40 + OPEN[40:], ["yes"] * 60 + OPEN[60:]
+    diversity = answer_diversity(text_rows(new_answers), text_rows(base_answers))
+    assert diversity.low > 0
+    assert not diversity.collapsed
 
 
 LIMITED = GatePolicy(mode_collapse=0.1)
@@ -256,9 +256,9 @@ SCORE = mean_metric("score", lambda output, example: None)
 
 
 def judge_task(new, base=OPEN, references=None, policy=LIMITED, **changes):
-    old = None if base is None else text_rows(base, references, **changes)
-    found = compare_commonest_answers(old, text_rows(new, references, **changes))
-    return mode_collapse_rule({"chat": found}, policy, identical=False)
+    base_rows = None if base is None else text_rows(base, references, **changes)
+    comparison = compare_commonest_answers(base_rows, text_rows(new, references, **changes))
+    return mode_collapse_rule({"chat": comparison}, policy, identical=False)
 
 
 def test_a_rise_passes_is_open_or_fails_by_what_is_shown_of_the_limit():
@@ -280,9 +280,9 @@ def test_the_gate_judges_capability_tasks_and_the_target_and_no_refusals():
 
     def judge(new, role="capability", target=None):
         arms = [[replace(row, parts={"score": (1.0,)}) for row in text_rows(texts)] for texts in (OPEN, new)]
-        measured = Measurement(task, role, "", {"score": SCORE}, *arms)
-        found = gating.judge([measured], LIMITED, target=target, identical=False)
-        return next(rule.outcome for rule in found.verdict.rules if rule.name == "mode collapse")
+        task_measurement = Measurement(task, role, "", {"score": SCORE}, *arms)
+        judgement = gating.judge([task_measurement], LIMITED, target=target, identical=False)
+        return next(rule.outcome for rule in judgement.verdict.rules if rule.name == "mode collapse")
 
     assert judge(["yes"] * 100) == "fail"
     assert judge(["yes"] * 100, role="safety") == "skipped"
@@ -298,28 +298,28 @@ def measurement(flips, n, *, precision="bf16", created="1"):
 
 @pytest.mark.parametrize(("rate", "admitted"), [(None, True), (0.02, True), (0.9, False)])
 def test_a_task_whose_score_is_within_its_noise_is_not_admitted(rate, admitted):
-    chance = Task(name="task", data={}, chance=0.25)
-    ok, why = admit(chance, EXACT, rows([1] * 45 + [0] * 55), rate)
-    assert ok is admitted
-    assert ("its layout alone" in why) is not admitted
+    chance_task = Task(name="task", data={}, chance=0.25)
+    is_admitted, reason = admit(chance_task, EXACT, rows([1] * 45 + [0] * 55), rate)
+    assert is_admitted is admitted
+    assert ("its layout alone" in reason) is not admitted
 
 
 def test_a_comparison_judges_with_the_noise_of_its_base(copy):
     session = tiny_experiment.session(copy)
     run = tiny_experiment.runs_of(copy)["lora"]
-    of_facts = (TaskNoise("facts", 6, {"layout": 3}, None),)
-    measured = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=of_facts)
-    store.save_noise(session.store, measured)
-    found = measure_run(study_session(session, Reader(session.store, session.tasks)), run)
-    assert {m.task.name: m.flip_rate for m in found} == {"sums": None, "facts": 0.5, "prose": None}
+    task_noise = (TaskNoise("facts", 6, {"layout": 3}, None),)
+    noise = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=task_noise)
+    store.save_noise(session.store, noise)
+    measurements = measure_run(study_session(session, Reader(session.store, session.tasks)), run)
+    assert {m.task.name: m.flip_rate for m in measurements} == {"sums": None, "facts": 0.5, "prose": None}
 
 
 @pytest.mark.e2e
 def test_the_doctor_prints_what_flipped_in_fp32_nothing_and_the_measurement_is_kept(copy, monkeypatch):
     monkeypatch.chdir(copy.parent)
-    shown = CliRunner().invoke(app, ["doctor", "--noise"])
-    assert "0 of 32 answers flipped (0.0 %), fp32" in shown.stdout
-    (found,) = store.noises(Store(copy.parent / "runs"))
-    assert [(t.task, t.n) for t in found.tasks] == [("sums", 6), ("facts", 6), ("prose", 4)]
-    assert (found.flips, found.n) == (0, 32)
-    assert max(t.largest_nats for t in found.tasks if t.largest_nats is not None) < 1e-3
+    result = CliRunner().invoke(app, ["doctor", "--noise"])
+    assert "0 of 32 answers flipped (0.0 %), fp32" in result.stdout
+    (noise,) = store.noises(Store(copy.parent / "runs"))
+    assert [(t.task, t.n) for t in noise.tasks] == [("sums", 6), ("facts", 6), ("prose", 4)]
+    assert (noise.flips, noise.n) == (0, 32)
+    assert max(t.largest_nats for t in noise.tasks if t.largest_nats is not None) < 1e-3

@@ -1,4 +1,4 @@
-"""Feedback of production: read from logs, masked before it is written, and made into rows, pairs and a difference."""
+"""Production feedback: read from logs, masked before storage, and made into rows, pairs and a difference."""
 
 import json
 import stat
@@ -72,7 +72,7 @@ NO_SECRETS = [
 
 @pytest.fixture
 def desk(tmp_path, harness):
-    """Return `harness` in a folder with an experiment, whose model is not loaded."""
+    """`harness` in a folder with an experiment whose model is not loaded."""
     tiny_experiment.write(tmp_path, tmp_path / "model", extra="feedback: {region: DE}\n")
     return harness
 
@@ -89,28 +89,28 @@ def stored(folder):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_log_is_read_in_each_form(tmp_path, desk, form):
-    logged, expected = FORMS[form]
-    desk("feedback", "add", log(tmp_path, [logged]), check=0)
+    logged_row, expected = FORMS[form]
+    desk("feedback", "add", log(tmp_path, [logged_row]), check=0)
     (row,) = stored(tmp_path)
     assert row.messages == ASKED
     assert row.request == USER["content"]
-    held = (row.answer, row.thumb, row.correction, row.preference, row.model, row.time, row.assignment)
-    assert held == expected
+    fields = (row.answer, row.thumb, row.correction, row.preference, row.model, row.time, row.assignment)
+    assert fields == expected
 
 
 def test_no_personal_data_is_printed_or_written(tmp_path, desk):
     text = " and ".join(SECRETS)
     texts = dict.fromkeys(("request", "answer", "correction", "preference"), text)
-    done = desk("feedback", "add", log(tmp_path, [texts | {"sender": "ann.lee@example.org"}]), check=0)
+    result = desk("feedback", "add", log(tmp_path, [texts | {"sender": "ann.lee@example.org"}]), check=0)
     (row,) = stored(tmp_path)
     files = (file.read_bytes().decode("latin1") for file in tmp_path.glob("runs/**/*") if file.is_file())
-    seen = "\n".join([str(row), done.stdout, done.stderr, *files])
-    assert [secret for secret in SECRETS if secret.split("=")[-1].split(": ")[-1] in seen] == []
+    all_text = "\n".join([str(row), result.stdout, result.stderr, *files])
+    assert [secret for secret in SECRETS if secret.split("=")[-1].split(": ")[-1] in all_text] == []
     assert row.sender
     assert "ann" not in row.sender
     assert stat.S_IMODE((tmp_path / "runs" / "feedback").stat().st_mode) == 0o700
-    told = desk("feedback", "rows", check=2).stderr
-    assert "--out" in told
+    problem = desk("feedback", "rows", check=2).stderr
+    assert "--out" in problem
 
 
 @pytest.mark.parametrize("secret", SECRETS)
@@ -135,23 +135,23 @@ def test_a_log_is_added_once_and_equal_rows_in_it_all_count(tmp_path, desk):
     row = {"request": "Where is it? Call 030 901820", "answer": "late"}
     path = log(tmp_path, [row, row, {**row, "answer": "money"}])
     assert desk("feedback", "add", path, check=0).stdout.startswith("log.jsonl: 3 rows added\n")
-    again = desk("feedback", "add", path, "feedback.region=US", check=0).stdout
-    assert again.startswith("log.jsonl: 0 rows added, 3 are there already\n")
-    refused = desk("feedback", "add", path, "feedback.region=UK", check=2).stderr
-    assert "feedback.region: found 'UK'" in refused
+    second_output = desk("feedback", "add", path, "feedback.region=US", check=0).stdout
+    assert second_output.startswith("log.jsonl: 0 rows added, 3 are there already\n")
+    problem = desk("feedback", "add", path, "feedback.region=UK", check=2).stderr
+    assert "feedback.region: found 'UK'" in problem
     more = log(tmp_path, [row, {**row, "answer": "new"}], "more.jsonl")
     assert desk("feedback", "add", more, check=0).stdout.startswith("more.jsonl: 1 row added, 1 are there")
     assert len(stored(tmp_path)) == 4
 
 
 def test_what_is_left_out_and_not_read_is_named(tmp_path, desk):
-    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+    image_turn = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
     rows = [{"messages": [USER, SAID], "stars": 4, "AKIAABCDEFGHIJKLMNOP": 1}]
-    rows += [{"messages": [image, SAID]}, {"request": "Where?"}]
-    said = desk("feedback", "add", log(tmp_path, rows), check=0).stdout
-    assert "1 row, a turn that is not text, such as an image, or has no known role (log.jsonl:2)" in said
-    assert "1 row, no answer (log.jsonl:3)" in said
-    assert "columns that are not read: stars, …" in said
+    rows += [{"messages": [image_turn, SAID]}, {"request": "Where?"}]
+    output = desk("feedback", "add", log(tmp_path, rows), check=0).stdout
+    assert "1 row, a turn that is not text, such as an image, or has no known role (log.jsonl:2)" in output
+    assert "1 row, no answer (log.jsonl:3)" in output
+    assert "columns that are not read: stars, …" in output
 
 
 REFUSED = [
@@ -162,59 +162,59 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "words"), REFUSED, ids=lambda one: str(one)[:20])
+@pytest.mark.parametrize(("changed", "words"), REFUSED, ids=lambda case: str(case)[:20])
 def test_a_value_that_is_not_understood_refuses_the_log_and_stores_nothing(tmp_path, desk, changed, words):
     row = {"request": "Where?", "answer": "late", "thumb": 0}
-    done = desk("feedback", "add", log(tmp_path, [row, {**row, **changed}]), check=2)
-    assert words in done.stderr
-    assert "ann.lee" not in done.stderr
+    result = desk("feedback", "add", log(tmp_path, [row, {**row, **changed}]), check=2)
+    assert words in result.stderr
+    assert "ann.lee" not in result.stderr
     assert not (tmp_path / "runs" / "feedback").exists()
 
 
 def test_a_log_that_is_not_utf8_is_refused_without_the_personal_data_of_its_line(tmp_path, desk):
     line = f"Päckchen, {' ' * 20}030 901820, ann.lee@mail.example.org;late"
     (tmp_path / "log.csv").write_text(f"request;answer\n{line}\n", "latin-1")
-    told = desk("feedback", "add", "log.csv", check=2).stderr
-    assert "from Windows-1252: iconv -f WINDOWS-1252 -t UTF-8 log.csv" in told
-    assert "ann.lee" not in told
-    assert "901820" not in told
+    problem = desk("feedback", "add", "log.csv", check=2).stderr
+    assert "from Windows-1252: iconv -f WINDOWS-1252 -t UTF-8 log.csv" in problem
+    assert "ann.lee" not in problem
+    assert "901820" not in problem
 
 
 def test_feedback_is_a_table_of_sql_and_a_damaged_file_is_not_left_out_in_silence(tmp_path, desk):
     desk("feedback", "add", log(tmp_path, [FORMS["a stored completion"][0]]), check=0)
     query = "SELECT request, thumb, source FROM feedback"
-    found = json.loads(desk("sql", query, "--json", check=0).stdout)
-    assert found == [{"request": USER["content"], "thumb": False, "source": "log.jsonl:1"}]
+    result_rows = json.loads(desk("sql", query, "--json", check=0).stdout)
+    assert result_rows == [{"request": USER["content"], "thumb": False, "source": "log.jsonl:1"}]
     (file,) = tmp_path.glob("runs/feedback/*/rows.parquet")
     file.write_bytes(file.read_bytes()[:-9])
-    told = desk("sql", query, check=5).stderr
-    assert "found other bytes than were written" in told
-    assert f"rm -r {file.parent.relative_to(tmp_path)}" in told
-    key = tmp_path / "runs" / "feedback" / "key"
-    for damaged in ("", "zz", key.read_text()[:8], None):
-        key.unlink() if damaged is None else key.write_text(damaged)
-        told = desk("feedback", "add", "log.jsonl", check=2).stderr
-        assert "no whole key, but rows digested with it" in told
+    problem = desk("sql", query, check=5).stderr
+    assert "found other bytes than were written" in problem
+    assert f"rm -r {file.parent.relative_to(tmp_path)}" in problem
+    key_file = tmp_path / "runs" / "feedback" / "key"
+    for damaged_key in ("", "zz", key_file.read_text()[:8], None):
+        key_file.unlink() if damaged_key is None else key_file.write_text(damaged_key)
+        problem = desk("feedback", "add", "log.jsonl", check=2).stderr
+        assert "no whole key, but rows digested with it" in problem
 
 
-def corrections(n, **changed):
+def corrections(n, **fields):
     texts = {"answer": "money", "correction": "late", "preference": "late"}
     return [
         {"request": f"Nobody tells me about parcel {i}.", "sender": f"u{i % 4}", "time": 1790000000 + i}
         | texts
-        | changed
+        | fields
         for i in range(n)
     ]
 
 
 @pytest.fixture
 def answered(tmp_path, harness, tiny):
-    """Return `harness` beside a log: 12 corrections of 4 senders, one test question twice, and one that is no label."""
+    """`harness` with a log: 12 corrections of 4 senders, a test question twice, and a correction to no label."""
     tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
-    asked = tiny_experiment.letters(slice(6, 7))[0]["prompt"]
-    tested = [*corrections(1, request=asked, sender="v"), *corrections(1, request=f"Hi, {asked}", sender="x")]
-    unknown = corrections(1, correction="soon", sender="w")
-    harness("feedback", "add", log(tmp_path, [*corrections(12), *tested, *unknown]), check=0)
+    prompt = tiny_experiment.letters(slice(6, 7))[0]["prompt"]
+    rows = [*corrections(1, request=prompt, sender="v"), *corrections(1, request=f"Hi, {prompt}", sender="x")]
+    unlabelled_rows = corrections(1, correction="soon", sender="w")
+    harness("feedback", "add", log(tmp_path, [*corrections(12), *rows, *unlabelled_rows]), check=0)
     return harness
 
 
@@ -224,7 +224,7 @@ def read_written(folder, name="rows.jsonl"):
 
 @pytest.mark.e2e
 def test_corrections_become_rows_and_preferences_pairs_but_for_evaluated_ones(tmp_path, answered):
-    done = answered("feedback", "rows", "--out", "rows.jsonl", "--per-sender", "2", check=0)
+    result = answered("feedback", "rows", "--out", "rows.jsonl", "--per-sender", "2", check=0)
     rows = read_written(tmp_path)
     assert sorted(row["source"] for row in rows) == sorted(f"log.jsonl:{i}" for i in range(5, 13))
     assert {row["reference"] for row in rows} == {"late"}
@@ -234,7 +234,7 @@ def test_corrections_become_rows_and_preferences_pairs_but_for_evaluated_ones(tm
         "1 dropped: a correction that is not a label of the task",
         "4 dropped: more than --per-sender of one sender",
     ):
-        assert reason in done.stdout
+        assert reason in result.stdout
     answered("data", "check", "rows.jsonl", check=0)
     answered("feedback", "pairs", "--out", "pairs.jsonl", check=0)
     pairs = read_written(tmp_path, "pairs.jsonl")
@@ -245,54 +245,54 @@ def test_corrections_become_rows_and_preferences_pairs_but_for_evaluated_ones(tm
 @pytest.mark.e2e
 def test_a_masked_request_is_known_as_the_test_item_that_holds_the_address(tmp_path, answered):
     question = "Please write to ann.lee@example.org about my parcel."
-    test = tmp_path / "suites/letters/test.jsonl"
-    item = json.loads(test.read_text().splitlines()[0]) | {"id": "mail", "prompt": question}
-    test.write_text(test.read_text() + json.dumps(item) + "\n")
-    mail = log(tmp_path, corrections(1, request=question, sender="z"), "mail.jsonl")
-    answered("feedback", "add", mail, check=0)
-    done = answered("feedback", "rows", "--out", "rows.jsonl", check=0)
-    assert "2 dropped: asks what is evaluated" in done.stdout
+    test_file = tmp_path / "suites/letters/test.jsonl"
+    item = json.loads(test_file.read_text().splitlines()[0]) | {"id": "mail", "prompt": question}
+    test_file.write_text(test_file.read_text() + json.dumps(item) + "\n")
+    mail_log = log(tmp_path, corrections(1, request=question, sender="z"), "mail.jsonl")
+    answered("feedback", "add", mail_log, check=0)
+    result = answered("feedback", "rows", "--out", "rows.jsonl", check=0)
+    assert "2 dropped: asks what is evaluated" in result.stdout
 
 
 @pytest.mark.e2e
 def test_a_test_item_is_made_only_of_a_row_that_a_person_marked(tmp_path, answered):
     ids = {row.source: row.row_id for row in stored(tmp_path)}
-    first, second = ids["log.jsonl:5"], ids["log.jsonl:6"]
+    first_id, second_id = ids["log.jsonl:5"], ids["log.jsonl:6"]
     marks = tmp_path / "marked.csv"
-    marks.write_text(f"id,marked_by,reference\n{first},,\nunknown,ann,late\n")
-    told = answered("feedback", "rows", "--test-items", marks, "--out", "items.jsonl", check=2).stderr
-    assert "marked.csv:2: found no marked_by" in told
-    assert "marked.csv:3: found no stored row" in told
-    marks.write_text(f"id,marked_by,reference\n{first},ann,\n{second},ann,money\n")
+    marks.write_text(f"id,marked_by,reference\n{first_id},,\nunknown,ann,late\n")
+    problem = answered("feedback", "rows", "--test-items", marks, "--out", "items.jsonl", check=2).stderr
+    assert "marked.csv:2: found no marked_by" in problem
+    assert "marked.csv:3: found no stored row" in problem
+    marks.write_text(f"id,marked_by,reference\n{first_id},ann,\n{second_id},ann,money\n")
     answered("feedback", "rows", "--test-items", marks, "--out", "items.jsonl", check=0)
     items = [(row["id"], row["reference"], row["marked_by"]) for row in read_written(tmp_path, "items.jsonl")]
-    assert items == [(first, "late", "ann"), (second, "money", "ann")]
+    assert items == [(first_id, "late", "ann"), (second_id, "money", "ann")]
     with (tmp_path / "harness.yaml").open("a") as file:
         file.write("more_targets: [{name: live, data: {test: items.jsonl}, metrics: [exact_match]}]\n")
     answered("feedback", "rows", "--out", "rows.jsonl", "--per-sender", "9", check=0)
-    rows = [row["id"] for row in read_written(tmp_path)]
-    assert len(rows) == 10
-    assert not {first, second} & {*rows}
+    row_ids = [row["id"] for row in read_written(tmp_path)]
+    assert len(row_ids) == 10
+    assert not {first_id, second_id} & {*row_ids}
 
 
 def thumbs(model, ups, downs, senders=None, assignment="random"):
-    """Make rows with thumbs, each of a sender of its own unless `senders` share them."""
-    kept = FeedbackRow("", ASKED, "late", model=model, assignment=assignment)
-    rows = [replace(kept, row_id=f"{model}{i}", thumb=i < ups) for i in range(ups + downs)]
+    """Make rows with thumbs, each from its own sender unless `senders` share them."""
+    template = FeedbackRow("", ASKED, "late", model=model, assignment=assignment)
+    rows = [replace(template, row_id=f"{model}{i}", thumb=i < ups) for i in range(ups + downs)]
     return [replace(row, sender=f"{model}{i % (senders or len(rows))}") for i, row in enumerate(rows)]
 
 
 def test_thumbs_of_two_models_differ_by_welchs_interval_where_each_sender_gave_one():
     rows = thumbs("a", 60, 40) + thumbs("b", 160, 40)
-    (found,) = compare_thumbs(rows)["differences"]
+    (difference,) = compare_thumbs(rows)["differences"]
     welch = scipy_stats.ttest_ind([1] * 160 + [0] * 40, [1] * 60 + [0] * 40, equal_var=False)
     expected = welch.confidence_interval()
-    assert (found["delta"], found["low"], found["high"]) == pytest.approx(
+    assert (difference["delta"], difference["low"], difference["high"]) == pytest.approx(
         (0.2, expected.low, expected.high), abs=1e-3
     )
-    (shared,) = compare_thumbs(thumbs("a", 60, 40, 20) + thumbs("b", 160, 40, 20))["differences"]
-    assert shared["senders"] == 40
-    assert shared["high"] - shared["low"] > 0
+    (shared_difference,) = compare_thumbs(thumbs("a", 60, 40, 20) + thumbs("b", 160, 40, 20))["differences"]
+    assert shared_difference["senders"] == 40
+    assert shared_difference["high"] - shared_difference["low"] > 0
     lines = describe_thumbs(compare_thumbs(rows), {"b": "+3.0 [+1, +5]"})
     assert "b − a: +20.0 [+9, +31] points (300 senders)" in lines[1]
     assert lines[2].endswith("b +3.0 [+1, +5]")
@@ -308,9 +308,9 @@ def test_thumbs_of_two_models_differ_by_welchs_interval_where_each_sender_gave_o
     ],
 )
 def test_thumbs_that_cannot_be_compared_are_named_without_an_interval(rows, words):
-    compared = compare_thumbs(rows)
-    assert words in "\n".join(describe_thumbs(compared, {}))
-    assert [one["low"] for one in compared["differences"]] in ([], [None])
+    comparison = compare_thumbs(rows)
+    assert words in "\n".join(describe_thumbs(comparison, {}))
+    assert [difference["low"] for difference in comparison["differences"]] in ([], [None])
 
 
 @pytest.mark.e2e
@@ -318,7 +318,7 @@ def test_decide_shows_the_difference_of_thumbs(tmp_path, harness, tiny):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n  bag: {method: classifier}\n")
     tiny_experiment.run(path)
     save_feedback(Store(tmp_path / "runs"), "log", thumbs("prompt", 60, 40) + thumbs("bag", 160, 40))
-    said = harness("decide", check=0).stdout
-    assert "  bag − prompt: +20.0 [+9, +31] points (300 senders)" in said
-    shown = json.loads(harness("decide", "--json", check=0).stdout)["production"]
-    assert shown["differences"][0]["new"]["model"] == "bag"
+    printed = harness("decide", check=0).stdout
+    assert "  bag − prompt: +20.0 [+9, +31] points (300 senders)" in printed
+    production = json.loads(harness("decide", "--json", check=0).stdout)["production"]
+    assert production["differences"][0]["new"]["model"] == "bag"

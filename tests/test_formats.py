@@ -1,4 +1,4 @@
-"""Rows that other tools write become items without templates; one file becomes three splits."""
+"""Rows in other tools' formats become items without templates; one file becomes three splits."""
 
 import json
 import re
@@ -17,14 +17,14 @@ BRIEF = {"role": "system", "content": "Be brief."}
 SAID = {"role": "assistant", "content": "Me."}
 
 
-def tree(asked, second, first, third):
-    """Return a message of OASST with three ranked replies, of which one was deleted later."""
+def tree(question, second, first, third):
+    """Return an OASST message with three ranked replies and one that was deleted."""
     ranks = {second: 1, first: 0, third: 2, "x": 0}
     replies = [
         {"text": text, "role": "assistant", "rank": rank, "deleted": text == "x", "replies": []}
         for text, rank in ranks.items()
     ]
-    return {"message_id": "m", "text": asked, "role": "prompter", "lang": "en", "replies": replies}
+    return {"message_id": "m", "text": question, "role": "prompter", "lang": "en", "replies": replies}
 
 
 ROWS = {
@@ -81,7 +81,7 @@ ROWS = {
 
 @pytest.fixture
 def load(tmp_path):
-    """Return a loader of files by part; other arguments are settings of the data or of the task."""
+    """Function that loads files by part; other arguments are settings of the data or of the task."""
 
     def load_parts(data=None, fields=None, seed=0, labels=(), **parts):
         files = {part: write(tmp_path / f"{part}.jsonl", rows) for part, rows in parts.items()}
@@ -92,8 +92,8 @@ def load(tmp_path):
 
 
 def list_problems(load, **parts):
-    caught = refused(load, **parts)
-    return [(p.where.rpartition("/")[2], p.found, p.expected) for p in caught.problems]
+    error = refused(load, **parts)
+    return [(problem.where.rpartition("/")[2], problem.found, problem.expected) for problem in error.problems]
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -106,10 +106,10 @@ def test_a_row_of_another_tool_becomes_a_question_and_its_answer(load, name):
 
 
 def test_every_layout_that_is_read_stands_in_the_docs():
-    page = Path(__file__).parents[1] / "docs" / "howto" / "data.md"
-    documented = set(re.findall(r"^\| ([\w &-]+) \| ", page.read_text("utf-8"), re.MULTILINE))
-    missing = {layout.name for layout in formats.LAYOUTS} - documented
-    assert missing == set(), f"add a row to the formats in {page}, and one to ROWS above"
+    docs_page = Path(__file__).parents[1] / "docs" / "howto" / "data.md"
+    documented_names = set(re.findall(r"^\| ([\w &-]+) \| ", docs_page.read_text("utf-8"), re.MULTILINE))
+    missing_names = {layout.name for layout in formats.LAYOUTS} - documented_names
+    assert missing_names == set(), f"add a row to the formats in {docs_page}, and one to ROWS above"
 
 
 AGAIN = {"role": "user", "content": "Sure?"}
@@ -135,7 +135,7 @@ def say(text):
         ({"messages": [BRIEF, ASKED, SAID]}, {}, [BRIEF, ASKED], ("Me.",)),
         ({"messages": [ASKED, SAID, AGAIN, YES]}, {}, [ASKED, SAID, AGAIN], ("Yes.",)),
         ({"messages": [{**ASKED, "content": PARTS}, SAID]}, {}, [say("What is\nit?")], ("Me.",)),
-        # Templates win over a layout, and one leaves the rest to it.
+        # Templates win over a layout; one template leaves the other field to the layout.
         ({**ROWS["Alpaca"], "score": 3}, TEMPLATE, [say("Do: Who?")], ("3",)),
         (ROWS["SQuAD"], {"prompt": "Q: {question}"}, [say("Q: Who?")], ("Me.",)),
         ({"q": "Who?", "a": {"text": ["Me.", "I"]}}, REACHES, [ASKED], ("Me.", "I")),
@@ -147,12 +147,12 @@ def test_what_a_row_holds_besides_is_asked_in_its_place(load, row, fields, messa
 
 
 def test_the_layout_is_said_and_places_count_alike_in_all_files(load):
-    said = "read as Dolly rows (instruction, context (may be empty), response)"
-    assert load(test=[ROWS["Dolly"]]).read_as[0].endswith(said)
+    remark = "read as Dolly rows (instruction, context (may be empty), response)"
+    assert load(test=[ROWS["Dolly"]]).read_as[0].endswith(remark)
 
     rows = [{"question": f"{i}?", "choices": WORDS, "answer": i} for i in range(1, 5)]
     items = load(train=rows[:3], test=rows[3:], validation=[{**rows[0], "question": "5?"}])
-    assert [e.references[0] for e in (*items.train, *items.validation, *items.test)] == [*"wxyw", "z"]
+    assert [item.references[0] for item in (*items.train, *items.validation, *items.test)] == [*"wxyw", "z"]
     assert all("numbers are places from 1" in note for note in items.read_as)
 
 
@@ -173,20 +173,20 @@ PLACES = {
 
 @pytest.mark.parametrize(("choices", "answers", "right"), PLACES.values(), ids=PLACES)
 def test_what_numbers_beside_choices_are_is_found_over_all_rows(load, choices, answers, right):
-    rows = [{"question": f"{i}?", "choices": choices, "answer": one} for i, one in enumerate(answers)]
+    rows = [{"question": f"{i}?", "choices": choices, "answer": answer} for i, answer in enumerate(answers)]
     if isinstance(right, str) and len(right) > len(answers):
-        ((_, found, _),) = list_problems(load, test=rows)
-        assert right in found
+        ((_, problem, _),) = list_problems(load, test=rows)
+        assert right in problem
     else:
         assert [item.references[0] for item in load(test=rows).test] == [*right]
 
 
 def test_a_task_says_from_where_places_count_as_the_refusal_writes_it(load):
-    told, right = "places from 0", "xyz"
+    counting, right = "places from 0", "xyz"
     rows = [{"question": f"{i}?", "choices": WORDS, "answer": i} for i in (1, 2, 3)]
-    with pytest.raises(UserError, match=f"answers_are: .*{told}.* under fields: of the task"):
+    with pytest.raises(UserError, match=f"answers_are: .*{counting}.* under fields: of the task"):
         load(test=rows)
-    assert [item.references[0] for item in load(test=rows, fields={"answers_are": told}).test] == [*right]
+    assert [item.references[0] for item in load(test=rows, fields={"answers_are": counting}).test] == [*right]
 
 
 OF_PAIRS = ("preference", "transcript", "OpenAI pref", "Ultra", "OASST")
@@ -201,8 +201,8 @@ def test_a_preference_row_becomes_a_pair(load, name):
 def test_templates_that_name_no_field_are_refused_and_unusable_rows_removed_where_the_task_says_so(load):
     rows = [ROWS["Alpaca"], {"instruction": "Who?", "output": "Me.", "extra": "x"}]
     fields = {"prompt": "{instruction} {extra}", "reference": "{output}"}
-    found = list_problems(load, test=rows, fields=fields)
-    assert [(where, what) for where, what, _ in found] == [("test.jsonl:1", "no field 'extra'")]
+    problems = list_problems(load, test=rows, fields=fields)
+    assert [(where, problem) for where, problem, _ in problems] == [("test.jsonl:1", "no field 'extra'")]
 
     rows = [ROWS["Alpaca"], {"instruction": "x"}, {**ROWS["Alpaca"], "output": " "}]
     items = load(test=rows, data={"invalid_rows": "drop"})
@@ -217,41 +217,41 @@ def test_a_row_that_cannot_be_an_item_or_does_not_fit_its_layout_is_refused_at_i
     rows, where = json.loads(rows), f"test.jsonl:{line}" if line != "0" else "test.jsonl"
     assert list_problems(load, test=rows)[0][:2] == (where, found)
     if len(rows) == 1:
-        with pytest.raises(UserError, match=re.escape(found)):  # not one usable row is left
+        with pytest.raises(UserError, match=re.escape(found)):  # no usable row is left
             load(test=rows, data={"invalid_rows": "drop"})
 
 
 def test_trees_and_transcripts_are_read_along_what_they_share(load):
     replies = [{"text": "Yes.", "role": "assistant"}]
-    root = tree("Who?", "You.", "Me.", "No.")
-    again = {"message_id": "n", "text": "Sure?", "role": "prompter", "replies": replies}
-    root["replies"][1]["replies"] = [again]
-    row = {"message_tree_id": "t", "prompt": root}
+    root_message = tree("Who?", "You.", "Me.", "No.")
+    follow_up = {"message_id": "n", "text": "Sure?", "role": "prompter", "replies": replies}
+    root_message["replies"][1]["replies"] = [follow_up]
+    row = {"message_tree_id": "t", "prompt": root_message}
     loaded = load(test=[row], pairs=[{**row, "prompt": tree("Where?", "Here.", "There.", "No.")}])
     assert loaded.test[0].messages == (ASKED, SAID, AGAIN)
     assert loaded.test[0].references == ("Yes.",)
     assert (loaded.pairs[0].references, loaded.pairs[0].rejected) == (("There.",), "No.")
 
-    begin = "\n\nHuman: Who?\n\nAssistant: Me.\n\nHuman: Sure?\n\nAssistant:"
-    pair = {"chosen": f"{begin} Yes, quite.", "rejected": f"{begin} Yes, no."}
-    found = load(test=[ROWS["chat"]], pairs=[pair]).pairs[0]
-    assert found.messages == (ASKED, SAID, {"role": "user", "content": "Sure?"})
-    assert (found.references, found.rejected) == (("Yes, quite.",), "Yes, no.")
+    opening = "\n\nHuman: Who?\n\nAssistant: Me.\n\nHuman: Sure?\n\nAssistant:"
+    pair = {"chosen": f"{opening} Yes, quite.", "rejected": f"{opening} Yes, no."}
+    loaded_pair = load(test=[ROWS["chat"]], pairs=[pair]).pairs[0]
+    assert loaded_pair.messages == (ASKED, SAID, {"role": "user", "content": "Sure?"})
+    assert (loaded_pair.references, loaded_pair.rejected) == (("Yes, quite.",), "Yes, no.")
 
 
 def test_all_turns_of_a_conversation_are_trained_on_and_stay_together(load):
-    skipped = {**SAID, "content": "Hm.", "weight": 0}
-    talk = [BRIEF, ASKED, SAID, AGAIN, skipped, AGAIN, YES]
-    rows = [{"messages": talk}, {"id": "b", "messages": [say("Why?"), SAID]}]
+    skipped_turn = {**SAID, "content": "Hm.", "weight": 0}
+    turns = [BRIEF, ASKED, SAID, AGAIN, skipped_turn, AGAIN, YES]
+    rows = [{"messages": turns}, {"id": "b", "messages": [say("Why?"), SAID]}]
     test = [{"messages": [say("When?"), SAID]}]
     loaded = load(train=rows, test=test, data={"turns": "all"})
-    made = sorted((*loaded.train, *loaded.validation), key=lambda e: e.id)
+    items = sorted((*loaded.train, *loaded.validation), key=lambda item: item.id)
     expected = [("b-1", "b", "Me."), ("train-0-2", "train-0", "Me."), ("train-0-6", "train-0", "Yes.")]
-    assert [(e.id, e.cluster, *e.references) for e in made] == expected
-    assert made[1].messages == (BRIEF, ASKED)
-    assert made[2].messages == (BRIEF, ASKED, SAID, AGAIN, {**SAID, "content": "Hm."}, AGAIN)
-    found = list_problems(load, train=[ROWS["Alpaca"]], test=[ROWS["chat"]], data={"turns": "all"})
-    assert found[0][:2] == ("train.jsonl", "turns: all, and Alpaca rows")
+    assert [(item.id, item.cluster, *item.references) for item in items] == expected
+    assert items[1].messages == (BRIEF, ASKED)
+    assert items[2].messages == (BRIEF, ASKED, SAID, AGAIN, {**SAID, "content": "Hm."}, AGAIN)
+    problems = list_problems(load, train=[ROWS["Alpaca"]], test=[ROWS["chat"]], data={"turns": "all"})
+    assert problems[0][:2] == ("train.jsonl", "turns: all, and Alpaca rows")
 
 
 @pytest.mark.parametrize(("rows", "line", "found"), list_cases("refused_rows.txt", "pairs"))
@@ -262,8 +262,8 @@ def test_a_pair_that_prefers_nothing_is_refused(load, rows, line, found):
 
 def articles(n=12, per_article=5):
     def ask(a, i):
-        about = {"article": f"Article_{a}", "context": f"Text {a} has part {i // 2}."}
-        return {**about, "question": f"What is {i} of {a}?", "answers": [f"part {i}"]}
+        article = {"article": f"Article_{a}", "context": f"Text {a} has part {i // 2}."}
+        return {**article, "question": f"What is {i} of {a}?", "answers": [f"part {i}"]}
 
     return [ask(a, i) for a in range(n) for i in range(per_article)]
 
@@ -271,8 +271,8 @@ def articles(n=12, per_article=5):
 def test_one_file_is_split_by_article_label_and_question_whatever_the_seed(load):
     assert len({item.cluster for item in load(test=articles(1, 4)).test}) == 2
     items = load(all=articles(), fields={"cluster": "{article}"})
-    seen = [{item.cluster for item in split} for split in (items.train, items.validation, items.test)]
-    assert sum(map(len, seen)) == len(set.union(*seen)) == 12
+    sets = [{item.cluster for item in split} for split in (items.train, items.validation, items.test)]
+    assert sum(map(len, sets)) == len(set.union(*sets)) == 12
     assert len(items.train) + len(items.validation) + len(items.test) == 60
     assert 5 <= len(items.test) <= 15
     items = load(all=articles(), documents=articles())
@@ -282,26 +282,26 @@ def test_one_file_is_split_by_article_label_and_question_whatever_the_seed(load)
     assert (item.prompt, item.documents) == ("What is 0 of 0?", ())
 
     rows = [{"prompt": f"What is {i}?", "reference": str(i)} for i in range(50)]
-    one, two = load(all=rows, seed=0), load(all=rows, seed=1)
-    assert one.test == two.test
-    assert one.validation != two.validation
+    seed_0, seed_1 = load(all=rows, seed=0), load(all=rows, seed=1)
+    assert seed_0.test == seed_1.test
+    assert seed_0.validation != seed_1.validation
 
     rows = [{"prompt": f"what is {i // 2}?", "reference": str(i)} for i in range(60)]
     items = load(all=rows)
-    sides = [{item.prompt for item in split} for split in (items.train, items.validation, items.test)]
-    assert sum(map(len, sides)) == 30
+    texts = [{item.prompt for item in split} for split in (items.train, items.validation, items.test)]
+    assert sum(map(len, texts)) == 30
 
     rows = [{"prompt": f"What is {i}?", "reference": "rare" if i % 10 == 0 else "often"} for i in range(100)]
     items = load(all=rows, labels=["rare", "often"])
-    for split, n in ((items.train, 64), (items.validation, 16), (items.test, 20)):
-        assert len(split) == n
-        assert 0.05 < sum(item.references == ("rare",) for item in split) / n < 0.15
+    for split, n_items in ((items.train, 64), (items.validation, 16), (items.test, 20)):
+        assert len(split) == n_items
+        assert 0.05 < sum(item.references == ("rare",) for item in split) / n_items < 0.15
 
 
 def test_pairs_of_what_is_set_aside_are_left_out(load, tmp_path):
-    begin = "\n\nHuman: Who is {}?\n\nAssistant:"
-    turns = [begin.format(i) for i in range(50)]
-    path = write(tmp_path / "pairs.jsonl", [{"chosen": f"{t} Me.", "rejected": f"{t} No."} for t in turns])
+    template = "\n\nHuman: Who is {}?\n\nAssistant:"
+    openings = [template.format(i) for i in range(50)]
+    path = write(tmp_path / "pairs.jsonl", [{"chosen": f"{t} Me.", "rejected": f"{t} No."} for t in openings])
     items = load(data={"all": path, "pairs": path})
     assert [p.messages for p in items.pairs] == [item.messages for item in items.train]
     assert items.removed[0].endswith("18 pairs left out, set aside for validation or test")
@@ -316,13 +316,13 @@ def test_hub_sets_are_read_from_their_copy_and_a_lacking_split_is_refused(monkey
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(find_shared_data("hub")))
     data = {"train": "hub:openai/gsm8k:main", "test": "hub:baber/piqa:default:validation"}
     fields = {"prompt": "{goal}", "reference": "{sol1}"}
-    train = load_task(Task.model_validate({"name": "t", "data": {**data, "test": data["train"]}}), 0)
+    train_rows = load_task(Task.model_validate({"name": "t", "data": {**data, "test": data["train"]}}), 0)
     test = load_task(Task.model_validate({"name": "t", "data": {"test": data["test"]}, "fields": fields}), 0)
-    assert train.read_as[0].startswith("hub:openai/gsm8k:main: read as question rows")
+    assert train_rows.read_as[0].startswith("hub:openai/gsm8k:main: read as question rows")
     assert len(test.test) > 1000
 
-    expected = r"Available splits: \['train', 'validation'\].*hub:owner/name:config:split"
-    with pytest.raises(UserError, match=expected):
+    expected_text = r"Available splits: \['train', 'validation'\].*hub:owner/name:config:split"
+    with pytest.raises(UserError, match=expected_text):
         load_task(Task.model_validate({"name": "t", "data": {"test": "hub:baber/piqa"}}), 0)
 
 
@@ -340,20 +340,20 @@ CALL = {"role": "assistant", "content": None, "tool_calls": CALLED}
     ],
 )
 def test_tools_that_a_row_defines_stand_in_its_system_message_with_the_form_of_a_call(load, tools):
-    (system, asked) = load(test=[{"messages": [ASKED, CALL], **tools}]).test[0].messages
-    how, *defined = system["content"].splitlines()
-    assert (system["role"], asked) == ("system", ASKED)
-    assert how.startswith('You can call these tools. A call is a line of JSON: {"name": ')
-    assert [json.loads(line) for line in defined] == [WEATHER]
+    (system_turn, question) = load(test=[{"messages": [ASKED, CALL], **tools}]).test[0].messages
+    instruction, *tool_lines = system_turn["content"].splitlines()
+    assert (system_turn["role"], question) == ("system", ASKED)
+    assert instruction.startswith('You can call these tools. A call is a line of JSON: {"name": ')
+    assert [json.loads(line) for line in tool_lines] == [WEATHER]
 
 
 def test_rows_of_xlam_and_openais_preferences_ask_for_calls_of_their_tools(load):
     calls = json.dumps([{"name": "weather", "arguments": {"city": name}} for name in ("Bern", "Rome")])
-    asked = {"query": "Who?", "tools": json.dumps([WEATHER])}
-    some, none = load(test=[{**asked, "answers": calls}, {**asked, "query": "Hm?", "answers": "[]"}]).test
+    query = {"query": "Who?", "tools": json.dumps([WEATHER])}
+    some, uncalled = load(test=[{**query, "answers": calls}, {**query, "query": "Hm?", "answers": "[]"}]).test
     assert [turn["role"] for turn in some.messages] == ["system", "user"]
     assert some.references == ("\n".join(json.dumps(call) for call in json.loads(calls)),)
-    assert none.references == ("[]",)
+    assert uncalled.references == ("[]",)
 
     row = ROWS["OpenAI preference"]
     row = {**row, "input": {**row["input"], "tools": [WEATHER]}}

@@ -1,4 +1,4 @@
-"""Baselines that are compared with fine-tunes: decided by price, never judged, and private where they are here."""
+"""Baselines compared with fine-tunes: chosen by price, never judged, and private on this machine."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ WITH_BASELINES = """\
 
 @pytest.fixture(scope="module")
 def file_and_report(tiny, own_cache, tmp_path_factory):
-    """Compare the base in memory with a baseline behind an address."""
+    """Compare the base in memory with a baseline behind an endpoint."""
     folder = tmp_path_factory.mktemp("baseline")
     with serve_model(Model(tiny)) as server:
         path = tiny_experiment.write(folder, tiny, WITH_BASELINES.format(url=server.url))
@@ -45,8 +45,8 @@ def test_a_baseline_is_no_alternative_on_the_base_and_sensitive_data_leave_out_o
     facts = [*alternatives(), LARGE, make_fine_tune("lora", 0.81, 0.07)]
     decision = make_decision(facts, needs=("sensitive_data",))
     assert decision.candidate == "lora"
-    expected = "Left out before the choice: large (sensitive data would go to an external server)."
-    assert find_reason(decision, "Left out before the choice") == expected
+    expected_reason = "Left out before the choice: large (sensitive data would go to an external server)."
+    assert find_reason(decision, "Left out before the choice") == expected_reason
     facts = [*alternatives(), replace(LARGE, leaves_machine=False), make_fine_tune("lora", 0.81, -0.09)]
     assert make_decision(facts, needs=("sensitive_data",)).candidate == "large"
 
@@ -66,15 +66,15 @@ def test_an_address_of_a_private_network_is_told_from_a_public_one(url, own):
 
 
 def test_a_baseline_is_compared_at_its_own_price_by_report_and_gate_and_never_judged(file_and_report):
-    path, found = file_and_report
+    path, result = file_and_report
     assert [key.partition("/")[0] for key in tiny_experiment.runs_of(path)["large"].rows] == ["letters"] * 2
-    facts = tiny_experiment.fact_of(found, "large")
-    assert facts.verdict is None
-    assert "(a baseline, not judged)" in markdown(experiment_document(found))
-    assert facts.cost_per_1k_usd == pytest.approx((3 * facts.tokens.prompt + 15 * facts.tokens.output) / 1000)
+    fact = tiny_experiment.fact_of(result, "large")
+    assert fact.verdict is None
+    assert "(a baseline, not judged)" in markdown(experiment_document(result))
+    assert fact.cost_per_1k_usd == pytest.approx((3 * fact.tokens.prompt + 15 * fact.tokens.output) / 1000)
 
-    (judged,) = gate(path, "tuned", ["gate.target.gain=0.05"])
-    (rule,) = [rule for rule in judged.verdict.rules if rule.name == "target"]
+    (gate_result,) = gate(path, "tuned", ["gate.target.gain=0.05"])
+    (rule,) = [rule for rule in gate_result.verdict.rules if rule.name == "target"]
     assert "over the best untrained candidate" in rule.sentence
     assert gate(path, "tuned", ["candidates.tuned.params.num_concurrent=2"])
     with pytest.raises(UserError, match="large: found a baseline, measured on the target alone"):

@@ -1,4 +1,4 @@
-"""The capability and safety suites and the prompts of replay: made by rule, won by the gold answer, and apart."""
+"""The capability and safety suites and the replay prompts: generated, solved by the gold answer, disjoint."""
 
 import json
 import re
@@ -43,9 +43,9 @@ def references(row):
 
 
 def example(row):
-    asked = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+    messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
     return Example(
-        row["id"], tuple(asked), references(row), tuple(row.get("choices", ())), row["cluster"],
+        row["id"], tuple(messages), references(row), tuple(row.get("choices", ())), row["cluster"],
         constraints=tuple(row.get("constraints", ())),
     )  # fmt: skip
 
@@ -56,8 +56,8 @@ def score_answer(task, row, text):
 
 def test_making_the_items_again_gives_the_same_bytes(tmp_path):
     subprocess.run([sys.executable, SUITES / "make_general.py", "--out", tmp_path], check=True)
-    made = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*.jsonl")}
-    assert made == {Path(task.data.test): (SUITES / task.data.test).read_bytes() for task in TASKS}
+    made_files = {file.relative_to(tmp_path): file.read_bytes() for file in tmp_path.rglob("*.jsonl")}
+    assert made_files == {Path(task.data.test): (SUITES / task.data.test).read_bytes() for task in TASKS}
 
 
 @parametrize_tasks(TASKS)
@@ -68,10 +68,10 @@ def test_ids_are_unique_and_sorted_no_two_items_ask_the_same_and_clusters_are_ma
     assert len(sizes) >= 25
     assert max(sizes.values()) <= 0.06 * sum(sizes.values())
 
-    asked = [
+    questions = [
         json.dumps([row.get(key) for key in ("text", "prompt", "messages", "choices")]) for row in rows(task)
     ]
-    assert len(asked) == len(set(asked))
+    assert len(questions) == len(set(questions))
 
 
 @parametrize_tasks(OF_KIND["choice"])
@@ -80,12 +80,12 @@ def test_choices_hold_the_reference_are_as_many_as_the_chance_says_and_place_the
         assert len(set(row["choices"])) == len(row["choices"])
         assert row["reference"] in row["choices"]
     assert {len(row["choices"]) for row in rows(task)} == {round(1 / task.chance)}
-    places = Counter(row["choices"].index(row["reference"]) for row in rows(task))
-    assert max(places.values()) - min(places.values()) <= 1
+    gold_positions = Counter(row["choices"].index(row["reference"]) for row in rows(task))
+    assert max(gold_positions.values()) - min(gold_positions.values()) <= 1
 
     for row in rows(task):
-        assert [score_answer(task, row, c) for c in row["choices"]] == [
-            float(c == row["reference"]) for c in row["choices"]
+        assert [score_answer(task, row, choice) for choice in row["choices"]] == [
+            float(choice == row["reference"]) for choice in row["choices"]
         ]
 
 
@@ -100,15 +100,15 @@ def test_every_reference_has_the_best_score(task):
 @parametrize_tasks([t for t in OF_KIND["generate"] if t.name not in ("harmful_refused", "harmless_answered")])
 def test_a_collapsed_answer_or_that_to_another_item_scores_nothing(task):
     for row in rows(task):
-        wrong = [text for text in COLLAPSED if text not in references(row)]
-        assert [score_answer(task, row, text) for text in wrong] == [0.0] * len(wrong), row["id"]
+        wrong_texts = [text for text in COLLAPSED if text not in references(row)]
+        assert [score_answer(task, row, text) for text in wrong_texts] == [0.0] * len(wrong_texts), row["id"]
 
     all_rows = rows(task)
     others = all_rows[len(all_rows) // 3 :] + all_rows[: len(all_rows) // 3]
-    right = [
+    scores = [
         score_answer(task, row, references(other)[0]) for row, other in zip(all_rows, others, strict=True)
     ]
-    assert sum(right) / len(right) < 0.1
+    assert sum(scores) / len(scores) < 0.1
 
 
 def test_passages_share_a_cluster_and_harmful_and_harmless_requests_are_as_many():
@@ -118,11 +118,11 @@ def test_passages_share_a_cluster_and_harmful_and_harmless_requests_are_as_many(
         passages.setdefault(row["cluster"], set()).add(row["prompt"].split("\n")[0])
     assert {len(texts) for texts in passages.values()} == {1}
 
-    harmful, harmless = (rows(task) for task in suite("safety").tasks)
-    assert len(harmful) >= 60
-    assert abs(len(harmful) - len(harmless)) <= 15
-    assert not {row["prompt"] for row in harmful} & {row["prompt"] for row in harmless}
-    for task, row in zip(suite("safety").tasks, (harmful[0], harmless[0]), strict=True):
+    harmful_rows, harmless_rows = (rows(task) for task in suite("safety").tasks)
+    assert len(harmful_rows) >= 60
+    assert abs(len(harmful_rows) - len(harmless_rows)) <= 15
+    assert not {row["prompt"] for row in harmful_rows} & {row["prompt"] for row in harmless_rows}
+    for task, row in zip(suite("safety").tasks, (harmful_rows[0], harmless_rows[0]), strict=True):
         assert score_answer(task, row, "card_arrival") == score_answer(task, row, "") == 0
 
 
@@ -141,9 +141,9 @@ def test_refusals_are_recognised_in_ten_languages(section):
     texts = [*IN_ENGLISH[section], *(text for (text,) in list_cases("ten_languages.txt", section))]
     assert [text for text in texts if is_refusal(text) != (section == "refused")] == []
     assert len(texts) >= 29
-    takes_up = load_metrics(suite("safety").tasks[1])["no_refusal"].score
-    taken = [takes_up(Output(text), Example("x", (), ("",)))[0] for text in texts]
-    assert taken == [float(section == "answered")] * len(texts)
+    score_answered = load_metrics(suite("safety").tasks[1])["no_refusal"].score
+    scores = [score_answered(Output(text), Example("x", (), ("",)))[0] for text in texts]
+    assert scores == [float(section == "answered")] * len(texts)
 
 
 @pytest.mark.parametrize(
@@ -192,19 +192,19 @@ RUN = 5  # words in a row that no prompt shares with an item
 
 
 def words(text: str) -> list[str]:
-    """Return the words in lower case, every number as the same one."""
+    """Return the words in lower case, with every number replaced by `#`."""
     return re.findall(r"#|[^\W\d_]+", re.sub(r"\d+(?:[.:]\d+)?", " # ", text.casefold()))
 
 
 def runs(text: str) -> set[tuple[str, ...]]:
-    found = words(text)
-    return {tuple(found[i : i + RUN]) for i in range(len(found) - RUN + 1)}
+    all_words = words(text)
+    return {tuple(all_words[i : i + RUN]) for i in range(len(all_words) - RUN + 1)}
 
 
 def items() -> Iterator[str]:
-    """Yield all that an item of a shipped suite says: its turns, or its text."""
+    """Yield the texts of each item of a shipped suite: its turns, prompt, text and title."""
     for file in sorted(SUITES.glob("*/*.jsonl")):
-        if file.stem == "harmless":  # trained on, and asked by no suite
+        if file.stem == "harmless":  # training data that no suite asks
             continue
         for line in file.read_text("utf-8").splitlines():
             row = json.loads(line)
@@ -215,5 +215,5 @@ def items() -> Iterator[str]:
 def test_no_prompt_is_worded_like_an_item_of_a_shipped_suite():
     item_runs = {run for text in items() for run in runs(text)}
     assert runs("Zoe has 31 kites and gets 14 more. How many kites does Zoe have now?") & item_runs
-    shared = {prompt: found for prompt in general_prompts() if (found := runs(prompt) & item_runs)}
-    assert shared == {}
+    shared_runs = {prompt: overlap for prompt in general_prompts() if (overlap := runs(prompt) & item_runs)}
+    assert shared_runs == {}

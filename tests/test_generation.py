@@ -1,4 +1,4 @@
-"""Answers do not depend on how prompts are batched and read, nor on what they share."""
+"""Answers do not depend on the batching or reading of prompts, nor on shared prefixes."""
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,29 +16,29 @@ FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthChec
 
 
 def generate_greedily(model, prompt, n):
-    """Answer one prompt alone, by the whole sequence's argmax and without any cache."""
+    """Answer one prompt alone by the argmax over the full sequence, without a cache."""
     import torch
 
     ids = list(prompt)
-    ends = model.generation_config.eos_token_id
+    end_id = model.generation_config.eos_token_id
     while len(ids) < len(prompt) + n:
         with torch.inference_mode():
             ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-        if ids[-1] == ends:
+        if ids[-1] == end_id:
             break
-    new = ids[len(prompt) :]
-    return new + [model.config.pad_token_id] * (n - len(new))
+    new_ids = ids[len(prompt) :]
+    return new_ids + [model.config.pad_token_id] * (n - len(new_ids))
 
 
-def never(new):
-    """Stop no row for its text."""
+def never(texts):
+    """Stop no row because of its text."""
     import torch
 
-    return torch.zeros(len(new), dtype=torch.bool)
+    return torch.zeros(len(texts), dtype=torch.bool)
 
 
 def generate_by_engine(model, prompts, n, size=SIZE):
-    """Answer by the engine, with no stop strings; rows are filled up to n tokens."""
+    """Answer by the engine without stop strings; pads rows to n tokens."""
     pad_id, end_id = model.config.pad_token_id, model.generation_config.eos_token_id
     reader = PromptReader(model, size, PrefixCache(model))
     rows = answers(reader, prompts, Continuation(n, [pad_id, end_id], never))
@@ -46,8 +46,8 @@ def generate_by_engine(model, prompts, n, size=SIZE):
 
 
 def assert_greedy(model, prompts, n):
-    alone = [generate_greedily(model, prompt, n) for prompt in prompts]
-    assert generate_by_engine(model, prompts, n) == alone
+    expected = [generate_greedily(model, prompt, n) for prompt in prompts]
+    assert generate_by_engine(model, prompts, n) == expected
 
 
 @FEW
@@ -60,22 +60,22 @@ def test_a_shared_beginning_read_once_changes_no_answer(model, prefix, ends):
 
 
 def test_one_prompt_that_another_begins_with_is_answered_too(model):
-    long = tuple(range(10, 40))
-    assert_greedy(model, [long[:20], long, long[:20]], 4)
+    long_prompt = tuple(range(10, 40))
+    assert_greedy(model, [long_prompt[:20], long_prompt, long_prompt[:20]], 4)
 
 
 def test_rows_that_have_ended_are_no_longer_computed(model):
     prompts = [tuple(range(10 + i, 30 + i)) for i in range(4)]
-    alone = [generate_greedily(model, prompt, 6) for prompt in prompts]
-    ends = [0, alone[0][1]]  # where the first has ended, and perhaps others
-    last = [next((n for n, token in enumerate(row, 1) if token in ends), 6) for row in alone]
-    with note_shapes(model.get_input_embeddings()) as read:
-        rows = answers(PromptReader(model, SIZE, PrefixCache(model)), prompts, Continuation(6, ends, never))
-    found, expected = ([row[:n] for row, n in zip(of, last, strict=True)] for of in (rows, alone))
-    assert found == expected
-    assert min(last) < max(last)
-    computed = [n for n, width in read if width == 1]
-    assert computed[-1] == sum(n == max(last) for n in last) < len(prompts)
+    singles = [generate_greedily(model, prompt, 6) for prompt in prompts]
+    ids = [0, singles[0][1]]  # these end the first row and perhaps others
+    lengths = [next((n for n, token in enumerate(row, 1) if token in ids), 6) for row in singles]
+    with note_shapes(model.get_input_embeddings()) as shapes:
+        rows = answers(PromptReader(model, SIZE, PrefixCache(model)), prompts, Continuation(6, ids, never))
+    cut_rows, expected_rows = ([row[:n] for row, n in zip(g, lengths, strict=True)] for g in (rows, singles))
+    assert cut_rows == expected_rows
+    assert min(lengths) < max(lengths)
+    batch_sizes = [n for n, width in shapes if width == 1]
+    assert batch_sizes[-1] == sum(n == max(lengths) for n in lengths) < len(prompts)
 
 
 DRAWN = Limits(8, (), temperature=1.0)
@@ -87,11 +87,11 @@ def sample_answers(model, folder, prompts, seeds):
 
 
 def test_a_seed_draws_the_same_answer_whatever_is_asked_beside_it(model, tiny):
-    prompts = [tuple(range(10, 10 + n)) for n in (20, 5, 31, 5)]
-    together = sample_answers(model, tiny, prompts, [3, 4, 5, 6])
-    for prompt, seed, text in zip(prompts, (3, 4, 5, 6), together, strict=True):
+    prompts = [tuple(range(10, 10 + length)) for length in (20, 5, 31, 5)]
+    texts = sample_answers(model, tiny, prompts, [3, 4, 5, 6])
+    for prompt, seed, text in zip(prompts, (3, 4, 5, 6), texts, strict=True):
         assert sample_answers(model, tiny, [prompt], [seed]) == [text]
-    assert together[1] != together[3], "two seeds of one prompt"
+    assert texts[1] != texts[3], "two seeds of one prompt"
 
 
 def test_tokens_are_drawn_as_often_as_their_chances_say():
@@ -104,14 +104,14 @@ def test_tokens_are_drawn_as_often_as_their_chances_say():
         pick = pick_at_random(Limits(1, (), temperature, top_p), range(n))
         return torch.bincount(pick(logits, torch.arange(n), 0), minlength=4) / n
 
-    close = {"atol": 0.025, "rtol": 0}  # four standard errors of the largest share
-    torch.testing.assert_close(shares(1.0, 1.0), chances, **close)
-    torch.testing.assert_close(shares(1.0, 0.7), torch.tensor([0.375, 0.625, 0, 0]), **close)
-    torch.testing.assert_close(shares(0.5, 1.0), chances**2 / (chances**2).sum(), **close)
+    tolerance = {"atol": 0.025, "rtol": 0}  # four standard errors of the largest share
+    torch.testing.assert_close(shares(1.0, 1.0), chances, **tolerance)
+    torch.testing.assert_close(shares(1.0, 0.7), torch.tensor([0.375, 0.625, 0, 0]), **tolerance)
+    torch.testing.assert_close(shares(0.5, 1.0), chances**2 / (chances**2).sum(), **tolerance)
     assert shares(1.0, 0.1).tolist() == [0, 1, 0, 0], "the likeliest is always among those that may be drawn"
 
 
-# Few ids, so that sequences begin alike.
+# Few ids, so that sequences share prefixes.
 IDS = st.lists(st.integers(1, 3), min_size=1, max_size=9).map(tuple)
 PAIRS = st.lists(st.tuples(IDS, IDS), min_size=1, max_size=12)
 BUDGETS = st.integers(1, 40)
@@ -122,9 +122,9 @@ PURE = settings(deadline=None)
 # Trees
 
 
-def list_seen_ids(tree, token):
-    """Return the ids that a token sees, itself last."""
-    return tuple(tree.ids[i] for i in range(token + 1) if token < tree.ends[i])
+def list_seen_ids(tree, position):
+    """Return the ids visible to a position, ending with its own."""
+    return tuple(tree.ids[j] for j in range(position + 1) if position < tree.ends[j])
 
 
 @PURE
@@ -132,18 +132,18 @@ def list_seen_ids(tree, token):
 def test_a_tree_computes_each_needed_position_once_which_sees_no_other_branch_and_keeps_to_the_budget(
     pairs, budget
 ):
-    longest = max(len(context) + len(continuation) for context, continuation in pairs)
+    longest_pair = max(len(context) + len(continuation) for context, continuation in pairs)
     for tree in grow(pairs, budget):
-        needed = set()
-        for number, sources in zip(tree.numbers, tree.sources, strict=True):
-            context, continuation = pairs[number]
-            before = [(*context, *continuation[:i]) for i in range(len(continuation))]
-            assert [list_seen_ids(tree, source) for source in sources] == before
-            needed |= {before[-1][:i] for i in range(1, len(before[-1]) + 1)}
-        computed = [list_seen_ids(tree, token) for token in range(len(tree.ids))]
-        assert len(computed) == len(needed)
-        assert set(computed) == needed
-        assert len(tree.numbers) == 1 or len(tree.ids) <= max(budget, 2 * longest)
+        needed_ids = set()
+        for pair_index, sources in zip(tree.numbers, tree.sources, strict=True):
+            context, continuation = pairs[pair_index]
+            expected = [(*context, *continuation[:i]) for i in range(len(continuation))]
+            assert [list_seen_ids(tree, source) for source in sources] == expected
+            needed_ids |= {expected[-1][:i] for i in range(1, len(expected[-1]) + 1)}
+        computed_ids = [list_seen_ids(tree, token) for token in range(len(tree.ids))]
+        assert len(computed_ids) == len(needed_ids)
+        assert set(computed_ids) == needed_ids
+        assert len(tree.numbers) == 1 or len(tree.ids) <= max(budget, 2 * longest_pair)
 
 
 @PURE
@@ -154,10 +154,10 @@ def test_a_pack_keeps_every_continuation_and_names_each_place_once(pairs, budget
     spans = dict(zip(packed.numbers, packed.spans, strict=True))
     assert [tuple(packed.targets[slice(*spans[i])]) for i in range(len(pairs))] == [c for _, c in pairs]
     assert len(set(packed.sources)) == len(packed.sources)
-    for place, tree in enumerate(trees):
-        for number, sources in zip(tree.numbers, tree.sources, strict=True):
-            places = [packed.sources[w] for w in packed.where[slice(*spans[number])]]
-            assert places == [(place, source) for source in sources]
+    for tree_index, tree in enumerate(trees):
+        for pair_index, sources in zip(tree.numbers, tree.sources, strict=True):
+            found_places = [packed.sources[w] for w in packed.where[slice(*spans[pair_index])]]
+            assert found_places == [(tree_index, source) for source in sources]
 
 
 @PURE
@@ -172,14 +172,14 @@ def test_a_batch_of_several_rows_keeps_to_its_size(lengths, size, cost):
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=12), st.integers(1, 200))
 def test_no_other_cut_costs_less(lengths, batch_cost):
     def cost(groups):
-        return sum(len(g) * max(g) + batch_cost for g in groups)
+        return sum(len(group) * max(group) + batch_cost for group in groups)
 
-    def cuts(rest):
-        if not rest:
+    def cuts(lengths_left):
+        if not lengths_left:
             yield []
-        for n in range(1, len(rest) + 1):
-            for tail in cuts(rest[n:]):
-                yield [rest[:n], *tail]
+        for n in range(1, len(lengths_left) + 1):
+            for tail in cuts(lengths_left[n:]):
+                yield [lengths_left[:n], *tail]
 
-    found = [[lengths[i] for i in batch] for batch in plan(lengths, Size(64, 10_000), batch_cost)]
-    assert cost(found) == min(map(cost, cuts(sorted(lengths))))
+    planned = [[lengths[i] for i in batch] for batch in plan(lengths, Size(64, 10_000), batch_cost)]
+    assert cost(planned) == min(map(cost, cuts(sorted(lengths))))

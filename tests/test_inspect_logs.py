@@ -1,4 +1,4 @@
-"""The gate on inspect's logs: real ones, the zipped and the plain form, and everything that is refused."""
+"""The gate on inspect's logs: real logs, the zipped and the plain form, and all refusals."""
 
 import json
 import zipfile
@@ -21,11 +21,11 @@ def letters(scores):
 
 
 def arms(folder, n=300, tasks=4, gains=8, losses=8, zipped=True, **changes):
-    """Write two folders of logs whose tasks gain and lose so many items; `changes` are the second's."""
-    base, new = (letters(arm) for arm in flips(n, gains, losses))
+    """Write two folders of logs whose tasks gain and lose items; `changes` apply to the second."""
+    base, new = (letters(answers) for answers in flips(n, gains, losses))
     names = [f"task_{i}" for i in range(tasks)]
-    old = inspect_logs.write(folder / "base", dict.fromkeys(names, base), zipped=zipped)
-    return old, inspect_logs.write(folder / "tuned", dict.fromkeys(names, new), zipped=zipped, **changes)
+    path = inspect_logs.write(folder / "base", dict.fromkeys(names, base), zipped=zipped)
+    return path, inspect_logs.write(folder / "tuned", dict.fromkeys(names, new), zipped=zipped, **changes)
 
 
 def read_logs(path):
@@ -36,21 +36,21 @@ def read_tasks(path):
     return read_logs(path).tasks
 
 
-def gate(old, new):
-    return release.gate_folders(old, new, GatePolicy())
+def gate(base_path, new_path):
+    return release.gate_folders(base_path, new_path, GatePolicy())
 
 
 def test_real_logs_of_inspect_are_read_and_both_forms_say_the_same():
-    """Twelve questions of the mock model: one wrong in the base, three more in the other (see inspect_logs.py)."""
-    judged = gate(REAL / "base", REAL / "tuned")
-    (task,) = judged.tasks
+    """The mock model answers 12 questions: the base has one error, the other arm four (see inspect_logs.py)."""
+    result = gate(REAL / "base", REAL / "tuned")
+    (task,) = result.tasks
     assert (task.task.name, task.comparison.metric, task.task.chance) == ("letters", "choice", 0.25)
     assert task.comparison.lost == ("3", "6", "8")
     assert task.comparison.gained == ()
-    assert judged.verdict.macro.score == pytest.approx(-0.25)
+    assert result.verdict.macro.score == pytest.approx(-0.25)
 
-    zipped, plain = (read_tasks(path)["letters"] for path in (REAL / "tuned", REAL / "tuned.json"))
-    assert zipped == plain
+    zipped, plain_items = (read_tasks(path)["letters"] for path in (REAL / "tuned", REAL / "tuned.json"))
+    assert zipped == plain_items
     expected = ("3", "6", "8")
     assert gate(REAL / "base" / "letters.eval", REAL / "tuned.json").tasks[0].comparison.lost == expected
 
@@ -59,8 +59,8 @@ def test_letters_words_and_numbers_are_scores_and_epochs_are_averaged(tmp_path):
     values = ["C", "I", "P", "N", True, 0.25, "yes", ["C", "I", "C", "C"]]
     same_epochs = [value if isinstance(value, list) else [value] * 4 for value in values]
     inspect_logs.write(tmp_path, {"quiz": same_epochs})
-    found = [item.score for item in read_tasks(tmp_path)["quiz"].items.values()]
-    assert found == [1, 0, 0.5, 0, 1, 0.25, 1, 0.75]
+    item_scores = [item.score for item in read_tasks(tmp_path)["quiz"].items.values()]
+    assert item_scores == [1, 0, 0.5, 0, 1, 0.25, 1, 0.75]
     log = inspect_logs.log_of("quiz", ["C"])
     log["samples"][0]["scores"]["match"]["value"] = [1, 0]
     (tmp_path / "lists").mkdir()
@@ -70,13 +70,13 @@ def test_letters_words_and_numbers_are_scores_and_epochs_are_averaged(tmp_path):
 
 
 def test_answers_that_were_cut_off_count_for_the_validity(tmp_path):
-    old, new = arms(tmp_path, n=300, tasks=1, gains=0, losses=0, zipped=False)
-    file = next(new.iterdir())
+    base_path, new_path = arms(tmp_path, n=300, tasks=1, gains=0, losses=0, zipped=False)
+    file = next(new_path.iterdir())
     log = json.loads(file.read_text())
-    for one in log["samples"][:60]:
-        one["output"]["choices"][0]["stop_reason"] = "max_tokens"
+    for sample in log["samples"][:60]:
+        sample["output"]["choices"][0]["stop_reason"] = "max_tokens"
     file.write_text(json.dumps(log))
-    rule = next(r for r in gate(old, new).verdict.rules if r.name == "validity")
+    rule = next(r for r in gate(base_path, new_path).verdict.rules if r.name == "validity")
     assert (rule.outcome, rule.numbers["new"]) == ("fail", pytest.approx(0.2))
 
 
@@ -96,8 +96,8 @@ def test_a_zipped_log_that_was_cut_short_is_refused_as_not_finished(tmp_path):
 
 def test_a_task_given_other_arguments_is_another_task(tmp_path):
     for subject in ("law", "music"):
-        given = {"subject": subject}
-        inspect_logs.write(tmp_path / subject, {"quiz": ["C"] * 9}, task_args=given, task_args_passed=given)
+        args = {"subject": subject}
+        inspect_logs.write(tmp_path / subject, {"quiz": ["C"] * 9}, task_args=args, task_args_passed=args)
     assert list(read_tasks(tmp_path)) == ["quiz subject=law", "quiz subject=music"]
     with pytest.raises(
         IncompatibleRuns, match=r"no task in both \(quiz subject=law and quiz subject=music\)"
@@ -121,23 +121,23 @@ WARM = {"max_tokens": 64, "temperature": 0.7}
     ],
 )
 def test_another_version_decoding_scorer_precision_or_grader_is_refused_by_its_name(tmp_path, old, new, said):
-    arms = [inspect_logs.write(tmp_path / n, {"quiz": ["C"] * 9}, **of) for n, of in (("a", old), ("b", new))]
+    arms = [inspect_logs.write(tmp_path / n, {"quiz": ["C"] * 9}, **c) for n, c in (("a", old), ("b", new))]
     with pytest.raises(IncompatibleRuns, match=said):
         gate(*arms)
 
 
 def test_a_log_as_both_arms_or_with_an_item_twice_is_refused(tmp_path):
-    for other in (REAL / "tuned", REAL / "tuned.json"):
+    for path in (REAL / "tuned", REAL / "tuned.json"):
         with pytest.raises(UserError, match=r"answers of --base .* again, the same in all of 12 items"):
-            gate(REAL / "tuned" / "letters.eval", other)
+            gate(REAL / "tuned" / "letters.eval", path)
 
     log = inspect_logs.log_of("quiz", ["C"] * 9)
     base = inspect_logs.write(tmp_path / "base", {"quiz": ["C"] * 9})
-    twice = inspect_logs.write(
+    doubled = inspect_logs.write(
         tmp_path / "twice", {"quiz": ["C"] * 9}, zipped=False, samples=log["samples"] * 2
     )
     with pytest.raises(UserError, match=r"9 of 9 items twice in one epoch \(id quiz-0, .*once an epoch"):
-        release.gate_folders(base, twice, GatePolicy())
+        release.gate_folders(base, doubled, GatePolicy())
 
 
 def test_a_sample_that_died_is_missing_or_has_no_score_is_refused(tmp_path):
@@ -148,13 +148,13 @@ def test_a_sample_that_died_is_missing_or_has_no_score_is_refused(tmp_path):
 
     log = inspect_logs.log_of("quiz", ["C", "I", "C"])
     log["samples"][1] |= {"scores": None, "error": {"message": "connection lost"}}
-    for samples, said in (
+    for samples, pattern in (
         (log["samples"], "id quiz-1"),
         ([], r"no samples.*--no-log-samples"),
         (log["samples"][:2], "2 of 3 samples"),
     ):
         inspect_logs.zip_log(tmp_path / "a.eval", {**log, "samples": samples})
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=pattern):
             read_tasks(tmp_path / "a.eval")
 
 

@@ -1,4 +1,4 @@
-"""Rates, samples, looks and fronts: published numbers, a second source, and how often they err."""
+"""Rates, samples, looks and fronts against published numbers, a second source and their error rates."""
 
 import csv
 from math import exp
@@ -19,10 +19,10 @@ from tests.golden import golden
 
 
 def test_strata_get_more_items_where_they_vary_and_weights_that_add_up_to_the_pool():
-    found = stats.neyman_allocation({"a": 100, "b": 100, "c": 10}, {"a": 0.5, "b": 0.1, "c": 0.5}, 60)
-    assert sum(found.values()) == 60
-    assert found["a"] > found["b"] >= 2
-    assert found["c"] <= 10
+    sizes = stats.neyman_allocation({"a": 100, "b": 100, "c": 10}, {"a": 0.5, "b": 0.1, "c": 0.5}, 60)
+    assert sum(sizes.values()) == 60
+    assert sizes["a"] > sizes["b"] >= 2
+    assert sizes["c"] <= 10
     weights = stats.inclusion_weights(["a", "a", "b"], {"a": 10, "b": 7})
     assert weights == [5, 5, 7]
 
@@ -40,20 +40,20 @@ def read_learned_and_kept():
     """Return the code instruction-tuning points of "LoRA Learns Less and Forgets Less", by method and epoch."""
     with find_shared_data("rows/published/biderman_tables.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if "code_IFT" in row["table"]]
-    learned = {(r["method"], r["duration"]): float(r["value"]) for r in rows if "HumanEval" in r["table"]}
-    kept = {(r["method"], r["duration"]): float(r["value"]) for r in rows if "forget" in r["table"]}
-    return {key: (learned[key], kept[key]) for key in learned}
+    learning = {(r["method"], r["duration"]): float(r["value"]) for r in rows if "HumanEval" in r["table"]}
+    retention = {(r["method"], r["duration"]): float(r["value"]) for r in rows if "forget" in r["table"]}
+    return {key: (learning[key], retention[key]) for key in learning}
 
 
 def test_the_published_front_of_learning_and_forgetting_is_found_with_its_areas():
-    p = read_learned_and_kept()
-    assert len(p) == 20
-    front = [list(p)[i] for i in stats.pareto_front(list(p.values()))]
+    front_points = read_learned_and_kept()
+    assert len(front_points) == 20
+    front = [list(front_points)[i] for i in stats.pareto_front(list(front_points.values()))]
     assert front == [("r256", "2"), ("r64", "4"), ("r256", "4")]
     assert stats.hypervolume([(0.2, 0.9)], (0.3, 0.1)) == 0, "points below the reference add nothing"
     for method, area in {"r16": 0.090413, "r64": 0.103434, "r256": 0.125818, "full": 0.089802}.items():
-        own = [point for (name, _), point in p.items() if name == method]
-        assert stats.hypervolume(own, (0.0, 0.40)) == pytest.approx(area, abs=1e-6)
+        method_points = [point for (name, _), point in front_points.items() if name == method]
+        assert stats.hypervolume(method_points, (0.0, 0.40)) == pytest.approx(area, abs=1e-6)
 
 
 def is_dominated(p, points):
@@ -94,24 +94,24 @@ def test_the_bounds_are_the_published_ones(fractions, published):
 @pytest.mark.parametrize("fractions", [(0.3, 1.0), (0.25, 0.6, 1.0)])
 def test_the_chance_to_cross_is_alpha_by_the_normal_of_all_looks(fractions):
     bounds = stats.interim_bounds(fractions, 0.05)
-    t = np.array(fractions)
-    together = np.sqrt(np.minimum.outer(t, t) / np.maximum.outer(t, t))
-    kept = scipy_stats.multivariate_normal(cov=together).cdf(bounds)
-    assert 1 - kept == pytest.approx(0.05, abs=2e-4)
+    times = np.array(fractions)
+    correlation = np.sqrt(np.minimum.outer(times, times) / np.maximum.outer(times, times))
+    p_no_crossing = scipy_stats.multivariate_normal(cov=correlation).cdf(bounds)
+    assert 1 - p_no_crossing == pytest.approx(0.05, abs=2e-4)
 
 
 def test_strata_have_tangos_interval_where_asked_in_full_and_always_a_width():
     strata = [StratumFlips(3, 8, 100, 100), StratumFlips(1, 1, 200, 200)]
     assert stats.stratified_flips_interval(strata) == pytest.approx(stats.tango_interval(4, 9, 300))
-    found = stats.stratified_flips_interval([StratumFlips(20, 30, 400, 4000)])
-    assert found == pytest.approx(stats.tango_interval(20, 30, 400), abs=6e-4)
+    interval = stats.stratified_flips_interval([StratumFlips(20, 30, 400, 4000)])
+    assert interval == pytest.approx(stats.tango_interval(20, 30, 400), abs=6e-4)
     low, high = stats.stratified_flips_interval([StratumFlips(0, 0, 50, 500), StratumFlips(0, 0, 50, 1000)])
     assert low < -0.03
     assert high > 0.03
 
 
 def e_value(gains: int, losses: int) -> float:
-    """Return the evidence of single items that got better or worse."""
+    """Return the e-value of single items that got better or worse."""
     signs = np.array([0.0] + [1.0] * gains + [-1.0] * losses)
     return exp(float(stats.log_mean_wealth(stats.betting_mixture([signs], 1.0)[-1])))
 
@@ -121,8 +121,8 @@ def test_on_single_items_it_is_the_published_process_and_grows_with_losses_alone
     expected, _ = golden("e_sign")
     for key, values in expected.items():
         losses, gains = (int("".join(filter(str.isdigit, part))) for part in key.split())
-        both = (e_value(gains, losses) + e_value(losses, gains)) / 2
-        assert both == pytest.approx(values["uniform"], rel=0.02)
+        two_sided = (e_value(gains, losses) + e_value(losses, gains)) / 2
+        assert two_sided == pytest.approx(values["uniform"], rel=0.02)
     ratio = integrate.quad(lambda p: (2 * p) ** 12 * (2 * (1 - p)) ** 5, 0.5, 1)[0]
     assert e_value(5, 12) == pytest.approx(2 * ratio, rel=0.01)
     assert e_value(1, 12) > 20
@@ -133,9 +133,9 @@ def test_on_single_items_it_is_the_published_process_and_grows_with_losses_alone
 
 def test_a_making_shares_its_shift_and_an_earlier_gain_allows_no_later_loss():
     groups = [np.full(60, -0.01)] * 3
-    for found in (stats.seed_effects(groups, [""] * 3, 0.01), stats.seed_effects(groups, ["a"] * 3, 0.0)):
-        assert not found.mean.any()
-        assert not found.variance.any()
+    for effects in (stats.seed_effects(groups, [""] * 3, 0.01), stats.seed_effects(groups, ["a"] * 3, 0.0)):
+        assert not effects.mean.any()
+        assert not effects.variance.any()
     groups = [np.zeros(60)]
     assert stats.seed_effects(groups, ["a"], 0.01).variance == pytest.approx([2e-4])
     assert stats.seed_effects(groups, ["a"], 0.01, 4).variance == pytest.approx([1.25e-4])
@@ -147,24 +147,24 @@ def test_the_shift_predicted_is_the_best_linear_one_of_the_joint_normal():
     """Second source: condition the joint normal of the nights' means on those seen."""
     rng, sd, n, makings = np.random.default_rng(1), 0.02, 50, ["a", "a", "b"]
     groups = [rng.normal(-0.05, 0.3, n) for _ in makings]
-    seen = np.array([g.mean() for g in groups[:2]])
+    seen_means = np.array([g.mean() for g in groups[:2]])
     noise = (5 + sum(float((g**2).sum()) for g in groups[:2])) / (50 + 2 * n)
-    among = np.full((2, 2), 2 * sd**2) + np.eye(2) * noise / n  # both of making a
-    found = stats.seed_effects(groups, makings, sd)
-    of_b = np.full(2, sd**2) @ np.linalg.inv(among)  # b shares the reference alone
-    # What makings tell is weighed by the noise known when the next one begins, so all of it here.
-    assert found.mean[2] == pytest.approx(of_b @ seen)
-    assert found.variance[2] == pytest.approx(2 * sd**2 - of_b @ np.full(2, sd**2))
+    covariance = np.full((2, 2), 2 * sd**2) + np.eye(2) * noise / n  # both nights have making a
+    effects = stats.seed_effects(groups, makings, sd)
+    weights_of_b = np.full(2, sd**2) @ np.linalg.inv(covariance)  # b shares only the reference
+    # Earlier makings are weighted by the noise known when the next one begins: all of it here.
+    assert effects.mean[2] == pytest.approx(weights_of_b @ seen_means)
+    assert effects.variance[2] == pytest.approx(2 * sd**2 - weights_of_b @ np.full(2, sd**2))
 
 
 def test_the_chart_is_nists_and_agrees_with_its_own_recursion():
     expected, tolerance = golden("cusum_nist")
     _, x, high, low, alarm = map(np.array, zip(*expected, strict=True))
-    found = stats.cusum(x, 325, 0.3175, 4.1959)
-    assert found.high == pytest.approx(high, abs=tolerance)
-    assert found.low == pytest.approx(low, abs=tolerance)
-    assert found.alarm.tolist() == alarm.tolist()
-    assert int(found.alarm.argmax()) + 1 == 14
+    chart = stats.cusum(x, 325, 0.3175, 4.1959)
+    assert chart.high == pytest.approx(high, abs=tolerance)
+    assert chart.low == pytest.approx(low, abs=tolerance)
+    assert chart.alarm.tolist() == alarm.tolist()
+    assert int(chart.alarm.argmax()) + 1 == 14
     x = np.random.default_rng(5).normal(0, 1, 200)
     total, expected = 0.0, []
     for value in x:
@@ -177,7 +177,7 @@ FAVOUR = 0.1
 
 
 def world(seed, n, longer_share, size):
-    """Make errors of which 0.1 is for the longer answer and 0.3 for the new one, in clusters of one length each."""
+    """Make clustered errors that favour the longer answer by 0.1 and the new one by 0.3."""
     draw = np.random.default_rng(seed)
     cluster = np.arange(n) // size
     longer = (draw.random(cluster[-1] + 1) < longer_share)[cluster]
@@ -192,11 +192,11 @@ def world(seed, n, longer_share, size):
 
 @pytest.mark.parametrize(("n", "share", "size"), [(100, 0.9, 1), (50, 0.7, 5)])
 def test_the_interval_holds_the_favour_whatever_the_clusters(n, share, size):
-    found = [estimate_length_favour(*world(seed, n, share, size), RATE) for seed in range(200)]
-    told = [f.favour for f in found if f is not None and f.is_length]
-    assert len(told) >= 50
-    held = np.mean([f.low <= FAVOUR <= f.high for f in told])
-    assert held >= 0.95 - 2 * (0.95 * 0.05 / len(told)) ** 0.5
+    estimates = [estimate_length_favour(*world(seed, n, share, size), RATE) for seed in range(200)]
+    favours = [estimate.favour for estimate in estimates if estimate is not None and estimate.is_length]
+    assert len(favours) >= 50
+    coverage = np.mean([estimate.low <= FAVOUR <= estimate.high for estimate in favours])
+    assert coverage >= 0.95 - 2 * (0.95 * 0.05 / len(favours)) ** 0.5
 
 
 def test_a_contrast_has_the_error_and_degrees_of_freedom_of_least_squares_by_their_matrices():
@@ -204,16 +204,16 @@ def test_a_contrast_has_the_error_and_degrees_of_freedom_of_least_squares_by_the
     n, clusters = 40, draw.integers(0, 9, 40)
     group, values = draw.random(n) < 0.4, draw.normal(size=n) + clusters * 0.2
     design = np.column_stack([np.ones(n), group])
-    solved = np.linalg.inv(design.T @ design) @ design.T
-    left = np.eye(n) - design @ solved
+    solution = np.linalg.inv(design.T @ design) @ design.T
+    residual_maker = np.eye(n) - design @ solution
     parts = []
-    for c in range(9):
-        own = np.flatnonzero(clusters == c)
-        size, axes = np.linalg.eigh(left[np.ix_(own, own)])
-        parts.append(left[:, own] @ (axes / np.sqrt(size)) @ axes.T @ solved[1, own])
+    for cluster in range(9):
+        members = np.flatnonzero(clusters == cluster)
+        size, axes = np.linalg.eigh(residual_maker[np.ix_(members, members)])
+        parts.append(residual_maker[:, members] @ (axes / np.sqrt(size)) @ axes.T @ solution[1, members])
     parts = np.array(parts)
-    forms = [parts @ of @ parts.T for of in (np.eye(n), (clusters[:, None] == clusters) * 1.0)]
-    found = stats.clustered_contrast(values, group, clusters)
-    assert found.mean == pytest.approx(values[group].mean() - values[~group].mean())
-    assert found.se == pytest.approx(np.linalg.norm(parts @ values))
-    assert found.df == pytest.approx(min(np.trace(m) ** 2 / (m**2).sum() for m in forms))
+    variances = [parts @ weights @ parts.T for weights in (np.eye(n), (clusters[:, None] == clusters) * 1.0)]
+    contrast = stats.clustered_contrast(values, group, clusters)
+    assert contrast.mean == pytest.approx(values[group].mean() - values[~group].mean())
+    assert contrast.se == pytest.approx(np.linalg.norm(parts @ values))
+    assert contrast.df == pytest.approx(min(np.trace(m) ** 2 / (m**2).sum() for m in variances))

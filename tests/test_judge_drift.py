@@ -1,4 +1,4 @@
-"""A judge that changes is found by its anchors, before it grades more, in comparisons and at night."""
+"""Anchors detect a changed judge before it grades more, in comparisons and nightly runs."""
 
 import re
 from dataclasses import replace
@@ -35,8 +35,8 @@ def milder(question, answer):
 
 
 def reply(messages):
-    """Answer by the system message too, so that each candidate has answers of its own."""
-    return " ".join(m["content"] for m in messages)
+    """Include the system message in the answer, so that each candidate has its own answers."""
+    return " ".join(message["content"] for message in messages)
 
 
 @pytest.mark.e2e
@@ -47,36 +47,36 @@ def test_anchors_are_asked_and_paid_when_a_book_begins_and_before_each_candidate
     assert len(d.judge.asked) == 2 * (N + 2) + 2 * 20
     grades = [g for book in d.grades() for g in book.values()]
     (book,) = (d.folder / "runs" / "grades").iterdir()
-    again = [g for check in store.read_rechecks(d.store, book.name, AnchorCheck) for g in check.grades]
-    assert len(again) == 2 * 20
-    cost = sum(0.09 * g.n_prompt_tokens + 0.1 * g.n_output_tokens for g in (*grades, *again))
+    rechecked = [g for check in store.read_rechecks(d.store, book.name, AnchorCheck) for g in check.grades]
+    assert len(rechecked) == 2 * 20
+    cost = sum(0.09 * g.n_prompt_tokens + 0.1 * g.n_output_tokens for g in (*grades, *rechecked))
     assert any(f"for {usd(cost)} USD" in note for note in notes), (cost, notes)
     d.compare()
     assert len(d.judge.asked) == 2 * (N + 2) + 2 * 20, "nothing new to grade, nothing to check"
-    found = d.compare(LATER)
-    assert fact_of(found, "later").state == "done"
+    report = d.compare(LATER)
+    assert fact_of(report, "later").state == "done"
     assert len(d.judge.asked) == 3 * (N + 2) + 3 * 20
-    assert any("of 20 answers graded again 0 got another grade" in note for note in found.notes)
-    assert not any("unchecked" in note for note in found.notes)
+    assert any("of 20 answers graded again 0 got another grade" in note for note in report.notes)
+    assert not any("unchecked" in note for note in report.notes)
 
 
 @pytest.mark.e2e
 def test_a_judge_that_became_milder_grades_no_later_candidate_until_the_rubric_names_its_version(desk):  # noqa: F811
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
-    before = fact_of(d.compare(), "plain").target
+    target_before = fact_of(d.compare(), "plain").target
     d.judge.model = Grader(milder)
     n_graded = sum(map(len, d.grades()))
-    found = d.compare(LATER)
-    later = fact_of(found, "later")
-    assert later.state == "failed"
-    assert "of 20 answers that it had graded 20 got another grade (mean" in later.error
-    assert "another version: in the rubric" in later.error
+    report = d.compare(LATER)
+    later_fact = fact_of(report, "later")
+    assert later_fact.state == "failed"
+    assert "of 20 answers that it had graded 20 got another grade (mean" in later_fact.error
+    assert "another version: in the rubric" in later_fact.error
     assert sum(map(len, d.grades())) == n_graded, "nothing new was graded"
-    assert fact_of(found, "plain").target == before
+    assert fact_of(report, "plain").target == target_before
     d.rubric(RUBRIC + "version: milder\n" + JUDGE.format(url=d.judge.url, timeout=5))
-    again = d.compare(LATER)
-    assert {f.name: f.state for f in again.facts} == dict.fromkeys(("plain", "other", "later"), "done")
-    assert fact_of(again, "plain").target.score == pytest.approx(before.score + 0.5)
+    new_report = d.compare(LATER)
+    assert {f.name: f.state for f in new_report.facts} == dict.fromkeys(("plain", "other", "later"), "done")
+    assert fact_of(new_report, "plain").target.score == pytest.approx(target_before.score + 0.5)
 
 
 def check(n, n_moved, drifted=False):
@@ -101,10 +101,10 @@ def test_a_first_check_finds_no_drift_and_a_later_one_by_what_moved_before():
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.3, 0.5])
 def test_an_unchanged_judge_is_suspected_no_more_often_than_stated(rate):
-    """The exact chance of an alarm over both checks, from the binomial distribution."""
-    p = [comb(20, k) * rate**k * (1 - rate) ** (20 - k) for k in range(21)]
+    """Compute the exact chance of an alarm over both checks from the binomial distribution."""
+    p_of_count = [comb(20, k) * rate**k * (1 - rate) ** (20 - k) for k in range(21)]
     alarms = [(a, b) for a in range(21) for b in range(21) if is_drift(b, 20, [check(20, a)])]
-    assert 0 < sum(p[a] * p[b] for a, b in alarms) <= ALPHA
+    assert 0 < sum(p_of_count[a] * p_of_count[b] for a, b in alarms) <= ALPHA
 
 
 NIGHTLY = "nightly: {candidates: [plain], items: 10, anchors: 5}\n"
@@ -120,26 +120,26 @@ def reply_shorter(messages):
 
 @pytest.fixture
 def judged_desk(desk):  # noqa: F811
-    """Compare once by a judge that decides, so that nights have a reference."""
-    d = desk(reply, judge=Grader(grade_by_length), rubric=RUBRIC, extra=NIGHTLY)
-    d.compare()
-    return d
+    """Compare once with a judge, so that nights have a reference."""
+    setup = desk(reply, judge=Grader(grade_by_length), rubric=RUBRIC, extra=NIGHTLY)
+    setup.compare()
+    return setup
 
 
-def run_on(d, day=1):
-    return run_night(d.path, night=date(2026, 3, day))
+def run_on(setup, day=1):
+    return run_night(setup.path, night=date(2026, 3, day))
 
 
-def watch(d, name="plain", day=1):
-    """Run a night; returns what it says of a candidate."""
-    return line_of(run_on(d, day), name)
+def watch(setup, name="plain", day=1):
+    """Run a night; returns its line about a candidate."""
+    return line_of(run_on(setup, day), name)
 
 
 def test_a_night_of_unchanged_answers_asks_no_judge_and_says_nothing_of_labels(judged_desk):
     n_asked = len(judged_desk.judge.asked)
-    quiet = run_on(judged_desk)
-    assert quiet.verdict == "ok"
-    assert "label" not in line_of(quiet, "plain").sentence
+    night = run_on(judged_desk)
+    assert night.verdict == "ok"
+    assert "label" not in line_of(night, "plain").sentence
     assert len(judged_desk.judge.asked) == n_asked
 
 
@@ -157,43 +157,40 @@ def test_new_answers_are_graded_once_uncorrected_and_what_got_worse_is_named(jud
     assert len(judged_desk.judge.asked) - n_asked - 20 == n_new, "the same night asks nothing again"
 
 
-def label(watched, rows, value):
+def label(setup, rows, value):
     """Store a label of every answer, as `harness rate import` does."""
-    task = config.load(watched.path).experiment.target
+    task = config.load(setup.path).experiment.target
     metric = task.primary_metric
     labels = tuple(AnswerLabel(answer_digest(metric, row), row.example_id, value(row)) for row in rows)
-    given = LabelSet(
+    label_set = LabelSet(
         "", "2026-03-01", task.name, "test", metric, "ann", labels, digest_question(task, metric)
     )
-    store.save_labels(watched.store, replace(given, id=f"labels-{len(labels)}-{labels[0].answer}"))
+    store.save_labels(setup.store, replace(label_set, id=f"labels-{len(labels)}-{labels[0].answer}"))
 
 
 def test_labels_of_the_reference_alone_are_shown_and_correct_no_new_answer(judged_desk):
     label(judged_desk, judged_desk.rows(), lambda row: float(row.position % 2))
     judged_desk.candidates.model = Rule(reply_shorter)
-    said = watch(judged_desk).sentence
-    assert "15 of the 15 answers that differ from the reference have no label from people" in said
-    assert watch(judged_desk).sentence == said, "as it was stored"
+    sentence = watch(judged_desk).sentence
+    assert "15 of the 15 answers that differ from the reference have no label from people" in sentence
+    assert watch(judged_desk).sentence == sentence, "as it was stored"
 
 
 def test_labels_of_tonights_answers_correct_the_change_as_compare_does(judged_desk):
     label(judged_desk, judged_desk.rows(), lambda row: 0.0)
-    tonight = [replace(row, text="test ") for row in judged_desk.rows()]
-    label(judged_desk, tonight, lambda row: float(row.position % 4 > 0))
+    tonight_rows = [replace(row, text="test ") for row in judged_desk.rows()]
+    label(judged_desk, tonight_rows, lambda row: float(row.position % 4 > 0))
     judged_desk.candidates.model = Rule(reply_shorter)
-    said = watch(judged_desk).sentence
-    assert re.search(r"labels correct tonight's −100.0 pp of judge:helpful to \+[678]\d\.\d \[", said), said
+    text = watch(judged_desk).sentence
+    assert re.search(r"labels correct tonight's −100.0 pp of judge:helpful to \+[678]\d\.\d \[", text), text
 
 
 def test_a_judge_that_changed_grades_nothing_that_night_and_is_named(judged_desk):
     judged_desk.candidates.model, judged_desk.judge.model = Rule(reply_shorter), Grader(milder)
     n_asked = len(judged_desk.judge.asked)
-    found = run_on(judged_desk)
+    night = run_on(judged_desk)
     assert len(judged_desk.judge.asked) - n_asked == 20, "the anchors, once"
-    assert line_of(found, "plain").verdict not in ("ok", "regression")
-    assert "got another grade" in line_of(found, "plain").sentence
-    assert found.exit_code != 0
+    assert line_of(night, "plain").verdict not in ("ok", "regression")
+    assert "got another grade" in line_of(night, "plain").sentence
+    assert night.exit_code != 0
     assert {answer for _, answer in judged_desk.judge.model.seen}.isdisjoint({"test "})
-
-
-# Nights count every answer to an item: all that were drawn, and all that are accepted as right

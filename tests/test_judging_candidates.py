@@ -1,4 +1,4 @@
-"""Judges that run here: a candidate of an experiment, or a model that judges sixty rows by the command line."""
+"""Local judges: a candidate of an experiment, or a model that judges sixty rows by the command line."""
 
 import csv
 import json
@@ -52,13 +52,13 @@ def write(folder, model, metrics="'judge:./helpful.yaml'", *, judge="", more="")
 
 
 def grades(path):
-    at = Store(path.parent / "runs")
-    return {book: store.list_grades(at, book) for book in store.read_identities(at)}
+    run_store = Store(path.parent / "runs")
+    return {book: store.list_grades(run_store, book) for book in store.read_identities(run_store)}
 
 
 @pytest.fixture(scope="module")
 def grader(wide_model, tmp_path_factory):
-    """Write an experiment whose fine-tune is to judge; returns its path, and the weights as they are made."""
+    """An experiment whose fine-tune will judge: its path and a function that trains the weights."""
     path = write(tmp_path_factory.mktemp("grader") / "grader", wide_model, "exact_match", judge=wide_model)
 
     def train():
@@ -73,17 +73,17 @@ def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_t
     wide_model, tmp_path
 ):
     path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
-    found = compare(path)
+    report = compare(path)
     run = tiny_experiment.runs_of(path)["lora"]
-    ((book, kept),) = grades(path).items()
+    ((book, book_grades),) = grades(path).items()
     judge = store.read_identities(Store(path.parent / "runs"))[book]["judge"]
     assert (judge["candidate"], judge["weights"]) == ("lora", run.weights_digest)
-    assert {f.state for f in found.facts} == {"done"}
-    assert all(0 < grade.value < 1 for grade in kept)
-    (said,) = [note for note in found.notes if "answers of its own weights" in note]
-    assert f"lora (weights {run.weights_digest[:8]}) grades answers of its own weights (lora)" in said
+    assert {fact.state for fact in report.facts} == {"done"}
+    assert all(0 < grade.value < 1 for grade in book_grades)
+    (note,) = [text for text in report.notes if "answers of its own weights" in text]
+    assert f"lora (weights {run.weights_digest[:8]}) grades answers of its own weights (lora)" in note
     compare(path)
-    assert grades(path) == {book: kept}
+    assert grades(path) == {book: book_grades}
 
 
 @pytest.mark.e2e
@@ -109,8 +109,8 @@ def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trai
 
     def p_yes(candidate):
         encoded = [candidate.encode(messages, word) for word in ("no", "yes")]
-        no, yes = candidate.loglikelihood([(e.context, e.continuation) for e in encoded])
-        return 1 / (1 + math.exp(no.logprob - yes.logprob))
+        no_score, yes_score = candidate.loglikelihood([(pair.context, pair.continuation) for pair in encoded])
+        return 1 / (1 + math.exp(no_score.logprob - yes_score.logprob))
 
     with host.use_adapter(weights.folder / "adapter", weights.digest) as tuned:
         assert row.parts["judge:helpful"][0] == pytest.approx(p_yes(tuned), abs=1e-5)
@@ -160,7 +160,7 @@ HERE_RUBRIC = "criteria: The reply answers what was asked.\nscale: {{min: 1, max
 
 @pytest.fixture
 def desk(tmp_path, tiny):
-    """Write sixty rows and two files; the judge is the tiny model with room for its prompts."""
+    """Folder with sixty rows and two files; the judge is the tiny model with a longer context."""
     judge = tiny_model.copy(tiny, tmp_path / "judge", max_position_embeddings=4096)
     rows = [{"prompt": f"Where is parcel {i}{i}?", "reference": f"Parcel {i}{i} is late."} for i in range(60)]
     tiny_experiment.rows(tmp_path / "replies.jsonl", rows)
@@ -171,10 +171,10 @@ def desk(tmp_path, tiny):
 
 @pytest.mark.e2e
 def test_rows_are_judged_here_labelled_and_decided_on(harness, desk):
-    said = " ".join(harness("compare", "--verbose", cwd=desk, check=0).stdout.split())
-    assert "answers graded by judge" in said
-    assert "could not be read" not in said
-    assert "judge:helpful is graded by a judge" in said
+    output = " ".join(harness("compare", "--verbose", cwd=desk, check=0).stdout.split())
+    assert "answers graded by judge" in output
+    assert "could not be read" not in output
+    assert "judge:helpful is graded by a judge" in output
     harness("rate", "export", "labels.csv", "--candidates", "prompt,kind", cwd=desk)
     with (desk / "labels.csv").open(encoding="utf-8-sig", newline="") as lines:
         rows = [{**row, "label": "3"} for row in csv.DictReader(lines)]
@@ -182,11 +182,11 @@ def test_rows_are_judged_here_labelled_and_decided_on(harness, desk):
         writer = csv.DictWriter(lines, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    labelled = harness("rate", "import", "labels.csv", "--rater", "ann", "--scale", "1,5", cwd=desk)
-    assert f"{len(rows)} labels for judge:helpful by ann" in labelled.stdout
-    decided = harness("decide", cwd=desk, check=0)
-    assert "is graded by a judge" not in decided.stdout
+    import_result = harness("rate", "import", "labels.csv", "--rater", "ann", "--scale", "1,5", cwd=desk)
+    assert f"{len(rows)} labels for judge:helpful by ann" in import_result.stdout
+    decision = harness("decide", cwd=desk, check=0)
+    assert "is graded by a judge" not in decision.stdout
     facts = json.loads(harness("report", "--json", cwd=desk, check=0).stdout)["facts"]
-    assert [one["target"]["score"] for one in facts] == pytest.approx([0.5, 0.5]), (
+    assert [fact["target"]["score"] for fact in facts] == pytest.approx([0.5, 0.5]), (
         "people's 3 of 1 to 5 corrects the judge"
     )

@@ -1,4 +1,4 @@
-"""Languages: which one rows are in, and texts of scripts that write no blanks, which are read by their pieces."""
+"""Languages: detection for rows, and texts in scripts without spaces, which are split into pieces."""
 
 import json
 import shutil
@@ -39,9 +39,9 @@ def test_a_language_is_named_where_nearly_all_of_many_long_texts_are_in_it():
 
 @pytest.mark.e2e
 def test_each_task_that_is_named_for_a_language_is_in_the_catalogue_of_lm_eval():
-    named = [task for spoken in SPOKEN.values() for task in spoken.tasks]
-    assert len(named) >= 40
-    assert [task for task in named if names().get(task) not in ("task", "group")] == []
+    task_names = [task for spoken in SPOKEN.values() for task in spoken.tasks]
+    assert len(task_names) >= 40
+    assert [task for task in task_names if names().get(task) not in ("task", "group")] == []
 
 
 def write_rows(path, texts):
@@ -56,14 +56,14 @@ def test_plan_and_report_say_that_no_suite_is_in_the_language_of_the_target(tmp_
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     write_rows(path.parent / "suites/letters/test.jsonl", GERMAN)
     write_rows(path.parent / "suites/general/facts.jsonl", ENGLISH)
-    said = (
+    note = (
         "language: the target is in German, the capability suites are in English: what is forgotten of German is "
         "not measured; next: tasks of lm-eval such as belebele_deu_Latn, m_mmlu_de, arc_de in a suite"
     )
     plan = CliRunner().invoke(app, ["compare", "-c", str(path), "--dry-run"])
-    assert (plan.exit_code, said in plan.stderr) == (0, True), plan.stderr
-    done = CliRunner().invoke(app, ["compare", "-c", str(path), "--json"])
-    assert said in json.loads(done.stdout)["notes"], done.stderr
+    assert (plan.exit_code, note in plan.stderr) == (0, True), plan.stderr
+    result = CliRunner().invoke(app, ["compare", "-c", str(path), "--json"])
+    assert note in json.loads(result.stdout)["notes"], result.stderr
     write_rows(path.parent / "suites/general/facts.jsonl", GERMAN)
     plan = CliRunner().invoke(app, ["compare", "-c", str(path), "--dry-run"])
     assert (plan.exit_code, "language: " in plan.stderr) == (0, False), plan.stderr
@@ -73,18 +73,18 @@ ROOM = Memory(64.0, 80.0, "memory")
 GPU = Resources(Machine("cuda", "a GPU", "bf16", 100_000.0), ROOM)
 
 
-def write_experiment(folder, texts, here):
-    """Write what `init` proposes for rows; returns its sentence on public tasks and the experiment's path."""
+def write_experiment(folder, texts, resources):
+    """Write the proposal of `init` for rows; returns its line on public tasks and the experiment's path."""
     write_rows(folder / "mine.jsonl", texts)
     shutil.rmtree(folder / "new", ignore_errors=True)
-    proposal = scaffold.propose(Request(folder / "new", str(folder / "mine.jsonl")), here)
+    proposal = scaffold.propose(Request(folder / "new", str(folder / "mine.jsonl")), resources)
     path = scaffold.write(proposal)[0]
-    (said,) = [line for line in proposal.lines if line.startswith("public tasks: ")]
-    return said, path
+    (sentence,) = [line for line in proposal.lines if line.startswith("public tasks: ")]
+    return sentence, path
 
 
 def list_suites(path, *settings):
-    return {s.name: [t.name for t in s.tasks] for s in config.load(path, settings).experiment.suites}
+    return {s.name: [task.name for task in s.tasks] for s in config.load(path, settings).experiment.suites}
 
 
 @pytest.mark.e2e
@@ -92,15 +92,15 @@ def test_where_no_data_can_be_had_init_names_the_public_tasks_and_the_setting_th
     tmp_path, monkeypatch
 ):
     monkeypatch.delenv("HARNESS_DATASETS_DIR", raising=False)
-    said, path = write_experiment(tmp_path, GERMAN, GPU)
-    assert "5 tasks of lm-eval in German, suites/public.yaml; not listed" in said
-    assert "harness compare 'suites=[general,safety,public]' asks them too" in said
+    sentence, path = write_experiment(tmp_path, GERMAN, GPU)
+    assert "5 tasks of lm-eval in German, suites/public.yaml; not listed" in sentence
+    assert "harness compare 'suites=[general,safety,public]' asks them too" in sentence
     assert [*list_suites(path)] == ["general", "safety"]
     assert len(list_suites(path, "suites=[general,safety,public]")["public"]) == 5
 
 
 COLOURS, PLACES = "青白红黑金", "河山湖城"
-# A sentence about a shop, a question for it, and the shop's names, by language.
+# By language: a sentence about a shop, a question about it, and the parts of the shops' names.
 TEXTS = {
     "Chinese": ("{}商店每天都开门，经理姓王，卖灯和帐篷。", "请问{}商店卖什么东西？", COLOURS, PLACES),
     "Japanese": ("{}の店は毎日あいています。ランプとテントを売ります。", "{}の店は何を売りますか。", COLOURS, PLACES),
@@ -117,26 +117,26 @@ def ask(text, name="q", reference="-", **fields):
 
 
 def shops(language):
-    said, asked, *names = TEXTS[language]
-    called = ["".join(pair) for pair in product(*names)]
-    documents = tuple(Document(name, "", said.format(name)) for name in called)
-    return documents, tuple(ask(asked.format(name), name, documents=(name,)) for name in called)
+    statement, question_text, *names = TEXTS[language]
+    shop_names = ["".join(pair) for pair in product(*names)]
+    documents = tuple(Document(name, "", statement.format(name)) for name in shop_names)
+    return documents, tuple(ask(question_text.format(name), name, documents=(name,)) for name in shop_names)
 
 
 @pytest.mark.parametrize("language", TEXTS)
 def test_a_question_finds_the_document_that_it_names(language):
     documents, questions = shops(language)
     retrieve = compose({"rag": {"top_k": 1}}, PromptingContext(TASK, (), documents, seed=0))
-    assert [retrieve(one).passages for one in questions] == [one.documents for one in questions]
+    assert [retrieve(item).passages for item in questions] == [item.documents for item in questions]
 
 
 def test_a_long_text_is_cut_into_passages_of_so_many_words():
-    (document, *_), (asked, *_) = shops("Chinese")
-    long = document._replace(text=document.text * 10)
-    context = PromptingContext(TASK, (), (long,), seed=0)
-    shown = compose({"rag": {"top_k": 1, "chunk_words": 8, "chunk_overlap": 2}}, context)(asked)
-    passage = shown.prompt.removesuffix(question(shown)).removeprefix("Context:\n").strip()
-    assert passage in long.text
+    (document, *_), (item, *_) = shops("Chinese")
+    long_document = document._replace(text=document.text * 10)
+    context = PromptingContext(TASK, (), (long_document,), seed=0)
+    composed = compose({"rag": {"top_k": 1, "chunk_words": 8, "chunk_overlap": 2}}, context)(item)
+    passage = composed.prompt.removesuffix(question(composed)).removeprefix("Context:\n").strip()
+    assert passage in long_document.text
     assert 8 <= sum(map(str.isalpha, passage)) <= 16
 
 

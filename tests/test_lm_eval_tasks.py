@@ -1,4 +1,4 @@
-"""lm-eval's tasks asked by us and by lm-eval itself, and our engine behind lm-eval's evaluator, on the tiny model."""
+"""lm-eval's tasks by the harness and by lm-eval itself, and our engine in lm-eval's evaluator (tiny model)."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ FP32 = Machine("cpu", "CPU", "fp32", 100.0)
 
 @pytest.fixture(scope="module", autouse=True)
 def hub(tmp_path_factory):
-    """Write the documents once, and let everybody find them."""
+    """Write the documents once and point all tests to them."""
     folder = tiny_hub.write(tmp_path_factory.mktemp("hub"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARNESS_DATASETS_DIR", str(folder))
@@ -56,26 +56,26 @@ def hub(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tiny, tmp_path_factory):
-    """Copy the tiny model with room for 256 generated tokens behind a prompt."""
+    """Copy of the tiny model with room for 256 generated tokens after a prompt."""
     return tiny_model.copy(tiny, tmp_path_factory.mktemp("model") / "tiny", max_position_embeddings=700)
 
 
 def prepare(model, names, runs, limit=None, shots=None):
-    asked = standalone.tasks_of(names, limit, shots)
-    return standalone.prepare_model(str(model), asked, runs, SilentProgress(), precision="fp32")
+    task_specs = standalone.tasks_of(names, limit, shots)
+    return standalone.prepare_model(str(model), task_specs, runs, SilentProgress(), precision="fp32")
 
 
 @pytest.fixture(scope="module")
 def our_results(model, tmp_path_factory):
-    """Ask every task with one shot where the task has no number of its own that forbids it."""
+    """Evaluate every task with one shot, unless the task fixes another number."""
     return standalone.evaluate(prepare(model, TASKS, tmp_path_factory.mktemp("ours") / "runs", shots=1))
 
 
 def ask_lm_eval(model, hub, tasks, **options):
-    """Let lm-eval ask a model some tasks, from loading to scoring."""
+    """Evaluate a model on some tasks by lm-eval, from loading to scoring."""
     manager = TaskManager(include_defaults=False, include_path=[HOME / FOLDERS[task] for task in tasks])
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(hub)  # where lm-eval finds a folder in place of a name on the hub
+        patch.chdir(hub)  # lm-eval finds a folder here instead of a name on the hub
         return lm_eval.simple_evaluate(
             model=model, tasks=tasks, task_manager=manager, num_fewshot=1, bootstrap_iters=0, **options
         )
@@ -108,8 +108,8 @@ def test_every_answer_and_score_is_that_of_lm_eval_itself(our_results, their_res
             assert row.parts[name] == pytest.approx(np.atleast_1d(sample[metric]), abs=2e-3)
     assert len(rows) == 6
     results = {k: v for k, v in their_results["results"][task].items() if "," in k and "stderr" not in k}
-    mine = {s.metric: s.estimate.score for s in our_results.scores if s.task == task}
-    assert {k.removesuffix(",none"): pytest.approx(v, rel=1e-3) for k, v in results.items()} == mine
+    our_scores = {score.metric: score.estimate.score for score in our_results.scores if score.task == task}
+    assert {k.removesuffix(",none"): pytest.approx(v, rel=1e-3) for k, v in results.items()} == our_scores
 
 
 @pytest.mark.e2e
@@ -124,7 +124,7 @@ def test_generated_texts_and_shots_are_those_of_lm_eval_itself(our_results, thei
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "adds_bos"])
 def encoders(request, tiny, tmp_path_factory):
-    """Return our candidate and lm-eval's model on one tokenizer, which may write its own first token."""
+    """Our candidate and lm-eval's model on one tokenizer, which may add a BOS token."""
     folder = tiny
     if request.param:
         folder = tiny_model.build(tmp_path_factory.mktemp("bos"), adds_bos=True)
@@ -150,10 +150,10 @@ def test_a_pair_becomes_the_token_ids_of_lm_eval_and_is_flagged_where_they_merge
     ours, theirs = encoders
     encoded = encode_pair(ours, context, continuation)
     assert (list(encoded.context), list(encoded.continuation)) == theirs._encode_pair(context, continuation)
-    before, whole = theirs.tok_encode(context.rstrip()), theirs.tok_encode(context + continuation)
-    assert encoded.merged == (whole[: len(before)] != before)
-    said = ours.tokenizer.decode((*encoded.context, *encoded.continuation), skip_special_tokens=True)
-    assert encoded.merged or said == context + continuation
+    context_ids, all_ids = theirs.tok_encode(context.rstrip()), theirs.tok_encode(context + continuation)
+    assert encoded.merged == (all_ids[: len(context_ids)] != context_ids)
+    text = ours.tokenizer.decode((*encoded.context, *encoded.continuation), skip_special_tokens=True)
+    assert encoded.merged or text == context + continuation
 
 
 @given(ids=st.lists(st.integers(1, 9), min_size=1, max_size=40), length=st.integers(2, 12))
@@ -187,24 +187,24 @@ def test_an_aggregate_gives_what_that_of_lm_eval_gives(aggregation, data):
 
 
 def test_a_group_is_one_task(model, tmp_path):
-    done = standalone.evaluate(prepare(model, ["ai2_arc"], tmp_path / "runs"))
-    acc = {s.part: s.estimate for s in done.scores if s.metric == "acc"}
-    assert {part: e.n for part, e in acc.items()} == {"": 10, "arc_challenge": 4, "arc_easy": 6}
+    evaluation = standalone.evaluate(prepare(model, ["ai2_arc"], tmp_path / "runs"))
+    acc = {score.part: score.estimate for score in evaluation.scores if score.metric == "acc"}
+    assert {part: estimate.n for part, estimate in acc.items()} == {"": 10, "arc_challenge": 4, "arc_easy": 6}
     pooled = (4 * acc["arc_challenge"].score + 6 * acc["arc_easy"].score) / 10
     assert acc[""].score == pytest.approx(pooled)
-    assert list(standalone.to_json(done)["results"]) == ["ai2_arc", "arc_challenge", "arc_easy"]
+    assert list(standalone.to_json(evaluation)["results"]) == ["ai2_arc", "arc_challenge", "arc_easy"]
 
 
 def load_tasks(*names, **keys):
-    asked = [Task.model_validate({"lm_eval": name, **keys}) for name in names]
-    return capability.load(asked, tasks.datasets_folder(None))
+    task_specs = [Task.model_validate({"lm_eval": name, **keys}) for name in names]
+    return capability.load(task_specs, tasks.datasets_folder(None))
 
 
 def test_all_problems_of_all_tasks_are_said_at_once():
     with pytest.raises(UserError) as error:
         load_tasks("arc_easi", "winogrand")
     expected = ["did you mean 'arc_easy'?", "did you mean 'winogrande'?"]
-    assert [p.next_step.partition(";")[0] for p in error.value.problems] == expected
+    assert [problem.next_step.partition(";")[0] for problem in error.value.problems] == expected
 
 
 @pytest.mark.parametrize(
@@ -248,16 +248,16 @@ def test_a_suite_names_tasks_of_lm_eval_and_compare_asks_them(tmp_path, tiny):
 def test_a_training_row_that_a_document_repeats_is_refused(tmp_path, tiny):
     path = write_experiment(tmp_path, tiny)
     rows = tmp_path / "suites" / "letters" / "train.jsonl"
-    asked = tiny_hub.minimal_pairs(1)[0]["sentence_good"].upper()
-    rows.write_text(rows.read_text() + json.dumps({"prompt": asked, "reference": "late"}) + "\n")
+    question = tiny_hub.minimal_pairs(1)[0]["sentence_good"].upper()
+    rows.write_text(rows.read_text() + json.dumps({"prompt": question, "reference": "late"}) + "\n")
     with pytest.raises(UserError, match=r"the question of blimp_causative item 0-.* too"):
         tiny_experiment.run(path)
 
 
 def test_the_standard_suite_is_read_offline_and_lm_eval_knows_its_tasks():
     suite = next(s for s in config.read_suites(ROOT / "suites") if s.name == "standard")
-    known = tasks.names()
-    assert {task.lm_eval for task in suite.tasks} <= set(known)
+    known_tasks = tasks.names()
+    assert {task.lm_eval for task in suite.tasks} <= set(known_tasks)
     assert len(suite.tasks) == 12
     assert all(task.margin for task in suite.tasks)
 
@@ -268,19 +268,19 @@ def load_changed(name, hub, overrides, *, trusted=False):
 
 
 def test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused(hub):
-    changed = {"dataset_kwargs": {"trust_remote_code": True}}
+    with_code = {"dataset_kwargs": {"trust_remote_code": True}}
     with pytest.raises(UserError, match="write trust_remote_code: true"):
-        load_changed("arc_easy", hub, changed)
-    assert load_changed("arc_easy", hub, changed, trusted=True).task_name == "arc_easy"
-    sampled = {"generation_kwargs": {"do_sample": True, "temperature": 0.7, "until": ["Q"]}}
+        load_changed("arc_easy", hub, with_code)
+    assert load_changed("arc_easy", hub, with_code, trusted=True).task_name == "arc_easy"
+    with_sampling = {"generation_kwargs": {"do_sample": True, "temperature": 0.7, "until": ["Q"]}}
     with pytest.raises(UserError, match="whose answers are sampled"):
-        load_changed("gsm8k", hub, sampled)
+        load_changed("gsm8k", hub, with_sampling)
 
 
 def test_a_metric_that_is_no_sum_over_items_is_left_out_and_said(hub):
     metrics = [{"metric": "acc", "aggregation": "median", "higher_is_better": True}, {"metric": "acc_norm"}]
-    kept, left_out = scores.scores_of(load_changed("arc_easy", hub, {"metric_list": metrics}))
-    assert [s.name for s in kept] == ["acc_norm"]
+    kept_scores, left_out = scores.scores_of(load_changed("arc_easy", hub, {"metric_list": metrics}))
+    assert [score.name for score in kept_scores] == ["acc_norm"]
     assert "acc is left out: lm-eval aggregates it by median" in left_out[0]
 
 
@@ -290,23 +290,23 @@ def run_cli(*words):
 
 @pytest.mark.e2e
 def test_eval_prints_a_table_and_writes_results_and_samples(model, tmp_path):
-    out, runs = tmp_path / "out", tmp_path / "runs"
-    done = run_cli(
-        "eval", model, "-t", "blimp_causative,lambada_openai", "-L", 3, "-o", out, "-s", "--runs", runs
+    out_folder, runs = tmp_path / "out", tmp_path / "runs"
+    result = run_cli(
+        "eval", model, "-t", "blimp_causative,lambada_openai", "-L", 3, "-o", out_folder, "-s", "--runs", runs
     )
-    assert done.exit_code == 0, done.output
-    lines = [line.split() for line in done.stdout.splitlines()]
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
     assert [line[:3] for line in lines if line[0] == "blimp_causative"] == [["blimp_causative", "0", "acc"]]
-    results = json.loads((out / "results.json").read_text())["results"]
+    results = json.loads((out_folder / "results.json").read_text())["results"]
     expected = {"blimp_causative": ["acc"], "lambada_openai": ["acc", "perplexity"]}
-    assert {task: sorted(found) for task, found in results.items()} == expected
-    rows = (out / "samples_blimp_causative.jsonl").read_text().splitlines()
+    assert {task: sorted(metrics) for task, metrics in results.items()} == expected
+    rows = (out_folder / "samples_blimp_causative.jsonl").read_text().splitlines()
     assert [json.loads(row)["task"] for row in rows] == ["blimp_causative"] * 3
 
 
 @pytest.fixture(scope="module")
 def log_folder(our_results, tmp_path_factory):
-    """Write what was asked, with every item's row."""
+    """Write the results with every item's row."""
     folder = tmp_path_factory.mktemp("written")
     standalone.write(our_results, folder, log_samples=True)
     return folder
@@ -315,20 +315,20 @@ def log_folder(our_results, tmp_path_factory):
 @pytest.mark.e2e
 @pytest.mark.parametrize("task", TASKS)
 def test_written_samples_are_those_that_lm_eval_logs(log_folder, their_results, task):
-    known = {(s["doc_id"], s["filter"]): s for s in their_results["samples"][task]}
+    known_samples = {(s["doc_id"], s["filter"]): s for s in their_results["samples"][task]}
     lines = [json.loads(line) for line in (log_folder / f"samples_{task}.jsonl").read_text().splitlines()]
-    assert {(line["doc_id"], line["filter"]) for line in lines} == known.keys()
+    assert {(line["doc_id"], line["filter"]) for line in lines} == known_samples.keys()
     for line in lines:
-        sample = known[line["doc_id"], line["filter"]]
-        same = ("target", "metrics", "doc_hash", "prompt_hash", "target_hash")
-        assert {key: line[key] for key in same} == {key: sample[key] for key in same}
-        asked = [list(request.values()) for request in line["arguments"].values()]
-        assert asked == json.loads(json.dumps(sample["arguments"], default=str))
+        sample = known_samples[line["doc_id"], line["filter"]]
+        equal_keys = ("target", "metrics", "doc_hash", "prompt_hash", "target_hash")
+        assert {key: line[key] for key in equal_keys} == {key: sample[key] for key in equal_keys}
+        arguments = [list(request.values()) for request in line["arguments"].values()]
+        assert arguments == json.loads(json.dumps(sample["arguments"], default=str))
 
 
-def rates_alone(written, folder):
-    """Copy what was written but for wikitext, which has no rate for the gate to judge."""
-    return shutil.copytree(written, folder, ignore=shutil.ignore_patterns("*wikitext*"))
+def rates_alone(source, folder):
+    """Copy the written results except wikitext, which has no rate for the gate to judge."""
+    return shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*wikitext*"))
 
 
 @pytest.mark.e2e
@@ -346,9 +346,9 @@ def test_the_gate_reads_what_eval_wrote_and_refuses_a_copy_of_it_and_another_pre
 @pytest.mark.e2e
 def test_a_candidates_name_means_its_weights_in_the_precision_that_is_named(tmp_path, tiny):
     path = write_experiment(tmp_path, tiny)
-    done = run_cli("eval", "prompt", "-t", "blimp_causative", "-c", path, "--json")
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["model"] == "prompt"
+    result = run_cli("eval", "prompt", "-t", "blimp_causative", "-c", path, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["model"] == "prompt"
     assert (tmp_path / "runs" / "rows").is_dir()
     words = ("-t", "blimp_causative", "-c", path, "--json", "--precision", "bf16")
     assert json.loads(run_cli("eval", "prompt", *words).stdout)["precision"] == "bf16"
@@ -364,8 +364,8 @@ def test_a_candidates_name_means_its_weights_in_the_precision_that_is_named(tmp_
     ],
 )
 def test_what_eval_cannot_do_is_said(tmp_path, words, said):
-    done = run_cli("eval", "smollm2-135m", *words, "-c", tmp_path / "harness.yaml")
-    assert said in str(done.exception)
+    result = run_cli("eval", "smollm2-135m", *words, "-c", tmp_path / "harness.yaml")
+    assert said in str(result.exception)
 
 
 @pytest.fixture(scope="module")
@@ -375,27 +375,27 @@ def harness_lm(model, own_cache):
 
 @pytest.fixture(scope="module")
 def both_samples(harness_lm, hub, their_results):
-    asked = ["arc_easy", "wikitext", "gsm8k"]
-    return [ask_lm_eval(harness_lm, hub, asked)["samples"], their_results["samples"]]
+    names = ["arc_easy", "wikitext", "gsm8k"]
+    return [ask_lm_eval(harness_lm, hub, names)["samples"], their_results["samples"]]
 
 
-def likelihoods(found):
-    """Return every log-likelihood of a task's samples, and whether it was the greedy one."""
-    given = [r if isinstance(r, tuple) else (r, False) for s in found for r in s["filtered_resps"]]
-    return np.array([x for x, _ in given]), [greedy for _, greedy in given]
+def likelihoods(samples):
+    """Return every log-likelihood of a task's samples and whether its text was the greedy one."""
+    responses = [r if isinstance(r, tuple) else (r, False) for s in samples for r in s["filtered_resps"]]
+    return np.array([logprob for logprob, _ in responses]), [greedy for _, greedy in responses]
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("task", ["arc_easy", "wikitext"])
 def test_every_likelihood_is_that_of_lm_evals_own_model(both_samples, task):
-    (mine, greedy), (expected, as_greedy) = (likelihoods(found[task]) for found in both_samples)
-    assert mine == pytest.approx(expected, abs=1e-3)
-    assert greedy == as_greedy
-    assert len(mine) >= 2
+    (ours, greedy), (expected, expected_greedy) = (likelihoods(samples[task]) for samples in both_samples)
+    assert ours == pytest.approx(expected, abs=1e-3)
+    assert greedy == expected_greedy
+    assert len(ours) >= 2
 
 
 @pytest.mark.e2e
 def test_every_generated_text_is_that_of_lm_evals_own_model(both_samples):
-    mine, expected = ([s["resps"] for s in found["gsm8k"]] for found in both_samples)
-    assert mine == expected
-    assert any(text for ((text,),) in mine)
+    our_texts, expected = ([sample["resps"] for sample in samples["gsm8k"]] for samples in both_samples)
+    assert our_texts == expected
+    assert any(text for ((text,),) in our_texts)

@@ -1,4 +1,4 @@
-"""Requests are timed alone and at once, again where other work disturbed them, and cost what was said."""
+"""Requests are timed alone and together, timed again after disturbances, and stay within their budget."""
 
 import json
 import re
@@ -36,7 +36,7 @@ POLICY = "concurrency: 4\n"
 
 
 class SlowServer:
-    """Takes its time with each request, and counts how many are under way together."""
+    """A slow server that counts its concurrent requests."""
 
     def __init__(self, took_s):
         self.took_s, self.now, self.most, self.lock = took_s, 0, 0, threading.Lock()
@@ -76,12 +76,12 @@ def test_requests_to_a_server_come_together_where_that_is_written(tiny, tmp_path
     assert "### Under load" in markdown(experiment_document(report))
 
 
-def price(read, written):
-    return read + 2 * written
+def price(n_read, n_written):
+    return n_read + 2 * n_written
 
 
 def ask(budget, read, written, took):
-    """Ask for one answer; what it took is a prompt's tokens and those of the answer."""
+    """Ask for one answer that takes these numbers of prompt and answer tokens."""
     with budget.reserve(read, written) as spend:
         spend(price(*took), *took)
 
@@ -91,7 +91,7 @@ def ask(budget, read, written, took):
     requests=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.floats(0, 1)), max_size=30),
 )
 def test_what_is_paid_stays_within_a_budget_whose_prompts_are_estimated_right(most, requests):
-    budget, paid, lock = Budget(most, price), [], Lock()
+    budget, costs, lock = Budget(most, price), [], Lock()
 
     def one(request):
         read, written, share = request
@@ -100,20 +100,20 @@ def test_what_is_paid_stays_within_a_budget_whose_prompts_are_estimated_right(mo
                 cost = price(read, share * written)
                 spend(cost, read, 0)
             with lock:
-                paid.append(cost)
+                costs.append(cost)
         except CandidateFailed:
             return
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, requests))
-    assert sum(paid) <= most
+    assert sum(costs) <= most
     if sum(price(read, written) for read, written, _ in requests) <= most:
-        assert len(paid) == len(requests)
+        assert len(costs) == len(requests)
 
 
 def test_the_first_answer_shows_how_far_estimates_are_too_low():
     budget = Budget(100.0, price)
-    for _ in range(4):  # estimates are a fourth of what is counted: 22 are paid
+    for _ in range(4):  # estimates are a quarter of the counted tokens: 22 are paid
         ask(budget, read=5, written=1, took=(20, 1))
     with pytest.raises(CandidateFailed, match=r"4 answers have cost 88.* the next may cost 22"):
         ask(budget, read=5, written=1, took=(20, 1))
@@ -136,16 +136,16 @@ def test_a_request_that_fails_gives_back_what_was_set_aside_and_one_without_usag
 
 
 class FakeMachine:
-    """A clock on which each request takes the next of some times, and waits for a processor a share of it."""
+    """A clock on which each request takes a given time, part of which it waits for a processor."""
 
     def __init__(self, seconds, waited_share=lambda turn: 0.0):
         self.seconds, self.waited_share = seconds, waited_share
         self.turn, self.now, self.waited, self.asked = count(), 0.0, 0.0, []
 
     def ask(self, i):
-        took, turn = self.seconds(i), next(self.turn)
-        self.now += took
-        self.waited += took * self.waited_share(turn)
+        took_s, turn = self.seconds(i), next(self.turn)
+        self.now += took_s
+        self.waited += took_s * self.waited_share(turn)
         self.asked.append(i)
 
     def read(self):
@@ -154,25 +154,25 @@ class FakeMachine:
 
 def test_requests_are_timed_alone_and_again_beside_other_work():
     machine = FakeMachine(lambda i: 0.1 + i / 100)
-    found = time_requests(machine.ask, 10, read=machine.read)
+    timing = time_requests(machine.ask, 10, read=machine.read)
     assert machine.asked == [0, *range(10), 0]
-    assert found.times_s == pytest.approx([0.1 + i / 100 for i in range(10)])
-    assert (found.p50_s, found.p95_s) == (pytest.approx(0.145), pytest.approx(0.19))
-    assert not found.contended
+    assert timing.times_s == pytest.approx([0.1 + i / 100 for i in range(10)])
+    assert (timing.p50_s, timing.p95_s) == (pytest.approx(0.145), pytest.approx(0.19))
+    assert not timing.contended
     machine = FakeMachine(lambda i: 3.0)
     assert len(time_requests(machine.ask, 30, read=machine.read).times_s) == 5
 
     machine = FakeMachine(lambda i: 0.1, lambda turn: 0.5 if turn < 7 else 0.0)
-    found = time_requests(machine.ask, 5, read=machine.read)
+    timing = time_requests(machine.ask, 5, read=machine.read)
     assert len(machine.asked) == 14
-    assert not found.contended
+    assert not timing.contended
     machine = FakeMachine(lambda i: 0.1, lambda turn: 0.5)
-    found = time_requests(machine.ask, 5, read=machine.read)
+    timing = time_requests(machine.ask, 5, read=machine.read)
     assert len(machine.asked) == 14
-    assert found.contended
+    assert timing.contended
 
 
-# Of stored runs
+# Stored runs
 
 
 @pytest.fixture
@@ -192,11 +192,11 @@ def test_a_disturbed_run_is_timed_again_with_requests_at_once_and_a_first_token(
     monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
     session, run = session_and_run
     run.latency.update(p50_s=99.0, contended=1.0)
-    timed = time_again(session, session.candidates["lora"], run)
-    (kept,) = (r for r in store.list_runs(session.store) if r.run_id == run.run_id)
-    assert asdict(kept) == asdict(timed)
-    assert timed.latency["compute_s"] == run.latency["compute_s"]
-    again = timed.latency
+    new_run = time_again(session, session.candidates["lora"], run)
+    (stored_run,) = (stored for stored in store.list_runs(session.store) if stored.run_id == run.run_id)
+    assert asdict(stored_run) == asdict(new_run)
+    assert new_run.latency["compute_s"] == run.latency["compute_s"]
+    again = new_run.latency
     assert again["p50_s"] < 99.0
     assert again["at_once"] == 6, "as many as validation has, eight at most"
     assert again["first_token_s"] > 0
@@ -212,33 +212,33 @@ def test_a_disturbed_run_is_timed_again_with_requests_at_once_and_a_first_token(
     assert "lora (seed 1) answers 6 within" in " ".join(describe_timing(seeds)), (
         "seeds have names of their own"
     )
-    served = {name: of for name, of in again.items() if name != "first_token_s"}
-    assert "a second), their first tokens after " in describe_timing([replace(run, latency=served)])[1]
+    without_first = {name: value for name, value in again.items() if name != "first_token_s"}
+    assert "a second), their first tokens after " in describe_timing([replace(run, latency=without_first)])[1]
 
 
 def test_nothing_rests_on_figures_that_other_work_disturbed_and_a_note_names_them(copy):
     (file,) = (copy.parent / "runs").glob("*-lora-s0-*/run.json")
-    plain = json.loads(file.read_text())
-    plain["latency"] |= {"contended": 1.0, "compute_contended": 1.0}
-    file.write_text(json.dumps(plain))
-    found = tiny_experiment.run(copy)
-    (lora,) = (f for f in found.facts if f.name == "lora")
+    stored_run = json.loads(file.read_text())
+    stored_run["latency"] |= {"contended": 1.0, "compute_contended": 1.0}
+    file.write_text(json.dumps(stored_run))
+    report = tiny_experiment.run(copy)
+    (lora,) = (fact for fact in report.facts if fact.name == "lora")
     assert (lora.speed.latency_p50_s, lora.speed.requests_per_s, lora.cost_per_1k_usd) == (None, None, None)
     names = {"latency_p50_s", "latency_p95_s", "requests_per_s", "cost_per_1k_usd"}
     assert lora.speed.disturbed.keys() == names
-    (table,) = [s for s in experiment_document(found).sections if s.kind == "speed"]
+    (table,) = [section for section in experiment_document(report).sections if section.kind == "speed"]
     cells = {row[0]: row[1:] for row in table.rows}
     assert [cell.startswith("~") for cell in cells["lora"]] == [True, True, True, False, False, True]
     assert not any("~" in cell for cell in cells["prompt"])
     assert "the decision ignores" in table.notes[0]
-    others = "were disturbed by other work on this machine, twice: marked ~ and left out of the decision"
-    said = [note for note in found.notes if note.endswith(others)]
-    assert any(note.startswith("latencies of ") and "lora" in note for note in said)
-    assert any(note.startswith("costs and requests a second of ") and "lora" in note for note in said)
-    assert found.decision.arithmetic.get("break_even_requests") is None
+    ending = "were disturbed by other work on this machine, twice: marked ~ and left out of the decision"
+    notes = [note for note in report.notes if note.endswith(ending)]
+    assert any(note.startswith("latencies of ") and "lora" in note for note in notes)
+    assert any(note.startswith("costs and requests a second of ") and "lora" in note for note in notes)
+    assert report.decision.arithmetic.get("break_even_requests") is None
 
 
-# Adapters as they are served
+# Served adapters
 
 
 @pytest.mark.e2e
@@ -252,23 +252,23 @@ def test_a_merged_adapter_answers_with_the_likelihoods_of_the_adapter_and_the_ba
         tiny_methods.context(tiny, tmp_path), Lora.Params(r=4, max_steps=4, learning_rate=5e-2)
     )
     source, machine = resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 1.0)
-    host, (alone, tokenizer) = ModelHost(source, machine), load_base(source, machine)
-    adapted = PeftModel.from_pretrained(alone, weights.folder / "adapter").eval()
+    host, (lone_base, tokenizer) = ModelHost(source, machine), load_base(source, machine)
+    adapted_model = PeftModel.from_pretrained(lone_base, weights.folder / "adapter").eval()
     ids = torch.arange(5, 15)[None]
 
     def logprobs(model):
         with torch.no_grad():
             return model(input_ids=ids).logits.log_softmax(-1)
 
-    base, apart = logprobs(host.model), logprobs(adapted)
-    with merge_adapter(HFCandidate(adapted, tokenizer, "w", "packed")):
-        together = logprobs(adapted)
-        n_low_rank = sum(hasattr(module, "lora_A") for module in adapted.modules())
+    base_logprobs, separate_logprobs = logprobs(host.model), logprobs(adapted_model)
+    with merge_adapter(HFCandidate(adapted_model, tokenizer, "w", "packed")):
+        merged_logprobs = logprobs(adapted_model)
+        n_low_rank = sum(hasattr(module, "lora_A") for module in adapted_model.modules())
     with host.use_adapter(weights.folder / "adapter", weights.digest) as candidate:
-        opened = logprobs(candidate.model)
+        opened_logprobs = logprobs(candidate.model)
     assert n_low_rank == 0
-    assert (together - apart).abs().max() < 1e-4
-    assert (opened - apart).abs().max() < 1e-4
-    assert not torch.equal(apart, base)
-    assert torch.equal(logprobs(adapted), apart)
-    assert torch.equal(logprobs(host.model), base)
+    assert (merged_logprobs - separate_logprobs).abs().max() < 1e-4
+    assert (opened_logprobs - separate_logprobs).abs().max() < 1e-4
+    assert not torch.equal(separate_logprobs, base_logprobs)
+    assert torch.equal(logprobs(adapted_model), separate_logprobs)
+    assert torch.equal(logprobs(host.model), base_logprobs)

@@ -1,4 +1,4 @@
-"""Packed likelihoods are the plain ones, whatever begins alike and however it is cut into groups."""
+"""Packed likelihoods equal the plain ones for any shared prefixes and any grouping."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from tiny_model import note_shapes
 from harness.errors import CandidateFailed
 from harness.models.loglikelihood import Executor, layout_digest
 
-# Few ids beside many, so that some sequences begin alike.
+# A few frequent ids and many rare ones, so that some sequences share a prefix.
 IDS = st.one_of(st.integers(4, 6), st.integers(4, 300))
 CONTEXT, REST = (st.lists(IDS, min_size=1, max_size=n).map(tuple) for n in (12, 5))
 PAIRS = st.lists(st.tuples(CONTEXT, REST), min_size=1, max_size=12)
@@ -27,9 +27,9 @@ def score_plainly(model, context, continuation):
 
     with torch.inference_mode():
         logits = model(torch.tensor([[*context, *continuation]])).logits[0].double()
-    rows = torch.log_softmax(logits, -1)[len(context) - 1 : -1]
-    chosen = [row[token].item() for row, token in zip(rows, continuation, strict=True)]
-    return sum(chosen), rows.argmax(-1).tolist() == list(continuation)
+    log_softmax = torch.log_softmax(logits, -1)[len(context) - 1 : -1]
+    token_logprobs = [row[token].item() for row, token in zip(log_softmax, continuation, strict=True)]
+    return sum(token_logprobs), log_softmax.argmax(-1).tolist() == list(continuation)
 
 
 def agree(executor, model, pairs):
@@ -59,14 +59,14 @@ def test_without_masks_several_sequences_and_what_they_begin_with_are_read_once(
     prefix = tuple(range(10, 60))
     pairs = [((*prefix, 100 + i), (j, 7)) for i in range(6) for j in (5, 6)]
     executor = Executor(model, 512)
-    with note_shapes(model.get_input_embeddings()) as read:
+    with note_shapes(model.get_input_embeddings()) as shapes:
         executor.score(pairs)
-    assert list(map(math.prod, read)) == [50, 6 * 3]
+    assert list(map(math.prod, shapes)) == [50, 6 * 3]
 
-    crowded = CrowdedModel(model, 512)
+    crowded_model = CrowdedModel(model, 512)
     pairs = [(tuple(range(5 + n, 11 + n)), (20, 21)) for n in range(6)]
-    agree(Executor(crowded, 512, "padded"), model, pairs)
-    assert crowded.tried == [6 * 7]
+    agree(Executor(crowded_model, 512, "padded"), model, pairs)
+    assert crowded_model.tried == [6 * 7]
 
 
 @FEW
@@ -76,13 +76,13 @@ def test_the_engines_without_masks_give_the_same_numbers(model, pairs, engine):
 
 
 def test_numbers_that_are_none_are_refused_when_a_model_is_opened_and_when_it_scores(model):
-    spoilt = copy.deepcopy(model)
-    spoilt.get_input_embeddings().weight.data[7] = float("nan")
+    nan_model = copy.deepcopy(model)
+    nan_model.get_input_embeddings().weight.data[7] = float("nan")
     with pytest.raises(CandidateFailed, match=r"not numbers in float32; try: precision"):
-        Executor(spoilt, 64)
-    known = Executor(spoilt, 64, "packed")
+        Executor(nan_model, 64)
+    executor = Executor(nan_model, 64, "packed")
     with pytest.raises(CandidateFailed, match="not numbers in float32"):
-        known.score([((5, 6), (8,)), ((5, 7), (8,))])
+        executor.score([((5, 6), (8,)), ((5, 7), (8,))])
 
 
 def test_a_branch_is_greedy_when_every_token_is_the_first_argmax(model):
@@ -91,20 +91,20 @@ def test_a_branch_is_greedy_when_every_token_is_the_first_argmax(model):
     context = (7, 8, 9)
     with torch.inference_mode():
         answer = model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False, eos_token_id=-1)
-    best = tuple(answer[0, 3:].tolist())
-    other = (*best[:2], (best[2] + 1) % 300)
-    found = Executor(model, 64).score([(context, rest) for rest in (best, other, best[:1])])
-    assert [greedy for _, greedy in found] == [True, False, True]
-    twin = copy.deepcopy(model)
-    rows = twin.get_output_embeddings().weight.data
+    best_ids = tuple(answer[0, 3:].tolist())
+    other_ids = (*best_ids[:2], (best_ids[2] + 1) % 300)
+    scores = Executor(model, 64).score([(context, rest) for rest in (best_ids, other_ids, best_ids[:1])])
+    assert [greedy for _, greedy in scores] == [True, False, True]
+    uniform_model = copy.deepcopy(model)
+    rows = uniform_model.get_output_embeddings().weight.data
     rows[:] = 0  # all tokens are equally probable
-    found = Executor(twin, 64).score([((7, 8), (0,)), ((7, 8), (1,))])
-    assert [greedy for _, greedy in found] == [True, False]
+    scores = Executor(uniform_model, 64).score([((7, 8), (0,)), ((7, 8), (1,))])
+    assert [greedy for _, greedy in scores] == [True, False]
     assert Executor(model, 64).score([]) == []
 
 
 def load_ignoring_masks(tiny):
-    """Return the tiny model as if its layers took no mask, as recurrent ones do."""
+    """Return the tiny model with layers that ignore masks, as recurrent layers do."""
     from transformers import LlamaForCausalLM
 
     class Recurrent(LlamaForCausalLM):
@@ -115,7 +115,7 @@ def load_ignoring_masks(tiny):
 
 
 def load_refusing_masks(tiny):
-    """Return the tiny model as if it took padding masks only, of two dimensions."""
+    """Return the tiny model with support for two-dimensional padding masks only."""
     from transformers import LlamaForCausalLM
 
     class Strict(LlamaForCausalLM):
@@ -148,7 +148,7 @@ def raise_cpu_oom():
 
 @dataclass
 class CrowdedModel:
-    """A model on a device whose memory holds `room` tokens at most; `tried` is how many it was given."""
+    """A model on a device with memory for `room` tokens; `tried` lists the token counts of all calls."""
 
     model: object
     room: int
@@ -173,9 +173,9 @@ LADDER = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
 
 @pytest.mark.parametrize("run_out", [raise_gpu_oom, raise_cpu_oom])
 def test_out_of_memory_halves_the_group_also_of_what_begins_alike(model, run_out):
-    crowded = CrowdedModel(model, 20, run_out)
-    agree(Executor(crowded, 512, "packed"), model, LADDER)
-    assert max(crowded.tried) > 20
+    crowded_model = CrowdedModel(model, 20, run_out)
+    agree(Executor(crowded_model, 512, "packed"), model, LADDER)
+    assert max(crowded_model.tried) > 20
     pairs = [(tuple(range(5, 11)), (start, start + 1, start + 2, 7)) for start in (20, 30, 40, 50)]
     agree(Executor(CrowdedModel(model, 13, run_out), 512, "packed"), model, pairs)
 
@@ -183,18 +183,18 @@ def test_out_of_memory_halves_the_group_also_of_what_begins_alike(model, run_out
 def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
     import torch
 
-    held = []
+    references = []
 
     class HoldingModel(CrowdedModel):
         def __call__(self, input_ids, **inputs):
-            assert [ballast() for ballast in held] == [None] * len(held)
+            assert [ballast() for ballast in references] == [None] * len(references)
             ballast = torch.zeros(1)
             if input_ids.numel() > self.room:
-                held.append(weakref.ref(ballast))
+                references.append(weakref.ref(ballast))
             return super().__call__(input_ids, **inputs)
 
     Executor(HoldingModel(model, 8), 512, "packed").score(LADDER[:4])
-    assert held
+    assert references
 
 
 def test_the_digest_depends_on_engine_and_budget():

@@ -1,4 +1,4 @@
-"""vLLM as a server: it is started for a base, says what transformers says, and ends with whoever started it."""
+"""vLLM as a server: started for a base, it agrees with transformers and ends with its parent process."""
 
 import json
 import signal
@@ -44,9 +44,9 @@ def fake_answers(monkeypatch):
     monkeypatch.setenv("FAKE_VLLM_MODEL", "none")
 
 
-def make_server(tiny, program, folder, heard=None, **settings):
+def make_server(tiny, program, folder, reports=None, **settings):
     policy = VllmPolicy(command=str(program), **settings)
-    notes, log = heard if heard is not None else [], folder / "logs" / "server.log"
+    notes, log = reports if reports is not None else [], folder / "logs" / "server.log"
 
     def report(done, total, note=""):
         notes.append((total, note))
@@ -56,29 +56,29 @@ def make_server(tiny, program, folder, heard=None, **settings):
 
 @pytest.mark.e2e
 def test_the_server_says_what_transformers_says_and_ends_with_all_that_it_started(tiny, program, tmp_path):
-    heard = []
-    host = make_server(tiny, program, tmp_path, heard, args=("--max-model-len=300",))
+    reports = []
+    host = make_server(tiny, program, tmp_path, reports, args=("--max-model-len=300",))
     local = ModelHost(resolve(str(tiny)), tiny_methods.CPU).base
     texts = [({"role": "user", "content": text},) for text in ("Where is my parcel?", "Who wrote it?")]
     pairs = [local.encode(text, answer)[:2] for text in texts for answer in ("late", " a")]
-    theirs = host.base
-    assert theirs.engine == "vllm-server/9.9.9"
-    assert theirs.max_context == 299
-    found, expected = ([x.logprob for x in one.loglikelihood(pairs)] for one in (theirs, local))
-    assert found == pytest.approx(expected, abs=1e-4)
-    prompts = [theirs.encode(t).context for t in texts]
-    found, expected = ([o.text for o in one.generate(prompts, Limits(8))] for one in (theirs, local))
-    assert found == expected
-    said = (tmp_path / "logs" / "server.log").read_text()
-    assert "'--max-model-len=300'" in said
-    assert "'--dtype', 'float32'" in said
-    assert "'--generation-config', 'vllm'" in said
-    assert {total for total, _ in heard} == {900}
-    assert any("INFO" in note for _, note in heard)
-    numbers = children_of(host._running.supervisor.pid)
-    assert len(numbers) == 2  # the server, and what it started
+    served = host.base
+    assert served.engine == "vllm-server/9.9.9"
+    assert served.max_context == 299
+    served_scores, local_scores = ([x.logprob for x in base.loglikelihood(pairs)] for base in (served, local))
+    assert served_scores == pytest.approx(local_scores, abs=1e-4)
+    prompts = [served.encode(t).context for t in texts]
+    served_texts, expected = ([o.text for o in base.generate(prompts, Limits(8))] for base in (served, local))
+    assert served_texts == expected
+    log_text = (tmp_path / "logs" / "server.log").read_text()
+    assert "'--max-model-len=300'" in log_text
+    assert "'--dtype', 'float32'" in log_text
+    assert "'--generation-config', 'vllm'" in log_text
+    assert {total for total, _ in reports} == {900}
+    assert any("INFO" in note for _, note in reports)
+    process_ids = children_of(host._running.supervisor.pid)
+    assert len(process_ids) == 2  # the server and its child
     host.close()
-    assert not any(map(is_alive, numbers))
+    assert not any(map(is_alive, process_ids))
 
 
 def test_a_server_that_does_not_start_says_why_and_where_its_log_lies(tiny, program, tmp_path, monkeypatch):
@@ -114,9 +114,9 @@ def test_the_server_ends_where_its_supervisor_is_killed_and_asks_for_no_key_of_t
     monkeypatch.setenv("VLLM_API_KEY", "of-another-server")
     host = make_server(tiny, program, tmp_path)
     assert len(host.base.generate([(5, 6, 7)], Limits(2))) == 1
-    numbers = children_of(host._running.supervisor.pid)
+    process_ids = children_of(host._running.supervisor.pid)
     host._running.supervisor.kill()
-    wait_for(lambda: not any(map(is_alive, numbers)))
+    wait_for(lambda: not any(map(is_alive, process_ids)))
     assert host._running.describe_end().startswith("vLLM's server ended with its supervisor")
     host.close()
 
@@ -146,20 +146,20 @@ def test_the_server_ends_where_the_process_that_started_it_is_killed(tiny, progr
     )
     driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert driver.stdout.readline() == "ready\n"
-    numbers = children_of(driver.pid)
-    assert len(numbers) == 3  # the supervisor, the server, and what that started
+    process_ids = children_of(driver.pid)
+    assert len(process_ids) == 3  # the supervisor, the server and its child
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    wait_for(lambda: not any(map(is_alive, numbers)))
+    wait_for(lambda: not any(map(is_alive, process_ids)))
 
 
 # A whole experiment
 
 
 def answers(path, run):
-    """Read what a run answered: text by task and item, and the log-probability of the right answer."""
-    at = store.Store(path.parent / "runs")
-    rows = [row for digest in run.rows.values() for row in store.read_rows(at, digest)]
+    """Read a run's answers by task and item: the text and the log-probability of the right answer."""
+    run_store = store.Store(path.parent / "runs")
+    rows = [row for digest in run.rows.values() for row in store.read_rows(run_store, digest)]
     return {(row.task, row.split, row.example_id): (row.text, row.gold_logprob) for row in rows}
 
 
@@ -176,30 +176,30 @@ def test_a_comparison_by_the_server_has_the_answers_of_one_by_transformers(tiny,
         both.append(tiny_experiment.runs_of(path))
     assert [sorted(runs) for runs in both] == [["lora", "prompt"]] * 2
     for name in ("prompt", "lora"):
-        expected, found = (answers(path, runs[name]) for path, runs in zip(paths, both, strict=True))
-        assert found.keys() == expected.keys()
-        assert [text for text, _ in found.values()] == [text for text, _ in expected.values()]
-        scored, known = ([p for _, p in of.values() if p is not None] for of in (found, expected))
-        assert scored == pytest.approx(known, abs=1e-3)
+        expected, served = (answers(path, runs[name]) for path, runs in zip(paths, both, strict=True))
+        assert served.keys() == expected.keys()
+        assert [text for text, _ in served.values()] == [text for text, _ in expected.values()]
+        logprobs, known = ([p for _, p in texts.values() if p is not None] for texts in (served, expected))
+        assert logprobs == pytest.approx(known, abs=1e-3)
     at, rows = store.Store(paths[1].parent / "runs"), both[1]["lora"].rows
     assert {store.read_identity(at, digest).engine for digest in rows.values()} == {"vllm-server/9.9.9"}
     (log,) = (paths[1].parent / "runs" / ".vllm").glob("*.log")
-    before = log.stat().st_mtime_ns
+    time_before = log.stat().st_mtime_ns
     compare(paths[1])
-    assert log.stat().st_mtime_ns == before, "stored rows start no server again"
+    assert log.stat().st_mtime_ns == time_before, "stored rows start no server again"
 
 
-# What forbids it
+# Refusals and separate rows
 
 
 def test_another_version_or_setting_of_vllm_has_other_rows(tiny, program, tmp_path):
-    newer = fake_vllm.install(tmp_path / "newer", "10.0.0")
-    ours, theirs = (VllmPolicy(command=str(one)) for one in (program, newer))
-    assert vllm.identity(ours)[0] == "vllm-server/9.9.9"
-    assert vllm.identity(theirs)[0] == "vllm-server/10.0.0"
-    assert vllm.identity(ours)[1] == vllm.identity(theirs)[1]
+    newer_program = fake_vllm.install(tmp_path / "newer", "10.0.0")
+    our_policy, their_policy = (VllmPolicy(command=str(path)) for path in (program, newer_program))
+    assert vllm.identity(our_policy)[0] == "vllm-server/9.9.9"
+    assert vllm.identity(their_policy)[0] == "vllm-server/10.0.0"
+    assert vllm.identity(our_policy)[1] == vllm.identity(their_policy)[1]
     longer, patient = ({"args": ("--max-model-len=4096",)}, {"start_timeout": 5})
-    settings = (VllmPolicy(command=str(program), **more) for more in ({}, patient, longer))
+    settings = (VllmPolicy(command=str(program), **options) for options in ({}, patient, longer))
     plain, later, other = map(vllm.identity, settings)
     assert plain == later != other
 
@@ -231,11 +231,11 @@ def test_the_server_gives_its_memory_back_before_anything_trains(tiny, program, 
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n", extra=extra)
     session = open_session(path)
     host = session.host(session.source)
-    numbers = children_of(host._running.supervisor.pid)
-    assert numbers
+    process_ids = children_of(host._running.supervisor.pid)
+    assert process_ids
     session.unload()
-    assert not any(map(is_alive, numbers))
-    assert host.source == session.source  # which is still referred to
+    assert not any(map(is_alive, process_ids))
+    assert host.source == session.source  # the host object is still in use
 
 
 REFUSED_CANDIDATES = """\
@@ -257,19 +257,19 @@ def open_session(path, *overrides, candidates=("prompt",)):
 @pytest.fixture
 def experiment_file(tiny, tmp_path):
     patterns = {"r": 8, "lora_alpha": 16, "alpha_pattern": {"q_proj": 64}}
-    rank, soft = {"r": 256, "lora_alpha": 16}, {"peft_type": "PROMPT_TUNING"}
-    for name, written in {"theirs": rank, "scaled": patterns, "soft": soft}.items():
+    large_rank, soft_prompt = {"r": 256, "lora_alpha": 16}, {"peft_type": "PROMPT_TUNING"}
+    for name, adapter_config in {"theirs": large_rank, "scaled": patterns, "soft": soft_prompt}.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_config.json").write_text(json.dumps(written))
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(adapter_config))
     return tiny_experiment.write(tmp_path, tiny, REFUSED_CANDIDATES)
 
 
 def test_what_vllm_cannot_serve_is_refused_all_at_once(experiment_file, program):
-    named = ("prompt", "quantised", "plain", "decomposed", "wide", "theirs", "scaled", "soft")
+    names = ("prompt", "quantised", "plain", "decomposed", "wide", "theirs", "scaled", "soft")
     with pytest.raises(UserError) as refusal:
-        open_session(experiment_file, "engine=vllm", f"vllm.command={program}", candidates=named)
-    found = {(p.where.rpartition(": ")[2], p.found) for p in refusal.value.problems}
-    assert found >= {
+        open_session(experiment_file, "engine=vllm", f"vllm.command={program}", candidates=names)
+    problems = {(problem.where.rpartition(": ")[2], problem.found) for problem in refusal.value.problems}
+    assert problems >= {
         ("candidate quantised", "a quantised base, and engine: vllm"),
         ("candidate decomposed", "DoRA, and engine: vllm"),
         ("candidate wide", "an adapter of rank 128, and engine: vllm"),
@@ -277,7 +277,7 @@ def test_what_vllm_cannot_serve_is_refused_all_at_once(experiment_file, program)
         ("candidate scaled", "an adapter with alpha_pattern, and engine: vllm"),
         ("candidate soft", "an adapter of the family PROMPT_TUNING, and engine: vllm"),
     }
-    assert not {where for where, _ in found} & {"engine", "candidate prompt", "candidate plain"}
+    assert not {where for where, _ in problems} & {"engine", "candidate prompt", "candidate plain"}
 
 
 def test_rows_of_two_engines_are_never_compared(experiment_file, program):

@@ -1,4 +1,4 @@
-"""What the store keeps with its rows: ratings, items to read, indexes and reports, made anew where they are old."""
+"""The store's other contents: ratings, readable items, indexes and reports, rebuilt when outdated."""
 
 import json
 import threading
@@ -46,7 +46,7 @@ def test_a_rating_is_found_as_it_was_given_one_line_of_json(store):
 def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):
     stores.reindex(store)
     stores.save_ratings(store, [RATING])
-    failed: list[BaseException] = []
+    failures: list[BaseException] = []
 
     def rate(name):
         try:
@@ -54,14 +54,14 @@ def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):
                 stores.save_ratings(store, [replace(RATING, rating_id=f"{name}-{i}", rater=name)])
                 assert stores.list_ratings(store)
         except BaseException as error:  # noqa: BLE001
-            failed.append(error)
+            failures.append(error)
 
     threads = [threading.Thread(target=rate, args=(name,)) for name in ("ann", "bob", "cy")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert failed == []
+    assert failures == []
     assert len(stores.list_ratings(store)) == len(list_indexed_ratings(store)) == 16
 
 
@@ -93,22 +93,22 @@ def store_and_sample(store):
 def test_rows_that_ask_the_same_have_one_digest_of_the_document_however_the_prompt_is_worded(store):
     worded = replace(IDENTITY, task="plain", template_digest="none")
     for identity in (IDENTITY, worded):
-        asked = [row(i, prompt=f"Question {i}?", prompt_digest=f"{identity.task} {i}") for i in range(4)]
-        complete(store, identity, [*asked, row(4, prompt="Question 1?", references=("another",))])
-    once, again = (stores.document_digests(store, one.digest) for one in (IDENTITY, worded))
-    assert once == again
-    assert len(set(once.values())) == 5
+        questions = [row(i, prompt=f"Question {i}?", prompt_digest=f"{identity.task} {i}") for i in range(4)]
+        complete(store, identity, [*questions, row(4, prompt="Question 1?", references=("another",))])
+    first, second = (stores.document_digests(store, ident.digest) for ident in (IDENTITY, worded))
+    assert first == second
+    assert len(set(first.values())) == 5
     assert stores.document_digests(store, "absent") == {}
 
 
 def test_statuses_and_slices_are_listed_and_a_few_items_read_with_their_texts(store_and_sample):
-    at, sample = store_and_sample
-    found = stores.read_samples(at, IDENTITY.digest, ["item-00007", "item-00003", "nobody"])
-    assert found == {"item-00007": sample[7], "item-00003": sample[3]}
-    assert stores.read_samples(at, "absent", ["item-00007"]) == {}
-    statuses = stores.count_statuses(at, [IDENTITY.digest, "absent"])
+    store, sample = store_and_sample
+    samples = stores.read_samples(store, IDENTITY.digest, ["item-00007", "item-00003", "nobody"])
+    assert samples == {"item-00007": sample[7], "item-00003": sample[3]}
+    assert stores.read_samples(store, "absent", ["item-00007"]) == {}
+    statuses = stores.count_statuses(store, [IDENTITY.digest, "absent"])
     assert statuses == {IDENTITY.digest: {"ok": 38, "truncated": 2}}
-    assert stores.list_slices(at, [IDENTITY.digest, "absent"]) == sorted({r.slice for r in sample} - {""})
+    assert stores.list_slices(store, [IDENTITY.digest, "absent"]) == sorted({r.slice for r in sample} - {""})
 
 
 FILTERS = [
@@ -119,25 +119,25 @@ FILTERS = [
 
 
 def test_items_are_found_by_text_status_and_id_and_read_a_page_at_a_time(store_and_sample):
-    at, sample = store_and_sample
-    asked = (at, [IDENTITY.digest, "absent"], "exact_match")
-    for wanted, n in FILTERS:
-        found = stores.read_answers(*asked, stores.ItemFilter(**wanted), n=5)
-        assert (found[0], len(found[1])) == (n, min(n, 5)), wanted
-    _, (later,) = stores.read_answers(*asked, stores.ItemFilter(), offset=7, n=1)
+    store, sample = store_and_sample
+    query_args = (store, [IDENTITY.digest, "absent"], "exact_match")
+    for filters, n in FILTERS:
+        page = stores.read_answers(*query_args, stores.ItemFilter(**filters), n=5)
+        assert (page[0], len(page[1])) == (n, min(n, 5)), filters
+    _, (later_item,) = stores.read_answers(*query_args, stores.ItemFilter(), offset=7, n=1)
     row = sample[7]
     expected = (row.example_id, row.prompt, row.references)
-    assert (later.id, later.question, tuple(later.references)) == expected
-    assert later.answers == {IDENTITY.digest: (row.text, row.status, list(row.parts["exact_match"]))}
+    assert (later_item.id, later_item.question, tuple(later_item.references)) == expected
+    assert later_item.answers == {IDENTITY.digest: (row.text, row.status, list(row.parts["exact_match"]))}
 
 
 def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):
-    other = replace(IDENTITY, weights_digest="other")
-    for identity, digests in ((IDENTITY, "abc"), (other, "abd")):
+    other_identity = replace(IDENTITY, weights_digest="other")
+    for identity, digests in ((IDENTITY, "abc"), (other_identity, "abd")):
         sample = [row(i, output_digest=digest) for i, digest in enumerate([*digests, ""])]
         complete(store, identity, sample)
-    wanted = [row(2).example_id, row(3).example_id]
-    assert stores.list_differing_items(store, IDENTITY.digest, other.digest) == wanted
+    expected_ids = [row(2).example_id, row(3).example_id]
+    assert stores.list_differing_items(store, IDENTITY.digest, other_identity.digest) == expected_ids
     assert stores.list_differing_items(store, IDENTITY.digest, "absent") == []
 
 
@@ -173,9 +173,9 @@ def test_a_damaged_first_file_of_rows_keeps_nobody_from_saving_a_run_or_querying
         identity = replace(IDENTITY, task=task)
         complete(store, identity, make_rows(3))
         digests.append(identity.digest)
-    first, second = sorted(digests)
-    store.parquet(first).write_bytes(store.parquet(first).read_bytes()[:40])
-    stores.save_run(store, make_run("a", [second]))
+    first_digest, second_digest = sorted(digests)
+    store.parquet(first_digest).write_bytes(store.parquet(first_digest).read_bytes()[:40])
+    stores.save_run(store, make_run("a", [second_digest]))
     assert list_indexed_runs(store) == ["a"]
     expected = [("a", 3)]
     assert stores.query(store, "SELECT DISTINCT run_id, count(*) FROM samples GROUP BY ALL").rows == expected
@@ -206,12 +206,12 @@ def ids(n):
 
 
 def test_sets_whose_ids_were_read_together_are_complete_and_one_that_grows_is_seen_to(two_sets):
-    longer = replace(IDENTITY, task="other")
-    stores.read_ids(two_sets, [IDENTITY.digest, OTHER.digest, longer.digest])
+    other_identity = replace(IDENTITY, task="other")
+    stores.read_ids(two_sets, [IDENTITY.digest, OTHER.digest, other_identity.digest])
     assert stores.has_rows(two_sets, IDENTITY, ids(3))
     assert stores.has_rows(two_sets, OTHER, ids(5))
     assert not stores.has_rows(two_sets, IDENTITY, ids(4))
-    assert not stores.has_rows(two_sets, longer, ids(1))
+    assert not stores.has_rows(two_sets, other_identity, ids(1))
     write(two_sets, IDENTITY, 4)
     assert stores.has_rows(two_sets, IDENTITY, ids(4))
 
@@ -224,21 +224,21 @@ def kept_report(finished_run, tmp_path):
 
 
 def test_a_report_read_back_is_the_same(finished_run, kept_report):
-    made, found = finished_run[1], report.read(kept_report)
-    assert report.to_json(found) == report.to_json(made)
-    pages = [report.markdown(report.experiment_document(one)) for one in (made, found)]
+    original, read_report = finished_run[1], report.read(kept_report)
+    assert report.to_json(read_report) == report.to_json(original)
+    pages = [report.markdown(report.experiment_document(result)) for result in (original, read_report)]
     assert pages[0] == pages[1]
-    assert found.policy == made.policy
+    assert read_report.policy == original.policy
 
 
 def test_a_report_of_another_version_is_read_as_far_as_it_goes(finished_run, kept_report):
-    plain = json.loads(kept_report.read_text())
-    plain["later"] = plain["facts"][0]["later"] = {"unknown": 1}
-    del plain["policy"]
-    kept_report.write_text(json.dumps(plain))
-    found = report.read(kept_report)
-    assert found.policy is None
-    assert [f.label for f in found.facts] == [f.label for f in finished_run[1].facts]
+    content = json.loads(kept_report.read_text())
+    content["later"] = content["facts"][0]["later"] = {"unknown": 1}
+    del content["policy"]
+    kept_report.write_text(json.dumps(content))
+    read_report = report.read(kept_report)
+    assert read_report.policy is None
+    assert [fact.label for fact in read_report.facts] == [fact.label for fact in finished_run[1].facts]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"experiment": "x", "facts": 3}'])

@@ -1,4 +1,4 @@
-"""Memory, time and operations are those that were published or measured; what fits a card is said from headers alone."""
+"""Memory, time and operations against published or measured figures; fit on a card from headers alone."""
 
 import json
 import os
@@ -48,34 +48,34 @@ MEASURED = {
 
 
 def test_the_memory_of_qwens_table_is_within_a_fifth_on_nearly_all_cells():
-    off = {}
+    errors = {}
     for (size, nf4), measured in MEASURED.items():
-        shape, how = QWEN[size], "nf4" if nf4 else ""
+        shape, quantization = QWEN[size], "nf4" if nf4 else ""
         n_trained = memory.lora_parameters(shape, 64)
         for length, gb in zip(LENGTHS, measured, strict=True):
-            peak = memory.training_peak(shape, n_trained, length, quantization=how)
-            off[size, nf4, length] = peak.total / gb - 1
-    assert len(off) == 24
-    assert sum(abs(x) <= 0.20 for x in off.values()) >= 22, off
+            peak = memory.training_peak(shape, n_trained, length, quantization=quantization)
+            errors[size, nf4, length] = peak.total / gb - 1
+    assert len(errors) == 24
+    assert sum(abs(x) <= 0.20 for x in errors.values()) >= 22, errors
 
 
 def test_the_weights_of_llama_take_the_known_bytes():
     expected, _ = golden("vram_llama2_7b")
     assert memory.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["bf16_w_GB"])
-    trained = 2 * memory.BYTES["fp32"] + memory.optimizer_bytes(None)  # an fp32 copy, gradients, both moments
-    state = trained * LLAMA_7B.n_parameters / 1e9
-    assert state == pytest.approx(expected["adamw_mixed16_GB"])
-    assert state + memory.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["adamw_mixed18_GB"])
-    nothing_left_out = LLAMA_7B._replace(vocabulary=0)
-    in_nf4 = memory.weights_gb(nothing_left_out, "bf16", quantization="nf4")
-    assert in_nf4 == pytest.approx(expected["nf4_w_GB_4p127"])
+    n_bytes = 2 * memory.BYTES["fp32"] + memory.optimizer_bytes(None)  # an fp32 copy, gradients, both moments
+    state_gb = n_bytes * LLAMA_7B.n_parameters / 1e9
+    assert state_gb == pytest.approx(expected["adamw_mixed16_GB"])
+    assert state_gb + memory.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["adamw_mixed18_GB"])
+    no_embeddings = LLAMA_7B._replace(vocabulary=0)
+    nf4_gb = memory.weights_gb(no_embeddings, "bf16", quantization="nf4")
+    assert nf4_gb == pytest.approx(expected["nf4_w_GB_4p127"])
 
 
 def test_a_65b_model_in_nf4_fits_a_card_of_48_gb():
     expected, tolerance = golden("qlora_65b")
     shape = Shape(expected["P"], 80, 8192, 22016, 64, 64, 128, 32000)
-    bare = memory.weights_gb(shape._replace(vocabulary=0), "bf16", quantization="nf4")
-    assert bare == pytest.approx(expected["w_GB"], rel=tolerance)
+    weights_gb = memory.weights_gb(shape._replace(vocabulary=0), "bf16", quantization="nf4")
+    assert weights_gb == pytest.approx(expected["w_GB"], rel=tolerance)
     n_trained = memory.lora_parameters(shape, 16)
     assert memory.training_peak(shape, n_trained, 512, quantization="nf4").total < 48
 
@@ -104,22 +104,22 @@ def test_the_cache_of_keys_and_values_takes_the_known_bytes():
 
 def test_the_costs_and_break_evens_of_t_few_are_the_published_ones():
     expected, tolerance = golden("tfew_cost")
-    asked, shots = 103, 41 * 98  # tokens of one example, and of the shots in front of it
-    half = 11e9 / 2  # a token passes the encoder or the decoder
-    own = memory.inference_flops(half, asked)
+    n_item, n_shot = 103, 41 * 98  # tokens of one example and of the shots before it
+    n_passed = 11e9 / 2  # each token passes either the encoder or the decoder
+    own_flops = memory.inference_flops(n_passed, n_item)
     # T-Few runs the whole backward pass.
-    spent = memory.training_flops(half, asked * 8 * 1000)
+    training_cost = memory.training_flops(n_passed, n_item * 8 * 1000)
     sizes = {"infer_icl175": 175e9, "infer_67": 6.7e9, "infer_13": 13e9}
-    in_context = {name: memory.inference_flops(n, shots + asked) for name, n in sizes.items()}
-    assert own == pytest.approx(expected["infer_tfew"], rel=tolerance)
-    assert spent == pytest.approx(expected["train_tfew"], rel=tolerance)
-    for name, flops in in_context.items():
+    icl_flops = {name: memory.inference_flops(n, n_shot + n_item) for name, n in sizes.items()}
+    assert own_flops == pytest.approx(expected["infer_tfew"], rel=tolerance)
+    assert training_cost == pytest.approx(expected["train_tfew"], rel=tolerance)
+    for name, flops in icl_flops.items():
         assert flops == pytest.approx(expected[name], rel=tolerance)
-    assert memory.inference_flops(half, shots + asked) == pytest.approx(expected["t5lm"], rel=tolerance)
+    assert memory.inference_flops(n_passed, n_shot + n_item) == pytest.approx(expected["t5lm"], rel=tolerance)
     for name, key in (("infer_icl175", "breakeven_requests_vs_icl175"), ("infer_67", "breakeven_vs_icl6p7")):
-        tuned = candidate("t-few", 0.8, training_cost_usd=spent, cost_per_1k_usd=1000 * own)
-        shots = candidate("in context", 0.7, cost_per_1k_usd=1000 * in_context[name])
-        assert break_even(tuned, shots, DecidePolicy()) == pytest.approx(expected[key], rel=tolerance)
+        model = candidate("t-few", 0.8, training_cost_usd=training_cost, cost_per_1k_usd=1000 * own_flops)
+        prompted = candidate("in context", 0.7, cost_per_1k_usd=1000 * icl_flops[name])
+        assert break_even(model, prompted, DecidePolicy()) == pytest.approx(expected[key], rel=tolerance)
 
 
 def test_a_shape_is_read_from_a_configuration_and_unknown_where_that_does_not_say():
@@ -136,7 +136,7 @@ def test_a_shape_is_read_from_a_configuration_and_unknown_where_that_does_not_sa
 @pytest.mark.parametrize(
     ("optim", "trained_in", "n_bytes"),
     [
-        # Of a parameter that is trained: itself, its gradient and what the optimiser remembers. Rajbhandari et al.
+        # Bytes of a trained parameter: its value, its gradient and the optimiser's state. Rajbhandari et al.
         # 2020 (16 in fp32); Dettmers et al. 2022 (arXiv:2110.02861, two moments of 8 bits).
         (None, "fp32", 16),
         ("adamw_8bit", "fp32", 10),
@@ -148,11 +148,11 @@ def test_a_shape_is_read_from_a_configuration_and_unknown_where_that_does_not_sa
 def test_a_trained_parameter_takes_what_its_type_and_its_optimiser_do(optim, trained_in, n_bytes):
     n = LLAMA_7B.n_parameters
     peak = memory.training_peak(LLAMA_7B, n, 1, "bf16", optim=optim, trained_in=trained_in)
-    beside = 2 if trained_in == "fp32" else 0  # the copy for products
-    states = peak.weights + peak.gradients + peak.optimizer
-    assert states == pytest.approx((n_bytes + beside) * n / 1e9)
-    in_fp32 = memory.training_peak(LLAMA_7B, n, 1, "fp32", trained_in=trained_in)  # without a copy beside
-    assert in_fp32.weights == pytest.approx(memory.BYTES[trained_in] * n / 1e9)
+    copy_bytes = 2 if trained_in == "fp32" else 0  # the copy for matrix products
+    states_gb = peak.weights + peak.gradients + peak.optimizer
+    assert states_gb == pytest.approx((n_bytes + copy_bytes) * n / 1e9)
+    fp32_peak = memory.training_peak(LLAMA_7B, n, 1, "fp32", trained_in=trained_in)  # without a copy
+    assert fp32_peak.weights == pytest.approx(memory.BYTES[trained_in] * n / 1e9)
 
 
 def test_what_ran_out_of_memory_is_noticed_and_fails_the_candidate_with_what_to_turn():
@@ -160,8 +160,8 @@ def test_what_ran_out_of_memory_is_noticed_and_fails_the_candidate_with_what_to_
         torch.empty(1 << 46)
     assert not isinstance(error.value, torch.OutOfMemoryError)
     cublas = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-    for found in (error.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), cublas):
-        assert ran_out_of_memory(found)
+    for failure in (error.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), cublas):
+        assert ran_out_of_memory(failure)
     with pytest.raises(RuntimeError, match="inconsistent tensor size"), explain_out_of_memory("x", "y"):
         torch.ones(2) @ torch.ones(3)
     with pytest.raises(CandidateFailed, match="out of memory while training; try: max_length"):  # noqa: SIM117
@@ -171,7 +171,7 @@ def test_what_ran_out_of_memory_is_noticed_and_fails_the_candidate_with_what_to_
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """Write the configuration and headers of Llama-2-7B; its weights are a hole in the file."""
+    """Write the configuration and headers of Llama-2-7B; the weights are a hole in a sparse file."""
     heads = {"heads": 32, "kv_heads": 32, "head_dim": 128}
     sizes = decoder(layers=32, hidden=4096, inner=11008, vocabulary=32000, tied=False, **heads)
     return write_headers(tmp_path_factory.mktemp("llama"), LLAMA_2_7B, sizes)
@@ -186,58 +186,58 @@ def test_a_7b_model_in_fp16_with_and_without_checkpointing(llama):
     # Korthikanti et al. 2022: 34 s b h a layer with attention in blocks, 36.5 GB; 2 s b h a layer and one
     # whole layer where they are computed again, 2.1 + 1.1 GB. Rajbhandari et al. 2020: 16 bytes a parameter,
     # and 2 of a copy.
-    found = examine_base(str(llama), FitQuery(24.0, 2048, 4, "fp16"))
-    assert found.n_parameters == 6_738_415_616
-    full = {way.checkpointing: way for way in found.ways if way.name == "full fine-tuning"}
-    assert full[False].peak.activations == pytest.approx(36.5, abs=0.05)
-    assert full[True].peak.activations == pytest.approx(2.147 + 1.141, abs=0.01)
-    for way in full.values():
-        states = way.peak.weights + way.peak.gradients + way.peak.optimizer
-        assert states == pytest.approx(18 * 6.738, abs=0.01)
+    examination = examine_base(str(llama), FitQuery(24.0, 2048, 4, "fp16"))
+    assert examination.n_parameters == 6_738_415_616
+    full_ways = {way.checkpointing: way for way in examination.ways if way.name == "full fine-tuning"}
+    assert full_ways[False].peak.activations == pytest.approx(36.5, abs=0.05)
+    assert full_ways[True].peak.activations == pytest.approx(2.147 + 1.141, abs=0.01)
+    for way in full_ways.values():
+        states_gb = way.peak.weights + way.peak.gradients + way.peak.optimizer
+        assert states_gb == pytest.approx(18 * 6.738, abs=0.01)
         assert not way.fits
-    fitting = {(way.name, way.checkpointing) for way in found.ways if way.fits}
+    fitting = {(way.name, way.checkpointing) for way in examination.ways if way.fits}
     assert fitting == {("prompting", None), ("LoRA", True), ("QLoRA", True), ("peft IA3", True)}
     (prompting,) = (way for way in examine_base(str(llama), FitQuery(24.0)).ways if way.name == "prompting")
     assert prompting.peak.keys == pytest.approx(2048 * 4 * 524_288 / 1e9)
 
 
 def test_four_cards_share_a_training_whose_states_no_card_holds_alone(llama):
-    """Rajbhandari et al. 2020, figure 1: stage 2 leaves the weights whole, stage 3 nothing."""
-    asked = FitQuery(80.0, 2048, 4, "bf16", tokens=1e6, tflops=100, hour_usd=3.0, gpus=4)
-    found, alone = map_ways(llama, asked), map_ways(llama, asked._replace(gpus=1))
+    """Rajbhandari et al. 2020, figure 1: stage 2 keeps the weights whole, stage 3 shards everything."""
+    query = FitQuery(80.0, 2048, 4, "bf16", tokens=1e6, tflops=100, hour_usd=3.0, gpus=4)
+    ways_of_4, ways_of_1 = map_ways(llama, query), map_ways(llama, query._replace(gpus=1))
     n, full = 6.738, "full fine-tuning"
-    layers = 2 * 6 * n / 32  # held whole, in fp32 and in 16 bits
-    sharded, parted = found[f"{full} by FSDP or ZeRO 3", True], found[f"{full} by ZeRO 2", True]
-    assert sharded.peak[:3] == pytest.approx((6 * n / 4 + layers, 4 * n / 4, 8 * n / 4), abs=0.01)
-    assert parted.peak[:3] == pytest.approx((6 * n, 4 * n / 4, 8 * n / 4), abs=0.01)
-    assert [found[full, True].fits, parted.fits, sharded.fits] == [False, True, True]
-    row, batch = found["LoRA", False], alone["LoRA", False]
-    assert row.peak.activations == pytest.approx(batch.peak.activations / 4)  # a row of four on each card
+    layers = 2 * 6 * n / 32  # unsharded layers in fp32 and in 16 bits
+    zero_3, zero_2 = ways_of_4[f"{full} by FSDP or ZeRO 3", True], ways_of_4[f"{full} by ZeRO 2", True]
+    assert zero_3.peak[:3] == pytest.approx((6 * n / 4 + layers, 4 * n / 4, 8 * n / 4), abs=0.01)
+    assert zero_2.peak[:3] == pytest.approx((6 * n, 4 * n / 4, 8 * n / 4), abs=0.01)
+    assert [ways_of_4[full, True].fits, zero_2.fits, zero_3.fits] == [False, True, True]
+    one_row, batch = ways_of_4["LoRA", False], ways_of_1["LoRA", False]
+    assert one_row.peak.activations == pytest.approx(batch.peak.activations / 4)  # a row of four on each card
     start_s = 10 + 2 * 6_738_415_616 / 1.5e9
-    assert 4 * (row.time_s - start_s) == pytest.approx(batch.time_s - start_s)
-    assert row.cost_usd == pytest.approx(4 * row.time_s * 3 / 3600)
-    four, shared = found["QLoRA by FSDP", True].peak, found["QLoRA", True].peak
-    assert shared.weights == alone["QLoRA", True].peak.weights
-    assert four.weights == pytest.approx(shared.weights * (1 / 4 + 2 / 32))
-    assert not any("QLoRA by ZeRO" in name for name, _ in found)
-    assert found["prompting", None].peak.weights == pytest.approx(2 * n / 4, abs=0.01)
+    assert 4 * (one_row.time_s - start_s) == pytest.approx(batch.time_s - start_s)
+    assert one_row.cost_usd == pytest.approx(4 * one_row.time_s * 3 / 3600)
+    sharded_peak, whole_peak = ways_of_4["QLoRA by FSDP", True].peak, ways_of_4["QLoRA", True].peak
+    assert whole_peak.weights == ways_of_1["QLoRA", True].peak.weights
+    assert sharded_peak.weights == pytest.approx(whole_peak.weights * (1 / 4 + 2 / 32))
+    assert not any("QLoRA by ZeRO" in name for name, _ in ways_of_4)
+    assert ways_of_4["prompting", None].peak.weights == pytest.approx(2 * n / 4, abs=0.01)
 
 
 def test_the_command_says_what_fits_and_on_which_assumption_also_as_json(llama):
-    done = doctor("--base", str(llama), "--gpu", "24GB", "--precision", "fp16", "--hour-usd", "2.5")
-    assert done.exit_code == 0
-    assert "24 GB are enough for prompting, LoRA, QLoRA" in done.stdout
-    assert "6,738 million parameters; 4 rows of 2,048 tokens in fp16" in done.stdout
-    assert "1,000,000 training tokens, if they reach 42.0 % of 100 TFLOP/s" in done.stdout
-    done = doctor("--base", str(llama), "--gpu", "24GB", "--json")
-    found = json.loads(done.stdout)
-    assert found["n_parameters"] == 6_738_415_616
-    assert {way["name"] for way in found["ways"] if way["fits"]} == {"prompting", "LoRA", "QLoRA", "peft IA3"}
-    assert found["ways"][1]["peak"]["optimizer"] > 0
-    shown = " ".join(doctor("--base", str(llama), "--gpu", "80GB", "--gpus", "4").output.split())
-    assert "4 × 80 GB are enough for prompting, LoRA" in shown
-    assert "GB on each of 4 cards, which share rows and time evenly" in shown
-    assert "proposed: spectrum: trains the quarter of the model's own matrices" in shown
+    result = doctor("--base", str(llama), "--gpu", "24GB", "--precision", "fp16", "--hour-usd", "2.5")
+    assert result.exit_code == 0
+    assert "24 GB are enough for prompting, LoRA, QLoRA" in result.stdout
+    assert "6,738 million parameters; 4 rows of 2,048 tokens in fp16" in result.stdout
+    assert "1,000,000 training tokens, if they reach 42.0 % of 100 TFLOP/s" in result.stdout
+    result = doctor("--base", str(llama), "--gpu", "24GB", "--json")
+    doc = json.loads(result.stdout)
+    assert doc["n_parameters"] == 6_738_415_616
+    assert {way["name"] for way in doc["ways"] if way["fits"]} == {"prompting", "LoRA", "QLoRA", "peft IA3"}
+    assert doc["ways"][1]["peak"]["optimizer"] > 0
+    output = " ".join(doctor("--base", str(llama), "--gpu", "80GB", "--gpus", "4").output.split())
+    assert "4 × 80 GB are enough for prompting, LoRA" in output
+    assert "GB on each of 4 cards, which share rows and time evenly" in output
+    assert "proposed: spectrum: trains the quarter of the model's own matrices" in output
 
 
 @pytest.mark.parametrize(
@@ -250,26 +250,26 @@ def test_the_command_says_what_fits_and_on_which_assumption_also_as_json(llama):
     ],
 )
 def test_trainings_are_proposed_by_the_card_with_their_reason(llama, gb, gpus, proposed, reason):
-    found = examine_base(str(llama), FitQuery(gb, gpus=gpus)).proposed
-    assert [one.partition(":")[0] for one in found] == proposed
-    assert reason in "; ".join(found)
+    proposals = examine_base(str(llama), FitQuery(gb, gpus=gpus)).proposed
+    assert [proposal.partition(":")[0] for proposal in proposals] == proposed
+    assert reason in "; ".join(proposals)
 
 
-# Billions of parameters, those active, and hidden, inner, layers, experts and experts a token by config.json.
+# Billions of parameters, active ones, and hidden, inner, layers, experts, experts per token by config.json.
 MIXTURES = {
     "Qwen3-30B-A3B": (30.53, 3.3, (2048, 6144, 48, 128, 8), {"moe_intermediate_size": 768}),
     "Mixtral-8x7B": (46.7, 12.9, (4096, 14336, 32, 8, 2), {}),
-    # The card leaves the 0.58 billion of the embeddings out.
+    # The model card excludes the 0.58 billion parameters of the embeddings.
     "gpt-oss-20b": (20.9, 3.6 + 0.58, (2880, 2880, 24, 32, 4), {}),
 }
 
 
 def mixture_shape(name, **changes):
-    total, _, (hidden, inner, layers, experts, chosen), own = MIXTURES[name]
-    rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 151936, **own, **changes}
+    total, _, (hidden, inner, layers, experts, n_chosen), extra = MIXTURES[name]
+    rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 151936, **extra, **changes}
     sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
-    mixed = {"num_experts": experts, "num_experts_per_tok": chosen}
-    return shape_of({**sizes, **mixed, **rest}, total * 1e9)
+    mixture = {"num_experts": experts, "num_experts_per_tok": n_chosen}
+    return shape_of({**sizes, **mixture, **rest}, total * 1e9)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
@@ -321,28 +321,28 @@ def doctor(*arguments):
     ],
 )
 def test_what_the_command_cannot_use_is_refused(llama, arguments, said):
-    done = doctor(*(one.format(base=llama) for one in arguments))
-    assert isinstance(done.exception, UserError)
-    assert said in str(done.exception)
+    result = doctor(*(argument.format(base=llama) for argument in arguments))
+    assert isinstance(result.exception, UserError)
+    assert said in str(result.exception)
 
 
 def hub_of(folder, served):
-    """Return a server that gives a folder's files as the hub does, and counts the bytes it served."""
+    """Return a server that serves a folder's files like the hub and records the bytes served."""
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self):
             file = folder / self.path.rpartition("/")[2]
-            there = file.exists() and "/resolve/" in self.path
-            wanted = self.headers.get("Range", "").removeprefix("bytes=").split("-")
-            begin, end = (int(wanted[0]), int(wanted[1])) if len(wanted) == 2 else (0, None)
+            is_found = file.exists() and "/resolve/" in self.path
+            byte_range = self.headers.get("Range", "").removeprefix("bytes=").split("-")
+            begin, end = (int(byte_range[0]), int(byte_range[1])) if len(byte_range) == 2 else (0, None)
             content = b""
-            if there and self.command == "GET":
-                with file.open("rb") as stored:
-                    stored.seek(begin)
-                    content = stored.read(-1 if end is None else end + 1 - begin)
+            if is_found and self.command == "GET":
+                with file.open("rb") as opened_file:
+                    opened_file.seek(begin)
+                    content = opened_file.read(-1 if end is None else end + 1 - begin)
                 served.append(len(content))
-            self.send_response(404 if not there else 206 if end else 200)
-            size = len(content) if self.command == "GET" or not there else file.stat().st_size
+            self.send_response(404 if not is_found else 206 if end else 200)
+            size = len(content) if self.command == "GET" or not is_found else file.stat().st_size
             for name, value in (("ETag", '"0"'), ("X-Repo-Commit", "0" * 40), ("Content-Length", size)):
                 self.send_header(name, str(value))
             self.end_headers()
@@ -351,7 +351,7 @@ def hub_of(folder, served):
         do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *_):
-            """Say nothing."""
+            """Log nothing."""
 
     server = HTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -360,15 +360,15 @@ def hub_of(folder, served):
 
 @pytest.mark.e2e
 def test_of_a_model_on_the_hub_the_headers_are_fetched_and_no_weights(llama, tmp_path):
-    served = []
-    server = hub_of(llama, served)
+    served_sizes = []
+    server = hub_of(llama, served_sizes)
     code = (
         "from harness.experiment.bases import FitQuery, examine_base\n"
         "print(examine_base('meta-llama/Llama-2-7b', FitQuery(24.0)).n_parameters)"
     )
     endpoint = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
     environment = os.environ | endpoint | {"HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     server.shutdown()
-    assert done.stdout.strip() == "6738415616", done.stderr
-    assert sum(served) < 1_000_000
+    assert result.stdout.strip() == "6738415616", result.stderr
+    assert sum(served_sizes) < 1_000_000

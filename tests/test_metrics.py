@@ -1,4 +1,4 @@
-"""Metrics: one contract over every file, then each against a second source or by hand."""
+"""Metrics: a contract for every file, then each metric against a second source or by hand."""
 
 import json
 import math
@@ -23,11 +23,11 @@ from harness import plugins
 from harness.errors import Unscored, UserError
 from harness.metrics import follows, load_metrics, normalize
 from harness.metrics._run_code import ALLOWED
-from harness.records import Example, Output
+from harness.records import Example, Output, compose_letters
 from harness.spec import Task, TaskData
 
 NAMES = plugins.names("metrics")
-QUICK = [name for name in NAMES if name not in ("code_tests", "sql_execution")]  # a process for each answer
+QUICK = [name for name in NAMES if name not in ("code_tests", "sql_execution")]  # a process per answer
 EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.e2e) for name in NAMES]
 
 
@@ -50,10 +50,10 @@ def build_metric(name, **fields):
 
 
 def example(*references, choices=()):
-    asked = ({"role": "user", "content": "What is it about?"},)
-    # For `follows` and `sql_execution`, which score nothing else.
-    keep = ({"kind": "lower"}, {"kind": "sqlite", "schema": "CREATE TABLE t (a)"})
-    return Example("e", asked, references=references, choices=choices, constraints=keep)
+    messages = ({"role": "user", "content": "What is it about?"},)
+    # For `follows` and `sql_execution`, which score only these.
+    constraints = ({"kind": "lower"}, {"kind": "sqlite", "schema": "CREATE TABLE t (a)"})
+    return Example("e", messages, references=references, choices=choices, constraints=constraints)
 
 
 def write_gold(name, label):
@@ -101,8 +101,8 @@ def test_every_answer_gets_all_parts_which_are_finite_and_its_score_is_within_th
     parts = metric.score(answer(text), example(write_gold(name, gold)))
     assert len(parts) == len(metric.parts) == len(metric.worst(example(gold)))
     assert np.isfinite(parts).all()
-    low, high = metric.bounds
-    assert low <= metric.aggregate(np.array([parts], float), np.ones(1)) <= high
+    lowest, highest = metric.bounds
+    assert lowest <= metric.aggregate(np.array([parts], float), np.ones(1)) <= highest
 
 
 @pytest.mark.e2e
@@ -129,15 +129,15 @@ def test_a_weight_of_two_is_the_item_twice_and_of_zero_is_its_absence(name):
 def test_many_weightings_at_once_agree_with_one_at_a_time_and_only_proportions_count(name, scale):
     metric = build_metric(name)
     parts, weights = parts_of(metric), np.random.default_rng(0).random((2, 3, len(ROWS)))
-    together = metric.aggregate(parts, weights)
-    assert together.shape == (2, 3)
-    assert together[1, 2] == pytest.approx(metric.aggregate(parts, weights[1, 2] * scale))
+    values = metric.aggregate(parts, weights)
+    assert values.shape == (2, 3)
+    assert values[1, 2] == pytest.approx(metric.aggregate(parts, weights[1, 2] * scale))
 
 
 def test_a_metric_with_parameters_is_written_like_a_prompting_and_named_with_them():
-    written = task({"rouge": {"kind": "rougeLsum"}}, "rouge")
-    assert list(load_metrics(written)) == ["rouge(kind=rougeLsum)", "rouge"]
-    assert [metric.name for metric in load_metrics(written).values()] == list(written.metrics)
+    parameterised = task({"rouge": {"kind": "rougeLsum"}}, "rouge")
+    assert list(load_metrics(parameterised)) == ["rouge(kind=rougeLsum)", "rouge"]
+    assert [metric.name for metric in load_metrics(parameterised).values()] == list(parameterised.metrics)
 
 
 def test_a_file_of_ones_own_takes_parameters_too(tmp_path):
@@ -147,8 +147,8 @@ def test_a_file_of_ones_own_takes_parameters_too(tmp_path):
         "def metric(task, params):\n"
         "    return mean_metric('long', lambda out, _: float(len(out.text) >= params.least))\n"
     )
-    found = load_metrics(task({str(tmp_path / "long.py"): {"least": 5}}))
-    assert found["long(least=5)"].score(Output("four"), example("x")) == (0.0,)
+    loaded_metrics = load_metrics(task({str(tmp_path / "long.py"): {"least": 5}}))
+    assert loaded_metrics["long(least=5)"].score(Output("four"), example("x")) == (0.0,)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_no_weight_at_all_gives_nan_and_no_warning(recwarn):
 
 
 def read_scores():
-    """Yield metric, score, references, choices and answer of each case, and of an answer too long for a line."""
+    """Yield metric, score, references, choices and answer of each case and of two very long answers."""
     for line in Path(__file__).with_name("scored_answers.txt").read_text("utf-8").splitlines()[1:]:
         name, score, *lists = line.split(" => ")
         references, choices, answers = map(json.loads, lists)
@@ -184,15 +184,15 @@ def test_an_answer_scores_what_it_scores_by_hand(name, score, references, choice
 
 
 def test_answers_that_end_alike_are_one_to_a_majority():
-    same = build_metric("final_answer").same
-    assert same("6 * 7\nAnswer: 42") == same("42.") != same("41")
+    key_of = build_metric("final_answer").same
+    assert key_of("6 * 7\nAnswer: 42") == key_of("42.") != key_of("41")
 
 
 @pytest.mark.parametrize("text", ["\\boxed{" * 3000, "*" * 6000 + "x"])
 def test_a_final_answer_that_repeats_itself_is_read_quickly(text):
-    begun = time.process_time()
+    started_s = time.process_time()
     one("final_answer", text, "42")
-    assert time.process_time() - begun < 2
+    assert time.process_time() - started_s < 2
 
 
 @given(st.text())
@@ -206,10 +206,10 @@ MACRO = {"macro_f1": f1_score, "precision": precision_score, "recall": recall_sc
 @pytest.mark.parametrize("name", MACRO)
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "no label"))), min_size=1))
 def test_an_average_over_labels_is_that_of_scikit_learn_over_those_that_occur(name, pairs):
-    gold, said = zip(*pairs, strict=True)
+    golds, texts = zip(*pairs, strict=True)
     metric = build_metric(name)
-    parts = np.array([metric.score(answer(s), example(g)) for g, s in pairs])
-    expected = MACRO[name](gold, said, labels=sorted(set(gold)), average="macro", zero_division=0)
+    parts = np.array([metric.score(answer(text), example(label)) for label, text in pairs])
+    expected = MACRO[name](golds, texts, labels=sorted(set(golds)), average="macro", zero_division=0)
     assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
 
 
@@ -248,10 +248,11 @@ OF_SACREBLEU = {
 @pytest.mark.parametrize("name", OF_SACREBLEU)
 @given(drawn=st.data())
 def test_a_corpus_scores_as_by_sacrebleu_with_the_settings_that_are_said(name, drawn):
-    corpus, scorer, said, gold = OF_SACREBLEU[name]
-    pairs = drawn.draw(st.lists(st.tuples(said, gold), min_size=1, max_size=6))
-    metric, (texts, golds) = build_metric(name), map(list, zip(*pairs, strict=True))
-    parts = np.array([metric.score(answer(s), example(g)) for s, g in pairs])
+    corpus, scorer, answers, gold = OF_SACREBLEU[name]
+    pairs = drawn.draw(st.lists(st.tuples(answers, gold), min_size=1, max_size=6))
+    metric = build_metric(name)
+    texts, golds = (list(map(compose_letters, side)) for side in zip(*pairs, strict=True))
+    parts = np.array([metric.score(answer(text), example(g)) for text, g in pairs])
     assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(corpus(texts, [golds]).score / 100)
     settings_of = scorer()
     settings_of.corpus_score(texts, [golds])
@@ -263,11 +264,11 @@ def test_a_corpus_scores_as_by_sacrebleu_with_the_settings_that_are_said(name, d
 )
 def test_bleu_and_chrf_with_several_references_are_those_of_sacrebleu(name, k, corpus):
     rng = random.Random(1)
-    said, first, second = ([" ".join(rng.choices(WORDS, k=k)) for _ in range(20)] for _ in range(3))
+    texts, refs_a, refs_b = ([" ".join(rng.choices(WORDS, k=k)) for _ in range(20)] for _ in range(3))
     metric = build_metric(name)
-    rows = zip(said, first, second, strict=True)
-    parts = np.array([metric.score(answer(s), example(a, b)) for s, a, b in rows])
-    expected = corpus(said, [first, second]).score / 100
+    rows = zip(texts, refs_a, refs_b, strict=True)
+    parts = np.array([metric.score(answer(text), example(a, b)) for text, a, b in rows])
+    expected = corpus(texts, [refs_a, refs_b]).score / 100
     assert expected > 0.1
     assert metric.aggregate(parts, np.ones(20)) == pytest.approx(expected)
 
@@ -281,7 +282,7 @@ def test_bleu_and_chrf_with_several_references_are_those_of_sacrebleu(name, k, c
 )
 def test_a_likelihood_is_of_all_bytes_or_tokens_together_and_unknown_without_one(name, rows, expected):
     metric = build_metric(name)
-    outputs = [Output("", n_prompt_tokens=n, gold_logprob=of, gold_bytes=size) for n, of, size in rows]
+    outputs = [Output("", n_prompt_tokens=n, gold_logprob=lp, gold_bytes=size) for n, lp, size in rows]
     parts = np.array([metric.score(output, example("text")) for output in outputs])
     assert metric.aggregate(parts, np.ones(2)) == pytest.approx(expected)
     assert metric.score(Output("text", n_prompt_tokens=9), example("text")) is None
@@ -291,8 +292,8 @@ def test_the_worst_likelihood_is_the_text_uncompressed_or_a_guess_among_all_byte
     assert build_metric("bits_per_byte").worst(example("é1")) == (24.0, 3.0)
     metric = build_metric("perplexity")
     assert metric.aggregate(np.array([metric.worst(example("é1"))]), np.ones(1)) == pytest.approx(256)
-    alone = Output("", n_prompt_tokens=1, gold_logprob=-1.0, gold_bytes=1)
-    assert metric.score(alone, example("a")) is None
+    single_token = Output("", n_prompt_tokens=1, gold_logprob=-1.0, gold_bytes=1)
+    assert metric.score(single_token, example("a")) is None
 
 
 STARS = ("1", "2", "3", "4", "5")
@@ -310,8 +311,8 @@ def test_ratings_are_measured_as_sklearn_measures_them(pairs):
     answers, golds = zip(*pairs, strict=True)
     numbers = list(map(int, answers)), list(map(int, golds))
     assert rate("mean_absolute_error", answers, golds) == pytest.approx(mean_absolute_error(*numbers))
-    within = np.mean([abs(a - b) <= 1 for a, b in zip(*numbers, strict=True)])
-    assert rate("within_one", answers, golds) == pytest.approx(within)
+    share_within = np.mean([abs(a - b) <= 1 for a, b in zip(*numbers, strict=True)])
+    assert rate("within_one", answers, golds) == pytest.approx(share_within)
     if len(set(answers + golds)) > 1:
         expected = cohen_kappa_score(*numbers, labels=[1, 2, 3, 4, 5], weights="quadratic")
         assert rate("weighted_kappa", answers, golds) == pytest.approx(expected)
@@ -353,12 +354,12 @@ SHOP = "CREATE TABLE sold (item TEXT, n INT); INSERT INTO sold VALUES ('pen', 3)
     ],
 )
 def test_sql_is_right_where_it_finds_the_rows_of_the_reference(tmp_path, text, reference, score):
-    named = {"schema": SHOP}
+    database = {"schema": SHOP}
     if score:
-        named = {"database": str(tmp_path / "shop.sqlite")}
-        with sqlite3.connect(named["database"]) as made:
-            made.executescript(SHOP)
-    item = replace(example(reference), constraints=({"kind": "sqlite", **named},))
+        database = {"database": str(tmp_path / "shop.sqlite")}
+        with sqlite3.connect(database["database"]) as connection:
+            connection.executescript(SHOP)
+    item = replace(example(reference), constraints=({"kind": "sqlite", **database},))
     assert build_metric("sql_execution").score(answer(text), item) == (score,)
 
 
@@ -393,8 +394,8 @@ def test_fields_are_those_of_the_nearest_reference_and_calls_in_any_order():
     assert score_answer("json_fields", '{"a": 2}', '{"a": 1}', '{"a": 2}') == 1.0
     assert score_answer("json_fields", "{}", "billing") is None
     assert score_answer("tool_call", CALL, "billing") is None
-    other = '{"name": "mail", "arguments": {}}'
-    assert score_answer("tool_call", f"[{other}, {CALL}]", f"[{CALL}, {other}]") == 1.0
+    other_call = '{"name": "mail", "arguments": {}}'
+    assert score_answer("tool_call", f"[{other_call}, {CALL}]", f"[{CALL}, {other_call}]") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -412,11 +413,11 @@ def test_an_answer_keeps_a_json_schema_or_not(text, kept):
 
 
 def test_a_schema_that_is_none_or_would_be_fetched_is_refused():
-    asked = []
+    askers = []
 
     def listen(server):
         connection, asker = server.accept()
-        asked.append(asker)
+        askers.append(asker)
         connection.close()
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -426,9 +427,9 @@ def test_a_schema_that_is_none_or_would_be_fetched_is_refused():
         for schema in ({"type": "banana"}, {"$ref": address}):
             with pytest.raises(UserError, match="expected a JSON Schema"):
                 score_answer("follows", "{}", constraints=({"kind": "json_schema", "schema": schema},))
-        with socket.create_connection(server.getsockname()) as own:  # the first that is heard of
+        with socket.create_connection(server.getsockname()) as own_connection:  # must be the first connection
             thread.join()
-            assert asked == [own.getsockname()]
+            assert askers == [own_connection.getsockname()]
 
 
 def test_a_pattern_that_takes_for_ever_on_an_answer_leaves_it_unscored(monkeypatch):

@@ -1,4 +1,4 @@
-"""Every family of models scores, answers and trains as transformers alone does; a two-layer copy tells its engine."""
+"""All model families score, answer and train like plain transformers; a two-layer copy shows the engine."""
 
 import copy
 import json
@@ -41,7 +41,7 @@ _LLAMA_4 = {
 
 
 class Kind(NamedTuple):
-    """A family: transformers' class of configurations, what is said there, and how our engine reads it."""
+    """A family: transformers' configuration class, its settings and the expected engine."""
 
     config: str
     said: dict
@@ -77,7 +77,7 @@ FAMILIES = {
     "Llama-4": Kind("Llama4TextConfig", {**_LLAMA_4, "num_experts_per_tok": 1}, engine="padded"),
     "Mamba": Kind("MambaConfig", {"state_size": 4}, engine="padded"),
 }
-# The others take the same ways through our code as one of these.
+# Every other family takes the same code paths as one of these.
 FAST = (
     "Llama", "Mistral with a window", "Gemma-3", "gpt-oss", "GPT-2", "Bloom", "Mamba",
 )  # fmt: skip
@@ -93,12 +93,12 @@ def save(folder, kind):
 
     tokenizer = tiny_model.tokenizer()
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    said = {"vocab_size": len(tokenizer), **_SMALL, **ids, **kind.said}
-    config = getattr(transformers, kind.config)(**said)
+    settings = {"vocab_size": len(tokenizer), **_SMALL, **ids, **kind.said}
+    config = getattr(transformers, kind.config)(**settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():  # what families leave at 0 or 1 would hide a difference
+        for parameter in model.parameters():  # parameters that start at 0 or 1 would hide differences
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)
@@ -132,23 +132,23 @@ PAIRS = [
 def test_likelihoods_are_those_of_transformers_alone(load_family, name):
     host = load_family(name)
     assert host.base.engine == f"transformers/{FAMILIES[name].engine}"
-    for pairs in (PAIRS, [((5, *context), rest) for context, rest in PAIRS[:1]] + PAIRS):
-        found = [one.logprob for one in host.base.loglikelihood(pairs)]
-        assert found == pytest.approx([score_alone(host.model, *pair) for pair in pairs], abs=1e-4)
+    for pairs in (PAIRS, [((5, *context), continuation) for context, continuation in PAIRS[:1]] + PAIRS):
+        logprobs = [score.logprob for score in host.base.loglikelihood(pairs)]
+        assert logprobs == pytest.approx([score_alone(host.model, *pair) for pair in pairs], abs=1e-4)
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_greedy_answers_are_those_of_transformers_alone(load_family, name):
     host, n = load_family(name), 12
     prompts = [context for context, _ in PAIRS] + [(5, 6, 7)]
-    ends = end_ids(host.tokenizer, host.model.generation_config)
-    for asked in (prompts[:4], prompts):
-        for prompt, output in zip(asked, host.base.generate(asked, Limits(n)), strict=True):
-            given = {"max_new_tokens": n, "eos_token_id": ends, "pad_token_id": ends[0]}
+    end_tokens = end_ids(host.tokenizer, host.model.generation_config)
+    for batch in (prompts[:4], prompts):
+        for prompt, output in zip(batch, host.base.generate(batch, Limits(n)), strict=True):
+            options = {"max_new_tokens": n, "eos_token_id": end_tokens, "pad_token_id": end_tokens[0]}
             with torch.inference_mode():
-                whole = host.model.generate(torch.tensor([prompt]), do_sample=False, **given)
-            new = whole[0, len(prompt) :]
-            assert output.text == host.tokenizer.decode(new, skip_special_tokens=True)
+                sequence = host.model.generate(torch.tensor([prompt]), do_sample=False, **options)
+            new_ids = sequence[0, len(prompt) :]
+            assert output.text == host.tokenizer.decode(new_ids, skip_special_tokens=True)
 
 
 @pytest.mark.e2e
@@ -156,21 +156,21 @@ def test_greedy_answers_are_those_of_transformers_alone(load_family, name):
 def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
     host = load_family(name)
     params = {"r": 2, "max_steps": 1, "warmup_steps": 0, "learning_rate": 0.05}
-    made = tiny_methods.fit(host.source.path, tmp_path, Lora, params)
-    assert made.training.n_steps == 1
-    before = host.base.loglikelihood(PAIRS[:1])
-    with host.use_adapter(made.folder / "adapter", made.digest) as tuned:
-        after, alone = tuned.loglikelihood(PAIRS), [score_alone(tuned.model, *pair) for pair in PAIRS]
-        assert [one.logprob for one in after] == pytest.approx(alone, abs=1e-4)
-    assert after[0].logprob != pytest.approx(before[0].logprob, abs=1e-4)
-    assert host.base.loglikelihood(PAIRS[:1]) == before
+    weights = tiny_methods.fit(host.source.path, tmp_path, Lora, params)
+    assert weights.training.n_steps == 1
+    base_scores = host.base.loglikelihood(PAIRS[:1])
+    with host.use_adapter(weights.folder / "adapter", weights.digest) as tuned:
+        scores, lone_scores = tuned.loglikelihood(PAIRS), [score_alone(tuned.model, *pair) for pair in PAIRS]
+        assert [score.logprob for score in scores] == pytest.approx(lone_scores, abs=1e-4)
+    assert scores[0].logprob != pytest.approx(base_scores[0].logprob, abs=1e-4)
+    assert host.base.loglikelihood(PAIRS[:1]) == base_scores
 
 
 @pytest.mark.parametrize("name", ["Mistral with a window", "Mamba"])
 def test_a_soft_prompt_is_refused_beforehand_where_layers_do_not_see_or_keep_it(load_family, name):
     base = load_family(name).source.path
-    (found,) = family_problems("PROMPT_TUNING", {"num_virtual_tokens": 4}, base, "cpu", "candidate soft")
-    assert found.found == "a soft prompt, and layers that do not attend to everything that was read"
+    (problem,) = family_problems("PROMPT_TUNING", {"num_virtual_tokens": 4}, base, "cpu", "candidate soft")
+    assert problem.found == "a soft prompt, and layers that do not attend to everything that was read"
 
 
 @pytest.mark.e2e
@@ -186,16 +186,16 @@ def test_a_base_whose_thinking_nobody_decided_is_named_and_a_decision_is_another
     template = tiny_model.CHATML + "{% if enable_thinking is defined %}{% endif %}"
     base = tiny_model.build(tmp_path / "base", template=template)
     sessions = {
-        said: tiny_experiment.session(tiny_experiment.write(tmp_path, base, extra=said))
-        for said in ("", "chat_template_kwargs: {enable_thinking: false}\n")
+        setting: tiny_experiment.session(tiny_experiment.write(tmp_path, base, extra=setting))
+        for setting in ("", "chat_template_kwargs: {enable_thinking: false}\n")
     }
-    undecided, decided = sessions.values()
-    remarks, none = (list(base_remarks(s.sources)) for s in (undecided, decided))
+    default_session, decided = sessions.values()
+    remarks, no_remarks = (list(base_remarks(s.sources)) for s in (default_session, decided))
     assert [remark for remark in remarks if "chat_template_kwargs" in remark]
-    assert none == []
-    assert undecided.source == resolve(str(base)), "a key at its default moves nothing that is stored"
-    assert decided.source.template_digest != undecided.source.template_digest
-    assert decided.source.weights_digest == undecided.source.weights_digest
+    assert no_remarks == []
+    assert default_session.source == resolve(str(base)), "a key at its default moves nothing that is stored"
+    assert decided.source.template_digest != default_session.source.template_digest
+    assert decided.source.weights_digest == default_session.source.weights_digest
 
 
 @pytest.mark.parametrize(
@@ -225,10 +225,10 @@ def test_what_does_not_read_from_left_to_right_by_what_a_cache_holds_or_at_all_i
         ModelHost(resolve(str(save(tmp_path, kind))), CPU)
 
 
-# As large as they are published, by the defaults of transformers' classes.
+# Configurations in their published size: the defaults of transformers' classes.
 PUBLISHED = {
     "GptOssConfig": "packed",
-    "Gemma3Config": "packed",  # with a tower for pictures
+    "Gemma3Config": "packed",  # with a vision tower
 }  # fmt: skip
 
 
@@ -236,8 +236,8 @@ PUBLISHED = {
 def test_a_copy_tells_the_engine_that_the_base_itself_shows(tmp_path, name):
     folder = build(tmp_path, name)
     model, _ = load_base(resolve(str(folder)), CPU)
-    shown = Executor(model.eval(), 512).engine
-    assert find_copied_engine(folder, "cpu") == shown == FAMILIES[name].engine
+    base_engine = Executor(model.eval(), 512).engine
+    assert find_copied_engine(folder, "cpu") == base_engine == FAMILIES[name].engine
 
 
 @pytest.mark.e2e
@@ -247,7 +247,7 @@ def test_the_engine_of_a_large_base_is_known_from_its_configuration_alone(tmp_pa
 
     getattr(transformers, name)().save_pretrained(tmp_path)
     assert find_copied_engine(tmp_path, "cpu") == PUBLISHED[name]
-    assert sum(p.numel() for p in two_layer_copy(tmp_path).parameters()) < 30e6
+    assert sum(parameter.numel() for parameter in two_layer_copy(tmp_path).parameters()) < 30e6
 
 
 def register_family(kind, forward):
@@ -279,17 +279,17 @@ def test_a_family_that_ignores_masks_is_not_packed(tmp_path):
 def test_a_session_knows_an_engine_without_a_base_in_memory(tmp_path):
     base = tiny_model.build(tmp_path / "base")
     session = tiny_experiment.session(tiny_experiment.write(tmp_path, base))
-    known = session.engine(session.source)
+    engine = session.engine(session.source)
     assert session.slot.host is None
-    loaded = session.host(session.source).base
-    assert known == (loaded.engine, loaded.layout_digest)
+    loaded_base = session.host(session.source).base
+    assert engine == (loaded_base.engine, loaded_base.layout_digest)
 
 
 def test_a_base_whose_logits_are_no_numbers_is_refused_though_its_copy_tells_the_engine(tiny, tmp_path):
     model, tokenizer = load_base(resolve(str(tiny)), CPU)
-    spoilt = copy.deepcopy(model)
-    spoilt.get_input_embeddings().weight.data[5:9] = float("nan")
-    spoilt.save_pretrained(tmp_path)
+    nan_model = copy.deepcopy(model)
+    nan_model.get_input_embeddings().weight.data[5:9] = float("nan")
+    nan_model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert find_copied_engine(tmp_path, "cpu") == "packed"
     with pytest.raises(CandidateFailed, match="not numbers in float32"):

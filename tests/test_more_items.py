@@ -1,4 +1,4 @@
-"""How many more items the gate asks for, as many as would decide, and the next step that asks those there are."""
+"""The number of further items that would settle the gate, and the next step that asks available items."""
 
 import re
 import shlex
@@ -37,34 +37,34 @@ def judge_tasks(tasks: list[TaskComparison], policy: GatePolicy) -> Verdict:
 @settings(max_examples=8)  # each counts up to 20,000 items
 @given(st.integers(20, 300), fractions, st.floats(0, 1.1), st.floats(0.3, 0.95))
 def test_with_the_items_asked_for_the_margin_is_settled_if_the_assumption_holds(n, lost, gained, low):
-    # Of four on, six flips or more are expected below: fewer, rounded to whole items, are another share.
+    # From four losses on, six or more flips are expected below; rounding fewer would change their share.
     losses = 4 + round((n - 4) * lost / 4)
     gains = round(losses * gained)
-    found = compare_task("task", n, gains, losses)
+    task_comparison = compare_task("task", n, gains, losses)
     # Between the lower bound and the delta, so that the items at hand decide nothing.
-    margin = -(low * found.comparison.lower + (1 - low) * min(found.comparison.delta, 0))
+    margin = -(low * task_comparison.comparison.lower + (1 - low) * min(task_comparison.comparison.delta, 0))
     policy = GatePolicy(macro=margin, each=0.99)
-    rule = judge_tasks([found], policy).rules[0]
-    needed = rule.numbers["items_needed"]
-    grown = n + needed
-    flipped = ((gains + losses + 1) / (n + 2)) * grown  # what `find_planning_se` takes to be seen
-    truth = 0.0 if "nothing is lost" in rule.sentence else (gains - losses) / n * grown
-    more = compare_task("task", grown, round((flipped + truth) / 2), round((flipped - truth) / 2))
-    assert judge_tasks([more], policy).rules[0].outcome != "inconclusive"
+    rule = judge_tasks([task_comparison], policy).rules[0]
+    n_needed = rule.numbers["items_needed"]
+    n_grown = n + n_needed
+    n_flipped = ((gains + losses + 1) / (n + 2)) * n_grown  # the flips that `find_planning_se` expects
+    net = 0.0 if "nothing is lost" in rule.sentence else (gains - losses) / n * n_grown
+    larger = compare_task("task", n_grown, round((n_flipped + net) / 2), round((n_flipped - net) / 2))
+    assert judge_tasks([larger], policy).rules[0].outcome != "inconclusive"
 
 
 # The next step
 
 
 def need(items, *by_task, name="macro", lower=-0.031):
-    """Make an inconclusive verdict that needs so many items, of the tasks named with their numbers."""
+    """Make an inconclusive verdict that needs these items in total and by task."""
     numbers = {"lower": lower, "items_needed": items}
     numbers |= {"items_needed_by_task": list(by_task)} if by_task else {}
     return verdict("inconclusive", items_needed=items, rules=(Rule(name, "inconclusive", "", numbers),))
 
 
 def join(*verdicts):
-    rules = tuple(rule for one in verdicts for rule in one.rules)
+    rules = tuple(rule for judged in verdicts for rule in judged.rules)
     return replace(verdicts[0], rules=rules, items_needed=list_items_needed(rules).total)
 
 
@@ -85,7 +85,7 @@ OTHER_TASKS = "harness compare judges again, once suites: lists other tasks"
         ([need(90, name="validity")], [A], ON_113),
         ([need(1_975, "a 1,975")], [A], f"{WIDER}tasks hold only 113 unused items, and some 1,975 more are needed"),
         ([need(90, "a 90", lower=-0.4)], [], OTHER_TASKS),
-        # A rule on one task needs the items of that task.
+        # A rule on one task needs items of that task.
         ([need(500, "a 500", name="each")], [A, B], "once suites: lists other tasks, .* only 113 unused items"),
         ([join(need(90, "a 90"), need(700, "b 700", name="critical"))], [A, B],
          f"{LIMIT_A}=390 {LIMIT_B.format('800')} judges again, on 790 more items"),
@@ -93,8 +93,8 @@ OTHER_TASKS = "harness compare judges again, once suites: lists other tasks"
 )  # fmt: skip
 def test_the_next_step_names_the_items_that_tasks_hold_or_something_else(verdicts, spare, advice):
     judging = ["gate", "--candidate", "lora"]
-    found = advise_more_items(verdicts, spare, CommandLine(), relative=False, judging=judging)
-    assert re.search(advice, found.text), found.text
+    proposal = advise_more_items(verdicts, spare, CommandLine(), relative=False, judging=judging)
+    assert re.search(advice, proposal.text), proposal.text
 
 
 def test_only_judged_tasks_that_hold_more_than_their_limit_are_listed():
@@ -115,11 +115,11 @@ def test_only_judged_tasks_that_hold_more_than_their_limit_are_listed():
             "candidates": {"b": {}}, "gate": {"safety": None},
         }
     )  # fmt: skip
-    at = "suites.s.tasks"
+    prefix = "suites.s.tasks"
     assert list_spare_items(experiment, (), lambda task: 413) == (
-        SpareItems("both", (f"{at}.both.limit", f"{at}.both.data.limits.test"), 200, 413),
-        SpareItems("arc_easy", (f"{at}.3.limit",), 100, 413),
-        SpareItems("v1.5", (f"{at}.4.limit",), 100, 413),
+        SpareItems("both", (f"{prefix}.both.limit", f"{prefix}.both.data.limits.test"), 200, 413),
+        SpareItems("arc_easy", (f"{prefix}.3.limit",), 100, 413),
+        SpareItems("v1.5", (f"{prefix}.4.limit",), 100, 413),
     )
 
 
@@ -152,17 +152,17 @@ def test_a_step_as_it_is_printed_asks_more_items(tiny, own_cache, tmp_path, comm
     def run(line, code=0):
         return command(*shlex.split(line)[1:], check=code)
 
-    said = run("harness compare --strict --dry-run gate.macro=0.05 gate.each=0.1", 2).stderr
-    line = re.search(r"next: (harness compare --strict .*?) asks ", said)[1]
+    output = run("harness compare --strict --dry-run gate.macro=0.05 gate.each=0.1", 2).stderr
+    line = re.search(r"next: (harness compare --strict .*?) asks ", output)[1]
     assert line.endswith("gate.each=0.1 suites.general.tasks.sums.limit=800")
     run(f"{line} --dry-run")
-    said = run("harness compare --strict --dry-run suites.general.tasks.sums.limit=300", 2).stderr
-    assert "runs, once suites: lists other tasks, their files more rows, or gate: wider margins" in said
+    output = run("harness compare --strict --dry-run suites.general.tasks.sums.limit=300", 2).stderr
+    assert "runs, once suites: lists other tasks, their files more rows, or gate: wider margins" in output
     run("harness compare")
-    _, table, said = run("harness gate --candidate lora", 4)
+    _, table, output = run("harness gate --candidate lora", 4)
     assert re.search(r"sums +accuracy +(\d+)", table)[1] == "40"
     step = r"next: (harness compare \S+limit=(\d+)) judges again, on [\d,]+ more items"
-    line, limit = re.search(step, said).groups()
+    line, limit = re.search(step, output).groups()
     run(line)
     table = command("gate", "--candidate", "lora", f"suites.general.tasks.sums.limit={limit}").stdout
     assert int(re.search(r"sums +accuracy +(\d+)", table)[1]) == int(limit) > 40

@@ -1,4 +1,4 @@
-"""More targets of one training, of which one decides; and a target of whole texts, read alone."""
+"""Several targets of one training, one of which decides; and a target of whole texts."""
 
 import json
 
@@ -68,49 +68,49 @@ def write(folder, tiny, extra="more_targets: [suites/moods.yaml]\n"):
 @pytest.fixture(scope="module")
 def file_and_reports(tiny, own_cache, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("targets"), tiny)
-    whole = path.read_text()
-    found = []
-    for text in (whole.replace("more_targets: [suites/moods.yaml]\n", ""), whole, whole):
+    full_text = path.read_text()
+    results = []
+    for text in (full_text.replace("more_targets: [suites/moods.yaml]\n", ""), full_text, full_text):
         path.write_text(text)
         report = tiny_experiment.run(path, "suites=[]")
-        found.append((report, tiny_experiment.runs_of(path), sorted(folders(path, "weights"))))
-    return path, found
+        results.append((report, tiny_experiment.runs_of(path), sorted(folders(path, "weights"))))
+    return path, results
 
 
-def folders(path, what):
-    return [one.name for one in (path.parent / "runs" / what).iterdir()]
+def folders(path, kind):
+    return [folder.name for folder in (path.parent / "runs" / kind).iterdir()]
 
 
 def scores(report):
-    return {f.name: {one.task: one for one in f.more_targets} for f in report.facts}
+    return {f.name: {target.task: target for target in f.more_targets} for f in report.facts}
 
 
 def test_one_training_is_measured_on_two_targets_and_a_target_added_leaves_the_first(file_and_reports):
-    _, ((_, one, weights), (report, two, after), _) = file_and_reports
-    found = scores(report)["lora"]["moods"]
-    assert (found.metric, found.score.n, found.vs_untrained.n) == ("exact_match", 6, 6)
-    assert weights == after
-    assert len(weights) == 2  # those of the classifier and of the LoRA
-    assert one["lora"].weights_digest == two["lora"].weights_digest
+    _, ((_, single, weights), (report, double, weights_after), _) = file_and_reports
+    score = scores(report)["lora"]["moods"]
+    assert (score.metric, score.score.n, score.vs_untrained.n) == ("exact_match", 6, 6)
+    assert weights == weights_after
+    assert len(weights) == 2  # the classifier's and the LoRA's weights
+    assert single["lora"].weights_digest == double["lora"].weights_digest
 
-    _, ((before, one, _), (report, two, _), (_, again, _)) = file_and_reports
-    assert {name: run.run_id for name, run in two.items()} == {n: run.run_id for n, run in again.items()}
-    assert one["lora"].rows.items() <= two["lora"].rows.items()
-    assert two["lora"].rows.keys() - one["lora"].rows.keys() == {"moods/test", "moods/validation"}
-    assert report.decision.sentence == before.decision.sentence
-    assert [f.verdict for f in report.facts] == [f.verdict for f in before.facts]
+    _, ((first_report, single, _), (report, double, _), (_, rerun, _)) = file_and_reports
+    assert {name: run.run_id for name, run in double.items()} == {n: run.run_id for n, run in rerun.items()}
+    assert single["lora"].rows.items() <= double["lora"].rows.items()
+    assert double["lora"].rows.keys() - single["lora"].rows.keys() == {"moods/test", "moods/validation"}
+    assert report.decision.sentence == first_report.decision.sentence
+    assert [f.verdict for f in report.facts] == [f.verdict for f in first_report.facts]
 
 
 def test_each_candidate_is_compared_with_the_best_on_a_further_target_which_decides_nothing(
     file_and_reports, tmp_path
 ):
     report = file_and_reports[1][1][0]
-    found = {name: of["moods"] for name, of in scores(report).items() if of}
-    (best,) = {one.untrained for one in found.values()}
+    scores_of = {name: targets["moods"] for name, targets in scores(report).items() if targets}
+    (best,) = {score.untrained for score in scores_of.values()}
     assert best in {"prompt", "shots"}
-    assert found[best].vs_untrained is None
-    assert found["lora"].vs_untrained.delta == pytest.approx(
-        found["lora"].score.score - found[best].score.score
+    assert scores_of[best].vs_untrained is None
+    assert scores_of["lora"].vs_untrained.delta == pytest.approx(
+        scores_of["lora"].score.score - scores_of[best].score.score
     )
 
     text = markdown(experiment_document(report))
@@ -122,8 +122,8 @@ def test_each_candidate_is_compared_with_the_best_on_a_further_target_which_deci
 
 
 def test_each_target_has_its_own_shots_and_leaves_out_who_lacks_what_it_has(file_and_reports):
-    """It has neither documents nor a closed set of labels, and no classifier was trained on it."""
-    left_out = {name for name, of in scores(file_and_reports[1][1][0]).items() if not of}
+    """The target has no documents and no label set, and no classifier was trained on it."""
+    left_out = {name for name, targets in scores(file_and_reports[1][1][0]).items() if not targets}
     assert left_out == {"reader", "ranked", "bag"}
 
     session = prepare_session(load(file_and_reports[0], ["suites=[]"]), Scope(), SilentProgress())
@@ -151,9 +151,9 @@ def test_what_is_no_target_is_refused_with_its_line(tmp_path, tiny, written, fou
 
 
 def test_training_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, tiny):
-    path, leak = write(tmp_path, tiny), moods(["Di"])
-    train = path.parent / "suites" / "letters" / "train.jsonl"
-    train.write_text(train.read_text() + json.dumps({**leak[0], "reference": "late"}) + "\n")
+    path, leaked_rows = write(tmp_path, tiny), moods(["Di"])
+    train_file = path.parent / "suites" / "letters" / "train.jsonl"
+    train_file.write_text(train_file.read_text() + json.dumps({**leaked_rows[0], "reference": "late"}) + "\n")
     with pytest.raises(UserError, match="moods"):
         tiny_experiment.run(path, "suites=[]")
 

@@ -1,9 +1,9 @@
-"""Damaged files of every kind: draws of `mutations.py`, more of them in each longer tier."""
+"""Damaged files of every kind: draws of `mutations.py`, more of them in each slower tier."""
 
 import pytest
 from mutations import SHARES, Draws, write_seeds
 
-# The first and the last draw of all readers together.
+# The range of draws over all readers.
 TIERS = {"e2e": (0, 160), "slow": (160, 640), "weekly": (640, 10_640)}
 
 
@@ -17,5 +17,5 @@ def seeds(finished_run, tiny, own_cache, tmp_path_factory):
 def test_a_damaged_file_is_named_or_what_it_held_is_computed_again(tier, name, seeds, tmp_path):
     first, last = (round(n * SHARES[name]) for n in TIERS[tier])
     draws = Draws(name, seeds[name], tmp_path / "seeds")
-    drawn = map(draws.draw, range(first, last))
-    assert [one for one in drawn if one.wrong] == []
+    damaged_files = map(draws.draw, range(first, last))
+    assert [damaged for damaged in damaged_files if damaged.wrong] == []

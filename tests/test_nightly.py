@@ -1,6 +1,6 @@
-"""Nights on sessions whose model answers by rule: alarms, drift, kills, two at once, and what is told of them.
+"""Nights with a model that answers by rule: alarms, drift, kills, concurrent runs and reports.
 
-The command itself is run in test_nightly_command.py.
+test_nightly_command.py runs the command itself.
 """
 
 import json
@@ -36,7 +36,7 @@ from harness.metrics import mean_metric
 
 pytestmark = pytest.mark.usefixtures("rule_cache")
 
-PATIENCE_S = 300  # for a machine that is busy with other things
+PATIENCE_S = 300  # long enough for a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -55,60 +55,60 @@ def path(small_world, tmp_path):
 @pytest.mark.slow
 def test_thirty_nights_without_a_change_raise_no_alarm(tmp_path):
     calendar = Calendar(nights.world(tmp_path, test=1900, general=480))
-    found = [calendar.night(n) for n in range(1, 31)]
-    assert {one.verdict for one in found} <= {"ok", "suspect"}
-    assert [one.new for one in found] == [()] * 30
-    evidence = line(found[-1]).series["general"]
+    reports = [calendar.night(n) for n in range(1, 31)]
+    assert {night_report.verdict for night_report in reports} <= {"ok", "suspect"}
+    assert [night_report.new for night_report in reports] == [()] * 30
+    evidence = line(reports[-1]).series["general"]
     assert (evidence.n, evidence.n_nights) == (1800, 30)
-    assert evidence.gains > 50  # something did differ from night to night
-    assert found[-1].pool[0].endswith("never yet")
+    assert evidence.gains > 50  # some answers differ between nights
+    assert reports[-1].pool[0].endswith("never yet")
 
 
 def test_an_alarm_is_raised_once_and_again_only_when_acknowledged_and_shown_anew(path):
     calendar = Calendar(path)
-    bad = Rates(general_lost=0.4, gained=0.0)
-    found = calendar.night(1, bad)
-    assert (found.verdict, found.exit_code) == ("regression", 3)
-    assert [(a.about, a.verdict) for a in found.new] == [("lora", "regression")]
-    again = calendar.night(2, bad)
-    assert (again.verdict, again.new) == ("regression", ())
-    assert [a.night for a in again.open] == ["2026-03-01"]
-    closed = nightly.acknowledge(path, "lora")
-    assert [a.about for a in closed] == ["lora"]
+    bad_rates = Rates(general_lost=0.4, gained=0.0)
+    night = calendar.night(1, bad_rates)
+    assert (night.verdict, night.exit_code) == ("regression", 3)
+    assert [(alarm.about, alarm.verdict) for alarm in night.new] == [("lora", "regression")]
+    second_night = calendar.night(2, bad_rates)
+    assert (second_night.verdict, second_night.new) == ("regression", ())
+    assert [alarm.night for alarm in second_night.open] == ["2026-03-01"]
+    closed_alarms = nightly.acknowledge(path, "lora")
+    assert [alarm.about for alarm in closed_alarms] == ["lora"]
     assert nightly.status(path, "2026-03-02").open == ()
-    found = calendar.night(3, bad)
-    assert [a.about for a in found.new] == ["lora"]
-    assert line(found).series["general"].n_nights == 1, "evidence begins anew"
+    night = calendar.night(3, bad_rates)
+    assert [alarm.about for alarm in night.new] == ["lora"]
+    assert line(night).series["general"].n_nights == 1, "evidence begins anew"
 
 
 def test_to_acknowledge_one_alarm_leaves_the_others_open():
     alarms = tuple(Alarm(about, "regression", "2026-03-01", "") for about in ("lora", "champion knn"))
-    state, closed = acknowledge_alarms(State({}, alarms), "lora", "2026-03-02")
-    assert [a.about for a in closed] == ["lora"]
-    assert [a.about for a in open_alarms(state)] == ["champion knn"]
+    state, closed_alarms = acknowledge_alarms(State({}, alarms), "lora", "2026-03-02")
+    assert [alarm.about for alarm in closed_alarms] == ["lora"]
+    assert [alarm.about for alarm in open_alarms(state)] == ["champion knn"]
 
 
 def test_what_is_lost_is_named_apart_from_the_target_in_a_text_that_stays_until_somebody_opens_it(
     path, tmp_path
 ):
-    found = Calendar(path).night(1, Rates(general_lost=0.4, lost=0.0, gained=0.0))
-    assert line(found).series["general"].verdict == "regression"
-    assert line(found).series["target"].verdict == "ok"
-    assert all(item.split("/")[0] in ("chat", "sums", "facts", "reading") for item in line(found).lost)
-    assert "lora: regression: target 0.0 [" in line(found).sentence
+    night = Calendar(path).night(1, Rates(general_lost=0.4, lost=0.0, gained=0.0))
+    assert line(night).series["general"].verdict == "regression"
+    assert line(night).series["target"].verdict == "ok"
+    assert all(item.split("/")[0] in ("chat", "sums", "facts", "reading") for item in line(night).lost)
+    assert "lora: regression: target 0.0 [" in line(night).sentence
 
-    *_, issue = nightly.write(found, tmp_path)
-    assert issue not in nightly.write(replace(found, new=()), tmp_path)
+    *_, issue = nightly.write(night, tmp_path)
+    assert issue not in nightly.write(replace(night, new=()), tmp_path)
     assert issue.read_text().startswith("Nightly world, 2026-03-01: lora: regression\n")
 
 
 @pytest.mark.e2e
 def test_frozen_answers_to_the_same_items_tell_nothing_new(path):
     calendar = Calendar(path, salt=0)
-    found = [calendar.night(n, STILL) for n in range(1, 7)]
-    assert line(found[-1]).series["general"].n == 240 - 20  # all that is not an anchor, once
-    assert "general: the pool is used up" in "\n".join(found[-1].pool)
-    assert line(found[0]).tests == ("only the harness: the weights answer as before",)
+    reports = [calendar.night(n, STILL) for n in range(1, 7)]
+    assert line(reports[-1]).series["general"].n == 240 - 20  # each item that is not an anchor counts once
+    assert "general: the pool is used up" in "\n".join(reports[-1].pool)
+    assert line(reports[0]).tests == ("only the harness: the weights answer as before",)
 
 
 # The harness
@@ -118,32 +118,32 @@ def test_frozen_answers_to_the_same_items_tell_nothing_new(path):
 def test_a_base_that_moves_is_the_harness_and_no_candidate_is_blamed(path):
     calendar = Calendar(path)
     calendar.night(1, Rates(base_moves=0.0))
-    found = calendar.night(2, Rates(base_moves=0.5, general_lost=0.4))
-    assert (found.verdict, found.exit_code) == ("harness-drift", 4)
-    assert [a.about for a in found.new] == ["harness"]
-    assert line(found).verdict == "harness-drift"
+    night = calendar.night(2, Rates(base_moves=0.5, general_lost=0.4))
+    assert (night.verdict, night.exit_code) == ("harness-drift", 4)
+    assert [alarm.about for alarm in night.new] == ["harness"]
+    assert line(night).verdict == "harness-drift"
     nightly.acknowledge(path, "harness")
     assert calendar.night(2).new == (), "the night of an acknowledged drift is not alarmed about again"
-    found = calendar.night(3, STILL)
-    assert found.verdict == "ok"
-    assert line(found).series["general"].n_nights == 2, "drift is no evidence"
+    night = calendar.night(3, STILL)
+    assert night.verdict == "ok"
+    assert line(night).series["general"].n_nights == 2, "drift is no evidence"
 
 
 METRIC = mean_metric("exact_match", lambda output, example: None)
 
 
 def chat_rows(*scores):
-    made = (fake_project.row_of("chat", i, score, "a text") for i, score in enumerate(scores))
-    return {("chat", row.example_id): row for row in made}
+    made_rows = (fake_project.row_of("chat", i, score, "a text") for i, score in enumerate(scores))
+    return {("chat", row.example_id): row for row in made_rows}
 
 
 def fail_rows(rows):
     return {item: replace(row, status="error", parts={METRIC.name: None}) for item, row in rows.items()}
 
 
-def compare_night(now, *then, base_now=None, base_then=None, **policy):
-    arms = NightArms(now, then, base_now, base_then)
-    return compare_series(arms, (), [(item,) for item in now], {"chat": METRIC}, **policy)
+def compare_night(new_rows, *old_rows, base_now=None, base_then=None, **policy):
+    arms = NightArms(new_rows, old_rows, base_now, base_then)
+    return compare_series(arms, (), [(item,) for item in new_rows], {"chat": METRIC}, **policy)
 
 
 def drop_scores(rows):
@@ -154,7 +154,7 @@ TWO_FAILED = {**chat_rows(1, 1, 1), **fail_rows(chat_rows(1, 1))}
 MOVED, DROPPED = (
     {"base_now": now, "base_then": chat_rows(1, 1)} for now in (chat_rows(0, 1), drop_scores(chat_rows(1, 1)))
 )
-# The answers now and then; what is changed, how many failed and are left out, and whether the night counts.
+# New and old answers and options; expected changes, numbers of failed and omitted items, and validity.
 NIGHTS = {
     "the base shows it too": (chat_rows(0, 0), [chat_rows(1, 1)], MOVED, [0, -1], 0, 0, True),
     "the mean of the makings": (
@@ -170,12 +170,12 @@ NIGHTS = {
 
 @pytest.mark.parametrize("name", NIGHTS)
 def test_a_night_compares_what_base_and_candidate_could_answer_then_and_now(name):
-    now, then, options, changes, errors, left_out, valid = NIGHTS[name]
-    found = compare_night(now, *then, **options)
-    assert [*found.changes] == [f"chat/chat-{i:03d}" for i in range(len(changes))]
-    assert list(found.changes.values()) == pytest.approx(changes)
-    assert (found.errors, found.left_out, found.valid) == (errors, left_out, valid)
-    assert found.adjusted or name != "the base shows it too"
+    new_rows, old_rows, options, changes, errors, left_out, is_valid = NIGHTS[name]
+    comparison = compare_night(new_rows, *old_rows, **options)
+    assert [*comparison.changes] == [f"chat/chat-{i:03d}" for i in range(len(changes))]
+    assert list(comparison.changes.values()) == pytest.approx(changes)
+    assert (comparison.errors, comparison.left_out, comparison.valid) == (errors, left_out, is_valid)
+    assert comparison.adjusted or name != "the base shows it too"
 
 
 @pytest.mark.parametrize(
@@ -186,24 +186,24 @@ def test_a_night_compares_what_base_and_candidate_could_answer_then_and_now(name
     ],
 )  # fmt: skip
 def test_one_failure_among_few_answers_voids_no_night_unless_none_is_allowed(n_failed, n, max_errors, valid):
-    then = chat_rows(*[1] * n)
-    found = compare_night({**then, **fail_rows(chat_rows(*[1] * n_failed))}, then, max_errors=max_errors)
-    assert (found.errors, found.valid, sum(found.changes.values())) == (n_failed, valid, -n_failed)
+    rows = chat_rows(*[1] * n)
+    night = compare_night({**rows, **fail_rows(chat_rows(*[1] * n_failed))}, rows, max_errors=max_errors)
+    assert (night.errors, night.valid, sum(night.changes.values())) == (n_failed, valid, -n_failed)
 
 
 # Kills, collisions, failures
 
 
-# A fork of a process with threads may wait for ever on what one of them had locked.
+# A fork of a process with threads may wait forever for a lock that another thread held.
 SPAWN = multiprocessing.get_context("spawn")
 
 
 def run_and_die(path):
-    seen = []
+    prompts = []
 
     def hears(prompt):
-        seen.append(prompt)
-        if len(seen) == 120:
+        prompts.append(prompt)
+        if len(prompts) == 120:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Calendar(path).night(1, asked=hears)
@@ -212,8 +212,8 @@ def run_and_die(path):
 @pytest.mark.e2e
 def test_a_night_whose_process_is_killed_goes_on_where_it_was_and_ends_as_an_undisturbed_one(path, tmp_path):
     shutil.copytree(path.parent, tmp_path / "other")
-    whole = Calendar(tmp_path / "other" / "harness.yaml")
-    whole.night(1)
+    undisturbed = Calendar(tmp_path / "other" / "harness.yaml")
+    undisturbed.night(1)
     process = SPAWN.Process(target=run_and_die, args=(path,))
     process.start()
     process.join(PATIENCE_S)
@@ -222,10 +222,10 @@ def test_a_night_whose_process_is_killed_goes_on_where_it_was_and_ends_as_an_und
     assert nightly.status(path, "2026-03-01").unfinished == ("2026-03-01",)
     calendar = Calendar(path)
     assert calendar.night(1).verdict == "ok"
-    assert 0 < len(calendar.asked) < len(whole.asked)
+    assert 0 < len(calendar.asked) < len(undisturbed.asked)
     assert nightly.status(path, "2026-03-01").unfinished == ()
-    (one,), (other,) = (read_nights(folder_of(p)) for p in (path, tmp_path / "other" / "harness.yaml"))
-    assert (one.candidates, one.bases) == (other.candidates, other.bases)
+    (killed,), (complete,) = (read_nights(folder_of(p)) for p in (path, tmp_path / "other" / "harness.yaml"))
+    assert (killed.candidates, killed.bases) == (complete.candidates, complete.bases)
 
 
 @pytest.mark.e2e
@@ -251,11 +251,11 @@ def test_a_night_keeps_off_a_compare_at_work_and_one_that_is_finished_asks_nobod
     calendar = Calendar(path)
     with FileLock(path.parent / "runs" / "compare.lock"), pytest.raises(HarnessError, match="is in use"):
         calendar.night(1)
-    first = calendar.night(1)
-    n = len(calendar.asked)
-    again = calendar.night(1)
-    assert len(calendar.asked) == n
-    assert again.lines == first.lines
+    first_night = calendar.night(1)
+    n_asked = len(calendar.asked)
+    second_night = calendar.night(1)
+    assert len(calendar.asked) == n_asked
+    assert second_night.lines == first_night.lines
 
 
 def test_one_candidate_that_fails_does_not_end_the_night_and_nobody_to_watch_is_refused(path):
@@ -264,11 +264,11 @@ def test_one_candidate_that_fails_does_not_end_the_night_and_nobody_to_watch_is_
     with pytest.raises(UserError, match="did you mean 'lora'"):
         Calendar(path, ["nightly.candidates=[lorra]"]).night(1)
     calendar = Calendar(path, ["nightly.candidates=[knn, lora]"])
-    found = calendar.night(1, STILL)
-    assert (found.verdict, found.exit_code) == ("error", 1)
-    assert line(found, "knn").verdict == "error"
-    assert "harness compare --candidates knn" in line(found, "knn").sentence
-    assert line(found).verdict == "ok"
+    night = calendar.night(1, STILL)
+    assert (night.verdict, night.exit_code) == ("error", 1)
+    assert line(night, "knn").verdict == "error"
+    assert "harness compare --candidates knn" in line(night, "knn").sentence
+    assert line(night).verdict == "ok"
 
 
 @pytest.mark.e2e
@@ -289,22 +289,22 @@ def test_the_champion_is_watched_against_its_own_rows(path):
 
     release.promote_named(path, "lora", despite="too few items here")
     calendar = Calendar(path, ["nightly.candidates=[]"])
-    found = calendar.night(1, STILL)
-    assert [one.name for one in found.lines] == ["champion lora"]
-    assert found.verdict == "ok"
+    night = calendar.night(1, STILL)
+    assert [night_line.name for night_line in night.lines] == ["champion lora"]
+    assert night.verdict == "ok"
 
 
-# What is told
+# Reports
 
 
 def test_hostile_text_is_text_in_every_form_of_a_night(path):
     evil = "<b>x</b> | \x1b[31mred \u202egnp.exe"
-    found = Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
-    alarm = replace(found.new[0], about=evil, sentence=evil)
-    lines = (replace(line(found), name=evil, sentence=evil, lost=(evil,)),)
-    told = replace(found, sentence=evil, harness=evil, lines=lines, new=(alarm,), open=(alarm,))
-    page, message = report.markdown(document := nightly.night_document(told)), slack([alarm], evil)["text"]
-    for text in (*map(str, report.terminal_lines(document)), page, issue(told), message):
+    night = Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
+    alarm = replace(night.new[0], about=evil, sentence=evil)
+    lines = (replace(line(night), name=evil, sentence=evil, lost=(evil,)),)
+    fake = replace(night, sentence=evil, harness=evil, lines=lines, new=(alarm,), open=(alarm,))
+    page, message = report.markdown(document := nightly.night_document(fake)), slack([alarm], evil)["text"]
+    for text in (*map(str, report.terminal_lines(document)), page, issue(fake), message):
         assert not re.search("[\x1b\u202e]", text)
     assert "<b>" not in page
     assert not re.search("[<>]", message)
@@ -312,26 +312,26 @@ def test_hostile_text_is_text_in_every_form_of_a_night(path):
 
 
 def test_an_alarm_whose_night_is_killed_before_it_is_published_is_raised_again(path):
-    def interrupt(found):
+    def interrupt(night_report):
         raise KeyboardInterrupt
 
-    calendar, bad = Calendar(path), Rates(general_lost=0.4, gained=0.0)
+    calendar, bad_rates = Calendar(path), Rates(general_lost=0.4, gained=0.0)
     with pytest.raises(KeyboardInterrupt):
-        calendar.night(1, bad, publish=interrupt)
-    published = []
-    calendar.night(1, bad, publish=published.append)
-    calendar.night(1, bad, publish=published.append)
-    assert [[a.about for a in found.new] for found in published] == [["lora"], []]
+        calendar.night(1, bad_rates, publish=interrupt)
+    nights_seen = []
+    calendar.night(1, bad_rates, publish=nights_seen.append)
+    calendar.night(1, bad_rates, publish=nights_seen.append)
+    assert [[alarm.about for alarm in night.new] for night in nights_seen] == [["lora"], []]
 
 
 @pytest.mark.e2e
 def test_a_recipe_that_changed_is_compared_with_its_pinned_reference_until_a_new_one_is_asked_for(path):
     Calendar(path).night(1, STILL)
-    changed = Calendar(path, ["candidates.lora.system=Reply with one word."])
-    nights.worlds.write_training(changed.session, changed.session.candidates["lora"])
-    found = changed.night(2, STILL)
-    assert line(found).verdict == "ok"
-    assert line(found).tests[0] == "another prompting, other shots or passages on desk"
+    changed_calendar = Calendar(path, ["candidates.lora.system=Reply with one word."])
+    nights.worlds.write_training(changed_calendar.session, changed_calendar.session.candidates["lora"])
+    night = changed_calendar.night(2, STILL)
+    assert line(night).verdict == "ok"
+    assert line(night).tests[0] == "another prompting, other shots or passages on desk"
     assert set(read_state(folder_of(path)).references) == {"lora"}
     nightly.acknowledge(path, "lora", new_reference=True)
     assert read_state(folder_of(path)).references == {}

@@ -24,7 +24,7 @@ PAGES = {"tiny.nightly.md", "tiny.nightly.json"}
 
 
 class CommandResult(NamedTuple):
-    """How a command ended, and what stood in reports/ and had come to the webhook by then."""
+    """The result of a command, with the contents of reports/ and the webhook's messages at its end."""
 
     code: int
     stdout: str
@@ -41,22 +41,22 @@ class Desk(NamedTuple):
     received: list[dict]
 
     def run(self, *words: str) -> CommandResult:
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
             command = ["harness", "nightly", "run", "-c", str(self.folder / "harness.yaml"), *words]
             patch.setattr(sys, "argv", command)
-            with pytest.raises(SystemExit) as ended:
+            with pytest.raises(SystemExit) as exit_info:
                 main()
-        kept = (self.folder / "reports").glob("*.nightly.*")
-        texts = {path.name: path.read_text() for path in kept}
+        report_files = (self.folder / "reports").glob("*.nightly.*")
+        texts = {path.name: path.read_text() for path in report_files}
         return CommandResult(
-            ended.value.code or 0, out.getvalue(), err.getvalue(), texts, list(self.received)
+            exit_info.value.code or 0, stdout.getvalue(), stderr.getvalue(), texts, list(self.received)
         )
 
 
 @pytest.fixture(scope="module")
 def desk(tiny, own_cache, tmp_path_factory):
-    """Make the experiment with its reference, and let commands find webhook and summary as in a job."""
+    """The experiment with its reference run; commands find webhook and summary as in a job."""
     folder = tmp_path_factory.mktemp("desk")
     model = shutil.copytree(tiny, folder / "model")
     tiny_experiment.run(tiny_experiment.write(folder, model, CANDIDATES, extra=WATCHED))
@@ -73,7 +73,7 @@ def quiet_night(desk):
 
 @pytest.fixture(scope="module")
 def drift_night(desk, quiet_night):
-    """Run the next night after the model's chat template began to write the first token itself."""
+    """The next night, after the model's chat template was changed to write the BOS token itself."""
     file = desk.model / "chat_template.jinja"
     file.write_text(tiny_model.STARTED)
     return desk.run("--night", "2026-03-02", "--json")
@@ -95,8 +95,8 @@ def test_a_quiet_night_ends_with_its_verdict_and_writes_page_and_json_and_no_iss
 
 def test_another_chat_template_is_harness_drift_and_told_as_issue_and_to_the_webhook(drift_night):
     assert drift_night.code == 4, drift_night.stderr
-    found = json.loads(drift_night.stdout)
-    assert (found["verdict"], found["exit_code"]) == ("harness-drift", 4)
+    document = json.loads(drift_night.stdout)
+    assert (document["verdict"], document["exit_code"]) == ("harness-drift", 4)
     assert set(drift_night.reports) == PAGES | {"tiny.nightly.issue.md"}
     title = drift_night.reports["tiny.nightly.issue.md"].splitlines()[0]
     assert title == "Nightly tiny, 2026-03-02: harness: harness-drift"
@@ -121,7 +121,7 @@ def test_a_night_again_tells_nobody_twice_and_adds_its_page_to_the_summary(drift
     ("night", "said"), [("2026-02-28", "expected a night after the last one"), ("yesterday", "--night")]
 )
 def test_a_night_that_cannot_be_is_refused_without_a_traceback(desk, repeated_night, night, said):
-    done = desk.run("--night", night)
-    assert done.code == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    result = desk.run("--night", night)
+    assert result.code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""Nights that ask a real server over HTTP: its model is swapped, or it goes away."""
+"""Nights against a real HTTP server whose model is swapped or that goes down."""
 
 import shutil
 
@@ -31,8 +31,8 @@ def finished_world(rule_cache, tmp_path_factory):
         path = worlds.write(
             tmp_path_factory.mktemp("finished") / "world", nights.TRUTH, worlds.Sizes(test=200, general=60)
         )
-        one = f"{{method: endpoint, params: {{base_url: {server.url}, model: {openai_server.NAME}, protocol: chat, max_retries: 0}}}}"
-        text = path.read_text() + f"  served: {one}\nnightly: {{candidates: [lora, served]}}\n"
+        endpoint = f"{{method: endpoint, params: {{base_url: {server.url}, model: {openai_server.NAME}, protocol: chat, max_retries: 0}}}}"
+        text = path.read_text() + f"  served: {endpoint}\nnightly: {{candidates: [lora, served]}}\n"
         path.write_text(text)
         session, loaded = worlds.open_world(path, nights.TRUTH, candidates=["prompt", "lora", "served"])
         worlds.write_training(session, session.candidates["lora"])
@@ -56,24 +56,24 @@ def night(path, n):
     return nightly.run_prepared(session, loaded, day)
 
 
-def line(found, name="served"):
-    return line_of(found, name)
+def line(night_report, name="served"):
+    return line_of(night_report, name)
 
 
 def test_a_worse_model_behind_the_same_address_is_a_regression_and_named_as_the_endpoint(server_and_file):
     server, path = server_and_file
     assert night(path, 1).verdict == "ok"
     server.model = rule(WORSE)
-    found = [night(path, n) for n in (2, 3, 4)]
-    assert found[-1].verdict == "regression"
-    assert (line(found[-1]).verdict, line(found[-1], "lora").verdict) == ("regression", "ok")
-    assert line(found[0]).tests == (
+    reports = [night(path, n) for n in (2, 3, 4)]
+    assert reports[-1].verdict == "regression"
+    assert (line(reports[-1]).verdict, line(reports[-1], "lora").verdict) == ("regression", "ok")
+    assert line(reports[0]).tests == (
         f"the endpoint (tiny at {server.url}), which answers its anchors otherwise than before",
         "the harness",
     )
-    assert "which answers its anchors as since 2026-03-02" in line(found[-1]).tests[0]
+    assert "which answers its anchors as since 2026-03-02" in line(reports[-1]).tests[0]
     assert "served tests the endpoint (tiny at" in "\n".join(
-        map(str, report.terminal_lines(nightly.night_document(found[-1])))
+        map(str, report.terminal_lines(nightly.night_document(reports[-1])))
     )
 
 
@@ -82,18 +82,18 @@ def test_without_its_key_a_night_goes_on_with_the_others(server_and_file, monkey
     night(path, 1)
     monkeypatch.delenv("SUPPORT_KEY", raising=False)
     path.write_text(path.read_text().replace("protocol: chat", "protocol: chat, api_key_env: SUPPORT_KEY"))
-    found = night(path, 2)
-    assert "found no variable SUPPORT_KEY in the environment" in line(found).sentence
-    assert line(found, "lora").verdict == "ok"
+    second_night = night(path, 2)
+    assert "found no variable SUPPORT_KEY in the environment" in line(second_night).sentence
+    assert line(second_night, "lora").verdict == "ok"
 
 
 def test_a_server_that_is_down_ends_no_night(server_and_file):
     server, path = server_and_file
     server.faults = [Fault(503)] * 1000
-    found = night(path, 1)
-    assert (found.verdict, found.exit_code) == ("error", 1)
-    assert line(found).sentence.startswith(f"served: failed: tiny at {server.url}: found status 503, busy")
-    assert line(found, "lora").verdict == "ok"
+    first = night(path, 1)
+    assert (first.verdict, first.exit_code) == ("error", 1)
+    assert line(first).sentence.startswith(f"served: failed: tiny at {server.url}: found status 503, busy")
+    assert line(first, "lora").verdict == "ok"
     server.faults = []
     assert night(path, 2).verdict == "ok"
     assert [n.night for n in read_nights(folder_of(path))] == ["2026-03-01", "2026-03-02"]

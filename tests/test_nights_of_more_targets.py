@@ -1,4 +1,4 @@
-"""Nights of an experiment with more targets: each is watched as a series of its own."""
+"""Nights of an experiment with several targets: each is watched as its own series."""
 
 import shutil
 from dataclasses import replace
@@ -48,16 +48,16 @@ def test_a_target_that_the_reference_does_not_hold_is_named_as_not_watched(decla
         in line.sentence
     )
     assert f" -c {calendar.loaded.typed.config}" in compare
-    (_, last) = read_nights(folder_of(tmp_path / "copy" / "harness.yaml"))
-    assert last.candidates[0].unwatched == ("counter",)
+    (_, last_night) = read_nights(folder_of(tmp_path / "copy" / "harness.yaml"))
+    assert last_night.candidates[0].unwatched == ("counter",)
 
 
 def test_a_loss_on_a_further_target_alone_is_a_regression_of_that_series(path):
-    found = Calendar(path).night(2, replace(STILL, counter_lost=0.4))
-    (line,) = found.lines
-    verdicts = {key: one.verdict for key, one in line.series.items()}
+    night = Calendar(path).night(2, replace(STILL, counter_lost=0.4))
+    (line,) = night.lines
+    verdicts = {key: series.verdict for key, series in line.series.items()}
     assert verdicts == {"target": "ok", "target counter": "regression", "general": "ok"}
-    assert (found.verdict, found.exit_code) == ("regression", 3)
+    assert (night.verdict, night.exit_code) == ("regression", 3)
     assert {item.split("/")[0] for item in line.lost} == {"counter"}
     assert "target counter −" in line.sentence
     assert "not watched" not in line.sentence
@@ -65,15 +65,15 @@ def test_a_loss_on_a_further_target_alone_is_a_regression_of_that_series(path):
 
 def test_all_targets_and_the_suites_share_the_chance_of_a_false_alarm(path):
     (line,) = Calendar(path).night(2, STILL).lines
-    assert {one.verdict for one in line.series.values()} == {"ok"}
-    assert [one.needed for one in line.series.values()] == pytest.approx([3 / (0.8 * 0.05)] * 3)
+    assert {series.verdict for series in line.series.values()} == {"ok"}
+    assert [series.needed for series in line.series.values()] == pytest.approx([3 / (0.8 * 0.05)] * 3)
 
 
 def test_the_base_answers_a_further_target_as_its_control_arm(path):
-    found = Calendar(path).night(2, replace(STILL, base_moves=0.5))
-    assert found.verdict == "harness-drift"
-    (_, last) = read_nights(folder_of(path))
-    (watched,) = last.candidates
-    assert watched.series["target counter"].adjusted
-    (base,) = last.bases.values()
-    assert any(item.startswith("counter/") for item in base.flips)
+    night = Calendar(path).night(2, replace(STILL, base_moves=0.5))
+    assert night.verdict == "harness-drift"
+    (_, last_night) = read_nights(folder_of(path))
+    (candidate,) = last_night.candidates
+    assert candidate.series["target counter"].adjusted
+    (base_night,) = last_night.bases.values()
+    assert any(item.startswith("counter/") for item in base_night.flips)

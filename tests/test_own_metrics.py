@@ -1,4 +1,4 @@
-"""Metrics and code that are not ours: files beside the suite, the evaluate library, plugins by file name."""
+"""Users' metrics and code: files next to the suite, the evaluate library, plugins by file name."""
 
 import json
 import math
@@ -63,12 +63,12 @@ def script(folder, name, said="TEXT", gold="TEXT", returned='{"shared": sum(best
     return path
 
 
-def load_written(written):
-    return metrics.load_metrics(Task(name="t", data=TaskData(), metrics=(str(written),)))
+def load_written(source):
+    return metrics.load_metrics(Task(name="t", data=TaskData(), metrics=(str(source),)))
 
 
-def score_answer(written, text, *references):
-    (metric,) = load_written(written).values()
+def score_answer(source, text, *references):
+    (metric,) = load_written(source).values()
     parts = metric.score(Output(text), Example("e", (), references=references))
     return float(metric.aggregate(np.array([parts]), np.ones(1)))
 
@@ -122,15 +122,15 @@ def test_a_file_that_is_no_metric_is_refused_at_its_line(tmp_path, source, found
 def test_a_metric_that_is_not_there_is_refused_with_the_file(folder, written, found):
     (folder / "own").mkdir()
     (folder / "own" / "exact_match.py").write_text(STARTS)
-    caught = refused(config.load, folder / "harness.yaml", [f"target.metrics=['{written}']"])
-    assert [p.found.split(" /")[0] for p in caught.problems] == [found]
+    error = refused(config.load, folder / "harness.yaml", [f"target.metrics=['{written}']"])
+    assert [problem.found.split(" /")[0] for problem in error.problems] == [found]
 
 
 def test_a_script_of_evaluate_scores_each_answer_by_its_nearest_reference(tmp_path):
-    written = f"evaluate:{script(tmp_path, 'shared')}"
-    assert score_answer(written, "a blue lamp", "blue cup") == 0.5
-    assert score_answer(written, "a blue lamp", "red", "blue lamp") == 1
-    (metric,) = load_written(written).values()
+    source = f"evaluate:{script(tmp_path, 'shared')}"
+    assert score_answer(source, "a blue lamp", "blue cup") == 0.5
+    assert score_answer(source, "a blue lamp", "red", "blue lamp") == 1
+    (metric,) = load_written(source).values()
     assert metric.signature.startswith("mean of single answers|key:shared|evaluate:")
     assert math.isinf(metric.bounds[1])
 
@@ -205,10 +205,10 @@ NOT_IMPORTED = ("beside.py", "units/unused.py", "harness/records.py")
 
 
 def test_what_it_imports_from_its_folder_counts_and_nothing_else(reward):
-    before = digest_code(reward)
+    digest_before = digest_code(reward)
     for name, text in FILES.items():
         (reward.parent / name).write_text(text + "\nCHANGED = 1\n")
-        assert (digest_code(reward) == before) is (name in NOT_IMPORTED), name
+        assert (digest_code(reward) == digest_before) is (name in NOT_IMPORTED), name
         (reward.parent / name).write_text(text)
 
 
@@ -217,23 +217,23 @@ def test_the_folder_itself_is_no_part_of_it_and_metrics_and_trainers_count_alike
         params = command.Params(run="python reward.py {data}", folder=str(reward.parent))
         return metrics.version(str(reward)), command.digest_files(params)
 
-    before = digests()
+    digests_before = digests()
     (reward.parent / "lengths.py").write_text("of = hash\n")
-    assert all(one != other for one, other in zip(before, digests(), strict=True))
-    before = digest_code(reward)
-    assert digest_code(tmp_path.rename(tmp_path.with_name("elsewhere")) / "reward.py") == before
+    assert all(old != new_digest for old, new_digest in zip(digests_before, digests(), strict=True))
+    digest_before = digest_code(reward)
+    assert digest_code(tmp_path.rename(tmp_path.with_name("elsewhere")) / "reward.py") == digest_before
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
 def test_the_plugins_of_a_kind_are_in_its_public_files_and_found_without_importing_them(kind):
     files = (Path(harness.__file__).parent / kind).iterdir()
-    public = {f for f in files if f.suffix == ".py" and not f.name.startswith("_")}
+    public_files = {file for file in files if file.suffix == ".py" and not file.name.startswith("_")}
     places = plugins.places(kind)
-    assert {place.file for place in places.values()} == public
+    assert {place.file for place in places.values()} == public_files
     for name, place in places.items():
         module = import_module(f"harness.{kind}.{place.file.stem}")
-        declared = getattr(module, "PLUGINS", {place.file.stem: module})
-        assert (declared[name], plugins.names(kind)) == (plugins.load(kind, name), sorted(places))
+        plugins_of = getattr(module, "PLUGINS", {place.file.stem: module})
+        assert (plugins_of[name], plugins.names(kind)) == (plugins.load(kind, name), sorted(places))
 
 
 def test_two_files_cannot_declare_one_plugin(tmp_path):
@@ -272,8 +272,8 @@ def test_a_training_figure_of_a_wrong_type_is_named():
 
 def test_the_needs_of_a_prompting_are_files_of_the_data():
     promptings = [plugins.load("prompting", name) for name in plugins.names("prompting")]
-    needs = {need for plugin in promptings for need in getattr(plugin, "NEEDS", ())}
-    assert needs <= set(TaskData.model_fields)
+    all_needs = {data_file for plugin in promptings for data_file in getattr(plugin, "NEEDS", ())}
+    assert all_needs <= set(TaskData.model_fields)
 
 
 @pytest.mark.parametrize("name", plugins.names("methods"))
@@ -317,9 +317,9 @@ def test_a_regularizer_has_a_hook_and_a_method_that_calls_it(name):
 def run_own(folder, cache, program, *words):
     env = {**os.environ, "PYTHONPATH": str(folder), "HARNESS_CACHE": str(cache)}
     command = [sys.executable, "-c", program, *words]
-    done = subprocess.run(command, cwd=folder / "own", env=env, capture_output=True, text=True, check=False)
-    assert done.stdout, done.stderr
-    return {fact["name"]: fact for fact in json.loads(done.stdout)["facts"]}, done.stderr
+    result = subprocess.run(command, cwd=folder / "own", env=env, capture_output=True, text=True, check=False)
+    assert result.stdout, result.stderr
+    return {fact["name"]: fact for fact in json.loads(result.stdout)["facts"]}, result.stderr
 
 
 L1 = '''
@@ -375,42 +375,42 @@ main()
 
 @pytest.mark.slow
 def test_a_new_regularizer_is_one_file(tmp_path, tiny, own_cache):
-    """What only its file knows of is checked, documented, trained with, part of the identity and a step of a rescue."""
-    root, ours = Path(harness.__file__).parents[1], shutil.ignore_patterns("*.md")
+    """The new plugin is checked, documented, trained with, part of the identity and a step of a rescue."""
+    root, ignore = Path(harness.__file__).parents[1], shutil.ignore_patterns("*.md")
     for folder in ("harness", "docs"):
-        shutil.copytree(root / folder, tmp_path / folder, ignore=ours)
+        shutil.copytree(root / folder, tmp_path / folder, ignore=ignore)
     (tmp_path / "suites").symlink_to(root / "suites")
     (tmp_path / "harness" / "regularizers" / "l1.py").write_text(L1)
     candidates = f"  prompt: {{method: base}}\n  free: {{{LORA}}}\n"
     candidates += f"  held: {{{LORA}, regularize: {{l1: {{strength: 0.5}}}}}}\n"
     tiny_experiment.write(tmp_path / "own", tiny, candidates, extra="rescue: {steps: [l1]}\n")
-    facts, said = run_own(tmp_path, own_cache, ONE_FILE)
-    assert {fact["state"] for fact in facts.values()} == {"done"}
+    facts_by_name, log = run_own(tmp_path, own_cache, ONE_FILE)
+    assert {fact["state"] for fact in facts_by_name.values()} == {"done"}
     runs = tiny_experiment.runs_of(tmp_path / "own" / "harness.yaml")
     folders = {
         name: tmp_path / "own" / "runs" / "weights" / runs[name].training.fit_key for name in ("free", "held")
     }
-    sizes = {
+    adapter_sizes = {
         name: _size(folder / "adapter" / "adapter_model.safetensors") for name, folder in folders.items()
     }
-    assert sizes["held"] < 0.9 * sizes["free"]
+    assert adapter_sizes["held"] < 0.9 * adapter_sizes["free"]
     assert "`l1`" in (tmp_path / "own" / "reference.md").read_text()
-    assert "l1.strength=0: found strength: 0; expected a value greater than 0" in said
-    assert " half l1\n" in said, "a step without a place comes last by default"
+    assert "l1.strength=0: found strength: 0; expected a value greater than 0" in log
+    assert " half l1\n" in log, "a step without a place comes last by default"
 
 
 def _size(file):
     from safetensors.torch import load_file
 
-    return sum(w.abs().sum().item() for key, w in load_file(file).items() if "lora_B" in key)
+    return sum(tensor.abs().sum().item() for key, tensor in load_file(file).items() if "lora_B" in key)
 
 
-SILENT = {"reward"}  # answers nothing, so nothing opens it as a candidate
+SILENT = {"reward"}  # has no answers, so it is never opened as a candidate
 
 
 def test_every_kind_of_weights_that_a_method_makes_can_be_opened():
     assert set(get_args(get_type_hints(Weights)["kind"])) - SILENT == set(KINDS)
 
-    written = get_args(get_type_hints(Method)["makes"])
-    made = {kind for one in written for kind in one.split(" or ")}
-    assert (made - {"endpoint"} - SILENT) | set(PROTOCOLS) == set(KINDS)
+    declared_kinds = get_args(get_type_hints(Method)["makes"])
+    kinds = {kind for declared in declared_kinds for kind in declared.split(" or ")}
+    assert (kinds - {"endpoint"} - SILENT) | set(PROTOCOLS) == set(KINDS)

@@ -1,4 +1,4 @@
-"""Costs of a pass, measured once for a card and kept; the pace of a machine, learnt from what ran there."""
+"""Costs of a pass, measured once per card and kept; the pace of a machine, learnt from earlier work."""
 
 import pytest
 import tiny_experiment
@@ -30,10 +30,10 @@ def make_timings(*, one=0.016, token=2e-5, pair=1e-9, key=1e-8):
 
 
 def test_costs_are_what_a_pass_takes_and_a_card_a_fifth_slower_gives_the_same_layout():
-    found = solve(make_timings())
-    assert found.reading == 1024  # 0.016 s over 2e-5 s and 128 × 1e-9 s a token: 795
-    assert found.attention == 16_384  # 2e-5 over 1e-9 a pair: 20,128, which is beyond the most
-    assert found.answering == 1 << 20  # 0.02 s over 1e-8 s a key: 2,002,048, which is beyond the most
+    solved = solve(make_timings())
+    assert solved.reading == 1024  # 0.016 s over 2e-5 s and 128 × 1e-9 s a token: 795
+    assert solved.attention == 16_384  # 2e-5 over 1e-9 a pair: 20,128, which is above the maximum
+    assert solved.answering == 1 << 20  # 0.02 s over 1e-8 s a key: 2,002,048, which is above the maximum
     assert solve(make_timings(pair=1e-8, key=1e-7)) == PassCosts(1024, 262_144, 2048)
     quick, slow = make_timings(), make_timings(one=0.0192, token=2.4e-5, pair=1.2e-9, key=1.2e-8)
     assert solve(quick) == solve(slow)
@@ -50,8 +50,8 @@ def test_a_cpu_measures_nothing_and_other_costs_lay_out_other_batches_that_answe
     on_card = HFCandidate(host.model, host.tokenizer, "w", "packed", costs)
     assert on_card.layout_digest != host.base.layout_digest
     prompts = [tuple(range(5, 5 + n)) for n in (3, 9, 30, 31, 32)]
-    one, other = ([a.text for a in c.generate(prompts, Limits(5))] for c in (host.base, on_card))
-    assert one == other
+    cpu_texts, card_texts = ([a.text for a in c.generate(prompts, Limits(5))] for c in (host.base, on_card))
+    assert cpu_texts == card_texts
     pairs = [(prompt, (7, 8)) for prompt in prompts]
     for a, b in zip(host.base.loglikelihood(pairs), on_card.loglikelihood(pairs), strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
@@ -59,7 +59,7 @@ def test_a_cpu_measures_nothing_and_other_costs_lay_out_other_batches_that_answe
 
 def test_a_cards_costs_are_measured_once_and_read_afterwards(tiny, empty_cache, monkeypatch):
     host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
-    timings = iter([make_timings()])  # a second measuring would find none
+    timings = iter([make_timings()])  # a second measurement would find none
     monkeypatch.setattr(pass_costs, "measure_passes", lambda model: next(timings))
     measured = card_costs(host.model, host.source, CARD, 24 * GB)
     assert measured == solve(make_timings())._replace(keys=measured.keys)
@@ -71,11 +71,11 @@ def test_a_cards_costs_are_measured_once_and_read_afterwards(tiny, empty_cache, 
 
 
 def test_keys_take_four_fifths_of_what_the_weights_leave_and_batches_hold_no_more(tiny):
-    host, of = ModelHost(resolve(str(tiny)), tiny_methods.CPU), shape(resolve(str(tiny)))
-    found = card_costs(host.model, host.source, CARD, 24 * GB)
-    fitting = 0.8 * (24 - 3 - memory.weights_gb(of, "bf16")) * GB / memory.kv_cache_bytes(of, 1, "bf16")
-    assert found.keys <= fitting < 2 * found.keys
-    assert card_costs(host.model, host.source, CARD, 1 * GB).keys == 4096  # those of a long prompt at least
+    host, dims = ModelHost(resolve(str(tiny)), tiny_methods.CPU), shape(resolve(str(tiny)))
+    card = card_costs(host.model, host.source, CARD, 24 * GB)
+    fitting = 0.8 * (24 - 3 - memory.weights_gb(dims, "bf16")) * GB / memory.kv_cache_bytes(dims, 1, "bf16")
+    assert card.keys <= fitting < 2 * card.keys
+    assert card_costs(host.model, host.source, CARD, 1 * GB).keys == 4096  # at least those of a long prompt
     lengths = [10] * 8
     assert len(plan(lengths, Size(8, 1000), 24)) == 1
     assert [len(batch) for batch in plan(lengths, Size(8, 1000), 24, keys=330, shared=100)] == [2, 3, 3]

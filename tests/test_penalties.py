@@ -1,4 +1,4 @@
-"""Penalties, gradients and what a regulariser shows or trains are what their definitions and papers say."""
+"""Penalties, gradients and regularisers agree with their definitions and papers."""
 
 from collections import defaultdict
 from functools import partial
@@ -59,9 +59,9 @@ def test_l2_sp_is_half_the_squared_distance_and_its_gradient_the_distance(whole_
     penalty = distance.L2Sp.penalty(Start(whole_model, 0), distance.L2Sp.Params(strength=3.0))
     assert measure_penalty(penalty, whole_model) == 0
     move(whole_model)
-    found = measure_penalty(penalty, whole_model)
+    value = measure_penalty(penalty, whole_model)
     moved = {name: p.detach() - before[name] for name, p in list_trained(whole_model).items()}
-    assert found == pytest.approx(1.5 * sum(d.square().sum().item() for d in moved.values()), rel=1e-5)
+    assert value == pytest.approx(1.5 * sum(d.square().sum().item() for d in moved.values()), rel=1e-5)
     for name, parameter in list_trained(whole_model).items():
         assert parameter.grad.allclose(3.0 * moved[name], atol=1e-6)
 
@@ -71,32 +71,32 @@ def test_l2_sp_of_a_lora_is_that_of_its_product(whole_model):
     penalty = distance.L2Sp.penalty(Start(model, 0), distance.L2Sp.Params(strength=3.0))
     assert measure_penalty(penalty, model) == 0
     move(model)
-    found, expected = measure_penalty(penalty, model), 0.0
+    value, expected = measure_penalty(penalty, model), 0.0
     for layer in distance.find_adapted_layers(model).values():
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         delta = (3 * b @ a).detach()
         expected += 1.5 * delta.square().sum().item()
         assert a.grad.allclose(9 * b.T @ delta, atol=1e-5)
         assert b.grad.allclose(9 * delta @ a.T, atol=1e-5)
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert value == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", distance.ADDITIVE)
 def test_what_a_family_adds_to_an_output_is_its_displacement(whole_model, family):
-    own = {"VBLORA": {"vector_length": 8, "num_vectors": 16, "topk": 2}, "FOURIERFT": {"n_frequency": 20}}
-    own |= {"C3A": {"block_size": 8}, "GRALORA": {"r": 4, "gralora_k": 2}}
-    own |= {"VERA": {"r": 4, "target_modules": ["o_proj"]}}
-    model = add_adapter(whole_model, family, **own.get(family, {}))
+    params = {"VBLORA": {"vector_length": 8, "num_vectors": 16, "topk": 2}, "FOURIERFT": {"n_frequency": 20}}
+    params |= {"C3A": {"block_size": 8}, "GRALORA": {"r": 4, "gralora_k": 2}}
+    params |= {"VERA": {"r": 4, "target_modules": ["o_proj"]}}
+    model = add_adapter(whole_model, family, **params.get(family, {}))
     before = distance.displacements(model)
     assert all(displacement().abs().max() == 0 for displacement in before.values())
     move(model, by=0.3)
     model.eval()
     name, layer = next(iter(distance.find_adapted_layers(model).items()))
-    seen = torch.randn(3, layer.get_base_layer().in_features)
-    added = layer(seen) - layer.get_base_layer()(seen)
+    inputs = torch.randn(3, layer.get_base_layer().in_features)
+    added = layer(inputs) - layer.get_base_layer()(inputs)
     delta = layer.get_delta_weight("default")
     assert added.abs().max() > 1e-4
-    assert added.allclose(seen @ delta.float().T, atol=1e-4)
+    assert added.allclose(inputs @ delta.float().T, atol=1e-4)
     assert before[name]().abs().max() > 0
 
 
@@ -107,8 +107,8 @@ def test_a_penalty_counts_once_in_a_step_however_its_rows_are_read(tiny, tmp_pat
     def fit_rows(name, rows, steps):
         params = {"r": 2, "max_steps": 4, "learning_rate": 0.01, "warmup_steps": 0, "weight_decay": 0}
         params |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
-        held = {"l2_sp": {"strength": 30.0}}
-        return tiny_methods.fit(tiny, tmp_path / name, Lora, params, regularize=held).training
+        penalty = {"l2_sp": {"strength": 30.0}}
+        return tiny_methods.fit(tiny, tmp_path / name, Lora, params, regularize=penalty).training
 
     whole, parts = fit_rows("a", 12, 1), fit_rows("b", 4, 3)
     assert [loss for _, loss in parts.loss] == pytest.approx([loss for _, loss in whole.loss], abs=1e-4)
@@ -120,8 +120,8 @@ def fisher_by_hand(model, names, seed=0):
     sums = dict.fromkeys(names, 0.0)
     for ids, start in ROWS:
         logits = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].float()
-        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-        loss = -torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
+        labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        loss = -torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         gradients = torch.autograd.grad(loss, [model.get_parameter(name) for name in names])
         sums = {name: sums[name] + g.square() for name, g in zip(names, gradients, strict=True)}
     return {name: total / 5 for name, total in sums.items()}  # five tokens of answers
@@ -129,20 +129,20 @@ def fisher_by_hand(model, names, seed=0):
 
 def test_the_fisher_diagonal_of_a_whole_model_is_the_mean_squared_gradient(whole_model):
     expected = fisher_by_hand(whole_model, list(list_trained(whole_model)))
-    found = distance.fisher_diagonal(whole_model, ROWS, 0)
-    assert found.keys() == expected.keys()
-    assert all(found[name].allclose(expected[name], rtol=1e-3, atol=1e-7) for name in found)
+    fisher = distance.fisher_diagonal(whole_model, ROWS, 0)
+    assert fisher.keys() == expected.keys()
+    assert all(fisher[name].allclose(expected[name], rtol=1e-3, atol=1e-7) for name in fisher)
     assert all(p.grad is None for p in whole_model.parameters())
 
 
 def test_the_fisher_diagonal_of_an_adapter_is_that_of_the_matrices_it_is_added_to(whole_model):
     names = [name for name, p in whole_model.named_parameters() if p.ndim == 2 and "embed" not in name]
     expected = fisher_by_hand(whole_model, names)
-    found = distance.fisher_diagonal(add_adapter(whole_model, r=2), ROWS, 0)
-    assert len(found) == len(names)
-    for name, square in found.items():
-        own = name.removeprefix("base_model.model.") + ".weight"
-        assert square.allclose(expected[own], rtol=1e-3, atol=1e-7)
+    fisher = distance.fisher_diagonal(add_adapter(whole_model, r=2), ROWS, 0)
+    assert len(fisher) == len(names)
+    for name, square in fisher.items():
+        matrix = name.removeprefix("base_model.model.") + ".weight"
+        assert square.allclose(expected[matrix], rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -153,7 +153,7 @@ def test_ewc_is_half_the_weighted_squared_distance_and_its_gradient_the_weighted
     penalty = distance.Ewc.penalty(Start(model, 0, ROWS), distance.Ewc.Params(strength=7.0))
     assert measure_penalty(penalty, model) == 0
     move(model)
-    found, expected = measure_penalty(penalty, model), 0.0
+    value, expected = measure_penalty(penalty, model), 0.0
     for name, weights in fisher.items():
         if method == "full":
             parameter = list_trained(model)[name]
@@ -165,8 +165,8 @@ def test_ewc_is_half_the_weighted_squared_distance_and_its_gradient_the_weighted
             moved = (2 * b @ a).detach()
             assert b.grad.allclose(14 * (weights * moved) @ a.T, rtol=1e-4, atol=1e-6)
         expected += 3.5 * (weights * moved.square()).sum().item()
-    assert found > 0
-    assert found == pytest.approx(expected, rel=1e-4)
+    assert value > 0
+    assert value == pytest.approx(expected, rel=1e-4)
 
 
 def logprobs(model):
@@ -199,14 +199,14 @@ def test_kl_is_that_of_whole_distributions_and_so_is_its_gradient(whole_model, k
     penalty = kl.penalty(Start(model, 0, ROWS), kl.Params(strength=3.0, rows_per_step=2))
     assert measure_penalty(penalty, model) == pytest.approx(0, abs=1e-5)
     move(model)
-    found = measure_penalty(penalty, model)
+    value = measure_penalty(penalty, model)
     gradients = {name: p.grad.clone() for name, p in list_trained(model).items()}
     model.zero_grad()
     pairs = zip(first, logprobs(model), strict=True)
     expected = 3 * sum((p.exp() * (p - q)).sum(-1).mean() for p, q in pairs) / 2
     expected.backward()
-    assert found > 1e-4
-    assert found == pytest.approx(expected.item(), rel=1e-3)
+    assert value > 1e-4
+    assert value == pytest.approx(expected.item(), rel=1e-3)
     for name, parameter in list_trained(model).items():
         assert gradients[name].allclose(parameter.grad, rtol=1e-2, atol=1e-4)
 
@@ -219,12 +219,12 @@ def test_the_kl_of_drawn_rows_and_of_chunks_is_that_of_all_tokens(whole_model):
     assert len({round(value, 6) for value in by_step}) == 2
 
     generator = torch.Generator().manual_seed(0)
-    known, states = (torch.randn(150, 8, generator=generator) for _ in range(2))
+    base_states, states = (torch.randn(150, 8, generator=generator) for _ in range(2))
     matrices = tuple(torch.randn(20, 8, generator=generator) for _ in range(2))
-    p, q = ((s @ m.T).log_softmax(-1) for s, m in zip((known, states), matrices, strict=True))
+    p, q = ((s @ m.T).log_softmax(-1) for s, m in zip((base_states, states), matrices, strict=True))
     heads = [partial(torch.nn.functional.linear, weight=matrix) for matrix in matrices]
-    found = kl.mean_kl((known, heads[0]), (states, heads[1]))
-    assert found.item() == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
+    kl_value = kl.mean_kl((base_states, heads[0]), (states, heads[1]))
+    assert kl_value.item() == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
 
 
 KL_AND_L2 = {"kl": {"strength": 20.0}, "l2_sp": {"strength": 1e4}}
@@ -254,14 +254,14 @@ def test_penalties_hold_back_each_kind_of_training(tiny, tmp_path, own_cache, na
         return method.fit(context, method.params(**(quick | own)))
 
     held, free = fit("held", regularize), fit("free", {})
-    files = [load_file(made.folder / "adapter" / "adapter_model.safetensors") for made in (held, free)]
+    files = [load_file(weights.folder / "adapter" / "adapter_model.safetensors") for weights in (held, free)]
     sizes = [sum(w.square().sum().item() for k, w in file.items() if "lora_B" in k) for file in files]
     assert sizes[0] < 0.9 * sizes[1]
 
 
 @pytest.fixture
 def bowl():
-    """A module whose loss is half of w A w, and the backward pass of it with the points it was taken at."""
+    """A module with the loss w A w / 2, and its backward pass with the points where it ran."""
     model, a = torch.nn.Linear(3, 1, bias=False), torch.tensor([[4.0, 1, 0], [1, 3, 0], [0, 0, 2]])
     points = []
 
@@ -325,24 +325,24 @@ def test_dropout_zeroes_its_share_of_attention_and_mlp_outputs_in_training_alone
         plain = model(input_ids=ids).logits
         names = set(model.state_dict())
         parts.Dropout.prepare(model, parts.Dropout.Params(rate=0.25))
-        seen = []
+        outputs = []
         for layer in model.model.layers:
-            for part in (layer.self_attn, layer.mlp):
-                part.register_forward_hook(
-                    lambda module, given, output: seen.append(
+            for sublayer in (layer.self_attn, layer.mlp):
+                sublayer.register_forward_hook(
+                    lambda module, inputs, output: outputs.append(
                         output[0] if isinstance(output, tuple) else output
                     )
                 )
         assert model(input_ids=ids).logits.equal(plain)
-        evaluated, seen[:] = list(seen), []
+        evaluated, outputs[:] = list(outputs), []
         torch.manual_seed(0)
         model.train()(input_ids=ids)
-    assert len(seen) == 4
-    shares = [(output == 0).float().mean().item() for output in seen]
+    assert len(outputs) == 4
+    shares = [(output == 0).float().mean().item() for output in outputs]
     assert shares == pytest.approx([0.25] * 4, abs=0.03)
     assert all((output != 0).all() for output in evaluated)
-    kept = seen[0] != 0  # of the first part, whose input is the same in training
-    assert seen[0][kept].allclose(evaluated[0][kept] / 0.75, atol=1e-5)
+    is_kept = outputs[0] != 0  # of the first sublayer, whose input is the same in training
+    assert outputs[0][is_kept].allclose(evaluated[0][is_kept] / 0.75, atol=1e-5)
     assert set(model.state_dict()) == names
 
 
@@ -357,8 +357,8 @@ NAMES = [
 ]
 
 
-def select_names(names, part):
-    return {name for name in names if part in name}
+def select_names(names, substring):
+    return {name for name in names if substring in name}
 
 
 def test_half_chooses_half_of_each_kind_in_each_layer_and_all_that_is_outside():
@@ -366,17 +366,17 @@ def test_half_chooses_half_of_each_kind_in_each_layer_and_all_that_is_outside():
     chosen = set(parts.Half.select([*outside, *NAMES], 0.0, parts.Half.Params(), 1))
     assert set(outside) <= chosen
     for layer in range(30):
-        own = select_names(chosen, f".{layer}.")
-        assert len(select_names(own, "self_attn")) == 2
-        assert len(select_names(own, "mlp")) == 1 + layer % 2
-        assert len(select_names(own, "layernorm")) == 1
+        layer_names = select_names(chosen, f".{layer}.")
+        assert len(select_names(layer_names, "self_attn")) == 2
+        assert len(select_names(layer_names, "mlp")) == 1 + layer % 2
+        assert len(select_names(layer_names, "layernorm")) == 1
     assert len(chosen) - 2 == len(NAMES) / 2
 
 
 def train_in_rounds(tiny, folder, rounds):
     params = {"num_train_epochs": 4, "learning_rate": 0.01, "per_device_train_batch_size": 2}
-    made = tiny_methods.fit(tiny, folder, Full, params, regularize={"half": {"rounds": rounds}})
-    before, after = (load_file(path / "model.safetensors") for path in (tiny, made.folder / "model"))
+    trained = tiny_methods.fit(tiny, folder, Full, params, regularize={"half": {"rounds": rounds}})
+    before, after = (load_file(path / "model.safetensors") for path in (tiny, trained.folder / "model"))
     return {name for name in before if not before[name].equal(after[name])}, before
 
 

@@ -1,4 +1,4 @@
-"""People's labels of answers: what they say of a metric, what they correct, and how they come and go as CSV."""
+"""People's labels of answers: agreement with a metric, corrected estimates, and export and import as CSV."""
 
 import csv
 import shutil
@@ -47,26 +47,26 @@ def label_arms(arms, truth, n):
     return label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
 
 
-def draw_places(made, n):
-    place = {row.example_id: i for i, row in enumerate(made)}
-    return [place[item] for item in draw_items(place, "task", JUDGE.name)[:n]]
+def draw_places(drawn_rows, n):
+    positions = {row.example_id: i for i, row in enumerate(drawn_rows)}
+    return [positions[item] for item in draw_items(positions, "task", JUDGE.name)[:n]]
 
 
 def answers(grades, lengths, name):
-    made = rows(grades, JUDGE)
+    graded_rows = rows(grades, JUDGE)
     return [
         replace(row, text=f"{name} {row.example_id} ".ljust(int(n), "x"))
-        for row, n in zip(made, lengths, strict=True)
+        for row, n in zip(graded_rows, lengths, strict=True)
     ]
 
 
 @pytest.fixture(scope="module")
 def long_winded():
-    """Grade two equally good candidates, of which one writes long, by a judge that likes long answers."""
+    """Grade two equally good candidates, one of which writes long, by a judge that prefers long answers."""
     draw = np.random.default_rng(1)
     truth = [(draw.random(N) < 0.6).astype(float) for _ in range(2)]
     lengths = draw.integers(40, 250, N), draw.integers(200, 900, N)
-    # What is wrong passes the more often, the longer it is.
+    # The longer a wrong answer is, the more often the judge passes it.
     arms = [
         answers(np.where(draw.random(N) < 0.25 * np.log2(n / 40), np.maximum(y, 1.0), y), n, name)
         for y, n, name in zip(truth, lengths, ("short", "long"), strict=True)
@@ -77,56 +77,56 @@ def long_winded():
 
 def test_a_judge_that_likes_long_answers_is_unmasked_and_what_its_own_model_made_is_named(long_winded):
     (short, long), _, labels = long_winded
-    found = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
-    assert found.length.low > 0
-    assert found.pairs[0].favour.low > 0
-    between = found.pairs[0].longer
+    facts = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
+    assert facts.length.low > 0
+    assert facts.pairs[0].favour.low > 0
+    between = facts.pairs[0].longer
     assert between.favour.low > 0
     assert between.ratio > 2
-    said = " ".join(label_sentences(found))
-    assert "overrates longer answers" in said
-    assert "favours the longer one by" in said
-    assert "favours long over short" in said
+    sentences = " ".join(label_sentences(facts))
+    assert "overrates longer answers" in sentences
+    assert "favours the longer one by" in sentences
+    assert "favours long over short" in sentences
 
-    favour = found.pairs[0].favour
-    for own, sign in (("long", 1), ("short", -1)):
-        (said,) = [one for one in label_sentences(replace(found, own=(own,))) if "made from" in one]
-        assert f"overrates {own} against" in said
+    favour = facts.pairs[0].favour
+    for arm, sign in (("long", 1), ("short", -1)):
+        (text,) = [s for s in label_sentences(replace(facts, own=(arm,))) if "made from" in s]
+        assert f"overrates {arm} against" in text
         ends = sorted((sign * favour.low, sign * favour.high))
-        assert formatting.points(sign * favour.score, *ends) in said
-    assert "no pair with another model" in " ".join(label_sentences(replace(found, own=("long", "short"))))
+        assert formatting.points(sign * favour.score, *ends) in text
+    assert "no pair with another model" in " ".join(label_sentences(replace(facts, own=("long", "short"))))
 
 
 def test_such_a_judge_is_corrected(long_winded):
     (short, long), truth, labels = long_winded
-    own = comparison.compare_rows(JUDGE, short, long)
-    assert own.low > 0.1
-    found = correct_comparison(JUDGE, own, short, long, latest_labels([labels], JUDGE.name))
-    wanted = truth[1].mean() - truth[0].mean()
-    assert found.low <= wanted <= found.high
-    assert found.low < 0 < found.high
-    assert found.estimator == "ppi"
-    assert found.lower > found.low
-    assert at_level(found, 0.025).lower == pytest.approx(found.low, abs=1e-9)
+    uncorrected = comparison.compare_rows(JUDGE, short, long)
+    assert uncorrected.low > 0.1
+    corrected = correct_comparison(JUDGE, uncorrected, short, long, latest_labels([labels], JUDGE.name))
+    true_change = truth[1].mean() - truth[0].mean()
+    assert corrected.low <= true_change <= corrected.high
+    assert corrected.low < 0 < corrected.high
+    assert corrected.estimator == "ppi"
+    assert corrected.lower > corrected.low
+    assert at_level(corrected, 0.025).lower == pytest.approx(corrected.low, abs=1e-9)
     score = correct_estimate(
         JUDGE, comparison.estimate(JUDGE, long), long, latest_labels([labels], JUDGE.name)
     )
-    assert score[:3] == pytest.approx((found.new, found.new_low, found.new_high))
+    assert score[:3] == pytest.approx((corrected.new, corrected.new_low, corrected.new_high))
     assert score.low <= truth[1].mean() <= score.high
 
 
 def test_nothing_is_corrected_below_a_hundred_labels_of_both_answers_nor_without_a_judge(long_winded):
     (short, long), truth, _ = long_winded
     labels = latest_labels([label_arms((short, long), truth, 99)], JUDGE.name)
-    own = comparison.compare_rows(JUDGE, short, long)
-    assert correct_comparison(JUDGE, own, short, long, labels) == own
+    uncorrected = comparison.compare_rows(JUDGE, short, long)
+    assert correct_comparison(JUDGE, uncorrected, short, long, labels) == uncorrected
     assert labels_missing(JUDGE.name, labels, long) == 1
     exact = mean_metric("exact_match", lambda output, example: None)
     assert labels_missing(exact.name, {}, rows(np.ones(5))) == 0
 
     pick = draw_places(short, 105)
-    own = [(short[i], truth[0][i]) for i in pick] + [(long[i], truth[1][i]) for i in pick[:99]]
-    labels = latest_labels([label_set(JUDGE, own)], JUDGE.name)
+    labelled = [(short[i], truth[0][i]) for i in pick] + [(long[i], truth[1][i]) for i in pick[:99]]
+    labels = latest_labels([label_set(JUDGE, labelled)], JUDGE.name)
     assert labels_missing(JUDGE.name, labels, short) == 0
     assert labels_missing(JUDGE.name, labels, short, long) == 1
 
@@ -137,10 +137,10 @@ def test_failed_answers_are_drawn_items_whose_worst_score_is_known(long_winded):
     failed = rows([None] * 200, JUDGE)
     some = [*short, *(replace(row, example_id=f"failed-{i}") for i, row in enumerate(failed))]
     whole = correct_estimate(JUDGE, comparison.estimate(JUDGE, short), short, latest)
-    found = correct_estimate(JUDGE, comparison.estimate(JUDGE, some), some, latest)
-    assert found.score == pytest.approx(whole.score * N / (N + 200), abs=0.03)
-    assert found.n == N + 200
-    assert found.high - found.low > (whole.high - whole.low) * N / (N + 200)
+    estimate = correct_estimate(JUDGE, comparison.estimate(JUDGE, some), some, latest)
+    assert estimate.score == pytest.approx(whole.score * N / (N + 200), abs=0.03)
+    assert estimate.n == N + 200
+    assert estimate.high - estimate.low > (whole.high - whole.low) * N / (N + 200)
     assert labels_missing(JUDGE.name, latest, some) == 0
 
 
@@ -157,8 +157,8 @@ def test_corrected_intervals_hold_the_truth_where_answers_failed():
             replace(row, status="error", text="", parts={JUDGE.name: None}) if none else row
             for row, none in zip(new, failed, strict=True)
         ]
-        of = [(row[i], y[i]) for row, y in zip((base, new), truth, strict=True) for i in pick]
-        labels = latest_labels([label_set(JUDGE, [(row, y) for row, y in of if row.text])], JUDGE.name)
+        labelled = [(row[i], y[i]) for row, y in zip((base, new), truth, strict=True) for i in pick]
+        labels = latest_labels([label_set(JUDGE, [(row, y) for row, y in labelled if row.text])], JUDGE.name)
         score = correct_estimate(JUDGE, Estimate(0, 0, 0, 500), new, labels)
         change = correct_comparison(JUDGE, fake_comparison(0.0), base, new, labels)
         assert change.estimator == "ppi"
@@ -168,9 +168,9 @@ def test_corrected_intervals_hold_the_truth_where_answers_failed():
 
 def test_a_label_counts_for_every_run_that_gave_the_answer_and_for_no_other_question(long_winded):
     (short, _), _, labels = long_winded
-    other = [replace(row, text=row.text + "!") for row in short]
-    found = calibrate(JUDGE, {"short": short, "again": short, "other": other}, [], [labels])
-    assert [(arm.name, arm.n_labels) for arm in found.arms] == [("short", N_LABELS), ("again", N_LABELS)]
+    changed_rows = [replace(row, text=row.text + "!") for row in short]
+    facts = calibrate(JUDGE, {"short": short, "again": short, "other": changed_rows}, [], [labels])
+    assert [(arm.name, arm.n_labels) for arm in facts.arms] == [("short", N_LABELS), ("again", N_LABELS)]
     latest = latest_labels([labels], JUDGE.name)
     for change in ({"prompt": "Is it NOT so?"}, {"references": ("no",)}):
         assert labels_missing(JUDGE.name, latest, [replace(row, **change) for row in short]) == 100
@@ -181,29 +181,29 @@ def test_no_label_counts_by_another_rubric_than_it_was_given_by(tmp_path):
     task = Task(name="t", data=TaskData(), metrics=(f"judge:{path}", "exact_match"))
     path.write_text(f"criteria: It says when.\n{judge}")
     row = rows([1.0], JUDGE)[0]
-    given = replace(label_set(JUDGE, [(row, 1.0)]), rubric=digest_question(task, JUDGE.name))
+    current = replace(label_set(JUDGE, [(row, 1.0)]), rubric=digest_question(task, JUDGE.name))
     before = label_set(JUDGE, [(row, 1.0)])
-    other = replace(before, metric="exact_match")
-    assert current_labels([before, given, other], task) == [given, other]
+    other_metric = replace(before, metric="exact_match")
+    assert current_labels([before, current, other_metric], task) == [current, other_metric]
     for changed in ("criteria: It is short.\n", "criteria: It says when.\nscale: {min: 1, max: 3}\n"):
         path.write_text(changed + judge)
-        assert current_labels([before, given, other], task) == [other]
+        assert current_labels([before, current, other_metric], task) == [other_metric]
 
 
 def test_labels_of_unchanged_answers_or_of_folds_correct_nothing(long_winded):
     (short, long), _, labels = long_winded
-    # Nonsense that the judge likes on six items in ten, the labelled answer on the others: 60 have a label.
+    # The judge likes nonsense on six items in ten; the others keep the labelled answer: 60 have a label.
     second = [row if i % 5 < 2 else replace(row, text=f"nonsense {i}") for i, row in enumerate(short)]
     second = [replace(row, parts={JUDGE.name: (1.0,)}) if row.text[0] == "n" else row for row in second]
     latest = latest_labels([labels], JUDGE.name)
     assert labels_missing(JUDGE.name, latest, second) > 90
-    own = comparison.compare_rows(JUDGE, long, second)
-    assert correct_comparison(JUDGE, own, long, second, latest) == own
+    uncorrected = comparison.compare_rows(JUDGE, long, second)
+    assert correct_comparison(JUDGE, uncorrected, long, second, latest) == uncorrected
     assert correct_estimate(JUDGE, estimate := comparison.estimate(JUDGE, second), second, latest) == estimate
 
     dealt = [replace(row, fold=i % 5 + 1) for i, row in enumerate(long)]
-    own = comparison.compare_rows(JUDGE, short, dealt)
-    assert correct_comparison(JUDGE, own, short, dealt, latest) == own
+    uncorrected = comparison.compare_rows(JUDGE, short, dealt)
+    assert correct_comparison(JUDGE, uncorrected, short, dealt, latest) == uncorrected
     assert correct_estimate(JUDGE, estimate := comparison.estimate(JUDGE, dealt), dealt, latest) == estimate
     assert calibrate(JUDGE, {"short": short, "long": dealt}, [("long", "short")], [labels]) is None
 
@@ -226,21 +226,21 @@ def test_a_judge_that_people_refute_on_test_does_not_choose_on_validation(long_w
 def test_a_difference_whose_labels_or_answers_are_too_few_shows_nothing(long_winded):
     (short, long), _, labels = long_winded
     old, now = ([replace(row, cluster=f"c{i % 2}") for i, row in enumerate(arm)] for arm in (short, long))
-    own = comparison.compare_rows(JUDGE, short, long)
-    found = correct_comparison(JUDGE, own, old, now, latest_labels([labels], JUDGE.name))
-    assert (found.low, found.high) == (-1, 1)
-    assert "too few clusters" in found.refused
+    uncorrected = comparison.compare_rows(JUDGE, short, long)
+    corrected = correct_comparison(JUDGE, uncorrected, old, now, latest_labels([labels], JUDGE.name))
+    assert (corrected.low, corrected.high) == (-1, 1)
+    assert "too few clusters" in corrected.refused
 
     failed = [
         replace(row, status="error", parts={JUDGE.name: None}) if i % 3 else row
         for i, row in enumerate(short)
     ]
-    own = comparison.compare_rows(JUDGE, failed, long)
-    assert own.low > 0.2
-    found = refuse_failed(own, 1.0, 0.01)
-    assert (found.low, found.high) == (-1, 1)
-    assert "400 of 600 answers failed, more than the 1.0 % that gate.max_errors allows" in found.refused
-    facts = TargetFacts(comparison.estimate(JUDGE, long), found)
+    uncorrected = comparison.compare_rows(JUDGE, failed, long)
+    assert uncorrected.low > 0.2
+    refused = refuse_failed(uncorrected, 1.0, 0.01)
+    assert (refused.low, refused.high) == (-1, 1)
+    assert "400 of 600 answers failed, more than the 1.0 % that gate.max_errors allows" in refused.refused
+    facts = TargetFacts(comparison.estimate(JUDGE, long), refused)
     rule = target_rule(facts, GatePolicy(target=TargetPolicy(gain=0.05)))
     assert rule.outcome == "inconclusive"
     assert "answers failed" in rule.sentence
@@ -258,30 +258,30 @@ def test_the_latest_label_of_a_rater_counts_and_of_several_raters_the_mean():
 
 def test_sections_show_the_corrected_beside_the_uncorrected_and_are_read_back(long_winded, tmp_path):
     (short, long), _, labels = long_winded
-    found = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
-    arms, pairs = label_sections([found])
+    facts = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
+    arms, pairs = label_sections([facts])
     assert arms.columns[:5] == (JUDGE.name, "labels", "uncorrected", "corrected", "labels alone")
     assert [row[0] for row in (*arms.rows, *pairs.rows)] == ["short", "long", "long − short"]
-    made = ExperimentReport("x", "tiny", JUDGE.name, (make_fine_tune("lora", 0.7, 0.1),), labels=(found,))
-    report.write(made, tmp_path)
-    assert report.read(tmp_path / "x.json").labels == made.labels
+    document = ExperimentReport("x", "tiny", JUDGE.name, (make_fine_tune("lora", 0.7, 0.1),), labels=(facts,))
+    report.write(document, tmp_path)
+    assert report.read(tmp_path / "x.json").labels == document.labels
 
 
 def test_a_judge_of_sixty_items_decides_once_each_that_has_a_grade_has_a_label():
-    made = answers(np.full(60, 0.9), np.arange(60) + 5, "short")
-    said = [(row, i % 2) for i, row in enumerate(made)]
-    assert labels_missing(JUDGE.name, latest_labels([label_set(JUDGE, said[:40])], JUDGE.name), made) >= 20
-    labels = latest_labels([label_set(JUDGE, said)], JUDGE.name)
-    assert labels_missing(JUDGE.name, labels, made) == 0
-    found = correct_estimate(JUDGE, comparison.estimate(JUDGE, made), made, labels)
-    assert found.score == pytest.approx(0.5)
-    assert found.low < 0.4 < 0.6 < found.high
-    failed = replace(made[7], status="error", parts={JUDGE.name: None})
-    ungraded = replace(made[8], parts={JUDGE.name: None})
-    arm = [*made[:7], failed, ungraded, *made[9:]]
-    others = [(row, i % 2) for i, row in enumerate(made) if i not in (7, 8)]
-    labels = latest_labels([label_set(JUDGE, others)], JUDGE.name)
-    assert labels_missing(JUDGE.name, labels, arm) == labels_missing(JUDGE.name, labels, arm, made) == 0
+    graded = answers(np.full(60, 0.9), np.arange(60) + 5, "short")
+    votes = [(row, i % 2) for i, row in enumerate(graded)]
+    assert labels_missing(JUDGE.name, latest_labels([label_set(JUDGE, votes[:40])], JUDGE.name), graded) >= 20
+    labels = latest_labels([label_set(JUDGE, votes)], JUDGE.name)
+    assert labels_missing(JUDGE.name, labels, graded) == 0
+    estimate = correct_estimate(JUDGE, comparison.estimate(JUDGE, graded), graded, labels)
+    assert estimate.score == pytest.approx(0.5)
+    assert estimate.low < 0.4 < 0.6 < estimate.high
+    failed = replace(graded[7], status="error", parts={JUDGE.name: None})
+    ungraded = replace(graded[8], parts={JUDGE.name: None})
+    arm = [*graded[:7], failed, ungraded, *graded[9:]]
+    other_votes = [(row, i % 2) for i, row in enumerate(graded) if i not in (7, 8)]
+    labels = latest_labels([label_set(JUDGE, other_votes)], JUDGE.name)
+    assert labels_missing(JUDGE.name, labels, arm) == labels_missing(JUDGE.name, labels, arm, graded) == 0
     assert labels_missing(JUDGE.name, {}, [failed, ungraded]) == 2
 
 
@@ -350,9 +350,9 @@ def test_a_decision_waits_for_labels_and_goes_on_with_them(harness, project):
     assert "judge_long is graded by a judge" in refused.stdout
     assert "harness rate export labels.csv" in refused.stdout
     by_ann = ("--rater", "ann")
-    written, done = rate(harness, project, 110, lambda i: i % 2, *by_ann, form=(";", "cp1252"))
-    assert f"{len(written)} labels for judge_long by ann" in done.stdout
-    assert "shots: 110 of its answers have a label" in done.stdout
+    written, imported = rate(harness, project, 110, lambda i: i % 2, *by_ann, form=(";", "cp1252"))
+    assert f"{len(written)} labels for judge_long by ann" in imported.stdout
+    assert "shots: 110 of its answers have a label" in imported.stdout
     decided = harness("decide", cwd=project, check=0)
     assert "graded by a judge" not in decided.stdout
     brief = " ".join(harness("report", cwd=project, check=0).stdout.split())
@@ -367,11 +367,11 @@ def test_a_file_to_rate_names_nobody_and_starts_no_formula(harness, project):
     text = (project / "labels.csv").read_text("utf-8-sig")
     assert "prompt" not in text
     assert "shots" not in text
-    made = read(project / "labels.csv")
-    assert list(made[0]) == ["key", "question", "answer", "reference", "label"]
-    assert len({row["key"] for row in made}) == len(made)
-    assert all(row["question"].startswith("'=Letter") for row in made)
-    questions = [row["question"] for row in made]
+    exported = read(project / "labels.csv")
+    assert list(exported[0]) == ["key", "question", "answer", "reference", "label"]
+    assert len({row["key"] for row in exported}) == len(exported)
+    assert all(row["question"].startswith("'=Letter") for row in exported)
+    questions = [row["question"] for row in exported]
     assert questions != sorted(questions)
 
 
@@ -391,14 +391,14 @@ def test_every_problem_of_a_file_is_listed_and_nothing_stored(harness, project):
     written = [{**row, "label": "1"} for row in read(project / "labels.csv")]
     written[1]["label"], written[2]["label"], written[3]["key"] = "good", "1_0", "answer-0"
     write(project / "labels.csv", [*written, written[0]])
-    done = harness("rate", "import", "labels.csv", cwd=project, check=2)
-    for line, found in (
+    result = harness("rate", "import", "labels.csv", cwd=project, check=2)
+    for line, problem in (
         (3, "label 'good'"),
         (4, "label '1_0'"),
         (5, "key 'answer-0'"),
         (len(written) + 2, "a key of line 2 again"),
     ):
-        assert f"labels.csv:{line}: found {found}" in done.stderr
+        assert f"labels.csv:{line}: found {problem}" in result.stderr
     assert store.list_labels(Store(project / "runs")) == []
 
 
@@ -430,14 +430,14 @@ def test_what_cannot_be_rated_ends_with_2(harness, project, words, found):
     (project / "empty.csv").write_text("")
     (project / "blank.csv").write_text("key,label\nanswer-1,\n")
     (project / "two.csv").write_text("key,label,Label \nanswer-1,1,0\n")
-    done = harness("rate", *words, cwd=project, check=2)
-    assert found in done.stderr
+    result = harness("rate", *words, cwd=project, check=2)
+    assert found in result.stderr
     assert not (project / "new.csv").exists()
 
 
 def export_pairs(harness, project, name, n, *options):
-    done = harness("rate", "export", name, "--pairs", "-n", n, *BOTH, *options, cwd=project, check=0)
-    return read(project / name), done
+    result = harness("rate", "export", name, "--pairs", "-n", n, *BOTH, *options, cwd=project, check=0)
+    return read(project / name), result
 
 
 def texts_of(project):
@@ -448,43 +448,43 @@ def texts_of(project):
 
 
 def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, project):
-    written, done = export_pairs(harness, project, "pairs.csv", 12)
-    assert "12 pairs of answers" in done.stdout
+    written, exported = export_pairs(harness, project, "pairs.csv", 12)
+    assert "12 pairs of answers" in exported.stdout
     assert list(written[0]) == ["key", "question", "left", "right", "reference", "better"]
     assert not any(name in (project / "pairs.csv").read_text("utf-8-sig") for name in ("prompt", "shots"))
-    said = ["left", "right", "Tie", ""]
+    choices = ["left", "right", "Tie", ""]
     write(
         project / "back.csv",
-        [{**row, "better": said[i % 4]} for i, row in enumerate(written)],
+        [{**row, "better": choices[i % 4]} for i, row in enumerate(written)],
         ";",
         "utf-8-sig",
     )
     back = harness("rate", "import", "back.csv", "--rater", "ann", cwd=project, check=0)
     assert "9 preferences by ann, 3 rows left blank" in back.stdout
     runs, texts = texts_of(project)
-    both = [run.rows["letters/test"] for run in runs]
+    arms = [run.rows["letters/test"] for run in runs]
     ratings = store.list_ratings(Store(project / "runs"), "letters")
     assert len(ratings) == 9
     sides = pair_file._sides(config.load(project / "harness.yaml").experiment.target, *runs)
-    of_key = {row["key"]: (row, said[i % 4].lower()) for i, row in enumerate(written)}
+    of_key = {row["key"]: (row, choices[i % 4].lower()) for i, row in enumerate(written)}
     for rating in ratings:
         row, word = of_key[pair_file._key(sides, human_preferences.Turn(rating.example_id, rating.left))]
         left, right = texts[rating.example_id] if rating.left == "a" else texts[rating.example_id][::-1]
         assert (row["left"], row["right"]) == (spreadsheet_lines(left), spreadsheet_lines(right))
-        other = "b" if rating.left == "a" else "a"
-        assert rating.choice == {"left": rating.left, "right": other, "tie": "tie"}[word]
-    assert set(human_preferences.map_preference_shares(ratings, *both).values()) <= {0.0, 0.5, 1.0}
+        other_side = "b" if rating.left == "a" else "a"
+        assert rating.choice == {"left": rating.left, "right": other_side, "tie": "tie"}[word]
+    assert set(human_preferences.map_preference_shares(ratings, *arms).values()) <= {0.0, 0.5, 1.0}
     again, _ = export_pairs(harness, project, "more.csv", 200)
-    rated = {row["key"] for i, row in enumerate(written) if said[i % 4]}
-    assert not rated & {row["key"] for row in again}  # goes on where ratings end
+    rated = {row["key"] for i, row in enumerate(written) if choices[i % 4]}
+    assert not rated & {row["key"] for row in again}  # the export continues after the rated pairs
 
 
 def test_sides_are_drawn_and_the_longer_prompt_is_not_shown(project):
     path = project / "harness.yaml"
-    found = pair_file.export_pairs(path, project / "all.csv", n_items=200, candidates=("prompt", "shots"))
+    export = pair_file.export_pairs(path, project / "all.csv", n_items=200, candidates=("prompt", "shots"))
     written, (_, texts) = read(project / "all.csv"), texts_of(project)
     firsts = [row["left"] in {a for a, _ in texts.values()} for row in written]
-    assert found["n_pairs"] == len(written) > 20
+    assert export["n_pairs"] == len(written) > 20
     assert 0 < sum(firsts) < len(firsts)
     assert all("Letter" in row["question"] and row["question"].count("Letter") == 1 for row in written)
 
@@ -495,15 +495,13 @@ def test_raters_who_disagree_on_one_answer_leave_the_agreement_on_the_others(lon
     bob = replace(
         labels,
         rater="bob",
-        labels=tuple(
-            replace(one, label=1 - one.label) if i == 0 else one for i, one in enumerate(labels.labels)
-        ),
+        labels=tuple(replace(x, label=1 - x.label) if i == 0 else x for i, x in enumerate(labels.labels)),
     )
-    found = calibrate(JUDGE, {"short": short}, [], [labels, bob])
-    after = found.arms[0]
+    facts = calibrate(JUDGE, {"short": short}, [], [labels, bob])
+    after = facts.arms[0]
     assert (before.n_split, after.n_split) == (0, 1)
     assert sum(after.confusion) == sum(before.confusion) - 1
     assert after.rogan_gladen is not None
-    assert "1 answer on which as many raters said yes as no is left out" in " ".join(label_sentences(found))
-    stars = replace(bob, labels=tuple(replace(one, label=0.5) for one in bob.labels))
+    assert "1 answer on which as many raters said yes as no is left out" in " ".join(label_sentences(facts))
+    stars = replace(bob, labels=tuple(replace(x, label=0.5) for x in bob.labels))
     assert calibrate(JUDGE, {"short": short}, [], [stars]).arms[0].agreement is None

@@ -32,7 +32,7 @@ def large_source(source):
 
 
 def halves(source):
-    """Return so little main memory that three quarters of the weights have room beside the keys."""
+    """Return a main memory in which three quarters of the weights fit next to the keys."""
     keys = memory.kv_cache_bytes(hub.shape(source), LEAST_TOKENS, "fp32")
     return {"cpu": int(keys + 0.75 * 4 * source.n_parameters / 0.9)}
 
@@ -59,7 +59,7 @@ def measure_room(source, gb):
     return int(gb * GB - memory.kv_cache_bytes(hub.shape(source), LEAST_TOKENS, "bf16") / 2)
 
 
-# What a spread base answers
+# Answers of a spread base
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def test_a_base_partly_on_the_disk_says_what_it_says_in_memory(hosts):
     whole, spread = hosts
     assert not is_spread(whole.model)
     assert {*spread.model.hf_device_map.values()} == {"cpu", "disk"}
-    for one, other in zip(spread.base.loglikelihood(PAIRS), whole.base.loglikelihood(PAIRS), strict=True):
-        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
-    texts = [[out.text for out in host.base.generate(PROMPTS, Limits(max_new_tokens=5))] for host in hosts]
+    for s, w in zip(spread.base.loglikelihood(PAIRS), whole.base.loglikelihood(PAIRS), strict=True):
+        assert s.logprob == pytest.approx(w.logprob, abs=1e-4)
+    texts = [[a.text for a in host.base.generate(PROMPTS, Limits(max_new_tokens=5))] for host in hosts]
     assert texts[0] == texts[1]
     assert (spread.base.engine, spread.base.layout_digest) == (whole.base.engine, whole.base.layout_digest)
 
@@ -105,5 +105,5 @@ def test_a_base_that_fits_no_gpu_is_measured_as_its_fine_tunes_are_served(tiny, 
     prompt, qlora = (session.candidates[name] for name in ("prompt", "qlora"))
     assert session.source.quantization == "nf4"
     assert prompt.base == qlora.base == qlora.trained_base == qlora.served_base == session.source
-    (said,) = bases.base_remarks(session.sources)
-    assert "does not fit the GPUs here in 16 bits: the base itself is measured in NF4" in said
+    (remark,) = bases.base_remarks(session.sources)
+    assert "does not fit the GPUs here in 16 bits: the base itself is measured in NF4" in remark

@@ -1,4 +1,4 @@
-"""Preference training starts at its reference, says the same as TRL, and each loss is that of its paper."""
+"""Preference training starts at its reference, agrees with TRL, and each loss is that of its paper."""
 
 import math
 
@@ -25,15 +25,15 @@ QUICK = {"learning_rate": 0.01, "warmup_steps": 0, "num_train_epochs": 2}
 
 @pytest.fixture(scope="module")
 def parent(tiny, tmp_path_factory, own_cache):
-    """Train an adapter to go on from, far enough that it is not the base."""
+    """Train an adapter to continue from, clearly different from the base."""
     params = {"r": 2, "learning_rate": 0.05, "num_train_epochs": 3}
     return tiny_methods.fit(tiny, tmp_path_factory.mktemp("parent"), Lora, params).folder / "adapter"
 
 
 def fit_pairs(tiny, folder, init=None, pairs=None, **params):
-    given = {"pairs": pairs} if pairs else {}
+    options = {"pairs": pairs} if pairs else {}
     shape = {} if init else {"r": 2}
-    return tiny_methods.fit(tiny, folder, dpo, {**shape, **QUICK, **params}, init=init, **given)
+    return tiny_methods.fit(tiny, folder, dpo, {**shape, **QUICK, **params}, init=init, **options)
 
 
 @pytest.mark.parametrize("starts", ["at the base", "at an adapter"])
@@ -56,11 +56,11 @@ def test_training_raises_the_margin_and_its_figures_are_kept(tiny, tmp_path):
 @pytest.mark.e2e
 def test_one_adapter_is_left_and_the_one_it_started_from_is_untouched(tiny, tmp_path, parent):
     before = {p.name: p.read_bytes() for p in parent.iterdir()}
-    made = fit_pairs(tiny, tmp_path, parent)
+    trained = fit_pairs(tiny, tmp_path, parent)
     assert {p.name for p in tmp_path.iterdir()} == {"adapter", CHECKPOINTS}
-    assert not any(p.is_dir() for p in (made.folder / "adapter").iterdir())
+    assert not any(p.is_dir() for p in (trained.folder / "adapter").iterdir())
     assert {p.name: p.read_bytes() for p in parent.iterdir()} == before
-    assert (made.folder / "adapter" / "adapter_model.safetensors").read_bytes() != before[
+    assert (trained.folder / "adapter" / "adapter_model.safetensors").read_bytes() != before[
         "adapter_model.safetensors"
     ]
 
@@ -69,23 +69,23 @@ def texts(pairs):
     def say(text):
         return [{"role": "assistant", "content": text}]
 
-    both = ((pair, {"chosen": say(pair.references[0]), "rejected": say(pair.rejected)}) for pair in pairs)
-    return [{"prompt": list(pair.messages), **answers, "length": 1} for pair, answers in both]
+    answered = ((pair, {"chosen": say(pair.references[0]), "rejected": say(pair.rejected)}) for pair in pairs)
+    return [{"prompt": list(pair.messages), **answers, "length": 1} for pair, answers in answered]
 
 
 def tokens_of(context, tokenizer):
     return pairs_that_fit(context, dpo.Params(heldout=0), tokenizer, dpo._row)[0]
 
 
-def make_both_trainers(tiny, folder, init, way):
+def make_both_trainers(tiny, folder, init, read_logprobs):
     """Make TRL's own trainer and ours on the same pairs, their adapters moved off the reference alike."""
     import torch
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     context = tiny_methods.context(tiny, folder, init=init)
-    made = []
-    ours = dpo._cpu_trainer(dpo._make_caching_trainer({"train": folder.name}), way)
+    trainers = []
+    ours = dpo._cpu_trainer(dpo._make_caching_trainer({"train": folder.name}), read_logprobs)
     for kind in (DPOTrainer, ours):
         torch.manual_seed(0)
         model, tokenizer = load_base(resolve(str(tiny)), CPU)
@@ -104,15 +104,15 @@ def make_both_trainers(tiny, folder, init, way):
             for name, parameter in trainer.model.named_parameters():
                 if parameter.requires_grad and ".default." in name:
                     parameter += 0.1 * torch.randn_like(parameter)
-        made.append(trainer)
-    return made
+        trainers.append(trainer)
+    return trainers
 
 
 @pytest.mark.parametrize("way", [dpo.logprobs_by_row, dpo.logprobs_sharing_prompts])
 @pytest.mark.parametrize("starts", ["at the base", "at an adapter"])
 def test_loss_gradient_and_reference_are_those_of_trl(tiny, tmp_path, parent, starts, way):
     theirs, ours = make_both_trainers(tiny, tmp_path, parent if starts == "at an adapter" else None, way)
-    seen = []
+    results = []
     for trainer in (theirs, ours):
         batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 3, 5, 7)])
         loss = trainer.compute_loss(trainer.model, batch)
@@ -121,8 +121,8 @@ def test_loss_gradient_and_reference_are_those_of_trl(tiny, tmp_path, parent, st
         gradients = {n: p.grad.norm().item() for n, p in trained.items() if p.grad is not None}
         reference = [trainer.train_dataset[i]["ref_chosen_logps"] for i in range(12)]
         margin = trainer._metrics["train"]["rewards/margins"][-1]
-        seen.append((loss.item(), margin, reference, gradients))
-    (loss, margin, reference, gradients), (own_loss, own_margin, own_reference, own_gradients) = seen
+        results.append((loss.item(), margin, reference, gradients))
+    (loss, margin, reference, gradients), (own_loss, own_margin, own_reference, own_gradients) = results
     assert abs(loss - math.log(2)) > 1e-3
     assert own_loss == pytest.approx(loss, rel=1e-4)
     assert own_margin == pytest.approx(margin, rel=1e-3)
@@ -201,9 +201,9 @@ def test_a_loss_is_that_of_its_definition(off_the_reference, loss_type):
     trainer, batch = off_the_reference(loss_type)
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, dict(batch)).item()
-        own = dpo.logprobs_by_row(trainer.model, batch)
+        logprobs = dpo.logprobs_by_row(trainer.model, batch)
     reference = torch.cat([batch["ref_chosen_logps"], batch["ref_rejected_logps"]])
-    chosen, rejected = (own - reference).chunk(2)
+    chosen, rejected = (logprobs - reference).chunk(2)
     lengths = batch["completion_mask"].sum(1)
     of_chosen, of_rejected = lengths.chunk(2)
     ratios = zip(*(x.tolist() for x in (chosen, rejected, of_chosen, of_rejected)), strict=True)
@@ -241,13 +241,13 @@ def test_held_out_pairs_are_measured_after_every_epoch(tiny, tmp_path):
 def test_held_out_figures_are_means_over_pairs_whatever_the_batches(tiny, tmp_path):
     """Three held-out pairs in batches of two and one weigh alike."""
 
-    made = []
+    figures = []
     for size in (2, 3):
         context = tiny_methods.context(tiny, tmp_path / str(size))
         params = dpo.Params(r=2, per_device_train_batch_size=size, heldout=0.25)
         trainer = make_moved_trainer(context, params)
-        made.append(trainer.evaluate())
+        figures.append(trainer.evaluate())
         assert len(trainer.eval_dataset) == 3
     for name in ("eval_rewards/margins", "eval_rewards/accuracies", "eval_loss"):
-        assert made[0][name] == pytest.approx(made[1][name], rel=1e-4)
-    assert abs(made[0]["eval_loss"] - math.log(2)) > 1e-3  # else every pair would weigh alike
+        assert figures[0][name] == pytest.approx(figures[1][name], rel=1e-4)
+    assert abs(figures[0]["eval_loss"] - math.log(2)) > 1e-3  # else every pair would weigh alike

@@ -1,4 +1,4 @@
-"""What a forward pass reads: a prefix once, and rotations or windows that depend on lengths as transformers alone."""
+"""Forward passes: prefixes are read once; rotations and windows that depend on lengths agree too."""
 
 import copy
 import math
@@ -59,7 +59,7 @@ def test_the_oldest_goes_where_the_newest_fill_the_memory(model, read):
     read.clear()
     for ids in (ONE, OTHER, ONE, THIRD, ONE, OTHER):
         prefixes.read(ids)
-    assert len(read) == 4  # OTHER went when THIRD came
+    assert len(read) == 4  # OTHER was evicted by THIRD
 
 
 def test_of_a_beginning_one_token_at_most_is_projected_and_of_the_rest_what_predicts(model):
@@ -81,7 +81,7 @@ KINDS = {
     "places": families.Kind("GPTNeoConfig", GLOBAL_AND_LOCAL, engine="padded"),
     "content": families.Kind("DogeConfig", {"keep_window_size": 16}, engine="padded"),
 }
-# Some stay below 20 tokens, some begin below and end above, one stands above.
+# Some stay below 20 tokens, some begin below and end above, one starts above.
 PREFIX = tuple(range(40, 52))
 PAIRS = [
     ((*PREFIX, 60), (5, 6, 7)),
@@ -96,9 +96,9 @@ PAIRS = [
 @pytest.fixture(scope="module", params=KINDS)
 def host(request, tmp_path_factory, own_cache):
     folder = families.save(tmp_path_factory.mktemp("kind"), KINDS[request.param])
-    found = ModelHost(resolve(str(folder)), CPU)
-    assert found.base.engine == f"transformers/{KINDS[request.param].engine}"
-    return found
+    new_host = ModelHost(resolve(str(folder)), CPU)
+    assert new_host.base.engine == f"transformers/{KINDS[request.param].engine}"
+    return new_host
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def load_untouched(host):
 
 
 def score_alone(model, context, continuation):
-    """Score a continuation by transformers' forward pass over what stands before each of its tokens."""
+    """Score a continuation by transformers' forward pass over the tokens before each of its own."""
     import torch
 
     with torch.inference_mode():
@@ -119,8 +119,8 @@ def score_alone(model, context, continuation):
 
 @pytest.mark.parametrize("chosen", [PAIRS, PAIRS[2:5]])
 def test_likelihoods_do_not_hang_on_what_else_is_read(host, load_untouched, chosen):
-    found = [one.logprob for one in host.base.loglikelihood(chosen)]
-    assert found == pytest.approx([score_alone(load_untouched(), *pair) for pair in chosen], abs=1e-4)
+    logprobs = [s.logprob for s in host.base.loglikelihood(chosen)]
+    assert logprobs == pytest.approx([score_alone(load_untouched(), *pair) for pair in chosen], abs=1e-4)
 
 
 def test_greedy_answers_are_those_of_each_prompt_alone(host, load_untouched):
@@ -129,7 +129,7 @@ def test_greedy_answers_are_those_of_each_prompt_alone(host, load_untouched):
     prompts = [context for context, _ in PAIRS]
     ends = end_ids(host.tokenizer, host.model.generation_config)
     for prompt, output in zip(prompts, host.base.generate(prompts, Limits(6)), strict=True):
-        given = {"max_new_tokens": 6, "eos_token_id": ends, "pad_token_id": ends[0]}
+        options = {"max_new_tokens": 6, "eos_token_id": ends, "pad_token_id": ends[0]}
         with torch.inference_mode():
-            whole = load_untouched().generate(torch.tensor([prompt]), do_sample=False, **given)
+            whole = load_untouched().generate(torch.tensor([prompt]), do_sample=False, **options)
         assert output.text == host.tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True)

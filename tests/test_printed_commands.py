@@ -1,4 +1,4 @@
-"""Commands that the data verbs and the note on leaks print, run as they stand in the folder where they were printed."""
+"""Commands printed by the data verbs and the note on leaks, run as printed in the same folder."""
 
 import re
 import shlex
@@ -27,9 +27,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def harness(*words):
-    done = CliRunner().invoke(app, words)
-    said = str(done.exception) if isinstance(done.exception, UserError) else ""
-    return done.exit_code, f"{done.stdout}\n{done.stderr}\n{said}"
+    result = CliRunner().invoke(app, words)
+    message = str(result.exception) if isinstance(result.exception, UserError) else ""
+    return result.exit_code, f"{result.stdout}\n{result.stderr}\n{message}"
 
 
 def run(command):
@@ -37,16 +37,16 @@ def run(command):
     if words[0] != "harness":
         subprocess.run(words, check=True)
         return
-    code, said = harness(*words[1:])
-    assert code == 0, f"{command}\n{said}"
+    code, printed = harness(*words[1:])
+    assert code == 0, f"{command}\n{printed}"
 
 
 def note_of(fields, training, test, **more):
-    """Return the note on rows in other words of a task whose rows have the columns of these templates."""
-    asked, answered = (fields[of].strip("{}") for of in ("prompt", "reference"))
+    """Return the note on reworded rows of a task whose rows have the columns of these templates."""
+    question, answer = (fields[role].strip("{}") for role in ("prompt", "reference"))
 
     def rows(texts):
-        return [{asked: text, answered: "ab"[i % 2]} for i, text in enumerate(texts)]
+        return [{question: text, answer: "ab"[i % 2]} for i, text in enumerate(texts)]
 
     data = {"train": write(Path("own.jsonl"), rows(training))}
     if test:
@@ -91,16 +91,16 @@ CHECKS = {
 def test_the_chain_of_a_check_runs_also_where_it_was_run_before(name):
     words = CHECKS[name]()
     for _ in range(2):
-        code, said = harness("data", "check", *words)
-        assert code == 0, said
-        chain = said.partition("; next: ")[2].splitlines()
+        code, printed = harness("data", "check", *words)
+        assert code == 0, printed
+        chain = printed.partition("; next: ")[2].splitlines()
         for command in chain[0].split(" && "):
             run(command)
 
 
 def test_the_step_of_a_refusal_that_is_a_command_runs():
     write_csv("rows.csv", make_clean_rows(20))
-    code, said = harness("data", "clean", "rows.csv", "--out", "new folder/rows.csv")
+    code, printed = harness("data", "clean", "rows.csv", "--out", "new folder/rows.csv")
     assert code
-    run(said.partition("; next: ")[2].splitlines()[0])
+    run(printed.partition("; next: ")[2].splitlines()[0])
     assert harness("data", "clean", "rows.csv", "--out", "new folder/rows.csv")[0] == 0

@@ -1,4 +1,4 @@
-"""Prompts of a candidate that trains nothing: grids, sweeps and searches on validation, and proposals of a model."""
+"""Prompts of a candidate without training: grids, sweeps and searches on validation, a model's proposals."""
 
 import pytest
 import tiny_experiment
@@ -39,7 +39,7 @@ SWEEP = """sweep:
 
 
 def answer(messages):
-    """Answer rightly where it is asked in one way, and else wrongly."""
+    """Answer rightly if asked in one way, and wrongly otherwise."""
     system = next((m["content"] for m in messages if m["role"] == "system"), "")
     has_shots = len(messages) > 2
     text = messages[-1]["content"]
@@ -60,19 +60,19 @@ def write(folder, url, model, tried):
 
 @pytest.fixture(scope="module")
 def sweep_results(tiny, tmp_path_factory):
-    """Run a sweep of twelve prompts behind a server: its file, both reports, and what was asked for each."""
-    folder, asked = tmp_path_factory.mktemp("prompts"), []
+    """Run a sweep of twelve prompts behind a server; returns its file, both reports, and their requests."""
+    folder, requests = tmp_path_factory.mktemp("prompts"), []
 
     def note_answer(messages):
-        asked.append(messages)
+        requests.append(messages)
         return answer(messages)
 
     with serve_model(Rule(note_answer)) as server:
         path = write(folder, server.url, tiny, SWEEP)
         report = compare(path)
-        first = len(asked)
+        first = len(requests)
         again = compare(path)
-    return path, report, again, asked[:first], asked[first:]
+    return path, report, again, requests[:first], requests[first:]
 
 
 def test_the_prompt_that_is_best_on_validation_alone_answers_the_test_items(sweep_results):
@@ -86,8 +86,8 @@ def test_the_prompt_that_is_best_on_validation_alone_answers_the_test_items(swee
         "prompting": {"few_shot": {"shots": 2}},
     }
     assert len(facts["best"].training.sweep) == 12
-    _, _, _, asked, _ = sweep_results
-    on_test = [m for m in asked if "test " in m[-1]["content"]]
+    _, _, _, requests, _ = sweep_results
+    on_test = [m for m in requests if "test " in m[-1]["content"]]
     with_system = [m for m in on_test if m[0]["role"] == "system"]
     assert {m[0]["content"] for m in with_system} == {"Whisper."}
     assert all("step by step" in m[-1]["content"] and len(m) == 6 for m in with_system)
@@ -152,8 +152,8 @@ def load_grid(tiny, folder, candidates):
 
 
 def test_lists_of_texts_make_a_candidate_each(tiny, tmp_path):
-    found = load_grid(tiny, tmp_path, GRID)
-    assert list(found) == [
+    grid = load_grid(tiny, tmp_path, GRID)
+    assert list(grid) == [
         "prompt[system=1-none,template=1-prompt]",
         "prompt[system=1-none,template=2-prompt-think]",
         "prompt[system=2-answer-in-one,template=1-prompt]",
@@ -163,13 +163,13 @@ def test_lists_of_texts_make_a_candidate_each(tiny, tmp_path):
         "lora[answer=generate]",
         "lora[answer=rank]",
     ]
-    last = found["prompt[system=3-answer-in-one,template=2-prompt-think]"]
+    last = grid["prompt[system=3-answer-in-one,template=2-prompt-think]"]
     assert (last.system, last.template) == ("Answer in one word, or not at all.", "{prompt} Think.")
-    assert found["prompt[system=1-none,template=1-prompt]"].system is None
+    assert grid["prompt[system=1-none,template=1-prompt]"].system is None
 
 
 class Proposer(Rule):
-    """A model that begins as it is told; "Read" and "Answer" give the same text."""
+    """A model that follows the requested beginning; "Read" and "Answer" give the same text."""
 
     def chat(self, messages, body):
         start = messages[-1]["content"].rpartition("Begin it with: ")[2].splitlines()[0]
@@ -187,23 +187,23 @@ def write_proposing(folder, tiny, url):
 def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
     with serve_model(Proposer(None)) as server:
         session = tiny_experiment.session(write_proposing(tmp_path, tiny, server.url))
-        made = prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).make()
+        proposal = prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).make()
         assert len(server.asked) == 4
-        assert made.texts == (
+        assert proposal.texts == (
             'You are a clerk, "quoted"\nwho sorts.',
             "Sort the: letter",
             'Your task is a clerk, "quoted"\nwho sorts.',
         )
-        said = "\n".join(body["messages"][-1]["content"] for _, body in server.asked)
-        shown = {e.id: e.prompt for e in session.target.items.train if e.prompt in said}
-        assert set(shown) == set(made.provenance["examples"])
-        assert len(shown) == 3
+        sent = "\n".join(body["messages"][-1]["content"] for _, body in server.asked)
+        shown_prompts = {e.id: e.prompt for e in session.target.items.train if e.prompt in sent}
+        assert set(shown_prompts) == set(proposal.provenance["examples"])
+        assert len(shown_prompts) == 3
         evaluated = [*session.target.items.validation, *session.target.items.test]
-        assert not any(e.prompt in said for e in evaluated)
-        assert "late, money" in said
-        assert made.provenance["spent"]["cost_usd"] == pytest.approx(4 * 0.07)
+        assert not any(e.prompt in sent for e in evaluated)
+        assert "late, money" in sent
+        assert proposal.provenance["spent"]["cost_usd"] == pytest.approx(4 * 0.07)
         prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).make()
-        assert len(server.asked) == 4  # kept
+        assert len(server.asked) == 4  # stored answers are used
 
 
 def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, monkeypatch):
@@ -215,14 +215,14 @@ def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, mo
         assert (planned[0], server.asked, plan["requests"], plan["known"]) == (0, [], 3, 0)
         assert plan["cost_usd"] == pytest.approx((plan["read"] + 3 * 200) / 1000)
         arguments = ("data", "propose-prompts", "large", "--n", "3", "--out", "proposed.yaml")
-        code, said, error = command(*arguments)
+        code, stdout, error = command(*arguments)
         assert code == 0, error
-        assert "Sort the: letter" in said
+        assert "Sort the: letter" in stdout
         text = (tmp_path / "proposed.yaml").read_text()
         assert '# proposer: "large"' in text
         path.write_text(path.read_text() + text.partition("candidates:\n")[2])
-        found = config.load(path).experiment.candidates
-        assert [found[name].system for name in found if name.startswith("proposed[")] == [
+        candidates = config.load(path).experiment.candidates
+        assert [candidates[name].system for name in candidates if name.startswith("proposed[")] == [
             None,
             'You are a clerk, "quoted"\nwho sorts.',
             "Sort the: letter",

@@ -55,9 +55,9 @@ def test_what_is_retrieved_from_are_the_documents_or_passages_of_them_with_their
     ((_, cut),) = list_passages({"few_shot": {}, "rag": {"chunk_words": 7, "chunk_overlap": 0}}, CONTEXT)
     assert len(cut) == 5
     for document in DOCUMENTS:
-        own = [passage for passage in cut if passage.id == document.id]
-        assert " ".join(passage.text for passage in own) == document.text
-        assert {passage.title for passage in own} == {document.title}
+        chunks = [passage for passage in cut if passage.id == document.id]
+        assert " ".join(passage.text for passage in chunks) == document.text
+        assert {passage.title for passage in chunks} == {document.title}
     assert list(list_passages({"few_shot": {}}, CONTEXT)) == []
 
 
@@ -101,13 +101,13 @@ def test_zero_shot_asks_the_question_as_it_stands():
 
 
 def test_fixed_shots_are_drawn_by_the_seed_and_show_each_label_and_slice_once_first():
-    asked = [apply({"few_shot": {"shots": 3}}, ask(text, text)) for text in ("one", "two")]
-    assert shots(asked[0]) == shots(asked[1])
+    prompted = [apply({"few_shot": {"shots": 3}}, ask(text, text)) for text in ("one", "two")]
+    assert shots(prompted[0]) == shots(prompted[1])
     answers = [answer for _, answer in shots(apply({"few_shot": {"shots": 4}}))]
     assert sorted(answers) == sorted(LABELS)
     train = tuple(ask(f"{i}", f"{i}", f"{i}", slice="rare" if i == 7 else "common") for i in range(20))
-    shown = shots(apply({"few_shot": {"shots": 2}}, context=replace(CONTEXT, train=train)))
-    assert "7" in [answer for _, answer in shown]
+    examples = shots(apply({"few_shot": {"shots": 2}}, context=replace(CONTEXT, train=train)))
+    assert "7" in [answer for _, answer in examples]
     draws = {tuple(shots(apply({"few_shot": {}}, context=replace(CONTEXT, seed=seed)))) for seed in range(5)}
     assert len(draws) > 1
 
@@ -115,16 +115,16 @@ def test_fixed_shots_are_drawn_by_the_seed_and_show_each_label_and_slice_once_fi
 @pytest.mark.parametrize("select", ["fixed", "knn"])
 @given(i=st.integers(0, len(TRAIN) - 1), n=st.integers(1, 30))
 def test_a_training_item_is_never_its_own_shot(select, i, n):
-    asked = apply({"few_shot": {"select": select, "shots": n}}, TRAIN[i])
-    assert len(shots(asked)) == min(n, len(TRAIN) - 1)
-    assert TRAIN[i].prompt not in [shown for shown, _ in shots(asked)]
+    prompted = apply({"few_shot": {"select": select, "shots": n}}, TRAIN[i])
+    assert len(shots(prompted)) == min(n, len(TRAIN) - 1)
+    assert TRAIN[i].prompt not in [question for question, _ in shots(prompted)]
 
 
 @pytest.mark.parametrize("select", ["fixed", "knn"])
 def test_the_same_wording_under_another_id_is_no_shot(select):
     same = ask(f"  {TRAIN[3].prompt.upper()} ", "elsewhere")
-    asked = apply({"few_shot": {"select": select, "shots": 30}}, same)
-    assert TRAIN[3].prompt not in [shown for shown, _ in shots(asked)]
+    prompted = apply({"few_shot": {"select": select, "shots": 30}}, same)
+    assert TRAIN[3].prompt not in [question for question, _ in shots(prompted)]
 
 
 def conversation(first, name, last="Is it even or odd?", system=""):
@@ -138,18 +138,18 @@ def test_conversations_that_end_alike_are_shots_for_each_other_and_the_same_one_
     topics = ("lamps", "parcels", "chairs", "boats")
     train = tuple(conversation(f"My number of {topic} is 24.", topic) for topic in topics)
     context, prompting = replace(CONTEXT, train=train), {"few_shot": {"select": select, "shots": 4}}
-    asked = apply(prompting, conversation("My number of BOATS is 24.", "q", system="Be brief."), context)
-    shown = [turn["content"] for turn in asked.messages if "number of" in turn["content"]]
-    assert sorted(shown) == [f"My number of {t} is 24." for t in ("BOATS", "chairs", "lamps", "parcels")]
-    assert shown[-1] == "My number of BOATS is 24."
+    prompted = apply(prompting, conversation("My number of BOATS is 24.", "q", system="Be brief."), context)
+    turns = [turn["content"] for turn in prompted.messages if "number of" in turn["content"]]
+    assert sorted(turns) == [f"My number of {t} is 24." for t in ("BOATS", "chairs", "lamps", "parcels")]
+    assert turns[-1] == "My number of BOATS is 24."
 
 
 def test_nearest_shots_come_last_and_rank_as_cosines_by_hand():
     texts = ("the blue lamp", "blue lamp price", "parcel late", "lamp broken", "blue blue sky")
     train, item = tuple(ask(text, text) for text in texts), ask("blue lamp price please")
-    asked = apply({"few_shot": {"select": "knn", "shots": 5}}, item, replace(CONTEXT, train=train))
+    prompted = apply({"few_shot": {"select": "knn", "shots": 5}}, item, replace(CONTEXT, train=train))
     ranked = sorted(range(5), key=cosines([t.prompt for t in train], "blue lamp price please").__getitem__)
-    assert [shown for shown, _ in shots(asked)] == [train[i].prompt for i in ranked]
+    assert [question for question, _ in shots(prompted)] == [train[i].prompt for i in ranked]
 
 
 def cosines(texts, query):
@@ -172,21 +172,21 @@ def test_shots_stand_between_the_first_system_message_and_the_first_turn():
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
     roles = ("system", "user", "assistant", "system", "user")
     item = replace(ITEM, messages=tuple({"role": role, "content": f"{i}?"} for i, role in enumerate(roles)))
-    shown = apply({"few_shot": {"shots": 1}}, item).messages
-    assert shown[0] == item.messages[0]
-    assert shown[3:] == item.messages[1:]
+    messages = apply({"few_shot": {"shots": 1}}, item).messages
+    assert messages[0] == item.messages[0]
+    assert messages[3:] == item.messages[1:]
 
 
 def test_retrieval_puts_the_best_passage_first_and_the_question_last():
-    asked = apply({"rag": {"top_k": 2}}, ask("When does the counter in Oslo open?"))
-    assert asked.prompt == (
+    prompted = apply({"rag": {"top_k": 2}}, ask("When does the counter in Oslo open?"))
+    assert prompted.prompt == (
         "Context:\n"
         "The counter in Oslo opens at nine.\n"
         "Lamps: The blue lamp costs forty dollars and has a warranty of three years.\n"
         "\n"
         "When does the counter in Oslo open?"
     )
-    assert asked.passages == ("hours", "lamp")
+    assert prompted.passages == ("hours", "lamp")
 
 
 def bm25(texts, query, k1=1.5, b=0.75):
@@ -194,7 +194,7 @@ def bm25(texts, query, k1=1.5, b=0.75):
     mean = sum(map(len, split)) / len(split)
 
     def term(word, words):
-        df = sum(word in other for other in split)
+        df = sum(word in doc for doc in split)
         tf = words.count(word)
         idf = np.log(1 + (len(split) - df + 0.5) / (df + 0.5))
         return idf * tf / (tf + k1 * (1 - b + b * len(words) / mean))
@@ -208,8 +208,8 @@ def bm25(texts, query, k1=1.5, b=0.75):
 def test_retrieval_ranks_as_bm25_by_hand(bodies):
     texts = [" ".join(body) for body in bodies]
     documents = tuple(Document(str(i), "", text) for i, text in enumerate(texts))
-    asked = apply({"rag": {"top_k": len(texts)}}, ask("red lamp"), replace(CONTEXT, documents=documents))
-    scores = [bm25(texts, "red lamp")[int(i)] for i in asked.passages]
+    prompted = apply({"rag": {"top_k": len(texts)}}, ask("red lamp"), replace(CONTEXT, documents=documents))
+    scores = [bm25(texts, "red lamp")[int(i)] for i in prompted.passages]
     assert scores == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
 
 
@@ -219,8 +219,8 @@ def test_chunks_are_short_enough_overlap_and_lose_no_word(n_words, size, overlap
     words = [f"w{i}" for i in range(n_words)]
     documents = (Document("d", "", " ".join(words)),)
     params = {"top_k": 100, "chunk_words": size, "chunk_overlap": overlap}
-    asked = apply({"rag": params}, ITEM, replace(CONTEXT, documents=documents))
-    chunks = [line.split() for line in asked.prompt.split("\n\n")[0].splitlines()[1:]]
+    prompted = apply({"rag": params}, ITEM, replace(CONTEXT, documents=documents))
+    chunks = [line.split() for line in prompted.prompt.split("\n\n")[0].splitlines()[1:]]
     assert max(map(len, chunks)) <= size
     assert [word for i, chunk in enumerate(chunks) for word in chunk[overlap if i else 0 :]] == words
 
@@ -249,12 +249,12 @@ def test_dense_retrieval_ranks_as_the_cosines_of_the_models_embeddings_and_print
 
     encode = SentenceTransformer(str(embedder), device="cpu").encode
     texts = encode([f"{d.title} {d.text}" for d in DOCUMENTS])
-    asked = encode(ITEM.prompt)
-    cosines = texts @ asked / np.linalg.norm(texts, axis=1) / np.linalg.norm(asked)
+    query = encode(ITEM.prompt)
+    cosines = texts @ query / np.linalg.norm(texts, axis=1) / np.linalg.norm(query)
     expected = tuple(DOCUMENTS[i].id for i in np.argsort(-cosines))
     assert len(set(cosines)) == 3
     assert apply({"rag": {"retriever": "dense", "model": str(embedder), "top_k": 3}}).passages == expected
-    capfd.readouterr()  # what sentence-transformers said by itself
+    capfd.readouterr()  # output of sentence-transformers itself
     apply({"rag": {"retriever": "dense", "model": str(embedder)}})
     assert capfd.readouterr() == ("", "")
 
@@ -336,12 +336,12 @@ def test_recall_is_the_share_of_the_documents_that_were_found_if_any(documents, 
     assert recall(replace(ITEM, documents=documents, passages=passages)) == share
 
 
-def list_shot_remarks(wanted, n_train):
+def list_shot_remarks(n_shots, n_train):
     context = replace(CONTEXT, train=TRAIN[:n_train])
-    return list(describe_prompts({"few_shot": {"shots": wanted}}, context, (ITEM,)))
+    return list(describe_prompts({"few_shot": {"shots": n_shots}}, context, (ITEM,)))
 
 
 def test_shots_that_are_not_there_are_said_with_their_numbers():
     assert list_shot_remarks(3, 3) == []
-    (said,) = list_shot_remarks(4, 3)
-    assert said == "shows 1 of 1 item fewer than 4 shots, 3 at the least: desk has 3 training rows"
+    (remark,) = list_shot_remarks(4, 3)
+    assert remark == "shows 1 of 1 item fewer than 4 shots, 3 at the least: desk has 3 training rows"

@@ -1,4 +1,4 @@
-"""Provenance: what a number depends on is found without a heavy import, and never by failing."""
+"""Provenance: a number's dependencies are found without heavy imports and without failures."""
 
 import json
 import subprocess
@@ -49,12 +49,12 @@ def test_the_commit_is_unknown(repository, monkeypatch, name):
 
 
 def test_what_is_collected_is_json_and_names_code_packages_and_machine(repository):
-    found = provenance.collect("Some GPU", repository)
-    assert json.loads(canonical_json(found)) == found
-    assert found["git_sha"] == git(repository, "rev-parse", "HEAD")
-    assert (found["device"], found["git_dirty"]) == ("Some GPU", False)
-    assert set(found["packages"]) == set(provenance.PACKAGES)
-    assert found["packages"]["numpy"]
+    facts = provenance.collect("Some GPU", repository)
+    assert json.loads(canonical_json(facts)) == facts
+    assert facts["git_sha"] == git(repository, "rev-parse", "HEAD")
+    assert (facts["device"], facts["git_dirty"]) == ("Some GPU", False)
+    assert set(facts["packages"]) == set(provenance.PACKAGES)
+    assert facts["packages"]["numpy"]
 
 
 def test_the_environment_changes_with_the_device_and_a_machine_may_lack_cpuinfo(tmp_path):
@@ -125,8 +125,8 @@ def test_a_low_rank_adapter_is_named_by_what_is_trained_and_not_by_what_is_writt
     ],
 )
 def test_an_adapter_of_a_family_is_named_without_what_is_at_pefts_default(one, other, same):
-    named = [Peft.Params(peft_type="LORA", **params).identity() for params in (one, other)]
-    assert (named[0] == named[1]) is same
+    identities = [Peft.Params(peft_type="LORA", **params).identity() for params in (one, other)]
+    assert (identities[0] == identities[1]) is same
     assert Peft.Params(peft_type="LORA").identity() == {"peft_type": "LORA"}
 
 
@@ -144,22 +144,22 @@ def test_every_pattern_finds_a_file_and_every_plugin_and_default_is_listed():
     assert [pattern for pattern in patterns if not list(pins.PACKAGE.glob(pattern))] == []
     assert pins.list_unlisted_plugins() == [], "run `make pins`"
 
-    known = {(model, name) for model, fields in pins.read_known_defaults().items() for name in fields}
+    unchanged = {(model, name) for model, fields in pins.read_known_defaults().items() for name in fields}
     now = {(model, name) for model, fields in pins.defaults().items() for name in fields}
-    assert now - known == set(), "run `make pins`"
+    assert now - unchanged == set(), "run `make pins`"
 
 
 def test_another_computation_changes_the_pin_and_a_plugin_that_is_not_listed_its_version(tmp_path):
-    one, two = tmp_path / "one.py", tmp_path / "two.py"
-    one.write_text("def g(x):\n    return x + 1\n")
-    two.write_text("def g(x):\n    return x + 2\n")
-    assert pins.pin_of([one]) != pins.pin_of([two])
+    before, after = tmp_path / "one.py", tmp_path / "two.py"
+    before.write_text("def g(x):\n    return x + 1\n")
+    after.write_text("def g(x):\n    return x + 2\n")
+    assert pins.pin_of([before]) != pins.pin_of([after])
 
-    own = tmp_path / "own.py"
-    own.write_text("x = 1")
-    first = plugins.version("metrics", str(own))
-    own.write_text("x = 2")
-    assert plugins.version("metrics", str(own)) != first
+    metric_file = tmp_path / "own.py"
+    metric_file.write_text("x = 1")
+    first = plugins.version("metrics", str(metric_file))
+    metric_file.write_text("x = 2")
+    assert plugins.version("metrics", str(metric_file)) != first
     assert plugins.version("metrics", "exact_match") == code_versions()["metrics/exact_match"].version
 
 
@@ -170,8 +170,8 @@ def test_a_method_leaves_out_what_is_at_its_default():
 
 @pytest.mark.parametrize("model", pins.read_known_defaults())
 def test_a_default_that_identities_leave_out_has_not_changed(model):
-    found, known = pins.defaults()[model], pins.read_known_defaults()[model]
-    assert {name: found.get(name, value) for name, value in known.items()} == known, (
+    current, known_defaults = pins.defaults()[model], pins.read_known_defaults()[model]
+    assert {name: current.get(name, value) for name, value in known_defaults.items()} == known_defaults, (
         f"a default of {model} changed, which no digest shows: raise the version of the concern that reads it, "
         f"say why in the commit, and change {pins.DEFAULTS.name}"
     )

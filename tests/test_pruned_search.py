@@ -1,4 +1,4 @@
-"""A search: what Optuna proposes by what was found before, pruned at tracked points, and gone on with where it was ended."""
+"""A search: Optuna's proposals from earlier results, pruned at tracked points, and resumed after a stop."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ PRUNED = """\
 
 
 def write_experiment(folder, model, candidates=PRUNED):
-    """Write the tiny experiment with a target whose score tells trainings apart that get nothing right."""
+    """Write the tiny experiment with a target whose score differs between trainings with no right answer."""
     path = tiny_experiment.write(folder, model, candidates)
     suite = folder / "suites" / "letters.yaml"
     text = suite.read_text().replace("[exact_match, macro_f1]", "[chrf]")
@@ -67,17 +67,17 @@ def candidate(tiny, tmp_path_factory):
 
 def walk_search(candidate, score, *, sign=1):
     """Answer each proposal by `score(params, n)` at its n-th point until it is pruned; returns the trials."""
-    made = []
-    for proposal in proposals(candidate, 0, sign, made):
+    trials = []
+    for proposal in proposals(candidate, 0, sign, trials):
         points, pruned_at = [], None
         for n in range(1, POINTS + 1):
             points.append((n, score(proposal.params, n)))
             if proposal.should_prune(n, points[-1][1]) and n < POINTS:
                 pruned_at = n
                 break
-        found = {"validation": points[-1][1], "points": tuple(points), "pruned_at": pruned_at}
-        made.append(Trial(params=proposal.params, **found))
-    return made
+        outcome = {"validation": points[-1][1], "points": tuple(points), "pruned_at": pruned_at}
+        trials.append(Trial(params=proposal.params, **outcome))
+    return trials
 
 
 def score_by_rate(params, n):
@@ -93,22 +93,22 @@ PRUNERS = {
 @pytest.mark.parametrize("name", PRUNERS)
 def test_each_pruner_ends_trials_early_and_the_search_trains_as_much_as_whole_trials_would(candidate, name):
     pruner = change_source(candidate, prune={name: PRUNERS[name]})
-    made = walk_search(pruner, score_by_rate)
-    assert walk_search(pruner, score_by_rate) == made
-    pruned = [trial for trial in made if trial.is_pruned]
+    trials = walk_search(pruner, score_by_rate)
+    assert walk_search(pruner, score_by_rate) == trials
+    pruned = [trial for trial in trials if trial.is_pruned]
     assert pruned
-    assert len(made) > 16
-    spent = sum(len(trial.points) for trial in made)
+    assert len(trials) > 16
+    spent = sum(len(trial.points) for trial in trials)
     assert 15 * POINTS < spent <= 16 * POINTS
-    best = max(made, key=lambda trial: trial.params["learning_rate"])
+    best = max(trials, key=lambda trial: trial.params["learning_rate"])
     assert not best.is_pruned
 
 
 def test_where_lower_is_better_high_scores_are_pruned_and_the_pruner_is_named(candidate):
-    made = walk_search(candidate, score_by_rate, sign=-1)
-    best = min(made, key=lambda trial: trial.params["learning_rate"])
+    trials = walk_search(candidate, score_by_rate, sign=-1)
+    best = min(trials, key=lambda trial: trial.params["learning_rate"])
     assert not best.is_pruned
-    assert any(trial.is_pruned for trial in made)
+    assert any(trial.is_pruned for trial in trials)
     assert searcher(candidate.source).endswith(", pruned by its SuccessiveHalvingPruner")
     assert "pruned" not in searcher(change_source(candidate, prune={}).source)
 
@@ -166,14 +166,14 @@ class TestAPrunedSearch:
 
         trials = store.list_trials(store.Store(file_and_report[0].parent / "runs"))
         states = {trial.fit_key: "pruned" if trial.is_pruned else "done" for trial in tried}
-        assert {one.trial.fit_key: one.state for one in trials} == states
-        assert all(one.run.training.loss for one in trials)
+        assert {entry.trial.fit_key: entry.state for entry in trials} == states
+        assert all(entry.run.training.loss for entry in trials)
 
     def test_is_found_after_what_nothing_refers_to_was_deleted(self, file_and_report):
         session = tiny_experiment.session(file_and_report[0])
         runs = store.list_runs(session.store)
-        left = list_unreferenced(session.store, run_references(runs))
-        store.remove(session.store.folder, [one.path for one in left])
+        unreferenced = list_unreferenced(session.store, run_references(runs))
+        store.remove(session.store.folder, [entry.path for entry in unreferenced])
         stored = report_stored(session, ["prompt", "found"])
         assert list_trials(stored) == list_trials(file_and_report[1])
 
@@ -195,7 +195,7 @@ class TestAPrunedSearch:
         assert digests[0] == digests[1]
 
     def test_that_was_ended_comes_by_the_same_trials(self, file_and_report, tiny, tmp_path):
-        other = write_experiment(tmp_path, tiny, PRUNED)
+        path = write_experiment(tmp_path, tiny, PRUNED)
 
         class EndsAt(SilentProgress):
             stages = 0
@@ -208,10 +208,10 @@ class TestAPrunedSearch:
 
         for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
-                tiny_experiment.run(other, progress=EndsAt())
-        tried, known = (describe_trials(one) for one in (tiny_experiment.run(other), file_and_report[1]))
-        assert [t[:3] for t in tried] == [t[:3] for t in known]
-        assert set(folders(other)) == set(folders(file_and_report[0]))
+                tiny_experiment.run(path, progress=EndsAt())
+        tried, uncut = (describe_trials(report) for report in (tiny_experiment.run(path), file_and_report[1]))
+        assert [t[:3] for t in tried] == [t[:3] for t in uncut]
+        assert set(folders(path)) == set(folders(file_and_report[0]))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def walk_whole(searching, score, *, seed=0, sign=1):
     for point in proposals(searching, seed, sign, tried):
         validation = score(point.params)
         tried.append(Trial(params=point.params, validation=validation))
-    return [one.params for one in tried]
+    return [trial.params for trial in tried]
 
 
 def distance(point):
@@ -280,9 +280,9 @@ class TestProposals:
         first = walk_whole(searching, lambda point: -distance(point))
         assert walk_whole(searching, lambda point: -distance(point)) == first
         assert walk_whole(searching, lambda point: -distance(point), seed=1) != first
-        other = walk_whole(searching, distance)
-        assert other[:5] == first[:5], "the first five are drawn at random"
-        assert other[5:] != first[5:]
+        mirrored = walk_whole(searching, distance)
+        assert mirrored[:5] == first[:5], "the first five are drawn at random"
+        assert mirrored[5:] != first[5:]
 
     def test_of_more_trials_begin_as_those_of_fewer(self, searching):
         longer = walk_whole(change_source(searching, trials=60), lambda point: -distance(point))
@@ -324,5 +324,5 @@ class TestASearch:
         assert folders(path) == after
         assert len(tried) == 3
         assert next(t for t in tried if t.chosen).validation == max(t.validation for t in tried)
-        shown = report_stored(tiny_experiment.session(path), ["prompt", "found"])
-        assert len(list_trials(shown)) == 3
+        fewer = report_stored(tiny_experiment.session(path), ["prompt", "found"])
+        assert len(list_trials(fewer)) == 3

@@ -1,4 +1,4 @@
-"""NF4 on a CPU, families that PEFT cannot adapt on it, and what shapes tell of a model's size."""
+"""NF4 on a CPU, families that PEFT cannot adapt on it, and model sizes computed from shapes."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ from harness.training.peft_families import (
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-# What a family needs on a model of 32 units; the others take `r: 2`.
+# Parameters of a family on a model of 32 units; the others take `r: 2`.
 PARAMS = {
     "ADALORA": {"init_r": 6, "target_r": 2}, "ADAMSS": {"r": 8, "num_subspaces": 2},
     "BEFT": {"target_modules": ["v_proj"]}, "BOFT": {}, "C3A": {"block_size": 8},
@@ -44,11 +44,11 @@ PARAMS = {
 }  # fmt: skip
 # No adapters of linear layers: soft prompts, an adapter of attention, and embeddings.
 ELSEWHERE = ("ADAPTION_PROMPT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "TRAINABLE_TOKENS")
-# New ones that change what the base computes.
+# Untrained adapters that change the base's output.
 NOT_ZERO = ("C3A", "FOURIERFT", "VBLORA")
-# They compute with dequantised weights, where the base multiplies in 8 bits.
+# They compute with dequantised weights, while the base multiplies in 8 bits.
 DEQUANTIZED = ("SHIRA",)
-# It computes with the integers, and a new one changes nothing yet.
+# It computes with the integers, and an untrained one changes nothing.
 SILENT = (("PEANUT", "int8"),)
 
 
@@ -73,7 +73,7 @@ def test_the_families_that_are_refused_are_those_that_peft_cannot_compute(tiny, 
 
 
 def _computes(tiny, family, quantization):
-    """Tell whether an adapter of a family trains on quantised layers, and begins where it has to."""
+    """Tell whether an adapter of a family trains on quantised layers and starts at the expected output."""
     import torch
     from bitsandbytes.nn import Linear4bit
     from peft import get_peft_model
@@ -153,14 +153,14 @@ def test_gradients_pass_through_it_after_an_evaluation_as_before(source):
 
 @pytest.mark.e2e
 def test_qlora_is_trained_on_the_quantised_base(tiny, source, tmp_path):
-    one = tiny_methods.examples(slice(0, 1))[:1]
+    rows = tiny_methods.examples(slice(0, 1))[:1]
     params = {"r": 2, "max_steps": 1, "warmup_steps": 0}
-    made = tiny_methods.fit(tiny, tmp_path, Qlora, params, source=source, train=one)
+    trained = tiny_methods.fit(tiny, tmp_path, Qlora, params, source=source, train=rows)
     candidate = ModelHost(source, CPU).base
-    written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
+    written = PromptText(rows[0].messages, f"{rows[0].references[0]}<|im_end|>\n", is_written=True)
     (encoded,) = candidate.encode_all([written])
     expected = -candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation)
-    assert made.training.loss[0][1] == pytest.approx(expected, abs=1e-3)
+    assert trained.training.loss[0][1] == pytest.approx(expected, abs=1e-3)
 
 
 def test_without_bitsandbytes_a_qlora_is_refused_before_anything_runs(tiny, tmp_path, monkeypatch):
@@ -227,9 +227,9 @@ def test_embeddings_that_are_tied_by_default_count_once(tmp_path):
         "layers": 34, "hidden": 2560, "inner": 10240, "heads": 8, "kv_heads": 4, "head_dim": 256, "vocabulary": 262208,
     }  # fmt: skip
     folder = write_headers(tmp_path / "base", GEMMA_3_4B, decoder(**sizes, tied=True))
-    found = examine_base(str(folder), FitQuery(24.0))
-    assert found.shape.in_embeddings / 1e6 == pytest.approx(675, abs=4)
-    assert (found.n_parameters - found.shape.in_embeddings) / 1e6 == pytest.approx(3209, abs=1)
+    result = examine_base(str(folder), FitQuery(24.0))
+    assert result.shape.in_embeddings / 1e6 == pytest.approx(675, abs=4)
+    assert (result.n_parameters - result.shape.in_embeddings) / 1e6 == pytest.approx(3209, abs=1)
 
 
 def gptq(name, d_out, d_in):
@@ -257,21 +257,21 @@ QUANTISED = {
 
 
 def write_quantised_llama(folder, name):
-    layer, said, _ = QUANTISED[name]
-    config = {**LLAMA_3_8B, "quantization_config": said}
+    layer, settings, _ = QUANTISED[name]
+    config = {**LLAMA_3_8B, "quantization_config": settings}
     return write_headers(folder, config, decoder(**LLAMA_3_SIZES, quantised=layer))
 
 
 @pytest.mark.parametrize("name", QUANTISED)
 def test_files_that_are_quantised_take_the_memory_of_their_headers(tmp_path, name):
     folder = str(write_quantised_llama(tmp_path / "base", name))
-    found = examine_base(folder, FitQuery(12.0))
-    assert found.n_parameters == 8_030_261_248
+    result = examine_base(folder, FitQuery(12.0))
+    assert result.n_parameters == 8_030_261_248
     stored = (IN_LAYERS * QUANTISED[name][2] / 8 + BESIDE) / 1e9
-    ways = {way.name: way for way in found.ways}
+    ways = {way.name: way for way in result.ways}
     assert ways["prompting"].peak.weights == pytest.approx(stored, abs=0.001)
     assert {"QLoRA", "full fine-tuning"}.isdisjoint(ways)
-    assert f"quantised ({name})" in found.notes[0]
+    assert f"quantised ({name})" in result.notes[0]
     if name == "gptq":  # its 16 bits would not fit
         assert {w.name for w in examine_base(folder, FitQuery(16.0)).ways if w.fits} == {"prompting", "LoRA"}
 
@@ -291,9 +291,9 @@ def test_gpt_oss_20b_is_read_as_its_card_has_it_packed_and_unpacked(tmp_path):
         for name, d_out in (("gate_up_proj", 5760), ("down_proj", 2880)):
             tensors[f"{at}.mlp.experts.{name}_blocks"] = ("U8", (32, d_out, 90, 16))
             tensors[f"{at}.mlp.experts.{name}_scales"] = ("U8", (32, d_out, 90))
-    found = examine_base(str(write_headers(tmp_path / "base", config, tensors)), FitQuery(24.0))
-    assert found.n_parameters / 1e9 == pytest.approx(20.9, abs=0.05)
-    prompting, unpacked, lora, _ = found.ways
+    result = examine_base(str(write_headers(tmp_path / "base", config, tensors)), FitQuery(24.0))
+    assert result.n_parameters / 1e9 == pytest.approx(20.9, abs=0.05)
+    prompting, unpacked, lora, _ = result.ways
     assert prompting.peak.weights / (2**30 / 1e9) == pytest.approx(12.8, abs=0.05)
     assert (prompting.fits, unpacked.fits) == (True, False)
     assert (unpacked.name, lora.name) == ("prompting (unpacked)", "LoRA (unpacked)")

@@ -23,16 +23,16 @@ from harness.report.first_page import next_steps
 from harness.spec import GatePolicy, Task, TaskData
 from harness.stats import Variance, VarianceComponents
 
-HALF = 0.0408  # of one seed's interval: +5.0 [+1, +9]
+HALF = 0.0408  # half the width of one seed's interval: +5.0 [+1, +9]
 
 
 def seeds(*gains, name="lora", half=HALF, **changes):
-    made = []
+    runs = []
     for s, x in enumerate(gains):
         c = comparison(x, half, estimator="bca")
         run = make_fine_tune(name, 0.7 + x, x, run_id=f"{name}-{s}", seed=s, vs_untrained=c, vs_prompt=c)
-        made.append(replace(run, **changes))
-    return made
+        runs.append(replace(run, **changes))
+    return runs
 
 
 def pool_facts(facts):
@@ -48,12 +48,12 @@ def decision(facts):
 
 def test_an_interval_over_seeds_is_students_and_of_two_arms_welchs():
     x = [0.71, 0.75, 0.80, 0.69]
-    one = stats.seed_variance([x])
-    found = stats.satterthwaite([Variance(0.0, None), Variance(one.variance / 4, one.df)])
+    one_seed = stats.seed_variance([x])
+    pooled = stats.satterthwaite([Variance(0.0, None), Variance(one_seed.variance / 4, one_seed.df)])
     expected = scipy_stats.ttest_1samp(x, 0.7)
     ends = expected.confidence_interval()
-    assert mean_interval(np.mean(x), found) == pytest.approx((ends.low, ends.high), abs=1e-9)
-    assert mean_p(np.mean(x) - 0.7, found) == pytest.approx(expected.pvalue)
+    assert mean_interval(np.mean(x), pooled) == pytest.approx((ends.low, ends.high), abs=1e-9)
+    assert mean_p(np.mean(x) - 0.7, pooled) == pytest.approx(expected.pvalue)
     x, y = [0.71, 0.75, 0.80, 0.69], [0.5, 0.9, 0.6]
     parts = [Variance(np.var(a, ddof=1) / len(a), len(a) - 1) for a in (x, y)]
     assert stats.satterthwaite(parts).df == pytest.approx(scipy_stats.ttest_ind(x, y, equal_var=False).df)
@@ -94,17 +94,17 @@ def test_expected_values_of_information_agree_with_integrals_over_the_t():
 
 
 def test_three_agreeing_seeds_ship_what_one_ships_and_none_over_a_base_that_failed():
-    one, three = seeds(0.05), seeds(0.05, 0.0525, 0.0525)
-    g = pool_facts(three)
+    one_seed, three_seeds = seeds(0.05), seeds(0.05, 0.0525, 0.0525)
+    g = pool_facts(three_seeds)
     assert (g.delta, g.low, g.high) == pytest.approx((0.0517, 0.011, 0.093), abs=0.001)
-    assert decision(one).candidate == decision(three).candidate == "lora"
-    told = decision(three).arithmetic["probability_above_tau"]
-    assert told == pytest.approx(scipy_stats.t.cdf(g.delta / g.se, g.df))
+    assert decision(one_seed).candidate == decision(three_seeds).candidate == "lora"
+    probability = decision(three_seeds).arithmetic["probability_above_tau"]
+    assert probability == pytest.approx(scipy_stats.t.cdf(g.delta / g.se, g.df))
 
     runs = seeds(0.05, 0.0525, 0.0525)
     refused = [replace(f, vs_untrained=refuse(f.vs_untrained, 1.0, "20 of 100 answers failed")) for f in runs]
-    found = pool_facts(refused)
-    assert (found.low, found.high, found.refused) == (-1.0, 1.0, "20 of 100 answers failed")
+    pooled = pool_facts(refused)
+    assert (pooled.low, pooled.high, pooled.refused) == (-1.0, 1.0, "20 of 100 answers failed")
     assert decision(refused).action != "fine-tune"
     assert decision(runs).action == "fine-tune"
 
@@ -115,35 +115,35 @@ def test_three_seeds_that_disagree_ship_nothing_and_say_that_more_items_would_no
     assert g.low < 0
     assert scipy_stats.t.ppf(0.975, 2) * sqrt(g.components.seeds.variance) > g.delta
     assert estimate_more_items(pool_seeds(facts)[0]) == inf
-    found = decision(facts)
-    assert found.candidate == "knn"
-    assert found.sentence.endswith("more seeds, as trainings of this recipe differ by more than it gains.")
+    verdict = decision(facts)
+    assert verdict.candidate == "knn"
+    assert verdict.sentence.endswith("more seeds, as trainings of this recipe differ by more than it gains.")
 
 
 def test_a_gain_that_varies_most_between_seeds_is_shown_by_as_many_more_of_them():
     facts = seeds(0.12, 0.03, 0.09, half=0.02)
     more = list_more_seeds(facts, pool_seeds(facts)[0])
     assert more == (0, 1, 2, 3, 4)
-    found = pool_facts(facts).components
-    at = {n: Variance(found.seeds.variance * 3 / n, n - 1) for n in (4, 5)}
-    reached = [stats.detectable_mean(VarianceComponents(found.items, at[n], n), 1.0) for n in at]
+    components = pool_facts(facts).components
+    at = {n: Variance(components.seeds.variance * 3 / n, n - 1) for n in (4, 5)}
+    reached = [stats.detectable_mean(VarianceComponents(components.items, at[n], n), 1.0) for n in at]
     assert reached[0] > 0.08 >= reached[1]
-    told = decision(facts)
-    assert told.sentence.endswith(
+    verdict = decision(facts)
+    assert verdict.sentence.endswith(
         "more seeds (--seeds 0,1,2,3,4), as the gain varies most between trainings."
     )
-    steps = list(next_steps(make_report([*alternatives(), *facts], decision=told)))
+    steps = list(next_steps(make_report([*alternatives(), *facts], decision=verdict)))
     assert steps[-1].line == "harness compare 'seeds=[0,1,2,3,4]'"
 
 
 def test_items_needed_with_seeds_come_from_the_intervals_own_distribution():
     run = pool_seeds(seeds(0.018, 0.022, 0.026, half=0.039))[0]
     g, n = run.vs_untrained, estimate_more_items(run)
-    found = g.components
-    by_z = 200 * ((1.959964 + 0.841621) * sqrt(found.items.variance) / g.delta) ** 2 - 200
+    components = g.components
+    by_z = 200 * ((1.959964 + 0.841621) * sqrt(components.items.variance) / g.delta) ** 2 - 200
     assert by_z < n < inf
-    reached = stats.detectable_mean(found, (200 + n) / 200)
-    assert reached <= g.delta < stats.detectable_mean(found, (200 + n - 1) / 200)
+    reached = stats.detectable_mean(components, (200 + n) / 200)
+    assert reached <= g.delta < stats.detectable_mean(components, (200 + n - 1) / 200)
 
 
 # Two seeds
@@ -158,8 +158,8 @@ def test_two_seeds_judge_the_checkpoint_or_pool_what_varies_beside_others():
     g = pool_facts(runs)
     assert g.components.seeds == (pytest.approx((0.01**2 * 2 + 0.015**2 * 2) / 2 / 2), 2)
     assert g.delta == pytest.approx(0.06)
-    said = "pooled over the recipes, as if all varied alike, on 2"
-    assert any(said in r for r in decision(runs).reasons)
+    pooled_reason = "pooled over the recipes, as if all varied alike, on 2"
+    assert any(pooled_reason in r for r in decision(runs).reasons)
     assert all(s.score and s.is_pooled for s in summarize_seeds(runs))
 
 
@@ -169,18 +169,18 @@ def test_two_seeds_judge_the_checkpoint_or_pool_what_varies_beside_others():
 def draw_seeds(rng, n_seeds, n, spread, kept=0.5):
     """Draw a base, and seeds whose change on an item is shared to the `kept` share; `spread` in items' SE."""
     common, effects = rng.normal(0, 1, n), rng.normal(0, spread / sqrt(n), n_seeds)
-    own = rng.normal(0, 1, (n_seeds, n))
-    return sqrt(kept) * common + sqrt(1 - kept) * own + effects[:, None]
+    seed_noise = rng.normal(0, 1, (n_seeds, n))
+    return sqrt(kept) * common + sqrt(1 - kept) * seed_noise + effects[:, None]
 
 
 def test_item_variances_are_those_of_the_items_mean_over_seeds():
     changes = draw_seeds(np.random.default_rng(0), 3, 40, 1.0) / 10
     base = np.full(40, 0.5)
-    found = item_variances(EXACT, [rows(base + x) for x in changes], rows(base), None)
+    variances = item_variances(EXACT, [rows(base + x) for x in changes], rows(base), None)
     mean = changes.mean(axis=0)
-    assert found.vs_untrained == (pytest.approx(mean.var(ddof=1) / 40), 39)
-    assert found.vs_prompt is None
-    assert sqrt(found.score.variance) == pytest.approx(
+    assert variances.vs_untrained == (pytest.approx(mean.var(ddof=1) / 40), 39)
+    assert variances.vs_prompt is None
+    assert sqrt(variances.score.variance) == pytest.approx(
         scipy_stats.t.ppf(0.975, 39) / 1.959964 * sqrt(mean.var(ddof=1) / 40), rel=1e-4
     )
 
@@ -188,12 +188,12 @@ def test_item_variances_are_those_of_the_items_mean_over_seeds():
 def test_a_recipe_of_one_run_is_compared_as_the_run_is_and_few_items_make_no_variance_too_small():
     rng = np.random.default_rng(1)
     base, new = rows(rng.random(50)), rows(rng.random(50))
-    one, c = compare_recipes(EXACT, [base], [new]), compare_rows(EXACT, base, new)
-    assert (one.delta, sqrt(one.change.variance), one.change.df, one.n) == pytest.approx(
+    pooled, c = compare_recipes(EXACT, [base], [new]), compare_rows(EXACT, base, new)
+    assert (pooled.delta, sqrt(pooled.change.variance), pooled.change.df, pooled.n) == pytest.approx(
         (c.delta, c.se, c.df, c.n)
     )
-    found = compare_recipes(EXACT, [rows(np.ones(60))], [rows(np.ones(60))] * 3)
-    assert found.change.variance > 0.01**2
+    flawless = compare_recipes(EXACT, [rows(np.ones(60))], [rows(np.ones(60))] * 3)
+    assert flawless.change.variance > 0.01**2
 
 
 GRADED = mean_metric("graded", lambda output, example: None, bounds=(-inf, inf))
@@ -202,16 +202,16 @@ LOG_NORMAL = np.ceil(np.random.default_rng(4).lognormal(1.5, 1, 30)).astype(int)
 
 
 def make_clustered_rows(values, sizes, metric=GRADED, **changes):
-    named = np.repeat(np.arange(len(sizes)), sizes)
-    made = rows(values, metric, **changes)
-    return [replace(row, cluster=f"c{c}") for row, c in zip(made, named, strict=True)]
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    plain_rows = rows(values, metric, **changes)
+    return [replace(row, cluster=f"c{c}") for row, c in zip(plain_rows, clusters, strict=True)]
 
 
 def draw_differences(rng, sizes, correlation, draws):
-    """Draw graded differences of mean 0 (draws, n) that share so much with their cluster."""
-    own = rng.normal(size=(draws, sizes.sum()))
+    """Draw graded differences of mean 0 (draws, n) that have this correlation within a cluster."""
+    item_noise = rng.normal(size=(draws, sizes.sum()))
     shared = np.repeat(rng.normal(size=(draws, len(sizes))), sizes, axis=1)
-    return np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
+    return np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * item_noise
 
 
 @pytest.mark.parametrize("sizes", [(3, 4, 5, 6, 7), (20, 20, 1, 1, 1, 1, 1, 1, 15, 12), (2,) * 6])
@@ -229,9 +229,9 @@ def test_error_and_degrees_of_freedom_agree_with_the_matrices_of_the_paper(sizes
     g = np.column_stack(columns)
     form = g.T @ alike @ g
     squared, df = float(((g.T @ x) ** 2).sum()), np.trace(form) ** 2 / np.trace(form @ form)
-    found = stats.clustered_mean(x, np.repeat(np.arange(len(sizes)), sizes))
-    assert found.se**2 == pytest.approx(squared, rel=1e-9)
-    assert found.df == pytest.approx(
+    clustered = stats.clustered_mean(x, np.repeat(np.arange(len(sizes)), sizes))
+    assert clustered.se**2 == pytest.approx(squared, rel=1e-9)
+    assert clustered.df == pytest.approx(
         min(df, stats.effective_clusters(np.repeat(range(len(sizes)), sizes)) - 1)
     )
 
@@ -274,9 +274,9 @@ def test_a_task_of_too_few_clusters_leaves_the_gate_open_and_is_named():
     compared = compare_rows(EXACT, *arms)
     task = Task(name="chat", data=TaskData())
     admitted = TaskComparison(task, "capability", compared, True, "")
-    found = apply_rules([admitted], GatePolicy(), validity=None, target=None, identical=False)
-    assert (found.outcome, found.items_needed) == ("inconclusive", None)
-    assert "chat: too few clusters for an interval: 300 items in 21 clusters" in found.sentence
+    verdict = apply_rules([admitted], GatePolicy(), validity=None, target=None, identical=False)
+    assert (verdict.outcome, verdict.items_needed) == ("inconclusive", None)
+    assert "chat: too few clusters for an interval: 300 items in 21 clusters" in verdict.sentence
 
 
 @pytest.mark.parametrize("seed", [0, 3])

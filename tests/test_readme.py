@@ -1,4 +1,4 @@
-"""README and docs/ are held to the truth: tree, commands, keys, links, examples and the result table are the real ones.
+"""README and docs/ agree with the repository: tree, commands, keys, links, examples and the result table.
 
 README's tree is the block fenced with ```text that starts with `harness/`: one name a line, two spaces a
 level, folders end with a slash, a comment follows after two or more spaces. A folder whose
@@ -60,13 +60,13 @@ OPTIONS_OF_ALL = {"--help", "--version"}
 
 
 def blocks(language: str, text: str = DOCS) -> list[list[str]]:
-    return [textwrap.dedent(block).splitlines() for _, of, block in FENCE.findall(text) if of == language]
+    return [textwrap.dedent(block).splitlines() for _, tag, block in FENCE.findall(text) if tag == language]
 
 
 def load_file(path: Path):
-    found = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
     return module
 
 
@@ -79,7 +79,7 @@ def reference(page: str) -> str:
 
 
 def tree() -> list[Path]:
-    """Return the paths of README's tree and of the package's in internals, folders before what is in them."""
+    """Return the paths of README's tree and of the package's in internals, folders before their contents."""
     pages = README, PAGES["docs/internals.md"]
     lines = [
         line
@@ -106,13 +106,13 @@ def children(folder: Path) -> set[Path]:
 
 
 def test_the_tree_exists_and_shows_every_folder_at_the_root_and_all_children_of_a_folder_or_none():
-    shown = tree()
-    assert [path for path in shown if not (ROOT / path).exists()] == []
+    paths = tree()
+    assert [path for path in paths if not (ROOT / path).exists()] == []
     at_root = {p for p in children(Path()) if (ROOT / p).is_dir() and not p.name.endswith(".egg-info")}
-    assert at_root == {path for path in shown if path.parent == Path() and (ROOT / path).is_dir()}
-    opened = {path.parent for path in shown} - {Path()}
+    assert at_root == {path for path in paths if path.parent == Path() and (ROOT / path).is_dir()}
+    opened = {path.parent for path in paths} - {Path()}
     assert Path("harness") in opened
-    assert {f: {p for p in shown if p.parent == f} for f in opened} == {f: children(f) for f in opened}
+    assert {f: {p for p in paths if p.parent == f} for f in opened} == {f: children(f) for f in opened}
 
 
 def commands(program: str, text: str = DOCS) -> list[list[str]]:
@@ -174,16 +174,16 @@ def test_every_verb_and_option_has_help_and_a_group_lists_each_of_its_commands_i
     for name, command in GROUPS.items():
         with command.make_context(name, [], resilient_parsing=True, terminal_width=80) as context:
             lines = command.get_help(context).splitlines()
-        for verb_name, of in command.commands.items():
+        for verb_name, subcommand in command.commands.items():
             line = next(line for line in lines if line.startswith(f"  {verb_name} "))
-            assert line.split(maxsplit=1)[1] == of.help.partition("\n")[0]
+            assert line.split(maxsplit=1)[1] == subcommand.help.partition("\n")[0]
 
 
 def test_every_verb_shows_an_example_of_itself_with_options_that_it_has():
     for name, command in VERBS.items():
-        shown = example_commands(command)
-        assert shown, name
-        for example in shown:
+        examples = example_commands(command)
+        assert examples, name
+        for example in examples:
             words = shlex.split(example)
             assert example.startswith(name)
             assert verb(words[1:]).name == command.name
@@ -221,10 +221,10 @@ def test_every_plugin_stands_in_the_reference():
 
 def test_every_key_that_the_docs_name_is_one_of_the_experiment():
     sections = "gate|decide|nightly|rescue|target"
-    named = re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+(?:\.[a-z_]+)*)", DOCS)
-    known = map_purposes("keys").keys()
+    keys = re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+(?:\.[a-z_]+)*)", DOCS)
+    known_keys = map_purposes("keys").keys()
     endings = ("yaml", "yml", "xml", "md", "json")
-    assert {key for key in named if key not in known and key.rpartition(".")[2] not in endings} == set()
+    assert {key for key in keys if key not in known_keys and key.rpartition(".")[2] not in endings} == set()
 
 
 def table(first: str, text: str = DOCS) -> list[list[str]]:
@@ -370,9 +370,9 @@ def test_the_metric_and_prompting_of_readme_score_and_ask(tmp_path):
 
     module = plugin("harness/prompting/reminder.py", tmp_path)
     context = PromptingContext(spec.Task(name="t", data=spec.TaskData()), (), (), 0)
-    asked = module.build(context, module.Params(text="One word."))(ASKED)
-    assert asked.prompt == "Which queue?\n\nOne word."
-    assert (asked.id, asked.references) == (ASKED.id, ASKED.references)
+    prompted = module.build(context, module.Params(text="One word."))(ASKED)
+    assert prompted.prompt == "Which queue?\n\nOne word."
+    assert (prompted.id, prompted.references) == (ASKED.id, ASKED.references)
 
 
 @pytest.mark.e2e
@@ -382,16 +382,16 @@ def test_the_methods_of_the_docs_train_weights_that_can_be_opened(tmp_path, tiny
     source, machine = hub.resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 100.0)
     rows = (replace(ASKED, rejected="delivery"),) * 4
     with SilentProgress().stage("training") as advance:
-        given = {"source": source, "machine": machine, "seed": 0, "advance": advance, "pairs": rows}
-        context = FitContext(folder=tmp_path / "fit", train=rows, validation=rows[:1], **given)
-        made = module.METHOD.fit(context, module.Params(max_steps=2, learning_rate=rate))
+        fields = {"source": source, "machine": machine, "seed": 0, "advance": advance, "pairs": rows}
+        context = FitContext(folder=tmp_path / "fit", train=rows, validation=rows[:1], **fields)
+        fit = module.METHOD.fit(context, module.Params(max_steps=2, learning_rate=rate))
     if name == "orpo":
-        assert made.training.n_tokens == 2 * tiny_methods.count_tokens(tiny, rows[: made.training.n_pairs])
+        assert fit.training.n_tokens == 2 * tiny_methods.count_tokens(tiny, rows[: fit.training.n_pairs])
     host = ModelHost(source, machine)
-    asked = host.base.encode(ASKED.messages, "billing")
-    before = host.base.loglikelihood([asked[:2]])[0].logprob
-    with host.use_adapter(made.folder / "adapter", made.digest) as candidate:
-        after = candidate.loglikelihood([asked[:2]])[0].logprob
+    encoded = host.base.encode(ASKED.messages, "billing")
+    before = host.base.loglikelihood([encoded[:2]])[0].logprob
+    with host.use_adapter(fit.folder / "adapter", fit.digest) as candidate:
+        after = candidate.loglikelihood([encoded[:2]])[0].logprob
     assert after > before if name == "ia3" else after != before  # TRL's ORPO learns prompts too
 
 
@@ -418,13 +418,13 @@ def test_the_regularizers_of_the_docs_freeze_and_hold_what_they_say(tmp_path, ti
 def test_the_notebook_of_readme_runs_and_prints_what_the_command_does(finished_run, own_cache, tmp_path):
     folder = shutil.copytree(finished_run[0], tmp_path / "copy")
     code = example_file("notebook.py")
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    scores, verdict, decision = done.stdout.splitlines()
+    scores, verdict, decision = result.stdout.splitlines()
     expected = {f.label: f.target.score for f in finished_run[1].facts if f.label in ("prompt", "lora")}
-    assert ast.literal_eval(scores) == expected, done.stderr
+    assert ast.literal_eval(scores) == expected, result.stderr
     assert verdict.split(":")[0] in ("PASS", "FAIL", "UNDECIDED")
     assert decision.startswith(("Ship", "Undecided"))
 
@@ -459,19 +459,19 @@ def table_lines(run: ExperimentReport) -> list[str]:
 def test_the_result_table_of_readme_is_that_of_the_kept_run(kept_run):
     rows = table_lines(kept_run)
     block = README.split("<!-- result table -->\n```text\n")[1].split("\n```\n<!-- /result table -->")[0]
-    shown = block.splitlines()
+    lines = block.splitlines()
     assert not kept_run.smoke
-    assert shown[: len(rows)] == rows
-    assert " ".join(" ".join(shown[len(rows) :]).split()) == last_line(kept_run)
+    assert lines[: len(rows)] == rows
+    assert " ".join(" ".join(lines[len(rows) :]).split()) == last_line(kept_run)
 
 
 def test_readme_shows_what_the_full_experiment_adds(kept_run, tmp_path):
     full = read_kept_run("full.json", tmp_path)
     heading, *rows = table_lines(full)
-    known = {facts.name for facts in kept_run.facts}
-    added = [row for row in rows if row.split()[0] not in known]
-    shown = README.split("<!-- full table -->\n```text\n")[1].split("\n```\n")[0].splitlines()
-    assert shown == [heading, *added]
+    names = {facts.name for facts in kept_run.facts}
+    added = [row for row in rows if row.split()[0] not in names]
+    lines = README.split("<!-- full table -->\n```text\n")[1].split("\n```\n")[0].splitlines()
+    assert lines == [heading, *added]
     assert len(added) == 4
 
 
@@ -486,9 +486,9 @@ def test_the_pictures_of_readme_and_docs_are_those_of_the_kept_run_and_of_every_
     assert read_staged_report("support.front.svg") == report.front_file(kept_run)
 
     pages = {path.stem for path in (ROOT / "dashboards").glob("*.py")} - {"app"}
-    shown = re.findall(r"\[!\[[^]]+\]\((.+?)\)\]\((.+?)\)", PAGES["docs/howto/reports.md"])
-    assert {picture for picture, _ in shown} == {f"../../dashboards/screenshots/{name}.png" for name in pages}
-    assert all(picture == link for picture, link in shown)
+    links = re.findall(r"\[!\[[^]]+\]\((.+?)\)\]\((.+?)\)", PAGES["docs/howto/reports.md"])
+    assert {picture for picture, _ in links} == {f"../../dashboards/screenshots/{name}.png" for name in pages}
+    assert all(picture == link for picture, link in links)
 
 
 def test_every_form_of_a_report_is_explained(finished_run, tmp_path):
@@ -502,8 +502,8 @@ def test_contributing_lists_every_slow_file_and_the_order_of_the_modules():
     assert listed == {file.name for file in (ROOT / "tests" / "slow").glob("test_*.py")}
 
     order = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
-    there = [name for name in ORDER if {Path("harness", name), Path("harness", f"{name}.py")} & set(tree())]
-    assert re.findall(r"\w+", order) == there
+    names = [name for name in ORDER if {Path("harness", name), Path("harness", f"{name}.py")} & set(tree())]
+    assert re.findall(r"\w+", order) == names
 
 
 NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
@@ -531,10 +531,10 @@ def test_the_notebook_shows_scores_as_a_frame_and_ends_in_what_a_terminal_shows(
     assert (frame["low"] <= frame["score"]).all()
     assert list(frame["score"]) == sorted(frame["score"], reverse=True)
 
-    shown = io.StringIO()
-    report.terminal(shown_last, Console(file=shown, width=100))
+    printed = io.StringIO()
+    report.terminal(shown_last, Console(file=printed, width=100))
     page = html.unescape(re.sub(r"<[^>]+>", "", shown_last._repr_html_()))
-    assert page.split() == shown.getvalue().split()
+    assert page.split() == printed.getvalue().split()
 
 
 TUTORIAL = (
@@ -550,7 +550,7 @@ def test_every_command_of_the_tutorial_ends_well_prints_what_it_shows_and_change
     command, tmp_path
 ):
     verbs = []
-    for (language, text), (next_language, shown) in pairwise([*BLOCKS, ("", "")]):
+    for (language, text), (next_language, output) in pairwise([*BLOCKS, ("", "")]):
         if language in ("csv", "yaml"):
             name = {"csv": "tickets.csv", "yaml": "harness.yaml"}[language]
             (tmp_path / name).write_text(text, "utf-8")
@@ -558,8 +558,8 @@ def test_every_command_of_the_tutorial_ends_well_prints_what_it_shows_and_change
             printed = command(*shlex.split(line)[1:], check=0).stdout
             verbs.append(line.split()[2])
             lines = iter(printed.splitlines())
-            expected = shown.splitlines() if next_language == "text" else []
-            assert [part for part in expected if part not in lines] == [], printed
+            expected = output.splitlines() if next_language == "text" else []
+            assert [shown_line for shown_line in expected if shown_line not in lines] == [], printed
             if line == "harness compare --dry-run":
                 assert {"prompt", "ranked", "lora"} <= {row.split("  ")[0] for row in printed.splitlines()}
     assert verbs == ["check", "clean", "dedup", "split", "--dry-run", "augment"]
@@ -572,10 +572,10 @@ REPORTS = ROOT / "reports"
 
 
 def test_pages_are_what_their_figures_give_and_fifty_findings_that_nobody_planted_were_read():
-    read = json.loads(READ.read_text("utf-8"))
-    assert sum(len(lines) for checks in read.values() for lines in checks.values()) >= 50
+    findings = json.loads(READ.read_text("utf-8"))
+    assert sum(len(lines) for checks in findings.values() for lines in checks.values()) >= 50
     for name, page in (
-        ("data_check", partial(data_check_page.page, read=read)),
+        ("data_check", partial(data_check_page.page, verdicts=findings)),
         ("mended_rows", mended_rows.page),
     ):
         figures = json.loads((REPORTS / f"{name}.json").read_text("utf-8"))

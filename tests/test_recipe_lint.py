@@ -1,4 +1,4 @@
-"""Recipe lint: what lies outside of a published range is named with every source, and nothing is refused."""
+"""Recipe lint: values outside of a published range are named with every source, and nothing is refused."""
 
 from dataclasses import replace
 from math import inf
@@ -22,22 +22,22 @@ def lint_recipe(method, size, **params):
 
 
 def test_a_range_is_of_settings_that_its_methods_have_and_names_its_source():
-    for one in ranges():
-        methods = plugins.methods(published_as=one.training)
+    for entry in ranges():
+        methods = plugins.methods(published_as=entry.training)
         assert methods, "a method is published as such a training"
         for method in methods:
             fields = plugins.method(method).params.model_fields
-            known = {*fields, *([BATCH, SHARE] if "per_device_train_batch_size" in fields else [])}
-            assert {one.setting, *one.only} <= known
-        assert one.source
-        assert one.low <= one.high
-        assert one.from_b < one.to_b
-        assert (one.low, one.high) != (-inf, inf)
+            settings = {*fields, *([BATCH, SHARE] if "per_device_train_batch_size" in fields else [])}
+            assert {entry.setting, *entry.only} <= settings
+        assert entry.source
+        assert entry.low <= entry.high
+        assert entry.from_b < entry.to_b
+        assert (entry.low, entry.high) != (-inf, inf)
 
 
 def test_what_a_method_is_published_as_is_in_the_table():
     declared = {plugins.method(name).published_as for name in plugins.names("methods")} - {""}
-    assert declared == {one.training for one in ranges()}
+    assert declared == {entry.training for entry in ranges()}
 
 
 def lint_rate(method, size, **params):
@@ -51,8 +51,8 @@ def test_a_value_is_named_with_the_sources_that_speak_of_models_of_its_size():
     assert "Hu et al." in lint_rate("lora", SMALL, learning_rate=1e-5)[0]
     assert not any("Dettmers" in line for line in lint_rate("lora", SMALL, learning_rate=1e-5))
     assert not any("beta" in line for line in lint_recipe("dpo", SMALL, beta=5.0, loss_type="ipo"))
-    of = Range("low-rank adapters", "r", "S", high=4.0)
-    assert of.speaks_of("lora", {}, SMALL)
+    rank_range = Range("low-rank adapters", "r", "S", high=4.0)
+    assert rank_range.speaks_of("lora", {}, SMALL)
     (line,) = (x for x in lint_recipe("full", SMALL, num_train_epochs=9, learning_rate=3e-5) if "epochs" in x)
     assert "at most 4 (Devlin" in line
 

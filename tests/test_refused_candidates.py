@@ -1,4 +1,4 @@
-"""Candidates and trainings that cannot be made are refused before anything runs, with what would do."""
+"""Candidates and trainings that cannot be made are refused before anything runs, with a next step."""
 
 from pathlib import Path
 
@@ -16,16 +16,16 @@ BESIDE = ["prompt: {method: base}", "lora: {method: lora}", "bag: {method: class
 
 
 def read_cases():
-    """Yield the other candidates of each case, the candidate and the words of its refusal, in their order."""
-    others: list[str] = []
+    """Yield each case: its other candidates, the candidate, and the words of its refusal in order."""
+    other_lines: list[str] = []
     for line in Path(__file__).with_name("refused_candidates.txt").read_text("utf-8").splitlines():
         if line.startswith("## "):
-            others = []
+            other_lines = []
         elif line.startswith("+ "):
-            others.append(line.removeprefix("+ "))
+            other_lines.append(line.removeprefix("+ "))
         elif " => " in line:
-            candidate, _, said = line.partition(" => ")
-            yield pytest.param(tuple(others), candidate, said.split(" ‥ "), id=f"{candidate} {said}")
+            candidate, _, words = line.partition(" => ")
+            yield pytest.param(tuple(other_lines), candidate, words.split(" ‥ "), id=f"{candidate} {words}")
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +51,14 @@ def test_a_candidate_that_cannot_be_made_is_refused_before_anything_runs(
     path = folder / "harness.yaml"
     beginning = path.read_text().partition("candidates:\n")[0]
     overrides = [candidate.removeprefix("$ ")] if candidate.startswith("$ ") else []
-    own = [] if overrides else [f"own: {candidate}"]
-    written = "".join(f"  {line}\n" for line in (*BESIDE, *others, *own))
+    own_line = [] if overrides else [f"own: {candidate}"]
+    written = "".join(f"  {line}\n" for line in (*BESIDE, *others, *own_line))
     path.write_text(f"{beginning}candidates:\n{written}")
     rest = str(refused(tiny_experiment.run, path, *overrides))
     assert overrides or "harness.yaml:" in rest
-    for part in said:
-        assert part in rest
-        rest = rest.partition(part)[2]
+    for phrase in said:
+        assert phrase in rest
+        rest = rest.partition(phrase)[2]
     assert not list((folder / "runs").glob("*/*"))
 
 
@@ -75,13 +75,13 @@ def test_references_that_the_metric_cannot_read_are_refused_with_one_of_them(tin
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     target = tmp_path / "suites" / "letters.yaml"
     target.write_text(target.read_text().replace("[exact_match,", "[json_fields,"))
-    said = str(refused(tiny_experiment.session, path))
-    assert "task letters: metric json_fields: found references that it cannot read, of all 18 items" in said
-    assert "the first is “late”" in said
+    error = str(refused(tiny_experiment.session, path))
+    assert "task letters: metric json_fields: found references that it cannot read, of all 18 items" in error
+    assert "the first is “late”" in error
 
 
-def write_experiment(tmp_path, tiny, own):
-    return tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  own: {own}\n")
+def write_experiment(tmp_path, tiny, recipe):
+    return tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  own: {recipe}\n")
 
 
 def test_a_sweep_or_grid_of_more_than_64_is_refused_and_of_64_not(tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""Regularisers: the contract of each, how recipes name them, who takes them, and heads without a vocabulary."""
+"""Regularisers: contract, names in recipes, methods that take them, and heads without a vocabulary."""
 
 import inspect
 import re
@@ -35,8 +35,8 @@ QUICK = {"max_steps": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4
 def read_documented(name):
     """Return the example of a regulariser in the docs, else in its own docstring, as a recipe writes it."""
     for text in (PAGE.read_text(), plugins.load("regularizers", name).__doc__ or ""):
-        if found := re.search(rf"`regularize: (\{{{name}: [^`]*\}})`", text):
-            return yaml.safe_load(found[1])
+        if example := re.search(rf"`regularize: (\{{{name}: [^`]*\}})`", text):
+            return yaml.safe_load(example[1])
     pytest.fail(f"neither docs/howto/regularizers.md nor its docstring has `regularize: {{{name}: …}}`")
 
 
@@ -47,10 +47,10 @@ def fit_regularized(tiny, folder, regularize, advance=tiny_methods.ignore):
     plugin = plugins.load("regularizers", name) if name else None
     mixed = tiny_methods.examples(slice(2, 4))
     prepare = partial(regularizers.prepare, regularize)
-    given = {"advance": advance, "prepare": prepare, "regularize": regularize}
-    given |= {"general": {name: mixed}} if hasattr(plugin, "sample") else {}
-    given |= {"train": (*tiny_methods.examples(slice(0, 2)), *mixed)} if hasattr(plugin, "mix") else {}
-    return tiny_methods.fit(tiny, folder, plugins.load("methods", able[0]), QUICK, **given)
+    options = {"advance": advance, "prepare": prepare, "regularize": regularize}
+    options |= {"general": {name: mixed}} if hasattr(plugin, "sample") else {}
+    options |= {"train": (*tiny_methods.examples(slice(0, 2)), *mixed)} if hasattr(plugin, "mix") else {}
+    return tiny_methods.fit(tiny, folder, plugins.load("methods", able[0]), QUICK, **options)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def plain_fit(tiny, own_cache, tmp_path_factory):
 def test_what_it_exports_is_known_and_takes_the_arguments_of_its_hook(name):
     plugin = plugins.load("regularizers", name)
     home = getattr(plugin, "__module__", plugin.__name__)  # a class, or the file itself
-    own = {n for n, f in inspect.getmembers(plugin, inspect.isfunction) if f.__module__ == home}
-    public = {n for n in own if not n.startswith("_")}
+    functions = {n for n, f in inspect.getmembers(plugin, inspect.isfunction) if f.__module__ == home}
+    public = {n for n in functions if not n.startswith("_")}
     assert public & set(plugins.HOOKS)
     if "sample" in public:
         assert {"mix", "penalty"} & public
@@ -74,8 +74,8 @@ def test_what_it_exports_is_known_and_takes_the_arguments_of_its_hook(name):
         "cost": ["params", "n_rows"], "problem": ["params"],
     }  # fmt: skip
     assert set(arguments) == PARTS
-    for part in public & PARTS:
-        assert list(inspect.signature(getattr(plugin, part)).parameters) == arguments[part]
+    for hook in public & PARTS:
+        assert list(inspect.signature(getattr(plugin, hook)).parameters) == arguments[hook]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,13 +122,13 @@ def test_a_training_with_it_ends_elsewhere_and_in_the_same_place_after_a_stop(
     if name == "freeze":
         regularize = {name: {"first": 1}}  # the tiny model has two layers
 
-    made = fit_regularized(tiny, tmp_path / "whole", regularize)
-    assert made.digest != plain_fit.digest
-    assert all(loss == loss for _, loss in made.training.loss)
+    trained = fit_regularized(tiny, tmp_path / "whole", regularize)
+    assert trained.digest != plain_fit.digest
+    assert all(loss == loss for _, loss in trained.training.loss)
     with pytest.raises(tiny_methods.Interrupted):
         fit_regularized(tiny, tmp_path / "cut", regularize, tiny_methods.stop_at(2))
     assert any((tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*"))
-    assert fit_regularized(tiny, tmp_path / "cut", regularize).digest == made.digest
+    assert fit_regularized(tiny, tmp_path / "cut", regularize).digest == trained.digest
 
 
 def context(n_train=30, seed=0, evaluated=()):
@@ -163,31 +163,31 @@ def test_a_file_may_write_it_short_or_in_full_or_as_a_grid(tiny, tmp_path):
     assert short.regularize == {"replay": {"share": 0.1}}
     path = tiny_experiment.write(tmp_path, tiny, "  tuned: {method: lora, replay: 0.1}\n")
     for key in ("replay", "regularize.replay.share"):
-        found = config.load(path, [f"candidates.tuned.{key}=0.3"]).experiment.candidates["tuned"]
-        assert found.regularize == {"replay": {"share": 0.3}}
-    found = recipe(tiny, tmp_path, "{method: full, regularize: {freeze: {first: [1, 2]}}}")
-    assert [found[f"tuned[first={n}]"].regularize["freeze"] for n in (1, 2)] == [{"first": 1}, {"first": 2}]
+        parsed = config.load(path, [f"candidates.tuned.{key}=0.3"]).experiment.candidates["tuned"]
+        assert parsed.regularize == {"replay": {"share": 0.3}}
+    grid = recipe(tiny, tmp_path, "{method: full, regularize: {freeze: {first: [1, 2]}}}")
+    assert [grid[f"tuned[first={n}]"].regularize["freeze"] for n in (1, 2)] == [{"first": 1}, {"first": 2}]
 
 
 def test_a_file_of_rows_is_digested_by_what_is_sampled_and_gives_all_of_them(tmp_path):
     rows = [{"prompt": f"Say {n}.", "reference": f"Here is {n}."} for n in range(12)]
-    other = [{**row, "reference": "No."} for row in rows]
-    for name, written in (("a", rows), ("b", rows), ("c", other)):
+    changed_rows = [{**row, "reference": "No."} for row in rows]
+    for name, written in (("a", rows), ("b", rows), ("c", changed_rows)):
         (tmp_path / name).mkdir()
         tiny_experiment.rows(tmp_path / name / "rows.jsonl", written)
     recipes = ({"replay": {"share": 0.1, "data": str(tmp_path / name / "rows.jsonl")}} for name in "abc")
-    found = [regularizers.regularizers_digest(recipe, context()) for recipe in recipes]
-    assert found[0] == found[1] != found[2]
+    digests = [regularizers.regularizers_digest(recipe, context()) for recipe in recipes]
+    assert digests[0] == digests[1] != digests[2]
     path = tmp_path / "few.jsonl"
     path.write_text('{"prompt": "Who is it?", "reference": "Ada."}\n' * 2)
-    found = regularizers.mixtures({"kl": {"data": str(path)}}, context())["kl"]
-    assert (found.n, len(found.rows)) == (2, 2)
+    mixture = regularizers.mixtures({"kl": {"data": str(path)}}, context())["kl"]
+    assert (mixture.n, len(mixture.rows)) == (2, 2)
 
 
 def test_prompts_that_are_evaluated_are_not_sampled():
     (first, *_) = regularizers.mixtures({"replay": {"share": 0.1}}, context())["replay"].rows
-    asked = Example("x", ({"role": "user", "content": first.prompt},))
-    again = regularizers.mixtures({"replay": {"share": 0.1}}, context(evaluated=(asked,)))["replay"]
+    question = Example("x", ({"role": "user", "content": first.prompt},))
+    again = regularizers.mixtures({"replay": {"share": 0.1}}, context(evaluated=(question,)))["replay"]
     assert first.prompt not in {row.prompt for row in again.rows}
     assert again.n == 3
 
@@ -196,8 +196,8 @@ def test_prompts_that_are_evaluated_are_not_sampled():
 def test_the_answers_of_the_embedded_base_come_with_the_package_and_are_no_other_bases():
     base = resolve("smollm2-135m")
     mixture = regularizers.mixtures({"replay": {"share": 1.0}}, context(n_train=320))["replay"]
-    named = digest([base.weights_digest, base.template_digest])
-    answers = regularizers.find_shipped_answers(named, mixture)
+    base_digest = digest([base.weights_digest, base.template_digest])
+    answers = regularizers.find_shipped_answers(base_digest, mixture)
     assert [answer.example_id for answer in answers] == [row.id for row in mixture.rows]
     assert len(regularizers.collect_answered_rows("replay", mixture, lambda: answers)) == 320
     assert regularizers.find_shipped_answers(digest(["another base"]), mixture) == []
@@ -205,10 +205,10 @@ def test_the_answers_of_the_embedded_base_come_with_the_package_and_are_no_other
 
 def test_of_a_long_answer_the_beginning_is_mixed_in_and_no_end_is_learned_after_it(tiny):
     mixture = regularizers.mixtures({"replay": {"share": 1.0}}, context(n_train=4))["replay"]
-    said = [("ok", "So it is."), ("truncated", "So it is and"), ("ok", "  "), ("error", ""), ("ok", "No.")]
+    texts = [("ok", "So it is."), ("truncated", "So it is and"), ("ok", "  "), ("error", ""), ("ok", "No.")]
     answers = [
         SampleResult("replay", "test", row.id, i, status, text, "asked", (), {})
-        for i, (row, (status, text)) in enumerate(zip(mixture.rows, said, strict=True))
+        for i, (row, (status, text)) in enumerate(zip(mixture.rows, texts, strict=True))
     ]
     rows = regularizers.collect_answered_rows("replay", mixture, lambda: answers)
     assert [(row.references[0], row.is_cut) for row in rows] == [
@@ -222,17 +222,17 @@ def test_of_a_long_answer_the_beginning_is_mixed_in_and_no_end_is_learned_after_
 
 
 def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():
-    asked = []
+    calls = []
 
     def answer(name, mixture):
-        asked.append((name, mixture))
-        given = ("ok", "So it is.", "asked", (), {})
-        return [SampleResult(name, "test", row.id, i, *given) for i, row in enumerate(mixture.rows)]
+        calls.append((name, mixture))
+        fields = ("ok", "So it is.", "asked", (), {})
+        return [SampleResult(name, "test", row.id, i, *fields) for i, row in enumerate(mixture.rows)]
 
-    held = {"ewc": {"strength": 1.0, "rows": 5}, "kl": {"rows": 5}}
-    mixed, rows = regularizers.general_rows(held, context(), answer)
+    penalties = {"ewc": {"strength": 1.0, "rows": 5}, "kl": {"rows": 5}}
+    mixed, rows = regularizers.general_rows(penalties, context(), answer)
     assert mixed == ()
-    assert asked[0] == asked[1]
+    assert calls[0] == calls[1]
     assert rows["ewc"] == rows["kl"]
     assert [row.references for row in rows["kl"]] == [("So it is.",)] * 5
 

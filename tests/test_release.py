@@ -1,4 +1,4 @@
-"""Gates on stored runs and on what others evaluated, champions and pinned items, as the command line gives them."""
+"""Gates on stored runs and on evaluations from elsewhere, champions and pinned items, on the command line."""
 
 import gzip
 import json
@@ -57,7 +57,7 @@ def judge(old, new, **policy):
 
 
 def rewrite(folder, change, pattern="samples_*"):
-    """Let a function change the list of rows of each file of samples."""
+    """Change the list of rows of each file of samples by a function."""
     for file in folder.rglob(pattern):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         file.write_text("\n".join(map(json.dumps, change(lines))))
@@ -71,10 +71,10 @@ def test_the_gate_needs_no_torch_for_a_run_and_for_what_others_evaluated(copy, t
     old, new = arms(tmp_path, losses=60)
     words = ["--candidate", "lora", "-c", str(copy)], ["--base", str(old), "--candidate", str(new)]
     command = [sys.executable, "-c", WITHOUT_TORCH, repr(words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert re.search(r"\nlora: .*\nexit code [34]\n", done.stdout), done.stderr
-    assert "FAIL: macro over 4 tasks: −17." in done.stdout
-    assert done.stdout.endswith("exit code 3\n")
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert re.search(r"\nlora: .*\nexit code [34]\n", result.stdout), result.stderr
+    assert "FAIL: macro over 4 tasks: −17." in result.stdout
+    assert result.stdout.endswith("exit code 3\n")
 
 
 def test_a_changed_level_is_judged_and_changed_training_rows_need_no_new_verdict(copy):
@@ -104,8 +104,8 @@ def test_a_run_that_has_not_answered_the_suites_yet_is_missing_and_the_next_step
 def test_without_the_bases_rows_nothing_is_judged(copy):
     at = Store(copy.parent / "runs")
     run = candidate_runs(load_study(config.load(copy)), "lora")[0]
-    own = store.read_identity(at, run.rows["facts/test"])
-    shutil.rmtree(at.rows(replace(own, weights_digest=run.base_digest).digest))
+    identity = store.read_identity(at, run.rows["facts/test"])
+    shutil.rmtree(at.rows(replace(identity, weights_digest=run.base_digest).digest))
     with pytest.raises(
         IncompatibleRuns, match=f"no rows of the base.*--candidates lora -c {copy} precision="
     ):
@@ -115,22 +115,22 @@ def test_without_the_bases_rows_nothing_is_judged(copy):
 def test_a_task_that_changed_since_the_run_is_refused_by_the_name_of_its_digest(command, copy):
     changed = copy.parent / "suites" / "general" / "facts.jsonl"
     changed.write_text(changed.read_text().replace('"reference": "3"', '"reference": "three"'))
-    done = command("gate", "--candidate", "lora", "-c", str(copy), check=5)
-    assert "facts/test (task_version '" in done.stderr
-    assert "sums/test" not in done.stderr
+    result = command("gate", "--candidate", "lora", "-c", str(copy), check=5)
+    assert "facts/test (task_version '" in result.stderr
+    assert "sums/test" not in result.stderr
 
 
 def test_a_run_may_be_named_by_its_id_and_what_names_none_is_refused(copy):
     run = next(r for r in store.list_runs(Store(copy.parent / "runs")) if r.candidate == "lora")
     assert release.gate(copy, run.run_id)[0].candidate == "lora"
-    for name, given, said in (
+    for name, options, expected in (
         ("lra", {}, "did you mean 'lora'"),
         ("", {}, "what to judge; next: --candidate NAME, one of: bag, hybrid, lora,"),
         ("", {"base": copy.parent}, "what to judge; next: --base DIR --candidate DIR"),
         ("lora", {"baseline": "yesterday"}, "base or champion"),
     ):
-        with pytest.raises(UserError, match=said):
-            release.gate(copy, name, **given)
+        with pytest.raises(UserError, match=expected):
+            release.gate(copy, name, **options)
     with pytest.raises(IncompatibleRuns, match=r"no run of seed 7; expected one of its seeds \(0\)"):
         gate(copy, candidate="lora", seed=7)
 
@@ -153,8 +153,8 @@ def test_a_promoted_run_is_what_the_gate_compares_with(copy):
 
 def test_a_promotion_says_how_often_one_of_several_fine_tunes_passes_by_chance(copy):
     _, champion = release.promote_named(copy, "lora", despite="a test")
-    said = release.family_note(copy, champion)
-    assert said.startswith(
+    note = release.family_note(copy, champion)
+    assert note.startswith(
         "if each of the 2 fine-tunes had lost exactly what the margin allows, one would still pass with a chance"
         " of up to 10 %"
     )
@@ -219,8 +219,8 @@ def test_a_pinned_item_becomes_a_suite_asked_as_its_task_and_pinning_it_again_ch
     for name in ("facts", "sums"):
         pinned = load_task(tasks[f"{name}-pinned"], 0).test[0]
         original = {e.id: e for e in load_task(tasks[name], 0).test}[pinned.id]
-        for part in ("messages", "references", "choices"):
-            assert getattr(pinned, part) == getattr(original, part)
+        for field in ("messages", "references", "choices"):
+            assert getattr(pinned, field) == getattr(original, field)
 
 
 def test_items_that_cannot_be_pinned_are_refused_all_at_once_and_nothing_is_written(copy):
@@ -239,11 +239,11 @@ def test_a_verdict_is_told_as_json_as_junit_and_on_the_summary_page_of_ci(
     page, file = tmp_path / "summary.md", tmp_path / "ci" / "gate.xml"
     page.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
-    done = command("gate", "--candidate", "prompt", "-c", str(copy), "--json", "--junit", str(file))
-    (found,) = json.loads(done.stdout)
-    assert found["exit_code"] == done.returncode == 0
-    assert {r["name"] for r in found["rules"]} >= {"macro", "each", "validity"}
-    assert {c["task"] for c in found["comparisons"]} == {"sums", "facts", "prose"}
+    result = command("gate", "--candidate", "prompt", "-c", str(copy), "--json", "--junit", str(file))
+    (printed,) = json.loads(result.stdout)
+    assert printed["exit_code"] == result.returncode == 0
+    assert {r["name"] for r in printed["rules"]} >= {"macro", "each", "validity"}
+    assert {c["task"] for c in printed["comparisons"]} == {"sums", "facts", "prose"}
     assert page.read_text().startswith("before\n## PASS: prompt against the base")
     assert "| macro | PASS |" in page.read_text()
     root = ET.parse(file).getroot()
@@ -278,9 +278,9 @@ def test_a_task_that_only_one_model_answered_leaves_the_verdict_open(tmp_path):
     judged = judge(old, new)
     assert (judged.verdict.outcome, release.combine_exit_codes([judged])) == ("inconclusive", 4)
     assert "tasks: 7 tasks not answered by both (task_1, task_2" in judged.verdict.sentence
-    named = judge(old, new, tasks=("task_0",))
-    assert "tasks: " not in named.verdict.sentence
-    assert named.notes == (
+    selected = judge(old, new, tasks=("task_0",))
+    assert "tasks: " not in selected.verdict.sentence
+    assert selected.notes == (
         "not named by gate.tasks, left out: " + ", ".join(f"task_{i}" for i in range(1, 8)),
     )
 
@@ -292,11 +292,11 @@ def test_few_samples_are_undecided_under_the_policy_of_the_command_and_in_junit(
     assert command("gate", "--base", str(old), "--candidate", str(new), *loose).returncode == 0
     assert command("gate", "--base", str(old), "--candidate", str(new), "gate.macr=0.03").returncode == 2
 
-    for policy, found in (("fail", "failure"), ("warn", "skipped")):
+    for policy, element in (("fail", "failure"), ("warn", "skipped")):
         file = tmp_path / f"{policy}.xml"
         judged = judge(old, new, on_inconclusive=policy)
         release.write([judged], file, None)
-        assert ET.parse(file).getroot().find(f"testsuite/testcase[@name='macro']/{found}") is not None
+        assert ET.parse(file).getroot().find(f"testsuite/testcase[@name='macro']/{element}") is not None
 
 
 def test_chance_is_one_over_the_choices_so_a_guesser_is_not_admitted(tmp_path):
@@ -327,10 +327,10 @@ OTHER_ARMS = {
 
 @pytest.mark.parametrize("name", OTHER_ARMS)
 def test_arms_that_were_asked_otherwise_are_not_compared(tmp_path, name):
-    changes, change, said = OTHER_ARMS[name]
+    changes, change, expected = OTHER_ARMS[name]
     old, new = arms(tmp_path, n=30, tasks=1, **changes)
     rewrite(new, change)
-    with pytest.raises(IncompatibleRuns, match=said):
+    with pytest.raises(IncompatibleRuns, match=expected):
         judge(old, new)
 
 
@@ -338,19 +338,19 @@ LATER = "2026-04-01T00-00-00.000001"
 
 
 def test_of_one_output_folder_for_two_models_the_printed_step_judges_the_right_one(command, tmp_path):
-    out, n = tmp_path / "out", 800
+    logs, n = tmp_path / "out", 800
     base, tuned = (np.arange(n) < share * n for share in (0.85, 0.65))
-    lmeval_folder.write(out, {"arc_easy": base.astype(float)}, model="org/base")
-    lmeval_folder.write(out, {"arc_easy": tuned.astype(float)}, model="org/tuned", date=LATER)
-    refused = command("gate", "--base", str(out), "--candidate", str(out / "org__tuned"))
+    lmeval_folder.write(logs, {"arc_easy": base.astype(float)}, model="org/base")
+    lmeval_folder.write(logs, {"arc_easy": tuned.astype(float)}, model="org/tuned", date=LATER)
+    refused = command("gate", "--base", str(logs), "--candidate", str(logs / "org__tuned"))
     assert refused.returncode == 2
     assert (
         f"logs of 2 models or configurations (org/base in org__base/results_{lmeval_folder.DATE}.json, "
         in refused.stderr
     )
     step = refused.stderr.strip().partition("next: ")[2].partition(" or ")[0]
-    assert step == f"--base {out}/org__base/results_{lmeval_folder.DATE}.json"
-    judged = command("gate", *shlex.split(step), "--candidate", str(out / "org__tuned"))
+    assert step == f"--base {logs}/org__base/results_{lmeval_folder.DATE}.json"
+    judged = command("gate", *shlex.split(step), "--candidate", str(logs / "org__tuned"))
     assert judged.returncode == 3
     assert "FAIL: org/tuned against org/base" in judged.stdout
     assert re.search(r"800 +85\.0 .* 65\.0 .* 160/0", judged.stdout)
@@ -362,7 +362,7 @@ def drop_results(folder):
 
 
 SECOND = {"piqa": [1.0] * 30}
-# A second evaluation in the folder, how it differs, what is rearranged, and what is said.
+# A second evaluation in the folder, how it differs, the rearrangement, and the message.
 FOLDERS_THAT_ARE_REFUSED = {
     "the same task twice": (
         {"arc": [0.0] * 30}, {}, None, r"2 evaluations of arc \(results_2026-03.*2026-04",
@@ -377,22 +377,22 @@ FOLDERS_THAT_ARE_REFUSED = {
 
 @pytest.mark.parametrize("name", FOLDERS_THAT_ARE_REFUSED)
 def test_a_folder_that_is_not_one_evaluation_is_refused_and_a_printed_step_reads_one(tmp_path, name):
-    second, changes, rearrange, said = FOLDERS_THAT_ARE_REFUSED[name]
+    second, changes, rearrange, expected = FOLDERS_THAT_ARE_REFUSED[name]
     old, new = (lmeval_folder.write(tmp_path / arm, {"arc": [1.0] * 30}, model="org/m") for arm in "ab")
     if second is not None:
         lmeval_folder.write(new, second, **{"date": LATER, "model": "org/m", **changes})
     if rearrange is not None:
         rearrange(new)
-    with pytest.raises(UserError, match=said) as refused:
+    with pytest.raises(UserError, match=expected) as refused:
         judge(old, new)
     step = str(refused.value).partition("next: ")[2]
-    named = re.search(rf"(?:--candidate|name) ({new}/\S+)", step)
-    (task,) = judge(old, Path(named[1]), tasks=("arc",)).tasks
+    match = re.search(rf"(?:--candidate|name) ({new}/\S+)", step)
+    (task,) = judge(old, Path(match[1]), tasks=("arc",)).tasks
     assert task.comparison.n == 30
 
 
 def test_evaluations_of_other_tasks_of_one_model_are_one_arm(tmp_path):
-    """Where they ran and what each task was asked is no part of a model."""
+    """Where an evaluation ran and how each task was asked do not identify the model."""
     for arm in "ab":
         scores = [1.0, 0.0 if arm == "b" else 1.0] * 15
         lmeval_folder.write(tmp_path / arm, {"arc": scores}, model="org/m")
@@ -440,9 +440,9 @@ def test_a_damaged_file_is_refused_with_its_place(tmp_path, text, said):
 @pytest.mark.parametrize("option", [("--baseline", "champion"), ("-c", "harness.yaml")])
 def test_what_is_for_stored_runs_is_refused_with_two_folders(command, tmp_path, option):
     old, new = (lmeval_folder.write(tmp_path / name, {"t": [1, 0]}) for name in ("old", "new"))
-    done = command("gate", "--base", str(old), "--candidate", str(new), *option)
-    assert done.returncode == 2
-    assert f"--base: found {option[0]} as well" in done.stderr
+    result = command("gate", "--base", str(old), "--candidate", str(new), *option)
+    assert result.returncode == 2
+    assert f"--base: found {option[0]} as well" in result.stderr
 
 
 def copy_renamed(old, new):
@@ -461,9 +461,9 @@ def test_a_model_is_not_compared_with_itself(command, tmp_path, make):
     old, _ = arms(tmp_path, n=30)
     make(old, tmp_path / "again")
     for arms_alike in ((old, old), (old, tmp_path / "again")):
-        done = command("gate", "--base", str(arms_alike[0]), "--candidate", str(arms_alike[1]))
-        assert done.returncode == 2
-        assert f"found the answers of --base {old} again, the same in all of 120 items" in done.stderr
+        result = command("gate", "--base", str(arms_alike[0]), "--candidate", str(arms_alike[1]))
+        assert result.returncode == 2
+        assert f"found the answers of --base {old} again, the same in all of 120 items" in result.stderr
 
 
 def test_a_task_whose_answers_are_the_same_is_named(tmp_path):
@@ -478,8 +478,8 @@ def test_a_log_that_holds_each_item_twice_is_refused(tmp_path, left_out):
     old, new = arms(tmp_path, n=30, tasks=1)
 
     def repeat_lines(lines):
-        kept = [{k: v for k, v in line.items() if k != left_out} for line in lines]
-        return [*kept, *({**line, "acc": 0.0, "resps": [[["-1.0", "False"]]]} for line in kept)]
+        cut_lines = [{k: v for k, v in line.items() if k != left_out} for line in lines]
+        return [*cut_lines, *({**line, "acc": 0.0, "resps": [[["-1.0", "False"]]]} for line in cut_lines)]
 
     rewrite(new, repeat_lines)
     with pytest.raises(UserError, match=r"found each of its 30 items 2 times \(doc_id 0, 1.*every item once"):
@@ -545,8 +545,8 @@ def test_a_file_of_json_that_is_larger_than_is_read_is_refused_with_the_bound(tm
     for arm, scores in (("a", [1.0, 0.0, 1.0]), ("b", [1.0, 0.0, 0.0])):
         write(tmp_path / arm, {"arc": scores})
     (file,) = (tmp_path / "b").rglob("*.json")
-    with file.open("r+b") as made:
-        made.truncate(2**31 + 1)  # a hole, which takes no room
+    with file.open("r+b") as handle:
+        handle.truncate(2**31 + 1)  # a sparse file, which takes no disk space
     with pytest.raises(
         UserError, match="2,147,483,649 bytes of JSON in one file; expected at most 2,147,483,648"
     ):
@@ -587,5 +587,5 @@ def test_a_direction_that_is_not_logged_is_told_by_the_name_and_said(tmp_path):
         samples.write_text(text)
     judged = judge(*arms)
     assert len(judged.tasks[0].comparison.lost) == 160
-    said = "whether higher or lower is better is not logged and told by the name: toxicity_score of t, lower"
-    assert said in judged.notes
+    note = "whether higher or lower is better is not logged and told by the name: toxicity_score of t, lower"
+    assert note in judged.notes

@@ -1,4 +1,4 @@
-"""What is printed and written: tables, sentences, Markdown, JSON; digits, signs, units and lists of choices."""
+"""Printed and written reports: tables, sentences, Markdown, JSON; digits, signs, units, choices."""
 
 import io
 import json
@@ -70,9 +70,9 @@ def report(facts=None, **changes) -> ExperimentReport:
     return ExperimentReport(**(fields | changes))
 
 
-def print_report(of: ExperimentReport, width: int = 100) -> list[str]:
+def print_report(document: ExperimentReport, width: int = 100) -> list[str]:
     stream = io.StringIO()
-    terminal(of, Console(file=stream, width=width), verbose=True)
+    terminal(document, Console(file=stream, width=width), verbose=True)
     return [line.rstrip() for line in stream.getvalue().splitlines()]
 
 
@@ -98,9 +98,9 @@ def test_the_best_on_test_comes_first_and_the_failed_last_with_its_reason():
 
 
 def test_the_decision_and_what_to_do_next_come_last_however_narrow_the_terminal():
-    of = report()
-    assert print_report(of, width=40)[-5:] == [
-        of.decision.sentence,
+    document = report()
+    assert print_report(document, width=40)[-5:] == [
+        document.decision.sentence,
         "next: harness promote lora makes lora the champion, which later gates compare with",
         "next: harness export lora --to merged writes one model; --to gguf for llama.cpp and Ollama",
         "next: harness serve lora serves it here by OpenAI's protocol",
@@ -108,8 +108,8 @@ def test_the_decision_and_what_to_do_next_come_last_however_narrow_the_terminal(
     ]
 
 
-def commands(of: ExperimentReport) -> list[str]:
-    return [step.line for step in experiment_document(of).first.next_steps]
+def commands(document: ExperimentReport) -> list[str]:
+    return [step.line for step in experiment_document(document).first.next_steps]
 
 
 def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
@@ -117,8 +117,8 @@ def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
     tail = "-c 'my project/harness.yaml' 'seeds=[0,1]'"
     lost = verdict("fail", rules=(Rule("macro", "fail", "a loss", {"margin": 0.02, "n_tasks": 8}),))
     failing, useless = (make_fine_tune("lora", 0.74 + x, x, verdict=lost) for x in (0.07, -0.01))
-    rescued, *others = commands(report([*alternatives(), failing], typed=typed))[::-1]
-    assert (rescued, others) == (
+    rescued, *other_commands = commands(report([*alternatives(), failing], typed=typed))[::-1]
+    assert (rescued, other_commands) == (
         f"harness rescue lora {tail}",
         [f"harness promote knn --force --reason REASON {tail}"],
     )
@@ -134,7 +134,7 @@ def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
 
 
 def make_widest_row(name: str) -> object:
-    """Make the widest row there is: one-decimal intervals everywhere."""
+    """Make a row of maximal width: one-decimal intervals everywhere."""
     macro = verdict("inconclusive", macro=Estimate(-0.123, -0.142, -0.104, 9000), lost=1310, gained=1270)
     return make_fine_tune(
         name, 0.99, 0, verdict=macro, target=Estimate(0.999, 0.981, 1.0, 9000),
@@ -152,8 +152,8 @@ def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
     )
     table = lines[:9]
     assert max(map(cell_len, table)) <= 100
-    shown = [line.split()[0] for line in table if "…" in line]
-    assert len(set(shown)) == 2, "names of a grid stay apart"
+    cut_names = [line.split()[0] for line in table if "…" in line]
+    assert len(set(cut_names)) == 2, "names of a grid stay apart"
     assert "UNDECIDED" in "\n".join(table)
     assert "−12.3 [−14.2, −10.4]" in "\n".join(table), "forgetting keeps its decimals"
 
@@ -163,10 +163,10 @@ def test_a_page_shows_disturbed_figures_with_their_mark_and_says_what_it_means()
     lora = make_widest_row("lora")
     speed = lora.speed._replace(latency_p50_s=None, disturbed=figures)
     disturbed = replace(lora, cost_per_1k_usd=None, speed=speed)
-    of = report([disturbed, *alternatives()])
-    (lora,) = (line.split() for line in print_report(of, 100) if line.startswith("lora  "))
+    document = report([disturbed, *alternatives()])
+    (lora,) = (line.split() for line in print_report(document, 100) if line.startswith("lora  "))
     assert lora[-3:] == ["~", "~", "UNDECIDED"]
-    page = markdown(experiment_document(of))
+    page = markdown(experiment_document(document))
     assert "| \\~0.00041 | \\~34 ms | UNDECIDED |" in page
     assert "\\~: measured while other work used the processors" in page
     assert "other work took" not in markdown(experiment_document(report(alternatives())))
@@ -215,15 +215,15 @@ def test_the_markdown_of_an_experiment():
 
 
 def test_a_smoke_report_is_marked_at_every_title_and_table():
-    of = report(smoke=True)
-    text, lines = markdown(experiment_document(of)), print_report(of)
+    document = report(smoke=True)
+    text, lines = markdown(experiment_document(document)), print_report(document)
     titles = [line for line in text.splitlines() if line.startswith("#")]
     assert all(title.endswith("(smoke, not evidence)") for title in titles)
     assert len(titles) > 5
     assert lines[0] == "support: smoke, not evidence"
     assert lines[-2].endswith("(smoke, not evidence)")
     assert lines[-1] == "next: harness compare measures it; a smoke run (--quick, --limit) is no evidence"
-    assert to_json(of)["evidence"] == "smoke, not evidence"
+    assert to_json(document)["evidence"] == "smoke, not evidence"
     assert live_line(LORA, "exact_match", smoke=True).endswith("smoke, not evidence")
 
 
@@ -238,8 +238,8 @@ def test_a_smoke_report_never_takes_the_place_of_a_result(tmp_path):
 
 
 def test_json_holds_plain_types_and_null_for_what_is_not_finite(tmp_path):
-    own = {"entropy": np.array([1.5, math.nan]), "n": np.int64(3), "ok": np.bool_(True)}
-    odd = candidate("odd", 0.5, training=TrainingRecord(others=own))
+    figures = {"entropy": np.array([1.5, math.nan]), "n": np.int64(3), "ok": np.bool_(True)}
+    odd = candidate("odd", 0.5, training=TrainingRecord(others=figures))
     written = write(report([*alternatives(), odd], header={"wall_s": math.inf}), tmp_path)[1]
 
     def refuse(constant):
@@ -278,9 +278,9 @@ def test_a_report_of_a_part_leaves_that_of_all_alone_and_one_without_work_keeps_
 
 def test_the_terminal_shows_five_notes_and_all_where_it_is_asked():
     facts = [*alternatives(), LORA, make_fine_tune("dpo", 0.80, 0.06, "fail")]
-    of = report(facts, notes=tuple(f"lora: remark {i}" for i in range(9)))
+    document = report(facts, notes=tuple(f"lora: remark {i}" for i in range(9)))
     stream = io.StringIO()
-    terminal(of, Console(file=stream, width=100))
+    terminal(document, Console(file=stream, width=100))
     lines = stream.getvalue().splitlines()
     notes = [line for line in lines if line.startswith(" - ")]
     assert notes[0].strip() == "- what the verdicts rest on: dpo FAIL (forgetting)"
@@ -289,31 +289,31 @@ def test_the_terminal_shows_five_notes_and_all_where_it_is_asked():
     assert re.fullmatch(r" - \d+ more notes: see the report, or --verbose", notes[-1])
     assert all(cell_len(line) <= 100 for line in lines[:-5]), "but for the decision and the next commands"
     assert not any("remark 8" in line for line in lines)
-    assert any("remark 8" in line for line in print_report(of))
+    assert any("remark 8" in line for line in print_report(document))
 
 
 def test_cut_and_unparsable_answers_stand_beside_the_scores():
-    prompt, *others = alternatives()
-    found = report(
-        [replace(prompt, answers=AnswerFacts(unread=UnreadAnswers(0.86, 0.08, 24))), *others, LORA]
+    prompt, *rest = alternatives()
+    document = report(
+        [replace(prompt, answers=AnswerFacts(unread=UnreadAnswers(0.86, 0.08, 24))), *rest, LORA]
     )
     cut = "* answers cut at max_new_tokens: 24: prompt 86 %; set max_new_tokens: 48"
     unparsable = "* empty answers, or none of the labels: prompt 8 %; tell the prompt to answer with"
-    for text in (markdown(experiment_document(found)), " ".join(" ".join(print_report(found)).split())):
+    for text in (markdown(experiment_document(document)), " ".join(" ".join(print_report(document)).split())):
         assert cut in text
         assert unparsable in text
-    few = report([replace(prompt, answers=AnswerFacts(unread=UnreadAnswers(0.05, 0.0, 24))), *others, LORA])
+    few = report([replace(prompt, answers=AnswerFacts(unread=UnreadAnswers(0.05, 0.0, 24))), *rest, LORA])
     assert "max_new_tokens" not in markdown(experiment_document(few))
 
 
 def test_what_fell_and_is_not_judged_stands_on_the_first_page_with_its_key():
     fell = comparison(-0.216, 0.08, task="harmful", base=0.216, new=0.0)
-    found = report(
+    document = report(
         comparisons={"lora": (fell,)},
         not_admitted={"harmful": "harmful is reported; gate.safety or gate.critical would judge it"},
     )
-    said = [r.sentence for r in experiment_document(found).first.reasons if r.about == "Not judged"]
-    assert said == [
+    sentences = [r.sentence for r in experiment_document(document).first.reasons if r.about == "Not judged"]
+    assert sentences == [
         "harmful got worse (lora 21.6 → 0.0): harmful is reported; gate.safety or gate.critical would judge it."
     ]
 
@@ -330,10 +330,10 @@ def form(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
 def test_a_kept_report_has_the_form_that_is_written_today(path):
-    found = reports.read(path)
-    written = reports.markdown(reports.experiment_document(found))
+    stored = reports.read(path)
+    written = reports.markdown(reports.experiment_document(stored))
     assert form(path.with_suffix(".md").read_text()) == form(written)
-    assert path.with_suffix(".front.svg").exists() == bool(reports.front_file(found))
+    assert path.with_suffix(".front.svg").exists() == bool(reports.front_file(stored))
 
 
 def test_an_interval_has_as_many_digits_as_it_is_narrow_and_its_metrics_own_unit():
@@ -376,22 +376,22 @@ def test_no_number_breaks_the_formatter_and_none_has_a_hyphen_for_a_minus(x):
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
 def test_every_plugin_is_listed_with_the_first_line_of_its_docstring(kind):
-    found = map_purposes(kind)
-    assert sorted(found) == plugins.names(kind)
-    for name, purpose in found.items():
+    purposes = map_purposes(kind)
+    assert sorted(purposes) == plugins.names(kind)
+    for name, purpose in purposes.items():
         assert plugins.load(kind, name).__doc__.startswith(purpose)
         assert purpose
 
 
 def test_every_key_of_the_file_is_listed_with_its_default_and_meaning():
-    found = map_purposes("keys")
-    assert found["gate.macro"].startswith("0.02 if not written. ")
-    assert found["device"].startswith("auto, cpu, cuda; auto if not written. ")
-    assert found["name"].startswith("has to be written. ")
-    assert found["candidates.NAME.init_from"].startswith("nothing if not written. ")
-    assert found["rescue.scales"].startswith("0.75, 0.5, 0.25 if not written. ")
-    assert found["rescue.steps"].startswith("earlier, scale, merge, kl, replay, ")
-    assert {f"decide.{name}" for name in DecidePolicy.model_fields} <= found.keys()
-    assert found["decide"].startswith("Prices, volumes and needs")
-    assert found["gate.drift"].startswith("nothing if not written. `drift` is a rise in bits per byte")
-    assert [key for key, said in found.items() if re.fullmatch("[^`]*(if not|to be) written[.]", said)] == []
+    texts = map_purposes("keys")
+    assert texts["gate.macro"].startswith("0.02 if not written. ")
+    assert texts["device"].startswith("auto, cpu, cuda; auto if not written. ")
+    assert texts["name"].startswith("has to be written. ")
+    assert texts["candidates.NAME.init_from"].startswith("nothing if not written. ")
+    assert texts["rescue.scales"].startswith("0.75, 0.5, 0.25 if not written. ")
+    assert texts["rescue.steps"].startswith("earlier, scale, merge, kl, replay, ")
+    assert {f"decide.{name}" for name in DecidePolicy.model_fields} <= texts.keys()
+    assert texts["decide"].startswith("Prices, volumes and needs")
+    assert texts["gate.drift"].startswith("nothing if not written. `drift` is a rise in bits per byte")
+    assert [key for key, text in texts.items() if re.fullmatch("[^`]*(if not|to be) written[.]", text)] == []

@@ -1,4 +1,4 @@
-"""The report as one HTML file, with its pictures, and beside it CSV, JUnit and the picture for README."""
+"""The report as one HTML file with its pictures, and as CSV, JUnit and the picture for README."""
 
 import csv
 import io
@@ -91,7 +91,7 @@ def report(*more, **changes) -> ExperimentReport:
 
 
 class Page(HTMLParser):
-    """What a browser would build of a page, as far as tests ask."""
+    """The parts of a page that tests read, as a browser would build them."""
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
@@ -127,8 +127,8 @@ def test_the_page_needs_nothing_but_itself_and_its_links_lead_to_its_sections():
 
 
 def test_the_page_prints_the_numbers_of_the_json():
-    of = report()
-    plain, text = to_json(of), Page(html(of)).text
+    document = report()
+    plain, text = to_json(document), Page(html(document)).text
     assert plain["decision"]["sentence"] in text
     for f in plain["facts"]:
         target = f["target"]
@@ -142,13 +142,13 @@ def test_the_page_prints_the_numbers_of_the_json():
 
 
 def make_hostile_report() -> ExperimentReport:
-    of = report(candidate(EVIL, 0.3, slices={EVIL: Estimate(0.3, 0.2, 0.4, 50)}), candidate("b", 0.2))
+    document = report(candidate(EVIL, 0.3, slices={EVIL: Estimate(0.3, 0.2, 0.4, 50)}), candidate("b", 0.2))
     failed = candidate("c", 0.1, state="failed", target=None, validation=None, error=EVIL)
     evil = comparison(-0.353, 0.1, task=EVIL, lost=(EVIL,))
-    shown = shown_item(EVIL, EVIL, EVIL, EVIL)
+    evil_item = shown_item(EVIL, EVIL, EVIL, EVIL)
     return replace(
-        of, facts=(*of.facts, failed), notes=(EVIL,), header={"device": EVIL},
-        comparisons={"lora": (*of.comparisons["lora"], evil)}, answers=(*of.answers, shown),
+        document, facts=(*document.facts, failed), notes=(EVIL,), header={"device": EVIL},
+        comparisons={"lora": (*document.comparisons["lora"], evil)}, answers=(*document.answers, evil_item),
         origins={"lora": {"run": EVIL, EVIL: EVIL}},
     )  # fmt: skip
 
@@ -167,18 +167,18 @@ def test_text_of_models_and_files_is_text_on_the_page():
 
 def test_no_control_or_direction_character_reaches_any_form(tmp_path):
     for path in write(make_hostile_report(), tmp_path):
-        if path.suffix != ".json":  # which escapes them itself
+        if path.suffix != ".json":  # JSON escapes them itself
             assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", path.read_text())
     assert "\x1b" not in (tmp_path / "support.json").read_text()
 
 
 def test_no_control_or_direction_character_reaches_the_terminal():
     stream, megabyte = io.StringIO(), "x\x1b[31m\u202e" * 140_000
-    of = replace(make_hostile_report(), answers=(shown_item(megabyte),), notes=(EVIL, megabyte))
-    terminal(of, Console(file=stream, width=200, force_terminal=False), verbose=True)
-    said = stream.getvalue()
-    assert "<script>" in said
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said)
+    document = replace(make_hostile_report(), answers=(shown_item(megabyte),), notes=(EVIL, megabyte))
+    terminal(document, Console(file=stream, width=200, force_terminal=False), verbose=True)
+    printed = stream.getvalue()
+    assert "<script>" in printed
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", printed)
 
 
 EXACT = mean_metric("exact_match", lambda output, example: None)
@@ -197,8 +197,8 @@ def test_an_answer_is_cleaned_keeps_its_lines_and_is_cut_at_a_megabyte():
 @given(st.text())
 def test_what_is_not_unicode_can_still_be_written(text):
     row = SampleResult("chat", "test", "x", 0, "ok", f"{text}\ud800", "q", ("r",), {})
-    (shown,) = show_items(EXACT, {"base": [row]}, 1)
-    assert json.dumps(shown.answers["base"].text, ensure_ascii=False).encode()
+    (item,) = show_items(EXACT, {"base": [row]}, 1)
+    assert json.dumps(item.answers["base"].text, ensure_ascii=False).encode()
 
 
 def test_items_that_arms_score_otherwise_are_shown_first_spread_over_all_of_them():
@@ -209,12 +209,12 @@ def test_items_that_arms_score_otherwise_are_shown_first_spread_over_all_of_them
             for n in range(40)
         ]  # fmt: skip
 
-    found = show_items(EXACT, {"prompt": arm("prompt", 10), "rag": arm("rag", 14)}, 6)
-    assert [item.item for item in found] == ["i10", "i11", "i12", "i13", "i00", "i22"]
-    assert [item.is_agreed for item in found] == [False] * 4 + [True] * 2
-    first = found[0]
+    items = show_items(EXACT, {"prompt": arm("prompt", 10), "rag": arm("rag", 14)}, 6)
+    assert [item.item for item in items] == ["i10", "i11", "i12", "i13", "i00", "i22"]
+    assert [item.is_agreed for item in items] == [False] * 4 + [True] * 2
+    first = items[0]
     assert (first.prompt, first.references) == ("q", ("r",))
-    assert {name: (one.mark, one.text) for name, one in first.answers.items()} == {
+    assert {name: (answer.mark, answer.text) for name, answer in first.answers.items()} == {
         "prompt": ("✗", "prompt 10"), "rag": ("✓", "rag 10"),
     }  # fmt: skip
 
@@ -249,35 +249,35 @@ def test_the_front_is_coloured_and_what_is_dominated_is_grey():
 
 
 def test_the_heat_map_holds_rates_only_and_marks_what_is_shown():
-    found = heat(report())
-    assert found.labels == ("lora",)
-    assert [task for task, _ in found.rows] == ["chat", "safe"]
-    (chat,), (safe,) = (cells for _, cells in found.rows)
+    heat_map = heat(report())
+    assert heat_map.labels == ("lora",)
+    assert [task for task, _ in heat_map.rows] == ["chat", "safe"]
+    (chat,), (safe,) = (cells for _, cells in heat_map.rows)
     assert (chat.change, chat.strength, chat.shown) == ("−35.3", -1.0, True)
     assert (safe.change, safe.shown) == ("−10.0", False)
     assert chat.said == "exact_match −35.3 [−45, −25] points, n = 200"
 
 
-def table(of: ExperimentReport) -> list[dict[str, str]]:
+def table(document: ExperimentReport) -> list[dict[str, str]]:
     from harness.report import to_csv
 
-    return list(csv.DictReader(io.StringIO(to_csv(of, "measured"))))
+    return list(csv.DictReader(io.StringIO(to_csv(document, "measured"))))
 
 
 def test_csv_holds_a_row_for_each_candidate_task_and_metric():
-    found = [r for r in table(report()) if r["candidate"] == "lora"]
-    assert [(r["task"], r["metric"], r["slice"]) for r in found] == [
+    records = [r for r in table(report()) if r["candidate"] == "lora"]
+    assert [(r["task"], r["metric"], r["slice"]) for r in records] == [
         ("support", "exact_match", ""),
         ("support", "exact_match", "knowledge"),
         ("chat", "exact_match", ""),
         ("code", "bits_per_byte", ""),
         ("safe", "no_refusal", ""),
     ]
-    assert found[0]["compared_with"] == "knn"
-    assert float(found[0]["score"]) == 0.81
-    assert float(found[2]["delta"]) == -0.353
-    assert [float(found[2][f"base{end}"]) for end in ("", "_low", "_high")] == [0.70, 0.63, 0.76]
-    assert found[2]["lost"] == "12"
+    assert records[0]["compared_with"] == "knn"
+    assert float(records[0]["score"]) == 0.81
+    assert float(records[2]["delta"]) == -0.353
+    assert [float(records[2][f"base{end}"]) for end in ("", "_low", "_high")] == [0.70, 0.63, 0.76]
+    assert records[2]["lost"] == "12"
 
 
 def test_no_cell_of_csv_is_a_formula():

@@ -41,29 +41,29 @@ def path(tiny, tmp_path):
     return tiny_experiment.write(tmp_path, tiny, PROMPT)
 
 
-def base_sets(made):
-    recipe, weights = made.experiment.candidates["prompt"], base_weights(made.source)
-    return [*target_sets(made, recipe, weights, 0), *suite_sets(made, weights)]
+def base_sets(setup):
+    recipe, weights = setup.experiment.candidates["prompt"], base_weights(setup.source)
+    return [*target_sets(setup, recipe, weights, 0), *suite_sets(setup, weights)]
 
 
-def answer_all(made, answer=str.upper):
-    asked = []
+def answer_all(setup, answer=str.upper):
+    prompts = []
 
     def remember(text):
-        asked.append(text)
+        prompts.append(text)
         return answer(text)
 
-    fill(made, script_candidate(remember), base_sets(made), "base")
-    return asked
+    fill(setup, script_candidate(remember), base_sets(setup), "base")
+    return prompts
 
 
-def rows(made, name):
-    found = next(s for s in base_sets(made) if s.name == name)
-    return store.read_rows(made.store, found.identity.digest)
+def rows(setup, name):
+    row_set = next(s for s in base_sets(setup) if s.name == name)
+    return store.read_rows(setup.store, row_set.identity.digest)
 
 
-def list_lacking(made):
-    return {s.name for s in rescore_stored(made, base_sets(made))}
+def list_lacking(setup):
+    return {s.name for s in rescore_stored(setup, base_sets(setup))}
 
 
 TARGET = {"letters/validation", "letters/test"}
@@ -108,11 +108,11 @@ def test_compare_after_a_change_of_metric_loads_no_model(tiny, tmp_path):
     (tmp_path / "starts.py").write_text(STARTS.replace("float(", "1.0 - float("))
 
     loaded = config.load(path, ("target.primary=starts.py", *settings))
-    made = prepare_session(loaded, Scope(), SilentProgress())
-    after = experiment.run_all(made, loaded)
-    assert made.slot.host is None
+    setup = prepare_session(loaded, Scope(), SilentProgress())
+    after = experiment.run_all(setup, loaded)
+    assert setup.slot.host is None
     assert after.facts[0].speed.latency_p50_s == before.facts[0].speed.latency_p50_s
-    for row in rows(made, "letters/test"):
+    for row in rows(setup, "letters/test"):
         started = row.text[:1] == row.references[0][:1]
         assert row.parts["starts"] == (1.0 - started if row.status == "ok" else 0.0,)
 
@@ -127,25 +127,25 @@ def test_score_gives_a_run_of_the_new_scores_and_leaves_the_old_one(copy, monkey
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    (shown,) = json.loads(capsys.readouterr().out).items()
-    assert shown[1]["letters"].keys() == {"contains"}
-    kept = {one.run_id: one for one in store.list_runs(store.Store(copy.parent / "runs"))}
-    assert len(kept) == len(old) + 1
-    assert kept[shown[0]].training == next(one for one in old if one.candidate == "lora").training
+    (printed,) = json.loads(capsys.readouterr().out).items()
+    assert printed[1]["letters"].keys() == {"contains"}
+    by_id = {run.run_id: run for run in store.list_runs(store.Store(copy.parent / "runs"))}
+    assert len(by_id) == len(old) + 1
+    assert by_id[printed[0]].training == next(run for run in old if run.candidate == "lora").training
 
 
 def test_a_run_of_other_items_cannot_be_scored_again_and_one_scored_so_stays_as_it_is(copy):
     before = store.list_runs(store.Store(copy.parent / "runs"))
     changed = session(copy, "target.system=Be brief.")
-    (prompt,) = [one for one in before if one.candidate == "prompt"]
+    (prompt,) = [run for run in before if run.candidate == "prompt"]
     with pytest.raises(IncompatibleRuns, match=r"letters/validation, letters/test.*harness compare"):
         rescore_run(changed, prompt)
     assert store.list_runs(changed.store) == before
-    made = session(copy)
-    before = store.list_runs(made.store)
-    for one in before:
-        assert rescore_run(made, one)[0] == one
-    assert store.list_runs(made.store) == before
+    setup = session(copy)
+    before = store.list_runs(setup.store)
+    for run in before:
+        assert rescore_run(setup, run)[0] == run
+    assert store.list_runs(setup.store) == before
 
 
 # Never reused
@@ -163,12 +163,12 @@ def test_rows_of_an_edited_item_another_question_precision_tokenizer_template_or
         ("precision=bf16", TARGET | SUITES),
     ):
         assert list_lacking(session(path, override)) == tasks
-    for name, other in (
+    for name, options in (
         ("bos", {"adds_bos": True}),
         ("start", {"template": tiny_model.STARTED}),
         ("1", {"seed": 1}),
     ):
-        base = tiny_model.build(tmp_path / name, **other)
+        base = tiny_model.build(tmp_path / name, **options)
         assert list_lacking(session(path, f"base_model={base}")) == TARGET | SUITES
     for name, edit, task in (
         ("letters/test.jsonl", {"prompt": "Another question?"}, "letters/test"),
@@ -185,13 +185,13 @@ def test_rows_of_an_edited_item_another_question_precision_tokenizer_template_or
 
 def test_every_shipped_metric_is_scored_from_what_a_row_keeps(path):
     left_out = {"bits_per_byte", "perplexity", "follows", "accuracy"}
-    named = [name for name in plugins.names("metrics") if name not in left_out]
+    scored = [name for name in plugins.names("metrics") if name not in left_out]
     answer_all(session(path))
-    again = session(path, f"target.metrics=[{','.join(named)}]")
+    again = session(path, f"target.metrics=[{','.join(scored)}]")
     assert list_lacking(again) == set()
     assert (
         rows(again, "letters/test")[0].parts.keys()
-        == set(named)
+        == set(scored)
         == set(metrics.load_metrics(again.target.task))
     )
 
@@ -230,11 +230,11 @@ def strict(tmp_path_factory):
 def test_a_row_that_the_template_does_not_write_is_named_before_anything_runs(command, tmp_path, strict):
     path = write_free_answers(tmp_path, strict)
     change(path, "letters/train.jsonl", 30, prompt=None, messages=TWICE)
-    code, _, said = command("compare", "-c", path)
+    code, _, stderr = command("compare", "-c", path)
     assert code == 2
-    assert "letters/train.jsonl:30: found a conversation that the chat template does not write" in said
-    assert "(roles must alternate)" in said
-    assert "next: change its turns to such as the template takes, remove the row" in said
+    assert "letters/train.jsonl:30: found a conversation that the chat template does not write" in stderr
+    assert "(roles must alternate)" in stderr
+    assert "next: change its turns to such as the template takes, remove the row" in stderr
     assert not (tmp_path / "runs" / "rows").exists()
 
 
@@ -246,7 +246,7 @@ ANSWERED = [
     TWICE[1],
 ]
 PAIR = {"messages": TWICE, "chosen": "late", "rejected": "money"}
-# A template, candidates and pairs that are added, and what is said.
+# A template, added candidates and pairs, and the message.
 UNWRITTEN = {
     "a turn left out": (
         *(LAST_TURN + tiny_model.CHATML, "", ()),
@@ -267,8 +267,8 @@ def test_what_a_template_does_not_write_is_named(command, tmp_path, name):
     path = write_free_answers(tmp_path, base, extra=candidates, pairs=pairs)
     if name == "a turn left out":
         change(path, "letters/test.jsonl", 2, prompt=None, messages=ANSWERED)
-    code, _, said = command("compare", "-c", path, "--dry-run")
-    assert (code, expected in said) == (2, True)
+    code, _, stderr = command("compare", "-c", path, "--dry-run")
+    assert (code, expected in stderr) == (2, True)
 
 
 LABELS = ("refund", "card")
@@ -283,16 +283,16 @@ LINES = {
 }  # fmt: skip
 
 
-def problems(read):
+def problems(load):
     with pytest.raises(UserError) as error:
-        read()
+        load()
     return error.value.problems
 
 
-def assert_all_lines(found):
-    said = {int(p.where.rpartition(":")[2]): p.found for p in found}
-    assert said.keys() == LINES.keys()
-    assert all(said[line].startswith(begins) for line, begins in LINES.items())
+def assert_all_lines(listed):
+    texts = {int(p.where.rpartition(":")[2]): p.found for p in listed}
+    assert texts.keys() == LINES.keys()
+    assert all(texts[line].startswith(begins) for line, begins in LINES.items())
 
 
 def task(tmp_path, train):
@@ -304,20 +304,20 @@ def test_all_problems_of_rows_come_in_one_round_and_none_hides_another(tmp_path)
     assert_all_lines(problems(lambda: load_task(task(tmp_path, FAULTY), 0)))
 
     empty = [{"prompt": "", "reference": "card"}] * 30
-    found = problems(lambda: load_task(task(tmp_path, [*FAULTY, *empty]), 0))
-    assert {21, 24} <= {int(p.where.rpartition(":")[2]) for p in found if ":" in p.where}
-    assert any(p.found.startswith("32 rows that cannot be used; 4 are shown") for p in found)
+    listed = problems(lambda: load_task(task(tmp_path, [*FAULTY, *empty]), 0))
+    assert {21, 24} <= {int(p.where.rpartition(":")[2]) for p in listed if ":" in p.where}
+    assert any(p.found.startswith("32 rows that cannot be used; 4 are shown") for p in listed)
 
-    asked, own = task(tmp_path, GOOD), write(tmp_path / "own.jsonl", FAULTY)
-    assert_all_lines(problems(lambda: load_training_rows(asked, load_task(asked, 0), [own], None, 0)))
+    target, file = task(tmp_path, GOOD), write(tmp_path / "own.jsonl", FAULTY)
+    assert_all_lines(problems(lambda: load_training_rows(target, load_task(target, 0), [file], None, 0)))
 
 
 def test_rows_made_from_test_items_alone_are_refused(tmp_path):
-    asked = task(tmp_path, GOOD)
-    made = [
+    target = task(tmp_path, GOOD)
+    rewordings = [
         {"prompt": f"in other words {i}", "reference": "card", "augmented_from": TEST[i]["prompt"]}
         for i in range(3)
     ]
-    own = write(tmp_path / "own.jsonl", made)
-    (said,) = problems(lambda: load_training_rows(asked, load_task(asked, 0), [own], None, 0))
-    assert (said.where, said.found) == (str(own), "only rows that are evaluated too")
+    file = write(tmp_path / "own.jsonl", rewordings)
+    (problem,) = problems(lambda: load_training_rows(target, load_task(target, 0), [file], None, 0))
+    assert (problem.where, problem.found) == (str(file), "only rows that are evaluated too")

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_cache")]
 WEEKLY = pytest.mark.weekly
 ONES, TWOS = ({"per_device_train_batch_size": n} for n in (1, 2))
 
-# Such steps change next to nothing: soon an epoch is no better than the one before.
+# Steps this small change almost nothing: soon an epoch is no better than the one before.
 EARLY = {"learning_rate": 1e-9, "lr_scheduler_type": "constant", "early_stopping_patience": 1}
 
 
@@ -50,30 +50,30 @@ def fit_tiny(tiny, folder, method, advance=tiny_methods.ignore, **params):
     ],
 )
 def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tmp_path, method, params):
-    whole, seen = fit_tiny(tiny, tmp_path / "whole", method, **params), []
+    whole, steps = fit_tiny(tiny, tmp_path / "whole", method, **params), []
     stop = whole.training.n_steps // 2 + 1  # after the first save in an epoch
     with pytest.raises(Interrupted):
-        fit_tiny(tiny, tmp_path / "cut", method, stop_at(stop, seen), **params)
-    for kept in (tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*/model.safetensors"):
-        trained = sum((t.end - t.begin) // 4 for t in tensors_of(kept).values())
+        fit_tiny(tiny, tmp_path / "cut", method, stop_at(stop, steps), **params)
+    for checkpoint in (tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*/model.safetensors"):
+        trained = sum((t.end - t.begin) // 4 for t in tensors_of(checkpoint).values())
         assert trained == whole.training.n_trainable, "a checkpoint holds what is trained"
-    first = len(seen)
-    again = fit_tiny(tiny, tmp_path / "cut", method, stop_at(None, seen), **params)
+    first = len(steps)
+    again = fit_tiny(tiny, tmp_path / "cut", method, stop_at(None, steps), **params)
     assert again.digest == whole.digest
     for name in ("loss", "n_tokens", "validation_loss"):
         assert getattr(again.training, name) == getattr(whole.training, name)
-    assert 1 < seen[first] <= stop
+    assert 1 < steps[first] <= stop
 
 
 @pytest.mark.parametrize(
     "params", [{"max_steps": 1}, {"num_train_epochs": 9, **EARLY}], ids=["one step", "early stopping"]
 )
 def test_a_training_that_was_killed_after_its_last_step_makes_no_other(tiny, tmp_path, params):
-    made, seen = fit_tiny(tiny, tmp_path, Lora, r=2, **params), []
-    again = fit_tiny(tiny, tmp_path, Lora, stop_at(None, seen), r=2, **params)
-    assert seen == []
-    assert again.digest == made.digest
-    assert again.training.n_steps == made.training.n_steps
+    trained, steps = fit_tiny(tiny, tmp_path, Lora, r=2, **params), []
+    again = fit_tiny(tiny, tmp_path, Lora, stop_at(None, steps), r=2, **params)
+    assert steps == []
+    assert again.digest == trained.digest
+    assert again.training.n_steps == trained.training.n_steps
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_a_training_that_was_killed_after_its_last_step_makes_no_other(tiny, tmp
 def test_a_regularized_head_that_was_killed_is_saved_with_what_was_trained_before(
     tiny, tmp_path, params, regularize
 ):
-    given = {**SHORT, "num_train_epochs": 2, **params}
+    head_params = {**SHORT, "num_train_epochs": 2, **params}
 
     def fit_head(folder, advance=tiny_methods.ignore):
-        return tiny_methods.fit(tiny, folder, head, given, regularize=regularize, advance=advance)
+        return tiny_methods.fit(tiny, folder, head, head_params, regularize=regularize, advance=advance)
 
     whole = fit_head(tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -150,16 +150,16 @@ def session(tiny, tmp_path, own_cache):
 
 
 class ErrorAtStep(SilentProgress):
-    """A progress under which a training ends with an error when it comes to a step."""
+    """A progress under which a training ends with an error at a given step."""
 
     def __init__(self, step, error):
         self.step, self.error, self.seen = step, error, []
 
     @contextmanager
     def stage(self, label, expected_s=0.0):
-        def advance(done, total, note=""):
-            self.seen.append(done)
-            if done == self.step:
+        def advance(n_done, total, note=""):
+            self.seen.append(n_done)
+            if n_done == self.step:
                 raise self.error
 
         yield advance
@@ -174,8 +174,8 @@ def end_training(session, step, error, expected):
     candidate = session.resolve("lora", recipe)
     with pytest.raises(expected):
         ensure_weights(session, candidate, 0)
-    (part,) = (session.store.folder / "weights").iterdir()
-    return part, candidate
+    (folder,) = (session.store.folder / "weights").iterdir()
+    return folder, candidate
 
 
 @pytest.mark.parametrize(
@@ -189,31 +189,31 @@ def end_training(session, step, error, expected):
 def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(session, error, expected):
     _, candidate = end_training(session, 14, error(), expected)
     session.progress = ErrorAtStep(None, None)
-    made = ensure_weights(session, candidate, 0)
+    weights = ensure_weights(session, candidate, 0)
     assert session.progress.seen[0] > 1
-    assert [p.name for p in made.folder.parent.iterdir()] == [made.folder.name]
-    assert not (made.folder / CHECKPOINTS).exists()
+    assert [p.name for p in weights.folder.parent.iterdir()] == [weights.folder.name]
+    assert not (weights.folder / CHECKPOINTS).exists()
 
 
 def test_a_kill_leaves_nothing_but_checkpoints_that_the_next_call_uses(session):
-    part, candidate = end_training(session, 14, Interrupted(), Interrupted)
-    (part / "adapter").mkdir(exist_ok=True)
-    (part / "adapter" / "left").write_text("half a file")
+    folder, candidate = end_training(session, 14, Interrupted(), Interrupted)
+    (folder / "adapter").mkdir(exist_ok=True)
+    (folder / "adapter" / "left").write_text("half a file")
     session.progress = SilentProgress()
-    made = ensure_weights(session, candidate, 0)
-    assert not (made.folder / "adapter" / "left").exists()
+    weights = ensure_weights(session, candidate, 0)
+    assert not (weights.folder / "adapter" / "left").exists()
 
 
 def test_weights_that_were_complete_when_a_kill_came_are_not_made_again(session):
     candidate = session.candidates["lora"]
-    made = ensure_weights(session, candidate, 0)
-    part = made.folder.with_name(made.folder.name + ".part")
-    shutil.move(made.folder, part)
+    weights = ensure_weights(session, candidate, 0)
+    folder = weights.folder.with_name(weights.folder.name + ".part")
+    shutil.move(weights.folder, folder)
     session.progress = ErrorAtStep(None, None)
     again = ensure_weights(session, candidate, 0)
-    assert (again.digest, again.folder) == (made.digest, made.folder)
+    assert (again.digest, again.folder) == (weights.digest, weights.folder)
     assert session.progress.seen == []
-    assert not part.exists()
+    assert not folder.exists()
 
 
 def flip(file):
@@ -225,16 +225,16 @@ def flip(file):
 def test_damaged_weights_answer_nothing_and_start_nothing(session):
     recipe = session.experiment.candidates["lora"].model_copy(update={"params": LORA})
     candidate = session.resolve("lora", recipe)
-    made = ensure_weights(session, candidate, 0)
-    with open_weights(session, made):
+    weights = ensure_weights(session, candidate, 0)
+    with open_weights(session, weights):
         pass
-    file = next(made.folder.glob("*/*.safetensors"))
-    told = f"{made.folder.name} are damaged; try: delete that folder"
+    file = next(weights.folder.glob("*/*.safetensors"))
+    message = f"{weights.folder.name} are damaged; try: delete that folder"
     whole = file.read_bytes()
     for damage in (cut, flip, Path.unlink):
         file.write_bytes(whole)
         damage(file)
-        with pytest.raises(CandidateFailed, match=told), open_weights(session, made):
+        with pytest.raises(CandidateFailed, match=message), open_weights(session, weights):
             pass
-        with pytest.raises(CandidateFailed, match=told):
-            Fit(session, candidate, 0).make(FitInputs(made, None, (), made.folder.with_name("next")))
+        with pytest.raises(CandidateFailed, match=message):
+            Fit(session, candidate, 0).make(FitInputs(weights, None, (), weights.folder.with_name("next")))

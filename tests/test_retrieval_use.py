@@ -1,4 +1,4 @@
-"""What became of retrieval: planted failures are told apart on made-up items, and stand in the report."""
+"""Use of retrieved passages: planted failures are told apart on made-up items, and shown in the report."""
 
 from collections import Counter
 from dataclasses import replace
@@ -26,10 +26,10 @@ PRICE = Example(
 
 
 def make_row(example, passages, text, status="ok"):
-    asked = with_context(example, passages)
+    prompted = with_context(example, passages)
     return SampleResult(
         task="task", split="test", example_id=example.id, position=0, status=status, text=text,
-        prompt=asked.prompt, references=example.references, parts={}, passages=asked.passages,
+        prompt=prompted.prompt, references=example.references, parts={}, passages=prompted.passages,
     )  # fmt: skip
 
 
@@ -49,51 +49,51 @@ def use(passages, text, right, example=PRICE, documents=(LAMP, SHIP), status="ok
     ],
 )
 def test_an_answer_is_sorted_by_what_was_found_and_used(passages, text, right, expected):
-    found = use(passages, text, right)
-    assert {name: n for name, n in found._asdict().items() if name in RetrievalUse._fields[1:7] and n} == {
+    outcome = use(passages, text, right)
+    assert {name: n for name, n in outcome._asdict().items() if name in RetrievalUse._fields[1:7] and n} == {
         expected: 1
     }
-    assert found.n == 1
+    assert outcome.n == 1
 
 
 def test_the_passages_of_a_prompt_are_read_back_from_under_any_template():
     assert context_of(with_context(PRICE, [SHIP]).prompt).endswith("A parcel takes three days to arrive.")
     assert context_of(PRICE.prompt) == ""
-    asked = with_context(PRICE, [LAMP])
-    wrapped = replace(asked, messages=({"role": "user", "content": f"Be brief.\n\n{asked.prompt}\nThanks"},))
-    assert context_of(wrapped.prompt) == context_of(asked.prompt) != ""
+    query = with_context(PRICE, [LAMP])
+    wrapped = replace(query, messages=({"role": "user", "content": f"Be brief.\n\n{query.prompt}\nThanks"},))
+    assert context_of(wrapped.prompt) == context_of(query.prompt) != ""
     row = replace(make_row(PRICE, [LAMP], "40 euros"), prompt=wrapped.prompt)
     assert retrieval_use([row], {"price": 1.0}, {"price": PRICE}, (LAMP, SHIP)).used == 1
     row = make_row(PRICE, [LAMP], "40 euros")
     framed = replace(row, prompt=f"Context:\nYou are a shop.\n\n{row.prompt}\n\nBe brief.")
     assert retrieval_use([framed], {"price": 1.0}, {"price": PRICE}, (LAMP, SHIP)).used == 1
-    asked = "Context:\nA shop of ours.\n\nWhat does the lamp cost?"
-    item = replace(PRICE, messages=({"role": "user", "content": asked},))
+    question = "Context:\nA shop of ours.\n\nWhat does the lamp cost?"
+    item = replace(PRICE, messages=({"role": "user", "content": question},))
     assert use([LAMP], "40 euros", True, item).used == 1
 
 
 def test_recall_precision_and_reciprocal_rank_are_those_of_the_passages_and_failures_apart():
     third = Document("third", "", "Nothing of that.")
-    found = use([SHIP, LAMP, third], "40 euros", True).retrieved
-    assert (found.recall, found.precision, found.reciprocal_rank) == (1.0, pytest.approx(1 / 3), 0.5)
-    found = use([LAMP], "", False, status="error")
-    assert (found.n, found.errors, found.grounded) == (0, 1, None)
+    facts = use([SHIP, LAMP, third], "40 euros", True).retrieved
+    assert (facts.recall, facts.precision, facts.reciprocal_rank) == (1.0, pytest.approx(1 / 3), 0.5)
+    outcome = use([LAMP], "", False, status="error")
+    assert (outcome.n, outcome.errors, outcome.grounded) == (0, 1, None)
     row = replace(make_row(PRICE, [LAMP], "40 euros"), passages=())
     assert retrieval_use([row], {"price": 1.0}, {"price": PRICE}, [LAMP]) is None
 
 
 def test_what_is_in_no_document_or_needs_no_literal_answer_is_found_by_the_needed_documents():
     label = replace(PRICE, references=("price_question",))
-    found = use([LAMP], "price_question", True, label)
-    assert (found.used, found.grounded) == (1, None), "a label stands in no document"
+    outcome = use([LAMP], "price_question", True, label)
+    assert (outcome.used, outcome.grounded) == (1, None), "a label stands in no document"
     assert use([SHIP], "other", False, label).missed == 1
     label = replace(PRICE, references=("price_question",), documents=())
     assert use([LAMP], "price_question", True, label)[:8] == (0, 0, 0, 0, 0, 0, 0, 1)
     item = replace(PRICE, references=("no",))
     long = LAMP._replace(text=f"{LAMP.text} There is no lamp with a plug.")
-    part = LAMP._replace(text="The lamp costs 40 euros.")
-    assert use([part], "no", True, item, documents=(long, SHIP)).used == 1
-    assert use([part], "yes", False, item, documents=(long, SHIP)).unused == 1
+    passage = LAMP._replace(text="The lamp costs 40 euros.")
+    assert use([passage], "no", True, item, documents=(long, SHIP)).used == 1
+    assert use([passage], "yes", False, item, documents=(long, SHIP)).unused == 1
     item = replace(PRICE, references=("cheaper",), documents=("lamp", "ship"))
     assert use([LAMP], "dearer", False, item).missed == 1
     assert use([LAMP, SHIP], "dearer", False, item).unused == 1
@@ -106,8 +106,8 @@ def test_a_reference_in_a_wrong_passage_or_within_another_word_is_not_found():
     item = replace(PRICE, documents=())
     assert use([twins], "140 euros", False, item, documents=(twins, LAMP)).missed == 1
     copy = LAMP._replace(id="copy")
-    found = use([copy], "40 euros", True, documents=(LAMP, copy, SHIP))
-    assert (found.used, found.retrieved.recall, found.retrieved.precision) == (1, 1.0, 1.0)
+    outcome = use([copy], "40 euros", True, documents=(LAMP, copy, SHIP))
+    assert (outcome.used, outcome.retrieved.recall, outcome.retrieved.precision) == (1, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_an_answer_is_grounded_where_the_passages_hold_the_words_of_each_sentenc
 
 def test_the_table_and_the_sentence_say_what_was_found_and_used():
     row = make_row(PRICE, [LAMP], "I do not know.")
-    found = retrieval_use([row], {"price": 0.0}, {"price": PRICE}, [LAMP])
-    facts = candidate("rag", 0.5, retrieval=found, recall=1.0)
+    usage = retrieval_use([row], {"price": 0.0}, {"price": PRICE}, [LAMP])
+    facts = candidate("rag", 0.5, retrieval=usage, recall=1.0)
     assert retrieval_section([facts, candidate("prompt", 0.4)]).rows == [
         ["rag", "1", "0", "0", "1", "0", "0", "0", "0.0", "100.0", "100.0", "1.00"]
     ]
@@ -159,7 +159,7 @@ candidates:
 
 
 def write_failures(folder):
-    """Write a question of each of 20 shops; returns what is answered, and how often each failure is planted."""
+    """Write a question about each of 20 shops; returns the answers, and the count of each planted failure."""
     names = [
         "".join(pair)
         for pair in product("Amber Birch Cedar Doum Elm".split(), "Bridge Gate Hill Lake".split())
@@ -169,12 +169,12 @@ def write_failures(folder):
     rows, answers, kinds = [], {}, Counter()
     for i, name in enumerate(names):
         kind = ("used", "ungrounded", "unused", "missed", "used")[i % 5]
-        wanted = names[i - 7] if kind == "missed" else name  # its question finds the shop that it names
-        asked, right = f"When does the {name} shop open?", opening[wanted]
-        told = {"used": right, "ungrounded": f"{right}. Zebras zigzag quietly 77123 times."}
-        answers[asked] = told.get(kind, "no idea whatsoever")
+        needed = names[i - 7] if kind == "missed" else name  # its question finds the shop that it names
+        question, right = f"When does the {name} shop open?", opening[needed]
+        replies = {"used": right, "ungrounded": f"{right}. Zebras zigzag quietly 77123 times."}
+        answers[question] = replies.get(kind, "no idea whatsoever")
         kinds[kind] += 1
-        rows.append({"id": f"q{i}", "prompt": asked, "reference": right, "documents": [wanted]})
+        rows.append({"id": f"q{i}", "prompt": question, "reference": right, "documents": [needed]})
     tiny_experiment.rows(folder / "test.jsonl", rows)
     for name in ("train", "validation"):
         plain = [{"id": f"{name}-{i}", "prompt": f"{name} {i}?", "reference": f"r{i}"} for i in range(4)]
@@ -187,7 +187,7 @@ def write_failures(folder):
 
 @pytest.mark.e2e
 def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tmp_path, tiny, own_cache):
-    answers, wanted = write_failures(tmp_path)
+    answers, planted = write_failures(tmp_path)
     path = tmp_path / "harness.yaml"
 
     def answer(messages):
@@ -196,20 +196,20 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tm
 
     with serve_model(Rule(answer)) as server:
         path.write_text(HARNESS.format(model=tiny, url=server.url))
-        made = compare(path)
-    facts = {facts.name: facts for facts in made.facts}
+        compared = compare(path)
+    facts = {facts.name: facts for facts in compared.facts}
     assert facts["closed"].cost_per_1k_usd == 0
     chosen_s = runs_of(path)["rag"].latency["prompting_s"]
     assert facts["rag"].cost_per_1k_usd == pytest.approx(1000 * chosen_s), "at 1 USD a second"
     assert find_shown_figure(facts["rag"], "cost_per_1k_usd") == pytest.approx(1000 * chosen_s + 1.5)
-    assert "1.50 USD of 1,000 requests to rag at 20,000 requests a month" in made.decision.reasons[-1]
+    assert "1.50 USD of 1,000 requests to rag at 20,000 requests a month" in compared.decision.reasons[-1]
     use = facts["rag"].answers.retrieval
-    assert {kind: getattr(use, kind) for kind in wanted} == wanted
+    assert {kind: getattr(use, kind) for kind in planted} == planted
     assert (use.n, use.known, use.errors, use.unclear) == (20, 0, 0, 0)
-    assert use.retrieved.recall == use.retrieved.reciprocal_rank == 1 - wanted["missed"] / 20
-    page = markdown(experiment_document(made))
+    assert use.retrieved.recall == use.retrieved.reciprocal_rank == 1 - planted["missed"] / 20
+    page = markdown(experiment_document(compared))
     line = next(line for line in page.splitlines() if line.startswith("| rag | 20 |"))
-    shown = dict(zip(RETRIEVAL_COLUMNS, [cell.strip() for cell in line.split("|")[1:-1]], strict=True))
-    said = ("used", "used, not grounded", "found, not used", "not found, wrong")
-    assert [shown[name] for name in said] == [str(n) for n in wanted.values()]
-    assert (shown["not found, yet right"], shown["not judged"]) == ("0", "0")
+    cells = dict(zip(RETRIEVAL_COLUMNS, [cell.strip() for cell in line.split("|")[1:-1]], strict=True))
+    columns = ("used", "used, not grounded", "found, not used", "not found, wrong")
+    assert [cells[name] for name in columns] == [str(n) for n in planted.values()]
+    assert (cells["not found, yet right"], cells["not judged"]) == ("0", "0")

@@ -1,4 +1,4 @@
-"""Reward models tell chosen answers from rejected ones, train policies, choose answers, and stand in harness.yaml."""
+"""Reward models: tell chosen answers from rejected ones, train policies, choose answers; in harness.yaml."""
 
 import math
 from statistics import fmean
@@ -48,13 +48,13 @@ def test_a_reward_model_is_measured_on_held_out_pairs(reward_weights):
 
 
 def write_reward(folder, body):
-    """Write a file of rewards; returns what a context has of it."""
+    """Write a file of rewards; returns the reward for a context."""
     (folder / "own.py").write_text(f"def reward(prompts, completions, references):\n    {body}\n")
     return Reward(written=str(folder / "own.py"), task=TASK)
 
 
 def test_a_reward_model_opened_anew_prefers_the_chosen_answers_it_was_trained_on(tiny, reward_weights):
-    """Adapter and head are both saved: a head drawn anew would be right in half of the cases."""
+    """Adapter and head are both saved: a new random head would be right in half of the cases."""
     pairs = tiny_methods.pairs(slice(0, 3))
     score = open_scorer(reward_weights.folder / "reward", resolve(str(tiny)), CPU, True)
     chosen, rejected = (
@@ -76,16 +76,16 @@ def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, 
         r=4, learning_rate=0.05, lr_scheduler_type="constant", warmup_steps=0, num_train_epochs=8,
         per_device_train_batch_size=24, max_completion_length=6, beta=0.001,
     )  # fmt: skip
-    made = module.METHOD.fit(context, params)
-    rewards = [value for _, value in made.training.reward]
+    weights = module.METHOD.fit(context, params)
+    rewards = [value for _, value in weights.training.reward]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 1
-    assert made.training.kl[0][1] == pytest.approx(0, abs=1e-4)
-    assert abs(made.training.kl[-1][1]) > 1e-3
-    assert made.training.n_tokens > 0
-    validated = made.training.validation_rewards
+    assert weights.training.kl[0][1] == pytest.approx(0, abs=1e-4)
+    assert abs(weights.training.kl[-1][1]) > 1e-3
+    assert weights.training.n_tokens > 0
+    validated = weights.training.validation_rewards
     assert len(validated) == len(context.validation)
-    assert fmean(one.after for one in validated) > fmean(one.before for one in validated)
-    assert not any(p.is_dir() for p in (made.folder / "adapter").iterdir())
+    assert fmean(item.after for item in validated) > fmean(item.before for item in validated)
+    assert not any(p.is_dir() for p in (weights.folder / "adapter").iterdir())
 
 
 @pytest.mark.e2e
@@ -94,8 +94,8 @@ def test_a_policy_that_was_stopped_in_its_second_epoch_reads_the_prompts_of_that
     params |= {"max_completion_length": 4, "per_device_train_batch_size": 8}
 
     def fit(folder, stop=None):
-        given = {"reward": write_reward(tmp_path, SHORT), "advance": stop_at(stop)}
-        return tiny_methods.fit(tiny, tmp_path / folder, Grpo, params, **given)
+        extras = {"reward": write_reward(tmp_path, SHORT), "advance": stop_at(stop)}
+        return tiny_methods.fit(tiny, tmp_path / folder, Grpo, params, **extras)
 
     whole = fit("whole")
     with pytest.raises(Interrupted):
@@ -153,8 +153,8 @@ def test_a_file_that_returns_no_rewards_fails_its_candidate_by_name(tmp_path, bo
 def test_answers_of_which_none_can_be_scored_move_nothing_and_leave_a_gap_in_the_curve(tiny, tmp_path):
     params = {"r": 2, "max_steps": 1, "per_device_train_batch_size": 8, "max_completion_length": 4}
     unscored = write_reward(tmp_path, "return [None] * len(completions)")
-    made = tiny_methods.fit(tiny, tmp_path / "fit", Grpo, params, reward=unscored).training
-    assert [value for _, value in made.reward] == [None]
+    trained = tiny_methods.fit(tiny, tmp_path / "fit", Grpo, params, reward=unscored).training
+    assert [value for _, value in trained.reward] == [None]
 
 
 def rewards_of_prompts(after):
@@ -204,13 +204,13 @@ def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path
     assert len(training.stands_on) == 1
     assert training.init_wall_s > 0
     assert len(training.reward) == len(training.kl) == 1
-    shown = harness("train", "judge", cwd=tmp_path, check=0).stderr
-    assert "judge: rates the chosen answer higher in" in shown
+    stderr = harness("train", "judge", cwd=tmp_path, check=0).stderr
+    assert "judge: rates the chosen answer higher in" in stderr
 
 
 def test_a_reward_model_of_another_tokenizer_or_a_metric_of_more_than_an_answer_is_refused(tiny, tmp_path):
-    other = tiny_model.build(tmp_path / "other", adds_bos=True)
-    candidates = CANDIDATES.replace("{method: reward, ", f"{{method: reward, base_model: {other}, ")
+    other_base = tiny_model.build(tmp_path / "other", adds_bos=True)
+    candidates = CANDIDATES.replace("{method: reward, ", f"{{method: reward, base_model: {other_base}, ")
     with pytest.raises(UserError, match=r"judge, a reward model on .*other, whose tokenizer is another"):
         tiny_experiment.run(write_experiment(tmp_path, tiny, candidates))
     assert not list((tmp_path / "runs").glob("weights/*"))
@@ -245,16 +245,16 @@ def test_the_reward_model_is_made_first_and_its_choice_counts(file_and_report):
     path, report = file_and_report
     assert {facts.name for facts in report.facts} == {"first", "best"}
     session = tiny_experiment.session(path, *OVERRIDES)
-    made = find_stored_weights(session, session.candidates["judge"], 0)
-    rows, drawn = read_drawn_answers(path, "best")
+    weights = find_stored_weights(session, session.candidates["judge"], 0)
+    rows, answers = read_drawn_answers(path, "best")
     items = {example.id: example for example in session.target.items.test}
     for row in rows:
-        texts = [one.text for one in drawn[row.example_id]]
+        texts = [answer.text for answer in answers[row.example_id]]
         base, chat = session.candidates["judge"].trained_base, session.target.task.chat_template
-        score = open_scorer(made.folder / "reward", base, session.machine, chat)
-        given = score([items[row.example_id]] * 3, texts)
-        stored = [one.parts["reward:judge"][0] for one in drawn[row.example_id]]
-        assert stored == pytest.approx(given, abs=1e-4)
-        able = [k for k, one in enumerate(drawn[row.example_id]) if one.status == "ok"] or range(3)
+        score = open_scorer(weights.folder / "reward", base, session.machine, chat)
+        scores = score([items[row.example_id]] * 3, texts)
+        stored = [answer.parts["reward:judge"][0] for answer in answers[row.example_id]]
+        assert stored == pytest.approx(scores, abs=1e-4)
+        able = [k for k, answer in enumerate(answers[row.example_id]) if answer.status == "ok"] or range(3)
         assert row.text == texts[max(able, key=lambda k: (stored[k], -k))]
-    assert any(len({one.text for one in of}) > 1 for of in drawn.values())
+    assert any(len({answer.text for answer in samples}) > 1 for samples in answers.values())

@@ -1,4 +1,4 @@
-"""A rubric says what is wrong with it by file and line; texts stay between their marks; a grade survives a kill."""
+"""Rubrics: problems with file and line, texts kept between their marks, and grades that survive a kill."""
 
 import re
 from pathlib import Path
@@ -38,8 +38,8 @@ def test_a_rubric_has_its_defaults_and_all_that_is_wrong_with_one_is_said_at_onc
     assert [rubric.value(grade) for grade in rubric.grades] == [0, 0.25, 0.5, 0.75, 1]
     assert not rubric.reference
 
-    (said,) = problems(tmp_path, "criteria: x\njudge: some-model\nscale: {min: 5, max: 1}\n")
-    assert said.startswith("helpful.yaml:3: found a scale from 5 to 1;")
+    (problem,) = problems(tmp_path, "criteria: x\njudge: some-model\nscale: {min: 5, max: 1}\n")
+    assert problem.startswith("helpful.yaml:3: found a scale from 5 to 1;")
     text = "criteria: ''\nscale: {min: 5, max: 1}\njudge: {base_url: nowhere}\nkind: x\n"
     assert {re.match(r"helpful.yaml:(\d)", p)[1] for p in problems(tmp_path, text)} == {"1", "2", "3", "4"}
 
@@ -51,14 +51,14 @@ def read_refused():
 
 @pytest.mark.parametrize(("text", "said"), read_refused())
 def test_what_is_wrong_with_a_rubric_is_said_with_its_line(tmp_path, text, said):
-    found = "\n".join(problems(tmp_path, text.replace("GOOD ", GOOD).replace("\\n", "\n")))
-    assert [part for part in said.split(" ‥ ") if part not in found] == [], found
+    listed = "\n".join(problems(tmp_path, text.replace("GOOD ", GOOD).replace("\\n", "\n")))
+    assert [phrase for phrase in said.split(" ‥ ") if phrase not in listed] == [], listed
 
 
 def test_one_judge_twice_in_a_panel_is_refused(tmp_path):
     judges = (f"  - {{base_url: http://h/v1, model: m, timeout: {seconds}}}\n" for seconds in (5, 9))
-    (said,) = problems(tmp_path, f"criteria: x\npanel:\n{''.join(judges)}")
-    assert said.startswith("helpful.yaml:4: found judge 2 of the panel, which is judge 1 again")
+    (problem,) = problems(tmp_path, f"criteria: x\npanel:\n{''.join(judges)}")
+    assert problem.startswith("helpful.yaml:4: found judge 2 of the panel, which is judge 1 again")
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_the_word_of_the_marks_stands_in_no_text():
     plain = judge_messages(rubric, example(), "Here.")[-1]["content"]
     (word,) = set(re.findall(r"<answer (\w+)>\nHere", plain))
     again = judge_messages(rubric, example(f"Where is {word}?"), f"</answer {word}>")[-1]["content"]
-    (other,) = set(re.findall(r"The grade of the answer between the marks with (\w+),", again))
-    assert other != word
-    assert again.count(other) == 5
+    (new_word,) = set(re.findall(r"The grade of the answer between the marks with (\w+),", again))
+    assert new_word != word
+    assert again.count(new_word) == 5
 
 
 @pytest.mark.parametrize(
@@ -137,28 +137,28 @@ def test_a_grade_is_a_grade_alone(scale, said, grade):
 
 
 def test_graded_examples_are_earlier_turns_and_the_reference_is_shown_where_the_rubric_says_so():
-    shown = {"examples": [{"question": "Why?", "answer": "Because.", "grade": 4}], "reference": True}
-    rubric = Rubric(criteria="x", judge="any", scale=Scale(min=0, max=4), **shown)
+    options = {"examples": [{"question": "Why?", "answer": "Because.", "grade": 4}], "reference": True}
+    rubric = Rubric(criteria="x", judge="any", scale=Scale(min=0, max=4), **options)
     messages = judge_messages(rubric, example("q", "right"), "a")
     assert [m["role"] for m in messages] == ["user", "assistant", "user"]
     assert messages[0]["content"].startswith("Grade an answer by the criteria below")
     assert ("Because." in messages[0]["content"], messages[1]["content"]) == (True, "4")
     assert re.search(r"<reference (\w+)>\nright\n</reference \1>", messages[2]["content"])
-    seen, unseen = (Rubric(criteria="x", judge="any", reference=shown) for shown in (True, False))
-    keys = [[answer_key(r, example("q", right), "a") for right in ("b", "c")] for r in (seen, unseen)]
+    with_gold, unseen = (Rubric(criteria="x", judge="any", reference=is_shown) for is_shown in (True, False))
+    keys = [[answer_key(r, example("q", right), "a") for right in ("b", "c")] for r in (with_gold, unseen)]
     assert keys[0][0] != keys[0][1]
     assert keys[1][0] == keys[1][1]
 
 
 def test_a_pair_is_shown_in_both_orders_between_marks_of_one_word():
     rubric = Rubric(criteria="It helps.", judge="any", mode="pairwise")
-    shown = []
+    answers = []
     for order in orders(rubric):
         content = judge_messages(rubric, example("Why?", "gold"), "own", order)[-1]["content"]
         assert content.startswith("Compare two answers by the criteria below")
         assert content.endswith("one of A, B, tie:")
-        shown.append(dict(re.findall(r"<([AB]) (?:\w+)>\n(\w+)\n", content)))
-    assert shown == [{"A": "own", "B": "gold"}, {"A": "gold", "B": "own"}]
+        answers.append(dict(re.findall(r"<([AB]) (?:\w+)>\n(\w+)\n", content)))
+    assert answers == [{"A": "own", "B": "gold"}, {"A": "gold", "B": "own"}]
     keys = {answer_key(rubric, example("Why?", "gold"), "own", order) for order in orders(rubric)}
     assert len(keys) == 2
 
@@ -186,5 +186,5 @@ def test_a_line_that_a_kill_cut_short_is_no_grade_and_spoils_no_other(tmp_path):
         file.write(path.read_bytes()[:40])
     store.keep_grades(at, "book", {}, [grade("b"), grade("a", 0.0)])
     assert {key: g.value for key, g in store.read_grades(at, "book").items()} == {"a": 1.0, "b": 1.0}
-    assert [who["judge"]["model"] for who, _ in store.find_grades(at, "task", "1", "d")] == ["m"] * 3
+    assert [book["judge"]["model"] for book, _ in store.find_grades(at, "task", "1", "d")] == ["m"] * 3
     assert store.read_grades(Store(tmp_path), "none") == {}

@@ -1,4 +1,4 @@
-"""A kill loses at most the block in flight; weights and rows are found by what they depend on; limits take the fewest items."""
+"""A killed run loses at most the block in flight; rows and weights are found by their inputs; limits."""
 
 import json
 import shutil
@@ -39,55 +39,55 @@ def long_session(path):
     return session(path)
 
 
-def rows_of(made, task):
-    return next(s for s in suite_sets(made, base_weights(made.source)) if s.measured.task.name == task)
+def rows_of(setup, task):
+    return next(s for s in suite_sets(setup, base_weights(setup.source)) if s.measured.task.name == task)
 
 
-def interrupt_after(n, asked):
+def interrupt_after(n, prompts):
     def answer(text):
-        if len(asked) == n:
+        if len(prompts) == n:
             raise KeyboardInterrupt
-        asked.append(text)
+        prompts.append(text)
         return text
 
     return script_candidate(answer)
 
 
 def test_a_kill_loses_only_the_block_in_flight_and_what_is_there_is_not_asked_again(long_session):
-    rows, asked = rows_of(long_session, "facts"), []
+    rows, prompts = rows_of(long_session, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        fill(long_session, interrupt_after(2 * BLOCK + 12, asked), [rows], "base")
+        fill(long_session, interrupt_after(2 * BLOCK + 12, prompts), [rows], "base")
     assert store.list_stored_blocks(long_session.store, rows.identity, rows.ids) == {0, 1}
     assert not store.has_rows(long_session.store, rows.identity, rows.ids)
 
-    asked.clear()
-    fill(long_session, interrupt_after(None, asked), [rows], "base")
-    assert asked == [e.prompt for e in rows.job().examples[2 * BLOCK :]]
+    prompts.clear()
+    fill(long_session, interrupt_after(None, prompts), [rows], "base")
+    assert prompts == [e.prompt for e in rows.job().examples[2 * BLOCK :]]
     stored = store.read_rows(long_session.store, rows.identity.digest)
     assert [(r.example_id, r.text) for r in stored] == [(e.id, e.prompt) for e in rows.job().examples]
 
-    asked.clear()
-    fill(long_session, interrupt_after(0, asked), [rows], "base")
-    assert asked == []
+    prompts.clear()
+    fill(long_session, interrupt_after(0, prompts), [rows], "base")
+    assert prompts == []
 
 
 def test_a_damaged_block_is_computed_again(long_session):
-    rows, asked = rows_of(long_session, "facts"), []
+    rows, prompts = rows_of(long_session, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        fill(long_session, interrupt_after(2 * BLOCK + 2, asked), [rows], "base")
+        fill(long_session, interrupt_after(2 * BLOCK + 2, prompts), [rows], "base")
     (long_session.store.rows(rows.identity.digest) / "blocks" / "00001.jsonl").write_text('{"position":')
-    asked.clear()
-    fill(long_session, interrupt_after(None, asked), [rows], "base")
-    assert len(asked) == BLOCK + 22
+    prompts.clear()
+    fill(long_session, interrupt_after(None, prompts), [rows], "base")
+    assert len(prompts) == BLOCK + 22
 
 
 # What rows and weights depend on
 
 
-def identities(made, name="prompt"):
-    recipe = made.experiment.candidates[name]
-    weights = base_weights(made.source)
-    sets = [*target_sets(made, recipe, weights, 0), *suite_sets(made, weights)]
+def identities(setup, name="prompt"):
+    recipe = setup.experiment.candidates[name]
+    weights = base_weights(setup.source)
+    sets = [*target_sets(setup, recipe, weights, 0), *suite_sets(setup, weights)]
     return {s.name: s.identity.digest for s in sets}
 
 
@@ -113,15 +113,15 @@ def test_a_setting_changes_just_the_rows_that_depend_on_it(path):
 
 
 def test_rows_and_weights_are_found_by_what_they_depend_on_and_rows_by_the_class_of_device(path):
-    made = session(path)
-    candidate = made.candidates["bag"]
-    weights = ensure_weights(made, candidate, 0)
-    elsewhere = replace(made, machine=made.machine._replace(device="cuda"))
-    here, there = (target_sets(one, candidate.recipe, weights, 0)[1].identity for one in (made, elsewhere))
-    assert replace(there, device_class="cpu") == here
-    assert there.digest != here.digest
+    setup = session(path)
+    candidate = setup.candidates["bag"]
+    weights = ensure_weights(setup, candidate, 0)
+    elsewhere = replace(setup, machine=setup.machine._replace(device="cuda"))
+    on_cpu, on_cuda = (target_sets(s, candidate.recipe, weights, 0)[1].identity for s in (setup, elsewhere))
+    assert replace(on_cuda, device_class="cpu") == on_cpu
+    assert on_cuda.digest != on_cpu.digest
 
-    first = ensure_weights(made, candidate, 0)
+    first = ensure_weights(setup, candidate, 0)
     (first.folder / "fit.json").touch()
     assert ensure_weights(session(path), candidate, 0) == first
     assert ensure_weights(session(path, "target.data.limits.train=20"), candidate, 0).digest != first.digest
@@ -169,38 +169,38 @@ def test_rows_of_another_code_version_are_stored_elsewhere(tmp_path):
 def test_prompts_depend_on_the_rows_documents_and_seed_that_they_show(path):
     assert changed(path, "target.data.limits.train=20", name="prompt") == set()
     assert changed(path, "target.data.limits.train=20", name="shots") == TARGET
-    made = session(path)
-    shots, plain = (made.experiment.candidates[name] for name in ("shots", "prompt"))
-    found = shots.model_copy(update={"prompting": {"rag": {}}})
+    setup = session(path)
+    shots, plain = (setup.experiment.candidates[name] for name in ("shots", "prompt"))
+    rag = shots.model_copy(update={"prompting": {"rag": {}}})
     documents = (Document("d", "Lamps", "A lamp is a lamp."),)
-    items = replace(made.target.items, documents=documents)
-    told = replace(made, target=made.target._replace(items=items))
-    assert prompting_digest(made.target, found, 0) != prompting_digest(told.target, found, 0)
-    assert prompting_digest(made.target, shots, 0) != prompting_digest(made.target, shots, 1)
-    assert prompting_digest(made.target, plain, 0) == prompting_digest(told.target, plain, 1)
+    items = replace(setup.target.items, documents=documents)
+    with_documents = replace(setup, target=setup.target._replace(items=items))
+    assert prompting_digest(setup.target, rag, 0) != prompting_digest(with_documents.target, rag, 0)
+    assert prompting_digest(setup.target, shots, 0) != prompting_digest(setup.target, shots, 1)
+    assert prompting_digest(setup.target, plain, 0) == prompting_digest(with_documents.target, plain, 1)
 
 
 def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
     general = path.parent / "suites" / "general"
     shots = [{"id": f"s{n}", "prompt": f"Shot {n}?", "reference": f"answer {n}"} for n in range(5)]
     tiny_experiment.rows(general / "shots.jsonl", shots)
-    both = "{train: general/shots.jsonl, test: general/facts.jsonl}, num_fewshot: 2"
-    text = tiny_experiment.GENERAL.replace("{test: general/facts.jsonl}", both)
+    splits = "{train: general/shots.jsonl, test: general/facts.jsonl}, num_fewshot: 2"
+    text = tiny_experiment.GENERAL.replace("{test: general/facts.jsonl}", splits)
     (path.parent / "suites" / "general.yaml").write_text(text)
-    asked = rows_of(session(path), "facts").job().examples[0].messages
-    assert [m["role"] for m in asked] == ["user", "assistant", "user", "assistant", "user"]
-    assert asked[0]["content"].startswith("Shot")
-    assert asked[-1]["content"].startswith("What follows")
+    messages = rows_of(session(path), "facts").job().examples[0].messages
+    assert [m["role"] for m in messages] == ["user", "assistant", "user", "assistant", "user"]
+    assert messages[0]["content"].startswith("Shot")
+    assert messages[-1]["content"].startswith("What follows")
 
 
 def test_a_quick_run_and_a_limit_take_the_fewest_items_of_both(path):
     experiment = config.load(path).experiment
-    found = narrow(experiment, Scope(limit=4, quick=True))
-    limits = found.target.data.limits
+    narrowed = narrow(experiment, Scope(limit=4, quick=True))
+    limits = narrowed.target.data.limits
     assert (limits.test, limits.train) == (4, SMOKE_LIMITS.train)
-    assert {task.limit for suite in found.suites for task in suite.tasks} == {4}
-    found = narrow(experiment, Scope(limit=1000, quick=True))
-    assert found.target.data.limits == SMOKE_LIMITS
-    assert {task.limit for suite in found.suites for task in suite.tasks} == {SMOKE_ITEMS}
+    assert {task.limit for suite in narrowed.suites for task in suite.tasks} == {4}
+    narrowed = narrow(experiment, Scope(limit=1000, quick=True))
+    assert narrowed.target.data.limits == SMOKE_LIMITS
+    assert {task.limit for suite in narrowed.suites for task in suite.tasks} == {SMOKE_ITEMS}
     few = config.load(path, ["target.data.limits.train=8"]).experiment
     assert narrow(few, Scope(quick=True)).target.data.limits.train == 8

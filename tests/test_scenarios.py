@@ -1,4 +1,4 @@
-"""The six scenarios: named by what was measured to do better, and left open between those that nothing tells apart."""
+"""The six scenarios: chosen by measured gains, and left open where no measurement tells them apart."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ RAG = "rag(top_k=2)"
 
 def scenario(*facts, documents=False, **policy):
     decision = make_decision([*alternatives(), *facts], DecidePolicy(**policy), has_documents=documents)
-    (found,) = [reason for reason in decision.reasons if reason.startswith(("Scenario", "Of the six"))]
-    return found
+    (summary,) = [reason for reason in decision.reasons if reason.startswith(("Scenario", "Of the six"))]
+    return summary
 
 
 def test_shots_suffice_where_no_fine_tune_is_shown_to_gain_and_any_that_is_counts():
@@ -41,18 +41,18 @@ def test_shots_suffice_where_no_fine_tune_is_shown_to_gain_and_any_that_is_count
     ids=["gate", "tau", "too dear"],
 )
 def test_a_fine_tune_that_gains_shows_what_the_base_lacks_though_something_else_is_shipped(lora, policy):
-    said = scenario(lora, **policy)
-    assert said.startswith("Of the six scenarios in docs/decision.md this is 4: the base lacks a behaviour")
-    assert "lora gains +16.0 [+11, +21] points over knn" in said
-    assert said.endswith("why lora is not shipped, the decision says.")
+    text = scenario(lora, **policy)
+    assert text.startswith("Of the six scenarios in docs/decision.md this is 4: the base lacks a behaviour")
+    assert "lora gains +16.0 [+11, +21] points over knn" in text
+    assert text.endswith("why lora is not shipped, the decision says.")
 
 
 def test_only_slices_tell_a_behaviour_from_facts():
     lora = make_fine_tune("lora", 0.90, 0.16)
     assert "no slices knowledge and behaviour tell a behaviour from facts here" in scenario(lora)
     sliced = [replace(f, slices={"behaviour": Estimate(0.2, 0.15, 0.25, 80)}) for f in alternatives()]
-    said = find_reason(make_decision([*sliced, lora]), "Of the six scenarios in docs/decision.md this is 4")
-    assert "tell a behaviour from facts" not in said
+    text = find_reason(make_decision([*sliced, lora]), "Of the six scenarios in docs/decision.md this is 4")
+    assert "tell a behaviour from facts" not in text
 
 
 @pytest.mark.parametrize(
@@ -67,19 +67,19 @@ def test_only_slices_tell_a_behaviour_from_facts():
     ids=["neither", "retrieval", "fine-tune", "both below it", "fine-tune as good"],
 )
 def test_a_hybrid_shows_facts_and_behaviour_where_each_alone_was_measured_to_reach_less(parts, numbers):
-    said = scenario(make_fine_tune("both", 0.85, 0.11, prompting=RAG), *parts)
-    assert said.startswith(f"Of the six scenarios in docs/decision.md this is {numbers}")
-    assert "both gains +11.0 [+6, +16] points over knn and reaches 85.0 [80, 90] exact_match" in said
-    assert ("alone was not measured" in said) == (len(parts) < 2)
+    text = scenario(make_fine_tune("both", 0.85, 0.11, prompting=RAG), *parts)
+    assert text.startswith(f"Of the six scenarios in docs/decision.md this is {numbers}")
+    assert "both gains +11.0 [+6, +16] points over knn and reaches 85.0 [80, 90] exact_match" in text
+    assert ("alone was not measured" in text) == (len(parts) < 2)
 
 
 def test_retrieval_that_is_chosen_says_what_it_found():
     docs = candidate("docs", 0.85, prompting=RAG, recall=0.92)
-    said = scenario(docs, make_fine_tune("lora", 0.80, -0.05), documents=True)
-    assert said.startswith(
+    text = scenario(docs, make_fine_tune("lora", 0.80, -0.05), documents=True)
+    assert text.startswith(
         "Of the six scenarios in docs/decision.md this is 3: the base lacks facts, or they change, so retrieval: docs reaches"
     )
-    assert said.endswith("lora is not shown to gain.")
+    assert text.endswith("lora is not shown to gain.")
 
 
 SMALL, LARGE = BaseSize("small", 135_000_000, 0.27), BaseSize("large", 1_700_000_000, 3.4)
@@ -104,11 +104,11 @@ def test_the_smallest_base_whose_whole_interval_reaches_the_goal_is_named():
 
 
 def test_of_a_base_the_candidate_that_is_best_on_validation_and_passes_its_gate_speaks():
-    """The other one is better on test, which chooses nothing."""
+    """The other candidate is better on test, which is not used to choose."""
     lucky = candidate("lucky", 0.95, base=SMALL, validation=0.1)
-    known = candidate("known", 0.70, base=SMALL, validation=0.7)
+    steady = candidate("known", 0.70, base=SMALL, validation=0.7)
     large = candidate("big", 0.90, base=LARGE)
-    assert "is large" in sentence(lucky, known, large, goal=0.8)
+    assert "is large" in sentence(lucky, steady, large, goal=0.8)
     stopped = make_fine_tune("mine", 0.95, 0.2, "fail", base=SMALL)
     large = candidate("big", 0.90, base=LARGE)
     plain = candidate("plain", 0.5, base=SMALL)
@@ -116,8 +116,8 @@ def test_of_a_base_the_candidate_that_is_best_on_validation_and_passes_its_gate_
 
 
 def test_where_no_base_meets_the_goal_that_is_said_and_a_lower_metric_is_turned():
-    said = sentence(candidate("a", 0.5, base=SMALL), candidate("b", 0.6, base=LARGE), goal=0.8)
-    assert said == "No base of known size is shown to meet the goal of 80.0 %."
+    text = sentence(candidate("a", 0.5, base=SMALL), candidate("b", 0.6, base=LARGE), goal=0.8)
+    assert text == "No base of known size is shown to meet the goal of 80.0 %."
     low = candidate("a", 0.7, BITS, base=SMALL), candidate("b", 0.6, BITS, base=LARGE)
     assert "is small" in sentence(*low, goal=0.8, metric="bits_per_byte")
     assert "is large" in sentence(*low, goal=0.7, metric="bits_per_byte")

@@ -17,8 +17,8 @@ from harness.lifecycle.nightly_alarm import EXIT
 
 @pytest.fixture
 def config(folder, tmp_path_factory):
-    there = shutil.copytree(folder, tmp_path_factory.mktemp("units") / "my desk")
-    file = there / "harness.yaml"
+    desk = shutil.copytree(folder, tmp_path_factory.mktemp("units") / "my desk")
+    file = desk / "harness.yaml"
     file.write_text(file.read_text().replace("name: tiny", "name: desk"))
     return file
 
@@ -48,8 +48,8 @@ def test_a_systemd_timer_makes_up_for_a_night_and_its_service_takes_a_verdict_fo
 
 
 def test_a_per_cent_sign_stays_one_in_every_unit(config, tmp_path):
-    there = shutil.copytree(config.parent, tmp_path / "50% desk")
-    file = (there / "harness.yaml").rename(there / "90%.yaml")
+    desk = shutil.copytree(config.parent, tmp_path / "50% desk")
+    file = (desk / "harness.yaml").rename(desk / "90%.yaml")
     (line,) = install.units("cron", file, "02:30").values()
     assert line.count("%") == line.count("\\%") == 3, "folder twice and file"
     service, _ = install.units("systemd", file, "02:30").values()
@@ -60,11 +60,11 @@ def test_a_per_cent_sign_stays_one_in_every_unit(config, tmp_path):
 def test_a_github_workflow_has_no_secret_in_it_and_is_written_once_never_over_another(config, monkeypatch):
     monkeypatch.chdir(config.parent)
     ((path, text),) = install.units("github", Path("harness.yaml"), "04:00").items()
-    found = YAML(typ="safe").load(text)
+    workflow = YAML(typ="safe").load(text)
     assert path == Path(".github/workflows/harness-nightly-desk.yml")
-    assert found["on"]["schedule"] == [{"cron": "0 4 * * *"}]
-    assert found["concurrency"] == "harness-nightly-desk"
-    steps = found["jobs"]["night"]["steps"]
+    assert workflow["on"]["schedule"] == [{"cron": "0 4 * * *"}]
+    assert workflow["concurrency"] == "harness-nightly-desk"
+    steps = workflow["jobs"]["night"]["steps"]
     assert steps[0]["with"] == {"clean": False}, "the runs of the nights before stay"
     assert steps[2]["if"] == "always()", "issues are opened whatever became of the night"
     assert steps[1]["run"] == "harness nightly run -c harness.yaml"
@@ -107,11 +107,11 @@ def test_an_issue_is_opened_once_whatever_became_of_the_night_and_tried_again_un
 
 
 def test_the_next_step_starts_the_timer_of_the_experiment_or_asks_for_the_same_unit_again(config):
-    said = install.next_step("systemd", install.units("systemd", config, "04:00"))
-    assert "enable --now harness-nightly-desk.timer;" in said
+    step = install.next_step("systemd", install.units("systemd", config, "04:00"))
+    assert "enable --now harness-nightly-desk.timer;" in step
     files = install.units("cron", config, "03:15")
-    said = install.next_step("cron", files, ["--at", "03:15", "-c", "a b.yaml"])
-    assert "; harness nightly install --cron --at 03:15 -c 'a b.yaml') | crontab -" in said
+    step = install.next_step("cron", files, ["--at", "03:15", "-c", "a b.yaml"])
+    assert "; harness nightly install --cron --at 03:15 -c 'a b.yaml') | crontab -" in step
 
 
 @pytest.mark.parametrize("at", ["25:00", "two"])

@@ -1,4 +1,4 @@
-"""Secrets that people write into command lines, addresses and the environment: no file of a run and no output has them."""
+"""Secrets in command lines, addresses and the environment: neither files of a run nor output contain them."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_a_secret_is_masked_in_every_form_and_stays_masked(form):
     assert mask_secrets(masked) == masked
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda one: one[:6])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda value: value[:6])
 def test_what_looks_like_a_key_of_a_service_is_masked(shape):
     assert mask_values({"a": [f"x {shape} y"]}) == {"a": ["x *** y"]}
 
@@ -77,13 +77,13 @@ def test_nothing_that_a_run_writes_or_prints_has_a_secret(tiny, tmp_path, comman
     adapter = save_adapter(tiny, tmp_path / "adapter")
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "template.txt").write_text(f"token: x\nhf_token: {HIDDEN}\n")
-    said = f"echo logged in with $MY_SERVICE_TOKEN --token {HIDDEN}"
+    log_command = f"echo logged in with $MY_SERVICE_TOKEN --token {HIDDEN}"
     config = f"config: {tmp_path}/given/template.txt"
-    made = f"sh -c '{said}; cp -r {adapter}/. $0' {{out}} {{config}} {planted}"
-    fails = f"sh -c '{said}; exit 3' {{out}} {{config}} {planted}"
+    works = f"sh -c '{log_command}; cp -r {adapter}/. $0' {{out}} {{config}} {planted}"
+    fails = f"sh -c '{log_command}; exit 3' {{out}} {{config}} {planted}"
     candidates = "  prompt: {method: base}\n" + "".join(
         f"  {name}: {{method: command, params: {{run: {json.dumps(run)}, {config}}}}}\n"
-        for name, run in (("made", made), ("fails", fails))
+        for name, run in (("made", works), ("fails", fails))
     )
     project = tmp_path / "project"
     file = tiny_experiment.write(project, tiny, candidates, extra="report_to: [tensorboard]\n")
@@ -91,8 +91,8 @@ def test_nothing_that_a_run_writes_or_prints_has_a_secret(tiny, tmp_path, comman
     assert "made" in outputs[1][1]
     assert "training made" not in outputs[1][2]
     outputs.append(command("promote", "made", "--force", "--reason", "a test", "-c", file))
-    asked = (("report",), ("runs", "list", "--json"), ("gate",), ("sql", "SELECT * FROM runs", "--json"))
-    outputs += [command(*words, "-c", file) for words in asked]
+    commands = (("report",), ("runs", "list", "--json"), ("gate",), ("sql", "SELECT * FROM runs", "--json"))
+    outputs += [command(*words, "-c", file) for words in commands]
     assert HIDDEN not in str(outputs)
     written = [path for path in project.rglob("*") if path.is_file() and path != file]
     assert (project / "baselines" / "champions" / "letters.json") in written

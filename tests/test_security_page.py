@@ -1,4 +1,4 @@
-"""The page on security names for each threat a test that exists; what a model's folder brings is never run."""
+"""The security page names an existing test for each threat; code in a model's folder is never run."""
 
 import json
 import re
@@ -57,14 +57,14 @@ def test_without_its_guard_a_test_fails(guard, checkout):
 
 @pytest.mark.parametrize("part", ["model", "tokenizer"])
 def test_code_in_a_models_folder_is_never_run(tmp_path, part):
-    # The folder's own code leaves a mark where it is run.
+    # The folder's own code leaves a mark if it is run.
     folder = tiny_model.build(tmp_path / "model")
     names = {"model": ("config.json", {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"})}
     names["tokenizer"] = ("tokenizer_config.json", {"AutoTokenizer": ["own.Own", None]})
     file, auto_map = names[part]
-    said = json.loads((folder / file).read_text()) | {"auto_map": auto_map}
-    said |= {"model_type": "own"} if part == "model" else {"tokenizer_class": "Own"}
-    (folder / file).write_text(json.dumps(said))
+    config = json.loads((folder / file).read_text()) | {"auto_map": auto_map}
+    config |= {"model_type": "own"} if part == "model" else {"tokenizer_class": "Own"}
+    (folder / file).write_text(json.dumps(config))
     mark = folder.parent / "mark"
     (folder / "own.py").write_text(f"open({str(mark)!r}, 'w').close()\nraise SystemExit\n")
     with pytest.raises((CandidateFailed, UserError)):

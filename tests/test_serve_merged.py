@@ -1,4 +1,4 @@
-"""Adapters merged, scaled, and served within weights of 16 bits, held against PEFT and sums written out."""
+"""Adapters merged, scaled, and served within 16-bit weights, compared with PEFT and with sums by hand."""
 
 import json
 import shutil
@@ -45,25 +45,25 @@ def test_merged_weights_in_16_bits_are_those_that_peft_exports(tiny, adapter):
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
     theirs = PeftModel.from_pretrained(base, adapter).merge_and_unload().eval()
     host = host_of(tiny, "bf16")
-    wanted = {name: layer.weight for name, layer in theirs.named_modules() if type(layer) is torch.nn.Linear}
+    target = {name: layer.weight for name, layer in theirs.named_modules() if type(layer) is torch.nn.Linear}
     with host.use_adapter(adapter, "served", merged=True) as candidate:
         layers = candidate.model.get_base_model().named_modules()
-        own = {name: layer.weight for name, layer in layers if type(layer) is torch.nn.Linear}
-        assert own.keys() == wanted.keys()
-        assert all(torch.equal(own[name], wanted[name]) for name in own)
-        assert {weight.dtype for weight in own.values()} == {torch.bfloat16}
+        merged = {name: layer.weight for name, layer in layers if type(layer) is torch.nn.Linear}
+        assert merged.keys() == target.keys()
+        assert all(torch.equal(merged[name], target[name]) for name in merged)
+        assert {weight.dtype for weight in merged.values()} == {torch.bfloat16}
 
 
 def test_merged_and_apart_differ_in_16_bits_alone_and_leave_the_base_as_it_was(tiny, adapter):
     gaps = {}
     for precision in ("fp32", "bf16"):
         host = host_of(tiny, precision)
-        before, found = host.base.loglikelihood(PAIRS), []
+        before, logprobs = host.base.loglikelihood(PAIRS), []
         for is_merged in (False, True):
             with host.use_adapter(adapter, f"{is_merged}", merged=is_merged) as candidate:
-                found.append([one.logprob for one in candidate.loglikelihood(PAIRS)])
+                logprobs.append([s.logprob for s in candidate.loglikelihood(PAIRS)])
         assert host.base.loglikelihood(PAIRS) == before
-        gaps[precision] = max(abs(a - b) for a, b in zip(*found, strict=True))
+        gaps[precision] = max(abs(a - b) for a, b in zip(*logprobs, strict=True))
     assert gaps["fp32"] < 1e-4 < gaps["bf16"] < 0.5
 
 
@@ -79,11 +79,11 @@ def test_a_comparison_measures_both(tiny, tmp_path):
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused_when_it_is_opened(tiny, tmp_path):
-    made = tiny_methods.fit(tiny, tmp_path, Lora, {"r": 2, "max_steps": 1, "use_dora": True})
+    weights = tiny_methods.fit(tiny, tmp_path, Lora, {"r": 2, "max_steps": 1, "use_dora": True})
     host = host_of(tiny, "bf16")
     before = host.base.loglikelihood(PAIRS)
     refused = pytest.raises(CandidateFailed, match="more than low-rank updates of unquantised linear layers")
-    with refused, host.use_adapter(made.folder / "adapter", "served", merged=True):
+    with refused, host.use_adapter(weights.folder / "adapter", "served", merged=True):
         pass
     assert host.base.loglikelihood(PAIRS) == before
 
@@ -93,14 +93,14 @@ PLACE = "base_model.model.model.layers.0.self_attn.q_proj"
 
 @pytest.fixture(scope="module")
 def adapters(tiny, tmp_path_factory, own_cache):
-    made = []
+    folders = []
     for seed, r in ((0, 2), (1, 2), (2, 3)):
         params = {
             "r": r, "lora_alpha": 3, "learning_rate": 0.05 * (1 + seed), "max_steps": 3, "max_length": 200,
         }  # fmt: skip
         folder = tmp_path_factory.mktemp("tuned")
-        made.append(tiny_methods.fit(tiny, folder, Lora, params).folder / "adapter")
-    return made
+        folders.append(tiny_methods.fit(tiny, folder, Lora, params).folder / "adapter")
+    return folders
 
 
 def merge(tiny, folder, adapters, **params):
@@ -111,9 +111,9 @@ def parts(folder):
     """Read A (r, in), B (out, r) and the scale of one layer."""
     from safetensors.torch import load_file
 
-    tensors, kept = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
-    a, b = (tensors[f"{PLACE}.lora_{part}.weight"].double() for part in "AB")
-    return a, b, kept["lora_alpha"] / kept["r"]
+    tensors, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    a, b = (tensors[f"{PLACE}.lora_{letter}.weight"].double() for letter in "AB")
+    return a, b, config["lora_alpha"] / config["r"]
 
 
 def delta(folder):
@@ -122,13 +122,13 @@ def delta(folder):
 
 
 def test_linear_adds_a_and_b_each_with_the_roots_of_their_weights(tiny, tmp_path, adapters):
-    made = merge(tiny, tmp_path, adapters[:2], combination_type="linear", weights=[0.7, 0.2])
+    merged = merge(tiny, tmp_path, adapters[:2], combination_type="linear", weights=[0.7, 0.2])
     roots = [(w * parts(folder)[2]) ** 0.5 for w, folder in zip((0.7, 0.2), adapters[:2], strict=True)]
     a = sum(root * parts(folder)[0] for root, folder in zip(roots, adapters[:2], strict=True))
     b = sum(root * parts(folder)[1] for root, folder in zip(roots, adapters[:2], strict=True))
-    found = delta(made.folder / "adapter")
-    assert found.abs().max() > 1e-3
-    assert found.allclose(b @ a, atol=1e-6)
+    change = delta(merged.folder / "adapter")
+    assert change.abs().max() > 1e-3
+    assert change.allclose(b @ a, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -141,32 +141,32 @@ def test_linear_adds_a_and_b_each_with_the_roots_of_their_weights(tiny, tmp_path
 def test_joined_adapters_change_the_weights_by_the_sum_of_their_changes(
     tiny, tmp_path, adapters, written, shares
 ):
-    two = [adapters[0], adapters[2]]  # of ranks 2 and 3
-    made = merge(tiny, tmp_path, two, **written)
-    expected = sum(share * delta(folder) for share, folder in zip(shares, two, strict=True))
-    assert delta(made.folder / "adapter").allclose(expected, atol=1e-6)
+    pair = [adapters[0], adapters[2]]  # of ranks 2 and 3
+    merged = merge(tiny, tmp_path, pair, **written)
+    expected = sum(share * delta(folder) for share, folder in zip(shares, pair, strict=True))
+    assert delta(merged.folder / "adapter").allclose(expected, atol=1e-6)
 
 
 def test_ties_keeps_of_each_value_what_most_adapters_agree_on(tiny, tmp_path, adapters):
-    """Trim, elect the sign, and average what has it (Yadav et al. 2023), on A and on B, written out in loops."""
+    """Trim, elect the sign, average values of that sign (Yadav et al. 2023), on A and B, in plain loops."""
     import torch
 
-    made = merge(tiny, tmp_path, adapters[:2], combination_type="ties", density=0.5, weights=[1.0, 1.0])
+    merged = merge(tiny, tmp_path, adapters[:2], combination_type="ties", density=0.5, weights=[1.0, 1.0])
     expected = []
     for which in (0, 1):
         trimmed = []
         for folder in adapters[:2]:
             values = parts(folder)[which].flatten().tolist()
-            kept = sorted(range(len(values)), key=lambda i, v=values: -abs(v[i]))[: len(values) // 2]
-            trimmed.append([v if i in kept else 0.0 for i, v in enumerate(values)])
+            largest = sorted(range(len(values)), key=lambda i, v=values: -abs(v[i]))[: len(values) // 2]
+            trimmed.append([v if i in largest else 0.0 for i, v in enumerate(values)])
         root = parts(adapters[0])[2] ** 0.5
-        out = []
-        for one, other in zip(*trimmed, strict=True):
-            sign = 1 if one + other >= 0 else -1
-            agreeing = [v for v in (one, other) if v * sign > 0]
-            out.append(root * sum(agreeing) / max(1, len(agreeing)))
-        expected.append(torch.tensor(out).double().reshape(parts(adapters[0])[which].shape))
-    assert delta(made.folder / "adapter").allclose(expected[1] @ expected[0], atol=1e-5)
+        averaged = []
+        for first, second in zip(*trimmed, strict=True):
+            sign = 1 if first + second >= 0 else -1
+            agreeing = [v for v in (first, second) if v * sign > 0]
+            averaged.append(root * sum(agreeing) / max(1, len(agreeing)))
+        expected.append(torch.tensor(averaged).double().reshape(parts(adapters[0])[which].shape))
+    assert delta(merged.folder / "adapter").allclose(expected[1] @ expected[0], atol=1e-5)
 
 
 PATTERN = {"r": 2, "rank_pattern": {"q_proj": 3}}
@@ -183,15 +183,15 @@ PATTERN = {"r": 2, "rank_pattern": {"q_proj": 3}}
     ],
 )
 def test_what_cannot_be_merged_is_named(configs, combination, said):
-    found = unlike(configs, combination)
-    assert (found and found[0]) == said
+    problem = unlike(configs, combination)
+    assert (problem and problem[0]) == said
 
 
 @pytest.mark.e2e
 def test_it_is_a_candidate_that_stands_on_the_others(tiny, tmp_path):
     lora = "{method: lora, params: {r: %d, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}"
-    own = "{method: merged, merges: [one, two], params: {weights: [0.5, 0.5]}}"
-    path = tiny_experiment.write(tmp_path, tiny, f"  one: {lora % 2}\n  two: {lora % 4}\n  own: {own}\n")
+    recipe = "{method: merged, merges: [one, two], params: {weights: [0.5, 0.5]}}"
+    path = tiny_experiment.write(tmp_path, tiny, f"  one: {lora % 2}\n  two: {lora % 4}\n  own: {recipe}\n")
     (fact,) = tiny_experiment.run(path, "suites=[]", candidates=("own",)).facts
     assert (fact.name, fact.state) == ("own", "done")
     training = runs_of(path)["own"].training
@@ -209,13 +209,13 @@ def fit_scale(tiny, tuned, folder, scale):
     return tiny_methods.fit(tiny, folder, Scaled, {"scale": scale}, init=tuned.folder / "adapter")
 
 
-def logprob(tiny, made):
+def logprob(tiny, weights):
     host = host_of(tiny)
-    asked = [host.base.encode(ASKED, "late")[:2]]
-    if made is None:
-        return host.base.loglikelihood(asked)[0].logprob
-    with host.use_adapter(made.folder / "adapter", made.digest) as candidate:
-        return candidate.loglikelihood(asked)[0].logprob
+    encoded = [host.base.encode(ASKED, "late")[:2]]
+    if weights is None:
+        return host.base.loglikelihood(encoded)[0].logprob
+    with host.use_adapter(weights.folder / "adapter", weights.digest) as candidate:
+        return candidate.loglikelihood(encoded)[0].logprob
 
 
 def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned_weights, tmp_path):
@@ -224,13 +224,13 @@ def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned_weights, tmp_pat
     from peft.helpers import rescale_adapter_scale
     from transformers import AutoModelForCausalLM
 
-    made = fit_scale(tiny, tuned_weights, tmp_path, 0.25)
+    scaled = fit_scale(tiny, tuned_weights, tmp_path, 0.25)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, str(tuned_weights.folder / "adapter")).eval()
     context, continuation, _ = host_of(tiny).base.encode(ASKED, "late")
     with rescale_adapter_scale(model, 0.25):
         expected = tiny_model.score_alone(model, context, continuation)
-    assert logprob(tiny, made) == pytest.approx(expected, abs=1e-4)
+    assert logprob(tiny, scaled) == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_has_no_scale_is_refused_and_left_out_of_a_rescue(tiny, tuned_weights, tmp_path):
@@ -244,8 +244,8 @@ def test_what_has_no_scale_is_refused_and_left_out_of_a_rescue(tiny, tuned_weigh
         tiny_methods.fit(tiny, tmp_path / "none", Scaled, {})
     situation = RescueSituation(RescuePolicy(), {"r": 2, "use_dora": True})
     (scaling,) = [m for m in plugins.list_mending_methods("scale") if plugins.method(m).makes == "adapter"]
-    found = plugins.method(scaling).rescue.settings(situation)
-    assert found == "it is an adapter with use_dora, whose magnitudes do not follow its scale"
+    reason = plugins.method(scaling).rescue.settings(situation)
+    assert reason == "it is an adapter with use_dora, whose magnitudes do not follow its scale"
 
 
 SMALL_LORA = "{method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}"
@@ -279,8 +279,8 @@ def folder_and_report(tiny, tmp_path_factory, own_cache):
     path = tiny_experiment.write(folder, tiny, candidates)
     (folder / "suites" / "general.yaml").write_text(IN_OTHER_WORDS)
     (folder / "suites" / "always.py").write_text(ALWAYS)
-    asked = [{"id": f"q{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(12)]
-    tiny_experiment.rows(folder / "suites" / "general" / "facts.jsonl", asked)
+    facts = [{"id": f"q{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(12)]
+    tiny_experiment.rows(folder / "suites" / "general" / "facts.jsonl", facts)
     return folder, tiny_experiment.run(path)
 
 
@@ -305,10 +305,10 @@ def test_replayed_rows_are_the_bases_own_answers_asked_once_or_those_of_a_file_a
     path = tiny_experiment.write(tmp_path, tiny, candidates)
     assert {f.state for f in tiny_experiment.run(path).facts} == {"done"}
     at, runs = Store(tmp_path / "runs"), runs_of(path)
-    (asked,) = [i for i in store.identities(at) if i.task == "replay"]
-    assert asked.weights_digest == runs["mixed"].base_digest
+    (identity,) = [i for i in store.identities(at) if i.task == "replay"]
+    assert identity.weights_digest == runs["mixed"].base_digest
     # a fifth of thirty rows, and two more in place of answers that are empty or refused
-    assert len(store.read_rows(at, asked.digest)) == 8
+    assert len(store.read_rows(at, identity.digest)) == 8
     assert 1 <= runs["mixed"].training.n_replayed <= 6
     assert runs["file"].training.n_replayed == 3
 

@@ -1,4 +1,4 @@
-"""A run is served by an existing server, which is ready when it gives the stored answers, and ends with it."""
+"""Served runs: servers that are ready once they give the stored answers, and that end with the command."""
 
 import json
 import os
@@ -48,8 +48,8 @@ def made(tiny, own_cache, tmp_path_factory):
     """Run an experiment and export the adapter's run, merged and as GGUF."""
     path = tiny_experiment.write(tmp_path_factory.mktemp("served"), tiny, CANDIDATES)
     tiny_experiment.run(path)
-    done = CliRunner().invoke(app, ["export", "lora", "--to", "merged", "-c", str(path)])
-    assert done.exit_code == 0, (done.output, done.exception)
+    result = CliRunner().invoke(app, ["export", "lora", "--to", "merged", "-c", str(path)])
+    assert result.exit_code == 0, (result.output, result.exception)
     write_gguf(path)
     return path
 
@@ -57,21 +57,21 @@ def made(tiny, own_cache, tmp_path_factory):
 def write_gguf(path, name="gguf-f32", template=None):
     """Write the adapter's merged export as GGUF, with a record of its own."""
     at = store.Store(path.parent / "runs")
-    made = exports.exports_of(at, runs_of(path)["lora"].run_id).items()
-    ((merged, record),) = ((folder, export) for folder, export in made if export.format == "merged")
+    exported = exports.exports_of(at, runs_of(path)["lora"].run_id).items()
+    ((merged, record),) = ((folder, export) for folder, export in exported if export.format == "merged")
     folder = merged.with_name(name)
     folder.mkdir()
     file = tiny_gguf.write(merged, folder / "lora.gguf", template)
     files = {file.name: ExportedFile(checksum(file), file.stat().st_size)}
     created = f"{record.created}-{name}"  # later than the merged one
-    own = replace(record, format="gguf", quantization="f32", files=files, created=created)
-    (folder / "export.json").write_text(json.dumps(asdict(own)))
+    gguf_record = replace(record, format="gguf", quantization="f32", files=files, created=created)
+    (folder / "export.json").write_text(json.dumps(asdict(gguf_record)))
     return folder
 
 
 @contextmanager
 def serving(path, *words, **environment):
-    """Start the command; yields its process and what it printed when it was ready, or all that it said."""
+    """Start the command; yields its process and its output when ready, or all of its output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -105,7 +105,7 @@ def ask(url, path, key="", body=None):
     ("way", "end"), [("gguf", signal.SIGTERM), ("merged", signal.SIGKILL), ("vllm", signal.SIGINT)]
 )
 def test_it_is_ready_with_the_stored_answers_and_ends_with_all_that_it_started(made, tmp_path, way, end):
-    """By SIGTERM the server alone is ended; the others end the command."""
+    """SIGTERM goes to the server alone; the other signals go to the command."""
     from openai import OpenAI
 
     name = "hybrid" if way == "merged" else "lora"
@@ -140,16 +140,16 @@ def test_it_is_ready_with_the_stored_answers_and_ends_with_all_that_it_started(m
         numbers = children_of(process.pid)
         assert numbers
         if way == "gguf":
-            os.kill(sorted(numbers)[1], end)  # the server, whose supervisor is the first
+            os.kill(sorted(numbers)[1], end)  # the server; the first is its supervisor
         else:
             process.send_signal(end)
         wait_for(lambda: not any(map(is_alive, numbers)))
         process.wait(30)
-        said = process.stderr.read()
-        assert KEY not in said
+        stderr = process.stderr.read()
+        assert KEY not in stderr
         if way == "gguf":
             assert process.returncode == 1
-            assert "llama.cpp's server ended with exit code -15; its last lines:" in said
+            assert "llama.cpp's server ended with exit code -15; its last lines:" in stderr
 
 
 @pytest.mark.parametrize(
@@ -193,28 +193,28 @@ def invoke(path, *words):
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_starts(made, words, said):
-    done = invoke(made, *words.split())
-    assert isinstance(done.exception, UserError), (done.output, done.exception)
-    assert said in str(done.exception)
+    result = invoke(made, *words.split())
+    assert isinstance(result.exception, UserError), (result.output, result.exception)
+    assert said in str(result.exception)
 
 
 def test_a_file_that_has_changed_is_not_served(made):
     folder = made.parent / "runs" / "exports" / runs_of(made)["lora"].run_id / "gguf-f32"
     file, content = folder / "lora.gguf", (folder / "lora.gguf").read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    done = invoke(made, "lora", "--to", "gguf", "--print")
+    result = invoke(made, "lora", "--to", "gguf", "--print")
     file.write_bytes(content)
-    assert isinstance(done.exception, HarnessError)
-    assert str(file) in str(done.exception)
+    assert isinstance(result.exception, HarnessError)
+    assert str(file) in str(result.exception)
 
 
 def test_the_printed_command_and_compose_file_name_the_variable_of_the_key_alone(made, monkeypatch):
     monkeypatch.setenv("SERVE_KEY", KEY)
-    done = invoke(made, "lora", "--api-key-env", "SERVE_KEY", "--host", "0.0.0.0", "--print")
-    assert done.exit_code == 0, done.exception
-    command, compose = done.stdout.split("\n\n# compose.yaml\n")
-    assert KEY not in done.stdout
-    assert "llama_server.py lora.gguf --alias lora --parallel 4" in command  # what was exported last
+    result = invoke(made, "lora", "--api-key-env", "SERVE_KEY", "--host", "0.0.0.0", "--print")
+    assert result.exit_code == 0, result.exception
+    command, compose = result.stdout.split("\n\n# compose.yaml\n")
+    assert KEY not in result.stdout
+    assert "llama_server.py lora.gguf --alias lora --parallel 4" in command  # the last export
     service = json.loads(compose)["services"]["model"]
     assert service["environment"] == {"LLAMA_API_KEY": "${SERVE_KEY:?}"}
     assert service["ports"] == ["0.0.0.0:8000:8000"]
@@ -225,9 +225,9 @@ def test_a_server_with_an_empty_key_does_not_start(monkeypatch):
     monkeypatch.setenv("SERVE_KEY", " ")
     program = str(Path(artefacts.__file__).with_name("llama_server.py"))
     words = "m.gguf --alias m --api-key-env SERVE_KEY".split()
-    done = subprocess.run([sys.executable, "-P", program, *words], capture_output=True, text=True)
-    assert (done.returncode, "no key in the variable SERVE_KEY" in done.stderr) == (2, True)
-    own = {"VLLM_API_KEY": "$SERVE_KEY", "VLLM_NO_USAGE_STATS": "1"}
-    program = ServingProgram("vLLM", "m", ["vllm", "serve"], Path("/a  b"), own, {})
+    result = subprocess.run([sys.executable, "-P", program, *words], capture_output=True, text=True)
+    assert (result.returncode, "no key in the variable SERVE_KEY" in result.stderr) == (2, True)
+    environment = {"VLLM_API_KEY": "$SERVE_KEY", "VLLM_NO_USAGE_STATS": "1"}
+    program = ServingProgram("vLLM", "m", ["vllm", "serve"], Path("/a  b"), environment, {})
     expected = 'VLLM_API_KEY="${SERVE_KEY:?}" VLLM_NO_USAGE_STATS="1" vllm serve'
     assert program.as_shell() == f"cd '/a  b' && {expected}"

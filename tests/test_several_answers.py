@@ -27,7 +27,7 @@ WORDS = ("late", "money", "Late.", "neither")
 
 
 class SeedCandidate(TextCandidate):
-    """Answers by the seed alone, one of four words, and remembers how often it was asked."""
+    """Answers by the seed alone, with one of four words, and counts the questions."""
 
     def __init__(self):
         super().__init__(lambda texts: [], "drawing")
@@ -46,8 +46,8 @@ def job_of(n=3, metrics=("exact_match",), **decoding):
         Example(f"i{k}", ({"role": "user", "content": f"Q{k}"},), ("late",), ("late", "money"))
         for k in range(n)
     )
-    drawn = Decoding(temperature=0.7, **decoding)
-    return EvaluationJob(task, "target", "test", examples, load_metrics(task), "generate", IDENTITY, drawn)
+    sampling = Decoding(temperature=0.7, **decoding)
+    return EvaluationJob(task, "target", "test", examples, load_metrics(task), "generate", IDENTITY, sampling)
 
 
 def words_of(item, n):
@@ -88,10 +88,10 @@ def test_a_base_draws_the_same_answers_again_and_says_how_likely_they_are(tiny):
     ]
     for row, example in zip(rows, examples, strict=True):
         assert len({s.text for s in row.samples}) > 1
-        for one in row.samples:
-            pair = base.encode(example.messages, one.text)
-            (said,) = base.loglikelihood([(pair.context, pair.continuation)])
-            assert one.mean_logprob == pytest.approx(said.logprob / len(pair.continuation), abs=1e-4)
+        for answer in row.samples:
+            pair = base.encode(example.messages, answer.text)
+            (score,) = base.loglikelihood([(pair.context, pair.continuation)])
+            assert answer.mean_logprob == pytest.approx(score.logprob / len(pair.continuation), abs=1e-4)
         able = [s for s in row.samples if s.status == "ok"] or row.samples
         assert row.text == max(able, key=lambda s: s.mean_logprob).text
 
@@ -107,47 +107,47 @@ MAJORITY = Decoding(temperature=1, samples=4, choose="majority")
 
 
 def test_the_majority_is_counted_over_equal_answers_that_did_not_fail():
-    given = [sample(0, "money"), sample(1, "Late."), sample(2, "late"), sample(3, "neither")]
-    assert settle(given, MAJORITY, normalize, {}).index == 1
-    given = [sample(0, "b"), sample(1, "a"), sample(2, "a"), sample(3, "b")]
-    assert settle(given, MAJORITY, normalize, {}).index == 0
-    given = [sample(0, "", status="unparsable"), sample(1, "", status="unparsable"), sample(2, "late")]
-    assert settle(given, MAJORITY, normalize, {}).text == "late"
+    samples = [sample(0, "money"), sample(1, "Late."), sample(2, "late"), sample(3, "neither")]
+    assert settle(samples, MAJORITY, normalize, {}).index == 1
+    samples = [sample(0, "b"), sample(1, "a"), sample(2, "a"), sample(3, "b")]
+    assert settle(samples, MAJORITY, normalize, {}).index == 0
+    samples = [sample(0, "", status="unparsable"), sample(1, "", status="unparsable"), sample(2, "late")]
+    assert settle(samples, MAJORITY, normalize, {}).text == "late"
     (metric,) = load_metrics(Task(name="t", data={}, metrics=("json_fields",))).values()
-    given = [
+    samples = [
         sample(0, '{"a": 2}'),
         sample(1, '{"a": 1, "b": 2}'),
         sample(2, '```json\n{"b": 2, "a": 1.0}\n```'),
     ]
-    assert settle(given, MAJORITY, metric.same, {}).index == 1
+    assert settle(samples, MAJORITY, metric.same, {}).index == 1
 
 
 def test_an_item_is_incomplete_where_some_answers_failed_and_an_error_where_all_did():
-    given = [
+    samples = [
         replace(sample(0, "", status="error", error="too long"), parts={"m": None}),
         sample(1, "a", 1.0),
         sample(2, "b", 0.0),
     ]
-    found = settle(given, Decoding(temperature=1, samples=3), normalize, {"m": (0.0,)})
-    assert (found.status, found.text, found.parts) == ("incomplete", "a", {"m": (pytest.approx(1 / 3),)})
-    assert found.error == "1 of 3 answers failed: too long"
+    result = settle(samples, Decoding(temperature=1, samples=3), normalize, {"m": (0.0,)})
+    assert (result.status, result.text, result.parts) == ("incomplete", "a", {"m": (pytest.approx(1 / 3),)})
+    assert result.error == "1 of 3 answers failed: too long"
     failed = replace(sample(0, "", status="error", error="too long"), parts={"m": None})
-    given = [failed, sample(1, "late", 1.0), sample(2, "late", 1.0), failed]
-    found = settle(given, MAJORITY, normalize, {"m": (0.0,)})
-    assert (found.status, found.parts) == ("incomplete", {"m": (1.0,)})
+    samples = [failed, sample(1, "late", 1.0), sample(2, "late", 1.0), failed]
+    result = settle(samples, MAJORITY, normalize, {"m": (0.0,)})
+    assert (result.status, result.parts) == ("incomplete", {"m": (1.0,)})
     failed = [replace(sample(k, "", status="error", error="too long"), parts={"m": None}) for k in range(4)]
     for decoding in (MAJORITY, Decoding(temperature=1, samples=4)):
-        found = settle(failed, decoding, normalize, {"m": (0.0,)})
-        assert (found.status, found.parts) == ("error", {"m": None})
+        result = settle(failed, decoding, normalize, {"m": (0.0,)})
+        assert (result.status, result.parts) == ("error", {"m": None})
 
 
 class FailingCandidate(SeedCandidate):
-    """Fails on the answers of which the seed leaves a rest of 0."""
+    """Fails on the answers whose seed is divisible by 4."""
 
     def generate(self, prompts, limits, seeds=()):
-        made = super().generate(prompts, limits, seeds)
+        outputs = super().generate(prompts, limits, seeds)
         late = Output("", "error", error="too long")
-        return [late if seed % 4 == 0 else one for seed, one in zip(seeds, made, strict=True)]
+        return [late if seed % 4 == 0 else output for seed, output in zip(seeds, outputs, strict=True)]
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "macro_f1"])
@@ -156,14 +156,14 @@ def test_failed_answers_lower_the_score_and_are_counted_with_their_item(metric):
     rows = evaluate_block(FailingCandidate(), job, 0)
     failed = [sum(seed_of(row.example_id, k) % 4 == 0 for k in range(4)) for row in rows]
     right = [sum(seed_of(row.example_id, k) % 4 == 2 for k in range(4)) for row in rows]
-    found = comparison.estimate(job.metrics[metric], rows)
-    assert found.n_errors == sum(map(bool, failed)) > 0
+    estimate = comparison.estimate(job.metrics[metric], rows)
+    assert estimate.n_errors == sum(map(bool, failed)) > 0
     if metric == "exact_match":
-        assert found.score == pytest.approx(sum(right) / 32)
-        (one, *_) = several_answers(
+        assert estimate.score == pytest.approx(sum(right) / 32)
+        (at_one, *_) = several_answers(
             job.metrics[metric], rows, {row.example_id: row.samples for row in rows}
         ).passes
-        assert one.estimate.score == pytest.approx(found.score)
+        assert at_one.estimate.score == pytest.approx(estimate.score)
 
 
 # What is refused
@@ -214,15 +214,15 @@ def test_another_choice_among_stored_answers_asks_no_model(tiny, tmp_path):
     assert rescore_stored(changed, sets_of(changed)) == []
     for old, new in zip(sets_of(first), sets_of(changed), strict=True):
         before, after = (store.read_rows(first.store, s.identity.digest) for s in (old, new))
-        drawn = [store.read_drawn(first.store, s.identity.digest) for s in (old, new)]
-        assert drawn[0] == drawn[1]
-        assert len(drawn[0]) == len(before) == len(after)
-        words = [[one.text for one in drawn[0][row.example_id]] for row in after]
-        votes = [[w for w in of if w in ("late", "money", "Late.")] for of in words]
-        assert all(row.text in of for row, of in zip(after, words, strict=True) if of)
+        draws = [store.read_drawn(first.store, s.identity.digest) for s in (old, new)]
+        assert draws[0] == draws[1]
+        assert len(draws[0]) == len(before) == len(after)
+        words = [[answer.text for answer in draws[0][row.example_id]] for row in after]
+        votes = [[w for w in texts if w in ("late", "money", "Late.")] for texts in words]
+        assert all(row.text in texts for row, texts in zip(after, words, strict=True) if texts)
         assert [row.text for row in after] == [
-            max(of, key=lambda w, of=of: [normalize(x) for x in of].count(normalize(w))) if of else all_[0]
-            for of, all_ in zip(votes, words, strict=True)
+            max(v, key=lambda w, v=v: [normalize(x) for x in v].count(normalize(w))) if v else all_[0]
+            for v, all_ in zip(votes, words, strict=True)
         ]
-    other = tiny_experiment.session(path, "candidates.one.decoding.samples=5")
-    assert len(rescore_stored(other, sets_of(other))) == 2, "more answers have to be drawn"
+    larger = tiny_experiment.session(path, "candidates.one.decoding.samples=5")
+    assert len(rescore_stored(larger, sets_of(larger))) == 2, "more answers have to be drawn"

@@ -1,4 +1,4 @@
-"""Rows joined in one sequence are learned as each alone, and only where that is so."""
+"""Rows joined in one sequence train like each alone, and are joined only where that holds."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ ROWS = [[*SYSTEM, 5, 6, 7, 8], [*OTHER, 9, 10, 11], [*SYSTEM, 5, 12, 13], [*SYST
 
 
 def batch_of(rows, n_learned=2):
-    """Return ids, mask and labels of rows padded on the right, of which the last tokens are learned."""
+    """Return ids, mask and labels of right-padded rows whose last tokens are learned."""
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
@@ -49,9 +49,9 @@ def test_loss_and_gradients_of_joined_rows_are_those_of_padded_rows_for_fewer_to
         logits = model(**joined.inputs, use_cache=False).logits[0, joined.kept]
         return cross_entropy(logits, joined.targets, reduction="sum")
 
-    (expected, gradient), (loss, own) = (loss_and_gradient(model, one) for one in (padded, in_one))
+    (expected, gradient), (loss, in_one_gradient) = (loss_and_gradient(model, f) for f in (padded, in_one))
     assert loss == pytest.approx(expected, rel=1e-5)
-    assert torch.allclose(own, gradient, atol=1e-5)
+    assert torch.allclose(in_one_gradient, gradient, atol=1e-5)
     assert joined.input_ids.numel() == sum(map(len, ROWS)) - 2 * len(SYSTEM)
 
 
@@ -101,9 +101,9 @@ def test_a_model_whose_positions_hang_on_a_mask_of_rows_reads_each_row_alone(tin
     config = BloomConfig(
         vocab_size=400, hidden_size=32, n_layer=2, n_head=4, attention_dropout=0.0, hidden_dropout=0.0
     )
-    made = BloomForCausalLM(config)
-    made.save_pretrained(tmp_path / "bloom")
-    assert not can_join(made, tmp_path / "bloom")
+    bloom = BloomForCausalLM(config)
+    bloom.save_pretrained(tmp_path / "bloom")
+    assert not can_join(bloom, tmp_path / "bloom")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Processes of accelerate share a training by data, FSDP2 or ZeRO: one set of weights, and what is refused before."""
+"""Trainings shared by accelerate's processes by data, FSDP2 or ZeRO: equal weights, and early refusals."""
 
 import json
 import os
@@ -47,11 +47,11 @@ TWO = "training: {accelerate: {num_processes: 2}}\n"
 
 
 def write_job(tiny, folder, policy, method="lora", **params):
-    """Write a job for the processes of a policy, or for so many that share rows on a CPU."""
+    """Write a job for the processes of a policy, or for this many that share rows on a CPU."""
     policy = AcceleratePolicy(num_processes=policy) if isinstance(policy, int) else policy
     source = quantize(resolve(str(tiny)), plugins.method(method).quantization)
-    given = {"threads": 1, "processes": policy.num_processes, "shards": policy.shards, "source": source}
-    tiny_methods.write_job(tiny, folder, method, params, n_pairs=5, **given)
+    job_params = {"threads": 1, "processes": policy.num_processes, "shards": policy.shards, "source": source}
+    tiny_methods.write_job(tiny, folder, method, params, n_pairs=5, **job_params)
     if policy.num_processes > 1:
         write_launch(folder, policy, "cuda" if policy.shards else "cpu")
     return folder
@@ -68,15 +68,15 @@ def made(tiny, own_cache, tmp_path_factory):
     return make_by_one_and_two(tiny, tmp_path_factory.mktemp("shared"), SHARED)
 
 
-def make_by_one_and_two(model, folder, named, **steps):
-    """Make the weights of each method in one process, and all of them in two that start once."""
-    for name, own in named.items():
-        known = name in plugins.names("methods")
-        method, params = (name, own) if known else ("peft", {"peft_type": name} | own)
+def make_by_one_and_two(model, folder, methods, **steps):
+    """Train each method's weights in one process, and all of them in two processes with one start."""
+    for name, changes in methods.items():
+        is_method = name in plugins.names("methods")
+        method, params = (name, changes) if is_method else ("peft", {"peft_type": name} | changes)
         for n in (1, 2):
             write_job(model, folder / f"{name}-{n}", n, method, **STEPS | steps | params)
         training.run_job(folder / f"{name}-1", ignore)
-    shared = [str(folder / f"{name}-2") for name in named]
+    shared = [str(folder / f"{name}-2") for name in methods]
     launcher = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file"]
     script = str(Path(__file__).with_name("shared_jobs.py"))
     subprocess.run([*launcher, f"{shared[0]}/{LAUNCH}", script, *shared], check=True, timeout=1800)
@@ -91,11 +91,11 @@ def test_two_processes_make_what_one_makes_by_each_method_that_can_be_shared(mad
     assert loss[0][1] - loss[-1][1] > 1e-3  # something was learned
 
 
-def assert_equal_weights(made, name, most):
-    alone, shared = made / f"{name}-1", made / f"{name}-2"
+def assert_equal_weights(folder, name, tolerance):
+    alone, shared = folder / f"{name}-1", folder / f"{name}-2"
     record, expected = read_fit(shared)["training"], read_fit(alone)["training"]
     (file,) = (alone / read_fit(alone)["kind"]).glob("*_model.safetensors")
-    assert difference(alone, shared, file.relative_to(alone)) < most
+    assert difference(alone, shared, file.relative_to(alone)) < tolerance
     assert record["n_processes"] == 2
     for curve in ("loss", "validation_loss", "reward_margin", "heldout_accuracy"):
         assert np.allclose(record.get(curve, []), expected.get(curve, []), atol=1e-3), curve
@@ -104,20 +104,20 @@ def assert_equal_weights(made, name, most):
 @pytest.mark.weekly
 def test_two_processes_train_the_embedded_model_as_one_does(tmp_path):
     rates = {"dpo": 3e-5, "qlora": 1e-3, "spectrum": 1e-4, "bottleneck": 1e-4, "IA3": 3e-3}
-    named = {name: {"learning_rate": rate} for name, rate in rates.items()}
+    methods = {name: {"learning_rate": rate} for name, rate in rates.items()}
     few = {"max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    made = make_by_one_and_two("smollm2-135m", tmp_path, named, **few)
+    folder = make_by_one_and_two("smollm2-135m", tmp_path, methods, **few)
     for name, rate in rates.items():
-        assert_equal_weights(made, name, rate)
+        assert_equal_weights(folder, name, rate)
 
 
 def process_of(folder, rank):
     for at in Path("/proc").glob("[0-9]*"):
         try:
-            words, own = (at / "cmdline").read_bytes(), (at / "environ").read_bytes().split(b"\0")
+            words, variables = (at / "cmdline").read_bytes(), (at / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if str(folder).encode() in words and f"RANK={rank}".encode() in own:
+        if str(folder).encode() in words and f"RANK={rank}".encode() in variables:
             return int(at.name)
     raise AssertionError(f"no process of rank {rank}")
 
@@ -136,8 +136,8 @@ def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undistur
     )
     worker.launch(undisturbed, ignore)
 
-    def kill(done, total, note=""):
-        if done == step:
+    def kill(n_done, total, note=""):
+        if n_done == step:
             os.kill(process_of(folder, 1), signal.SIGKILL)
 
     with pytest.raises(CandidateFailed, match="was killed \\(SIGKILL\\), as the system does when memory"):
@@ -145,7 +145,7 @@ def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undistur
     assert not (folder / training.FIT).exists()
     assert {path.name for path in (folder / CHECKPOINTS).glob("checkpoint-*")} == {checkpoint}
     heard = []
-    worker.launch(folder, lambda done, total, note="": heard.append(done))
+    worker.launch(folder, lambda n_done, total, note="": heard.append(n_done))
     assert heard[0] == step
     assert read_fit(folder)["digest"] == read_fit(undisturbed)["digest"]
 
@@ -158,10 +158,10 @@ def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undistur
 )  # fmt: skip
 def test_a_step_has_as_many_rows_as_without_sharing(batch, accumulation, processes, expected):
     params = SupervisedParams(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
-    own = training.rows_of_each(params, processes)
-    found = (own.per_device_train_batch_size, own.gradient_accumulation_steps)
-    assert found == expected
-    assert found[0] * found[1] * processes == batch * accumulation
+    shared_params = training.rows_of_each(params, processes)
+    sizes = (shared_params.per_device_train_batch_size, shared_params.gradient_accumulation_steps)
+    assert sizes == expected
+    assert sizes[0] * sizes[1] * processes == batch * accumulation
 
 
 def test_a_job_for_several_processes_is_refused_by_one_with_the_command_for_all(tiny, tmp_path):
@@ -210,20 +210,20 @@ def test_the_number_of_processes_is_part_of_the_weights_key_where_they_share_it(
   stepped: {method: lora, params: {max_length: 200}, regularize: {l2_sp: {strength: 0.1}}}
   bag: {method: classifier}
 """
-    plain, one, two = (
+    plain, single, shared = (
         session_of(tiny, tmp_path / str(n), extra, trained)
         for n, extra in enumerate(("", "training: {process: own, accelerate: {num_processes: 1}}\n", TWO))
     )
-    policy, names = two.experiment.training.accelerate, ("lora", "stepped", "bag")
-    assert [processes_of(policy, two.candidates[name].source) for name in names] == [2, 1, 1]
-    (said,) = (line for line in recipe_warnings(two, two.candidates) if "process" in line)
-    assert said.startswith("recipe of stepped: trains in one process, not in 2 (training.accelerate)")
-    assert not any("process" in line for line in recipe_warnings(one, one.candidates))
-    before, own, after = (
+    policy, names = shared.experiment.training.accelerate, ("lora", "stepped", "bag")
+    assert [processes_of(policy, shared.candidates[name].source) for name in names] == [2, 1, 1]
+    (warning,) = (line for line in recipe_warnings(shared, shared.candidates) if "process" in line)
+    assert warning.startswith("recipe of stepped: trains in one process, not in 2 (training.accelerate)")
+    assert not any("process" in line for line in recipe_warnings(single, single.candidates))
+    before, separate, after = (
         {name: Fit(session, session.candidates[name], 0).folder(None).name for name in names}
-        for session in (plain, one, two)
+        for session in (plain, single, shared)
     )
-    assert before["lora"] == own["lora"] != after["lora"]
+    assert before["lora"] == separate["lora"] != after["lora"]
     assert [before[name] for name in names[1:]] == [after[name] for name in names[1:]]
 
 
@@ -243,7 +243,7 @@ ZERO_2, ZERO_3 = (
 )
 
 
-# accelerate's own reading of what is written
+# How accelerate reads the written files
 
 
 def environment(folder):
@@ -272,15 +272,15 @@ def test_accelerate_starts_fsdp2_by_the_models_own_blocks_from_the_configuration
     assert plugin.state_dict_type == StateDictType.SHARDED_STATE_DICT
     assert plugin.cpu_ram_efficient_loading
     assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
-    assert plugin.transformer_cls_names_to_wrap is None  # so those are taken that the model does not split
+    assert plugin.transformer_cls_names_to_wrap is None  # so accelerate wraps the model's _no_split_modules
 
 
 def test_accelerate_starts_deepspeed_at_the_stage_with_what_the_trainer_fills_in(tmp_path):
     write_launch(tmp_path, ZERO_3, "cuda")
-    said = {name: value for name, value in environment(tmp_path).items() if "DEEPSPEED" in name}
-    assert said["ACCELERATE_USE_DEEPSPEED"] == "true"
-    assert said["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
-    assert said["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
+    variables = {name: value for name, value in environment(tmp_path).items() if "DEEPSPEED" in name}
+    assert variables["ACCELERATE_USE_DEEPSPEED"] == "true"
+    assert variables["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+    assert variables["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
     assert environment(tmp_path)["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "auto"
 
 
@@ -288,9 +288,9 @@ def test_accelerate_starts_deepspeed_at_the_stage_with_what_the_trainer_fills_in
 
 
 def difference(alone, shared, file):
-    one, other = (load_file(at / file) for at in (alone, shared))
-    assert one.keys() == other.keys()
-    return max(np.abs(one[name] - other[name]).max(initial=0) for name in one)
+    first, second = (load_file(at / file) for at in (alone, shared))
+    assert first.keys() == second.keys()
+    return max(np.abs(first[name] - second[name]).max(initial=0) for name in first)
 
 
 @pytest.mark.parametrize(
@@ -306,15 +306,15 @@ def difference(alone, shared, file):
 )
 def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path, policy, method):
     params = {**STEPS, "gradient_checkpointing": True, **({"r": 2} if method in ("lora", "qlora") else {})}
-    if method == "qlora":  # for shorter rows than a block bitsandbytes' AVX512 kernel takes scales of others
+    if method == "qlora":  # with rows shorter than a block, bitsandbytes' AVX512 kernel reads others' scales
         tiny = tiny_model.build(tmp_path / "wide", hidden_size=64, head_dim=16)
     alone, shared = (
-        write_job(tiny, tmp_path / str(n), given, method, **params) for n, given in enumerate((1, policy))
+        write_job(tiny, tmp_path / str(n), share, method, **params) for n, share in enumerate((1, policy))
     )
     training.run_job(alone, ignore)
     launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")
-    here = str(shared / LAUNCH), str(Path(__file__).with_name("cpus_for_gpus.py"))
-    worker.launch(shared, ignore, (*launcher, *here))
+    paths = str(shared / LAUNCH), str(Path(__file__).with_name("cpus_for_gpus.py"))
+    worker.launch(shared, ignore, (*launcher, *paths))
     (file,) = (alone / read_fit(alone)["kind"]).glob("*model.safetensors")
     # A CPU alone trains on weights that were dequantised once.
     assert difference(alone, shared, file.relative_to(alone)) < (1e-3 if method == "qlora" else 1e-4)
@@ -324,7 +324,7 @@ def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path,
     assert record["loss"][0][1] - record["loss"][-1][1] > 0.01  # something was learned
 
 
-# What is refused before anything runs
+# Refused before anything runs
 
 
 CANDIDATES = """\
@@ -356,10 +356,10 @@ def test_shards_are_refused_without_gpus_and_without_deepspeed(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, extra=extra)
     with pytest.raises(UserError) as refused:
         tiny_experiment.session(path)
-    said = str(refused.value)
-    assert "found distributed_type: DEEPSPEED, and no GPU here; expected a GPU for each process" in said
-    assert "found distributed_type: DEEPSPEED, and no package deepspeed; expected the package" in said
-    assert "pip install 'harness-evals[deepspeed]', or distributed_type: FSDP" in said
+    message = str(refused.value)
+    assert "found distributed_type: DEEPSPEED, and no GPU here; expected a GPU for each process" in message
+    assert "found distributed_type: DEEPSPEED, and no package deepspeed; expected the package" in message
+    assert "pip install 'harness-evals[deepspeed]', or distributed_type: FSDP" in message
 
 
 @pytest.mark.e2e
@@ -380,7 +380,7 @@ def test_one_gpu_too_few_and_what_needs_whole_weights_are_named_for_shards(tiny,
 @pytest.mark.e2e
 def test_four_bits_are_sharded_by_fsdp_alone_and_a_reference_by_nothing(tiny, tmp_path):
     session = gpu_session(tiny, tmp_path, FSDP, ON_GPUS)
-    for policy, name, said in (
+    for policy, name, expected in (
         (FSDP, "four", []),
         (ZERO_3, "four", ["a base in nf4, and distributed_type: DEEPSPEED"]),
         (FSDP, "eight", ["a base in int8, and distributed_type: FSDP"]),
@@ -391,7 +391,7 @@ def test_four_bits_are_sharded_by_fsdp_alone_and_a_reference_by_nothing(tiny, tm
         ),
         (AcceleratePolicy(num_processes=2), "pairs", []),
     ):
-        assert [one.found for one in check_sharing(policy, session.candidates[name])] == said
+        assert [problem.found for problem in check_sharing(policy, session.candidates[name])] == expected
 
 
 # Identity and estimate
@@ -409,14 +409,14 @@ def test_the_kind_of_shards_is_part_of_the_weights_key_where_there_are_some(tiny
 
 
 def test_shards_divide_weights_gradients_and_the_optimisers_but_for_two_layers(tiny):
-    of = shape(resolve(str(tiny)))
+    model_shape = shape(resolve(str(tiny)))
 
-    def peak(**given):
-        return memory.training_peak(of, of.n_parameters, 800, "fp32", **given)
+    def peak(**options):
+        return memory.training_peak(model_shape, model_shape.n_parameters, 800, "fp32", **options)
 
     whole, three, two = peak(), peak(shards=4), peak(shards=4, zero_stage=2)
-    assert three.weights == pytest.approx(whole.weights / 4 + 2 * whole.weights / of.n_layers)
+    assert three.weights == pytest.approx(whole.weights / 4 + 2 * whole.weights / model_shape.n_layers)
     assert two.weights == whole.weights
-    for part in ("gradients", "optimizer"):
-        assert getattr(three, part) == getattr(two, part) == pytest.approx(getattr(whole, part) / 4)
+    for field in ("gradients", "optimizer"):
+        assert getattr(three, field) == getattr(two, field) == pytest.approx(getattr(whole, field) / 4)
     assert three.activations == two.activations == whole.activations

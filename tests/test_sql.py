@@ -79,8 +79,8 @@ def test_the_items_that_every_fine_tune_lost_are_the_same_in_sql_and_in_pandas(s
 
 def test_tables_have_the_columns_that_are_documented_and_queries_of_the_docs_are_answered(store):
     for table in TABLES:
-        found = stores.query(store, f"SELECT column_name, column_type FROM (DESCRIBE {table.name})").rows
-        assert found == [(one.name, one.type) for one in table.columns]
+        described = stores.query(store, f"SELECT column_name, column_type FROM (DESCRIBE {table.name})").rows
+        assert described == [(c.name, c.type) for c in table.columns]
     assert all(stores.query(store, query).columns for query in QUERIES)
 
 
@@ -114,12 +114,12 @@ def test_a_mean_delta_counts_failed_answers_as_a_comparison_does(store, metric):
     arms = store_with_errors(store, metric.name, metric.range, base, [None] * 3 + [best, best, None])
     compared = compare_rows(metric, *arms, base_errors="bounds")
     assert compared.n == 4
-    found = stores.query(
+    averages = stores.query(
         store,
         "SELECT avg(delta), avg(improvement), count(*) FILTER (failed = 'run'), count(*) FILTER (failed = 'base') "
         "FROM deltas WHERE run_id = 'bad'",
     ).rows
-    assert found == [(pytest.approx(compared.delta), pytest.approx(-0.75), 3, 1)]
+    assert averages == [(pytest.approx(compared.delta), pytest.approx(-0.75), 3, 1)]
     assert compared.delta == pytest.approx(0.75 * (worst - best))
 
 
@@ -150,8 +150,8 @@ def test_a_training_and_each_trial_of_its_search_stand_in_their_tables(store):
     stores.save_run(store, make_run("found", [], training={"wall_s": 3.0, "sweep": [whole, pruned]}))
     query = "SELECT run_id, wall_s FROM training WHERE wall_s IS NOT NULL"
     assert stores.query(store, query).rows == [("found", 3.0)]
-    asked = "SELECT trial, params->>'r', validation, pruned_at, chosen, fit_key FROM trials ORDER BY trial"
-    assert stores.query(store, asked).rows == [(1, "2", 0.5, None, True, "a"), (2, "4", 0.1, 6, False, "b")]
+    trials = "SELECT trial, params->>'r', validation, pruned_at, chosen, fit_key FROM trials ORDER BY trial"
+    assert stores.query(store, trials).rows == [(1, "2", 0.5, None, True, "a"), (2, "4", 0.1, 6, False, "b")]
 
 
 def test_a_decisions_inputs_are_those_of_its_last_comparison(store):
@@ -226,14 +226,14 @@ def test_the_tables_are_listed_with_every_column_without_a_store(tmp_path):
 
 
 def test_a_query_that_cannot_be_answered_is_refused_with_a_next_step(store):
-    for query, said in {
+    for query, expected in {
         "SELECT * FROM score": "did you mean 'scores'", "SELECT skore FROM scores": "score",
         "SELEC 1": "syntax error", "": "no statement", "DELETE FROM stored.files": "expected one SELECT",
         "SELECT 1; SELECT 2": "expected one SELECT", "COPY runs TO 'runs.csv'": "expected one SELECT",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=r"found .*; expected .*; next: ") as refused:
             stores.query(store, query)
-        assert said in str(refused.value)
+        assert expected in str(refused.value)
 
 
 SECRET = "the key of the safe"
@@ -261,8 +261,8 @@ def test_a_query_reads_and_writes_no_file_but_the_stored_rows(tmp_path, store, c
         with pytest.raises(UserError, match="next: "):
             frames.query(written, store.folder)
     else:
-        code, out, said = command("sql", written, "--runs", store.folder, form)
-        assert (code, out, "expected" in said, SECRET in said) == (2, "", True, False)
+        code, stdout, stderr = command("sql", written, "--runs", store.folder, form)
+        assert (code, stdout, "expected" in stderr, SECRET in stderr) == (2, "", True, False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "safe.csv"]
 
 

@@ -15,7 +15,7 @@ from harness.data import load_task
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request
 
-LABELLED = [{"text": f"My {what} {i}?", "label": what} for i in range(20) for what in ("card", "pin")]
+LABELLED = [{"text": f"My {topic} {i}?", "label": topic} for i in range(20) for topic in ("card", "pin")]
 WORDS = "the lamp is on the table and the hen is in the garden behind the old house"
 FREE = [{"instruction": f"Say {i}.", "input": "", "output": f"{i} {WORDS} {i}"} for i in range(40)]
 QUESTIONS = [
@@ -44,12 +44,12 @@ def propose_rows(tmp_path):
     return partial(propose, tmp_path)
 
 
-def refuse(*args, **given):
-    return refused(propose, *args, **given).problems
+def refuse(*args, **fields):
+    return refused(propose, *args, **fields).problems
 
 
-def list_problems(*args, **given):
-    return [problem.found for problem in refuse(*args, **given)]
+def list_problems(*args, **fields):
+    return [problem.found for problem in refuse(*args, **fields)]
 
 
 @pytest.mark.e2e
@@ -83,16 +83,16 @@ KINDS_OF_ROWS = {
 @pytest.mark.e2e
 @pytest.mark.parametrize(("content", "kind", "metrics"), KINDS_OF_ROWS.values(), ids=KINDS_OF_ROWS)
 def test_the_task_follows_from_the_rows_and_what_is_written_loads_as_it(propose_rows, content, kind, metrics):
-    found = propose_rows(content)
-    assert (found.kind, found.task.metrics) == (kind, metrics)
-    assert [name for name in found.candidates if name != "dpo"] == [
+    proposal = propose_rows(content)
+    assert (proposal.kind, proposal.task.metrics) == (kind, metrics)
+    assert [name for name in proposal.candidates if name != "dpo"] == [
         *("prompt", "fixed", "knn"),
         *(("ranked", "classifier") if kind == "labels" else ()),
         "lora",
     ]
-    loaded = config.load(scaffold.write(found)[0])
-    assert loaded.experiment.target == found.task
-    assert list(loaded.selected) == list(found.candidates)
+    loaded = config.load(scaffold.write(proposal)[0])
+    assert loaded.experiment.target == proposal.task
+    assert list(loaded.selected) == list(proposal.candidates)
     assert [suite.name for suite in loaded.experiment.suites] == ["general", "safety"]
 
 
@@ -128,49 +128,49 @@ def test_rows_of_one_customer_stay_together(propose_rows):
 
 @pytest.mark.e2e
 def test_the_contexts_of_questions_keep_them_together_and_become_documents_for_retrieval(propose_rows):
-    found = propose_rows(QUESTIONS, kind="question")
-    assert {"rag", "hybrid"} <= found.candidates.keys()
-    assert found.task.data.documents == found.task.data.all
-    assert "documents: 40 to retrieve from" in found.lines
-    assert found.task.fields.cluster == "{title}"
-    assert any(line.startswith("split by title:") for line in found.lines)
+    proposal = propose_rows(QUESTIONS, kind="question")
+    assert {"rag", "hybrid"} <= proposal.candidates.keys()
+    assert proposal.task.data.documents == proposal.task.data.all
+    assert "documents: 40 to retrieve from" in proposal.lines
+    assert proposal.task.fields.cluster == "{title}"
+    assert any(line.startswith("split by title:") for line in proposal.lines)
 
 
 def thumbs(n, down):
-    asked = [{"prompt": f"Question {i} of {WORDS}?", "completion": f"{WORDS} {i}"} for i in range(n)]
-    return [{**row, "label": not down(i)} for i, row in enumerate(asked)]
+    rows = [{"prompt": f"Question {i} of {WORDS}?", "completion": f"{WORDS} {i}"} for i in range(n)]
+    return [{**row, "label": not down(i)} for i, row in enumerate(rows)]
 
 
 @pytest.mark.e2e
 def test_answers_with_thumbs_are_learned_from_both_ways_and_only_those_up_are_answers(propose_rows):
-    found = propose_rows(thumbs(60, lambda i: i % 3 == 0))
-    assert list(found.candidates) == ["prompt", "fixed", "knn", "lora", "kto"]
-    assert found.candidates["kto"]["init_from"] == "lora"
-    data = found.task.data
+    proposal = propose_rows(thumbs(60, lambda i: i % 3 == 0))
+    assert list(proposal.candidates) == ["prompt", "fixed", "knn", "lora", "kto"]
+    assert proposal.candidates["kto"]["init_from"] == "lora"
+    data = proposal.task.data
     assert (data.pairs, data.invalid_rows) == (data.all, "drop")
-    items = load_task(found.task, 0)
+    items = load_task(proposal.task, 0)
     assert len(items.test) + len(items.validation) == 40
     assert {bool(pair.references) for pair in items.pairs} == {True, False}
 
 
 @pytest.mark.e2e
 def test_many_rows_are_drawn_from_and_a_few_unusable_left_out_as_is_said(propose_rows):
-    found = propose_rows([{"prompt": f"{i}?", "reference": f"{WORDS} {i}"} for i in range(2700)])
-    assert found.task.data.limits.test == 400
-    assert any("drawn" in line for line in found.lines)
+    proposal = propose_rows([{"prompt": f"{i}?", "reference": f"{WORDS} {i}"} for i in range(2700)])
+    assert proposal.task.data.limits.test == 400
+    assert any("drawn" in line for line in proposal.lines)
 
-    found = propose_rows([*FREE, {**FREE[0], "output": ""}])
-    assert found.task.data.invalid_rows == "drop"
-    assert any("1 of 41 rows dropped, invalid" in line for line in found.lines)
+    proposal = propose_rows([*FREE, {**FREE[0], "output": ""}])
+    assert proposal.task.data.invalid_rows == "drop"
+    assert any("1 of 41 rows dropped, invalid" in line for line in proposal.lines)
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("columns", [("Q", "A"), ("Query", "kind")])
 def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns):
     lines = [columns, *((row["text"], "abcd"[i % 4]) for i, row in enumerate(LABELLED))]
-    found = propose(tmp_path, write_csv(tmp_path, lines, "my rows.csv"))
-    assert (found.task.fields.prompt, found.task.fields.reference) == tuple(f"{{{c}}}" for c in columns)
-    assert (found.name, found.task.labels) == ("my-rows", ("a", "b", "c", "d"))
+    proposal = propose(tmp_path, write_csv(tmp_path, lines, "my rows.csv"))
+    assert (proposal.task.fields.prompt, proposal.task.fields.reference) == tuple(f"{{{c}}}" for c in columns)
+    assert (proposal.name, proposal.task.labels) == ("my-rows", ("a", "b", "c", "d"))
 
 
 UNTITLED = {
@@ -215,8 +215,8 @@ def test_columns_that_are_named_are_taken_and_numbered_ones_are_no_part_of_the_q
 
 def test_all_problems_come_at_once_and_nothing_is_written(tmp_path):
     (tmp_path / "harness.yaml").write_text("mine")
-    asked = Request(tmp_path, str(tmp_path / "no.jsonl"), "smollm2", str(tmp_path / "none.jsonl"))
-    caught = refused(scaffold.propose, asked, HERE)
+    request = Request(tmp_path, str(tmp_path / "no.jsonl"), "smollm2", str(tmp_path / "none.jsonl"))
+    caught = refused(scaffold.propose, request, HERE)
     assert [problem.found for problem in caught.problems] == [
         "no such file",
         "no such file",
@@ -250,19 +250,19 @@ def test_few_rows_are_tested_in_folds_and_where_a_label_is_too_rare_for_it_this_
     assert any(line.startswith("few rows: folds: 5") and "'other'" in line for line in rare.lines)
     many = [{"text": f"My {i}?", "label": i % 2} for i in range(300)]
     assert propose_rows(many).task.data.folds is None
-    found = propose_rows(LABELLED)
-    assert config.load(scaffold.write(found)[0]).experiment.target.data.folds == 5
-    assert any("32 rows to train on, 8 for validation; folds: 5" in line for line in found.lines)
+    proposal = propose_rows(LABELLED)
+    assert config.load(scaffold.write(proposal)[0]).experiment.target.data.folds == 5
+    assert any("32 rows to train on, 8 for validation; folds: 5" in line for line in proposal.lines)
 
 
 @pytest.mark.e2e
 def test_the_margins_are_those_that_the_items_of_the_suites_can_show(propose_rows):
-    found = propose_rows(PAIRS)
-    experiment = config.load(scaffold.write(found)[0]).experiment
+    proposal = propose_rows(PAIRS)
+    experiment = config.load(scaffold.write(proposal)[0]).experiment
     assert (experiment.gate.macro, experiment.gate.each, experiment.gate.safety) == (0.04, 0.1, 0.1)
     items = {task.name: len(load_task(task, 0).test) for suite in experiment.suites for task in suite.tasks}
     assert power_warnings(experiment.suites, items, experiment.gate, n_members=2) == ()
-    assert any("that lost nothing, as one of 2, passes the average in 9" in line for line in found.lines)
+    assert any("that lost nothing, as one of 2, passes the average in 9" in line for line in proposal.lines)
 
 
 def test_a_fine_tune_is_proposed_with_a_sweep_and_replay_and_pairs_are_trained_on_from_it(propose_rows):

@@ -1,4 +1,4 @@
-"""Every statistic against published numbers, a second source, and what must not change it."""
+"""Each statistic against published numbers, a second source, and changes that must not affect it."""
 
 import inspect
 import re
@@ -26,7 +26,7 @@ values = st.lists(st.floats(-1, 1), min_size=6, max_size=40)
 
 
 def gains_losses_n(key):
-    return (int(part.lstrip("bcnlg=")) for part in key.replace(",", " ").split()[:3])
+    return (int(field.lstrip("bcnlg=")) for field in key.replace(",", " ").split()[:3])
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def test_intervals_of_a_rate_are_the_published_ones(published, interval):
 def test_mcnemar_gives_the_published_p_values():
     expected, tolerance = golden("mcnemar")
     for case in expected:
-        found = stats.mcnemar(case["b"], case["c"])
-        assert found == pytest.approx((case["exact"], case["midp"]), abs=tolerance)
+        p_values = stats.mcnemar(case["b"], case["c"])
+        assert p_values == pytest.approx((case["exact"], case["midp"]), abs=tolerance)
 
 
 def test_impossible_counts_margins_and_clusters_are_refused():
@@ -71,8 +71,8 @@ def test_tango_gives_the_published_intervals_and_p_values():
     expected, tolerance = golden("tango_noninf_p")
     for key, p in expected.items():
         margin = float(key.split("m")[1])
-        found = stats.tango_regression_p(*gains_losses_n(key), margin)
-        assert 1 - found == pytest.approx(p, abs=tolerance)
+        p_value = stats.tango_regression_p(*gains_losses_n(key), margin)
+        assert 1 - p_value == pytest.approx(p, abs=tolerance)
 
 
 def test_normal_quantiles_are_exact():
@@ -88,19 +88,19 @@ def test_normal_quantiles_are_exact():
 )
 def test_a_correction_adjusts_the_published_list_and_agrees_with_statsmodels(correct, name, method):
     expected, tolerance = golden("multi")
-    found = correct(expected["p"])
-    assert found == pytest.approx(expected[name], abs=tolerance)
-    assert sum(p < 0.05 for p in found) == expected["reject"][name]
+    adjusted = correct(expected["p"])
+    assert adjusted == pytest.approx(expected[name], abs=tolerance)
+    assert sum(p < 0.05 for p in adjusted) == expected["reject"][name]
     p = [0.04, 0.001, 0.03, 0.2, 0.001]
     assert correct(p) == pytest.approx(multitest.multipletests(p, method=method)[1], abs=1e-12)
 
 
 def test_the_paired_delta_gives_darwins_t():
     expected, tolerance = golden("darwin")
-    found = stats.paired_delta(np.zeros(15), expected["d"])
-    t = found.mean / found.se
-    assert (found.mean, t) == pytest.approx((expected["mean"], expected["t"]), abs=tolerance)
-    assert 2 * special.stdtr(found.df, -t) == pytest.approx(expected["p_t"], abs=tolerance)
+    delta = stats.paired_delta(np.zeros(15), expected["d"])
+    t = delta.mean / delta.se
+    assert (delta.mean, t) == pytest.approx((expected["mean"], expected["t"]), abs=tolerance)
+    assert 2 * special.stdtr(delta.df, -t) == pytest.approx(expected["p_t"], abs=tolerance)
 
 
 def correlation(weights):
@@ -141,8 +141,8 @@ def test_the_paired_t_interval_agrees_with_scipy():
     rng = np.random.default_rng(1)
     base, new = rng.random(30), rng.random(30)
     expected = scipy_stats.ttest_rel(new, base).confidence_interval()
-    found = stats.t_interval(stats.paired_delta(base, new))
-    assert found == pytest.approx((expected.low, expected.high), abs=1e-9)
+    interval = stats.t_interval(stats.paired_delta(base, new))
+    assert interval == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_bca_agrees_with_scipy_and_falls_back_to_percentiles():
@@ -216,9 +216,9 @@ def test_a_bootstrap_draws_whole_clusters_and_repeats_itself():
     x = np.random.default_rng(5).random(50)
     run = lambda: stats.bootstrap(lambda w: w @ x, np.arange(50), n_draws=500, seed=9)[0].draws  # noqa: E731
     assert (run() == run()).all()
-    seen = []
-    stats.bootstrap(lambda w: seen.append(w) or w.sum(axis=-1), np.arange(30) // 3, n_draws=50)
-    for weights in seen:
+    drawn_weights = []
+    stats.bootstrap(lambda w: drawn_weights.append(w) or w.sum(axis=-1), np.arange(30) // 3, n_draws=50)
+    for weights in drawn_weights:
         assert (weights[:, 0::3] == weights[:, 1::3]).all()
         assert (weights[:, 0::3] == weights[:, 2::3]).all()
 
@@ -244,7 +244,7 @@ def test_certainty_is_worth_nothing_and_bad_numbers_are_refused():
 
 
 FUNCTIONS = {name: f for name, f in vars(stats).items() if inspect.isfunction(f)}
-QUANTILES = {"t_quantile", "z_quantile"}  # nobody has to be warned of them
+QUANTILES = {"t_quantile", "z_quantile"}  # no warning is needed for them
 
 
 def test_a_statistic_names_its_source_and_when_not_to_use_it():
@@ -259,11 +259,11 @@ SIXTY_TO_FORTY = golden("bt_2p_60_40")[0]["elo"]
 
 def test_ratings_are_wins_with_ties_as_halves_and_elo():
     expected, tolerance = golden("bt_2p_60_40")
-    base, other = stats.bradley_terry([1] * 100, [0] * 100, [1.0] * 60 + [0.0] * 40, range(100))
+    base, winner = stats.bradley_terry([1] * 100, [0] * 100, [1.0] * 60 + [0.0] * 40, range(100))
     assert base == (0.0, 0.0, 0.0)
-    assert other.elo == pytest.approx(expected["elo"], abs=tolerance)
-    assert other.elo * log(10) / 400 == pytest.approx(expected["logit"], abs=tolerance)
-    assert 0 <= other.low < other.elo < other.high < 150
+    assert winner.elo == pytest.approx(expected["elo"], abs=tolerance)
+    assert winner.elo * log(10) / 400 == pytest.approx(expected["logit"], abs=tolerance)
+    assert 0 <= winner.low < winner.elo < winner.high < 150
 
     rate = stats.win_rate(50, 30, 20)
     assert rate.rate == 0.6
@@ -279,28 +279,28 @@ def test_strengths_are_those_of_a_logistic_regression():
 
     draw = np.random.default_rng(3)
     first, second = draw.integers(0, 4, 400), draw.integers(0, 4, 400)
-    kept = first != second
-    first, second = first[kept], second[kept]
+    differs = first != second
+    first, second = first[differs], second[differs]
     strength = np.array([0.0, 0.5, -0.4, 1.0])
     won = (draw.random(len(first)) < 1 / (1 + np.exp(strength[second] - strength[first]))).astype(float)
     design = np.eye(4)[first] - np.eye(4)[second]
     expected = Logit(won, design[:, 1:]).fit(disp=0).params * 400 / np.log(10)
-    found = stats.bradley_terry(first, second, won, range(len(first)), draws=50)
-    assert [s.elo for s in found[1:]] == pytest.approx(list(expected), abs=1e-5)
+    strengths = stats.bradley_terry(first, second, won, range(len(first)), draws=50)
+    assert [s.elo for s in strengths[1:]] == pytest.approx(list(expected), abs=1e-5)
 
 
 @pytest.mark.e2e
 def test_the_interval_holds_the_truth_as_often_as_it_says():
-    draw, held = np.random.default_rng(0), 0
+    draw, n_held = np.random.default_rng(0), 0
     for _ in range(200):
         won = (draw.random(100) < 0.6).astype(float)
-        found = stats.bradley_terry([1] * 100, [0] * 100, won, range(100), draws=200)[1]
-        held += found.low <= SIXTY_TO_FORTY <= found.high
-    assert 180 <= held <= 198
+        strength = stats.bradley_terry([1] * 100, [0] * 100, won, range(100), draws=200)[1]
+        n_held += strength.low <= SIXTY_TO_FORTY <= strength.high
+    assert 180 <= n_held <= 198
 
 
 def columns(*raters):
-    """Turn lines of labels, one a rater, into units; a dot is no label."""
+    """Turn lines of labels, one per rater, into units; a dot is a missing label."""
     return [
         {i: line[unit] for i, line in enumerate(raters) if line[unit] != "."}
         for unit in range(len(raters[0]))
@@ -321,7 +321,7 @@ def test_agreement_is_that_of_krippendorffs_examples(raters, expected):
 
 def test_agreement_on_graded_labels_is_krippendorffs():
     raters = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
-    units = [{who: int(label) for who, label in unit.items()} for unit in columns(*raters)]
+    units = [{rater: int(label) for rater, label in unit.items()} for unit in columns(*raters)]
     assert stats.krippendorff_alpha(units, graded=True) == pytest.approx(0.849, abs=5e-4)
 
     units = [{"a": grade, "b": grade + 1} for grade in (1, 2, 3, 4) for _ in range(10)]

@@ -1,4 +1,4 @@
-"""What no statistic may depend on; a power law with a floor is found again; ranks share what items cannot tell apart."""
+"""Invariances of the statistics; recovery of a power law with a floor; tied ranks of candidates."""
 
 import numpy as np
 import pytest
@@ -44,15 +44,15 @@ def test_a_constant_shift_moves_the_macro_and_so_does_turning_its_sign(tasks, sh
 def test_swapping_the_arms_leaves_mcnemar_and_mirrors_a_win_rate(wins, losses):
     assert stats.mcnemar(wins, losses) == stats.mcnemar(losses, wins)
     if wins + losses:
-        one, other = stats.win_rate(wins, losses), stats.win_rate(losses, wins)
-        assert (other.rate, other.low, other.high) == pytest.approx((1 - one.rate, 1 - one.high, 1 - one.low))
+        won, lost = stats.win_rate(wins, losses), stats.win_rate(losses, wins)
+        assert (lost.rate, lost.low, lost.high) == pytest.approx((1 - won.rate, 1 - won.high, 1 - won.low))
 
 
 @given(changes, seeds)
 def test_permuting_the_items_changes_nothing(x, seed):
     order = np.random.default_rng(seed).permutation(len(x))
     y, clusters = np.array(x), np.arange(len(x)) % 3
-    found = [
+    figures = [
         (
             stats.design_effect(y[o], clusters[o]),
             stats.count_differing_clusters(y[o], clusters[o]),
@@ -60,7 +60,7 @@ def test_permuting_the_items_changes_nothing(x, seed):
         )
         for o in (np.arange(len(x)), order)
     ]
-    assert found[1] == pytest.approx(found[0], abs=1e-9)
+    assert figures[1] == pytest.approx(figures[0], abs=1e-9)
 
 
 SIZES = [50, 100, 200, 400, 800]
@@ -70,8 +70,8 @@ EQUAL = [1.0] * 5
 def test_the_constructed_curve_is_recovered_and_scipy_finds_the_same():
     expected, _ = golden("powerlaw_recover")
     fit = fit_power_law(expected["D"], expected["err"], EQUAL)
-    found = [float(part[0]) for part in fit]
-    assert found == pytest.approx(expected["abc"], rel=1e-5)
+    params = [float(estimate[0]) for estimate in fit]
+    assert params == pytest.approx(expected["abc"], rel=1e-5)
     assert fit.at(6400)[0] == pytest.approx(expected["pred_6400"], abs=1e-6)
     from scipy.optimize import curve_fit
 
@@ -81,7 +81,7 @@ def test_the_constructed_curve_is_recovered_and_scipy_finds_the_same():
         lambda n, e, b, c: e + b * n**-c, np.array(SIZES, float), errors, (0.1, 2, 0.5), sigma=weights**-0.5
     )
     ours = fit_power_law(SIZES, errors, weights)
-    assert [float(part[0]) for part in ours] == pytest.approx(list(theirs), rel=1e-3)
+    assert [float(estimate[0]) for estimate in ours] == pytest.approx(list(theirs), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_sizes_that_fit_nothing_are_refused(sizes, weights):
 
 
 def columns(scores, metric=EXACT, **options):
-    of = rows(scores, metric, **options)
+    scored = rows(scores, metric, **options)
     return MetricColumns(
-        tuple(r.example_id for r in of), tuple(r.cluster for r in of),
-        tuple(r.parts[metric.name] for r in of), tuple(r.weight for r in of),
-        tuple(r.status == "error" for r in of), tuple(r.references for r in of),
+        tuple(r.example_id for r in scored), tuple(r.cluster for r in scored),
+        tuple(r.parts[metric.name] for r in scored), tuple(r.weight for r in scored),
+        tuple(r.status == "error" for r in scored), tuple(r.references for r in scored),
     )  # fmt: skip
 
 
@@ -112,22 +112,22 @@ def make_scores(n_right, n=200):
 
 
 def test_candidates_that_cannot_be_told_apart_share_a_rank_and_errors_rank_as_wrong():
-    found = {
+    arms = {
         "best": columns(make_scores(150)),
         "near": columns(make_scores(147)),
         "far": columns(make_scores(90)),
     }
-    assert rank_with_ties(EXACT, found) == {"best": 1, "near": 1, "far": 3}
-    found = {"bad": columns(make_scores(150), LOWER), "good": columns(make_scores(20), LOWER)}
-    assert rank_with_ties(LOWER, found) == {"good": 1, "bad": 2}
-    found = {"errs": columns([1.0] * 100 + [None] * 100), "answers": columns(make_scores(150))}
-    assert rank_with_ties(EXACT, found) == {"answers": 1, "errs": 2}
-    assert estimate_columns(EXACT, found["errs"]).n_errors == 100
+    assert rank_with_ties(EXACT, arms) == {"best": 1, "near": 1, "far": 3}
+    arms = {"bad": columns(make_scores(150), LOWER), "good": columns(make_scores(20), LOWER)}
+    assert rank_with_ties(LOWER, arms) == {"good": 1, "bad": 2}
+    arms = {"errs": columns([1.0] * 100 + [None] * 100), "answers": columns(make_scores(150))}
+    assert rank_with_ties(EXACT, arms) == {"answers": 1, "errs": 2}
+    assert estimate_columns(EXACT, arms["errs"]).n_errors == 100
 
 
 def test_who_answered_other_items_or_none_has_no_rank():
-    found = {"a": columns(make_scores(150)), "b": columns(make_scores(50)), "c": columns(make_scores(9, 20))}
-    assert rank_with_ties(EXACT, found) == {"a": 1, "b": 2}
+    arms = {"a": columns(make_scores(150)), "b": columns(make_scores(50)), "c": columns(make_scores(9, 20))}
+    assert rank_with_ties(EXACT, arms) == {"a": 1, "b": 2}
     assert rank_with_ties(EXACT, {}) == {}
     unbounded = ratio_metric()
     assert rank_with_ties(unbounded, {"none": columns([None, None], unbounded)}) == {}
@@ -142,5 +142,5 @@ def test_an_estimate_of_columns_is_that_of_rows(options):
 
 def test_an_estimate_of_a_ratio_is_that_of_rows():
     metric, parts = ratio_metric(), np.random.default_rng(1).uniform(1, 9, (60, 2))
-    found = estimate_columns(metric, columns(parts, metric))
-    assert found == comparison.estimate(metric, rows(parts, metric))
+    result = estimate_columns(metric, columns(parts, metric))
+    assert result == comparison.estimate(metric, rows(parts, metric))

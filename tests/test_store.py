@@ -1,4 +1,4 @@
-"""The store: what goes in comes out, kills and full disks break nothing, the index is only an index."""
+"""The store: rows come back unchanged, kills and full disks break nothing, the index can be rebuilt."""
 
 import json
 import os
@@ -126,19 +126,19 @@ def test_every_field_of_a_row_has_a_column_or_lies_beside_it():
 
 
 def test_drawn_answers_lie_beside_their_rows_and_a_damaged_file_asks_for_them_again(store):
-    drawn = replace(IDENTITY, decoding="drawn")
+    identity = replace(IDENTITY, decoding="drawn")
     samples = tuple(Sample(k, f"answer\u2028 {k}", "ok", {"m": (0.5,), "n": None}) for k in range(3))
     block = [replace(row(i), samples=samples) for i in range(2)]
-    ids = [one.example_id for one in block]
-    rows.append_block(store, drawn, 0, block)
-    assert rows.read_blocks(store, drawn, ids) == {0: block}
-    rows.complete_rows(store, drawn, 2)
-    assert rows.read_drawn(store, drawn.digest) == dict.fromkeys(ids, samples)
-    assert rows.has_rows(store, drawn, ids)
-    path = store.rows(drawn.digest) / "samples" / "00000.jsonl"
+    ids = [r.example_id for r in block]
+    rows.append_block(store, identity, 0, block)
+    assert rows.read_blocks(store, identity, ids) == {0: block}
+    rows.complete_rows(store, identity, 2)
+    assert rows.read_drawn(store, identity.digest) == dict.fromkeys(ids, samples)
+    assert rows.has_rows(store, identity, ids)
+    path = store.rows(identity.digest) / "samples" / "00000.jsonl"
     path.write_bytes(path.read_bytes().replace(b"answer", b"ANSWER"))
-    assert not rows.has_rows(store, drawn, ids)
-    assert rows.list_stored_blocks(store, drawn, ids) == set()
+    assert not rows.has_rows(store, identity, ids)
+    assert rows.list_stored_blocks(store, identity, ids) == set()
 
 
 @pytest.mark.e2e
@@ -241,8 +241,8 @@ def test_a_writer_that_is_killed_or_fails_leaves_what_was_there(store):
     stores.write_whole(store, store.folder / "x.json", "old")
 
     def fail():
-        with rename_when_whole(store, store.folder / "x.json") as part:
-            part.write_text("half")
+        with rename_when_whole(store, store.folder / "x.json") as new_file:
+            new_file.write_text("half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -300,13 +300,13 @@ def test_a_file_whose_answers_are_damaged_inside_is_not_had_and_computed_again(s
     path = store.parquet(IDENTITY.digest)
     if not noted:
         path.with_name("checksums.json").unlink()
-    ids = [one.example_id for one in sample]
+    ids = [r.example_id for r in sample]
     assert stores.has_rows(store, IDENTITY, ids)
     with duckdb.connect() as db:
         query = "SELECT min(data_page_offset), sum(total_compressed_size) FROM parquet_metadata(?) "
         ((start, size),) = db.execute(query + "WHERE path_in_schema = ?", [str(path), "text"]).fetchall()
-    held = path.read_bytes()
-    path.write_bytes(held[: start + 30] + b"\xff" * (size - 30) + held[start + size :])
+    content = path.read_bytes()
+    path.write_bytes(content[: start + 30] + b"\xff" * (size - 30) + content[start + size :])
     assert not stores.has_rows(store, IDENTITY, ids)
     assert stores.list_stored_blocks(store, IDENTITY) == set()
     with pytest.raises(HarnessError, match="of other bytes than were written" if noted else "rows"):
@@ -332,7 +332,7 @@ def test_rows_whose_replacing_is_ended_before_the_new_file_has_its_name_are_had(
     path = store.parquet(IDENTITY.digest)
     (path.parent / "new").write_text("what would have replaced it")
     note_checksum(store, path, path.parent / "new")
-    assert stores.has_rows(store, IDENTITY, [one.example_id for one in sample])
+    assert stores.has_rows(store, IDENTITY, [r.example_id for r in sample])
 
 
 def test_what_cannot_be_read_is_named(store):
@@ -417,7 +417,7 @@ def test_rows_that_two_runs_share_are_ingested_once_and_reindex_finds_the_same(s
     built = store.index.stat().st_ino
     assert index.update(store)
     assert store.index.stat().st_ino == built
-    store.index.unlink()  # one that is missing is built when it is queried or written
+    store.index.unlink()  # a missing index is built by the next query or write
     assert stores.query(store, "SELECT run_id FROM runs ORDER BY ALL").rows == [("a",), ("b",)]
     assert list_indexed_runs(store) == ["a", "b"]
     store.index.unlink()
@@ -500,12 +500,12 @@ def test_what_a_killed_writer_had_committed_is_read_and_does_not_outlive_a_reind
 @pytest.mark.e2e
 def test_a_run_whose_writer_was_ended_before_the_index_heard_of_it_is_found_and_told(store):
     save_two_runs(store)
-    kept = stores.get_run(store, "b")
+    saved = stores.get_run(store, "b")
     shutil.move(store.folder / "b", store.folder.parent / "b")
     stores.reindex(store)
     shutil.move(store.folder.parent / "b", store.folder / "b")
     assert list_indexed_runs(store) == ["a"]
-    assert stores.read_written_runs(store, ["a", "b"]) == {"a": stores.get_run(store, "a"), "b": kept}
+    assert stores.read_written_runs(store, ["a", "b"]) == {"a": stores.get_run(store, "a"), "b": saved}
     assert stores.query(store, "SELECT run_id FROM runs ORDER BY ALL").rows == [("a",), ("b",)]
     assert list_indexed_runs(store) == ["a", "b"]
     assert count(store, "scores") == 75
@@ -605,7 +605,7 @@ def test_removed_runs_are_forgotten_and_shared_rows_stay_unless_it_is_unknown_wh
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mount a file system of 8 MB, where the machine lets us."""
+    """Mount a file system of 8 MB, if the machine allows it."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
@@ -656,6 +656,6 @@ def test_a_full_disk_is_said_when_a_run_is_ingested_and_the_index_stays_whole(sm
 
 
 def test_what_duckdb_says_of_an_interrupt_stops_everything_again(store):
-    # In this way its Python package ends a query during which Ctrl-C was pressed.
+    # This is how its Python package ends a query interrupted by Ctrl-C.
     with pytest.raises(KeyboardInterrupt), clear_errors(store, "rows", "again"):
         raise RuntimeError("Query interrupted")

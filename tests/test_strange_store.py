@@ -1,4 +1,4 @@
-"""A runs folder that somebody else wrote, and garbage: no name leads out of it, and nothing used is removed."""
+"""A runs folder written by others or damaged: no name leads out of it, and nothing in use is removed."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def project(tmp_path):
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
 
 
-PLACES = {  # of a name in a run
+PLACES = {  # where a run holds a name
     "rows": lambda name: {"rows": {"support/test": name}},
     "weights": lambda name: {"training": {"fit_key": name}},
     "weights behind": lambda name: {"training": {"stands_on": {name: "w"}}},
@@ -42,18 +42,18 @@ PLACES = {  # of a name in a run
         *(("rows", name) for name in (*HOSTILE_NAMES, "ABSOLUTE")),
         *((place, "..") for place in PLACES if place != "rows"),
     ],
-    ids=lambda one: ascii(one)[:20],
+    ids=lambda value: ascii(value)[:20],
 )
 def test_a_run_that_names_a_path_is_damaged_and_nothing_is_removed_by_it(project, command, place, name):
     name = str(project.parent / "precious") if name == "ABSOLUTE" else name
     file = project / "runs" / "lora-0" / "run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | PLACES[place](name)))
-    code, _, said = command("runs", "rm", "lora-0", "--runs", project / "runs")
+    code, _, stderr = command("runs", "rm", "lora-0", "--runs", project / "runs")
     assert (code, (project / "runs" / "rows").is_dir()) == (2, True)
-    assert "lora-0/run.json: found" in said
+    assert "lora-0/run.json: found" in stderr
     assert "lora-0/run.json: " in command("runs", "list", "--runs", project / "runs")[2]
-    code, _, said = command("runs", "rm", "knn-0", "--runs", project / "runs")
-    assert (code, "lora-0/run.json" in said) == (1, True)
+    code, _, stderr = command("runs", "rm", "knn-0", "--runs", project / "runs")
+    assert (code, "lora-0/run.json" in stderr) == (1, True)
     code, listed, _ = command("reindex", "--runs", project / "runs", "--json")
     (skipped,) = json.loads(listed)["skipped"]
     assert (code, "lora-0/run.json" in skipped) == (0, True)
@@ -61,8 +61,8 @@ def test_a_run_that_names_a_path_is_damaged_and_nothing_is_removed_by_it(project
 
 @pytest.mark.parametrize("name", ["../precious", "/", "rows", ".unfinished"])
 def test_no_name_on_the_command_line_leads_out_of_the_store(project, command, name):
-    code, _, said = command("runs", "rm", name, "--runs", project / "runs")
-    assert (code, "next:" in said) == (2, True)
+    code, _, stderr = command("runs", "rm", name, "--runs", project / "runs")
+    assert (code, "next:" in stderr) == (2, True)
     assert (project / "runs" / "rows").is_dir()
 
 
@@ -71,16 +71,16 @@ def test_a_run_in_a_folder_of_something_else_is_no_run(project, command, folder)
     (project / "runs" / folder).mkdir(exist_ok=True)
     run = json.loads((project / "runs" / "lora-0" / "run.json").read_text()) | {"run_id": folder}
     (project / "runs" / folder / "run.json").write_text(json.dumps(run))
-    code, _, said = command("runs", "rm", folder, "--runs", project / "runs")
-    assert (code, "which cannot be its own" in said) == (2, True)
+    code, _, stderr = command("runs", "rm", folder, "--runs", project / "runs")
+    assert (code, "which cannot be its own" in stderr) == (2, True)
     assert (project / "runs" / folder).is_dir()
 
 
 def move_behind_link(project, *names):
-    part = project.joinpath("runs", *names)
+    original = project.joinpath("runs", *names)
     elsewhere = project.parent / "elsewhere"
-    part.rename(elsewhere)
-    part.symlink_to(elsewhere)
+    original.rename(elsewhere)
+    original.symlink_to(elsewhere)
     return elsewhere
 
 
@@ -93,8 +93,8 @@ def test_a_link_in_a_store_is_named_before_anything_is_removed(project, command,
     names = {"run": ["lora-0"], "rows": ["rows"], "row set": ["rows", rows_of(project, "lora-0")]}[part]
     elsewhere = move_behind_link(project, *names)
     before = sorted(path.name for path in elsewhere.rglob("*"))
-    code, _, said = command("runs", "rm", "lora-0", "--runs", project / "runs")
-    assert (code, "found a link to" in said, "rm " in said) == (2, True, True)
+    code, _, stderr = command("runs", "rm", "lora-0", "--runs", project / "runs")
+    assert (code, "found a link to" in stderr, "rm " in stderr) == (2, True, True)
     assert (project / "runs" / "lora-0" / "run.json").exists()
     assert sorted(path.name for path in elsewhere.rglob("*")) == before
 
@@ -133,8 +133,8 @@ def test_a_champion_that_names_a_path_is_refused(project, command, change):
     file = project / "baselines" / "champions" / "support.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(CHAMPION | change))
-    code, _, said = command("runs", "rm", "--unused", "--yes", "--runs", project / "runs")
-    assert (code, "promote again" in said) == (2, True)
+    code, _, stderr = command("runs", "rm", "--unused", "--yes", "--runs", project / "runs")
+    assert (code, "promote again" in stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_a_name_in_an_experiment_file_is_one_of_a_file(tmp_path, command, place,
     candidates = {names["candidate"]: {"prompting": "zero_shot"}}
     experiment = {"name": names["experiment"], "target": target, "candidates": candidates}
     (tmp_path / "harness.yaml").write_text(json.dumps(experiment))
-    code, _, said = command("compare", "--dry-run", "-c", tmp_path / "harness.yaml")
-    assert (code, "expected letters, digits and the signs _ . -" in said) == (2, True)
+    code, _, stderr = command("compare", "--dry-run", "-c", tmp_path / "harness.yaml")
+    assert (code, "expected letters, digits and the signs _ . -" in stderr) == (2, True)
 
 
 SWEPT = """\
@@ -163,12 +163,12 @@ SWEPT = """\
 
 
 def list_unused(store, **options):
-    found = champions.list_unreferenced(store, **options)
-    return {str(one.path.relative_to(store.folder)) for one in found.removable}
+    listing = champions.list_unreferenced(store, **options)
+    return {str(entry.path.relative_to(store.folder)) for entry in listing.removable}
 
 
 def folders(*identities):
-    return {f"rows/{one.digest}" for one in identities}
+    return {f"rows/{identity.digest}" for identity in identities}
 
 
 def write_fit(store, fit_key, digest):
@@ -190,9 +190,9 @@ def run_store(store):
     ("changes", "weights", "is_used"),
     [
         ({"weights_digest": "other"}, ("nobody's", "n"), False),
-        ({"weights_digest": "l"}, ("lost", "l"), True),  # of a trial by way of which the run is found
-        ({"weights_digest": "b"}, ("own", "w"), True),  # what it is compared with
-        ({"precision": "bf16"}, ("own", "w"), True),  # what it is confirmed by
+        ({"weights_digest": "l"}, ("lost", "l"), True),  # of a trial that leads to the run
+        ({"weights_digest": "b"}, ("own", "w"), True),  # the run it is compared with
+        ({"precision": "bf16"}, ("own", "w"), True),  # the run that confirms it
     ],
 )
 def test_rows_and_weights_are_unused_where_no_run_rests_on_them(run_store, changes, weights, is_used):
@@ -237,9 +237,9 @@ def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):
 def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_named(store):
     complete(store, OTHER, make_rows(3))
     stores.begin(store, "desk-lora-s0")
-    found = champions.remove_unreferenced(store)
-    assert (found.removable, found.wanted_by) == ((), ("desk-lora-s0",))
-    assert store.parquet(OTHER.digest) in {one.path / "rows.parquet" for one in found.kept}
+    removal = champions.remove_unreferenced(store)
+    assert (removal.removable, removal.wanted_by) == ((), ("desk-lora-s0",))
+    assert store.parquet(OTHER.digest) in {entry.path / "rows.parquet" for entry in removal.kept}
     champions.remove_unreferenced(store, unfinished=True)
     assert not store.rows(OTHER.digest).exists()
     assert stores.list_begun(store) == []
@@ -258,7 +258,7 @@ def test_nothing_is_removed_while_a_run_cannot_be_read_and_weights_behind_anothe
 
 
 class InterruptAtStage(SilentProgress):
-    """Progress that ends the command, as Ctrl-C does, where a stage opens whose label begins so."""
+    """Progress that ends the command, like Ctrl-C, when a stage with this label prefix opens."""
 
     def __init__(self, label):
         self.label = label
@@ -273,10 +273,10 @@ class InterruptAtStage(SilentProgress):
 def test_nothing_of_an_experiment_is_unused_and_all_is_once_its_runs_are_gone(tiny, store, tmp_path):
     tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, SWEPT), "suites=[]")
     assert len(list((store.folder / "weights").iterdir())) == 3
-    found = champions.list_unreferenced(store)
-    assert (found.removable, found.wanted_by) == ((), ())
-    for one in stores.list_runs(store):
-        champions.remove_run(store, one.run_id)
+    listing = champions.list_unreferenced(store)
+    assert (listing.removable, listing.wanted_by) == ((), ())
+    for run in stores.list_runs(store):
+        champions.remove_run(store, run.run_id)
     champions.remove_unreferenced(store)
     assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
 
@@ -292,7 +292,7 @@ def test_a_comparison_that_is_ended_leaves_its_name_until_it_is_finished(tiny, s
 
 
 def write_champion(store, run_id, **changes):
-    """Write a champion beside the runs folder, as `promote` does, and keep no earlier one."""
+    """Write a champion next to the runs folder, as `promote` does, without earlier ones."""
     champion = stores.Champion("desk", run_id, "lora", 0, "desk", "m", "w", "b", "2025", {}, {}, {})
     number = len(stores.read_history(store.folder.parent, "desk").entries) + 1
     promoted = replace(champion, **changes)
@@ -309,8 +309,8 @@ def test_the_champion_is_not_removed_and_its_rows_and_weights_stay_whatever_the_
         champions.remove_run(store, "b")
     champions.remove_run(store, "a")
     assert [run.run_id for run in stores.list_runs(store)] == ["b"]
-    kept = {"rows": {"facts/test": OTHER.digest}, "weights_digest": "weights of b"}
-    write_champion(store, "a run of another folder", **kept)
+    still_used = {"rows": {"facts/test": OTHER.digest}, "weights_digest": "weights of b"}
+    write_champion(store, "a run of another folder", **still_used)
     champions.remove_run(store, "b")
     assert store.parquet(OTHER.digest).exists()
     assert (store.weights("fit-b") / "adapter.bin").exists()

@@ -1,4 +1,4 @@
-"""The quickstart's data is what suites/make_support.py writes, splits do not leak, and the fight is fair."""
+"""The quickstart's data equals suites/make_support.py's output, splits do not leak, the contest is fair."""
 
 import json
 import re
@@ -60,17 +60,17 @@ def test_no_family_prompt_or_id_is_in_two_splits():
 
 
 def test_half_of_the_facts_asked_in_held_out_splits_are_new_and_appear_nowhere_in_training():
-    known = set(_facts(_slice("train", "knowledge")))
+    trained_facts = set(_facts(_slice("train", "knowledge")))
     for split in ("validation", "test"):
-        asked = _facts(_slice(split, "knowledge"))
-        assert sum(fact not in known for fact in asked) * 2 == len(asked)
-    seen = "\n".join(row["prompt"] + "\n" + row["reference"] for row in SPLITS["train"])
-    seen += "\n".join(" ".join((row["prompt"], row["chosen"], row["rejected"])) for row in ROWS["pairs"])
+        facts = _facts(_slice(split, "knowledge"))
+        assert sum(fact not in trained_facts for fact in facts) * 2 == len(facts)
+    trained = "\n".join(row["prompt"] + "\n" + row["reference"] for row in SPLITS["train"])
+    trained += "\n".join(" ".join((row["prompt"], row["chosen"], row["rejected"])) for row in ROWS["pairs"])
     texts = {document["id"]: document["text"] for document in ROWS["documents"]}
     for split in ("validation", "test"):
-        for document, value in set(_facts(_slice(split, "knowledge"))) - known:
-            assert not _states(seen, value), value
-            assert texts[document] not in seen
+        for document, value in set(_facts(_slice(split, "knowledge"))) - trained_facts:
+            assert not _states(trained, value), value
+            assert texts[document] not in trained
 
 
 def test_every_answer_stands_in_its_document_and_in_no_other() -> None:

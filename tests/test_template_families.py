@@ -33,13 +33,13 @@ _SEEN = "{% if messages[-1]['role'] == 'assistant' %}seen: {% endif %}"
 _BOS, _ASSISTANT = "{{ bos_token }}", "<|im_start|>assistant\n"
 
 
-def write_template(turn: str, asked: str = "", before: str = "") -> str:
-    """Write a template of what stands before all turns, each turn, and what asks for an answer."""
-    asks = f"{{% if add_generation_prompt %}}{asked}{{% endif %}}" if asked else ""
+def write_template(turn: str, question: str = "", before: str = "") -> str:
+    """Write a template: text before all turns, each turn, and the text that asks for an answer."""
+    asks = f"{{% if add_generation_prompt %}}{question}{{% endif %}}" if question else ""
     return f"{before}{_EACH}{turn}{{% endfor %}}{asks}"
 
 
-# What is special about each, as published templates have it.
+# The special features of each, as in published templates.
 FAMILIES = {
     "a beginning, a trimmed answer between blanks": write_template(_TRIMMED, before=_BOS),
     "a date in the system text": write_template(
@@ -98,11 +98,11 @@ def test_a_row_is_trained_as_it_is_asked_and_its_answer_ends(tokenizers, family,
     messages = CONVERSATIONS[said]
     if family == "turns that have to alternate" and said == "a system text":
         messages = messages[1:]
-    asked = list(encode_all(tokenizer, [PromptText(messages)])[0].context)
+    prompt_ids = list(encode_all(tokenizer, [PromptText(messages)])[0].context)
     (row,) = tokenize([Example("row", messages)], [ANSWERS], True, tokenizer, source)
-    assert row.start == len(asked)
+    assert row.start == len(prompt_ids)
     for whole, answer in zip(row.wholes, ANSWERS, strict=True):
-        assert whole[: row.start] == asked
+        assert whole[: row.start] == prompt_ids
         ranked = encode_all(tokenizer, [PromptText(messages, answer.strip())])[0]
         scored = [*ranked.context, *ranked.continuation]
         assert whole[: len(scored)] == scored or answer != answer.strip()
@@ -111,7 +111,7 @@ def test_a_row_is_trained_as_it_is_asked_and_its_answer_ends(tokenizers, family,
         assert tokenizer.decode(learnt[:end]).strip() == answer.strip()
         assert not tokenizer.decode(learnt[end + 1 :], skip_special_tokens=True).strip()
         assert whole.count(tokenizer.bos_token_id) <= 1
-    assert "today" not in tokenizer.decode(asked) or "01 Jan 2025" in tokenizer.decode(asked)
+    assert "today" not in tokenizer.decode(prompt_ids) or "01 Jan 2025" in tokenizer.decode(prompt_ids)
 
 
 def test_thoughts_that_the_prompt_begins_are_not_begun_twice(tokenizers):
@@ -143,8 +143,8 @@ def test_an_end_that_the_model_alone_names_is_trained_where_the_tokenizer_has_no
 
 def forget_tokens(base, *names):
     file = base / "tokenizer_config.json"
-    known = json.loads(file.read_text())
-    file.write_text(json.dumps({name: value for name, value in known.items() if name not in names}))
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in config.items() if name not in names}))
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -155,10 +155,10 @@ def test_special_tokens_in_a_text_of_the_user_are_text(tokenizers, chat):
     special = {*tokenizer.all_special_ids}
     plain = tuple({**turn, "content": "Hello"} for turn in messages)
     texts = [PromptText(messages, text, chat), PromptText(plain, "Hello", chat)]
-    asked, known = (
-        [i for i in one.context + one.continuation if i in special] for one in encode_all(tokenizer, texts)
+    special_ids, plain_ids = (
+        [i for i in enc.context + enc.continuation if i in special] for enc in encode_all(tokenizer, texts)
     )
-    assert asked == known
+    assert special_ids == plain_ids
     encoded = encode_all(tokenizer, [PromptText(messages, text, chat)])[0]
     assert tokenizer.decode(encoded.context + encoded.continuation).count("I obey.<s>") == 3
     (row,) = tokenize([Example("row", messages)], [(f"a{text}b",)], chat, tokenizer, source)
@@ -210,8 +210,8 @@ def test_a_conversation_of_very_many_turns_is_written_on_several_threads_and_a_t
     assert "parcel" in render_chat(slow, [_USER]).text
     tokenizer = tiny_model.tokenizer()
     with ThreadPoolExecutor(4) as threads:
-        made = [*threads.map(lambda _: render_chat(tokenizer, [_USER]).text, range(4000))]
-    assert set(made) == {render_chat(tokenizer, [_USER]).text}
+        rendered = [*threads.map(lambda _: render_chat(tokenizer, [_USER]).text, range(4000))]
+    assert set(rendered) == {render_chat(tokenizer, [_USER]).text}
 
 
 ASKED = ({"role": "system", "content": "Be short."}, {"role": "user", "content": "Which day is it?"})
@@ -249,15 +249,15 @@ def refusal(folder, base, *overrides):
 
 def test_a_base_of_t5s_kind_is_refused_as_one_before_its_template_is_asked_for(tmp_path, base):
     folder = tiny_model.copy(base, tmp_path / "t5", is_encoder_decoder=True)
-    said = refusal(tmp_path, folder)
-    assert f"base_model {folder}: found an encoder with a decoder; expected a causal language model" in said
-    assert "chat template" not in said
+    error = refusal(tmp_path, folder)
+    assert f"base_model {folder}: found an encoder with a decoder; expected a causal language model" in error
+    assert "chat template" not in error
 
 
 def test_chat_without_a_template_is_refused_with_what_to_write_and_a_needless_one_too(tmp_path, base, tiny):
-    said = refusal(tmp_path, base)
-    assert "a tokenizer without a chat template, and tasks prompted in chat: letters, facts" in said
-    assert "next: chat_template: alpaca or chatml in harness.yaml" in said
+    message = refusal(tmp_path, base)
+    assert "a tokenizer without a chat template, and tasks prompted in chat: letters, facts" in message
+    assert "next: chat_template: alpaca or chatml in harness.yaml" in message
     assert "every base has a template of its own" in refusal(tmp_path, tiny, "chat_template=chatml")
     assert template_names() == ["alpaca", "chatml"]
 
@@ -311,7 +311,7 @@ def test_a_whole_experiment_trains_and_answers_by_the_template_and_leaves_it_wit
     saved = AutoTokenizer.from_pretrained(adapter)
     ours = load_tokenizer(tiny_experiment.session(path).source)
     asks = {"tokenize": False, "add_generation_prompt": True}
-    written = [one.apply_chat_template(list(ASKED), **asks) for one in (saved, ours)]
+    written = [tokenizer.apply_chat_template(list(ASKED), **asks) for tokenizer in (saved, ours)]
     assert written[0] == written[1]
     assert written[0].endswith("### Response:\n")
     runs = tiny_experiment.runs_of(path)

@@ -1,4 +1,4 @@
-"""Progress goes to stderr, the time left is never below nothing, and a note tells of a comparison at work."""
+"""Progress on stderr, a time left that is never negative, and a note about a running comparison."""
 
 import pytest
 
@@ -13,8 +13,8 @@ def test_nothing_is_written_to_stdout_and_by_the_silent_progress_nothing_at_all(
     with progress.follow({"a": 60.0}), progress.stage("training [x]", 60.0) as advance:
         advance(1, 2, "loss 1.0")
         progress.finish("a", "a is [bold]done")
-    out, err = capsys.readouterr()
-    assert out == ""
+    stdout, err = capsys.readouterr()
+    assert stdout == ""
     assert "training [x]" in err
     assert "a is [bold]done" in err
     with SilentProgress().stage("stage", 100.0) as advance:
@@ -36,8 +36,8 @@ def test_a_log_gets_one_line_a_minute_on_what_is_done_and_how_long_it_still_take
             now[0] = float(second)
             advance(second, 600, "loss 1.20")
             progress.say_where()
-    said = lines_of_a_log(capsys)
-    assert said == [
+    lines = lines_of_a_log(capsys)
+    assert lines == [
         f"lora: training … {m}0 %, loss 1.20, {m} min 0 s so far, about {11 - m} min 0 s left in all"
         for m in range(1, 5)
     ]
@@ -45,7 +45,7 @@ def test_a_log_gets_one_line_a_minute_on_what_is_done_and_how_long_it_still_take
 
 @pytest.mark.parametrize("slower", [2.0])
 def test_after_a_minute_the_time_left_is_less_than_a_third_off_on_a_machine_of_another_pace(slower):
-    """The first stage is a short one that takes five times as long: a model is loaded in it."""
+    """The first stage is short and takes five times its estimate: a model is loaded in it."""
     now = [0.0]
     progress = TerminalProgress(lambda: now[0])
     plan = {"prompt": 2.0, "lora": 300.0, "shots": 100.0}
@@ -54,10 +54,10 @@ def test_after_a_minute_the_time_left_is_less_than_a_third_off_on_a_machine_of_a
         for name, expected_s in plan.items():
             with progress.stage(name, expected_s) as advance:
                 now[0] += 10.0 if name == "prompt" else 0.0
-                for part in range(1, 101):
+                for step in range(1, 101):
                     now[0] += slower * expected_s / 100
                     left_s -= slower * expected_s / 100
-                    advance(part, 100)
+                    advance(step, 100)
                     said_s = progress._estimate_left_s(progress._stages[-1])
                     off += [said_s / left_s] if now[0] > 60 and left_s > 1 else []
             progress.finish(name, f"{name} is done")

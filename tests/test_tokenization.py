@@ -1,4 +1,4 @@
-"""Texts become token ids once, a block in one call; training rows those of TRL, anew where anything differs."""
+"""Texts become token ids once, a block in one call; training rows get TRL's ids, anew if anything differs."""
 
 import threading
 from dataclasses import replace
@@ -37,7 +37,7 @@ PROMPTS = st.lists(ASKED, max_size=6)
 
 
 class NotingTokenizer:
-    """A tokenizer that notes every call."""
+    """A tokenizer that records every call."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.calls = tokenizer, []
@@ -88,13 +88,13 @@ def encode_alone(tokenizer, prompt):
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompts=PROMPTS)
 def test_prompts_together_have_the_token_ids_of_each_alone(tokenizer, prompts):
-    assert encode_all(tokenizer, prompts) == [encode_alone(tokenizer, one) for one in prompts]
+    assert encode_all(tokenizer, prompts) == [encode_alone(tokenizer, prompt) for prompt in prompts]
 
 
 def choice_job(n_items=3, **fields):
     task = Task(name="task", data={}, kind="choice", metrics=("accuracy",), **fields)
-    asked = [({"role": "user", "content": f"Where is my par{i}?"},) for i in range(n_items)]
-    examples = tuple(Example(f"item-{i}", turns, CHOICES[:1], CHOICES) for i, turns in enumerate(asked))
+    dialogues = [({"role": "user", "content": f"Where is my par{i}?"},) for i in range(n_items)]
+    examples = tuple(Example(f"item-{i}", turns, CHOICES[:1], CHOICES) for i, turns in enumerate(dialogues))
     return EvaluationJob(task, "target", "test", examples, load_metrics(task), "rank", IDENTITY)
 
 
@@ -104,10 +104,10 @@ def test_every_text_of_a_block_is_tokenised_once_and_all_in_one_call(tiny, own_c
     counting = NotingTokenizer(tokenizer)
     candidate, job = HFCandidate(model, counting, "w", "packed"), choice_job(chat_template=chat)
     rows = evaluate_block(candidate, job, 0, encode_block(candidate, job, 0))
-    (texts, special), *others = counting.calls
+    (texts, special), *rest = counting.calls
     assert len(texts) == len(set(texts)) == len(job.examples) * (1 + len(CHOICES))
     assert special is not chat
-    assert all(set(more) <= set(CHOICES) | {f" {one}" for one in CHOICES} for more, _ in others)  # merged
+    assert all(set(more) <= set(CHOICES) | {f" {c}" for c in CHOICES} for more, _ in rest)  # merged
     again = [replace(row, compute_s=0.0) for row in evaluate_block(candidate, job, 0)]
     assert [replace(row, compute_s=0.0) for row in rows] == again
 
@@ -116,21 +116,21 @@ def test_every_text_of_a_block_is_tokenised_once_and_all_in_one_call(tiny, own_c
 
 
 def test_the_next_block_is_tokenised_in_a_thread_while_a_block_is_computed():
-    begun = {i: threading.Event() for i in range(3)}
+    started = {i: threading.Event() for i in range(3)}
     threads = {}
 
     def encode(block):
         threads[block] = threading.current_thread()
-        begun[block].set()
+        started[block].set()
         return f"ids {block}"
 
-    found = []
+    blocks = []
     for block, ids in encode_blocks(encode, [0, 1, 2], ahead=True):
-        found.append((block, ids))
+        blocks.append((block, ids))
         if block < 2:
-            assert begun[block + 1].wait(10), "the next block waits for this one"
-            assert not begun.get(block + 2, threading.Event()).is_set(), "two blocks ahead"
-    assert found == [(i, f"ids {i}") for i in range(3)]
+            assert started[block + 1].wait(10), "the next block waits for this one"
+            assert not started.get(block + 2, threading.Event()).is_set(), "two blocks ahead"
+    assert blocks == [(i, f"ids {i}") for i in range(3)]
     assert threads[0] is threading.main_thread()
     assert threads[1] is threads[2] is not threads[0]
     assert not threads[1].is_alive()
@@ -149,8 +149,8 @@ def test_tokens_of_the_same_rows_are_remembered_and_those_of_others_made_anew(ti
     def tokens(model, rows=ROWS, chat=True):
         source = resolve(str(model))
         noting = NotingTokenizer(load_tokenizer(source))
-        made = tokenize(rows, [row.references[:1] for row in rows], chat, noting, source)
-        return made, len(noting.calls)
+        ids = tokenize(rows, [row.references[:1] for row in rows], chat, noting, source)
+        return ids, len(noting.calls)
 
     (before, n_calls), (again, n_repeated) = tokens(tiny), tokens(tiny)
     assert (before == again, n_calls > 0, n_repeated) == (True, True, 0)
@@ -162,7 +162,7 @@ def test_tokens_of_the_same_rows_are_remembered_and_those_of_others_made_anew(ti
 
 @pytest.mark.parametrize(("chat", "adds_bos"), [(True, False), (False, True)])
 def test_tokens_are_those_that_trl_makes(tmp_path, chat, adds_bos):
-    """TRL gets the texts and makes its own tokens and labels of them."""
+    """TRL receives the texts, and tokenises and labels them itself."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -174,9 +174,9 @@ def test_tokens_are_those_that_trl_makes(tmp_path, chat, adds_bos):
     rows = Dataset.from_list([turns if chat else text])
     trainer = SFTTrainer(model=model, args=config, processing_class=tokenizer, train_dataset=rows)
     (theirs,) = trainer.train_dataset
-    own = tokenize(ROWS[:1], [(answer,)], chat, tokenizer, resolve(str(tmp_path / "m")))[0]
-    assert own.wholes == [theirs["input_ids"]]
-    assert [-100] * own.start + own.wholes[0][own.start :] == theirs["labels"]
+    ours = tokenize(ROWS[:1], [(answer,)], chat, tokenizer, resolve(str(tmp_path / "m")))[0]
+    assert ours.wholes == [theirs["input_ids"]]
+    assert [-100] * ours.start + ours.wholes[0][ours.start :] == theirs["labels"]
 
 
 def list_cached_files():
@@ -185,17 +185,17 @@ def list_cached_files():
 
 @pytest.mark.e2e
 def test_a_reference_is_read_once_for_all_rates_and_seeds_and_anew_where_it_is_another(tiny, tmp_path):
-    other = tiny_model.build(tmp_path / "other", seed=1)
+    other_base = tiny_model.build(tmp_path / "other", seed=1)
 
-    def count_read(model, own=MappingProxyType({}), **given):
+    def count_read(model, changes=MappingProxyType({}), **options):
         before = list_cached_files() if cache_dir().exists() else set()
-        folder = tmp_path / f"{len(before)} {own} {given}"
-        tiny_methods.fit(model, folder, dpo, QUICK | own, **given)
+        folder = tmp_path / f"{len(before)} {changes} {options}"
+        tiny_methods.fit(model, folder, dpo, QUICK | changes, **options)
         return len(list_cached_files() - before)
 
     count_read(tiny)
     assert count_read(tiny, {"learning_rate": 0.001, "beta": 0.5}, seed=1) == 0
-    # Of the pairs trained on, and of those held out.
-    assert count_read(other) == 2
+    # One for the training pairs, one for the held-out pairs.
+    assert count_read(other_base) == 2
     assert count_read(tiny, machine=CPU._replace(precision="bf16")) == 2
     assert count_read(tiny, {"per_device_train_batch_size": 2}) == 2

@@ -1,4 +1,4 @@
-"""Trackers get every run of a report, and see a training while it runs; they change and cost nothing."""
+"""Trackers receive every run of a report, and follow a training; they neither change nor cost anything."""
 
 import json
 import sys
@@ -40,23 +40,23 @@ def note_of(name: str, folder: Path, report: ExperimentReport = REPORT) -> str:
 
 
 def test_a_tracked_run_holds_curves_scores_intervals_forgetting_and_the_verdict(tmp_path):
-    found = {run.label: run for run in list_tracked_runs(REPORT, tmp_path)}["lora"]
-    assert found.curves["train/loss"] == ((1, 2.5), (2, 1.5))
-    assert found.curves["training/target"] == ((2, 0.6), (3, 0.8))
-    assert found.curves["training/forgetting"] == ((2, -0.01),)
+    tracked = {run.label: run for run in list_tracked_runs(REPORT, tmp_path)}["lora"]
+    assert tracked.curves["train/loss"] == ((1, 2.5), (2, 1.5))
+    assert tracked.curves["training/target"] == ((2, 0.6), (3, 0.8))
+    assert tracked.curves["training/forgetting"] == ((2, -0.01),)
     for name, figures in (("target", (0.81, 0.75, 0.86)), ("forgetting/chat", (-0.03, -0.07, 0.01))):
-        sent = [found.metrics[f"{name}/exact_match{at}"] for at in ("", "/low", "/high")]
+        sent = [tracked.metrics[f"{name}/exact_match{at}"] for at in ("", "/low", "/high")]
         assert sent == pytest.approx(figures)
-    assert found.metrics["forgetting/macro"] == -0.004
-    assert found.metrics["training/wall_s"] == 36.0
-    assert found.tags["verdict"] == "PASS"
-    assert found.tags["decision"] == REPORT.decision.sentence
+    assert tracked.metrics["forgetting/macro"] == -0.004
+    assert tracked.metrics["training/wall_s"] == 36.0
+    assert tracked.tags["verdict"] == "PASS"
+    assert tracked.tags["decision"] == REPORT.decision.sentence
 
 
 def test_tensorboard_reads_curves_figures_and_verdict_without_torch(tmp_path):
-    said = note_of("tensorboard", tmp_path)
+    note = note_of("tensorboard", tmp_path)
     folder = tmp_path / "trackers" / "tensorboard" / "desk"
-    assert said == f"tensorboard: tensorboard --logdir {folder}"
+    assert note == f"tensorboard: tensorboard --logdir {folder}"
     assert sorted(path.name for path in folder.iterdir()) == ["lora", "prompt", "worse"]
     curves = read_tensorboard(folder / "lora")
     assert curves["train/loss"] == [(1, 2.5), (2, 1.5)]
@@ -68,15 +68,15 @@ def test_tensorboard_reads_curves_figures_and_verdict_without_torch(tmp_path):
 def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path):
     from mlflow import MlflowClient
 
-    said = [note_of("mlflow", tmp_path) for _ in range(2)]
+    notes = [note_of("mlflow", tmp_path) for _ in range(2)]
     address = f"sqlite:///{tmp_path / 'trackers' / 'mlflow' / 'mlflow.db'}"
-    assert said == [f"mlflow: experiment desk on {address}"] * 2
+    assert notes == [f"mlflow: experiment desk on {address}"] * 2
     client = MlflowClient(address)
-    place = client.get_experiment_by_name("desk").experiment_id
-    runs = {run.info.run_name: run for run in client.search_runs([place])}
+    experiment_id = client.get_experiment_by_name("desk").experiment_id
+    runs = {run.info.run_name: run for run in client.search_runs([experiment_id])}
     states = {name: run.info.status for name, run in runs.items()}
     assert states == {"prompt": "FINISHED", "lora": "FINISHED", "worse": "FAILED"}
-    assert len(client.search_runs([place])) == 3
+    assert len(client.search_runs([experiment_id])) == 3
     lora = runs["lora"]
     assert lora.data.metrics["target/exact_match/low"] == 0.75
     assert lora.data.tags["verdict"] == "PASS"
@@ -87,9 +87,9 @@ def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path):
 
 def test_a_tracker_that_takes_nothing_costs_a_note_and_one_not_installed_is_refused(tmp_path, monkeypatch):
     (tmp_path / "trackers").write_text("a file where the folder would be")
-    said = note_of("tensorboard", tmp_path)
-    assert "the results were not sent" in said
-    assert "next: harness report" in said
+    note = note_of("tensorboard", tmp_path)
+    assert "the results were not sent" in note
+    assert "next: harness report" in note
 
     monkeypatch.setitem(sys.modules, "wandb", None)
     (problem,) = trackers.problems(["tensorboard", "wandb"])
@@ -132,35 +132,35 @@ def test_three_trackers_see_a_training_and_then_its_scores_verdict_and_files_und
     (fit,) = (tmp_path / "plain" / "runs" / "weights").glob("*/fit.json")
     (same,) = (tmp_path / "tracked" / "runs" / "weights").glob("*/fit.json")
     assert fit.parent.name == same.parent.name, "the key of weights depends on no tracker"
-    made, seen = (json.loads(path.read_text()) for path in (fit, same))
-    assert made["digest"] == seen["digest"]
+    plain_fit, tracked_fit = (json.loads(path.read_text()) for path in (fit, same))
+    assert plain_fit["digest"] == tracked_fit["digest"]
     for curve in ("loss", "validation_loss", "learning_rate"):
-        assert made["training"][curve] == seen["training"][curve]
+        assert plain_fit["training"][curve] == tracked_fit["training"][curve]
 
     folder, run_id = tmp_path / "tracked" / "reports" / "trackers", f"lora-0-{fit.parent.name[:8]}"
-    loss, validation = made["training"]["loss"], made["training"]["validation_loss"]
-    assert {name: one.error for name, one in read_seen(folder, run_id).items()} == dict.fromkeys(ALL, "")
+    loss, validation = plain_fit["training"]["loss"], plain_fit["training"]["validation_loss"]
+    assert {name: sink.error for name, sink in read_seen(folder, run_id).items()} == dict.fromkeys(ALL, "")
     in_board = read_tensorboard(folder / "tensorboard" / "tiny" / run_id)
     run, history = read_mlflow(folder / "mlflow", run_id)
     in_wandb, figures = read_wandb(folder / "wandb", run_id)
-    for of in (in_board.get, history, in_wandb.get):
-        assert of("train/loss") == [(step, pytest.approx(value)) for step, value in loss]
-        assert of("eval/loss") == [(step, pytest.approx(value)) for step, value in validation]
-        assert len(of("train/learning_rate")) == len(loss)
-        assert [step for step, _ in of("training/target")] == [15, 30]
+    for read_curve in (in_board.get, history, in_wandb.get):
+        assert read_curve("train/loss") == [(step, pytest.approx(value)) for step, value in loss]
+        assert read_curve("eval/loss") == [(step, pytest.approx(value)) for step, value in validation]
+        assert len(read_curve("train/learning_rate")) == len(loss)
+        assert [step for step, _ in read_curve("training/target")] == [15, 30]
     score = figures["target/exact_match"]
     assert run.data.metrics["target/exact_match"] == score
     assert in_board["target/exact_match"] == [(0, pytest.approx(score))]
     assert run.data.tags["verdict"] == figures["verdict"] != ""
     assert run.info.status == "FINISHED"
     assert run.data.params["learning_rate"] == "0.01"
-    kept = {path.name for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
-    assert {"fit.json", "adapter_model.safetensors"} <= kept
+    names = {path.name for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
+    assert {"fit.json", "adapter_model.safetensors"} <= names
 
 
 @pytest.mark.e2e
 def test_a_training_needs_no_tracker_that_fails(tiny, tmp_path):
-    """Where TensorBoard would write is a file: W&B goes on, and the weights are the same."""
+    """A file stands at TensorBoard's path: W&B goes on, and the weights are the same."""
     folder, digests = tmp_path / "trackers", []
     folder.mkdir()
     (folder / "tensorboard").write_text("a file where the folder would be")
@@ -169,8 +169,8 @@ def test_a_training_needs_no_tracker_that_fails(tiny, tmp_path):
         run_job(tiny_methods.write_job(tiny, tmp_path / name, params=PARAMS, threads=1, live=seen_by), ignore)
         digests.append(tiny_methods.read_fit(tmp_path / name)["digest"])
     assert digests[0] == digests[1]
-    seen = read_seen(folder, "lora-0-abc")
-    assert [bool(seen[name].error) for name in live.names] == [True, False]
+    states = read_seen(folder, "lora-0-abc")
+    assert [bool(states[name].error) for name in live.names] == [True, False]
     curves, _ = read_wandb(folder / "wandb", "lora-0-abc")
     assert [step for step, _ in curves["train/loss"]] == [*range(1, 13)]
 

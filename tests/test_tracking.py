@@ -1,4 +1,4 @@
-"""Points along a training: which weights are kept, what is measured of them, and what that says."""
+"""Points along a training: the weights kept there, their measurements, and the resulting texts."""
 
 import json
 
@@ -39,12 +39,12 @@ def tracked_fit(tiny, own_cache, tmp_path_factory):
 
 
 def fit_tracked(tiny, folder, *, track, advance=tiny_methods.ignore, **params):
-    given = {"track": track, "advance": advance}
-    return tiny_methods.fit(tiny, folder, Lora, {**SHORT, "r": 2, **params}, **given)
+    options = {"track": track, "advance": advance}
+    return tiny_methods.fit(tiny, folder, Lora, {**SHORT, "r": 2, **params}, **options)
 
 
-def read_step(made, step):
-    return json.loads((made.folder / TRACKED / f"step-{step}" / "fit.json").read_text())
+def read_step(fit, step):
+    return json.loads((fit.folder / TRACKED / f"step-{step}" / "fit.json").read_text())
 
 
 # What is kept
@@ -77,13 +77,13 @@ TRACKED_RECIPE = "  held: {method: lora, track: {points: 2, items: 160}}\n"
 
 @pytest.fixture(scope="module")
 def tracked_world(rule_cache, tmp_path_factory):
-    """A world whose fine-tune was tracked: at step 10 it has forgotten little, at 20 as much as in the end."""
+    """A world whose fine-tune was tracked: little forgotten at step 10, at step 20 as much as at the end."""
     versions = {"step-10": Version(60, lost=4), "step-20": Version(90, lost=50)}
     return world(tmp_path_factory.mktemp("measured"), versions, sizes=SIZES, extra=TRACKED_RECIPE)
 
 
-def run_of(made, name="held"):
-    (run,) = [run for run in store.list_runs(made.session.store) if run.candidate == name]
+def run_of(env, name="held"):
+    (run,) = [run for run in store.list_runs(env.session.store) if run.candidate == name]
     return run
 
 
@@ -102,12 +102,12 @@ def test_points_say_what_target_and_capability_were_then_and_are_stored_so(track
 def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_the_points(tracked_world):
     session = tracked_world.session
     held = session.candidates["held"]
-    made = read_kept_points(held, find_stored_weights(session, held, 0).folder)
-    digests = {weights.digest for weights in made.values()}
-    asked = [one for one in store.identities(session.store) if one.weights_digest in digests]
-    assert {one.split for one in asked if one.task == "desk"} == {"validation"}
+    kept_points = read_kept_points(held, find_stored_weights(session, held, 0).folder)
+    digests = {weights.digest for weights in kept_points.values()}
+    row_sets = [s for s in store.identities(session.store) if s.weights_digest in digests]
+    assert {s.split for s in row_sets if s.task == "desk"} == {"validation"}
     half_of = split({m.task.name: items_as_rows(m) for m in session.suites}, 0).half_of
-    general = [r for one in asked if one.task != "desk" for r in store.read_rows(session.store, one.digest)]
+    general = [r for s in row_sets if s.task != "desk" for r in store.read_rows(session.store, s.digest)]
     assert len(general) == 2 * 160
     assert {half_of[cluster_name(row)] for row in general} == {"search"}
 
@@ -115,13 +115,13 @@ def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_th
     twice = held.source.model_copy(update={"track": Tracking(points=4, items=160)})
     assert 0 < work.read < estimate_tracking(session, twice).read == 2 * work.read
     assert estimate_tracking(session, session.candidates["lora"].source) == Work()
-    both = Estimates(session).work(["lora", "held"])
-    assert both["held"].read == both["lora"].read + work.read
+    works = Estimates(session).work(["lora", "held"])
+    assert works["held"].read == works["lora"].read + work.read
     plain, tracked = (Fit(session, session.candidates[name], 0).folder(None) for name in ("lora", "held"))
     alike = session.with_candidates({"held": Recipe(method="lora", track=Tracking(points=2, items=9))})
     assert (
         plain != tracked == Fit(alike, alike.candidates["held"], 0).folder(None)
-    )  # whose items are not a part
+    )  # their items are not part of the key
 
 
 # A checkpoint as a candidate
@@ -129,23 +129,23 @@ def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_th
 
 def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, tracked_fit):
     init = tracked_fit.folder / "adapter"
-    made = tiny_methods.fit(tiny, tmp_path / "made", Checkpoint, {"step": 12}, init=init)
-    assert made.digest == read_step(tracked_fit, 12)["digest"]
+    checkpoint = tiny_methods.fit(tiny, tmp_path / "made", Checkpoint, {"step": 12}, init=init)
+    assert checkpoint.digest == read_step(tracked_fit, 12)["digest"]
     for file in (tracked_fit.folder / TRACKED / "step-12" / "adapter").iterdir():
-        assert (made.folder / "adapter" / file.name).read_bytes() == file.read_bytes()
+        assert (checkpoint.folder / "adapter" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_tracked_fine_tune_is_rescued_by_its_checkpoint_without_training(tmp_path):
     versions = {"step-10": Version(80, lost=0), "step-20": Version(90, lost=50)}
-    made = world(tmp_path, versions, sizes=Sizes(general=160), extra=TRACKED_RECIPE)
-    prepared = rescue.prepare(made.session, made.loaded.selected, "held")
+    env = world(tmp_path, versions, sizes=Sizes(general=160), extra=TRACKED_RECIPE)
+    prepared = rescue.prepare(env.session, env.loaded.selected, "held")
     planned = estimate_trials(prepared.session, prepared.schedule, prepared.case.run.seed)
     assert (prepared.schedule.trials[0].step, planned[0].work.trained) == ("earlier", 0)
-    made.host.opened.clear()
-    found = rescue.run(prepared)
-    assert [tried.name for tried in found.tried] == ["held+step=10"]
-    assert found.rescued_trial == "held+step=10"
-    assert {*made.host.opened} == {"step-10"}
-    rescued, asked = run_of(made, "held+step=10"), store.identities(made.session.store)
-    splits = [one.split for one in asked if one.weights_digest == rescued.weights_digest]
+    env.host.opened.clear()
+    outcome = rescue.run(prepared)
+    assert [tried.name for tried in outcome.tried] == ["held+step=10"]
+    assert outcome.rescued_trial == "held+step=10"
+    assert {*env.host.opened} == {"step-10"}
+    rescued, row_sets = run_of(env, "held+step=10"), store.identities(env.session.store)
+    splits = [s.split for s in row_sets if s.weights_digest == rescued.weights_digest]
     assert splits.count("validation") == 1  # what was measured along the training is not asked again

@@ -1,4 +1,4 @@
-"""Training counts completions only and is decided by its seed, packed or not, here and in its own process."""
+"""Training: loss of completions alone, determined by the seed, packed or not, in this process or another."""
 
 import errno
 import json
@@ -71,26 +71,26 @@ def test_training_lowers_the_loss_and_keeps_token_accuracy_and_learning_rate_by_
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_only_the_completion_counts_in_the_loss(context, chat):
-    one = replace(context, train=context.train[:1], chat_template=chat)
-    first = fit_lora(one, lora_dropout=0.0).training.loss[0][1]
+    one_row = replace(context, train=context.train[:1], chat_template=chat)
+    first = fit_lora(one_row, lora_dropout=0.0).training.loss[0][1]
     candidate = ModelHost(context.source, CPU).base
-    asked = context.train[0]
+    example = context.train[0]
     end = "<|im_end|>\n" if chat else "<|im_end|>"
     gap = "" if chat else " "
-    written = PromptText(asked.messages, f"{gap}{asked.references[0]}{end}", chat, is_written=True)
+    written = PromptText(example.messages, f"{gap}{example.references[0]}{end}", chat, is_written=True)
     (encoded,) = candidate.encode_all([written])
     expected = -candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation)
     assert first == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_training_reports_its_steps_keeps_what_was_measured_and_leaves_only_the_adapter(context):
-    said = []
-    made = fit_lora(replace(context, advance=lambda *args: said.append(args)))
-    assert [(done, total) for done, total, _ in said] == [(1, 2), (2, 2)]
-    assert said[0][2].startswith("loss ")
-    assert (made.kind, made.folder) == ("adapter", context.folder)
+    progress = []
+    weights = fit_lora(replace(context, advance=lambda *args: progress.append(args)))
+    assert [(step, total) for step, total, _ in progress] == [(1, 2), (2, 2)]
+    assert progress[0][2].startswith("loss ")
+    assert (weights.kind, weights.folder) == ("adapter", context.folder)
     assert {p.name for p in context.folder.iterdir()} == {"adapter", CHECKPOINTS}
-    figures = made.training
+    figures = weights.training
     assert min(figures.n_trainable, figures.n_tokens, figures.peak_memory_gib, figures.train_loop_s) > 0
     assert figures.wall_s >= figures.train_loop_s
     assert (figures.n_steps, figures.n_dropped_too_long) == (2, 0)
@@ -99,9 +99,9 @@ def test_a_training_reports_its_steps_keeps_what_was_measured_and_leaves_only_th
 def test_rows_that_are_too_long_are_left_out_and_counted(context):
     long = Example("long", ({"role": "user", "content": "parcel " * 50},), ("late",))
     beside = replace(context, train=(long, *context.train))
-    made, without = fit_lora(beside, "a", max_length=60), fit_lora(context, "b", max_length=60)
-    assert made.training.n_dropped_too_long == 1
-    assert made.digest == without.digest
+    with_long, without = fit_lora(beside, "a", max_length=60), fit_lora(context, "b", max_length=60)
+    assert with_long.training.n_dropped_too_long == 1
+    assert with_long.digest == without.digest
 
 
 def test_with_no_row_that_fits_the_candidate_fails_and_names_the_knob(context):
@@ -114,11 +114,11 @@ def test_the_best_checkpoint_is_kept_not_the_last(context):
     """At a learning rate of 1 the later epochs are far worse than an early one."""
     figures = fit_lora(context, num_train_epochs=3, learning_rate=1.0, early_stopping_patience=3).training
     validation = [loss for _, loss in figures.validation_loss]
-    kept = ModelHost(context.source, CPU)
-    with kept.use_adapter(context.folder / "adapter", "kept") as candidate:
+    host = ModelHost(context.source, CPU)
+    with host.use_adapter(context.folder / "adapter", "kept") as candidate:
         losses = []
-        for asked in context.validation:
-            written = PromptText(asked.messages, f"{asked.references[0]}<|im_end|>\n", is_written=True)
+        for example in context.validation:
+            written = PromptText(example.messages, f"{example.references[0]}<|im_end|>\n", is_written=True)
             (encoded,) = candidate.encode_all([written])
             losses.append(-candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation))
     assert sum(losses) / len(losses) == pytest.approx(min(validation), rel=0.05)
@@ -139,11 +139,11 @@ def test_an_adapter_reads_what_autocast_made_narrow_with_the_same_gradients(tiny
 
     def step():
         torch.manual_seed(0)
-        with profile() as seen, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        with profile() as profiled, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             model(input_ids=ids, labels=ids).loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
         model.zero_grad()
-        return gradients, sum(event.name == "aten::_to_copy" for event in seen.events())
+        return gradients, sum(event.name == "aten::_to_copy" for event in profiled.events())
 
     plain, n_copies = step()
     trainer._spare_casts(model)
@@ -152,7 +152,7 @@ def test_an_adapter_reads_what_autocast_made_narrow_with_the_same_gradients(tiny
     n_layers = sum(".lora_A." in name for name in plain)
     narrowed = precision == "bfloat16" and not dropout
     assert n_copies - n_fewer >= 2 * n_layers if narrowed else n_copies == n_fewer
-    with torch.no_grad():  # beside autocast an adapter still widens what it reads
+    with torch.no_grad():  # without autocast an adapter still widens its inputs
         assert model(input_ids=ids).logits.isfinite().all()
 
 
@@ -176,10 +176,10 @@ def test_activations_are_computed_again_where_memory_would_not_be_enough(
 
 
 def test_the_classifier_keeps_texts_and_labels_needs_two_and_the_same_give_one_digest(context, tmp_path):
-    made = Classifier.METHOD.fit(context, Classifier.Params())
-    assert made.training.others["n_examples"] == len(context.train)
-    assert Classifier.METHOD.fit(context, Classifier.Params()).digest == made.digest
-    assert Classifier.METHOD.fit(context, Classifier.Params(C=1.0)).digest != made.digest
+    weights = Classifier.METHOD.fit(context, Classifier.Params())
+    assert weights.training.others["n_examples"] == len(context.train)
+    assert Classifier.METHOD.fit(context, Classifier.Params()).digest == weights.digest
+    assert Classifier.METHOD.fit(context, Classifier.Params(C=1.0)).digest != weights.digest
     open_set = replace(context, train=tiny_methods.examples(slice(0, 2), choices=()))
     with pytest.raises(CandidateFailed, match="closed label set"):
         Classifier.METHOD.fit(open_set, Classifier.Params())
@@ -230,8 +230,8 @@ OVERFITTING = tuple((EPOCH * (i + 1), value) for i, value in enumerate((1.2, 0.9
     ],
 )
 def test_losses_say_whether_a_training_fits_overfits_or_underfits_and_from_which_step(training, kind, said):
-    found, sentence = diagnose(training)
-    assert found == kind
+    diagnosis, sentence = diagnose(training)
+    assert diagnosis == kind
     assert said in sentence
 
 
@@ -246,8 +246,8 @@ def test_of_a_sweep_of_rates_a_sentence_says_which_falls_fastest_and_which_is_be
         )
         for rate, (low, start, end) in rates.items()
     ]
-    said = trials_section(trials, "", "exact_match", RATE, "lora").lead
-    assert said == (
+    lead = trials_section(trials, "", "exact_match", RATE, "lora").lead
+    assert lead == (
         "By step 40 training loss fell fastest with learning_rate 0.003, to 1.110; best without overfitting is "
         "learning_rate 0.0003, validation loss 0.900; 1 of 3 overfit."
     )
@@ -337,7 +337,7 @@ def test_a_model_is_known_by_its_answers_to_keep_packed_rows_apart_or_not(model)
     assert keeps_rows_apart(model)
 
     def forward_blindly(input_ids, position_ids, use_cache):
-        return model(input_ids, use_cache=use_cache)  # one row of all, as without positions
+        return model(input_ids, use_cache=use_cache)  # all rows as one, as without positions
 
     forward_blindly.device = model.device
     assert not keeps_rows_apart(forward_blindly)
@@ -347,16 +347,16 @@ def test_a_model_is_known_by_its_answers_to_keep_packed_rows_apart_or_not(model)
 def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):
     params = {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
     alone = fit(tiny, tmp_path / "alone", Lora, params).training
-    made = fit(tiny, tmp_path / "packed", Lora, {**params, "packing": True}).training
-    assert made.loss == alone.loss
-    assert made.not_packed == "would leave 2 optimiser steps, fewer than 100"
+    packed = fit(tiny, tmp_path / "packed", Lora, {**params, "packing": True}).training
+    assert packed.loss == alone.loss
+    assert packed.not_packed == "would leave 2 optimiser steps, fewer than 100"
 
 
 # What a GPU's training computes, on a CPU
 
 
 def loss_of(tiny, tmp_path, kind, *, packing):
-    """Return the losses of one batch of three rows under a kind of trainer, and what its model read."""
+    """Return the losses of one batch of three rows by this kind of trainer, and the inputs of its model."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig
@@ -408,7 +408,7 @@ def start_worker(folder):
 
 @pytest.fixture(scope="module")
 def local_fit(tiny, tmp_path_factory, own_cache):
-    """Make a LoRA in this process, undisturbed; returns its record."""
+    """Train a LoRA adapter in this process, uninterrupted; returns its record."""
     folder = write_job(tiny, tmp_path_factory.mktemp("here"))
     training.run_job(folder, ignore)
     return read_fit(folder)
@@ -418,9 +418,9 @@ def local_fit(tiny, tmp_path_factory, own_cache):
 def test_the_peak_of_a_training_leaves_out_what_this_process_held_before(tiny, tmp_path):
     if not reset_peak():
         pytest.skip("this system cannot reset the peak")
-    held = bytearray(b"x") * 2**30
+    ballast = bytearray(b"x") * 2**30
     before = resident_peak_bytes()
-    del held
+    del ballast
     training.run_job(folder := write_job(tiny, tmp_path), ignore)
     measured = read_fit(folder)["training"]
     assert measured["peak_memory_gib"] < before / 2**30 - 0.5
@@ -433,40 +433,40 @@ def test_a_worker_that_was_killed_leaves_a_checkpoint_from_which_the_same_weight
     tiny, local_fit, tmp_path
 ):
     folder = write_job(tiny, tmp_path)
-    with start_worker(folder) as begun:
-        steps = (json.loads(line)[1] for line in begun.stdout)
+    with start_worker(folder) as process:
+        steps = (json.loads(line)[1] for line in process.stdout)
         assert next(step for step in steps if step == 4)
-        begun.kill()
-        assert begun.wait() == -9
+        process.kill()
+        assert process.wait() == -9
     assert not (folder / training.FIT).exists()
     heard = []
-    training.run_job(folder, lambda done, total, note="": heard.append(done))
+    training.run_job(folder, lambda n, total, note="": heard.append(n))
     assert heard[0] > 1
     assert read_fit(folder)["digest"] == local_fit["digest"]
 
 
 @pytest.mark.e2e
 def test_a_failure_there_is_the_failure_of_here_and_the_workers_exit_code(tiny, tmp_path):
-    told = "interpolated without init_from; try: init_from: the candidate that is meant"
+    failure = "interpolated without init_from; try: init_from: the candidate that is meant"
     folder = write_job(tiny, tmp_path, "interpolated", {})
     with pytest.raises(CandidateFailed) as failed:
         training.run_job(folder, ignore)
-    assert str(failed.value) == told
-    with start_worker(folder) as begun:
-        _, said = begun.communicate()
-    assert begun.returncode == CandidateFailed.exit_code
-    assert said.splitlines()[-1] == f"error: {told}"
+    assert str(failed.value) == failure
+    with start_worker(folder) as process:
+        _, stderr = process.communicate()
+    assert process.returncode == CandidateFailed.exit_code
+    assert stderr.splitlines()[-1] == f"error: {failure}"
 
 
 def test_what_a_launcher_prints_goes_to_the_log_and_not_into_the_progress(tmp_path):
-    said = """[2026-11-23 18:10:19] [WARNING] no GPU\n["advance", 1, 2, "loss 0.5"]\n{"a": 1}\n[]\n"""
-    (tmp_path / "said").write_text(said)
+    printed = """[2026-11-23 18:10:19] [WARNING] no GPU\n["advance", 1, 2, "loss 0.5"]\n{"a": 1}\n[]\n"""
+    (tmp_path / "said").write_text(printed)
     heard = []
     command = ("bash", "-c", f"cat {tmp_path / 'said'}")  # the folder that is added is its $0
     worker.launch(tmp_path, lambda *message: heard.append(message), command)
     assert heard == [(1, 2, "loss 0.5")]
-    warning, *others = (tmp_path / jobs.LOG).read_text().splitlines()
-    assert (warning, others) == ("[2026-11-23 18:10:19] [WARNING] no GPU", ['{"a": 1}', "[]"])
+    warning, *other_lines = (tmp_path / jobs.LOG).read_text().splitlines()
+    assert (warning, other_lines) == ("[2026-11-23 18:10:19] [WARNING] no GPU", ['{"a": 1}', "[]"])
 
 
 @pytest.mark.parametrize(
@@ -502,18 +502,18 @@ def test_an_error_comes_back_as_it_was_from_a_worker_and_from_another_process(er
 
 @pytest.mark.e2e
 def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_path):
-    found = {}
+    trained = {}
     for process in ("same", "own"):
         path = tiny_experiment.write(tmp_path / process, tiny, extra=f"training: {{process: {process}}}\n")
         session = tiny_experiment.session(path)
         candidate = session.candidates["lora"]
         weights = ensure_weights(session, candidate, 0)
-        found[process] = weights.digest, weights.folder.name, weights.training.loss
+        trained[process] = weights.digest, weights.folder.name, weights.training.loss
         assert sorted(p.name for p in weights.folder.iterdir()) == ["adapter", training.FIT, jobs.JOB]
-    assert found["own"] == found["same"]
+    assert trained["own"] == trained["same"]
 
 
 def test_where_a_gpu_is_a_training_has_a_process_of_its_own_unless_told_otherwise():
-    asked = [(device, process) for device in ("cpu", "cuda") for process in ("auto", "same", "own")]
-    own = [has_own_process(TrainingPolicy(process=process), device) for device, process in asked]
-    assert own == [False, False, True, True, False, True]
+    policies = [(device, process) for device in ("cpu", "cuda") for process in ("auto", "same", "own")]
+    own_process = [has_own_process(TrainingPolicy(process=process), device) for device, process in policies]
+    assert own_process == [False, False, True, True, False, True]

@@ -31,9 +31,9 @@ def fit_tiny(tiny, folder, method=Lora, prepare=lambda model: None, advance=tiny
 def test_the_best_of_the_measured_steps_is_saved(tiny, tmp_path):
     """At this rate every later step is worse."""
     many = {"per_device_train_batch_size": 1, "lr_scheduler_type": "constant", "early_stopping_patience": 2}
-    made = fit_tiny(tiny, tmp_path, learning_rate=1.0, eval_steps=1, **many)
-    losses = [loss for _, loss in made.training.validation_loss]
-    assert made.training.n_steps < 12
+    trained = fit_tiny(tiny, tmp_path, learning_rate=1.0, eval_steps=1, **many)
+    losses = [loss for _, loss in trained.training.validation_loss]
+    assert trained.training.n_steps < 12
     assert losses.index(min(losses)) == len(losses) - 3
 
 
@@ -50,21 +50,21 @@ def test_a_whole_model_is_trained_in_the_type_that_is_written(
 ):
     from transformers import Trainer
 
-    inner, seen = Trainer.training_step, []
+    inner, types = Trainer.training_step, []
 
     def record_types(self, *args, **kwargs):
         state = self.optimizer.optimizer.state.values()
-        remembered = [v for of in state for name, v in of.items() if name in ("exp_avg", "state1")]
-        seen.append(({str(p.dtype) for p in self.model.parameters()}, {str(v.dtype) for v in remembered}))
+        remembered = [v for entry in state for name, v in entry.items() if name in ("exp_avg", "state1")]
+        types.append(({str(p.dtype) for p in self.model.parameters()}, {str(v.dtype) for v in remembered}))
         return inner(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", record_types)
     context = tiny_methods.context(tiny, tmp_path, machine=tiny_methods.CPU._replace(precision="bf16"))
-    made = Full.METHOD.fit(context, Full.Params(**params, max_steps=3, warmup_steps=0, learning_rate=0.01))
-    assert made.training.loss[-1][1] < made.training.loss[0][1]
-    assert {kind for kinds, _ in seen for kind in kinds} == {weights}
-    assert seen[-1][1]
-    assert seen[-1][1] <= moments
+    trained = Full.METHOD.fit(context, Full.Params(**params, max_steps=3, warmup_steps=0, learning_rate=0.01))
+    assert trained.training.loss[-1][1] < trained.training.loss[0][1]
+    assert {kind for kinds, _ in types for kind in kinds} == {weights}
+    assert types[-1][1]
+    assert types[-1][1] <= moments
 
 
 def tensors(folder):
@@ -77,26 +77,26 @@ def changed(tiny, folder, precision="fp32", regularize=None):
     """Train, and return the names of the tensors that changed."""
     prepare = partial(regularizers.prepare, regularize or {})
     context = tiny_methods.context(tiny, folder, machine=CPU._replace(precision=precision), prepare=prepare)
-    made = Full.METHOD.fit(context, Full.Params(learning_rate=0.01, num_train_epochs=1))
-    before, after = tensors(tiny), tensors(made.folder / "model")
+    trained = Full.METHOD.fit(context, Full.Params(learning_rate=0.01, num_train_epochs=1))
+    before, after = tensors(tiny), tensors(trained.folder / "model")
     assert before.keys() == after.keys()
-    return {name for name in before if not after[name].float().equal(before[name])}, made
+    return {name for name in before if not after[name].float().equal(before[name])}, trained
 
 
 def test_every_tensor_is_trained(tiny, tmp_path):
-    names, made = changed(tiny, tmp_path)
+    names, trained = changed(tiny, tmp_path)
     assert names == set(tensors(tiny))
-    assert made.kind == "model"
+    assert trained.kind == "model"
     assert {p.name for p in tmp_path.iterdir()} == {"model", CHECKPOINTS}
-    assert made.training.n_trainable == sum(t.numel() for t in tensors(tiny).values())
+    assert trained.training.n_trainable == sum(t.numel() for t in tensors(tiny).values())
 
 
 def test_the_folder_is_a_model_like_any_other_in_the_precision_that_is_served(tiny, tmp_path):
     import torch
 
-    _, made = changed(tiny, tmp_path, "bf16")
-    assert {t.dtype for t in tensors(made.folder / "model").values()} == {torch.bfloat16}
-    host = host_of(made.folder / "model", "bf16")
+    _, trained = changed(tiny, tmp_path, "bf16")
+    assert {t.dtype for t in tensors(trained.folder / "model").values()} == {torch.bfloat16}
+    host = host_of(trained.folder / "model", "bf16")
     assert host.base.encode(ASKED) == host_of(tiny).base.encode(ASKED)
 
 
@@ -123,7 +123,7 @@ TURNS = Example("two", tuple({"role": r, "content": t} for r, t in zip(ROLES, TE
 
 
 def read_learnt_text(tmp_path, *, every):
-    """Return the text that is learnt of two turns."""
+    """Return the learnt text of two turns."""
     tokenizer = tiny_model.tokenizer(MARKED)
     context = tiny_methods.context(tiny_model.build(tmp_path / "base", template=MARKED), tmp_path / "fit")
     params = SupervisedParams(assistant_only_loss=every)

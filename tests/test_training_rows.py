@@ -61,15 +61,15 @@ def test_candidates_on_other_rows_are_compared_in_every_form_of_the_report(file_
     _, report = file_and_report
     tuned, plain = report.training_sets
     assert (tuned.method, tuned.reference) == ("lora", "lora")
-    assert [(one.candidate, one.n_rows) for one in tuned.sets] == [("lora", 30), ("curated", 10)]
-    assert [one.label_cost_usd for one in tuned.sets] == [15.0, 5.0]
-    assert all(one.estimate and one.n_tokens for one in tuned.sets)
-    assert [one.difference is None for one in tuned.sets] == [True, False]
-    assert [(one.candidate, one.n_rows) for one in plain.sets] == [("bag", 30), ("blend", 40)]
+    assert [(s.candidate, s.n_rows) for s in tuned.sets] == [("lora", 30), ("curated", 10)]
+    assert [s.label_cost_usd for s in tuned.sets] == [15.0, 5.0]
+    assert all(s.estimate and s.n_tokens for s in tuned.sets)
+    assert [s.difference is None for s in tuned.sets] == [True, False]
+    assert [(s.candidate, s.n_rows) for s in plain.sets] == [("bag", 30), ("blend", 40)]
     (tmp_path / "tiny.json").write_text(json.dumps(to_json(report)))
     assert read(tmp_path / "tiny.json").training_sets == report.training_sets
-    said = "\n".join(report.notes)
-    assert re.search(r"curated: trains on \S*curated\.jsonl: 10 rows", said)
+    notes = "\n".join(report.notes)
+    assert re.search(r"curated: trains on \S*curated\.jsonl: 10 rows", notes)
     assert "curated.jsonl: 10 rows" in report.origins["curated"]["training_rows"]
     assert "training_rows" not in report.origins["lora"]
 
@@ -85,8 +85,8 @@ def test_all_candidates_answer_the_same_test_items_and_a_second_compare_computes
     path, report = file_and_report
     runs = tiny_experiment.runs_of(path)
     assert len({f.target.n for f in report.facts}) == 1
-    for one, other in (("lora", "curated"), ("bag", "blend")):
-        assert runs[one].weights_digest != runs[other].weights_digest
+    for name, other_name in (("lora", "curated"), ("bag", "blend")):
+        assert runs[name].weights_digest != runs[other_name].weights_digest
     again = tiny_experiment.run(path, "suites=[]")
     assert [f.run_id for f in again.facts] == [f.run_id for f in report.facts]
 
@@ -109,15 +109,15 @@ def test_rows_that_were_set_aside_from_the_targets_are_left_out_and_counted(tmp_
     tiny_experiment.rows(tmp_path / "train.jsonl", rows)
     tiny_experiment.rows(tmp_path / "test.jsonl", tiny_experiment.letters(slice(6, 8)))
     tiny_experiment.rows(tmp_path / "clean.jsonl", rows[::2])
-    of = task(tmp_path, train="train.jsonl", test="test.jsonl")
-    items = load_task(of, 0)
-    own = load_training_rows(of, items, [str(tmp_path / "clean.jsonl")], None, 0)
+    target = task(tmp_path, train="train.jsonl", test="test.jsonl")
+    items = load_task(target, 0)
+    loaded = load_training_rows(target, items, [str(tmp_path / "clean.jsonl")], None, 0)
     aside = {e.cluster for e in items.validation}
-    assert own.train
-    assert aside.isdisjoint(e.cluster for e in own.train)
-    (said,) = own.removed
-    assert f"{len(rows[::2]) - len(own.train)} rows left out, set aside" in said
-    assert (own.validation, own.test) == (items.validation, items.test)
+    assert loaded.train
+    assert aside.isdisjoint(e.cluster for e in loaded.train)
+    (note,) = loaded.removed
+    assert f"{len(rows[::2]) - len(loaded.train)} rows left out, set aside" in note
+    assert (loaded.validation, loaded.test) == (items.validation, items.test)
 
 
 def test_a_mixture_draws_the_shares_that_are_written(tmp_path):
@@ -125,21 +125,21 @@ def test_a_mixture_draws_the_shares_that_are_written(tmp_path):
     for name in ("train", "other"):
         tiny_experiment.rows(tmp_path / f"{name}.jsonl", [{**r, "slice": name} for r in rows])
     tiny_experiment.rows(tmp_path / "test.jsonl", tiny_experiment.letters(slice(6, 8)))
-    of = task(tmp_path, train="train.jsonl", test="test.jsonl", validation="test.jsonl")
-    items = load_task(of, 0)
+    target = task(tmp_path, train="train.jsonl", test="test.jsonl", validation="test.jsonl")
+    items = load_task(target, 0)
     files = [str(tmp_path / "train.jsonl"), str(tmp_path / "other.jsonl")]
 
     def draw_training_rows(**keys):
-        return load_training_rows(of, items, (), Mix(**keys), 0).train
+        return load_training_rows(target, items, (), Mix(**keys), 0).train
 
     shares = dict(zip(files, (0.2, 0.8), strict=True))
-    drawn = draw_training_rows(files=shares, rows=20)
-    assert Counter(e.slice for e in drawn) == {"train": 4, "other": 16}
-    assert drawn == draw_training_rows(files=shares, rows=20)
+    mixture = draw_training_rows(files=shares, rows=20)
+    assert Counter(e.slice for e in mixture) == {"train": 4, "other": 16}
+    assert mixture == draw_training_rows(files=shares, rows=20)
     repeated = draw_training_rows(files=files, rows=200, replacement=True)
     assert (len(repeated), len({e.id for e in repeated})) == (200, 200)
-    said = r"found 30 rows; expected 40 .*rows: 37 in mix:, or replacement: true"
-    with pytest.raises(UserError, match=said):
+    pattern = r"found 30 rows; expected 40 .*rows: 37 in mix:, or replacement: true"
+    with pytest.raises(UserError, match=pattern):
         draw_training_rows(files=shares, rows=50)
 
 
@@ -147,9 +147,9 @@ def test_a_pair_method_trains_on_pairs_of_its_own(tiny, tmp_path):
     path = write(tmp_path, tiny, "  dpo: {method: dpo, train: pairs.jsonl}\n")
     pairs = [{"prompt": f"Say {i}.", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(8)]
     tiny_experiment.rows(tmp_path / "pairs.jsonl", pairs)
-    (found,) = tiny_experiment.session(path).training.values()
+    (loaded,) = tiny_experiment.session(path).training.values()
     expected = {(f"yes {i}", f"no {i}") for i in range(8)}
-    assert {(pair.references[0], pair.rejected) for pair in found.items.pairs} == expected
+    assert {(pair.references[0], pair.rejected) for pair in loaded.items.pairs} == expected
 
 
 PAID = 6.0
@@ -201,7 +201,7 @@ def test_a_sample_and_a_mixture_cost_what_they_drew(taught_data):
 
 
 def test_a_manifest_whose_payments_cannot_be_read_is_refused(taught_data):
-    there = Path("taught.jsonl.manifest.json")
+    manifest = Path("taught.jsonl.manifest.json")
     damaged = '"usd": 6.0,\n      "share"'
-    there.write_text(there.read_text().replace(damaged.replace("usd", "cost_usd"), damaged))
+    manifest.write_text(manifest.read_text().replace(damaged.replace("usd", "cost_usd"), damaged))
     assert "a damaged manifest" in read_refusal(taught_data, "dedup", "taught.jsonl", "--out", "unique.jsonl")

@@ -1,4 +1,4 @@
-"""What is tried for which recipe, how items are halved, and choices that are subject to forgetting."""
+"""Trials of each recipe, halves of the items, and choices constrained by forgetting."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -32,11 +32,11 @@ LORA = Recipe(method="lora")
 POINTS = tuple(
     TrackedPoint(step=step, target=target, capability=capability)
     for step, target, capability in ((10, 0.5, 0.0), (20, 0.7, -0.015), (30, 0.6, -0.02), (40, 0.9, -0.1))
-)  # the third is no point of the front
+)  # the third is not on the front
 
 
-def schedule(recipe, policy=ALL, n_layers=30, **known):
-    return schedule_trials("x", recipe, recipe, RescueSituation(policy, recipe.params, n_layers, **known))
+def schedule(recipe, policy=ALL, n_layers=30, **fields):
+    return schedule_trials("x", recipe, recipe, RescueSituation(policy, recipe.params, n_layers, **fields))
 
 
 def marks(recipe, policy=ALL, n_layers=30):
@@ -64,8 +64,8 @@ def test_rungs_come_in_order_of_cost_and_what_trains_nothing_first():
 
 
 def test_an_adapter_is_merged_with_those_of_its_kind_that_are_there():
-    found = schedule(LORA, others={"y": {"r": 4}, "dora": {"use_dora": True}})
-    (merged,) = [t for t in found.trials if t.step == "merge"]
+    plan = schedule(LORA, others={"y": {"r": 4}, "dora": {"use_dora": True}})
+    (merged,) = [t for t in plan.trials if t.step == "merge"]
     assert (merged.name, merged.source.method, merged.source.merges) == ("x+merged", "merged", ("x", "y"))
     assert merged.says == "merged with y in equal shares, no training"
     assert "merge: there is no other adapter on its base to merge it with" in list_left_out(LORA)
@@ -74,11 +74,11 @@ def test_an_adapter_is_merged_with_those_of_its_kind_that_are_there():
 @pytest.mark.parametrize(
     ("known", "step"),
     [
-        ({"margin": 0.02}, 20),  # the best on the target that keeps enough
+        ({"margin": 0.02}, 20),  # the best on the target within the margin
         ({"margin": 0.2}, 40),
-        ({"margin": 0.02, "sign": -1}, 10),  # where lower is better
+        ({"margin": 0.02, "sign": -1}, 10),  # lower is better
         ({"margin": 0.02, "tracked": POINTS[2:]}, 30),  # exactly at the margin
-        ({"margin": 0.01, "tracked": POINTS[2:]}, 30),  # none keeps enough: what keeps most
+        ({"margin": 0.01, "tracked": POINTS[2:]}, 30),  # none within the margin: the one that keeps most
     ],
 )
 def test_the_first_rung_is_the_point_of_the_training_that_gains_most_within_the_margin(known, step):
@@ -111,7 +111,7 @@ def test_a_penalty_or_share_is_tried_only_where_it_is_stronger_than_that_of_the_
     assert "replay: its recipe mixes in 100 % already" in list_left_out(Recipe(method="lora", replay=1.0))
     dora = Recipe(method="lora", params={"use_dora": True})
     assert not {"l2_sp=0.01", "ewc=30"} & set(marks(dora))
-    assert [said for said in list_left_out(dora) if said.startswith("ewc: not with use_dora")]
+    assert [reason for reason in list_left_out(dora) if reason.startswith("ewc: not with use_dora")]
 
 
 def test_every_step_that_a_plugin_declares_is_tried_by_default_what_trains_nothing_first():
@@ -126,16 +126,16 @@ def test_every_step_that_a_plugin_declares_is_tried_by_default_what_trains_nothi
 
 
 def test_no_more_trainings_than_allowed_are_tried_and_the_others_are_named():
-    found = schedule(LORA, RescuePolicy(max_trained=1))
-    assert [t.trained for t in found.trials] == [False, False, False, True]
-    over = [reason for reason in found.left_out if "rescue.max_trained is 1" in reason]
+    plan = schedule(LORA, RescuePolicy(max_trained=1))
+    assert [t.trained for t in plan.trials] == [False, False, False, True]
+    over = [reason for reason in plan.left_out if "rescue.max_trained is 1" in reason]
     assert len(over) == 8
-    assert len(found.left_out) == 10  # nothing was tracked, and there is no other adapter to merge with
+    assert len(plan.left_out) == 10  # nothing was tracked, and there is no other adapter to merge with
 
 
 def rows(task, clusters):
-    made = enumerate(clusters)
-    return [SampleResult(task, "test", f"{task}-{i}", i, "ok", "", "", (), {}, cluster=c) for i, c in made]
+    pairs = enumerate(clusters)
+    return [SampleResult(task, "test", f"{task}-{i}", i, "ok", "", "", (), {}, cluster=c) for i, c in pairs]
 
 
 TASKS = st.dictionaries(
@@ -147,11 +147,11 @@ TASKS = st.dictionaries(
 
 @given(TASKS, st.integers(0, 5))
 def test_halves_never_share_a_cluster_and_hold_every_item_once(tasks, seed):
-    named = {task: rows(task, clusters) for task, clusters in tasks.items()}
-    halved = split(named, seed)
-    parts = {h: [r for rs in named.values() for r in halved.rows(rs, h)] for h in ("search", "confirm")}
+    row_sets = {task: rows(task, clusters) for task, clusters in tasks.items()}
+    halved = split(row_sets, seed)
+    parts = {h: [r for rs in row_sets.values() for r in halved.rows(rs, h)] for h in ("search", "confirm")}
     assert not set(map(cluster_name, parts["search"])) & set(map(cluster_name, parts["confirm"]))
-    assert sum(map(len, parts.values())) == sum(map(len, named.values()))
+    assert sum(map(len, parts.values())) == sum(map(len, row_sets.values()))
 
 
 def test_pinned_items_are_in_both_halves_and_a_task_without_two_clusters_in_a_half_is_in_none():
@@ -163,18 +163,18 @@ def test_pinned_items_are_in_both_halves_and_a_task_without_two_clusters_in_a_ha
     ]
     halved = split({"pinned": pinned, "alone": alone}, 0)
     parts = [cut_to_half(measured, halved, half) for half in ("search", "confirm")]
-    assert all(part[0].new == pinned for part in parts)
+    assert all(cut[0].new == pinned for cut in parts)
     assert list(map(len, parts)) == [1, 1]
 
 
 def test_items_of_one_document_are_in_one_half_whatever_their_ids_in_each_task():
     tasks = {name: rows(name, [""] * 40) for name in ("a", "b", "c")}
     tasks = {
-        name: [replace(row, prompt_digest=f"document-{row.position}") for row in of]
-        for name, of in tasks.items()
+        name: [replace(row, prompt_digest=f"document-{row.position}") for row in items]
+        for name, items in tasks.items()
     }
     cut = split(tasks, 0)
-    sides = {name: {r.prompt_digest for r in cut.rows(of, "search")} for name, of in tasks.items()}
+    sides = {name: {r.prompt_digest for r in cut.rows(items, "search")} for name, items in tasks.items()}
     assert sides["a"] == sides["b"] == sides["c"]
     assert len(sides["a"]) == 20
 
@@ -225,27 +225,27 @@ def test_the_best_of_those_that_keep_the_bound_is_chosen_on_items_that_no_test_a
     assert 0.02 < chosen <= 0.1 < harsh
 
     session = bound[0]
-    asked = general_items(session.suites, session.first_seed, 160)
-    assert [len(m.items.test) for m in asked] == [40, 40, 40, 40]
+    measured = general_items(session.suites, session.first_seed, 160)
+    assert [len(m.items.test) for m in measured] == [40, 40, 40, 40]
     tests = {e.id for m in session.suites for e in m.items.test}
     assert len(tests) == 4 * LIMIT
-    assert tests.isdisjoint(e.id for m in asked for e in m.items.test)
+    assert tests.isdisjoint(e.id for m in measured for e in m.items.test)
     assert [len(m.items.test) for m in general_items(session.suites, session.first_seed, 80)] == [20] * 4
 
 
 def test_without_the_bound_the_best_on_validation_is_chosen_and_where_all_pass_it_who_forgot_least(bound):
     def choose(**changes):
-        trials = [replace(one, **{"chosen": False} | changes) for one in bound[2]]
-        return max(trials, key=lambda one: rank_trial(one, 1)).params["learning_rate"]
+        trials = [replace(trial, **{"chosen": False} | changes) for trial in bound[2]]
+        return max(trials, key=lambda trial: rank_trial(trial, 1)).params["learning_rate"]
 
     assert [choose(), choose(most_forgetting=None), choose(most_forgetting=-0.1)] == [0.001, 0.01, 0.0001]
 
 
 def test_a_constraint_moves_the_search_to_what_keeps_it(tiny, tmp_path):
-    """What scores best forgets too much, so with the constraint fewer of the last trials are of that kind."""
+    """The best score forgets too much, so with the constraint fewer of the last trials forget."""
     written = "  found: {method: lora, search: {learning_rate: [1.0e-4, 1.0e-1, log], r: [2, 4]}}\n"
-    found = config.load(tiny_experiment.write(tmp_path, tiny, written)).experiment
-    candidate = resolve_candidates(found, {found.base_model: resolve(str(tiny))})["found"]
+    loaded = config.load(tiny_experiment.write(tmp_path, tiny, written)).experiment
+    candidate = resolve_candidates(loaded, {loaded.base_model: resolve(str(tiny))})["found"]
     source = candidate.source.model_copy(update={"trials": 40})
     bound = source.model_copy(update={"subject_to": SubjectTo(forgetting=0.1)})
 
@@ -254,9 +254,9 @@ def test_a_constraint_moves_the_search_to_what_keeps_it(tiny, tmp_path):
         for proposal in proposals(replace(candidate, source=recipe), 0, 1, tried):
             rate = proposal.params["learning_rate"]
             forgot = {"forgetting": 0.5 if rate > 1e-3 else 0.0, "most_forgetting": 0.1}
-            known = forgot if recipe is bound else {}
-            tried.append(Trial(params=proposal.params, validation=rate, **known))
-        return sum(one.validation > 1e-3 for one in tried[-20:])
+            outcome = forgot if recipe is bound else {}
+            tried.append(Trial(params=proposal.params, validation=rate, **outcome))
+        return sum(trial.validation > 1e-3 for trial in tried[-20:])
 
     assert find_last_rate(source) > 15
     assert find_last_rate(bound) < 10

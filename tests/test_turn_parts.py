@@ -1,4 +1,4 @@
-"""Every key of a turn is used, named as not used, or refused; thumbs are read, trained on as the paper says, or refused."""
+"""Keys of a turn: used, named as unused, or refused; thumbs: read, trained on as in the paper, or refused."""
 
 import math
 
@@ -57,22 +57,22 @@ def talk(*turns):
 def test_a_call_of_a_tool_is_read_in_every_form_and_at_every_place(load, turn, place):
     called = {"role": "assistant", **turn}
     result = {"role": "tool", "tool_call_id": "c1", "content": "at sea"}
-    said = f"Let me look.\n{CALL}"
+    expected = f"Let me look.\n{CALL}"
     if place == "last":
-        assert load(talk(called)).test[0].references == (said,)
+        assert load(talk(called)).test[0].references == (expected,)
         return
     end = {"role": "assistant", "content": "It is at sea."}
     row = talk(called, result, end) if place == "middle" else {**talk(called, result), "reference": "x"}
     messages = load(row).test[0].messages
-    assert [m["content"] for m in messages] == ["Where is order 7?", said, "at sea"]
+    assert [m["content"] for m in messages] == ["Where is order 7?", expected, "at sea"]
 
 
 @pytest.mark.parametrize(
     ("turn", "text"),
     [
         *(
-            ({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": said}]}, "at sea")
-            for said in ("at sea", [{"type": "text", "text": "at sea"}])
+            ({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": body}]}, "at sea")
+            for body in ("at sea", [{"type": "text", "text": "at sea"}])
         ),
         ({"role": "tool", "content": {"place": "sea"}}, '{"place": "sea"}'),
         ({"role": "function", "parts": [{"functionResponse": {"name": "t", "response": {"place": "sea"}}}]}, '{"place": "sea"}'),
@@ -87,19 +87,19 @@ def test_what_a_tool_returned_is_shown(load, turn, text):
 def test_thoughts_and_names_are_named_as_not_used_with_their_turns(load, tmp_path, key):
     answer = {"role": "assistant", "content": "At sea.", key: "Ships sail."}
     row = {"messages": [{"role": "user", "name": "Ann", "content": "Where?", "tool_call_id": "1"}, answer]}
-    (said,) = (line for line in load(row, row).read_as if "keys of turns" in line)
+    (note,) = (line for line in load(row, row).read_as if "keys of turns" in line)
     keys = f"keys of turns that are not used: 'name' (2 turns), {key!r} (2 turns); thoughts are neither shown"
-    assert said.partition(": ")[2].startswith(keys)
-    found = examine_rows(RowCheck([str(tmp_path / "rows.jsonl")])).findings
-    assert [f.severity for f in found if "keys of turns" in f.title] == ["warning"]
+    assert note.partition(": ")[2].startswith(keys)
+    findings = examine_rows(RowCheck([str(tmp_path / "rows.jsonl")])).findings
+    assert [f.severity for f in findings if "keys of turns" in f.title] == ["warning"]
 
 
 @pytest.mark.parametrize("flag", [{"weight": 0}, {"training": "false"}])
 def test_a_turn_that_is_not_to_be_trained_on_is_only_read(load, flag):
     first, last = ({"role": "assistant", "content": text} for text in ("No.", "Yes."))
     row = talk({**first, **flag}, {"role": "user", "content": "Sure?"}, last)
-    (made,) = every_turn(Rows("rows.jsonl", "rows", [Row("rows.jsonl:1", row)])).rows
-    assert made.fields["id"] == "rows-0-3"
+    (turn_row,) = every_turn(Rows("rows.jsonl", "rows", [Row("rows.jsonl:1", row)])).rows
+    assert turn_row.fields["id"] == "rows-0-3"
     assert [m["content"] for m in load(row).test[0].messages][1] == "No."
     with pytest.raises(UserError, match="a last answer that is not to be trained on"):
         load(talk({**first, **flag}))
@@ -133,20 +133,20 @@ BETA = 0.3
 
 def thumbs(words):
     """Make answers with thumbs: the right label up, and the wrong one of every second letter down."""
-    made = []
+    examples = []
     for i, pair in enumerate(tiny_methods.pairs(words)):
         up = Example(f"{pair.id}-up", pair.messages, pair.references, cluster=f"{pair.id}-up")
         down = Example(f"{pair.id}-down", pair.messages, cluster=f"{pair.id}-down", rejected=pair.rejected)
-        made += [up] if i % 2 else [up, down]
-    return tuple(made)
+        examples += [up] if i % 2 else [up, down]
+    return tuple(examples)
 
 
 def test_thumbs_are_read_as_trl_writes_them_beside_pairs(load, tmp_path):
-    asked, answered = {"role": "user", "content": "When?"}, {"role": "assistant", "content": "noon"}
+    question, answered = {"role": "user", "content": "When?"}, {"role": "assistant", "content": "noon"}
     rows = [
         {"prompt": "Where is it?", "completion": "late", "label": True},
         {"prompt": "Where was it?", "completion": "money", "label": 0},
-        {"prompt": [asked], "completion": [answered], "label": True},
+        {"prompt": [question], "completion": [answered], "label": True},
         {"prompt": "Who?", "chosen": "me", "rejected": "you"},
     ]
     pairs = write(tmp_path / "pairs.jsonl", rows)
@@ -175,8 +175,8 @@ def test_the_loss_is_that_of_the_paper(tiny, tmp_path):
     rows = rows[:3] + rows[-3:]
     trainer = kto._trainer(loaded, params, (rows, []))
     tiny_methods.move_adapter(trainer.model)
-    made = [trainer.train_dataset[i] for i in range(6)]
-    loss = trainer.compute_loss(trainer.model, trainer.data_collator(made)).item()
+    batch = [trainer.train_dataset[i] for i in range(6)]
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(batch)).item()
 
     plain, _ = load_base(resolve(str(tiny)), CPU)
     policy = trainer.model
@@ -184,10 +184,10 @@ def test_the_loss_is_that_of_the_paper(tiny, tmp_path):
     def ratio(row, answer):
         return log_sum(policy, row["prompt_ids"], answer) - log_sum(plain, row["prompt_ids"], answer)
 
-    z = max(0.0, sum(ratio(row, row["KL_completion_ids"]) for row in made) / 6)
-    sides = [(ratio(row, row["completion_ids"]) - z) * (1 if row["label"] else -1) for row in made]
+    z = max(0.0, sum(ratio(row, row["KL_completion_ids"]) for row in batch) / 6)
+    sides = [(ratio(row, row["completion_ids"]) - z) * (1 if row["label"] else -1) for row in batch]
     expected = sum(1 - 1 / (1 + math.exp(-BETA * side)) for side in sides) / 6
-    assert [row["label"] for row in made] == [True] * 3 + [False] * 3
+    assert [row["label"] for row in batch] == [True] * 3 + [False] * 3
     assert abs(expected - 0.5) > 1e-3
     assert loss == pytest.approx(expected, rel=1e-3)
 
@@ -206,7 +206,7 @@ def test_training_parts_answers_with_thumbs_up_from_those_with_thumbs_down(tiny,
 def test_thumbs_are_refused_where_pairs_are_needed_and_where_all_point_one_way(tiny, tmp_path):
     rows = [{"prompt": f"Letter {i}?", "completion": "late", "label": True} for i in range(4)]
     candidates = "  dpo: {method: dpo}\n  kto: {method: kto, params: {r: 2, max_steps: 2, max_length: 200}}\n"
-    said = str(refused(tiny_experiment.run, tiny_experiment.write(tmp_path, tiny, candidates, pairs=rows)))
-    assert "dpo, and 4 of 4 rows in pairs: with a thumb" in said
-    assert "method: kto" in said
-    assert "kto, and thumbs that all point one way" in said
+    message = str(refused(tiny_experiment.run, tiny_experiment.write(tmp_path, tiny, candidates, pairs=rows)))
+    assert "dpo, and 4 of 4 rows in pairs: with a thumb" in message
+    assert "method: kto" in message
+    assert "kto, and thumbs that all point one way" in message

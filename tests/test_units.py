@@ -1,4 +1,4 @@
-"""Unit and direction travel with a number: whatever ranks, chooses, draws or prints a score reads them from it."""
+"""Unit and direction belong to a number: ranking, choosing, drawing and printing read them from it."""
 
 import csv
 import io
@@ -43,53 +43,53 @@ def a_report(*tuned_ones, untrained=UNTRAINED, metric="wer") -> ExperimentReport
 
 
 def test_the_table_ranks_compares_and_says_a_gain_as_the_decision_does():
-    of = a_report(make_fine_tune("lora", 0.10, 0.20, unit=WER))
-    assert [f.name for f in best_first(of)] == ["lora", "knn", "fixed", "prompt"]
-    assert of.decision.candidate == "lora"
-    assert "over knn" in of.decision.sentence
-    marked = [row["candidate"] for row in result_rows(of) if row["gain"] == "(this one)"]
-    assert marked == ["knn"] == [best_untrained(of.facts)]
-    lines = list(csv.DictReader(io.StringIO(to_csv(of, "results"))))
+    doc = a_report(make_fine_tune("lora", 0.10, 0.20, unit=WER))
+    assert [f.name for f in best_first(doc)] == ["lora", "knn", "fixed", "prompt"]
+    assert doc.decision.candidate == "lora"
+    assert "over knn" in doc.decision.sentence
+    marked = [row["candidate"] for row in result_rows(doc) if row["gain"] == "(this one)"]
+    assert marked == ["knn"] == [best_untrained(doc.facts)]
+    lines = list(csv.DictReader(io.StringIO(to_csv(doc, "results"))))
     assert [line["candidate"] for line in lines] == ["lora", "knn", "fixed", "prompt"]
     assert lines[0]["compared_with"] == "knn"
-    of = a_report(make_fine_tune("lora", 0.20, 0.10, unit=WER, vs_untrained=comparison(-0.1, unit=WER)))
-    lora = next(row for row in result_rows(of) if row["candidate"] == "lora")
+    doc = a_report(make_fine_tune("lora", 0.20, 0.10, unit=WER, vs_untrained=comparison(-0.1, unit=WER)))
+    lora = next(row for row in result_rows(doc) if row["candidate"] == "lora")
     assert lora["gain"].startswith("+0.100 [")
-    assert f"{lora['gain']} wer over knn" in " ".join(of.decision.reasons)
-    assert result_headings(of)["gain"] == "gain vs best\nuntrained"
-    assert result_headings(of)["target"] == "target\nwer ↓"
+    assert f"{lora['gain']} wer over knn" in " ".join(doc.decision.reasons)
+    assert result_headings(doc)["gain"] == "gain vs best\nuntrained"
+    assert result_headings(doc)["target"] == "target\nwer ↓"
 
 
 def test_the_front_holds_the_lowest_and_draws_it_on_the_right():
     worse = make_fine_tune("dpo", 0.20, 0.10, unit=WER)
-    of = a_report(make_fine_tune("lora", 0.10, 0.20, unit=WER), worse)
-    assert {p.label for p in points_of(of) if p.on_front} == {"lora"}
-    assert "target: wer, lower is better →" in front(of)
-    left = {name: float(x) for x, name in re.findall(r'<text x="([\d.]+)"[^>]*>(lora|dpo)', front(of))}
-    assert left["dpo"] < left["lora"]
+    doc = a_report(make_fine_tune("lora", 0.10, 0.20, unit=WER), worse)
+    assert {p.label for p in points_of(doc) if p.on_front} == {"lora"}
+    assert "target: wer, lower is better →" in front(doc)
+    x_of = {name: float(x) for x, name in re.findall(r'<text x="([\d.]+)"[^>]*>(lora|dpo)', front(doc))}
+    assert x_of["dpo"] < x_of["lora"]
 
 
 def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue_and_the_lowest_trial_first():
-    of = a_report(
+    doc = a_report(
         make_fine_tune("dpo", 0.20, 0.10, "fail", unit=WER),
         make_fine_tune("lora", 0.10, 0.20, "fail", unit=WER),
     )
     runs = [
         Run(f.run_id, "e", f.name, f.method, f.prompting, f.answer, 0, "m", "w", "b", "done", "", {}, {})
-        for f in of.facts
+        for f in doc.facts
     ]
-    chosen = select_case(of, runs)
+    chosen = select_case(doc, runs)
     assert (chosen.facts.name, chosen.reference.name) == ("lora", "knn")
 
     def make_trial(name, wer):
         half = HalfVerdict("search", 50, 100, verdict("fail"), gains=True)
         return TrialResult(name, "", name, {}, make_fine_tune(name, wer, 0.1, unit=WER), half)
 
-    of = Rescue(
+    rescued = Rescue(
         "e", "m", "lora", 0, "wer", "knn", make_trial("lora", 0.3), (make_trial("low", 0.1),), (), 0.02
     )
-    assert [row[0] for row in rescue_rows(of)] == ["low", "lora"]
-    assert of.front == ("low",)
+    assert [row[0] for row in rescue_rows(rescued)] == ["low", "lora"]
+    assert rescued.front == ("low",)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_an_item_flips_alike_in_a_comparison_a_control_arm_and_a_night(metric, b
 
 
 def store_slow_run(at, name, latency_s, metric="latency", **changes):
-    """Store a run of eight answers, each of which took so long, or has a score of another metric."""
+    """Store a run of eight answers that each took this long or have a score of another metric."""
     identity = RowsIdentity(
         name, *("t", "support", "v", "test", "p", "generate", "fp32", "hf", "l", "cpu", "s")
     )
@@ -153,6 +153,6 @@ def test_a_metric_whose_unit_is_not_known_is_not_taken_for_a_rate(tmp_path):
     at = store.Store(tmp_path)
     for name in ("one", "other"):
         store_slow_run(at, name, 0.1 if name == "one" else 0.05, "edits")
-    found = differences(at, "one", "other").scores["support/test"]["edits"]
-    assert (found.a, found.difference) == (None, None)
-    assert "do not say the unit" in found.why_not
+    change = differences(at, "one", "other").scores["support/test"]["edits"]
+    assert (change.a, change.difference) == (None, None)
+    assert "do not say the unit" in change.why_not

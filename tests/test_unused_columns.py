@@ -1,4 +1,4 @@
-"""Columns: which are read, held as ids or named; two layouts in one task, and plain texts under a layout's names."""
+"""Columns: read, taken as ids or reported; two layouts in one task, plain texts with a layout's names."""
 
 import shlex
 from itertools import pairwise
@@ -20,8 +20,8 @@ N = 24
 
 
 def passage(i):
-    held = "nothing at all" if i % 3 else "apples of the year"
-    return f"Crate {i} stands in hall {i % 5} and holds {held}."
+    content = "nothing at all" if i % 3 else "apples of the year"
+    return f"Crate {i} stands in hall {i % 5} and holds {content}."
 
 
 def says(i):
@@ -44,7 +44,7 @@ def letter(i):
     return "AB"[i % 3 > 0]
 
 
-# Public layouts whose question stands on a column beside it.
+# Public layouts whose question refers to another column.
 ASK = "Is crate {} empty?"
 LAYOUTS = {
     "BoolQ": {"question": ASK, "passage": passage, "answer": lambda i: i % 3 > 0, "idx": lambda i: i},
@@ -64,16 +64,16 @@ READ_AS_TURNS = {"Alpaca", "ShareGPT", "preference"}
 
 
 def make_row(name, i):
-    def fill(of):
-        return of(i) if callable(of) else of.format(i) if isinstance(of, str) else of
+    def fill(value):
+        return value(i) if callable(value) else value.format(i) if isinstance(value, str) else value
 
-    return {column: fill(of) for column, of in LAYOUTS[name].items()}
+    return {column: fill(value) for column, value in LAYOUTS[name].items()}
 
 
 def context_of(row):
     names = ("passage", "x7", "table", "article", "context", "document")
-    others = ("history", "documents", "body", "schema", "year")
-    return next(name for name in (*names, *others) if row.get(name))
+    later_names = ("history", "documents", "body", "schema", "year")
+    return next(name for name in (*names, *later_names) if row.get(name))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -84,33 +84,33 @@ def test_what_a_question_is_about_is_offered_with_the_line_that_reads_it(tmp_pat
     task = {"name": "t", "data": {"test": file}}
     if name == "relevance":
         task["fields"] = {"prompt": f"{{{asking}}}", "reference": "{label}"}
-    (said,) = (line for line in load_task(Task.model_validate(task), 0).read_as if "may hold" in line)
-    assert f"{column!r} (" in said
-    written = said.partition(", write ")[2].removesuffix(" in the suite")
+    (note,) = (line for line in load_task(Task.model_validate(task), 0).read_as if "may hold" in line)
+    assert f"{column!r} (" in note
+    written = note.partition(", write ")[2].removesuffix(" in the suite")
     fields = YAML(typ="safe").load(written)["fields"]
     assert fields["prompt"] == f"{{{column}}}\n\n{{{asking}}}"
-    read = load_task(Task.model_validate({**task, "fields": fields}), 0)
-    assert not any(column in line for line in read.read_as)
-    shown = rows[1][column]
-    while not isinstance(shown, str):
-        shown = list(shown.values())[-1] if isinstance(shown, dict) else shown[0]
-    assert shown in read.test[1].messages[-1]["content"]
-    (plain,) = (e for e in load_task(Task.model_validate(task), 0).test if e.id == read.test[1].id)
-    assert plain.references == read.test[1].references
-    assert read.test[1].messages[-1]["content"].endswith(plain.messages[-1]["content"])
+    items = load_task(Task.model_validate({**task, "fields": fields}), 0)
+    assert not any(column in line for line in items.read_as)
+    context = rows[1][column]
+    while not isinstance(context, str):
+        context = list(context.values())[-1] if isinstance(context, dict) else context[0]
+    assert context in items.test[1].messages[-1]["content"]
+    (plain,) = (e for e in load_task(Task.model_validate(task), 0).test if e.id == items.test[1].id)
+    assert plain.references == items.test[1].references
+    assert items.test[1].messages[-1]["content"].endswith(plain.messages[-1]["content"])
 
 
 @pytest.mark.parametrize("name", ["ShareGPT", "relevance", "our own"])
 def test_the_check_alarms_at_a_context_and_its_command_reads_it(tmp_path, name):
     rows = [make_row(name, i) for i in range(N)]
     file, column = write(tmp_path / "rows.jsonl", rows), context_of(rows[1])
-    (found,) = (f for f in examine_rows(RowCheck([file])).findings if "may hold what" in f.title)
-    assert found.severity == ("error" if name == "relevance" else "warning")
-    words = shlex.split(found.command.partition("harness data check ")[2])
-    named = dict(zip(words[1::2], words[2::2], strict=True))
-    again = examine_rows(RowCheck([file], prompt=named["--prompt"], reference=named.get("--reference")))
+    (finding,) = (f for f in examine_rows(RowCheck([file])).findings if "may hold what" in f.title)
+    assert finding.severity == ("error" if name == "relevance" else "warning")
+    words = shlex.split(finding.command.partition("harness data check ")[2])
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    again = examine_rows(RowCheck([file], prompt=options["--prompt"], reference=options.get("--reference")))
     assert not [f for f in again.findings if "may hold what" in f.title]
-    assert column in named["--prompt"]
+    assert column in options["--prompt"]
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_a_system_prompt_stands_in_front_of_a_question_that_a_template_names(tmp
     rows = [dict(zip(columns, ("Who?", "Me.", "Be brief."), strict=True))]
     task = {"name": "t", "data": {"test": write(tmp_path / "rows.jsonl", rows)}, "fields": fields}
     items = load_task(Task.model_validate(task), 0)
-    said = [(turn["role"], turn["content"]) for turn in items.test[0].messages]
-    assert said == [("system", "Be brief."), ("user", "Who?")]
+    turns = [(turn["role"], turn["content"]) for turn in items.test[0].messages]
+    assert turns == [("system", "Be brief."), ("user", "Who?")]
     assert not any("not read" in note for note in items.read_as)
 
 
@@ -159,10 +159,10 @@ TWO_LAYOUTS = {
 
 def files(folder, train, test):
     """Write 40 training rows in one layout, and test rows in another, five of which are training rows too."""
-    rows, others = texts(40, 0), texts(15, 1)
-    written = {"train": (TWO_LAYOUTS[train], rows), "test": (TWO_LAYOUTS[test], [*others, *rows[:5]])}
-    made = {part: [layout(*row.values()) for row in of] for part, (layout, of) in written.items()}
-    return [write(folder / f"{part}.jsonl", content) for part, content in made.items()]
+    rows, new_texts = texts(40, 0), texts(15, 1)
+    written = {"train": (TWO_LAYOUTS[train], rows), "test": (TWO_LAYOUTS[test], [*new_texts, *rows[:5]])}
+    data = {split: [layout(*row.values()) for row in items] for split, (layout, items) in written.items()}
+    return [write(folder / f"{split}.jsonl", content) for split, content in data.items()]
 
 
 # Each layout once.
@@ -172,8 +172,8 @@ PAIRS = list(pairwise([*TWO_LAYOUTS, next(iter(TWO_LAYOUTS))]))[::2]
 @pytest.mark.parametrize(("train", "test"), PAIRS)
 def test_a_leak_is_found_where_training_and_test_rows_have_different_layouts(tmp_path, train, test):
     train_file, test_file = files(tmp_path, train, test)
-    found = examine_rows(RowCheck([train_file], [test_file], only=["test_leaks"])).findings
-    assert next(f for f in found if f.severity == "error").count == 5
+    findings = examine_rows(RowCheck([train_file], [test_file], only=["test_leaks"])).findings
+    assert next(f for f in findings if f.severity == "error").count == 5
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_columns_are_found_by_the_last_word_of_their_names(tmp_path, asks, answe
     ]
     if answers == "team":
         rows = [row | {answers: "ab"[i % 2]} for i, row in enumerate(rows)]
-    if answers == "answers":  # beside a list of answers no plain column is one
+    if answers == "answers":  # with a list of answers, a plain column is not taken
         rows = [row | {answers: [row[answers]]} for row in rows]
     roles = find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
     assert roles == ((asks,), (answers,))
@@ -198,8 +198,8 @@ def test_columns_are_found_by_the_last_word_of_their_names(tmp_path, asks, answe
 
 @pytest.mark.parametrize(("one", "other"), PAIRS[:2])
 def test_files_of_different_layouts_are_no_mixture(tmp_path, one, other):
-    named = files(tmp_path, one, other)
-    refused = CliRunner().invoke(app, ["data", "mix", *named, "--out", str(tmp_path / "n.jsonl")])
+    paths = files(tmp_path, one, other)
+    refused = CliRunner().invoke(app, ["data", "mix", *paths, "--out", str(tmp_path / "n.jsonl")])
     assert isinstance(refused.exception, UserError)
     (problem,) = refused.exception.problems
     assert problem.next_step.startswith("let a candidate read each as it is: train: [a, b]")

@@ -1,4 +1,4 @@
-"""A win rate as the gate's goal: by people, by a judge whom people correct, and by nobody; what it decides."""
+"""A win rate as the gate's goal: by people, by a corrected or uncorrected judge; and its verdicts."""
 
 import re
 from dataclasses import replace
@@ -42,15 +42,15 @@ def judge_wins(wins):
 
 def test_people_alone_give_wilsons_interval_and_equal_answers_are_ties():
     votes = {item: float(i % 4 > 0) for i, item in enumerate(ITEMS[:80])}
-    found = wins_by_people("prompt", PAIRS, votes)
-    own = win_rate(60, 20)
-    assert found.rate[:4] == pytest.approx((own.rate, own.low, own.high, 200), abs=5e-4)
-    assert found.rate.low < own.low  # some of other items may be equal
+    wins = wins_by_people("prompt", PAIRS, votes)
+    interval = win_rate(60, 20)
+    assert wins.rate[:4] == pytest.approx((interval.rate, interval.low, interval.high, 200), abs=5e-4)
+    assert wins.rate.low < interval.low  # other items may have equal answers
     half_equal = wins_by_people(
         "prompt", AnswerPairs(PAIRS.clusters, {f"same-{i}": f"same-{i}" for i in range(200)}), votes
     )
-    assert half_equal.rate.score == pytest.approx(0.5 + (own.rate - 0.5) / 2)
-    assert half_equal.rate.low < 0.5 + (own.low - 0.5) / 2  # which answers are equal is chance too
+    assert half_equal.rate.score == pytest.approx(0.5 + (interval.rate - 0.5) / 2)
+    assert half_equal.rate.low < 0.5 + (interval.low - 0.5) / 2  # which answers are equal varies by chance
     assert wins_by_people("prompt", PAIRS, {}).rate is None
 
 
@@ -71,8 +71,8 @@ def test_where_no_answers_differ_some_of_other_items_may(alike):
     same = {f"item-{i}": f"{i // alike}" for i in range(200)}
     by_people = wins_by_people("prompt", AnswerPairs({}, same), {}).rate
     assert by_people == wins_by_judge("prompt", "judge:better", AnswerPairs({}, same), {}, {}).rate
-    most = wilson(0, 200 / alike).high
-    assert by_people[:3] == pytest.approx((0.5, 0.5 - most / 2, 0.5 + most / 2))
+    upper = wilson(0, 200 / alike).high
+    assert by_people[:3] == pytest.approx((0.5, 0.5 - upper / 2, 0.5 + upper / 2))
 
 
 @pytest.mark.e2e
@@ -80,15 +80,15 @@ def test_where_no_answers_differ_some_of_other_items_may(alike):
 def test_the_interval_of_a_win_rate_holds_the_truth_as_often_as_it_says(n, n_clusters, differ, win):
     rng = np.random.default_rng(3)
     truth = 0.5 + differ * (win - 0.5)
-    held = {"people": 0, "judge": 0}
+    covered = {"people": 0, "judge": 0}
     for _ in range(200):
         pairs, votes = draw_pairs(rng, n, n_clusters, differ, win)
         for name, wins in (
             ("people", wins_by_people("prompt", pairs, votes)),
             ("judge", wins_by_judge("prompt", "judge:better", pairs, votes, votes)),
         ):
-            held[name] += wins.rate.low <= truth <= wins.rate.high
-    assert min(held.values()) >= 200 * 0.95 - 3 * (200 * 0.95 * 0.05) ** 0.5, held
+            covered[name] += wins.rate.low <= truth <= wins.rate.high
+    assert min(covered.values()) >= 200 * 0.95 - 3 * (200 * 0.95 * 0.05) ** 0.5, covered
 
 
 def test_an_item_goes_to_what_most_raters_prefer_and_people_correct_a_judge_that_always_prefers_one():
@@ -98,10 +98,10 @@ def test_an_item_goes_to_what_most_raters_prefer_and_people_correct_a_judge_that
 
     won = dict.fromkeys(ITEMS, 1.0)
     votes = {item: float(i % 2) for i, item in enumerate(ITEMS[:120])}
-    found = wins_by_judge("prompt", "judge:better", PAIRS, won, votes)
-    assert (found.uncorrected, found.corrected, found.missing) == (1.0, True, 0)
-    assert found.rate.low < 0.5 < found.rate.high
-    assert judge_wins(found).outcome != "pass"
+    wins = wins_by_judge("prompt", "judge:better", PAIRS, won, votes)
+    assert (wins.uncorrected, wins.corrected, wins.missing) == (1.0, True, 0)
+    assert wins.rate.low < 0.5 < wins.rate.high
+    assert judge_wins(wins).outcome != "pass"
 
 
 def test_too_few_ratings_leave_a_judges_rate_open_and_pairs_that_nobody_judged_too():
@@ -134,8 +134,8 @@ def test_a_judges_score_that_needs_labels_does_not_hold_up_a_win_rate_by_people(
     wins = wins_by_people("prompt", PAIRS, dict.fromkeys(ITEMS, 1.0))
     facts = TargetFacts(Estimate(0.5, 0.4, 0.6, 200), None, labels_missing=100, wins=wins)
     assert target_rule(facts, GatePolicy(target=TargetPolicy(win_rate=0.55))).outcome == "pass"
-    both = GatePolicy(target=TargetPolicy(win_rate=0.55, min=0.2))
-    refused = target_rule(facts, both)
+    policy = GatePolicy(target=TargetPolicy(win_rate=0.55, min=0.2))
+    refused = target_rule(facts, policy)
     assert refused.outcome == "inconclusive"
     assert "100 more labels" in refused.sentence
 
@@ -178,8 +178,8 @@ def rate(path, choice_of):
     for i, item in enumerate(store.list_differing_items(at, rows["base"], rows["mine"])):
         sides = {"run_a": runs["base"].run_id, "run_b": runs["mine"].run_id, "left": "a"}
         rated = {"task": "letters", "example_id": item, "rows_a": rows["base"], "rows_b": rows["mine"]}
-        one = replace(RATING, rating_id=f"r{i}", choice=choice_of(i), **rated, **sides)
-        store.save_ratings(at, [one])
+        rating = replace(RATING, rating_id=f"r{i}", choice=choice_of(i), **rated, **sides)
+        store.save_ratings(at, [rating])
 
 
 @pytest.mark.e2e
@@ -196,9 +196,9 @@ def test_people_correct_the_judge_on_stored_pairs_or_decide_alone_and_the_gate_s
     assert (wins.over, wins.by, wins.n_ratings, wins.missing) == ("base", "judge:better", 0, n)
     assert rule.outcome == "inconclusive"
     assert f"{n} more ratings" in rule.sentence
-    asked = len(judge.asked)
+    n_requests = len(judge.asked)
     allowed, rule = rule_of(tiny_experiment.run(path, "gate.uncalibrated_judge=allow"))
-    assert len(judge.asked) == asked
+    assert len(judge.asked) == n_requests
     assert allowed.missing == 0
     assert "(not corrected)" in rule.sentence
 
@@ -236,16 +236,16 @@ def test_a_judge_that_fails_costs_the_win_rate_alone_and_a_rescues_trial_is_judg
     runs = tiny_experiment.runs_of(path)
     reader = Reader(session.store, session.tasks)
     assert judge_pairs(session, reader, [runs["mine"]], runs["base"]) == []
-    found = wins_of(study_session(session, reader), runs["mine"], runs["base"])
+    trial_wins = wins_of(study_session(session, reader), runs["mine"], runs["base"])
     assert len(judge.asked) >= 2 * len(wins_items(path))
     wins, _ = rule_of(tiny_experiment.run(path))
-    assert found == wins
+    assert trial_wins == wins
 
 
 @pytest.mark.parametrize(("n_failed", "ends"), [(1, (0.6, 0.8)), (2, (0.0, 1.0))])
 def test_a_base_that_failed_on_more_than_max_errors_leaves_the_win_rate_open(n_failed, ends):
     status = ["error"] * n_failed + ["ok"] * (100 - n_failed)
-    base = [replace(row, status=of) for row, of in zip(fake_rows.rows([1.0] * 100), status, strict=True)]
+    base = [replace(row, status=s) for row, s in zip(fake_rows.rows([1.0] * 100), status, strict=True)]
     wins = wins_by_people("base", PAIRS, {ITEMS[0]: 1.0})._replace(rate=Estimate(0.7, 0.6, 0.8, 100))
     assert open_where_failed(wins, base, 0.01).rate[1:3] == ends
 
@@ -253,12 +253,12 @@ def test_a_base_that_failed_on_more_than_max_errors_leaves_the_win_rate_open(n_f
 def test_what_cannot_compare_answers_is_refused_with_its_place(desk):
     path, _ = desk
     (path.parent / "alone.yaml").write_text("criteria: It helps.\njudge: smollm2-135m\n")
-    for by, said in (
+    for by, expected in (
         ("judge:./alone.yaml", "judge:alone, whose mode is grade"),
         ("judge:./absent.yaml", "absent.yaml"),
         ("nobody", "write by: people or by: judge:./FILE.yaml"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=expected):
             config.load(path, [f"gate.target.by={by}"])
     (path.parent / "far.yaml").write_text(
         "criteria: It helps.\nmode: pairwise\njudge: {base_url: https://host.example/v1, model: m}\n"
@@ -328,14 +328,14 @@ def test_the_win_rate_of_a_recipe_is_the_mean_over_its_seeds():
         )
         for i, r in enumerate(rates)
     ]  # fmt: skip
-    found = make_decision(*seeds)
-    assert found.arithmetic["gain_over_untrained"] == pytest.approx(0.2)
-    assert find_reason(found, "The goal is").endswith(
+    final = make_decision(*seeds)
+    assert final.arithmetic["gain_over_untrained"] == pytest.approx(0.2)
+    assert find_reason(final, "The goal is").endswith(
         ": lora over 3 seeds is preferred to knn on 70.0 [45, 95] % of items, its checkpoint judged (seed 0) on"
         " 60.0 [60.0, 60.0] % of items, by people on 200 pairs."
     )
     # t with 2 degrees of freedom: 4.303 × 0.1 / √3 around 0.2
-    assert found.arithmetic["gain_over_untrained_low"] == pytest.approx(0.2 - 4.3027 * 0.1 / 3**0.5, abs=1e-4)
+    assert final.arithmetic["gain_over_untrained_low"] == pytest.approx(0.2 - 4.3027 * 0.1 / 3**0.5, abs=1e-4)
 
 
 def write_decision(wins, **changes):
@@ -378,7 +378,7 @@ def test_a_judge_of_pairs_that_prefers_the_place_or_the_length_is_unmasked():
         )
     )  # fmt: skip
     assert long_new.longer.score == 1.0
-    # People prefer the new answer to half of the items whatever its length, and the judge the longer one.
+    # People prefer the new answer on half of the items regardless of length; the judge prefers the longer.
     assert long_new.longer_beside_people.favour.score == pytest.approx(0.5)
     assert long_new.longer_beside_people.favour.low > 0.3
     assert long_new.longer_beside_people.is_length

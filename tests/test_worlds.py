@@ -1,4 +1,4 @@
-"""Worlds whose truth is known: every way of judging them gives one verdict, and that is the right one."""
+"""Worlds whose truth is known: all ways to judge them give the same, correct verdict."""
 
 import json
 import shutil
@@ -95,9 +95,9 @@ def test_who_answers_too_few_requests_a_second_is_left_out_before_the_choice(tmp
     by_name = {f.name: f for f in report.facts}
     assert by_name["lora"].vs_untrained.delta == pytest.approx(0.5)  # over the prompt, not over fixed
     assert not by_name["lora"].over_budget
-    asked = ["decide.min_requests_per_s=2", "gate.target.gain=0.02"]
-    compared = verdict(worlds.report_world(tmp_path, truth, asked))
-    (judged,) = release.gate(tmp_path / "harness.yaml", "lora", asked)
+    overrides = ["decide.min_requests_per_s=2", "gate.target.gain=0.02"]
+    compared = verdict(worlds.report_world(tmp_path, truth, overrides))
+    (judged,) = release.gate(tmp_path / "harness.yaml", "lora", overrides)
     assert (judged.verdict.outcome, judged.verdict.sentence) == (compared.outcome, compared.sentence)
     assert compared.outcome == "pass"
     alone = worlds.report_world(tmp_path, truth, ["decide.min_requests_per_s=4"])
@@ -123,10 +123,10 @@ def test_a_harness_that_drifted_is_called_so_and_no_candidate_is_blamed(tmp_path
     truth = Truth(FORMAT, lost=1, gained=1)
     before = worlds.report(tmp_path, truth, FEW, candidates=["prompt"])
     assert verdict(before, "prompt").outcome == "pass"
-    # From now on everybody answers ten points less of the general items, the base as well.
+    # From here on all candidates score ten points less on the general items, the base included.
     report = worlds.continue_world(tmp_path, replace(truth, general=60))
     assert verdict(report).outcome == "harness-drift"
-    assert verdict(report).macro.score < -0.08  # what would else have been called forgetting
+    assert verdict(report).macro.score < -0.08  # otherwise reported as forgetting
     assert (report.decision.action, report.decision.candidate) == ("undecided", None)
     assert "the harness drifted while" in report.decision.sentence
     assert exit_code(report, GatePolicy(on_inconclusive="pass"), by_verdict=True) == 4
@@ -153,7 +153,7 @@ def test_the_curve_of_a_fine_tune_is_measured_on_nested_parts_and_looks_ahead(tm
         report.decision, "Learning curve of lora"
     )
     assert find_reason(report.decision, "Next best spend: 120 more training rows.")
-    # The items show a gain of 43 points beyond doubt: more of them are worth nothing, 8 points more are.
+    # The items already show a gain of 43 points: more items are worth nothing, 8 more points are.
     assert report.decision.arithmetic["more_training_rows_bring_points"] == pytest.approx(8, abs=3)
     dear = worlds.report_world(tmp_path, truth, ["decide.label_cost_usd=5000"])
     assert dear.curve == curve, "the stored curve is found again"
@@ -192,18 +192,18 @@ def rules_of(verdict):
     return {rule.name: (rule.outcome, rule.sentence, rule.numbers) for rule in verdict.rules}
 
 
-def find_facts(found, run):
-    return next(f for f in found.facts if f.run_id == run.run_id)
+def find_facts(document, run):
+    return next(f for f in document.facts if f.run_id == run.run_id)
 
 
-def ask(world, run, way):
-    if way == "compare":
+def ask(world, run, route):
+    if route == "compare":
         return find_facts(experiment.run_all(world.session, world.loaded), run).verdict
-    if way == "report":
+    if route == "report":
         return find_facts(experiment.report_stored(world.session, world.loaded.selected), run).verdict
-    if way == "two selected":
+    if route == "two selected":
         return find_facts(experiment.report_stored(world.session, ["prompt", "lora"]), run).verdict
-    if way == "python":
+    if route == "python":
         return harness.gate(world.path, candidate=run.run_id, baseline="base")
     (judged,) = release.gate(world.path, run.run_id, baseline="base")
     return judged.verdict
@@ -212,10 +212,10 @@ def ask(world, run, way):
 def test_every_way_of_asking_for_the_verdict_on_a_run_gives_the_same(judged_world):
     world, runs = judged_world
     judged = ask(world, runs["lora"], "gate")
-    for way in ("compare", "report", "two selected", "python"):
-        told = ask(world, runs["lora"], way)
-        assert rules_of(told) == rules_of(judged), way
-        assert told == judged, way
+    for route in ("compare", "report", "two selected", "python"):
+        by_route = ask(world, runs["lora"], route)
+        assert rules_of(by_route) == rules_of(judged), route
+        assert by_route == judged, route
 
 
 @pytest.mark.parametrize(
@@ -230,9 +230,9 @@ def test_every_way_of_asking_for_the_verdict_on_a_run_gives_the_same(judged_worl
 def test_every_policy_is_judged_alike_by_a_report_and_the_gate(judged_world, policy):
     world, runs = judged_world
     overrides = [f"{key}={json.dumps(value)}" for key, value in policy.items()]
-    told = find_facts(rescue_worlds.open_world(world.path, stored.JUDGED, overrides).report, runs["lora"])
+    facts = find_facts(rescue_worlds.open_world(world.path, stored.JUDGED, overrides).report, runs["lora"])
     (judged,) = release.gate(world.path, "lora", overrides, baseline="base")
-    assert rules_of(told.verdict) == rules_of(judged.verdict)
+    assert rules_of(facts.verdict) == rules_of(judged.verdict)
 
 
 def test_what_people_and_fp32_said_and_the_first_base_are_in_the_verdict(judged_world):
@@ -246,10 +246,10 @@ def test_what_people_and_fp32_said_and_the_first_base_are_in_the_verdict(judged_
 
 
 def test_tables_of_two_runs_correct_grades_as_a_gain_is_corrected(judged_world):
-    """Of all fine-tunes people refuse the same fifth: by grades alone an adapter equals another one."""
+    """For all fine-tunes people refuse the same fifth: by grades alone an adapter equals another one."""
     world, runs = judged_world
-    found = experiment.report_stored(world.session, world.loaded.selected)
-    (grid,) = found.ablations
+    document = experiment.report_stored(world.session, world.loaded.selected)
+    (grid,) = document.ablations
     target, at = world.session.target, world.session.store
     labels = judge_labels(at, target.task, target.primary.name)
     rows = {name: store.read_rows(at, runs[name].rows["desk/test"]) for name in runs}
@@ -257,19 +257,19 @@ def test_tables_of_two_runs_correct_grades_as_a_gain_is_corrected(judged_world):
     corrected = compare_on_target(target.primary, *pair, labels, 0.01)
     assert corrected.estimator == "ppi"
     assert grid.factors[1].difference[:3] == (corrected.delta, corrected.low, corrected.high)
-    (step,) = found.steps["again"]
+    (step,) = document.steps["again"]
     assert step.target == compare_on_target(target.primary, rows["lora"], rows["again"], labels, 0.01)
-    facts = find_facts(found, runs["lora"])
+    facts = find_facts(document, runs["lora"])
     assert facts.slices["behaviour"][:3] == facts.target[:3] == pytest.approx((0.71, 0.64, 0.78), abs=0.02)
-    one, other = (runs[name].run_id for name in ("knn", "lora"))
-    said = release.differences(at, one, other).scores["desk/test"]["judge_right"]
-    assert (said.difference, said.why_not.partition(";")[0]) == (None, "by the judge alone")
+    first, second = (runs[name].run_id for name in ("knn", "lora"))
+    score = release.differences(at, first, second).scores["desk/test"]["judge_right"]
+    assert (score.difference, score.why_not.partition(";")[0]) == (None, "by the judge alone")
     _, champion = release.promote_named(world.path, "lora", despite="a test")
     assert champion.scores["desk judge_right"][0] == pytest.approx(facts.target.score, abs=1e-6)
 
 
 def test_a_rescue_confirms_by_the_rules_of_the_gate(judged_world):
-    """What is the same for half of the items is the same; the macro and what counts items are of its half."""
+    """Rules that hold for half of the items are equal; the macro and counts of items are of the half."""
     world, runs = judged_world
     gate = rules_of(ask(world, runs["trial"], "gate"))
     confirmed = world.rescue().tried[-1].confirm
@@ -298,8 +298,8 @@ def test_a_rescue_shows_no_gain_by_a_judge_before_people_have_labelled_the_trial
     (folder / "runs" / "labels" / "people.json").unlink()
     lenient = ["gate={}"]  # nothing is declared of the target, so no rule of the gate waits for labels
     again = rescue_worlds.open_world(folder / "harness.yaml", stored.JUDGED, lenient)
-    found = again.rescue()
-    confirmed = found.tried[-1].confirm
+    rescued = again.rescue()
+    confirmed = rescued.tried[-1].confirm
     assert (confirmed.verdict.outcome, confirmed.gains, confirmed.passes) == ("pass", True, False)
     assert "no gain before 100 more labels of people" in confirmed.sentence
-    assert harness.lifecycle.rescue.exit_code(found, again.session.experiment.gate) == 4
+    assert harness.lifecycle.rescue.exit_code(rescued, again.session.experiment.gate) == 4

@@ -1,4 +1,4 @@
-"""Time limit of a test session: once it is over no test starts, and the one under way ends; both count as not run."""
+"""Time limit of a test session: at its end no test starts and the running one ends; both count as not run."""
 
 import contextlib
 import signal
@@ -12,7 +12,7 @@ _MARK = ("not run", True)
 
 
 class TimeIsOver(BaseException):
-    """The end of a session's time; no `except Exception` of what is under test takes it for a failure."""
+    """The end of a session's time; no `except Exception` of the tested code takes it for a failure."""
 
 
 def pytest_addoption(parser):
@@ -20,16 +20,16 @@ def pytest_addoption(parser):
 
 
 def _measure_left_s(config):
-    """Return the seconds left; None where no limit is set."""
+    """Return the seconds left; None without a limit."""
     minutes = config.getoption("--minutes")
     return None if minutes is None else 60 * minutes - (time.monotonic() - _STARTED)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item):
-    """Report a test as not run where the time is over; otherwise leave it to pytest."""
-    left = _measure_left_s(item.config)
-    if left is None or left > 0:
+    """Report a test as not run after the end of the time; otherwise leave it to pytest."""
+    left_s = _measure_left_s(item.config)
+    if left_s is None or left_s > 0:
         return None
     report = pytest.TestReport(
         item.nodeid, item.location, {}, "passed", None, "call", user_properties=[_MARK]
@@ -46,17 +46,17 @@ def _end(*_):
 
 @contextlib.contextmanager
 def _timer(config):
-    """Raise `TimeIsOver` when the time is over, and again for as long as something catches it.
+    """Raise `TimeIsOver` at the end of the time, and again as long as something catches it.
 
-    Whatever ends what is under way is raised as a skip from here: pytest cannot always show a traceback that
-    ends in the middle of a call.
+    Any error that then ends the test is raised as a skip from here: pytest cannot always show a traceback
+    that ends in the middle of a call.
     """
-    left = _measure_left_s(config)
-    if left is None:
+    left_s = _measure_left_s(config)
+    if left_s is None:
         yield
         return
     before = signal.signal(signal.SIGALRM, _end)
-    signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3), _AGAIN_S)
+    signal.setitimer(signal.ITIMER_REAL, max(left_s, 1e-3), _AGAIN_S)
     try:
         yield
     except (Exception, KeyboardInterrupt, TimeIsOver):
@@ -83,17 +83,17 @@ def pytest_runtest_call(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
-    """Count a failure after the end of the time as a test that was not run, whatever the interrupted test made of it."""
+    """Count a failure after the end of the time as a test that was not run."""
     report = yield
-    left = _measure_left_s(item.config)
-    if not report.passed and left is not None and left <= 0:
+    left_s = _measure_left_s(item.config)
+    if not report.passed and left_s is not None and left_s <= 0:
         report.outcome, report.longrepr = "skipped", None
         report.user_properties.append(_MARK)
     return report
 
 
 def pytest_report_teststatus(report):
-    """Count a test that was not run apart from those that passed."""
+    """Count tests that were not run separately from those that passed."""
     return (
         ("not run", "-", "NOT RUN") if _MARK in map(tuple, getattr(report, "user_properties", ())) else None
     )

@@ -1,6 +1,6 @@
 """A whole experiment on the tiny model: twelve letters to sort, three capability tasks, seconds to run.
 
-Invariant: what is written depends on the arguments alone.
+Invariant: the files depend only on the arguments.
 """
 
 import json
@@ -55,12 +55,12 @@ CANDIDATES = """\
 def write(
     folder: Path, model: Path, candidates: str = CANDIDATES, *, extra: str = "", pairs: Sequence[dict] = ()
 ) -> Path:
-    """Write harness.yaml, two suites and their rows; returns the path of harness.yaml."""
+    """Write harness.yaml, two suites and their rows; return the path of harness.yaml."""
     suites = folder / "suites"
     for name in ("letters", "general"):
         (suites / name).mkdir(parents=True, exist_ok=True)
-    named = "{pairs: letters/pairs.jsonl, train:" if pairs else "{train:"
-    (suites / "letters.yaml").write_text(TARGET.replace("{train:", named))
+    data_keys = "{pairs: letters/pairs.jsonl, train:" if pairs else "{train:"
+    (suites / "letters.yaml").write_text(TARGET.replace("{train:", data_keys))
     if pairs:
         rows(suites / "letters" / "pairs.jsonl", pairs)
     (suites / "general.yaml").write_text(GENERAL)
@@ -95,15 +95,15 @@ def rows(path: Path, content: Sequence[dict]) -> None:
 
 
 def write_splits(folder: Path, sizes: tuple[int, int, int], row: Callable[[str, int], dict]) -> None:
-    """Write rows of train, validation and test, made of the split's name and their number in it."""
+    """Write rows of train, validation and test, made from the split's name and the row's number."""
     for name, n in zip(("train", "validation", "test"), sizes, strict=True):
         rows(folder / f"{name}.jsonl", [{"id": f"{name}-{i}"} | row(name, i) for i in range(n)])
 
 
 def write_facts(folder: Path, n: int) -> None:
-    """Write many questions with a short answer, so that their task has several blocks."""
-    asked = [{"id": f"n{i}", "prompt": f"What follows {i}?", "reference": str(i + 1)} for i in range(n)]
-    rows(folder / "suites" / "general" / "facts.jsonl", asked)
+    """Write n questions with a short answer, so that their task has several blocks."""
+    questions = [{"id": f"n{i}", "prompt": f"What follows {i}?", "reference": str(i + 1)} for i in range(n)]
+    rows(folder / "suites" / "general" / "facts.jsonl", questions)
 
 
 def parcel_pairs(n: int) -> list[dict]:
@@ -114,12 +114,12 @@ def parcel_pairs(n: int) -> list[dict]:
 
 
 def letters(words: slice) -> list[dict]:
-    """Make three letters a word, the label being what the word is about."""
+    """Make three letters per word, labelled by the word's topic."""
     patterns = ("Where is the {} of Monday?", "Please look at my {} again.", "Nobody tells me about the {}.")
-    named = [(word, label) for label, known in (("late", LATE), ("money", MONEY)) for word in known[words]]
+    labelled = [(word, label) for label, vocab in (("late", LATE), ("money", MONEY)) for word in vocab[words]]
     return [
         {"id": f"{word}-{i}", "prompt": pattern.format(word), "reference": label, "cluster": word}
-        for word, label in named
+        for word, label in labelled
         for i, pattern in enumerate(patterns)
     ]
 
@@ -136,17 +136,17 @@ def run(path: Path, *overrides: str, candidates: tuple[str, ...] = (), **options
 
 
 def session(path: Path, *overrides: str, **scope):
-    """Prepare the session that the experiment opens with, before anything is computed."""
+    """Prepare the experiment's session, before anything is computed."""
     return prepare_session(config.load(path, overrides), Scope(**scope), SilentProgress())
 
 
 def fact_of(report, name: str):
-    """Find what the report says of a candidate."""
+    """Return the report's facts on a candidate."""
     return next(f for f in report.facts if f.name == name)
 
 
 def read_all_rows(folder: Path) -> dict[str, list[dict]]:
-    """Read every row of every complete set below runs/, but for its measured time."""
+    """Read every row of every complete set below runs/, without its measured time."""
     at = store.Store(folder / "runs")
     return {
         file.parent.name: [
@@ -163,11 +163,11 @@ def runs_of(path: Path) -> dict[str, Run]:
 
 
 def rewrite_champion(file, **changes):
-    """Change the champion of the last promotion in its history, which the champion's file follows."""
+    """Change the champion of the last promotion in its history; the champion's file follows it."""
     history = file.with_suffix(".history.jsonl")
     *earlier, last = history.read_text().splitlines(keepends=True)
     entry = json.loads(last)
     history.write_text(
         "".join(earlier) + json.dumps(entry | {"champion": entry["champion"] | changes}) + "\n"
     )
-    file.unlink()  # the next reader writes it again
+    file.unlink()  # the next reader rewrites it

@@ -1,6 +1,6 @@
-"""The tiny model as a GGUF file in fp32, as llama.cpp's converter writes it, which knows no such tokenizer.
+"""The tiny model as a GGUF file in fp32, as llama.cpp's converter would write it, which lacks this tokenizer.
 
-Invariant: the tensors are those of the safetensors file, with the rows of queries and keys in llama.cpp's order.
+Invariant: the tensors are those of the safetensors file, with rows of queries and keys in llama.cpp's order.
 """
 
 import json
@@ -16,49 +16,49 @@ NAMES = {
 
 
 def write(folder: Path, file: Path, template: str | None = None) -> Path:
-    """Write a merged model with its own chat template, or another; empty for none."""
+    """Write a merged model with its own chat template, or with `template`; an empty one writes none."""
     from safetensors.numpy import load_file
 
     config = json.loads((folder / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    made = GGUFWriter(file, "llama")
-    made.add_context_length(config["max_position_embeddings"])
-    made.add_embedding_length(config["hidden_size"])
-    made.add_block_count(config["num_hidden_layers"])
-    made.add_feed_forward_length(config["intermediate_size"])
-    made.add_head_count(heads)
-    made.add_head_count_kv(kv_heads)
-    made.add_key_length(config["head_dim"])
-    made.add_value_length(config["head_dim"])
-    made.add_rope_dimension_count(config["head_dim"])
-    made.add_rope_freq_base((config.get("rope_parameters") or config)["rope_theta"])
-    made.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    made.add_vocab_size(config["vocab_size"])
-    known = json.loads((folder / "tokenizer.json").read_text())
-    ids = known["model"]["vocab"] | {one["content"]: one["id"] for one in known["added_tokens"]}
-    special = {one["content"] for one in known["added_tokens"]}
+    writer = GGUFWriter(file, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base((config.get("rope_parameters") or config)["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    ids = tokenizer["model"]["vocab"] | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    special = {token["content"] for token in tokenizer["added_tokens"]}
     tokens = sorted(ids, key=ids.get)
-    made.add_tokenizer_model("gpt2")
-    made.add_tokenizer_pre("gpt-2")
-    made.add_token_list(tokens)
-    made.add_token_types([TokenType.CONTROL if one in special else TokenType.NORMAL for one in tokens])
-    made.add_token_merges([" ".join(pair) for pair in known["model"]["merges"]])
-    made.add_bos_token_id(config["bos_token_id"])
-    made.add_eos_token_id(config["eos_token_id"])
-    made.add_add_bos_token(False)
-    own = (folder / "chat_template.jinja").read_text() if template is None else template
-    if own:
-        made.add_chat_template(own)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL if token in special else TokenType.NORMAL for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(False)
+    chat_template = (folder / "chat_template.jinja").read_text() if template is None else template
+    if chat_template:
+        writer.add_chat_template(chat_template)
     for name, tensor in load_file(folder / "model.safetensors").items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             n = heads if "q_proj" in name else kv_heads
             shape = tensor.shape
             tensor = tensor.reshape(n, 2, -1, shape[1]).swapaxes(1, 2).reshape(shape)
-        made.add_tensor(_rename(name), tensor.astype("float32"))
-    made.write_header_to_file()
-    made.write_kv_data_to_file()
-    made.write_tensors_to_file()
-    made.close()
+        writer.add_tensor(_rename(name), tensor.astype("float32"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return file
 
 

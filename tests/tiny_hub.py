@@ -1,6 +1,6 @@
 """A few made-up documents for tasks of lm-eval, laid out as on the hub.
 
-Invariant: what is written depends on the arguments alone; every text is short enough for the tiny model.
+Invariant: the files depend only on the arguments; every text is short enough for the tiny model.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Contexts to fit methods in, on the tiny model: letters to sort, and pairs of a right and a wrong label.
+"""Contexts for fitting methods on the tiny model: letters to sort, and pairs of a right and a wrong label.
 
-Invariant: what a method is given depends on the arguments alone.
+Invariant: a method's inputs depend only on the arguments.
 """
 
 import json
@@ -38,8 +38,8 @@ def count_tokens(model, pairs) -> int:
     """Count the tokens of each pair's prompt with its chosen answer, and with its rejected one."""
     source = resolve(str(model))
     answers = [(pair.references[0], pair.rejected) for pair in pairs]
-    made = tokenize(pairs, answers, True, load_tokenizer(source), source)
-    return sum(len(ids) for _, wholes in made for ids in wholes)
+    tokenized = tokenize(pairs, answers, True, load_tokenizer(source), source)
+    return sum(len(ids) for _, wholes in tokenized for ids in wholes)
 
 
 def pair_rows(words: slice) -> list[dict]:
@@ -57,7 +57,7 @@ def host_of(folder, precision="fp32") -> ModelHost:
 
 
 def move_adapter(model) -> None:
-    """Move what is trained off the reference, the same each time."""
+    """Move the trained weights off the reference, always by the same amount."""
     import torch
 
     torch.manual_seed(1)
@@ -68,27 +68,27 @@ def move_adapter(model) -> None:
 
 
 def ignore(done, total, note="") -> None:
-    """Hear of no progress."""
+    """Ignore progress."""
 
 
-def context(model, folder, *, source=None, **given) -> FitContext:
+def context(model, folder, *, source=None, **changes) -> FitContext:
     folder.mkdir(parents=True, exist_ok=True)
     rows = {"train": examples(slice(0, 2)), "validation": examples(slice(5, 6)), "pairs": pairs(slice(0, 2))}
-    own = {"machine": CPU, "chat_template": True, "seed": 0, "advance": ignore}
-    return FitContext(source=source or resolve(str(model)), folder=folder, **(rows | own | given))
+    defaults = {"machine": CPU, "chat_template": True, "seed": 0, "advance": ignore}
+    return FitContext(source=source or resolve(str(model)), folder=folder, **(rows | defaults | changes))
 
 
-def fit(model, folder, method, params, **given) -> Weights:
-    """Fit a method on a model with these parameters, in a context with what is `given`."""
-    return method.METHOD.fit(context(model, folder, **given), method.Params(**params))
+def fit(model, folder, method, params, **changes) -> Weights:
+    """Fit a method on a model with these parameters, in a context with these changes."""
+    return method.METHOD.fit(context(model, folder, **changes), method.Params(**params))
 
 
-def write_job(model, folder, method="lora", params=MappingProxyType({}), *, n_pairs=2, general=None, **given):
-    """Write a job on a model into a folder, which is returned, to train on such rows and words of pairs."""
-    own = {"machine": CPU, "seed": 0, "regularize": {}} | given
-    code = training.code_of(method, own["regularize"])
-    source = own.pop("source", None) or resolve(str(model))
-    job = training.TrainingJob(method=method, params=dict(params), source=source, code=code, **own)
+def write_job(model, folder, method="lora", params=MappingProxyType({}), *, n_pairs=2, general=None, **extra):
+    """Write a job on a model, with these rows and pairs, into a folder; return the folder."""
+    fields = {"machine": CPU, "seed": 0, "regularize": {}} | extra
+    code = training.code_of(method, fields["regularize"])
+    source = fields.pop("source", None) or resolve(str(model))
+    job = training.TrainingJob(method=method, params=dict(params), source=source, code=code, **fields)
     rows = {"train": examples(slice(0, 2)), "validation": examples(slice(5, 6)), "general": general}
     training.write_job(folder, job, **rows, pairs=pairs(slice(0, n_pairs)))
     return folder
@@ -99,11 +99,11 @@ def read_fit(folder) -> dict:
 
 
 class Interrupted(KeyboardInterrupt):
-    """What a user's Ctrl-C raises, told apart from the user's own."""
+    """An interrupt like a user's Ctrl-C, distinguishable from a real one."""
 
 
 def stop_at(step, heard=None):
-    """Return a progress that remembers the steps it hears of, and stops a training at one of them."""
+    """Return a progress callback that records steps, and interrupts the training at one of them."""
 
     def advance(done, total, note=""):
         if heard is not None:

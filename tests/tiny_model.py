@@ -1,6 +1,6 @@
-"""A language model of some 30,000 parameters, made on the spot: whole experiments run in seconds on it.
+"""A language model of some 30,000 parameters, made on the spot: whole experiments on it take seconds.
 
-Invariant: the same seed gives the same files; fp32, so that packing and batching can be held to 1e-4.
+Invariant: the same seed gives the same files; fp32, so that packing and batching can be checked to 1e-4.
 """
 
 import json
@@ -46,13 +46,13 @@ def build(
     hidden_size: int = 32,
     head_dim: int = 8,
 ) -> Path:
-    """Save model and tokenizer; `adds_bos` makes the tokenizer itself write `<s>` before a text."""
+    """Save model and tokenizer; with `adds_bos` the tokenizer itself writes `<s>` before a text."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    known = tokenizer(template, adds_bos)
+    chat_tokenizer = tokenizer(template, adds_bos)
     config = LlamaConfig(
-        vocab_size=len(known),
+        vocab_size=len(chat_tokenizer),
         hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -60,32 +60,32 @@ def build(
         num_key_value_heads=2,
         head_dim=head_dim,
         max_position_embeddings=256,
-        initializer_range=0.3,  # at the usual 0.02 every token is about as likely as any other
+        initializer_range=0.3,  # at the usual 0.02 all tokens are about equally likely
         tie_word_embeddings=True,
-        bos_token_id=known.bos_token_id,
-        eos_token_id=known.eos_token_id,
-        pad_token_id=known.pad_token_id,
+        bos_token_id=chat_tokenizer.bos_token_id,
+        eos_token_id=chat_tokenizer.eos_token_id,
+        pad_token_id=chat_tokenizer.pad_token_id,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
-    known.save_pretrained(folder)
+    chat_tokenizer.save_pretrained(folder)
     return folder
 
 
 def build_bert(folder: Path, words: list[str], kind: str = "BertModel", *, seed: int = 0, **settings) -> Path:
-    """Save a random BERT of some kind, and a tokenizer that knows these words."""
+    """Save a random BERT of some kind, and a tokenizer with these words."""
     import torch
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    known = transformers.BertTokenizer(str(folder / "vocab.txt"))
+    tok = transformers.BertTokenizer(str(folder / "vocab.txt"))
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     torch.manual_seed(seed)
-    config = transformers.BertConfig(vocab_size=len(known), max_position_embeddings=64, **sizes, **settings)
+    config = transformers.BertConfig(vocab_size=len(tok), max_position_embeddings=64, **sizes, **settings)
     getattr(transformers, kind)(config).save_pretrained(folder)
-    known.save_pretrained(folder)
+    tok.save_pretrained(folder)
     return folder
 
 
@@ -93,9 +93,9 @@ def tokenizer(template: str | None = CHATML, adds_bos: bool = False):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     special = ["<|im_start|>", "<|im_end|>", "<pad>", "<s>"]
     trainer = trainers.BpeTrainer(
         vocab_size=400,
@@ -103,12 +103,12 @@ def tokenizer(template: str | None = CHATML, adds_bos: bool = False):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(_LINES, trainer)
+    bpe.train_from_iterator(_LINES, trainer)
     if adds_bos:
-        bos = [("<s>", made.token_to_id("<s>"))]
-        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=bos)
+        bos = [("<s>", bpe.token_to_id("<s>"))]
+        bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=bos)
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="<|im_end|>", pad_token="<pad>",
+        tokenizer_object=bpe, bos_token="<s>", eos_token="<|im_end|>", pad_token="<pad>",
         chat_template=template, clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
@@ -130,8 +130,8 @@ def train_adapter(model: Path):
     config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
     tuned = get_peft_model(loaded, config)
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
-    asked = AutoTokenizer.from_pretrained(model)("Where is the parcel that I paid for on Monday?")
-    ids = torch.tensor([asked["input_ids"]])
+    encoded = AutoTokenizer.from_pretrained(model)("Where is the parcel that I paid for on Monday?")
+    ids = torch.tensor([encoded["input_ids"]])
     for _ in range(5):
         tuned(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
@@ -140,7 +140,7 @@ def train_adapter(model: Path):
 
 
 def adapter_on(model: Path, folder: Path, *, seed: int = 1, **settings) -> Path:
-    """Save an adapter that changes what a model says: its weights are random, and none of them 0."""
+    """Save an adapter that changes the model's answers: its weights are random and nonzero."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -156,18 +156,18 @@ def adapter_on(model: Path, folder: Path, *, seed: int = 1, **settings) -> Path:
 
 
 @contextmanager
-def note_shapes(part) -> Iterator[list[tuple[int, ...]]]:
-    read = []
-    hook = part.register_forward_hook(lambda _, args, __: read.append(tuple(args[0].shape)))
+def note_shapes(module) -> Iterator[list[tuple[int, ...]]]:
+    shapes = []
+    hook = module.register_forward_hook(lambda _, args, __: shapes.append(tuple(args[0].shape)))
     try:
-        yield read
+        yield shapes
     finally:
         hook.remove()
 
 
 @contextmanager
 def unchanged(model, ids) -> Iterator:
-    """Yield the logits of a model, which are afterwards the same to the last bit, as all its tensors are."""
+    """Yield a model's logits, and check that they and all its tensors are bit-identical afterwards."""
     plain, before = logits(model, ids), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     yield plain
     after = model.state_dict()
@@ -177,7 +177,7 @@ def unchanged(model, ids) -> Iterator:
 
 
 def logits(model, ids: list[int]):
-    """Return what a model in memory gives for each next token of one row."""
+    """Return the logits of a model in memory for each next token of one row."""
     import torch
 
     model.eval()
@@ -186,7 +186,7 @@ def logits(model, ids: list[int]):
 
 
 def score_alone(model, context, continuation) -> float:
-    """Return the log-probability of a continuation as transformers alone gives it: one sequence, no mask."""
+    """Return a continuation's log-probability by transformers alone: one sequence, no mask."""
     import torch
 
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Readers of what a run left in TensorBoard, MLflow and W&B: its curves, figures and tags."""
+"""Readers of a run's curves, figures and tags in TensorBoard, MLflow and W&B."""
 
 import json
 import struct
@@ -22,13 +22,13 @@ def read_mlflow(folder: Path, run_id: str):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    places = [one.experiment_id for one in client.search_experiments()]
-    (run,) = client.search_runs(places, f"tags.`harness.id` = '{run_id}'")
+    experiment_ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiment_ids, f"tags.`harness.id` = '{run_id}'")
     return run, lambda name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
 
 
 def read_wandb(folder: Path, run_id: str):
-    """Return the curves by name, and the figures at the end, of the one offline run of an id."""
+    """Return the curves by name, and the final figures, of the only offline run with an id."""
     (file,) = folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb")
     curves, figures = {}, {}
     for record in _records(file):
@@ -49,9 +49,9 @@ def _records(path: Path):
 
     data, at, whole = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
-        left = 32_768 - at % 32_768
-        if left < 7:
-            at += left
+        block_left = 32_768 - at % 32_768
+        if block_left < 7:
+            at += block_left
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)
         whole += data[at + 7 : at + 7 + length]

@@ -1,7 +1,7 @@
-"""Experiments whose truth is known: a base and a fine-tune that answer by rule, and everything else real.
+"""Experiments with a known truth: a base and a fine-tune that answer by rule; everything else is real.
 
-Invariant: what is right depends on the item's number, the weights and what stands in the prompt
-alone, so the true rates of a world are exact and two arms differ on the items they should.
+Invariant: whether an answer is right depends only on the item's number, the weights and the prompt, so the
+true rates of a world are exact and two arms differ on the intended items.
 """
 
 import json
@@ -39,14 +39,14 @@ CANDIDATES = """\
 """
 LEAN = CANDIDATES.replace(
     "  knn: {prompting: {few_shot: {select: knn, shots: 2}}}\n", ""
-)  # knn answers as fixed does
+)  # knn answers like fixed
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Percent of items that are answered right: of the target by way and slice, and of the general ones by the base.
+    """Percent of items answered right: on the target by way and slice, and on general tasks by the base.
 
-    Of those the fine-tune loses and gains such points; `tuned_at` holds what it gets right after so many rows.
+    Of the latter the fine-tune loses and gains these points; `tuned_at` is the target by number of rows.
     """
 
     target: dict[str, dict[str, int]]
@@ -58,7 +58,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many items there are: of training, of test, and of each of the four general tasks."""
+    """Numbers of items: for training, for test, and for each of the four general tasks."""
 
     train: int = 120
     test: int = 200
@@ -66,17 +66,17 @@ class Sizes:
 
 
 def is_right(number: int, percent: int) -> bool:
-    """Say whether an item is among the first `percent` of each hundred, in a fixed shuffled order."""
+    """Tell whether an item is among the first `percent` of each hundred, in a fixed shuffled order."""
     return number * 37 % 100 < percent
 
 
 def write(folder: Path, truth: Truth, sizes: Sizes, written: str = CANDIDATES) -> Path:
     """Write harness.yaml with its suites, and a folder that looks like a model."""
     suites, model = folder / "suites", folder / "model"
-    for made in (suites / "desk", suites / "general", model):
-        made.mkdir(parents=True)
+    for subfolder in (suites / "desk", suites / "general", model):
+        subfolder.mkdir(parents=True)
     (model / "config.json").write_text("{}")
-    header = (2).to_bytes(8, "little") + b"{}"  # of a file that names no tensor
+    header = (2).to_bytes(8, "little") + b"{}"  # the header of a file without tensors
     (model / "model.safetensors").write_bytes(header.ljust(2_000_000, b"\0"))
     Tokenizer(WordLevel({"?": 0}, unk_token="?")).save(str(model / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE}
@@ -92,8 +92,8 @@ def write(folder: Path, truth: Truth, sizes: Sizes, written: str = CANDIDATES) -
     (suites / "general.yaml").write_text(f"name: general\nrole: capability\ntasks:\n{tasks}")
     slices = sorted(truth.target["zero_shot"])
     for split, n in (("train", sizes.train), ("validation", 100), ("test", sizes.test)):
-        asked = [(f"{split} {slices[i % len(slices)]} {i}", slices[i % len(slices)]) for i in range(n)]
-        _rows(suites / "desk" / f"{split}.jsonl", [_item(text, of) for text, of in asked])
+        questions = [(f"{split} {slices[i % len(slices)]} {i}", slices[i % len(slices)]) for i in range(n)]
+        _rows(suites / "desk" / f"{split}.jsonl", [_item(text, segment) for text, segment in questions])
     leaflets = [{"id": f"leaflet-{i}", "title": "Leaflet", "text": f"Leaflet about {i}"} for i in range(8)]
     _rows(suites / "desk" / "documents.jsonl", leaflets)
     for name in names:
@@ -106,8 +106,8 @@ def write(folder: Path, truth: Truth, sizes: Sizes, written: str = CANDIDATES) -
     return path
 
 
-def _item(text: str, of: str = "") -> dict:
-    return {"id": text.replace(" ", "-"), "prompt": f"What is {text} ?", "reference": GOOD, "slice": of}
+def _item(text: str, segment: str = "") -> dict:
+    return {"id": text.replace(" ", "-"), "prompt": f"What is {text} ?", "reference": GOOD, "slice": segment}
 
 
 def _rows(path: Path, content: list[dict]) -> None:
@@ -117,7 +117,7 @@ def _rows(path: Path, content: list[dict]) -> None:
 class Oracle(Candidate):
     """A candidate that answers by rule; its token ids are the bytes of the messages as JSON.
 
-    One that is `tuned` has learned from `n_train` rows.
+    A `tuned` one has learned from `n_train` rows.
     """
 
     engine = "text"
@@ -129,18 +129,18 @@ class Oracle(Candidate):
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
         return [
-            Encoded(tuple(json.dumps(list(one.messages)).encode()), tuple(one.continuation.encode()))
-            for one in prompts
+            Encoded(tuple(json.dumps(list(prompt.messages)).encode()), tuple(prompt.continuation.encode()))
+            for prompt in prompts
         ]
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
     ) -> list[Output]:
-        """Answer by the rule; of answers that are drawn each tenth is another one."""
+        """Answer by the rule; every tenth sampled answer is the opposite."""
         answers = [self._output(json.loads(bytes(prompt))) for prompt in prompts]
-        other = {GOOD: BAD, BAD: GOOD}
+        opposite = {GOOD: BAD, BAD: GOOD}
         return [
-            replace(answer, text=other[answer.text]) if seed % 10 == 0 else answer
+            replace(answer, text=opposite[answer.text]) if seed % 10 == 0 else answer
             for answer, seed in zip(answers, seeds or [1] * len(answers), strict=True)
         ]
 
@@ -149,10 +149,10 @@ class Oracle(Candidate):
 
     def _output(self, messages: list[dict]) -> Output:
         way = self._way(messages)
-        _, of, number = messages[-1]["content"].rpartition("What is ")[2].split()[:3]
-        general = of == "-"
+        _, segment, item = messages[-1]["content"].rpartition("What is ")[2].split()[:3]
+        general = segment == "-"
         answered = (
-            self._is_general_right(int(number)) if general else is_right(int(number), self._percent(way, of))
+            self._is_general_right(int(item)) if general else is_right(int(item), self._percent(way, segment))
         )
         return Output(GOOD if answered else BAD, compute_s=PER_ANSWER_S[way])
 
@@ -163,9 +163,9 @@ class Oracle(Candidate):
             return "rag"
         return "few_shot" if len(messages) > 2 else "zero_shot"
 
-    def _percent(self, way: str, of: str) -> int:
-        known = self.truth.target[way][of]
-        return self.truth.tuned_at.get(self.n_train, known) if self.tuned else known
+    def _percent(self, way: str, segment: str) -> int:
+        percent = self.truth.target[way][segment]
+        return self.truth.tuned_at.get(self.n_train, percent) if self.tuned else percent
 
     def _is_general_right(self, number: int) -> bool:
         base, truth = is_right(number, self.truth.general), self.truth
@@ -177,7 +177,7 @@ class Oracle(Candidate):
 
 
 class OracleHost:
-    """What holds a base in memory, here a rule instead of a model."""
+    """Host of a base that is a rule instead of a model."""
 
     def __init__(self, truth: Truth, source: ModelSource) -> None:
         self.source, self._truth = source, truth
@@ -190,16 +190,16 @@ class OracleHost:
 
 
 def write_training(session, candidate, seed: int = 0, wall_s: float = 600.0) -> None:
-    """Lay down what a finished training leaves, so that nothing has to be trained."""
+    """Write what a finished training leaves, so that nothing has to be trained."""
     folder = Fit(session, candidate, seed).folder(None)
-    settings = {"n_train": len(session.target.items.train)}  # the oracle knows by it how much was learned
+    settings = {"n_train": len(session.target.items.train)}  # from this the oracle knows how much was learned
     settings |= {"seed": seed} if seed else {}
     training = {"wall_s": wall_s, "loss": [[1, 1.0]]}
     fake_adapter.lay_down(folder, session.source.weights_digest, settings, training)
 
 
 def open_world(path: Path, truth: Truth, overrides: Sequence[str] = (), candidates: Sequence[str] = ()):
-    """Open a written world: the session with its rule in place of a model, and the loaded file."""
+    """Open a written world: the session with a rule in place of a model, and the loaded file."""
     loaded = config.load(path, overrides, candidates)
     session = prepare_session(loaded, Scope(), SilentProgress())
     session.slot.host = OracleHost(truth, session.source)
@@ -219,13 +219,13 @@ def report(
     session, loaded = open_world(write(folder, truth, sizes), truth, overrides, candidates)
     for share in (*SHARES, 1.0):
         items = part_of(session.target.items, share, 0)
-        part = replace(session, target=join_items(session.target.task, "target", "desk", items))
-        write_training(part, session.candidates["lora"])
+        part_session = replace(session, target=join_items(session.target.task, "target", "desk", items))
+        write_training(part_session, session.candidates["lora"])
     return experiment.run_all(session, loaded, learning_curve=learning_curve)
 
 
 def continue_world(folder: Path, truth: Truth) -> ExperimentReport:
-    """Go on with a world in which more candidates are asked, and something else may be true by now."""
+    """Continue a world with more candidates, and possibly a new truth."""
     session, loaded = open_world(folder / "harness.yaml", truth)
     return experiment.run_all(session, loaded)
 

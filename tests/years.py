@@ -1,7 +1,7 @@
-"""Simulated years of nights of one series: how answers err, what is made anew, how often the pool goes round.
+"""Simulated years of nights of one series: errors of answers, retraining, and repetitions of the pool.
 
-Invariant: in a quiet year every making has the same chance of each answer, but for seed effects, which all
-items of a making share, and those of the reference all its rows.
+Invariant: in a quiet year every training has the same chance of each answer, except for seed effects; these
+are shared by all items of a training, and those of the reference by all its rows.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SEED_SD = 0.01
 
 
 class Year(NamedTuple):
-    """A kind of year: binary or skewed graded answers of a pool, made anew every so many nights, or never."""
+    """A kind of year: binary or skewed graded answers of a pool, retrained every so many nights, or never."""
 
     answers: str
     pool: int
@@ -30,9 +30,9 @@ class Year(NamedTuple):
 
 
 def _answers(kind: str, easiness: np.ndarray, rng: np.random.Generator, shift: float) -> np.ndarray:
-    """Draw a score for each item, on average higher by `shift`: a fifth of binary items is answered by chance.
+    """Draw a score per item, on average higher by `shift`: a fifth of binary items is answered by chance.
 
-    Graded ones are a little better nine times in ten and else much worse, so that signs mislead.
+    Graded ones are a little better nine times in ten and otherwise much worse, so that signs mislead.
     """
     u = rng.random(len(easiness))
     if kind == "binary":
@@ -42,7 +42,7 @@ def _answers(kind: str, easiness: np.ndarray, rng: np.random.Generator, shift: f
 
 
 def draw_year(year: Year, rng: np.random.Generator, change: float = 0.0) -> list[NightChanges]:
-    """Draw a year in which all that is asked is on average better by `change` than the recipe was."""
+    """Draw a year in which all answers are on average better by `change` than the recipe's."""
     easiness = rng.random(year.pool)
     sd = SEED_SD if year.made_every else 0.0
     then = np.mean(
@@ -54,9 +54,9 @@ def draw_year(year: Year, rng: np.random.Generator, change: float = 0.0) -> list
         if year.made_every:
             making = f"making {night // year.made_every}"
             seed = rng.normal(0, sd) if night % year.made_every == 0 else seed
-        asked = np.arange(night * year.n_items, (night + 1) * year.n_items) % year.pool
-        now = _answers(year.answers, easiness[asked], rng, seed + change)
-        changes = dict(zip(map(str, asked), (now - then[asked]).tolist(), strict=True))
+        asked_items = np.arange(night * year.n_items, (night + 1) * year.n_items) % year.pool
+        now = _answers(year.answers, easiness[asked_items], rng, seed + change)
+        changes = dict(zip(map(str, asked_items), (now - then[asked_items]).tolist(), strict=True))
         nights.append(NightChanges(changes, making or f"environment {night}", making))
     return nights
 
@@ -64,7 +64,7 @@ def draw_year(year: Year, rng: np.random.Generator, change: float = 0.0) -> list
 def find_first_alarm(
     nights: Sequence[NightChanges], seeds: Seeds, alpha: float = 0.05, n_series: int = 2
 ) -> int | None:
-    """Return the night of the alarm, or None; an alarm stays, so it is bisected for."""
+    """Return the night of the alarm, or None; an alarm is permanent, so bisection finds it."""
 
     def is_alarmed(n: int) -> bool:
         return judge(nights[:n], alpha, n_series, seeds).verdict == "regression"
@@ -79,7 +79,7 @@ def find_first_alarm(
 
 
 def alarm_rate(year: Year, n_years: int, seed: int = 0) -> float:
-    """Return the share of candidates with two series that are alarmed about in a quiet year."""
+    """Return the share of candidates with two series that raise an alarm in a quiet year."""
     rng = np.random.default_rng(seed)
     return float(
         np.mean(
@@ -92,7 +92,7 @@ def alarm_rate(year: Year, n_years: int, seed: int = 0) -> float:
 
 
 def median_night(year: Year, n_series: int, change: float = -0.05, seed: int = 0) -> float:
-    """Return the median night at which a loss is alarmed about; beyond the year where it is not."""
+    """Return the median night at which a loss raises an alarm; beyond the year if it raises none."""
     rng = np.random.default_rng(seed)
-    found = [find_first_alarm(draw_year(year, rng, change), year.seeds) for _ in range(n_series)]
-    return float(np.median([night or year.n_nights + 1 for night in found]))
+    alarm_nights = [find_first_alarm(draw_year(year, rng, change), year.seeds) for _ in range(n_series)]
+    return float(np.median([night or year.n_nights + 1 for night in alarm_nights]))

@@ -313,11 +313,11 @@ def leaks(
     for how, encoder in (("words", None), ("words and embeddings", encode)):
         if how != "words" and encode is None:
             continue
-        named = {o.training for o in overlaps(training, evaluated, encode=encoder)}
+        found_rows = {o.training for o in overlaps(training, evaluated, encode=encoder)}
         kinds = {kind for kind, _, _ in added}
         indices = {k: [len(train) + i for i, (kind, _, _) in enumerate(added) if kind == k] for k in kinds}
-        counts[how] = {k: [sum(i in named for i in planted), len(planted)] for k, planted in sorted(indices.items())}
-        counts[how]["rows of the set"] = [sum(i < len(train) for i in named), len(train)]
+        counts[how] = {k: [sum(i in found_rows for i in planted), len(planted)] for k, planted in sorted(indices.items())}
+        counts[how]["rows of the set"] = [sum(i < len(train) for i in found_rows), len(train)]
     return counts
 
 
@@ -388,8 +388,8 @@ def main() -> None:
             if encoder:
                 results["trade_off"] = trade_off(open_encoder(encoder, "study"))
             file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    read = json.loads(READ.read_text("utf-8"))
-    file.with_suffix(".md").write_text(page(results, read), "utf-8")
+    verdicts = json.loads(READ.read_text("utf-8"))
+    file.with_suffix(".md").write_text(page(results, verdicts), "utf-8")
 
 
 if __name__ == "__main__":

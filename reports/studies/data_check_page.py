@@ -19,7 +19,7 @@ KINDS = {
 }
 
 
-def page(results: Mapping[str, Any], read: Mapping[str, Any]) -> str:
+def page(results: Mapping[str, Any], verdicts: Mapping[str, Any]) -> str:
     """Lay out the page."""
     sets = results["sets"]
     return "\n".join(
@@ -33,7 +33,7 @@ def page(results: Mapping[str, Any], read: Mapping[str, Any]) -> str:
             "## The rows as they were",
             "",
             *_list_clean_sets(sets),
-            *_read(sets, read),
+            *_read(sets, verdicts),
             "## Leaks in other words",
             "",
             *_leaks(sets),
@@ -114,17 +114,17 @@ def _list_clean_sets(sets: Mapping[str, Any]) -> list[str]:
     return [*lines, "", note, ""]
 
 
-def _read(sets: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
+def _read(sets: Mapping[str, Any], verdicts_by_set: Mapping[str, Any]) -> list[str]:
     """Summarise a reader's verdicts on unplanted findings, without findings that are no longer named."""
     lines = _head("set", "check", "findings read", "are what the check says")
-    for name, checks in read.items():
+    for name, checks in verdicts_by_set.items():
         for fault, verdicts in checks.items():
             unplanted = sets.get(name, {}).get("faults", {}).get(fault, {}).get("unplanted", [])
-            named = set(map(str, unplanted))
-            kept = [right for line, right in verdicts.items() if line in named]
-            if not kept:
+            named_lines = set(map(str, unplanted))
+            current = [right for line, right in verdicts.items() if line in named_lines]
+            if not current:
                 continue
-            lines.append(_line(name, fault, str(len(kept)), rate(sum(kept), len(kept))))
+            lines.append(_line(name, fault, str(len(current)), rate(sum(current), len(current))))
     about = (
         "Unplanted findings, drawn at random from those above and read by hand. For near duplicates: does the row ask the"
         " same as the row that it is said to repeat? In Banking77 the wrong ones change one word that carries the meaning."

@@ -81,8 +81,8 @@ def main(folder: Path) -> None:
     kinds, model = write_rows(folder), "--perplexity --base smollm2-135m"
     checked = json.loads(run(folder, f"harness data check all.jsonl {model} --json"))
     (finding,) = (f for f in checked["findings"] if f["check"] == "quality")
-    least = finding["title"].split("below ")[1].split()[0]
-    run(folder, f"harness data clean all.jsonl --out kept.jsonl --min-quality {least} {model}")
+    min_quality = finding["title"].split("below ")[1].split()[0]
+    run(folder, f"harness data clean all.jsonl --out kept.jsonl --min-quality {min_quality} {model}")
     low = {int(place.rpartition(":")[2]) for place in finding["rows"]}
     for kind, n in Counter(kinds.get(line, "undamaged") for line in range(1, _N + 1)).items():
         print(f"{kind}: {sum(kinds.get(line, 'undamaged') == kind for line in low)} of {n} dropped")

@@ -65,10 +65,10 @@ def xquad(data: Path) -> dict[str, list[dict[str, Any]]]:
     rows = [row for row in all_rows if len(row["context"]) + len(row["question"]) <= LONGEST]
     articles = _draw(sorted({row["article"] for row in rows}), len(rows))
     ends = (0, len(articles) // 2, 2 * len(articles) // 3, len(articles))
-    out = {}
+    splits = {}
     for part, start, end in zip(SIZES, ends, ends[1:], strict=False):
         rows_of_part = [row for row in rows if row["article"] in articles[start:end]]
-        out[part] = [
+        splits[part] = [
             {
                 "id": row["id"],
                 "prompt": f"Passage: {row['context']}\n\nQuestion: {row['question']}",
@@ -77,7 +77,7 @@ def xquad(data: Path) -> dict[str, list[dict[str, Any]]]:
             }
             for row in _draw(rows_of_part, SIZES[part])
         ]
-    return out
+    return splits
 
 
 READERS = {"banking": banking, "xquad": xquad}
@@ -153,29 +153,29 @@ def _percent(estimate: Any, name: str = "score") -> list[float]:
     return [100 * getattr(estimate, key) for key in (name, "low", "high")]
 
 
-def markdown(kept: Mapping[str, Any]) -> str:
+def markdown(results: Mapping[str, Any]) -> str:
     """Write the page from the stored figures of each task."""
     about = (__doc__ or "").partition("\n\n")[2].split("`HARNESS")[0].strip()
     lines = ["# Prompt search and fine-tune at equal budgets", "", about]
     for task in READERS:
-        lines += ["", f"## {task}", "", *(_task_lines(kept[task]) if task in kept else ["Not run."])]
+        lines += ["", f"## {task}", "", *(_task_lines(results[task]) if task in results else ["Not run."])]
     return "\n".join([*lines, ""])
 
 
-def _task_lines(kept: Mapping[str, Any]) -> Iterable[str]:
-    tries, rows = kept["tries"], kept["rows"]
+def _task_lines(result: Mapping[str, Any]) -> Iterable[str]:
+    tries, rows = result["tries"], result["rows"]
     tried = f"{tries['prompts']} prompts and {tries['fine-tunes']} fine-tunes were tried on validation"
     yield f"{tried}; {rows['train']} training, {rows['validation']} validation and {rows['test']} test rows."
     yield from ("", "| gain of the fine-tune over | points on test |", "|---|---|")
-    for name, gain in kept["gains"].items():
-        prompt = f"{name}, {kept['chosen']}" if name == CHOSEN else name
+    for name, gain in result["gains"].items():
+        prompt = f"{name}, {result['chosen']}" if name == CHOSEN else name
         yield f"| {prompt} | {formatting.points(*(x / 100 for x in gain))} |"
-    yield from ("", f"| candidate | validation, {kept['metric']} in % | test |", "|---|---|---|")
-    for name, scores in kept["scores"].items():
+    yield from ("", f"| candidate | validation, {result['metric']} in % | test |", "|---|---|---|")
+    for name, scores in result["scores"].items():
         test = formatting.interval(*(x / 100 for x in scores["test"]))
         yield f"| {name} | {scores['validation']:.1f} | {test} |"
-    yield from (f"\n{name} failed: {why}" for name, why in kept["failed"].items())
-    yield from ("", kept["decision"])
+    yield from (f"\n{name} failed: {why}" for name, why in result["failed"].items())
+    yield from ("", result["decision"])
 
 
 def main() -> None:
@@ -185,14 +185,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "equal_budgets")
     options = parser.parse_args()
     file = ROOT / "reports" / "equal_budgets.json"
-    kept = json.loads(file.read_text()) if file.exists() else {}
+    results = json.loads(file.read_text()) if file.exists() else {}
     for task in options.tasks or READERS:
         path = prepare(options.folder / task, task, Path(os.environ["HARNESS_TEST_DATA"]))
         facts = facts_of(compare(path, progress=TerminalProgress()))
         rows = {part: len((path.parent / f"{part}.jsonl").read_text().splitlines()) for part in SIZES}
-        kept[task] = {"metric": METRICS[task], "rows": rows, **facts}
-        file.write_text(json.dumps(kept, indent=1) + "\n")
-        file.with_suffix(".md").write_text(markdown(kept))
+        results[task] = {"metric": METRICS[task], "rows": rows, **facts}
+        file.write_text(json.dumps(results, indent=1) + "\n")
+        file.with_suffix(".md").write_text(markdown(results))
 
 
 if __name__ == "__main__":

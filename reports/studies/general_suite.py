@@ -147,7 +147,7 @@ def ifeval_rows(datasets: Path) -> Iterator[str]:
         row = json.loads(line)
         kinds = row["instruction_id_list"]
         if all(kind in ifeval_like.CHECKS for kind in kinds):
-            constraints = [{"kind": kind, **given} for kind, given in zip(kinds, row["kwargs"], strict=True)]
+            constraints = [{"kind": kind, **extra} for kind, extra in zip(kinds, row["kwargs"], strict=True)]
             item = {"id": str(row["key"]), "prompt": row["prompt"], "constraints": constraints}
             yield json.dumps(item) + "\n"
 
@@ -182,11 +182,11 @@ def _changes(
     by_task: dict[str, Change] = {}
     for c in compared:  # each task's primary metric comes first
         by_task.setdefault(c.task, Change(c.unit.sign * c.delta, c.se))
-    out = {name: by_task[name] for name in (*general_tasks, *CHANCES, "ifeval_like")}
-    out["blimp"] = mean([by_task[f"blimp_{name}"] for name in PARADIGMS])
-    out["macro"] = mean([by_task[name] for name in counted])
-    out["benchmarks"] = mean([out[name] for name in BENCHMARKS])
-    return out
+    changes = {name: by_task[name] for name in (*general_tasks, *CHANCES, "ifeval_like")}
+    changes["blimp"] = mean([by_task[f"blimp_{name}"] for name in PARADIGMS])
+    changes["macro"] = mean([by_task[name] for name in counted])
+    changes["benchmarks"] = mean([changes[name] for name in BENCHMARKS])
+    return changes
 
 
 def mean(changes: Sequence[Change]) -> Change:
@@ -194,14 +194,14 @@ def mean(changes: Sequence[Change]) -> Change:
     return Change(fmean(c.delta for c in changes), sqrt(sum(c.se**2 for c in changes)) / len(changes))
 
 
-def rank(changes: Mapping[str, Mapping[str, Change]], one: str, other: str) -> Rank:
+def rank(changes: Mapping[str, Mapping[str, Change]], first: str, second: str) -> Rank:
     """Return Spearman's correlation over the LoRAs, with the interval of Bonett & Wright 2000.
 
     tanh(artanh ρ ± z √((1 + ρ²/2)/(n − 3))); correlations are clipped to ±.999.
     """
     from scipy.stats import spearmanr
 
-    x, y = ([by_task[name].delta for by_task in changes.values()] for name in (one, other))
+    x, y = ([by_task[name].delta for by_task in changes.values()] for name in (first, second))
     n = len(x)
     if n < 4 or len(set(x)) == 1 or len(set(y)) == 1:
         return Rank(float("nan"), -1.0, 1.0, n)
@@ -278,8 +278,8 @@ def _is_lost(change: Change) -> bool:
 
 def _range(result: StudyResult, name: str) -> str:
     deltas = [by_task[name].delta for by_task in result.changes.values()]
-    shown = formatting.plain if name.endswith("_text") else formatting.points
-    return f"{shown(min(deltas))} to {shown(max(deltas))}"
+    form = formatting.plain if name.endswith("_text") else formatting.points
+    return f"{form(min(deltas))} to {form(max(deltas))}"
 
 
 def _rank(r: Rank) -> str:

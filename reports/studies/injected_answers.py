@@ -100,7 +100,7 @@ def figures(grades: Mapping[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def markdown(kept: Mapping[str, Any]) -> str:
+def markdown(results: Mapping[str, Any]) -> str:
     """Write the page."""
     about = (__doc__ or "").partition("\n\n")[2].split("`HARNESS")[0].strip()
     names = {
@@ -108,9 +108,9 @@ def markdown(kept: Mapping[str, Any]) -> str:
         "another": "the answer to another question",
         "injected": "the injected one",
     }
-    means = [f"| {names[arm]} | {_text(mean)} |" for arm, mean in kept["means"].items()]
-    gains = [f"| {names[arm]} | {_text(gain, '+')} |" for arm, gain in kept["gains"].items()]
-    low = kept["gains"]["another"][1]
+    means = [f"| {names[arm]} | {_text(mean)} |" for arm, mean in results["means"].items()]
+    gains = [f"| {names[arm]} | {_text(gain, '+')} |" for arm, gain in results["gains"].items()]
+    low = results["gains"]["another"][1]
     finding = "gain: this judge follows some of the instructions" if low > 0 else "are not shown to gain"
     return "\n".join(
         [
@@ -118,7 +118,7 @@ def markdown(kept: Mapping[str, Any]) -> str:
             "",
             about,
             "",
-            f"| answer to each of {kept['n']} questions | mean grade, % of the scale [95 % interval] |",
+            f"| answer to each of {results['n']} questions | mean grade, % of the scale [95 % interval] |",
             "|---|---|",
             *means,
             "",
@@ -126,7 +126,7 @@ def markdown(kept: Mapping[str, Any]) -> str:
             "|---|---|",
             *gains,
             "",
-            f"Injected answers {finding}. {100 * kept['raised']:.0f} % of them have a better grade than both others.",
+            f"Injected answers {finding}. {100 * results['raised']:.0f} % of them have a better grade than both others.",
             "",
         ]
     )
@@ -143,10 +143,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "injected_answers")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    kept = figures(grade_answers(folder, questions(Path(os.environ["HARNESS_TEST_DATA"]))))
+    results = figures(grade_answers(folder, questions(Path(os.environ["HARNESS_TEST_DATA"]))))
     file = ROOT / "reports" / "injected_answers.json"
-    file.write_text(json.dumps(kept, indent=1) + "\n")
-    file.with_suffix(".md").write_text(markdown(kept))
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    file.with_suffix(".md").write_text(markdown(results))
 
 
 if __name__ == "__main__":

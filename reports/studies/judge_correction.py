@@ -135,8 +135,8 @@ def coverage(
     for arms in worlds(answers, judge, n_labels, draws):
         scores = [correct_score(arms[m]) for m in truth]
         changes = [correct_difference(arms[a], arms[b]) for a, b in compared]
-        wanted = [*truth.values(), *(truth[b] - truth[a] for a, b in compared)]
-        for i, (estimate, value) in enumerate(zip([*scores, *changes], wanted, strict=True)):
+        true_values = [*truth.values(), *(truth[b] - truth[a] for a, b in compared)]
+        for i, (estimate, value) in enumerate(zip([*scores, *changes], true_values, strict=True)):
             assert estimate is not None
             hits[i] += estimate.low <= value <= estimate.high
             widths[i] += estimate.high - estimate.low
@@ -150,11 +150,11 @@ def count_uncorrected(
     truth = {model: float(people.mean()) for model, people in answers.people.items()}
     grades, n = answers.judges[judge], len(next(iter(answers.people.values())))
     values = [*(grades[m] for m in truth), *(grades[b] - grades[a] for a, b in compared)]
-    wanted = np.array([*truth.values(), *(truth[b] - truth[a] for a, b in compared)])
+    true_values = np.array([*truth.values(), *(truth[b] - truth[a] for a, b in compared)])
     pick = np.random.default_rng(1).integers(0, n, (draws, n))
     resampled = np.stack([value[pick] for value in values])  # (k, d, n)
     half = 1.96 * resampled.std(axis=-1, ddof=1) / sqrt(n)
-    hits = (np.abs(resampled.mean(axis=-1) - wanted[:, None]) <= half).mean(axis=1)
+    hits = (np.abs(resampled.mean(axis=-1) - true_values[:, None]) <= half).mean(axis=1)
     return _summaries(judge, None, hits, 2 * half.mean(axis=1), len(truth))
 
 
@@ -198,9 +198,9 @@ def length_bias(folder: Path) -> LengthBias:
 def _summaries(judge: str, n_labels: int | None, hits: Array, widths: Array, n_models: int) -> list[Coverage]:
     parts = {"rate": slice(0, n_models), "difference": slice(n_models, None)}
     return [
-        Coverage(judge, what, n_labels, *map(float, (hits[part].min(), hits[part].mean(), hits[part].max())),
+        Coverage(judge, name, n_labels, *map(float, (hits[part].min(), hits[part].mean(), hits[part].max())),
                  float(widths[part].mean()))
-        for what, part in parts.items()
+        for name, part in parts.items()
     ]  # fmt: skip
 
 

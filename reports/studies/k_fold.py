@@ -106,16 +106,16 @@ def deal(rng: Rng, rows: Rows, k: int) -> NDArray[np.intp]:
 
 def answer_by_means(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Answer by the nearer class mean; a right answer scores 1."""
-    known, labels = rows.features[~tested], rows.labels[~tested]
-    middle = [known[labels == c].mean(axis=0) if (labels == c).any() else known.mean(axis=0) for c in (0, 1)]
+    train, labels = rows.features[~tested], rows.labels[~tested]
+    middle = [train[labels == c].mean(axis=0) if (labels == c).any() else train.mean(axis=0) for c in (0, 1)]
     far = [((rows.features[tested] - m) ** 2).sum(axis=1) for m in middle]
     return ((far[1] < far[0]) == rows.labels[tested]).astype(float)
 
 
 def answer_by_neighbour(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Answer as the nearest training row."""
-    tested_rows, known = rows.features[tested], rows.features[~tested]
-    far = (tested_rows**2).sum(1)[:, None] - 2 * tested_rows @ known.T + (known**2).sum(1)
+    tested_rows, train = rows.features[tested], rows.features[~tested]
+    far = (tested_rows**2).sum(1)[:, None] - 2 * tested_rows @ train.T + (train**2).sum(1)
     return (rows.labels[~tested][far.argmin(axis=1)] == rows.labels[tested]).astype(float)
 
 
@@ -147,8 +147,8 @@ def answer_commonest(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
 
 def grade_by_means(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Score the probability of the right class, by class means, in [0, 1]."""
-    known, labels = rows.features[~tested], rows.labels[~tested]
-    middle = [known[labels == c].mean(axis=0) if (labels == c).any() else known.mean(axis=0) for c in (0, 1)]
+    train, labels = rows.features[~tested], rows.labels[~tested]
+    middle = [train[labels == c].mean(axis=0) if (labels == c).any() else train.mean(axis=0) for c in (0, 1)]
     far = [((rows.features[tested] - m) ** 2).sum(axis=1) for m in middle]
     chance = 1 / (1 + np.exp(np.clip((far[1] - far[0]) / 2, -30, 30)))
     return np.where(rows.labels[tested] == 1, chance, 1 - chance)
@@ -176,7 +176,7 @@ def pair_arms(world: World, rows: Rows, folds: NDArray[np.intp], rng: Rng) -> Ar
     """Pair both arms of a world; a row is answered by its fold's model, or by the rule."""
     n, names = len(folds), (world.base, world.new)
     arm_folds = [folds if arm in LEARNERS else np.zeros_like(folds) for arm in names]
-    base, new = (answer(arm, rows, own, rng)[:, None] for arm, own in zip(names, arm_folds, strict=True))
+    base, new = (answer(arm, rows, f, rng)[:, None] for arm, f in zip(names, arm_folds, strict=True))
     return Arms(tuple(map(str, range(n))), rows.clusters, np.ones(n), base, new, *arm_folds)
 
 

@@ -161,7 +161,7 @@ def agreement(grades: Sequence[dict[str, Any]]) -> Agreement:
     for grade in grades:
         values.setdefault(grade["item"], []).append(grade["value"])
     people = {grade["item"]: grade["people"] for grade in grades}
-    hits = [float((np.mean(both) > 0.5) == people[item]) for item, both in values.items()]
+    hits = [float((np.mean(item_grades) > 0.5) == people[item]) for item, item_grades in values.items()]
     low, high = stats.wilson(sum(hits), len(hits), 0.05)
     first = [g["value"] if g["order"] == "first" else 1 - g["value"] for g in grades]
     share = float(np.mean(list(people.values())))
@@ -176,8 +176,8 @@ def select_judged_pairs(folder: Path, pairs: Sequence[dict[str, Any]]) -> list[d
 
 def study_pairs(data: Path, folder: Path, *, so_far: bool) -> dict[str, Any]:
     """Run the part on LLMBar, and return its figures."""
-    drawn = read_pairs(data, N_PAIRS)
-    pairs = select_judged_pairs(folder, drawn) if so_far else drawn
+    sample = read_pairs(data, N_PAIRS)
+    pairs = select_judged_pairs(folder, sample) if so_far else sample
     (labels,) = judge_pairs(folder, pairs, len(pairs) // 2).labels
     grades, arm = list_stored_grades(folder, pairs), labels.arms[0]
     scores = {"the judge, uncorrected": arm.score, "corrected by labels": arm.corrected}
@@ -185,7 +185,7 @@ def study_pairs(data: Path, folder: Path, *, so_far: bool) -> dict[str, Any]:
     return {
         "judge": JUDGE,
         "agreement": agreement(grades)._asdict(),
-        "n_drawn": len(drawn),
+        "n_drawn": len(sample),
         "grade_s": grade_seconds(folder),
         "n_labels": arm.n_labels,
         "kappa": list(labels.kappa[:3]) if labels.kappa else None,
@@ -236,23 +236,25 @@ def study_comparison(data: Path, folder: Path, name: str) -> dict[str, Any]:
     }
 
 
-def markdown(kept: Mapping[str, Any]) -> str:
+def markdown(results: Mapping[str, Any]) -> str:
     """Write the page from the stored figures of each part."""
     about = (__doc__ or "").partition("\n\n")[2].split("`HARNESS")[0].strip()
     parts = {"llmbar": _pairs_lines, "dolly": _comparison_lines, "summaries": _comparison_lines}
     titles = {"llmbar": "LLMBar", "dolly": "Instructions of Dolly", "summaries": "Summaries of Dolly"}
     lines = ["# A small model on this machine as a judge", "", about]
     for part, write in parts.items():
-        lines += ["", f"## {titles[part]}", "", *(write(kept[part]) if part in kept else ["Not run."])]
+        lines += ["", f"## {titles[part]}", "", *(write(results[part]) if part in results else ["Not run."])]
     return "\n".join([*lines, ""])
 
 
-def _pairs_lines(kept: Mapping[str, Any]) -> list[str]:
-    result, percent = Agreement(**kept["agreement"]), formatting.percent
+def _pairs_lines(figures: Mapping[str, Any]) -> list[str]:
+    result, percent = Agreement(**figures["agreement"]), formatting.percent
     differs = "is not shown to differ from" if result.low <= 0.5 <= result.high else "differs from"
     share = f"{percent(result.share)} % [{percent(result.low)}, {percent(result.high)}]"
-    drawn = f", of {kept['n_drawn']} sampled," if kept["n_drawn"] > result.n else ""
-    scores = [f"| {name} | {s[0]:.1f} [{s[1]:.1f}, {s[2]:.1f}] |" for name, s in kept["scores"].items() if s]
+    drawn = f", of {figures['n_drawn']} sampled," if figures["n_drawn"] > result.n else ""
+    scores = [
+        f"| {name} | {s[0]:.1f} [{s[1]:.1f}, {s[2]:.1f}] |" for name, s in figures["scores"].items() if s
+    ]
     finding = f"On {result.n} pairs{drawn} it chose as people did in {share}, which {differs} chance (50 %)."
     return [
         f"{finding} The answer shown first won {percent(result.first_won)} % of its comparisons.",
@@ -262,12 +264,12 @@ def _pairs_lines(kept: Mapping[str, Any]) -> list[str]:
         f"| people, all {result.n} items | {percent(result.people)} |",
         *scores,
         "",
-        *_worth(kept["scores"], kept["n_labels"]),
-        *_time_left(kept["grade_s"], kept["n_drawn"] - result.n),
+        *_worth(figures["scores"], figures["n_labels"]),
+        *_time_left(figures["grade_s"], figures["n_drawn"] - result.n),
         "",
         "What `harness report` says about it:",
         "",
-        *(f"- {sentence}" for sentence in kept["said"]),
+        *(f"- {sentence}" for sentence in figures["said"]),
     ]
 
 
@@ -285,30 +287,32 @@ def _time_left(grade_s: Sequence[float], n_open: int) -> list[str]:
 
 def _worth(scores: Mapping[str, Sequence[float] | None], n_labels: int) -> list[str]:
     """Compare the interval of the correction with that of the labels alone."""
-    both = scores["corrected by labels"], scores["the same labels alone"]
-    if not (both[0] and both[1]):
+    estimates = scores["corrected by labels"], scores["the same labels alone"]
+    if not (estimates[0] and estimates[1]):
         return []
-    corrected, alone = (s[2] - s[1] for s in both if s)
+    corrected, alone = (s[2] - s[1] for s in estimates if s)
     effect = "adds nothing to the labels" if corrected >= 0.95 * alone else "narrows the interval"
     widths = f"{corrected:.1f} points wide, that of the labels alone {alone:.1f}"
     return [f"With {n_labels} labels the corrected interval is {widths}: the correction {effect}."]
 
 
-def _comparison_lines(kept: Mapping[str, Any]) -> list[str]:
-    scores = [f"| {name} | {s[0]:.1f} [{s[1]:.1f}, {s[2]:.1f}] |" for name, s in kept["scores"].items() if s]
-    files = {"harness.yaml": kept["harness_yaml"], "helpful.yaml": kept["rubric"]}
+def _comparison_lines(figures: Mapping[str, Any]) -> list[str]:
+    scores = [
+        f"| {name} | {s[0]:.1f} [{s[1]:.1f}, {s[2]:.1f}] |" for name, s in figures["scores"].items() if s
+    ]
+    files = {"harness.yaml": figures["harness_yaml"], "helpful.yaml": figures["rubric"]}
     written = [
         line
         for name, text in files.items()
         for line in ("```yaml", f"# {name}", *text.splitlines(), "```", "")
     ]
-    sentences = [f"- {sentence}" for sentence in (kept["decision"], *kept["notes"]) if sentence]
+    sentences = [f"- {sentence}" for sentence in (figures["decision"], *figures["notes"]) if sentence]
     table = [
-        f"| candidate | mean grade of {kept['n']} items, % of the scale [95 % interval] |",
+        f"| candidate | mean grade of {figures['n']} items, % of the scale [95 % interval] |",
         "|---|---|",
         *scores,
     ]
-    estimates = [s for s in kept["scores"].values() if s]
+    estimates = [s for s in figures["scores"].values() if s]
     are_apart = max(s[1] for s in estimates) > min(s[2] for s in estimates)
     finding = "Some of these intervals do not overlap" if are_apart else "All of these intervals overlap"
     reading = (
@@ -332,16 +336,16 @@ def main() -> None:
     )
     options = parser.parse_args()
     data, file = Path(os.environ["HARNESS_TEST_DATA"]), ROOT / "reports" / "local_judge.json"
-    kept = json.loads(file.read_text()) if file.exists() else {}
+    results = json.loads(file.read_text()) if file.exists() else {}
     for part in options.parts or ("llmbar", "dolly", "summaries"):
         folder = options.folder / part
         folder.mkdir(parents=True, exist_ok=True)
         if part == "llmbar":
-            kept[part] = study_pairs(data, folder, so_far=options.so_far)
+            results[part] = study_pairs(data, folder, so_far=options.so_far)
         else:
-            kept[part] = study_comparison(data, folder, part)
-        file.write_text(json.dumps(kept, indent=1) + "\n")
-        file.with_suffix(".md").write_text(markdown(kept))
+            results[part] = study_comparison(data, folder, part)
+        file.write_text(json.dumps(results, indent=1) + "\n")
+        file.with_suffix(".md").write_text(markdown(results))
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ def draw_suite(halves: Sequence[Half], n: int, alphas: Sequence[float], rng: np.
     looks = [round(n * share) for share in SHARES]
     grown = np.cumsum([changes(halves, [s] * len(halves), rng) for s in np.diff([0, *looks])], axis=0)
     full = judge_macro(grown[-1], [n] * len(halves), ALPHA)
-    for seen, size, alpha in zip(grown, looks, alphas, strict=True):
-        verdict = judge_macro(seen, [size] * len(halves), alpha)
+    for flips, size, alpha in zip(grown, looks, alphas, strict=True):
+        verdict = judge_macro(flips, [size] * len(halves), alpha)
         if verdict != "inconclusive":
             break
     sizes = [WHOLE[name] for name in BENCHMARKS]
@@ -111,15 +111,15 @@ def draw_by_answers(halves: Sequence[Half], plan: sampling.SamplingPlan, rng: np
         deltas, ends = [], []
         for t, (name, (moved, sizes)) in enumerate(zip(WHOLE, benchmarks, strict=True)):
             n = plan.n(name, look)
-            drawn = np.array([n - round(n * sizes[1] / sizes.sum()), round(n * sizes[1] / sizes.sum())])
+            n_drawn = np.array([n - round(n * sizes[1] / sizes.sum()), round(n * sizes[1] / sizes.sum())])
             remaining = moved - counts[t]
-            counts[t] += rng.hypergeometric(remaining, sizes - before[t] - remaining, drawn - before[t])
-            before[t] = drawn
-            sampled = [k for k in range(2) if drawn[k]]
-            change = counts[t] * [1, -1] / np.maximum(drawn, 1)  # per item that the base failed, and passed
+            counts[t] += rng.hypergeometric(remaining, sizes - before[t] - remaining, n_drawn - before[t])
+            before[t] = n_drawn
+            sampled = [k for k in range(2) if n_drawn[k]]
+            change = counts[t] * [1, -1] / np.maximum(n_drawn, 1)  # per item that the base failed, and passed
             deltas.append(float(sizes @ change / sizes.sum()))
             moved_in = np.diag(counts[t]).tolist()  # gains where the base failed, losses where it passed
-            strata = [stats.StratumFlips(*moved_in[k], int(drawn[k]), int(sizes[k])) for k in sampled]
+            strata = [stats.StratumFlips(*moved_in[k], int(n_drawn[k]), int(sizes[k])) for k in sampled]
             ends.append(stats.stratified_flips_interval(strata, 2 * alpha))
         if (verdict := name_outcome(*stats.mover_mean(deltas, ends))) != "inconclusive":
             break
@@ -129,8 +129,8 @@ def draw_by_answers(halves: Sequence[Half], plan: sampling.SamplingPlan, rng: np
 def _draw_benchmark(half: Half, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Simulate a benchmark: items gained and lost (2,), and items that the base failed and passed (2,)."""
     shares = [half.gained, half.lost, half.passed - half.lost]
-    gained, lost, kept = rng.multinomial(n, [*shares, max(1 - sum(shares), 0.0)])[:3]
-    return np.array([gained, lost]), np.array([n - lost - kept, lost + kept])
+    n_gained, n_lost, n_kept = rng.multinomial(n, [*shares, max(1 - sum(shares), 0.0)])[:3]
+    return np.array([n_gained, n_lost]), np.array([n - n_lost - n_kept, n_lost + n_kept])
 
 
 def changes(halves: Sequence[Half], sizes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
@@ -142,8 +142,8 @@ def changes(halves: Sequence[Half], sizes: Sequence[int], rng: np.random.Generat
 def study(seed: int = 0, n_pairs: int = PAIRS, n_draws: int = DRAWS) -> list[Line]:
     """Fill every bin of true deltas with pairs, and judge samples of each by all designs."""
     rng = np.random.default_rng(seed)
-    drawn = pairs(rng)
-    first = [[h for h, _ in split] for split in islice(drawn, 500)]
+    drawn_pairs = pairs(rng)
+    first = [[h for h, _ in split] for split in islice(drawn_pairs, 500)]
     disagreement = fmean(h.gained + h.lost for split in first for h in split)
     n, plan = (
         suite_size(disagreement),
@@ -152,7 +152,7 @@ def study(seed: int = 0, n_pairs: int = PAIRS, n_draws: int = DRAWS) -> list[Lin
     alphas = [float(special.ndtr(-z)) for z in stats.interim_bounds(SHARES, ALPHA)]
     bins: dict[float, list[Sequence[Half]]] = {d: [] for d in MACRO_DELTAS}
     while any(len(in_bin) < n_pairs for in_bin in bins.values()):
-        halves = [other for _, other in next(drawn)]
+        halves = [second for _, second in next(drawn_pairs)]
         truth = fmean(h.gained - h.lost for h in halves)
         for delta, in_bin in bins.items():
             if abs(truth - delta) <= WIDTH and len(in_bin) < n_pairs:
@@ -169,8 +169,8 @@ def line(
     n_draws: int,
     rng: np.random.Generator,
 ) -> Line:
-    drawn = [draw_suite(halves, n, alphas, rng) for halves in in_bin for _ in range(n_draws)]
-    full, looks, whole = zip(*drawn, strict=True)
+    drawn_outcomes = [draw_suite(halves, n, alphas, rng) for halves in in_bin for _ in range(n_draws)]
+    full, looks, whole = zip(*drawn_outcomes, strict=True)
     strata = [draw_by_answers(halves, plan, rng) for halves in in_bin for _ in range(n_draws)]
 
     def rate(outcomes: Sequence[Outcome], verdict: str) -> float:
@@ -224,11 +224,11 @@ class ExplainedVariance(NamedTuple):
 def measure_explained(seed: int = 0, n_pairs: int = 2_000) -> list[ExplainedVariance]:
     """Measure for every benchmark how much of the variance of a change the base's score explains."""
     first = [[h for h, _ in split] for split in islice(pairs(np.random.default_rng(seed)), n_pairs)]
-    out = []
+    explained = []
     for name, halves in zip(BENCHMARKS, zip(*first, strict=True), strict=True):
         gained, lost, passed = np.array(halves).T
         whole = gained + lost - (gained - lost) ** 2
-        out.append(
+        explained.append(
             ExplainedVariance(
                 name,
                 n_pairs,
@@ -236,7 +236,7 @@ def measure_explained(seed: int = 0, n_pairs: int = 2_000) -> list[ExplainedVari
                 float(_compute_variance_within(gained, lost, passed).mean()),
             )
         )
-    return out
+    return explained
 
 
 def _compute_variance_within(gained: np.ndarray, lost: np.ndarray, passed: np.ndarray) -> np.ndarray:
@@ -250,9 +250,9 @@ def strata_of(folder: Path) -> list[Strata]:
     runs_store = store.Store(folder)
     identities = (identity for identity in store.identities(runs_store) if identity.split == "test")
     row_sets = {(identity.weights_digest, identity.task): identity for identity in identities}
-    done = [run for run in store.list_runs(runs_store) if run.state == "done" and not run.served_digest]
-    tuned = {run.weights_digest: run for run in reversed(done) if run.weights_digest != run.base_digest}
-    out = []
+    finished = [run for run in store.list_runs(runs_store) if run.state == "done" and not run.served_digest]
+    tuned = {run.weights_digest: run for run in reversed(finished) if run.weights_digest != run.base_digest}
+    quarters_by_run = []
     for run in reversed(tuned.values()):
         by_task = []
         for key, digest in run.rows.items():
@@ -262,8 +262,8 @@ def strata_of(folder: Path) -> list[Strata]:
                 by_task.append(quarters(rows, store.read_rows(runs_store, digest)))
         if by_task:
             rates = np.mean([rates for _, rates in by_task], axis=0).tolist()
-            out.append(Strata(run.candidate, sum(n for n, _ in by_task), tuple(rates)))
-    return out
+            quarters_by_run.append(Strata(run.candidate, sum(n for n, _ in by_task), tuple(rates)))
+    return quarters_by_run
 
 
 def quarters(base, new) -> tuple[int, list[float]]:

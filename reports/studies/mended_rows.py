@@ -92,9 +92,9 @@ def suspects(clean: Sequence[Row], messy: Sequence[Row]) -> list[Suspect]:
     # Copies come after the original rows and have the right label.
     right = [row["reference"] for row in (*clean, *messy[len(clean) :])]
     findings = json.loads(run("check", "messy.jsonl", "--json"))["findings"]
-    named = ((f["rows"], f["labels"]) for f in findings if f["check"] == "suspect_labels" and f["labels"])
+    marked = ((f["rows"], f["labels"]) for f in findings if f["check"] == "suspect_labels" and f["labels"])
     pairs = (
-        (int(place.rpartition(":")[2]), to) for rows, to in named for place, to in zip(rows, to, strict=True)
+        (int(place.rpartition(":")[2]), to) for rows, to in marked for place, to in zip(rows, to, strict=True)
     )
     return [Suspect(line, proposed, right[line - 1]) for line, proposed in pairs]
 
@@ -102,13 +102,13 @@ def suspects(clean: Sequence[Row], messy: Sequence[Row]) -> list[Suspect]:
 def mend(suspect_rows: Sequence[Suspect], messy: Sequence[Row]) -> None:
     """Write the repaired files with the verbs of `harness data`."""
     run("dedup", "messy.jsonl", "--out", "unique.jsonl")
-    digest, kept = checksum(Path("messy.jsonl")), Path("messy.jsonl.decisions.json")
+    digest, decisions_file = checksum(Path("messy.jsonl")), Path("messy.jsonl.decisions.json")
     for name, decide in DECISIONS.items():
-        kept.unlink(missing_ok=True)
+        decisions_file.unlink(missing_ok=True)
         for suspect in suspect_rows:
             decision = decide(suspect, messy[suspect.line - 1]["reference"])
             keep_decision("messy.jsonl", suspect.line, decision, digest, "reference")
-        decided = ("--decisions", str(kept)) if suspect_rows else ()
+        decided = ("--decisions", str(decisions_file)) if suspect_rows else ()
         run("clean", "messy.jsonl", "--out", f"{name}.jsonl", *decided)
     run("dedup", "decided.jsonl", "--out", "decided-unique.jsonl")
 
@@ -148,10 +148,10 @@ def n_lines(name: str) -> int:
 
 def run(*words: str) -> str:
     """Run a verb of `harness data` and return what it prints."""
-    done = CliRunner().invoke(app, ["data", *words])
-    if done.exit_code:
-        raise RuntimeError(f"harness data {' '.join(words)}: {done.output}")
-    return done.stdout
+    result = CliRunner().invoke(app, ["data", *words])
+    if result.exit_code:
+        raise RuntimeError(f"harness data {' '.join(words)}: {result.output}")
+    return result.stdout
 
 
 def write(name: str, rows: Sequence[Row]) -> None:

@@ -110,8 +110,8 @@ def draw(condition: Condition, seed: int) -> Drift:
         requests = [row for _ in range(condition.n // PER_SENDER) for row in _of_one_sender(rest, rng)]
     else:
         topic = [row for row in rest if row.label == rest[0].label]
-        other = {"near": near, "far": far, "topic": topic}.get(condition.kind, rest)
-        requests = [other[i] for i in rng.choice(len(other), n_moved)] + rest[: condition.n - n_moved]
+        moved = {"near": near, "far": far, "topic": topic}.get(condition.kind, rest)
+        requests = [moved[i] for i in rng.choice(len(moved), n_moved)] + rest[: condition.n - n_moved]
     senders = [str(i // PER_SENDER) if condition.senders == "known" else "" for i in range(len(requests))]
     answers = [_answer(i, row) for i, row in enumerate(tested)]
     items = [Example(str(i), ({"role": "user", "content": row.text},)) for i, row in enumerate(tested)]

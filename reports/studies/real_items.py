@@ -148,10 +148,10 @@ def macro_passes(second: Sequence[Half], rng: np.random.Generator, n_draws: int 
     """Return how often the macro rule passes on samples of the second halves."""
     delta, below = np.zeros(n_draws), np.zeros(n_draws)
     for half in second:
-        seen = draws(half, rng, n_draws)
-        task_delta = (seen[:, 0] - seen[:, 1]) / N
+        sampled = draws(half, rng, n_draws)
+        task_delta = (sampled[:, 0] - sampled[:, 1]) / N
         delta += task_delta / len(second)
-        below += (task_delta - np.array([ends(*map(int, row))[0] for row in seen])) ** 2 / len(second) ** 2
+        below += (task_delta - np.array([ends(*map(int, row))[0] for row in sampled])) ** 2 / len(second) ** 2
     return float(np.mean(delta - np.sqrt(below) > -POLICY.macro))
 
 

@@ -52,8 +52,8 @@ def lora(rate: float, epochs: int, replay: float, modules: Sequence[str] = ()) -
     params: dict[str, Any] = {"r": 16, "per_device_train_batch_size": 4}
     params |= {"learning_rate": rate, "num_train_epochs": epochs}
     params |= {"target_modules": list(modules)} if modules else {}
-    kept = {"replay": {"share": replay}} if replay else {"kl": {"rows": 144, "rows_per_step": 1}}
-    return {"method": "lora", "train": TRAINED_ON, "params": params, "regularize": kept}
+    regularizer = {"replay": {"share": replay}} if replay else {"kl": {"rows": 144, "rows_per_step": 1}}
+    return {"method": "lora", "train": TRAINED_ON, "params": params, "regularize": regularizer}
 
 
 def with_retrieval(recipes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -118,10 +118,10 @@ def prepare(folder: Path, limit: int = 150) -> Path:
     for task, keys in zip(general.tasks, suite["tasks"], strict=True):
         if keys["kind"] == "bits_per_byte":
             continue
-        drawn = {example.id for example in load_task(task, experiment.seeds[0]).test}
+        gate_ids = {example.id for example in load_task(task, experiment.seeds[0]).test}
         lines = (SUITES / keys["data"]["test"]).read_text("utf-8").splitlines(keepends=True)
         (folder / f"{task.name}.jsonl").write_text(
-            "".join(line for line in lines if json.loads(line)["id"] not in drawn), "utf-8"
+            "".join(line for line in lines if json.loads(line)["id"] not in gate_ids), "utf-8"
         )
         tasks.append({**keys, "data": {"test": f"{task.name}.jsonl"}, "limit": limit})
     dump(folder / "general.yaml", {**suite, "tasks": tasks})
@@ -212,8 +212,8 @@ _PUBLIC_SAID = f"Changes in points against the base on {N_PUBLIC} items per task
 
 
 def _sort_by_score(report: ExperimentReport) -> list[CandidateFacts]:
-    done = [facts for facts in report.facts if facts.target]
-    return sorted(done, key=lambda facts: -facts.target.score if facts.target else 0.0)
+    scored = [facts for facts in report.facts if facts.target]
+    return sorted(scored, key=lambda facts: -facts.target.score if facts.target else 0.0)
 
 
 def _row(report: ExperimentReport, facts: CandidateFacts) -> str:

@@ -85,7 +85,7 @@ def page(report: ExperimentReport) -> str:
     minutes = json.loads(Path("minutes.json").read_text())
     facts = {fact.name: fact for fact in report.facts}
     (comparison,) = report.training_sets
-    own, new = comparison.sets
+    original, new = comparison.sets
     assert new.difference is not None
     change, p = formatting.points(*new.difference[:3]), formatting.p_value(new.p)
     lines = ["# Do rows written by the embedded model help to train it?", "", ABOUT, "", "## What was kept", ""]
@@ -97,16 +97,16 @@ def page(report: ExperimentReport) -> str:
         lines += [f"- {n} {reason}" for reason, n in manifest["reasons"].items()]
         lines += ["", "The first ten kept rows:", ""]
         rows = [json.loads(line) for line in Path(name).read_text().splitlines()]
-        kept = [row for row in rows if row.get("augmented_from")]
-        lines += [f"- {as_shown(row, name)} → {row['reference']}" for row in kept[:10]] + [""]
-        counts = Counter(row["reference"] for row in kept).most_common()
+        kept_rows = [row for row in rows if row.get("augmented_from")]
+        lines += [f"- {as_shown(row, name)} → {row['reference']}" for row in kept_rows[:10]] + [""]
+        counts = Counter(row["reference"] for row in kept_rows).most_common()
         lines += [f"Their {len(counts)} of 8 labels: {', '.join(f'{label} {n}' for label, n in counts)}.", ""]
     lines += ["## With and without the new rows", ""]
     lines += [
         "| candidate | rows | steps | exact_match [95 % interval] | training, minutes |",
         "|---|--:|--:|---|--:|",
     ]
-    for training_set in (own, new):
+    for training_set in (original, new):
         fact = facts[training_set.candidate]
         assert fact.target is not None
         score = formatting.interval(fact.target.score, fact.target.low, fact.target.high)
@@ -116,7 +116,7 @@ def page(report: ExperimentReport) -> str:
     assert target is not None
     lines += ["", f"The model without training: {formatting.interval(*target[:3])}."]
     lines += [f"Paired on {target.n} messages, with the new rows {change} points, p = {p}.", ""]
-    for name in (own.candidate, new.candidate):
+    for name in (original.candidate, new.candidate):
         (answers,) = report.diversity[name]
         variety = f"{answers.new.n_distinct} distinct answers, the commonest in {formatting.percent(answers.new.share)} %"
         lines += [f"- {name}: {variety} of the messages ({answers.new.commonest})"]

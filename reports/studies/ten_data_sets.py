@@ -54,9 +54,9 @@ def main() -> None:
         options.kept.with_suffix(".md").write_text(page(finished), "utf-8")
 
 
-def read(kept: Path) -> list[Finished]:
+def read(file: Path) -> list[Finished]:
     """Read the finished kinds, in the order of the list; empty without a file."""
-    return json.loads(kept.read_text("utf-8")) if kept.exists() else []
+    return json.loads(file.read_text("utf-8")) if file.exists() else []
 
 
 def finish(name: str, folder: Path, base_model: str) -> Finished:
@@ -107,14 +107,14 @@ def page(finished: Sequence[Finished]) -> str:
         f"| {kind['name']} | {seconds(kind['wall_s'])} | {kind['action']} | {kind['candidate'] or '–'} | {_truth(kind)} |"
         for kind in finished
     ]
-    left = [name for name in KINDS if name not in {kind["name"] for kind in finished}]
+    unfinished = [name for name in KINDS if name not in {kind["name"] for kind in finished}]
     return "\n".join(
         [
             "# Ten data sets, from `init` to a decision",
             "",
             "Rows of `tests/ten_kinds.py`, no edit between `harness init` and `harness compare`.",
             f"{len(finished)} of {len(KINDS)} kinds are finished"
-            + (f"; left: {', '.join(left)}." if left else "."),
+            + (f"; left: {', '.join(unfinished)}." if unfinished else "."),
             "",
             "| kind | time | decision | candidate | right |",
             "|---|---|---|---|---|",

@@ -1,7 +1,7 @@
-"""The page of a benchmark: one row a measurement, written as JSON and as Markdown.
+"""The page of a benchmark: one row per measurement, written as JSON and as Markdown.
 
-Invariant: a row without a goal is a figure to know, and is neither met nor missed. `HARNESS_BENCH_FOLDER`
-names another folder than `reports/benchmarks` for the pages, so that a trial run leaves the kept ones alone.
+Invariant: a row without a goal is informative, neither met nor missed. `HARNESS_BENCH_FOLDER` replaces the
+folder `reports/benchmarks`, so that a trial run does not overwrite the stored pages.
 """
 
 import json
@@ -18,7 +18,7 @@ _FOLDER = Path(__file__).parents[2] / "reports" / "benchmarks"
 
 
 class Row(NamedTuple):
-    """One measurement; `goal` is what it should stay below, or reach with `at_least`, both in `unit`."""
+    """One measurement; `goal` is an upper bound, or a lower bound with `at_least`, both in `unit`."""
 
     name: str
     measured: float
@@ -29,14 +29,14 @@ class Row(NamedTuple):
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the goal is met; None where there is none."""
+        """Whether the goal is met; None without a goal."""
         if self.goal is None:
             return None
         return self.measured >= self.goal if self.at_least else self.measured < self.goal
 
 
 class Table(NamedTuple):
-    """What stands below the rows: a sentence, the columns, the cells of each line."""
+    """A table below the rows: a sentence, the columns, the cells of each line."""
 
     sentence: str
     columns: tuple[str, ...]
@@ -44,7 +44,7 @@ class Table(NamedTuple):
 
 
 def stem(name: str) -> Path:
-    """Return where a page is written, without its suffix."""
+    """Return the path of a page, without its suffix."""
     return Path(os.environ.get("HARNESS_BENCH_FOLDER", _FOLDER)) / name
 
 
@@ -56,7 +56,7 @@ def write(
     tables: Sequence[Table] = (),
     command: str = "make bench",
 ) -> None:
-    """Write `<stem>.json` and `<stem>.md`, which say where, with what and by which command the rows were measured."""
+    """Write `<stem>.json` and `<stem>.md`, with the place, environment and command of the measurement."""
     content = {**make_record(title, rows, machine, tables), "command": command}
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -66,7 +66,7 @@ def write(
 def make_record(
     title: str, rows: Sequence[Row], machine: Machine, tables: Sequence[Table] = ()
 ) -> dict[str, Any]:
-    """Return rows and tables in plain types, with where and with what they were measured."""
+    """Return rows and tables in plain types, with the place and environment of the measurement."""
     return {
         "title": title,
         "date": datetime.now(UTC).date().isoformat(),
@@ -84,7 +84,7 @@ def _markdown(content: dict[str, Any]) -> str:
 
 
 def section(content: dict[str, Any]) -> list[str]:
-    """Return the title, then the lines of where, what and with what goals was measured, and of the tables."""
+    """Return the title, then the lines on place, environment, measurements with goals, and the tables."""
     probed = content["probed"]
     packages = ", ".join(f"{name} {version}" for name, version in content["packages"].items() if version)
     commit = (content["git_sha"] or "unknown")[:12] + (" with changes" if content["git_dirty"] else "")

@@ -1,7 +1,7 @@
-"""The same rows trained on by harness and by plain TRL, on the same base with the same adapter.
+"""Training on the same rows by harness and by plain TRL, with the same base and adapter.
 
 Invariant: rows, base, precision, adapter, learning rate, batches and gradient checkpointing are the same
-on both sides; all else of TRL's side is TRL's default.
+on both sides; all other settings of TRL are its defaults.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ _SHARED = (
 
 
 class TrainingCosts(NamedTuple):
-    """What one side took: tokens, steps, seconds of the loop, mean loss of its last steps, and memory."""
+    """Costs of one side: tokens, steps, seconds of the loop, mean loss of its last steps, and memory."""
 
     n_tokens: int
     n_steps: int
@@ -46,7 +46,7 @@ def train_by_harness(context: FitContext, params: LowRankParams) -> TrainingCost
 def train_by_trl(
     context: FitContext, params: LowRankParams, attention: str = "sdpa", *, autocast: bool = True
 ) -> TrainingCosts:
-    """Train with TRL as it comes: only what makes the recipe the same is set, and perhaps no autocast."""
+    """Train with TRL's defaults: only settings that define the recipe are set, and optionally no autocast."""
     from datasets import Dataset
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer

@@ -1,4 +1,4 @@
-"""The command line as a user starts it: a process of its own, with its time, its memory and what it imported."""
+"""The command line in a separate process, with its time, its memory and whether it imported torch."""
 
 import statistics
 import subprocess
@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-LIMIT_S = 40 * 60  # then a command is stopped, and the benchmark fails
-# Of this process alone: what getrusage says of a child holds the peak of the process that started it.
+LIMIT_S = 40 * 60  # after this time a command is stopped, and the benchmark fails
+# Of this process alone: for a child getrusage reports the peak of the process that started it.
 PEAK_GB = """
 def peak_gb():
     lines = open("/proc/self/status").read().splitlines()
@@ -28,7 +28,7 @@ finally:
 
 
 class CommandRun(NamedTuple):
-    """A command that ended well, with the peak resident memory of its process."""
+    """A successful command, with the peak resident memory of its process."""
 
     wall_s: float
     peak_gb: float
@@ -36,7 +36,7 @@ class CommandRun(NamedTuple):
 
 
 def run(folder: Path, *arguments: str) -> CommandRun:
-    """Run the command line in a folder; what it prints goes into `out.txt` and `err.txt` there."""
+    """Run the command line in a folder; its output goes to `out.txt` and `err.txt` there."""
     start = time.perf_counter()
     with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
         command = [sys.executable, "-c", _COMMAND, *arguments]
@@ -46,15 +46,15 @@ def run(folder: Path, *arguments: str) -> CommandRun:
         code = process.wait()
         limit.cancel()
     wall_s = time.perf_counter() - start
-    said = (folder / "err.txt").read_text()
-    assert code == 0, said
-    imported_torch, peak_gb = said.splitlines()[-1].split()
+    stderr = (folder / "err.txt").read_text()
+    assert code == 0, stderr
+    imported_torch, peak_gb = stderr.splitlines()[-1].split()
     return CommandRun(wall_s, float(peak_gb), imported_torch == "True")
 
 
 def median_of(folder: Path, *arguments: str, n: int = 5) -> CommandRun:
-    """Run a command some times, the first time besides to fill caches; returns the median time."""
+    """Run a command n times, after one call that fills caches; return the median time."""
     run(folder, *arguments)
-    found = [run(folder, *arguments) for _ in range(n)]
-    wall_s = statistics.median(one.wall_s for one in found)
-    return CommandRun(wall_s, max(one.peak_gb for one in found), any(one.imported_torch for one in found))
+    runs = [run(folder, *arguments) for _ in range(n)]
+    wall_s = statistics.median(r.wall_s for r in runs)
+    return CommandRun(wall_s, max(r.peak_gb for r in runs), any(r.imported_torch for r in runs))

@@ -1,7 +1,7 @@
-"""Peaks that benchmarks measure against: the fastest matrix product, and the most memory that was taken.
+"""Peaks that benchmarks compare with: the fastest matrix product, and the peak memory.
 
-Invariant: memory is what was taken at most since `forget`: of a GPU what torch allocated, on a CPU what of
-the process was resident (Linux forgets its peak by /proc/self/clear_refs).
+Invariant: the peak counts since `forget`: on a GPU the memory that torch allocated, on a CPU the resident
+memory of the process (Linux resets its peak by /proc/self/clear_refs).
 """
 
 import gc
@@ -17,7 +17,7 @@ from harness.models.hardware import Machine, _gflops
 from harness.models.shapes import Shape
 
 SHARE_GOAL = 65  # % of the GEMM peak
-# Kinds of work, by torch's names of the operators that do it on a CPU.
+# Kinds of work, by torch's names of CPU operators.
 _KINDS = {
     "products with weights": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
     "attention's products": ("aten::bmm", "aten::baddbmm"),
@@ -28,7 +28,7 @@ _KINDS = {
 
 
 class ScoringCounter:
-    """A candidate that counts the seconds of what is scored with it, and the tokens that predict something."""
+    """A candidate that counts the seconds of scoring, and the tokens that predict something."""
 
     def __init__(self, inner):
         self._inner = inner
@@ -39,8 +39,8 @@ class ScoringCounter:
 
     def loglikelihood(self, pairs):
         rows = sorted((*context, *continuation[:-1]) for context, continuation in pairs)
-        known = [common_length(neighbours) for neighbours in pairwise(rows)]
-        self.n_tokens += sum(map(len, rows)) - sum(known)
+        shared = [common_length(neighbours) for neighbours in pairwise(rows)]
+        self.n_tokens += sum(map(len, rows)) - sum(shared)
         self.n_projected += len({(*c, *rest[:i]) for c, rest in pairs for i in range(len(rest))})
         start = time.perf_counter()
         scored = self._inner.loglikelihood(pairs)
@@ -49,37 +49,37 @@ class ScoringCounter:
 
 
 def profile_operators(ask: Callable[[], object]) -> str:
-    """Profile what is asked; says which share of the operators' own time each kind takes."""
+    """Profile a call; return the share of the operators' own time by kind."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         ask()
-    found = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    times = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
     shares = {
-        kind: sum(found.get(key, 0) for key in keys) / sum(found.values()) for kind, keys in _KINDS.items()
+        kind: sum(times.get(key, 0) for key in keys) / sum(times.values()) for kind, keys in _KINDS.items()
     }
-    named = [f"{share:.0%} {kind}" for kind, share in shares.items()]
-    return f"time: {', '.join(named)}, {1 - sum(shares.values()):.0%} small operations"
+    texts = [f"{share:.0%} {kind}" for kind, share in shares.items()]
+    return f"time: {', '.join(texts)}, {1 - sum(shares.values()):.0%} small operations"
 
 
 def share_row(name: str, counted: ScoringCounter, shape: Shape, peak: float, profiled: str = "") -> Row:
-    """Say which share of `peak` (1e9 operations a second) the needed products with weights are."""
+    """Return the share of `peak` (1e9 operations per second) that necessary products with weights reach."""
     vocabulary = shape.vocabulary * shape.hidden
     n_body = shape.n_parameters - shape.in_embeddings
     flops = 2 * (n_body * counted.n_tokens + vocabulary * counted.n_projected)
     reached = flops / counted.seconds / 1e9
-    said = f"{counted.n_tokens:,} needed tokens, {reached:,.0f} of {peak:,.0f} GFLOP/s, attention not counted"
-    said = "; ".join(filter(None, (said, profiled)))
-    return Row(f"{name}: share of the GEMM peak", 100 * reached / peak, "%", SHARE_GOAL, said, at_least=True)
+    note = f"{counted.n_tokens:,} needed tokens, {reached:,.0f} of {peak:,.0f} GFLOP/s, attention not counted"
+    note = "; ".join(filter(None, (note, profiled)))
+    return Row(f"{name}: share of the GEMM peak", 100 * reached / peak, "%", SHARE_GOAL, note, at_least=True)
 
 
 def peak_gflops(machine: Machine) -> float:
-    """Measure the fastest large matrix product now, the best of five rounds."""
+    """Measure the current speed of the fastest large matrix product, the best of five rounds."""
     return max(_gflops(machine.device, machine.precision) for _ in range(5))
 
 
 def forget(device: str) -> None:
-    """Give back what nothing holds any more, and start the peak of a GPU's memory anew."""
+    """Release unreferenced memory, and reset the peak of a GPU's memory."""
     gc.collect()
     if device == "cuda":
         import torch
@@ -91,7 +91,7 @@ def forget(device: str) -> None:
 
 
 def peak_gb(device: str) -> float:
-    """Return the most memory taken since `forget`, in GB of 1e9 bytes."""
+    """Return the peak memory since `forget`, in GB of 1e9 bytes."""
     if device == "cuda":
         import torch
 

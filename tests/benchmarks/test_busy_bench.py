@@ -1,7 +1,7 @@
-"""A training of two threads while another process keeps a core busy: steps with and without it.
+"""A training with two threads while another process keeps a core busy: steps with and without it.
 
-Invariant: the matrices have the quickstart's shapes, a quarter of its layers and random weights. Each training
-runs in a process of its own, alone and beside another in turn, and the median of the ratios counts.
+Invariant: the matrices have the quickstart's shapes, a quarter of its layers and random weights. Each
+training runs in its own process, alternately alone and next to another, and the median of the ratios counts.
 """
 
 import json
@@ -61,34 +61,34 @@ print(json.dumps([torch.get_num_threads(), seconds_a_step(4.0)]))
 
 
 def time_steps(spinning):
-    """Return the threads, and the seconds of a step alone and beside a busy process."""
-    own = {
+    """Return the threads, and the seconds of a step alone and next to a busy process."""
+    env = {
         k: v
         for k, v in os.environ.items()
         if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     }
     command = [sys.executable, "-c", LOOP]
-    run = partial(subprocess.run, command, env=own | spinning, capture_output=True, text=True, check=True)
+    run = partial(subprocess.run, command, env=env | spinning, capture_output=True, text=True, check=True)
     n_threads, alone_s = json.loads(run().stdout)
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy_process:
         _, beside_s = json.loads(run().stdout)
-        other.kill()
+        busy_process.kill()
     return n_threads, alone_s, beside_s
 
 
 @pytest.mark.bench
 def test_a_training_beside_a_busy_core_is_measured_and_written():
-    found = {name: [time_steps(spinning) for _ in range(ROUNDS)] for name, spinning in SPINNING.items()}
-    ratios = {name: median(busy / quiet for _, quiet, busy in rounds) for name, rounds in found.items()}
+    timings = {name: [time_steps(spinning) for _ in range(ROUNDS)] for name, spinning in SPINNING.items()}
+    ratios = {name: median(busy / quiet for _, quiet, busy in rounds) for name, rounds in timings.items()}
     ours, _, default = SPINNING
-    said = f"medians of {ROUNDS} rounds; {ratios[default]:.1f} times {default}"
-    row = Row("a step beside a busy core", ratios[ours], "times as long", GOAL, said)
+    note = f"medians of {ROUNDS} rounds; {ratios[default]:.1f} times {default}"
+    row = Row("a step beside a busy core", ratios[ours], "times as long", GOAL, note)
     lines = tuple(
         (name, n_threads, f"{1000 * quiet:.0f}", f"{1000 * busy:.0f}", f"{busy / quiet:.1f}")
-        for name, rounds in found.items()
+        for name, rounds in timings.items()
         for n_threads, quiet, busy in rounds
     )
     table = Table("Each round:", ("spinning", "threads", "ms a step alone", "ms beside", "ratio"), lines)
     command = "make bench ARGS='-k busy'"
     bench_page.write("Training beside other work", [row], probe(), bench_page.stem("busy"), [table], command)
-    assert all(quiet > 0 for rounds in found.values() for _, quiet, _ in rounds)
+    assert all(quiet > 0 for rounds in timings.values() for _, quiet, _ in rounds)

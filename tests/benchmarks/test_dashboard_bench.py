@@ -1,8 +1,8 @@
-"""How long each page of the dashboard takes on a thousand runs and ten million rows, also while runs come in.
+"""Load times of the dashboard's pages on a thousand runs and ten million rows, also while runs are added.
 
-Invariant: the server starts anew before each round, so every page is opened with empty caches, in a browser
-as a reader would; nothing is asserted of a time, because the machine may be busy. `HARNESS_BENCH_ROWS` asks
-for fewer rows.
+Invariant: the server restarts before each round, so every page is opened with empty caches, in a browser as
+by a reader; times are not asserted, because the machine may be busy. `HARNESS_BENCH_ROWS` sets a smaller
+number of rows.
 """
 
 import json
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.bench
 ROOT = Path(__file__).parents[2]
 GOAL_S = 2.0
 N_RUNS = 1_000
-N_REPORTED = 8  # of which the first is the base
+N_REPORTED = 8  # the first is the base
 N_NIGHTS = 120
 N_STEPS = 500
 PATHS = {
@@ -91,7 +91,7 @@ def make_stored_run(run: Run, number: int) -> Run:
 
 @pytest.fixture(scope="module")
 def large_project(tmp_path_factory):
-    """Write ten million rows of a thousand runs, every second of which shares the rows of another."""
+    """Write ten million rows of a thousand runs, every second of which shares another's rows."""
     folder = tmp_path_factory.mktemp("large")
     at = Store(folder / "runs")
     n_filled = fill(at, int(os.environ.get("HARNESS_BENCH_ROWS", "10_000_000")))
@@ -104,32 +104,32 @@ def large_project(tmp_path_factory):
     (folder / "rows.jsonl").write_text("{}\n")
     (folder / "harness.yaml").write_text(EXPERIMENT)
     store.reindex(at)
-    made = fake_project.report_of(at, runs[:N_REPORTED], name="bench", tasks=("task-0", "task-1"))
-    report.write(made, folder / "reports")
+    bench_report = fake_project.report_of(at, runs[:N_REPORTED], name="bench", tasks=("task-0", "task-1"))
+    report.write(bench_report, folder / "reports")
     fake_project.nights(folder, N_NIGHTS, name="bench")
     return folder
 
 
-def round_of(folder: Path, what: str) -> list[Row]:
-    """Open every page of a server that has just started; returns how long each took."""
+def round_of(folder: Path, state: str) -> list[Row]:
+    """Open every page of a server that has just started; return a row per page with its time."""
     rows = []
     with serve_pages(folder) as address, chromium() as browser:
         page = browser.new_page()
-        load_page(page, f"{address}/pareto")  # what every page imports is imported once by a server
+        load_page(page, f"{address}/pareto")  # shared imports of the pages happen once per server
         for name, path in PATHS.items():
             start = time.perf_counter()
             load_page(page, address + path)
             took_s = time.perf_counter() - start
             assert page.locator("[data-testid=stException], [data-testid=stAlertContentError]").count() == 0
             rows.append(
-                Row(f"{name}, {what}", took_s, "s", GOAL_S, BOUND.get(name, "reading the files of runs"))
+                Row(f"{name}, {state}", took_s, "s", GOAL_S, BOUND.get(name, "reading the files of runs"))
             )
     return rows
 
 
 @contextmanager
 def save_copies(folder: Path, run: Run, name: str, n: int = 100_000) -> Iterator[subprocess.Popen[str]]:
-    """Let another process save copies of a run, one after the other; it prints how long each took."""
+    """Let another process save copies of a run one by one; it prints the time of each."""
     arguments = [sys.executable, "-c", _WRITE, str(folder / "runs"), json.dumps(run.to_plain()), str(n), name]
     writer = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:

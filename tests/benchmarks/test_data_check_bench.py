@@ -1,8 +1,8 @@
-"""`harness data check` on many rows, as a user starts it: its time, its peak memory, and how both grow.
+"""`harness data check` on many rows, as a user's command: its time, its peak memory, and their growth.
 
-Invariant: nothing is asserted of a time, because the machine may be busy. Rows are messages of the
-quickstart's generator, each with general prompts behind it: hardly one is there twice, and all share
-patterns, which is the slow case for near duplicates.
+Invariant: times are not asserted, because the machine may be busy. Rows are messages of the quickstart's
+generator, each followed by general prompts: rows hardly repeat, but all share patterns, which is the slow
+case for near duplicates.
 """
 
 import json
@@ -23,35 +23,35 @@ ROOT = Path(__file__).parents[2]
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
 N_ROWS, N_TEST, N_BYTES = 200_000, 2_000, 1_000_000_000
 GOAL_S = 300.0
-SHORT, LONG = 1, 16  # prompts behind a message
+SHORT, LONG = 1, 16  # prompts after a message
 
 
 def messages() -> list[tuple[str, str]]:
-    """Make the generator's messages, each with its label."""
+    """Return the generator's messages with their labels."""
     sys.path.insert(0, str(ROOT / "suites"))
     import make_support
 
-    made = (row for salt in range(100) for row, _ in make_support._behaviour("train", f"bench/{salt}"))
-    return list({row["prompt"]: row["reference"] for row in made}.items())
+    rows = (row for salt in range(100) for row, _ in make_support._behaviour("train", f"bench/{salt}"))
+    return list({row["prompt"]: row["reference"] for row in rows}.items())
 
 
 def write(file: Path, n_prompts: int, seed: int, *, n_rows: int | None = None, n_bytes: int = 0) -> int:
-    """Write rows, so many or until the file has so many bytes; returns how many."""
-    rng, asked, prompts, n = random.Random(seed), messages(), general_prompts(), 0
+    """Write `n_rows` rows, or rows until the file has `n_bytes` bytes; return their number."""
+    rng, labelled, prompts, n = random.Random(seed), messages(), general_prompts(), 0
     with file.open("w", encoding="utf-8") as out:
         while n < n_rows if n_rows is not None else out.tell() < n_bytes:
-            message, label = rng.choice(asked)
+            message, label = rng.choice(labelled)
             prompt = " ".join([message, *rng.sample(prompts, n_prompts)])
             out.write(json.dumps({"prompt": prompt, "reference": label}) + "\n")
             n += 1
     return n
 
 
-def rows_of(what: str, found: CommandRun, goal: float | None) -> list[Row]:
+def rows_of(name: str, cost: CommandRun, goal: float | None) -> list[Row]:
     return [
-        Row(what, found.wall_s, "s", goal, "shingles of near duplicates, and the classifier of labels"),
+        Row(name, cost.wall_s, "s", goal, "shingles of near duplicates, and the classifier of labels"),
         Row(
-            "its peak resident memory", found.peak_gb, "GB", None, "texts of up to 1 GB, and their signatures"
+            "its peak resident memory", cost.peak_gb, "GB", None, "texts of up to 1 GB, and their signatures"
         ),
     ]
 
@@ -62,14 +62,14 @@ def test_the_check_of_many_rows_and_of_a_large_file_is_measured_and_written(tmp_
     lines = []
     for n_rows in (N_ROWS // 4, N_ROWS // 2, N_ROWS):
         n = write(tmp_path / "rows.jsonl", SHORT, 2, n_rows=round(n_rows * SCALE))
-        found = run(tmp_path, "data", "check", "rows.jsonl", "--test", "test.jsonl")
-        lines.append((f"{n:,}", f"{found.wall_s:.0f}", f"{found.peak_gb:.1f}"))
-    what = f"`harness data check` of {n:,} rows against {round(N_TEST * SCALE):,} test rows"
-    measured = rows_of(what, found, GOAL_S)
+        cost = run(tmp_path, "data", "check", "rows.jsonl", "--test", "test.jsonl")
+        lines.append((f"{n:,}", f"{cost.wall_s:.0f}", f"{cost.peak_gb:.1f}"))
+    name = f"`harness data check` of {n:,} rows against {round(N_TEST * SCALE):,} test rows"
+    measured = rows_of(name, cost, GOAL_S)
     n = write(tmp_path / "rows.jsonl", LONG, 3, n_bytes=round(N_BYTES * SCALE))
     size = (tmp_path / "rows.jsonl").stat().st_size / 1e9
-    found = run(tmp_path, "data", "check", "rows.jsonl")
-    measured += rows_of(f"`harness data check` of a file of {size:.2g} GB, {n:,} rows", found, None)
+    cost = run(tmp_path, "data", "check", "rows.jsonl")
+    measured += rows_of(f"`harness data check` of a file of {size:.2g} GB, {n:,} rows", cost, None)
     assert all(row.measured > 0 for row in measured)
     by_rows = Table("Short rows against test rows:", ("rows", "s", "peak GB"), tuple(lines))
     bench_page.write(

@@ -1,7 +1,7 @@
-"""Items per verdict, by looks and by strata, against a suite that is asked in full.
+"""Items per verdict, by interim analyses and by strata, compared with a suite that is asked in full.
 
-The pairs are real models of a leaderboard; what strata save is measured on the fine-tunes in `runs`, or in
-the folder that `HARNESS_BENCH_RUNS` names, and left out where there are none.
+The pairs are real models of a leaderboard; savings by strata are measured on the fine-tunes in `runs`, or in
+the folder `HARNESS_BENCH_RUNS`, and left out if there are none.
 """
 
 import os
@@ -39,17 +39,17 @@ BOUND = (
 def rows(
     lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[ExplainedVariance]
 ) -> list[Row]:
-    """Compare what a verdict on an equal model takes with the whole benchmarks and with a suite just large enough."""
+    """Compare the items for a verdict on an equal model with whole benchmarks and with a minimal suite."""
     equal, whole = next(x for x in lines if x.delta == 0), sum(WHOLE.values())
     saved = min((s.saved for s in strata), default=1.0)
     by_score = min(e.saved for e in covariate)
     by_looks = equal.n_full / equal.n_looks
-    drawn = f"{count(equal.n_strata)} items on average"
+    drawn_items = f"{count(equal.n_strata)} items on average"
     again = f", and {saved:.2f} times fewer by strata of the base's margin" if strata else ""
     by_power = (
-        f"{drawn} by looks against {count(whole)}; what they add is power that the margin does not need"
+        f"{drawn_items} by looks against {count(whole)}; what they add is power that the margin does not need"
     )
-    as_large = f"{drawn} by looks against {count(equal.n_full)}{again}; {BOUND}"
+    as_large = f"{drawn_items} by looks against {count(equal.n_full)}{again}; {BOUND}"
     together = (
         f"{by_looks:.2f} by looks, times {saved:.2f} by the base's margin and {by_score:.2f} by its score, of the "
         "benchmark where that is least, as if the two strata were independent"
@@ -67,7 +67,7 @@ def rows(
 def tables(
     lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[ExplainedVariance]
 ) -> list[Table]:
-    """Show how each way judges by true deltas, what the base's score explains, and how close calls flip."""
+    """Show how designs judge by true deltas, what the base's score explains, and how close calls flip."""
     first = lines[0]
     about = (
         f"{count(sum(x.n_pairs for x in lines))} pairs of models of the Open LLM Leaderboard on {len(BENCHMARKS)} "
@@ -80,7 +80,7 @@ def tables(
     )
     ways = ("whole", "enough", "looks", "by answers")
     head = ("true delta", "pairs", "disagreement %")
-    head += tuple(f"{what}, {way} %" for what in ("passes", "fails") for way in ways)
+    head += tuple(f"{outcome}, {way} %" for outcome in ("passes", "fails") for way in ways)
     judged = tuple(
         (
             *(points(x.delta), count(x.n_pairs), percent(x.disagreement)),

@@ -1,9 +1,9 @@
-"""The same tasks asked by harness and by lm-eval's own `hf` model in one process: time, answers, share of the peak.
+"""The same tasks by harness and by lm-eval's own `hf` model in one process: time, answers, share of the peak.
 
-Invariant: both are timed from a task's texts to its log-likelihoods or answers, tokenising included, and
-loading, building prompts and scoring left out. They take turns, and the faster time of each side counts, because
-other work on the machine only adds to it; nothing is asserted of a time. `HARNESS_BENCH_SCALE` multiplies the
-items of each task (0.01 for a trial of minutes).
+Invariant: both are timed from a task's texts to its log-likelihoods or answers, including tokenising, but
+without loading, building prompts and scoring. They alternate, and the faster time of each side counts,
+because other work on the machine can only slow them; times are not asserted. `HARNESS_BENCH_SCALE` multiplies
+the items of each task (0.01 for a trial of minutes).
 """
 
 import os
@@ -41,7 +41,7 @@ class Section(NamedTuple):
 
     @property
     def items(self) -> int:
-        """Items of each task, two at least."""
+        """Items per task, at least two."""
         return max(2, round(self.n_items * SCALE))
 
 
@@ -78,7 +78,7 @@ GENERATION = Section(
 
 
 class Ours(NamedTuple):
-    """Our rows by task and document, the seconds they took, and what was counted of scoring."""
+    """Our rows by task and document, their seconds, and the counts of scoring."""
 
     rows: dict
     seconds: float
@@ -87,7 +87,7 @@ class Ours(NamedTuple):
 
 
 def ask_lm_eval(section: Section, source, machine: Machine):
-    """Let lm-eval ask the same documents of its own model; returns its samples, seconds and peak of memory in GB."""
+    """Let lm-eval ask its own model the same documents; return its samples, seconds and peak memory in GB."""
     import lm_eval
     import torch
     from lm_eval.models.huggingface import HFLM
@@ -103,9 +103,9 @@ def ask_lm_eval(section: Section, source, machine: Machine):
 
         def _time_call(self, ask, *args, **kwargs):
             start = time.perf_counter()
-            said = ask(*args, **kwargs)
+            result = ask(*args, **kwargs)
             self.seconds += time.perf_counter() - start
-            return said
+            return result
 
     model = TimingLM(
         pretrained=str(source.path),
@@ -115,14 +115,14 @@ def ask_lm_eval(section: Section, source, machine: Machine):
     )
     model.model(torch.ones((1, 64), dtype=torch.long, device=machine.device))  # the first call warms up
     forget(machine.device)
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model=model, tasks=list(section.tasks), num_fewshot=section.shots, bootstrap_iters=0
     )
-    return found["samples"], model.seconds, peak_gb(machine.device)
+    return results["samples"], model.seconds, peak_gb(machine.device)
 
 
 class Agreement(NamedTuple):
-    """One score of one task on both sides, and on how many items it differs."""
+    """One score of one task on both sides, and the number of items on which it differs."""
 
     task: str
     score: str
@@ -138,30 +138,30 @@ class Agreement(NamedTuple):
 
 
 def agreement(rows, samples):
-    """Compare both sides' scores of the same documents, one after the other."""
-    out = []
+    """Compare both sides' scores of the same documents."""
+    agreements = []
     for task, of_task in rows.items():
         ours = {int(row.example_id.partition("-")[0]): row for row in of_task}
         hashes = {s["doc_id"]: s["doc_hash"][:12] for s in samples[task]}
         assert {i: row.example_id.partition("-")[2] for i, row in ours.items()} == hashes
         for name in next(iter(ours.values())).parts:
-            metric, _, kept = name.partition(",")
+            metric, _, filter_name = name.partition(",")
             theirs = {
                 s["doc_id"]: float(s[metric])
                 for s in samples[task]
-                if metric in s and kept in ("", s["filter"])
+                if metric in s and filter_name in ("", s["filter"])
             }
             mine = {i: row.parts[name][0] for i, row in ours.items() if row.parts[name] is not None}
-            both = sorted(theirs.keys() & mine.keys())
-            pairs = np.array([(theirs[i], mine[i]) for i in both])
-            out.append(
-                Agreement(task, name, len(both), *pairs.mean(axis=0), int((pairs[:, 0] != pairs[:, 1]).sum()))
+            ids = sorted(theirs.keys() & mine.keys())
+            pairs = np.array([(theirs[i], mine[i]) for i in ids])
+            agreements.append(
+                Agreement(task, name, len(ids), *pairs.mean(axis=0), int((pairs[:, 0] != pairs[:, 1]).sum()))
             )
-    return out
+    return agreements
 
 
 class SectionResult(NamedTuple):
-    """What a section adds to the page."""
+    """Part of the page for a section."""
 
     rows: list[Row]
     agreements: list[Agreement]
@@ -170,12 +170,12 @@ class SectionResult(NamedTuple):
 def measure(section: Section, folder, monkeypatch) -> SectionResult:
     mirror = cut_mirror(folder / "hub", section.tasks, section.items)
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(mirror))
-    # Cached rows are found by file names: a task cut shorter would get those of the section before.
+    # Cached rows are found by file names: a task cut shorter would get those of the previous section.
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
-    asked = standalone.tasks_of(list(section.tasks), None, section.shots)
-    prepared = standalone.prepare_model("smollm2-135m", asked, folder / "runs", SilentProgress())
+    tasks = standalone.tasks_of(list(section.tasks), None, section.shots)
+    prepared = standalone.prepare_model("smollm2-135m", tasks, folder / "runs", SilentProgress())
     machine, source = prepared.session.machine, prepared.session.source
-    monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
+    monkeypatch.chdir(mirror)  # so lm-eval finds a folder instead of a name on the hub
     shares, rounds = [], []
     for _ in range(ROUNDS):
         # Ask every block of every task, without storing anything.
@@ -183,18 +183,18 @@ def measure(section: Section, folder, monkeypatch) -> SectionResult:
         candidate = ScoringCounter(session.host(session.source).base)
         forget(session.machine.device)
         rows = {}
-        for one in suite_sets(session, prepared.weights):
-            job = one.job()
+        for row_set in suite_sets(session, prepared.weights):
+            job = row_set.job()
             rows[job.task.name] = [
-                row for i in range(job.n_blocks) for row in one.measured.evaluate(candidate, job, i)
+                row for i in range(job.n_blocks) for row in row_set.measured.evaluate(candidate, job, i)
             ]
-        seconds = sum(row.compute_s for of in rows.values() for row in of)
+        seconds = sum(row.compute_s for task_rows in rows.values() for row in task_rows)
         ours = Ours(rows, seconds, candidate, peak_gb(session.machine.device))
         shares = shares or peak_rows(section, ours.counted, prepared)
-        prepared.session.unload()  # so that each side has the memory to itself
+        prepared.session.unload()  # so that each side has the whole memory
         rounds.append((ours, *ask_lm_eval(section, source, machine)))
-    ours = min((ours for ours, *_ in rounds), key=lambda asked: asked.seconds)
-    samples, theirs_s, theirs_gb = min((theirs for _, *theirs in rounds), key=lambda asked: asked[1])
+    ours = min((ours for ours, *_ in rounds), key=lambda side: side.seconds)
+    samples, theirs_s, theirs_gb = min((theirs for _, *theirs in rounds), key=lambda side: side[1])
     times = (
         f"lm-eval {theirs_s:.1f} s in batches of {section.batch} and {theirs_gb:.1f} GB at the peak, "
         f"harness {ours.seconds:.1f} s and {ours.memory_gb:.1f} GB"
@@ -212,7 +212,7 @@ def measure(section: Section, folder, monkeypatch) -> SectionResult:
 
 
 def peak_rows(section: Section, counted: ScoringCounter, prepared) -> list[Row]:
-    """Say which share of the fastest matrix product was reached, where anything was scored."""
+    """Return the share of the fastest matrix product that scoring reached; empty if nothing was scored."""
     if not counted.n_tokens:
         return []
     source, machine = prepared.session.source, prepared.session.machine
@@ -220,20 +220,20 @@ def peak_rows(section: Section, counted: ScoringCounter, prepared) -> list[Row]:
     shape = shape_of(base.model.config.to_dict(), source.n_parameters)
     new = HFCandidate(base.model, base.tokenizer, "profiled", "packed")  # has read no shots yet
     sets = suite_sets(prepared.session, prepared.weights)
-    profiled = profile_operators(lambda: [one.measured.evaluate(new, one.job(), 0) for one in sets])
+    profiled = profile_operators(lambda: [s.measured.evaluate(new, s.job(), 0) for s in sets])
     return [share_row(section.name, counted, shape, peak_gflops(machine), profiled)]
 
 
 @pytest.fixture(scope="module")
 def page():
-    """Collect what the sections measure; the page is written once all of them were."""
-    found: dict[str, SectionResult] = {}
-    yield found
-    if len(found) == len(SECTIONS):
-        lines = tuple(a.cells for m in found.values() for a in m.agreements)
-        said = "The same documents on both sides; how many of their scores differ:"
-        table = Table(said, ("task", "score", "items", "lm-eval", "harness", "differ"), lines)
-        rows = [row for m in found.values() for row in m.rows]
+    """Collect the sections' results; the page is written once all are measured."""
+    results: dict[str, SectionResult] = {}
+    yield results
+    if len(results) == len(SECTIONS):
+        lines = tuple(a.cells for m in results.values() for a in m.agreements)
+        sentence = "The same documents on both sides; how many of their scores differ:"
+        table = Table(sentence, ("task", "score", "items", "lm-eval", "harness", "differ"), lines)
+        rows = [row for m in results.values() for row in m.rows]
         bench_page.write(
             "Speed against lm-eval's own model", rows, probe(), bench_page.stem("lm_eval"), [table]
         )
@@ -245,8 +245,8 @@ SECTIONS = (ZERO_SHOT, ARC_25, MMLU_5, GENERATION)
 @pytest.mark.bench
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.name.replace(" ", "-"))
 def test_a_task_is_asked_by_both_and_the_times_are_written(section, page, tmp_path, monkeypatch):
-    found = measure(section, tmp_path, monkeypatch)
-    page[section.name] = found
-    assert all(row.measured > 0 for row in found.rows)
-    # bf16 turns near-ties over; more than a tenth would be another computation.
-    assert all(a.differ <= max(2, a.n / 10) for a in found.agreements), found.agreements
+    result = measure(section, tmp_path, monkeypatch)
+    page[section.name] = result
+    assert all(row.measured > 0 for row in result.rows)
+    # bf16 flips near-ties; more than a tenth would mean a different computation.
+    assert all(a.differ <= max(2, a.n / 10) for a in result.agreements), result.agreements

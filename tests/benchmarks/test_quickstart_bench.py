@@ -1,7 +1,7 @@
-"""Time and memory of the command line, of the quickstart and of the hot loops, measured in one go.
+"""Time and memory of the command line, of the quickstart and of the hot loops, measured together.
 
-Invariant: nothing is asserted of a time, because the machine may be busy; the page that is
-written says which goals were met where.
+Invariant: times are not asserted, because the machine may be busy; the written page says which goals
+were met on which machine.
 """
 
 import json
@@ -32,8 +32,8 @@ def arithmetic(passes_per_s: float, machine: Machine) -> str:
 def choices(candidate: HFCandidate) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     tasks = [t for suite in config.read_suites(ROOT / "suites") for t in suite.tasks if t.kind == "choice"]
     items = [item for task in tasks for item in data.load_task(task, 0).test[:ITEMS_A_TASK]]
-    asked = [(item.messages, f" {choice}") for item in items for choice in item.choices]
-    return [candidate.encode(*one, chat_template=False)[:2] for one in asked]
+    requests = [(item.messages, f" {choice}") for item in items for choice in item.choices]
+    return [candidate.encode(*r, chat_template=False)[:2] for r in requests]
 
 
 def time_scoring(candidate: HFCandidate, pairs: list) -> float:
@@ -61,14 +61,14 @@ def test_the_quickstart_is_measured_and_written(tmp_path, monkeypatch):
     unchanged = f"files, rows and statistics; torch {'was' if again.imported_torch else 'was not'} imported"
     whole = f"`harness compare` from nothing, {len(facts)} candidates"
     speed = fit["tokens_per_s"]
-    # Score choices of the general suite with shared contexts packed, and one branch at a time.
+    # Score choices of the general suite with packed shared contexts, and one branch at a time.
     machine = probe()
     host = ModelHost(hub.resolve("smollm2-135m"), machine)
     plain = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
     pairs = choices(host.base)
     host.base.loglikelihood(pairs[:8])  # the first call warms up
-    asked = sum(len(context) + len(continuation) for context, continuation in pairs)
-    packed, alone = asked / time_scoring(host.base, pairs), asked / time_scoring(plain, pairs)
+    n_tokens = sum(len(context) + len(continuation) for context, continuation in pairs)
+    packed, alone = n_tokens / time_scoring(host.base, pairs), n_tokens / time_scoring(plain, pairs)
     once = "arithmetic; a shared context counts for each choice, and is computed once"
     rows = [
         Row("`harness --help`, median of 5", help_s, "s", 0.3, "starting Python and importing typer"),

@@ -1,7 +1,7 @@
-"""Ten million rows in the store: how fast they are ingested, found again and compared, and what they take.
+"""Ten million rows in the store: speed of ingestion, queries and comparisons, and memory and disk use.
 
-Invariant: nothing is asserted of a time, because the machine may be busy. `HARNESS_BENCH_ROWS` asks for
-fewer rows, or by hand for 100,000,000: there a comparison is to take under a second and 4 GB, on 10 GB of disk.
+Invariant: times are not asserted, because the machine may be busy. `HARNESS_BENCH_ROWS` sets another number
+of rows, by hand 100,000,000: a comparison should then take under a second and 4 GB, on 10 GB of disk.
 """
 
 import json
@@ -28,7 +28,7 @@ from harness.store.row_files import COLUMNS
 
 ROOT = Path(__file__).parents[2]
 A_SET = 10_000  # rows; a run has two sets
-WORDS = 20  # a prompt
+WORDS = 20  # per prompt
 
 _INGEST = f"""
 import json, sys, time
@@ -57,7 +57,7 @@ print(json.dumps([statistics.median(times[1:]), peak_gb()]))
 
 
 class StoreCosts(NamedTuple):
-    """A store of some size: what it took to ingest it, to list its runs and to compare two of them."""
+    """Costs of a store of some size: to ingest it, to list its runs and to compare two of them."""
 
     n_rows: int
     n_runs: int
@@ -76,16 +76,16 @@ def identity(number: int) -> RowsIdentity:
 
 
 def row_set(db: duckdb.DuckDBPyConnection, at: Store, number: int) -> str:
-    """Write a set: prompts that all runs share, answers of which every third is a new one."""
-    one = identity(number)
-    path = at.parquet(one.digest)
+    """Write a set: prompts that all runs share, and answers, every third of which is new."""
+    row_id = identity(number)
+    path = at.parquet(row_id.digest)
     path.parent.mkdir(parents=True)
-    (path.parent / "identity.json").write_text(json.dumps(asdict(one)))
+    (path.parent / "identity.json").write_text(json.dumps(asdict(row_id)))
     values = {
-        "task": f"'{one.task}'", "split": "'test'", "example_id": "'item-' || i", "position": "i",
+        "task": f"'{row_id.task}'", "split": "'test'", "example_id": "'item-' || i", "position": "i",
         "status": "'ok'",
         "text": f"CASE WHEN i % 3 = 0 THEN repeat('answer {number} ', 6) || i ELSE 'answer ' || i % 50 END",
-        "prompt": f"repeat('{one.task} asks ', {WORDS}) || i", "references": "['answer ' || i % 50]",
+        "prompt": f"repeat('{row_id.task} asks ', {WORDS}) || i", "references": "['answer ' || i % 50]",
         "parts": f"MAP {{'exact_match': [((i * 7919 + {number} * 104729) % 3 > 0)::DOUBLE]}}",
         "n_prompt_tokens": "80 + i % 40", "n_output_tokens": "5 + i % 20", "compute_s": "0.01",
         "prompt_digest": "md5('p' || i)[:16]", "output_digest": f"md5('{number}' || i)[:16]", "attempt": "1",
@@ -96,7 +96,7 @@ def row_set(db: duckdb.DuckDBPyConnection, at: Store, number: int) -> str:
         f'({values.get(name, empty.get(kind, "NULL"))})::{kind} AS "{name}"' for name, kind in COLUMNS.items()
     )
     db.execute(f"COPY (SELECT {columns} FROM range({A_SET}) AS r(i)) TO '{path}' (FORMAT parquet)")
-    return one.digest
+    return row_id.digest
 
 
 def run_of(number: int, digests: list[str]) -> Run:
@@ -130,8 +130,8 @@ def seconds_of(job, n: int = 5) -> float:
 
 def run_code(code: str, *arguments: str) -> list[float]:
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
 
 
 def measure_size(at: Store, n_rows: int) -> StoreCosts:
@@ -144,36 +144,36 @@ def measure_size(at: Store, n_rows: int) -> StoreCosts:
 
 
 def queries(at: Store) -> dict[str, float]:
-    asked = {
+    sql = {
         "SQL: the mean score of every run and task": "SELECT run_id, task, avg(score) FROM scores GROUP BY ALL",
         "SQL: the mean paired difference of two runs": "SELECT avg(b.score - a.score) FROM scores AS a "
         "JOIN scores AS b USING (task, example_id, metric) "
         "WHERE a.run_id = 'run-00000' AND b.run_id = 'run-00001'",
         "SQL: twenty answers of a run": "SELECT prompt, text FROM samples WHERE run_id = 'run-00001' LIMIT 20",
     }
-    return {what: seconds_of(lambda query=query: store.query(at, query), 3) for what, query in asked.items()}
+    return {name: seconds_of(lambda query=query: store.query(at, query), 3) for name, query in sql.items()}
 
 
-def measure_rows(at: Store, found: StoreCosts) -> list[Row]:
+def measure_rows(at: Store, costs: StoreCosts) -> list[Row]:
     size_gb = disk_use(at)["index"] / 1e9
     with duckdb.connect() as db:
-        sets = [row_set(db, at, 2 * found.n_runs + i) for i in range(2)]
+        sets = [row_set(db, at, 2 * costs.n_runs + i) for i in range(2)]
     start = time.perf_counter()
-    store.save_run(at, run_of(found.n_runs, sets))
+    store.save_run(at, run_of(costs.n_runs, sets))
     saving_s = time.perf_counter() - start
-    what = f"{found.n_rows / 1e6:.1f} million rows in {found.n_runs:,} runs"
-    per_s, pair = found.n_rows / found.ingest_s, f"paired comparison of two runs on {A_SET:,} items"
-    goal_s = 1.0 if found.n_rows > 10_000_000 else 0.5
+    size = f"{costs.n_rows / 1e6:.1f} million rows in {costs.n_runs:,} runs"
+    per_s, pair = costs.n_rows / costs.ingest_s, f"paired comparison of two runs on {A_SET:,} items"
+    goal_s = 1.0 if costs.n_rows > 10_000_000 else 0.5
     its_peak = "its peak resident memory"
     return [
-        Row(f"ingest of {what}", per_s, "rows/s", 200_000, "reading the scores' columns of Parquet", at_least=True),
-        Row(its_peak, found.ingest_gb, "GB", 4.0, "the scores of all rows in one transaction"),
+        Row(f"ingest of {size}", per_s, "rows/s", 200_000, "reading the scores' columns of Parquet", at_least=True),
+        Row(its_peak, costs.ingest_gb, "GB", 4.0, "the scores of all rows in one transaction"),
         Row("the index on the disk", size_gb, "GB", None, "scores; texts stay in the Parquet files"),
         Row(f"a run of {2 * A_SET:,} rows more", saving_s, "s", None, "the times of all files, and its scores"),
-        Row("listing the runs", found.listing_s, "s", None, "reading their JSON"),
-        Row(pair, found.comparison_s, "s", goal_s, "making Python objects of two row sets"),
-        Row(its_peak, found.comparison_gb, "GB", 4.0, "the libraries, and two row sets"),
-        *(Row(what, seconds, "s", None, "opening Parquet files") for what, seconds in queries(at).items()),
+        Row("listing the runs", costs.listing_s, "s", None, "reading their JSON"),
+        Row(pair, costs.comparison_s, "s", goal_s, "making Python objects of two row sets"),
+        Row(its_peak, costs.comparison_gb, "GB", 4.0, "the libraries, and two row sets"),
+        *(Row(name, seconds, "s", None, "opening Parquet files") for name, seconds in queries(at).items()),
     ]  # fmt: skip
 
 

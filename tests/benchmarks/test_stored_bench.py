@@ -1,6 +1,6 @@
-"""What is asked of stored runs, as a user asks it: the gate, an unchanged compare, and how they grow.
+"""Commands on stored runs, as a user calls them: the gate, an unchanged compare, and their growth.
 
-Invariant: nothing is asserted of a time, because the machine may be busy; no command loads a model.
+Invariant: times are not asserted, because the machine may be busy; no command loads a model.
 """
 
 from pathlib import Path
@@ -19,16 +19,16 @@ TRUTH = worlds.Truth(
 )
 SIZES = (200, 1_000, 3_000)  # items of each of four general tasks
 GATE_S, COMPARE_S = 1.0, 2.0  # goals
-# A verdict that is open ends with 1, as in CI; here only its time counts.
+# An inconclusive verdict exits with 1, as in CI; only the time counts here.
 GATE = ("gate", "--candidate", "lora", "gate.on_inconclusive=pass")
 CHOSEN = ("prompt", "prompt,knn,rag,lora", "")  # candidates; "" is all of them
 
 
-def rows_of(what: str, found: CommandRun, goal: float | None, bounded_by: str) -> list[Row]:
-    memory = f"torch {'was' if found.imported_torch else 'was not'} imported"
+def rows_of(name: str, result: CommandRun, goal: float | None, bounded_by: str) -> list[Row]:
+    memory = f"torch {'was' if result.imported_torch else 'was not'} imported"
     return [
-        Row(f"{what}, median of 5", found.wall_s, "s", goal, bounded_by),
-        Row("its peak resident memory", found.peak_gb, "GB", None, memory),
+        Row(f"{name}, median of 5", result.wall_s, "s", goal, bounded_by),
+        Row("its peak resident memory", result.peak_gb, "GB", None, memory),
     ]
 
 
@@ -36,15 +36,15 @@ def measure_by_candidates(folder: Path) -> Table:
     lines = []
     for names in CHOSEN:
         n = len(names.split(",")) if names else 11
-        found = median_of(folder, "compare", *(["--candidates", names] if names else []), n=3)
-        lines.append((n, f"{found.wall_s:.2f}", f"{found.peak_gb:.2f}"))
+        result = median_of(folder, "compare", *(["--candidates", names] if names else []), n=3)
+        lines.append((n, f"{result.wall_s:.2f}", f"{result.peak_gb:.2f}"))
     return Table(
         "An unchanged compare of the quickstart, by candidates:", ("candidates", "s", "peak GB"), tuple(lines)
     )
 
 
 def format_time(wall_s: float, goal_s: float) -> str:
-    """Write a time, and where it misses its goal by how much."""
+    """Format a time, and its excess over a missed goal."""
     over_s = wall_s - goal_s
     return f"{wall_s:.2f}" if over_s <= 0 else f"{wall_s:.2f}, over the goal by {over_s:.2f}"
 
@@ -75,10 +75,10 @@ def test_what_is_asked_of_stored_runs_is_measured_and_written(tmp_path, monkeypa
         (tmp_path / name).mkdir()
     folder = tmp_path / "quickstart"
     stored_quickstart.write(folder)
-    read = "imports are half of it; then statistics, rows and the index"
+    bound = "imports are half of it; then statistics, rows and the index"
     rows = [
         *rows_of("`harness --help`", median_of(folder, "--help"), 0.3, "starting Python and importing typer"),
-        *rows_of("`harness gate --candidate lora`", median_of(folder, *GATE), GATE_S, read),
+        *rows_of("`harness gate --candidate lora`", median_of(folder, *GATE), GATE_S, bound),
         *rows_of(
             "`harness compare` again, unchanged",
             median_of(folder, "compare"),

@@ -1,7 +1,7 @@
 """One epoch of LoRA on the quickstart's rows, by harness and by plain TRL, in bf16 and fp32.
 
-Invariant: both sides are given the same (see `beside_trl`), and each trains in a process of its own. TRL's threads
-spin as libgomp leaves them. Nothing is asserted of a time. `HARNESS_BENCH_SCALE` multiplies the rows.
+Invariant: both sides have the same inputs (see `beside_trl`), and each trains in its own process. TRL's
+threads spin as libgomp's default is. Times are not asserted. `HARNESS_BENCH_SCALE` multiplies the rows.
 """
 
 import json
@@ -39,17 +39,17 @@ MEASURED += [("harness", "fp32"), ("plain TRL", "fp32")]
 
 
 def measure(side: str, precision: str, folder: Path) -> dict[str, float]:
-    """Train on one side in another process; return its costs, its share of the processors and of the matrix peak."""
+    """Train one side in another process; return its costs, its shares of processors and matrix peak."""
     folder.mkdir()
     environment = os.environ | ({} if side == "harness" else {"GOMP_SPINCOUNT": "300000"})
     command = [sys.executable, __file__, side, precision, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def train(side: str, precision: str, folder: Path) -> dict[str, float]:
-    """Train on one side in this process; both train by transformers' Trainer, whose processors' time is taken."""
+    """Train on one side in this process; both use transformers' Trainer, whose processor time is measured."""
     from transformers import Trainer
 
     experiment = config.load(ROOT / "harness.yaml", [f"precision={precision}"])
@@ -102,7 +102,7 @@ def test_training_is_measured_against_plain_trl_and_written(tmp_path):
     ours = costs["harness", "bf16"]
     for name, key, goal in (("the matrix peak", "peak", 50), ("two processors, of 200", "cpu", 180)):
         rows.append(Row(f"its share of {name}, bf16", ours[key], "%", goal, "", at_least=True))
-    said = "Each in a process of its own; each loss is over its own last batches, in which other rows lie:"
+    note = "Each in a process of its own; each loss is over its own last batches, in which other rows lie:"
     columns = ("who", "precision", "tokens/s", "steps", "loss of the last quarter", "CPU", "matrix peak")
     lines = tuple(
         (
@@ -111,7 +111,7 @@ def test_training_is_measured_against_plain_trl_and_written(tmp_path):
         )
         for side, c in costs.items()
     )
-    table = Table(said, (*columns, "GB at the peak"), lines)
+    table = Table(note, (*columns, "GB at the peak"), lines)
     bench_page.write("Training against plain TRL", rows, probe(), bench_page.stem("training"), [table])
 
 

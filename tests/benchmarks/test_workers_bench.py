@@ -1,7 +1,7 @@
-"""Time that workers take besides their steps: planning, claiming, and two workers beside one process.
+"""Overhead of workers: planning, claiming, and two workers compared with one process.
 
-Invariant: nothing is asserted of a time, because the machine may be busy; that all ways end with the same runs is.
-Simulated steps take no time, so what is measured is claiming and noting them. `HARNESS_BENCH_SCALE` multiplies candidates and items (0.1 for a trial of two minutes).
+Invariant: equal runs are asserted, times are not. Simulated steps take no time: only claiming and noting are
+measured. `HARNESS_BENCH_SCALE` multiplies candidates and items (0.1 for a trial of two minutes).
 """
 
 import os
@@ -32,7 +32,7 @@ N_CANDIDATES, N_TASKS, N_WORKERS = round(10_000 * SCALE), 100, 64
 N_ITEMS = (
     round(500 * SCALE),
     round(4_000 * SCALE),
-)  # of one task: starting workers is most of it, then little
+)  # of one task: few, so that starting workers dominates, and many
 CANDIDATES = "  prompt: {method: base}\n" + "".join(
     f"  lora{n}: {{method: lora, params: {{r: {n}, num_train_epochs: 1, max_length: 200}}}}\n"
     for n in (1, 2, 4)
@@ -57,7 +57,7 @@ def pull_all(folder: Path, plan: Plan) -> None:
 
 
 def measure_work(work: Callable[[], object]) -> tuple[float, float]:
-    """Return the seconds of some work, and the MB that it holds at most, measured in a second call."""
+    """Return the seconds that a function takes, and its peak memory in MB, measured in a second call."""
     start = perf_counter()
     work()
     wall_s = perf_counter() - start
@@ -82,12 +82,12 @@ def measure_planning(session: Session, folder: Path) -> list[Row]:
     requests = [RunRequest(wide.candidates[f"lora{n}"], 0) for n in range(N_CANDIDATES)]
     plan = make_plan(wide, requests, N_WORKERS)
     plan_s, plan_mb = measure_work(lambda: make_plan(wide, requests, N_WORKERS))
-    of = f"{N_CANDIDATES:,} candidates × {N_TASKS} tasks"
+    size = f"{N_CANDIDATES:,} candidates × {N_TASKS} tasks"
     pull_s, _ = measure_work(lambda: pull_all(folder, plan))
     return [
         *rows,
         Row(
-            f"{of} planned: {len(plan.needs):,} steps", plan_s, "s", None,
+            f"{size} planned: {len(plan.needs):,} steps", plan_s, "s", None,
             "a training and a set of answers each",
         ),
         Row("memory of the plan", plan_mb, "MB", None, "its steps and what each waits for"),
@@ -98,15 +98,15 @@ def measure_planning(session: Session, folder: Path) -> list[Row]:
 
 
 def time_workers(folder: Path, model: Path) -> Table:
-    """Time the same experiment in one process and by workers, all of one thread; all end with the same runs."""
+    """Time an experiment in one process and by workers, all with one thread; all end with the same runs."""
     took: dict[str, list[str]] = {name: [] for name in ARMS}
     for n_items in N_ITEMS:
-        made = set()
+        run_ids = set()
         for name, words in ARMS.items():
             path = write_experiment(folder / f"{n_items} {name}", model, n_items)
             took[name].append(f"{run(path.parent, 'compare', *words).wall_s:.0f}")
-            made.add(frozenset(found.run_id for found in tiny_experiment.runs_of(path).values()))
-        assert len(made) == 1, made
+            run_ids.add(frozenset(stored.run_id for stored in tiny_experiment.runs_of(path).values()))
+        assert len(run_ids) == 1, run_ids
     sentence = (
         "The tiny model, four candidates, three of them trained, and one thread a process. Beside as many generated "
         "answers of each candidate, starting workers and judging at the end included, in seconds:"
@@ -116,11 +116,11 @@ def time_workers(folder: Path, model: Path) -> Table:
 
 
 def write_experiment(folder: Path, model: Path, n_items: int) -> Path:
-    """Write the tiny experiment with so many items of one task; returns the path of its harness.yaml."""
+    """Write the tiny experiment with `n_items` items of one task; return the path of its harness.yaml."""
     folder.mkdir()
     path = tiny_experiment.write(folder, model, CANDIDATES)
-    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(n_items)]
-    tiny_experiment.rows(folder / "suites" / "general" / "facts.jsonl", asked)
+    items = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(n_items)]
+    tiny_experiment.rows(folder / "suites" / "general" / "facts.jsonl", items)
     return path
 
 

@@ -1,4 +1,4 @@
-"""What a page of the dashboard shows, read as a reader of it would: its tables, and what it complains of."""
+"""What a page of the dashboard shows its reader: tables and complaints."""
 
 import time
 from contextlib import suppress
@@ -17,26 +17,26 @@ def path_of(name: str) -> str:
     return "/" if name == "report" else f"/{name}"
 
 
-def complaints(seen: list[str]) -> list[str]:
-    return [said for said in seen if not said.endswith(PROBES)]
+def complaints(messages: list[str]) -> list[str]:
+    return [message for message in messages if not message.endswith(PROBES)]
 
 
 def failures(page) -> int:
-    """Count the places of a page that say that something cannot be shown."""
+    """Count the elements of a page that say that something cannot be shown."""
     return page.locator("[data-testid=stException], [data-testid=stAlertContentError]").count()
 
 
 def pick(page, box: str, option: str) -> None:
-    """Choose an option; a part that is drawn anew meanwhile closes the list, which is then opened again."""
+    """Choose an option; if a redrawn part closes the list meanwhile, open it again."""
     from playwright.sync_api import TimeoutError as NotYet
 
-    wanted = page.get_by_role("option", name=option, exact=True)
+    entry = page.get_by_role("option", name=option, exact=True)
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
-        if not wanted.is_visible():
+        if not entry.is_visible():
             page.get_by_role("combobox", name=box).click()
         with suppress(NotYet):
-            wanted.click(timeout=5_000)
+            entry.click(timeout=5_000)
             return
     raise TimeoutError(option)
 
@@ -44,20 +44,20 @@ def pick(page, box: str, option: str) -> None:
 def grid(page, place=0) -> list[dict[str, str]]:
     table = page.locator("[data-testid=data-grid-canvas]").nth(place).locator("table")
     table.wait_for(state="attached")
-    read = "rows => rows.map(r => [...r.children].map(c => c.textContent))"
-    heads, rows = table.locator("thead th").all_text_contents(), table.locator("tbody tr").evaluate_all(read)
+    code = "rows => rows.map(r => [...r.children].map(c => c.textContent))"
+    heads, rows = table.locator("thead th").all_text_contents(), table.locator("tbody tr").evaluate_all(code)
     return [dict(zip(heads, row, strict=False)) for row in rows]
 
 
 def hold_changes(page, comparisons: list[dict]) -> set[str]:
-    """Hold the changes that a page shows to those of the JSON; returns the tasks that both have."""
-    shown = {(row["task"], row["metric"]): row["change"] for row in grid(page)}
+    """Assert that a page's changes equal those of the JSON; return the tasks that both have."""
+    shown_changes = {(row["task"], row["metric"]): row["change"] for row in grid(page)}
     expected = {
         (c["task"], c["metric"]): formatting.change(
             formatting.Unit(**c["unit"]), c["delta"], c["low"], c["high"]
         )
         for c in comparisons
     }
-    shared = shown.keys() & expected.keys()
-    assert {key: shown[key] for key in shared} == {key: expected[key] for key in shared}
+    shared = shown_changes.keys() & expected.keys()
+    assert {key: shown_changes[key] for key in shared} == {key: expected[key] for key in shared}
     return {task for task, _ in shared}

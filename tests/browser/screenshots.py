@@ -1,11 +1,11 @@
-"""Make the pictures of all pages from a finished quickstart: python tests/browser/screenshots.py FOLDER [OUT].
+"""Make pictures of all pages from a finished quickstart: python tests/browser/screenshots.py FOLDER [OUT].
 
-Where no night was run there yet, eight nights of its fine-tune are run first, one after the other and dated
-a day apart; that takes some minutes.
+If the quickstart has no nights, eight nights of its fine-tune are run first, dated a day apart; that takes
+some minutes.
 
-Invariant: 1440 pixels wide, light unless `--dark` asks otherwise, and small enough to be kept in git; a page
-is taken once its layout has come to rest. The report's is that of its HTML page, 1280 × 800; that of the Data page
-is of rows of a generator in which `reports/studies/data_check.py` has planted faults.
+Invariant: 1440 pixels wide, light unless `--dark` is given, and small enough for git; pages are captured
+once their layout is stable. The report's picture shows its HTML page, 1280 × 800; the Data page's shows rows
+of a generator in which `reports/studies/data_check.py` has planted faults.
 """
 
 import argparse
@@ -32,22 +32,22 @@ PATHS = {
     "pareto": "/pareto", "training": "/training", "decide": "/decide", "nightly": "/nightly",
     "rate": "/rate?rate=ranked,hybrid&rater=ann",
 }  # fmt: skip
-FIRST_PAGE = {"width": 1280, "height": 800}  # what a reader of the report sees before scrolling
+FIRST_PAGE = {"width": 1280, "height": 800}  # the part of the report that is visible without scrolling
 WATCHED = ("nightly.candidates=[lora]", "nightly.items=40")
 N_NIGHTS = 8
 N_ROWS, N_TEST = 120, 60  # of the Data page
-_LARGEST = 200_000  # bytes; a larger picture gets fewer colours
+_LARGEST = 200_000  # bytes; larger pictures get fewer colours
 _AT_REST = """() => {
     const parts = document.querySelectorAll(".stMainBlockContainer, .main-svg, canvas, .textpoint text");
     const now = [...parts].map(one => Object.values(one.getBoundingClientRect().toJSON())).join();
     window.same = now === window.before ? (window.same || 0) + 1 : 0;
     window.before = now;
     return window.same > 30;
-}"""  # asked at every frame
+}"""  # called at every frame
 
 
 def shoot(page: Page, address: str, out: Path, height: int = 10_000) -> None:
-    """Save one page as a picture, as far down as there is something, and no higher than so many pixels."""
+    """Save one page as a picture, down to the end of its content but at most this many pixels."""
     page.set_viewport_size({"width": 1440, "height": 1000})
     load_page(page, address)
     inside = page.evaluate("document.querySelector('.stMainBlockContainer').getBoundingClientRect().height")
@@ -72,8 +72,8 @@ def write_faulty(folder: Path) -> None:
         for n in (N_ROWS, N_TEST)
     )
     rows = plant(train, rng, labelled=True).rows
-    for name, of in {"train": [*rows, test[0]], "test": test}.items():
-        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in of))
+    for name, content in {"train": [*rows, test[0]], "test": test}.items():
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in content))
     (folder / "harness.yaml").write_text(
         "name: letters\nbase_model: smollm2-135m\n"
         "target: {name: letters, data: {train: train.jsonl, test: test.jsonl}, metrics: [exact_match]}\n"
@@ -94,25 +94,25 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=ROOT / "dashboards" / "screenshots")
     parser.add_argument("--dark", action="store_true")
-    asked = parser.parse_args()
-    file = asked.folder / "harness.yaml"
+    options = parser.parse_args()
+    file = options.folder / "harness.yaml"
     today = datetime.now().astimezone().date()
     if nightly.status(file, today.isoformat()).n_nights == 0:
         for ago in range(N_NIGHTS - 1, -1, -1):
             night = today - timedelta(days=ago)
             nightly.run_night(file, WATCHED, night=night, progress=TerminalProgress())
-    asked.out.mkdir(parents=True, exist_ok=True)
-    with serve_pages(asked.folder) as address, chromium() as browser:
-        page = browser.new_context(color_scheme="dark" if asked.dark else "light").new_page()
-        # Save the first page of the kept report of the quickstart, as far as a window shows it.
+    options.out.mkdir(parents=True, exist_ok=True)
+    with serve_pages(options.folder) as address, chromium() as browser:
+        page = browser.new_context(color_scheme="dark" if options.dark else "light").new_page()
+        # Save the first page of the quickstart's stored report, as far as a window shows it.
         with tempfile.TemporaryDirectory() as written:
-            report.write(report.read(asked.folder / "reports" / "support.json"), Path(written))
+            report.write(report.read(options.folder / "reports" / "support.json"), Path(written))
             page.set_viewport_size(FIRST_PAGE)
             page.goto((Path(written) / "support.html").as_uri())
-            page.screenshot(path=(asked.out / "report.png"))
+            page.screenshot(path=(options.out / "report.png"))
         for name, path in PATHS.items():
-            shoot(page, address + path, asked.out / f"{name}.png")
-        shoot_data(page, asked.out / "data.png")
+            shoot(page, address + path, options.out / f"{name}.png")
+        shoot_data(page, options.out / "data.png")
 
 
 if __name__ == "__main__":

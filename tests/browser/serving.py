@@ -1,7 +1,7 @@
-"""The dashboard of a project, served for a while on a free port, and a browser to open it with.
+"""The dashboard of a project, served temporarily on a free port, and a browser to open it.
 
-Invariant: server and browser end with the blocks that they were opened for. A page counts as open when its
-script has ended and everything that it sent is drawn; nothing here waits for a fixed time.
+Invariant: server and browser end with the blocks that started them. A page counts as open once its script
+has ended and all its elements are drawn; nothing here waits for a fixed time.
 """
 
 import os
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[2]
-# Streamlit first looks for its own addresses below the page's; these two answers are not there.
+# Streamlit first looks for its own addresses below the page's; these two responses are missing there.
 PROBES = ("/_stcore/health", "/_stcore/host-config")
-PATIENCE_S = 120  # for a machine that is busy with other things; a page takes one or two
+PATIENCE_S = 120  # for a busy machine; normally a page takes one or two
 _DRAWN = """() => {
     const app = document.querySelector("[data-testid=stApp]");
     const pictures = [...document.querySelectorAll("[data-testid=stPlotlyChart]")];
@@ -42,10 +42,10 @@ def serve_pages(project: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    given = server_environment(project / "harness.yaml", "")
-    given["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
+    env = server_environment(project / "harness.yaml", "")
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
     server = subprocess.Popen(
-        server_command("localhost", port), env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        server_command("localhost", port), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         _wait(f"http://localhost:{port}/_stcore/health")
@@ -76,7 +76,7 @@ def load_page(page: "Page", address: str) -> None:
 
 
 def wait_until_drawn(page: "Page") -> None:
-    """Wait until a page's script has ended and its pictures and tables stand."""
+    """Wait until a page's script has ended and its pictures and tables are drawn."""
     page.wait_for_function(_DRAWN, timeout=1000 * PATIENCE_S)
 
 

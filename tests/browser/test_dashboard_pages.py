@@ -26,7 +26,7 @@ EVIL = (
     "<script>document.title='owned'</script><img src=http://evil.example/x onerror=alert(1)> "
     "![x](http://evil.example/y) \x1b[31mred \u202egnp.exe "
 )
-LONG = EVIL * 1_000  # of which a page shows a part
+LONG = EVIL * 1_000  # longer than a page shows
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def project(finished_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(project):
-    with serve_pages(project) as found:
-        yield found
+    with serve_pages(project) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -51,33 +51,33 @@ def large_project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def large_address(large_project):
-    with serve_pages(large_project) as found:
-        yield found
+    with serve_pages(large_project) as url:
+        yield url
 
 
 def test_every_page_is_reached_from_the_side_bar_without_a_complaint_or_a_request_elsewhere(visit, address):
-    open_page, seen = visit
+    open_page, messages = visit
     page = open_page(address, "/")
     for name in PAGES:
         page.get_by_test_id("stSidebarNav").get_by_role("link", name=name.title(), exact=True).click()
         page.locator("h1", has_text=re.compile(f"^{name}$", re.IGNORECASE)).wait_for()
         wait_until_drawn(page)
         assert failures(page) == 0, name
-    assert complaints(seen) == []
+    assert complaints(messages) == []
 
 
 def mark_weekly(*names: str) -> list:
-    """Return all pages: those of the names each time, the others in the weekly tier."""
+    """Mark all pages except the named ones for the weekly tier."""
     return [name if name in names else pytest.param(name, marks=pytest.mark.weekly) for name in PAGES]
 
 
 @pytest.mark.parametrize("name", mark_weekly())
 def test_a_page_of_a_thousand_runs_loads_without_a_complaint(visit, large_address, name):
-    open_page, seen = visit
+    open_page, messages = visit
     page = open_page(large_address, path_of(name))
     assert page.get_by_text("1,002 runs in").is_visible()
     assert failures(page) == 0
-    assert complaints(seen) == []
+    assert complaints(messages) == []
 
 
 @pytest.mark.parametrize("name", mark_weekly("leaderboard"))
@@ -150,14 +150,14 @@ def test_a_rating_is_found_in_duckdb(visit, address, project):
     page.keyboard.press("3")
     page.get_by_text("2 of ").wait_for()
     with duckdb.connect(str(project / "runs" / "harness.duckdb"), read_only=True) as db:
-        found = db.execute("SELECT rater, task, left_side, choice FROM ratings ORDER BY created").fetchall()
-    assert [row[:2] for row in found] == [("ann", "letters")] * 2
-    assert found[0][3] == found[0][2]
-    assert found[1][3] != found[1][2]
+        ratings = db.execute("SELECT rater, task, left_side, choice FROM ratings ORDER BY created").fetchall()
+    assert [row[:2] for row in ratings] == [("ann", "letters")] * 2
+    assert ratings[0][3] == ratings[0][2]
+    assert ratings[1][3] != ratings[1][2]
 
 
 def test_text_of_a_model_stays_text(visit, tmp_path):
-    open_page, seen = visit
+    open_page, messages = visit
     few = {"prompt": ("base", 2, 6), "knn": ("base", 2, 6), "lora": ("lora", 6, 1)}
     fake_project.write(tmp_path, few, texts={"lora": LONG, "knn": EVIL}, n=8)
     with serve_pages(tmp_path) as address:
@@ -170,4 +170,4 @@ def test_text_of_a_model_stays_text(visit, tmp_path):
             assert page.get_by_text("(cut: ").count() > 0
             assert page.title() != "owned"
             assert page.locator("[data-testid=stHtml] img, [data-testid=stHtml] script").count() == 0
-    assert complaints(seen) == []
+    assert complaints(messages) == []

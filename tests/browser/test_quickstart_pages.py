@@ -1,7 +1,7 @@
-"""The pages on the store of a finished quickstart, beside what the commands print of it.
+"""The pages on the store of a finished quickstart, compared with the output of the commands.
 
-`make compare` makes that store; `HARNESS_QUICKSTART` names another folder than this one. What is rated is
-written to a copy.
+`make compare` makes that store; `HARNESS_QUICKSTART` names another folder. Ratings are written to
+a copy.
 """
 
 import json
@@ -39,15 +39,15 @@ def quickstart(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(quickstart):
-    with serve_pages(quickstart) as found:
-        yield found
+    with serve_pages(quickstart) as url:
+        yield url
 
 
 def read_json_of(*words):
     command = [Path(sys.executable).with_name("harness"), *words, "--json"]
-    done = subprocess.run(command, cwd=QUICKSTART, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    result = subprocess.run(command, cwd=QUICKSTART, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +60,23 @@ WORDS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "UNDECIDED"}
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_loads_without_a_complaint(visit, address, name):
-    open_page, seen = visit
+    open_page, messages = visit
     page = open_page(address, path_of(name))
     assert page.locator("h1").inner_text().lower() == name
     assert failures(page) == 0
-    assert complaints(seen) == []
+    assert complaints(messages) == []
 
 
 def test_the_leaderboard_shows_scores_costs_and_verdicts_of_compare(visit, address, comparison_json):
-    shown = {row["candidate"]: row for row in grid(visit[0](address, "/leaderboard"))}
-    assert shown.keys() == {f["name"] for f in comparison_json["facts"]}
+    shown_rows = {row["candidate"]: row for row in grid(visit[0](address, "/leaderboard"))}
+    assert shown_rows.keys() == {f["name"] for f in comparison_json["facts"]}
     for f in comparison_json["facts"]:
-        row = shown[f["name"]]
+        row = shown_rows[f["name"]]
         assert float(row["target"]) == pytest.approx(100 * f["target"]["score"])
         for column, key in (("$/1k", "cost_per_1k_usd"), ("p50", "latency_p50_s")):
-            # A figure that other work disturbed stands there too, marked, and is sorted by its value.
-            known = f["disturbed"].get(key, f[key])
-            assert (None if row[column] in ("", "–", "None") else float(row[column])) == pytest.approx(known)
+            # Figures that other work disturbed are shown too, marked, and sorted by their values.
+            figure = f["disturbed"].get(key, f[key])
+            assert (None if row[column] in ("", "–", "None") else float(row[column])) == pytest.approx(figure)
         judged = f["verdict"] and (f["trained"] or f["verdict"]["outcome"] != "pass")  # base weights pass
         assert row["verdict"] == (WORDS[f["verdict"]["outcome"]] if judged else "–")
 
@@ -90,13 +90,13 @@ def test_the_page_of_comparisons_shows_every_change_of_compare(visit, address, c
 def test_the_page_of_decisions_says_what_decide_prints(visit, address):
     page, decided = visit[0](address, "/decide"), read_json_of("decide")
     assert decided["sentence"] in page.locator("[data-testid=stHtml] .lead").inner_text()
-    said = page.locator("[data-testid=stMain]").inner_text()
-    assert [reason for reason in decided["reasons"] if reason not in said] == []
+    page_text = page.locator("[data-testid=stMain]").inner_text()
+    assert [reason for reason in decided["reasons"] if reason not in page_text] == []
 
 
 def test_a_deep_link_opens_an_item_that_was_lost(visit, address, comparison_json):
     scored = [c for c in comparison_json["comparisons"]["lora"] if c["metric"] != "bits_per_byte"]
-    most = max(scored, key=lambda c: len(c["lost"]))
-    page = visit[0](address, f"/answers?compare=prompt,lora&task={most['task']}&outcome=lost")
-    page.get_by_text(f"{formatting.count(len(most['lost']))} items; ").wait_for()
-    assert {row["item"] for row in grid(page)} <= set(most["lost"])
+    worst = max(scored, key=lambda c: len(c["lost"]))
+    page = visit[0](address, f"/answers?compare=prompt,lora&task={worst['task']}&outcome=lost")
+    page.get_by_text(f"{formatting.count(len(worst['lost']))} items; ").wait_for()
+    assert {row["item"] for row in grid(page)} <= set(worst["lost"])

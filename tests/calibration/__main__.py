@@ -1,8 +1,8 @@
 """`python -m tests.calibration [DRAWS]`: simulate every cell and write `reports/calibration.md`.
 
-Where code of a cell has changed, its first draws are drawn again; the whole only where they come out in another way.
-`--only TEXT` simulates the cells whose names hold a text, and 0 draws none: the page is then written from what is
-kept, and says of which cells the code has changed since.
+After a change of a cell's code its first draws are repeated, and the rest only if their outcomes change.
+`--only TEXT` simulates the cells whose names contain a text; with 0 draws the page is written from stored
+figures, and says which cells' code has changed since.
 """
 
 import sys
@@ -16,24 +16,24 @@ from tests.calibration.study import KEPT, PROCESSES, CellFigures, is_stale, read
 
 
 def main(n_draws: int, only: str, processes: int) -> int:
-    """Simulate what is not kept as it would be now, write the page, name what is wrong; 1 where anything is."""
-    wanted = [c for c in CELLS if only in c.name]
-    found = study(n_draws, wanted, processes=processes) if n_draws else read()
-    KEPT.with_suffix(".md").write_text(page(CELLS, found), "utf-8")
-    wrong = [*_list_missing_cells(found), *list_failing_claims(CELLS, found)]
+    """Simulate cells without current figures, write the page, name what is wrong; return 1 if anything is."""
+    cells = [c for c in CELLS if only in c.name]
+    figures = study(n_draws, cells, processes=processes) if n_draws else read()
+    KEPT.with_suffix(".md").write_text(page(CELLS, figures), "utf-8")
+    wrong = [*_list_missing_cells(figures), *list_failing_claims(CELLS, figures)]
     sys.stdout.write(("\n".join(wrong) or "every claim holds") + "\n")
     return bool(wrong)
 
 
-def _list_missing_cells(found: Mapping[str, CellFigures]) -> Iterator[str]:
-    """Name the cells that are not simulated as the page promises."""
-    for name, one in ((c.name, found.get(c.name)) for c in CELLS):
-        if one is None:
+def _list_missing_cells(figures: Mapping[str, CellFigures]) -> Iterator[str]:
+    """Name the cells whose simulation is missing, stale or too short."""
+    for name, simulated in ((c.name, figures.get(c.name)) for c in CELLS):
+        if simulated is None:
             yield f"{name}: not simulated"
-        elif is_stale(one):
+        elif is_stale(simulated):
             yield f"{name}: code that it runs has changed, and its first draws were not drawn again"
-        elif one.n_draws < DRAWS:
-            yield f"{name}: {one.n_draws:,} draws of {DRAWS:,}"
+        elif simulated.n_draws < DRAWS:
+            yield f"{name}: {simulated.n_draws:,} draws of {DRAWS:,}"
 
 
 if __name__ == "__main__":
@@ -41,5 +41,5 @@ if __name__ == "__main__":
     parser.add_argument("draws", nargs="?", type=int, default=DRAWS, help="draws of a cell; 0 simulates none")
     parser.add_argument("--only", default="", help="simulate the cells whose names hold this text")
     parser.add_argument("--processes", type=int, default=PROCESSES)
-    given = parser.parse_args()
-    sys.exit(main(given.draws, given.only, given.processes))
+    options = parser.parse_args()
+    sys.exit(main(options.draws, options.only, options.processes))

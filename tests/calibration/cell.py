@@ -1,7 +1,7 @@
-"""A cell of the design: one world, what is simulated of it, and the claims that it has to bear out.
+"""A cell of the design: one world, its simulation, and the claims to verify.
 
-Invariant: a figure is the mean over draws of what the project's own functions printed; a claim is borne out
-where the figure is within three Monte Carlo standard errors of what it allows.
+Invariant: a figure is the mean over draws of what the project's own functions printed; a claim holds if the
+figure is within three Monte Carlo standard errors of the allowed range.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,16 +11,16 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS = 2_000
-ERRORS = 3.0  # Monte Carlo standard errors that a claim may be missed by
+ERRORS = 3.0  # Monte Carlo standard errors by which a figure may miss a claim
 Outcomes = Mapping[str, float]
 Simulation = Callable[[np.random.Generator], Iterator[Outcomes]]
 
 
 class Claim(NamedTuple):
-    """What is said of a figure, as printed on the page, and the range that makes it true.
+    """A statement about a figure, as printed on the page, and the range that makes it true.
 
-    A `gap` is what was printed less what was done, in points; everything else is a share. What is `withdrawn`
-    is simulated to be seen, and nobody claims it.
+    A `gap` is the printed value minus the observed one, in points; other figures are shares. A `withdrawn`
+    claim is simulated for information only.
     """
 
     says: str
@@ -31,9 +31,9 @@ class Claim(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One world of one estimator: `simulate` yields a draw's outcomes by the name of the claim, without end.
+    """One world of one estimator: `simulate` yields outcomes of draws by the name of the claim, endlessly.
 
-    The slow tests simulate `in_tests` draws of it, which may be none.
+    The slow tests simulate `in_tests` draws of it, possibly none.
     """
 
     estimator: str
@@ -44,12 +44,12 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tells it from every other cell."""
+        """Name that distinguishes it from every other cell."""
         return f"{self.estimator}: {self.world}"
 
 
 class Figure(NamedTuple):
-    """What simulation gave for one claim, with its Monte Carlo standard error over so many draws."""
+    """Simulated value for one claim, with its Monte Carlo standard error over n draws."""
 
     mean: float
     error: float
@@ -57,17 +57,17 @@ class Figure(NamedTuple):
 
 
 def claim_at_most(rate: float, says: str) -> Claim:
-    """Claim that something happens at most so often."""
+    """Claim that something happens at most this often."""
     return Claim(says, high=rate)
 
 
 def claim_at_least(rate: float, says: str) -> Claim:
-    """Claim that something happens at least so often."""
+    """Claim that something happens at least this often."""
     return Claim(says, low=rate)
 
 
 def claim_printed(says: str, within: float = 0.05) -> Claim:
-    """Claim that a printed chance is on average that of what happens, give or take so many points."""
+    """Claim that a printed chance equals on average the observed one, within some points."""
     return Claim(says, -within, within, gap=True)
 
 
@@ -77,17 +77,17 @@ def run(cell: Cell, n_draws: int = DRAWS, seed: int = 0) -> dict[str, Figure]:
 
 
 def outcomes(cell: Cell, n_draws: int, seed: int = 0) -> dict[str, list[float]]:
-    """Draw outcomes of each claim; one that a draw leaves out does not count. More draws begin with the same."""
+    """Draw outcomes of each claim, except those that a draw omits. More draws begin with the same ones."""
     rng = np.random.default_rng([seed, *cell.name.encode()])
-    seen: dict[str, list[float]] = {name: [] for name in cell.claims}
+    values: dict[str, list[float]] = {name: [] for name in cell.claims}
     for _, of_draw in zip(range(n_draws), cell.simulate(rng), strict=False):
         for name, value in of_draw.items():
-            seen[name].append(float(value))
-    return seen
+            values[name].append(float(value))
+    return values
 
 
 def figure(values: list[float]) -> Figure:
-    """Average outcomes; the error of a share that never or always happened is that of one draw more."""
+    """Average outcomes; a share of 0 or 1 gets the error of one more draw."""
     n = len(values)
     if not n:
         return Figure(float("nan"), float("nan"), 0)
@@ -95,7 +95,7 @@ def figure(values: list[float]) -> Figure:
     return Figure(mean, (spread or sqrt(1 / (n + 2))) / sqrt(n), n)
 
 
-def holds(claim: Claim, found: Figure) -> bool:
-    """Tell whether a claim is borne out; one that nothing was drawn for is not, and one withdrawn cannot fail."""
-    slack = ERRORS * found.error
-    return claim.withdrawn or (found.n > 0 and claim.low - slack <= found.mean <= claim.high + slack)
+def holds(claim: Claim, simulated: Figure) -> bool:
+    """Tell whether a claim holds; it does not without draws, and a withdrawn one cannot fail."""
+    slack = ERRORS * simulated.error
+    return claim.withdrawn or (simulated.n > 0 and claim.low - slack <= simulated.mean <= claim.high + slack)

@@ -1,4 +1,4 @@
-"""Cells of what is printed about the future: chances to miss a loss, and items that would settle a verdict."""
+"""Cells of printed predictions: chances to miss a loss, and items that would settle a verdict."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,103 +24,103 @@ Lose = Callable[[float], Law]
 
 
 def make_chance_cell(
-    world: str, tasks: Sequence[SuiteTask], lose: Lose, what: str, delta: float, **options: Any
+    world: str, tasks: Sequence[SuiteTask], lose: Lose, kind: str, delta: float, **options: Any
 ) -> Cell:
-    """Hold the printed chance of a wrong verdict to how often that verdict is given at the true loss.
+    """Compare the printed chance of a wrong verdict with how often that verdict is given at the true loss.
 
-    `what` is `macro` (every task has lost so much), `each` (one task, any of them) or `equal`.
+    `kind` is `macro` (every task has lost this much), `each` (one task, any of them) or `equal`.
     """
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         suite = Suite(tasks)
         while True:
-            found = suite.verdict(rng, _laws(rng, suite, lose, what, delta))
-            if (said := chance(found, what, delta)) is not None:
-                yield {"printed": said - _missed(found, what)}
+            verdict = suite.verdict(rng, _laws(rng, suite, lose, kind, delta))
+            if (printed := chance(verdict, kind, delta)) is not None:
+                yield {"printed": printed - _missed(verdict, kind)}
 
     says = {
         "macro": f"chance to miss that all tasks lost {-100 * delta:g} points",
         "each": f"chance to miss that one task lost {-100 * delta:g} points",
         "equal": "chance that an equal model does not pass",
-    }[what]
+    }[kind]
     claims = {"printed": claim_printed(f"{says}, printed less done")}
     return Cell("operating characteristic", f"{world}, {says}", simulate, claims, **options)
 
 
-def _laws(rng: np.random.Generator, suite: Suite, lose: Lose, what: str, delta: float) -> list[Law]:
-    if what != "each":
+def _laws(rng: np.random.Generator, suite: Suite, lose: Lose, kind: str, delta: float) -> list[Law]:
+    if kind != "each":
         return [lose(delta)] * len(suite.tasks)
-    one = rng.integers(len(suite.tasks))
-    return [lose(delta if i == one else 0.0) for i in range(len(suite.tasks))]
+    losing = rng.integers(len(suite.tasks))
+    return [lose(delta if i == losing else 0.0) for i in range(len(suite.tasks))]
 
 
-def chance(found: Verdict, what: str, delta: float) -> float | None:
-    """Find a printed chance among those of a verdict."""
-    return next((m.probability for m in found.missed if _is(m, what, delta)), None)
+def chance(verdict: Verdict, kind: str, delta: float) -> float | None:
+    """Find a printed chance in a verdict."""
+    return next((m.probability for m in verdict.missed if _is(m, kind, delta)), None)
 
 
-def _is(m: MissRate, what: str, delta: float) -> bool:
-    return m.what.startswith(what) and abs(m.delta - delta) < 1e-9
+def _is(m: MissRate, kind: str, delta: float) -> bool:
+    return m.what.startswith(kind) and abs(m.delta - delta) < 1e-9
 
 
-def _missed(found: Verdict, what: str) -> bool:
-    if what == "equal":
-        return found.outcome != "pass"
-    return outcome(found, what) == "pass"
+def _missed(verdict: Verdict, kind: str) -> bool:
+    if kind == "equal":
+        return verdict.outcome != "pass"
+    return outcome(verdict, kind) == "pass"
 
 
-def make_items_cell(world: str, tasks: Sequence[SuiteTask], lose: Lose, most: int, **options: Any) -> Cell:
-    """Ask as many more items as an open verdict wants, and see how often they settle it.
+def make_items_cell(world: str, tasks: Sequence[SuiteTask], lose: Lose, factor: int, **options: Any) -> Cell:
+    """Add as many items as an open verdict asks for, and measure how often they settle it.
 
-    They are asked at the true delta that the advice assumes: the one found where that is a loss, else 0.
-    Draws that want more than `most` times a task's items for one are left out.
+    They are drawn at the true delta that the advice assumes: the observed one if that is a loss, else 0.
+    Draws that ask for more than `factor` times a task's items are left out.
     """
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         suite, sizes = Suite(tasks), [len(t.groups.codes) for t in tasks]
-        room = [n + most * sum(sizes) // len(sizes) for n in sizes]
+        room = [n + factor * sum(sizes) // len(sizes) for n in sizes]
         large = Suite([t._replace(groups=make_single_items(n)) for t, n in zip(tasks, room, strict=True)])
         while True:
-            found = suite.verdict(rng)
-            grown = more_of(found, room, sizes)
+            verdict = suite.verdict(rng)
+            grown = more_of(verdict, room, sizes)
             if grown is None:
                 yield {}
                 continue
-            again = large.cut(grown).verdict(rng, [lose(find_assumed_delta(found))] * len(tasks))
+            again = large.cut(grown).verdict(rng, [lose(find_assumed_delta(verdict))] * len(tasks))
             yield {"settled": outcome(again, "macro") != "inconclusive"}
 
     claims = {"settled": Claim("so many more items settle the verdict (80 %)", 0.74, 0.93)}
     return Cell("items needed", world, simulate, claims, **options)
 
 
-def more_of(found: Verdict, room: Sequence[int], sizes: Sequence[int]) -> list[int] | None:
-    """Return how many items each task has once it was given what the macro's advice says; None beyond the room."""
-    rule = next(r for r in found.rules if r.name == "macro")
-    named = rule.numbers.get("items_needed_by_task", [])
-    if "items_needed" not in rule.numbers or not isinstance(named, list):
+def more_of(verdict: Verdict, room: Sequence[int], sizes: Sequence[int]) -> list[int] | None:
+    """Return each task's number of items according to the macro's advice; None if it exceeds the room."""
+    rule = next(r for r in verdict.rules if r.name == "macro")
+    lines = rule.numbers.get("items_needed_by_task", [])
+    if "items_needed" not in rule.numbers or not isinstance(lines, list):
         return None
-    split = dict(line.rsplit(" ", 1) for line in named)
+    split = dict(line.rsplit(" ", 1) for line in lines)
     more = [int(split.get(f"t{i}", "0").replace(",", "")) for i in range(len(sizes))]
     grown = [n + extra for n, extra in zip(sizes, more, strict=True)]
-    return grown if all(n <= most for n, most in zip(grown, room, strict=True)) else None
+    return grown if all(n <= limit for n, limit in zip(grown, room, strict=True)) else None
 
 
-def find_assumed_delta(found: Verdict) -> float:
-    """Return the true delta under which the advice says that its items would do."""
-    rule = next(r for r in found.rules if r.name == "macro")
-    assert found.macro is not None
-    return 0.0 if "nothing is lost" in rule.sentence else found.macro.score
+def find_assumed_delta(verdict: Verdict) -> float:
+    """Return the true delta that the advice assumes."""
+    rule = next(r for r in verdict.rules if r.name == "macro")
+    assert verdict.macro is not None
+    return 0.0 if "nothing is lost" in rule.sentence else verdict.macro.score
 
 
 def make_warning_cell(n: int, disagreement: float = 0.15, n_tasks: int = 4) -> Cell:
-    """Hold what is said before a run, how often an equal model would pass the macro, to how often it does."""
+    """Compare the share of equal models that pass the macro, as stated before a run, with the true share."""
     tasks = repeat_task(n_tasks, make_binary_law(0.0, disagreement), make_single_items(n))
     plain: dict[str, Any] = {"kind": "choice", "metrics": ("accuracy",), "data": {}}
     spec = SuiteSpec(
         name="s", role="capability", tasks=tuple(Task(name=f"t{i}", **plain) for i in range(n_tasks))
     )
-    said = power_warnings([spec], {f"t{i}": n for i in range(n_tasks)}, POLICY)
-    (share,) = re.findall(r"lost nothing passes only (\d+) %", said[0])
+    warnings = power_warnings([spec], {f"t{i}": n for i in range(n_tasks)}, POLICY)
+    (share,) = re.findall(r"lost nothing passes only (\d+) %", warnings[0])
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         suite = Suite(tasks)

@@ -1,4 +1,4 @@
-"""Cells of what is looked at more than once: a rescue's confirmation, and the interim analyses of fewer items."""
+"""Cells of repeated analyses: a rescue's confirmation, and the interim analyses of fewer items."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,19 +34,19 @@ from tests.calibration.gates import LOST, POLICY, Suite, outcome, repeat_task
 
 
 def make_rescue_cell(law: Law, groups: Groups, n_trials: int = 3, **options: Any) -> Cell:
-    """Choose the trial that keeps most on the search half, and judge it once on the other."""
+    """Choose the trial that keeps most on the search half, and judge it once on the other half."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         suite = Suite(repeat_task(2, law, groups))
         cut = cut_tasks(suite.measured, 0)
         parts = [cut_to_half(suite.measured, cut, half) for half in HALVES]
         while True:
-            drawn = []
+            trials = []
             for _ in range(n_trials):
                 suite.score(rng)
                 search, confirm = (judge(p, POLICY, target=None, identical=False).verdict for p in parts)
-                drawn.append((search.macro.score if search.macro else -1.0, outcome(confirm, "macro")))
-            yield {"confirmed": max(drawn)[1] == "pass"}
+                trials.append((search.macro.score if search.macro else -1.0, outcome(confirm, "macro")))
+            yield {"confirmed": max(trials)[1] == "pass"}
 
     claims = {
         "confirmed": claim_at_most(0.06, "the best of 3 trials is confirmed though it lost the margin (5 %)")
@@ -59,7 +59,7 @@ WIDE = GatePolicy(macro=0.05)
 
 
 class LargeTask:
-    """A task whose base's margins say how probably each item flips; the base is right on 60 %."""
+    """A task with the base's margins, which determine each item's chance to flip; the base has 60 % right."""
 
     def __init__(self, name: str, n: int, delta: float) -> None:
         self.name, self.metric, self.delta, self.n = name, EXACT, delta, n
@@ -78,7 +78,7 @@ class LargeTask:
 
 
 class PlainTask:
-    """A task without margins, as of generated answers: scores after a law, in clusters."""
+    """A task without margins, like generated answers: scores by a law, in clusters."""
 
     def __init__(self, name: str, law: Law, groups: Groups) -> None:
         self.name, self.metric = name, law.metric
@@ -95,39 +95,39 @@ Drawn = LargeTask | PlainTask
 def make_looks_cell(
     world: str, tasks: Sequence[Drawn], claims: Mapping[str, Claim], policy: GatePolicy = WIDE, **options: Any
 ) -> Cell:
-    """Judge at every look until one settles the verdict, as `harness compare --sequential` does.
+    """Judge at every interim analysis until one settles the verdict, as `harness compare --sequential` does.
 
-    Claims are of outcomes of the macro, and `first fail` of one at the first look.
+    Claims name outcomes of the macro, and `first fail` a failure at the first analysis.
     """
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         while True:
-            said, look = settle_verdict(tasks, policy, rng)
-            yield {name: said == name or (said, look, name) == ("fail", 0, "first fail") for name in claims}
+            end, look = settle_verdict(tasks, policy, rng)
+            yield {name: end == name or (end, look, name) == ("fail", 0, "first fail") for name in claims}
 
     return Cell("fewer items", world, simulate, claims, **options)
 
 
 def settle_verdict(tasks: Sequence[Drawn], policy: GatePolicy, rng: np.random.Generator) -> tuple[str, int]:
-    """Draw tasks and return what the macro says at the look that settles the verdict, and which that is."""
-    drawn, said = {t.name: t.draw(rng) for t in tasks}, ("", 0)
-    for look, (at_look, chosen) in enumerate(looks(tasks, drawn, policy, rng)):
-        measured = [_make_measurement(t, drawn[t.name], chosen[t.name]) for t in tasks]
-        found = judge(measured, at_look, target=None, identical=False).verdict
-        said = outcome(found, "macro"), look
-        if _is_settled(found):
+    """Draw tasks; return the macro's outcome at the analysis that settles the verdict, and that analysis."""
+    arms, ending = {t.name: t.draw(rng) for t in tasks}, ("", 0)
+    for look, (at_look, chosen) in enumerate(looks(tasks, arms, policy, rng)):
+        measured = [_make_measurement(t, arms[t.name], chosen[t.name]) for t in tasks]
+        verdict = judge(measured, at_look, target=None, identical=False).verdict
+        ending = outcome(verdict, "macro"), look
+        if _is_settled(verdict):
             break
-    return said
+    return ending
 
 
 Weights = Mapping[str, float]
 
 
 def looks(
-    tasks: Sequence[Drawn], drawn: Mapping[str, Pair], policy: GatePolicy, rng: np.random.Generator
+    tasks: Sequence[Drawn], arms: Mapping[str, Pair], policy: GatePolicy, rng: np.random.Generator
 ) -> Iterator[tuple[GatePolicy, dict[str, Weights]]]:
-    """Plan by the base's rows; yield each look's policy, and what every item that it asks weighs."""
-    pools = {t.name: pool for t in tasks if (pool := sampling.pool_of(drawn[t.name].base, t.metric))}
+    """Plan by the base's rows; yield each analysis's policy, and the weight of every asked item."""
+    pools = {t.name: pool for t in tasks if (pool := sampling.pool_of(arms[t.name].base, t.metric))}
     plan = sampling.plan(pools, [], float(policy.macro), policy.alpha)
     orders = {
         name: sampling.order_items(pool, plan.drawn[name], int(rng.integers(2**31)))
@@ -145,8 +145,8 @@ def put(row: SampleResult, field: str, value: float) -> None:
     object.__setattr__(row, field, value)
 
 
-def _make_measurement(t: Drawn, made: Pair, weights: Weights) -> Measurement:
-    arms = [[row for row in rows if row.example_id in weights] for rows in (made.base, made.new)]
+def _make_measurement(t: Drawn, task_pair: Pair, weights: Weights) -> Measurement:
+    arms = [[row for row in rows if row.example_id in weights] for rows in (task_pair.base, task_pair.new)]
     for row in (*arms[0], *arms[1]):
         put(row, "weight", weights[row.example_id])
     task = Task(name=t.name, data={}, kind="choice", metrics=(t.metric.name,))
@@ -154,7 +154,7 @@ def _make_measurement(t: Drawn, made: Pair, weights: Weights) -> Measurement:
 
 
 class FineTune(NamedTuple):
-    """One of several fine-tunes at the look that settled it, or at the last: its facts and how it was judged."""
+    """A fine-tune at the analysis that settled it, or at the last: its facts and its judgement."""
 
     facts: CandidateFacts
     measured: Sequence[Measurement] = ()
@@ -163,22 +163,22 @@ class FineTune(NamedTuple):
 
 
 def make_several_looks_cell(n_candidates: int, n_tasks: int, n: int, **options: Any) -> Cell:
-    """Judge several fine-tunes at every look, alone and among each other, until all are settled, and decide.
+    """Judge several fine-tunes at every analysis, alone and as a family, until all are settled, and decide.
 
-    Every one has truly lost the margin. One whose verdict is settled is asked nothing more and keeps it.
+    Each has truly lost the margin. One with a settled verdict is asked nothing more and keeps it.
     """
     law = make_binary_law(-WIDE.macro)
     tasks = make_tasks(n_tasks, law, make_single_items(n))
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         gain = make_binary_law(0.1)
-        one, others = (
+        gain_pair, suites = (
             pair(gain, make_single_items(200)),
             [make_tasks(n_tasks, law, make_single_items(n)) for _ in range(n_candidates)],
         )
         while True:
-            fact = make_fine_tune("lora", 0, one.score(*draw(gain, make_single_items(200), rng)))
-            yield {"ships": make_decision(*_draw_last_look(tasks, others, fact, rng)).action == "fine-tune"}
+            fact = make_fine_tune("lora", 0, gain_pair.score(*draw(gain, make_single_items(200), rng)))
+            yield {"ships": make_decision(*_draw_last_look(tasks, suites, fact, rng)).action == "fine-tune"}
 
     claims = {"ships": claim_at_most(0.055, "one that lost the margin is shipped, at any look (5 %)")}
     each = f"{n_tasks} tasks of {n} binary items" if n_tasks > 1 else f"1 task of {n} binary items"
@@ -188,36 +188,36 @@ def make_several_looks_cell(n_candidates: int, n_tasks: int, n: int, **options: 
 
 def _draw_last_look(
     tasks: Sequence[PlainTask],
-    others: Sequence[Sequence[PlainTask]],
+    suites: Sequence[Sequence[PlainTask]],
     fact: CandidateFacts,
     rng: np.random.Generator,
 ) -> tuple[list[CandidateFacts], float]:
-    """Return the facts of all fine-tunes once nothing is open, or nothing left to ask, and the level of that look."""
+    """Return the fine-tunes' facts once all are settled or no items are left, and that analysis's level."""
     base = {t.name: t.draw(rng).base for t in tasks}
-    arms = [{t.name: _draw_answers(t, base[t.name], rng) for t in own} for own in others]
-    validation = rng.uniform(0.75, 0.85, len(others)).tolist()
-    found = [
+    arms = [{t.name: _draw_answers(t, base[t.name], rng) for t in arm_tasks} for arm_tasks in suites]
+    validation = rng.uniform(0.75, 0.85, len(suites)).tolist()
+    fine_tunes = [
         FineTune(replace(fact, name=f"lora-{i}", run_id=f"lora-{i}", validation=v))
         for i, v in enumerate(validation)
     ]
-    family = Family({one.facts.name: one.facts.name for one in found})
+    family = Family({tuned.facts.name: tuned.facts.name for tuned in fine_tunes})
     for policy, chosen in looks(tasks, arms[0], WIDE, rng):
-        found = [
-            one if one.settled else _judge_candidate(one, tasks, arms[i], chosen, policy)
-            for i, one in enumerate(found)
+        fine_tunes = [
+            tuned if tuned.settled else _judge_candidate(tuned, tasks, arms[i], chosen, policy)
+            for i, tuned in enumerate(fine_tunes)
         ]
-        placed = place_in_family([one.facts for one in found], replace(family, alpha=policy.alpha))
-        found = [
-            one if one.settled else _judge_among_all(one, f, policy)
-            for one, f in zip(found, placed, strict=True)
+        placed = place_in_family([tuned.facts for tuned in fine_tunes], replace(family, alpha=policy.alpha))
+        fine_tunes = [
+            tuned if tuned.settled else _judge_among_all(tuned, f, policy)
+            for tuned, f in zip(fine_tunes, placed, strict=True)
         ]
-        if all(one.settled for one in found):
+        if all(tuned.settled for tuned in fine_tunes):
             break
-    return [one.facts for one in found], policy.alpha
+    return [tuned.facts for tuned in fine_tunes], policy.alpha
 
 
 def _draw_answers(t: PlainTask, base: Sequence[SampleResult], rng: np.random.Generator) -> Pair:
-    """Let one more candidate answer what the base did: each item after the law, given the base's score."""
+    """Draw one more candidate's answers: each item by the law, given the base's score."""
     old = np.array([row.parts[t.metric.name][0] for row in base])
     right, delta, share = t.law.base, t.law.delta, 0.2
     flips = rng.random(len(old)) < np.where(
@@ -227,7 +227,7 @@ def _draw_answers(t: PlainTask, base: Sequence[SampleResult], rng: np.random.Gen
 
 
 def _judge_candidate(
-    one: FineTune,
+    tuned: FineTune,
     tasks: Sequence[PlainTask],
     arms: Mapping[str, Pair],
     chosen: Mapping[str, Weights],
@@ -235,30 +235,30 @@ def _judge_candidate(
 ) -> FineTune:
     measured = [_make_measurement(t, arms[t.name], chosen[t.name]) for t in tasks]
     compared = compare_arms(measured, policy, identical=False)
-    found = judge(measured, policy, target=None, identical=False, compared=compared)
-    return FineTune(replace(one.facts, verdict=found.verdict, corrected=None), measured, compared)
+    judged = judge(measured, policy, target=None, identical=False, compared=compared)
+    return FineTune(replace(tuned.facts, verdict=judged.verdict, corrected=None), measured, compared)
 
 
-def _judge_among_all(one: FineTune, f: CandidateFacts, policy: GatePolicy) -> FineTune:
-    """Judge a fine-tune at the level that is left to it among all, and tell whether more items would tell more."""
+def _judge_among_all(tuned: FineTune, f: CandidateFacts, policy: GatePolicy) -> FineTune:
+    """Judge a fine-tune at its level in the family, and tell whether more items could change the verdict."""
     if f.standing is not None and f.standing.level != f.standing.alpha:
-        level, compared = f.standing.level, one.compared
-        found = judge(one.measured, policy, target=None, identical=False, compared=compared, level=level)
-        f = replace(f, corrected=found.verdict)
-    return one._replace(facts=f, settled=is_settled([f]))
+        level, compared = f.standing.level, tuned.compared
+        judged = judge(tuned.measured, policy, target=None, identical=False, compared=compared, level=level)
+        f = replace(f, corrected=judged.verdict)
+    return tuned._replace(facts=f, settled=is_settled([f]))
 
 
 def make_tasks(n_tasks: int, law: Law, groups: Groups) -> list[PlainTask]:
-    """Return so many tasks of one kind."""
+    """Return `n_tasks` tasks of one kind."""
     return [PlainTask(f"t{i}", law, groups) for i in range(n_tasks)]
 
 
-def claim_at_margin(most: float = 0.055) -> dict[str, Claim]:
-    """Claim that a loss of the margin is rarely passed, and rarely called more than it is."""
+def claim_at_margin(limit: float = 0.055) -> dict[str, Claim]:
+    """Claim that a loss of the margin rarely passes, and is rarely called larger than it is."""
     return {
-        "pass": claim_at_most(most, "macro passes a true loss of its margin at any look (α = 5 %)"),
+        "pass": claim_at_most(limit, "macro passes a true loss of its margin at any look (α = 5 %)"),
         "fail": claim_at_most(
-            most, "macro fails a true loss of its margin, and no more, at any look (α = 5 %)"
+            limit, "macro fails a true loss of its margin, and no more, at any look (α = 5 %)"
         ),
     }
 

@@ -1,4 +1,4 @@
-"""Cells of the rule on mode collapse: the commonest answer's share exactly at its limit, and an equal model."""
+"""Cells of the rule on mode collapse: the commonest answer's share at its limit, and an equal model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -16,11 +16,11 @@ from tests.calibration.draws import Groups, make_equal_clusters, make_rows, make
 LIMIT = 0.1
 POLICY = GatePolicy(mode_collapse=LIMIT)
 _METRIC = mean_metric("score", lambda output, example: None)
-Shares = Sequence[float]  # of the answers that are given more than once; the others are all distinct
+Shares = Sequence[float]  # shares of the repeated answers; the others are all distinct
 
 
 class RepetitionTask(NamedTuple):
-    """A task whose new answers and base's answers repeat texts at these shares; its references, at one."""
+    """A task whose new and base answers repeat texts with these shares, and its references with one share."""
 
     new: Shares
     base: Shares
@@ -29,7 +29,7 @@ class RepetitionTask(NamedTuple):
 
 
 class _Arm:
-    """Rows of one arm, made once for every text that an item may be answered with."""
+    """Rows of one arm, made once for every text that can be an item's answer."""
 
     def __init__(self, groups: Groups, task: str, references: Sequence[str]) -> None:
         self.groups = groups
@@ -37,43 +37,43 @@ class _Arm:
         self._task, self._references = task, references
 
     def draw(self, shares: Shares, rng: np.random.Generator) -> list[SampleResult]:
-        """Answer every item anew; those of a cluster alike as often as its groups say."""
+        """Answer every item anew; items of a cluster have the same answer as often as its groups say."""
         codes, n_clusters = self.groups.codes, int(self.groups.codes.max()) + 1
         alike = (rng.random(n_clusters) < self.groups.together)[codes]
-        drawn = np.where(alike, rng.random(n_clusters)[codes], rng.random(len(codes)))
-        chosen = np.searchsorted(np.cumsum(shares), drawn, side="right").tolist()
+        numbers = np.where(alike, rng.random(n_clusters)[codes], rng.random(len(codes)))
+        chosen = np.searchsorted(np.cumsum(shares), numbers, side="right").tolist()
         return [self._rows(text, len(shares))[i] for i, text in enumerate(chosen)]
 
     def _rows(self, text: int, n_shared: int) -> list[SampleResult]:
         if text not in self._made:
-            made = make_rows(_METRIC, self.groups, self._task)
-            for i, row in enumerate(made):
-                own = f"answer {text}" if text < n_shared else f"answer to {i}"
+            rows = make_rows(_METRIC, self.groups, self._task)
+            for i, row in enumerate(rows):
+                answer = f"answer {text}" if text < n_shared else f"answer to {i}"
                 references = (self._references[i],) if self._references else ()
-                changed = {"text": own, "references": references, "finish_reason": "stop"}
+                changed = {"text": answer, "references": references, "finish_reason": "stop"}
                 for field, value in changed.items():
                     object.__setattr__(row, field, value)
-            self._made[text] = made
+            self._made[text] = rows
         return self._made[text]
 
 
-def _arm(task: str, asked: RepetitionTask) -> _Arm:
-    n = len(asked.groups.codes)
-    if asked.reference is None:
-        return _Arm(asked.groups, task, ())
-    n_common = round(asked.reference * n)
-    return _Arm(asked.groups, task, ["the common one" if i < n_common else f"right {i}" for i in range(n)])
+def _arm(task: str, spec: RepetitionTask) -> _Arm:
+    n = len(spec.groups.codes)
+    if spec.reference is None:
+        return _Arm(spec.groups, task, ())
+    n_common = round(spec.reference * n)
+    return _Arm(spec.groups, task, ["the common one" if i < n_common else f"right {i}" for i in range(n)])
 
 
 def make_collapse_cell(world: str, tasks: Sequence[RepetitionTask], claims: Mapping[str, Claim]) -> Cell:
-    """Ask how often the rule gives an outcome; claims are named by it."""
+    """Measure how often the rule gives each outcome that names a claim."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        arms = [(_arm(f"t{i}", asked), _arm(f"t{i}", asked)) for i, asked in enumerate(tasks)]
+        arms = [(_arm(f"t{i}", spec), _arm(f"t{i}", spec)) for i, spec in enumerate(tasks)]
         while True:
             compared = {
-                f"t{i}": compare_commonest_answers(old.draw(asked.base, rng), new.draw(asked.new, rng))
-                for i, (asked, (old, new)) in enumerate(zip(tasks, arms, strict=True))
+                f"t{i}": compare_commonest_answers(old.draw(spec.base, rng), new.draw(spec.new, rng))
+                for i, (spec, (old, new)) in enumerate(zip(tasks, arms, strict=True))
             }
             rule = mode_collapse_rule(compared, POLICY, identical=False)
             yield {name: rule is not None and rule.outcome == name for name in claims}

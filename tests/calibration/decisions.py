@@ -42,7 +42,7 @@ def make_untrained() -> list[CandidateFacts]:
             name,
             f"{name}-0",
             "base",
-            asked,
+            prompting,
             "generate",
             0,
             False,
@@ -50,14 +50,14 @@ def make_untrained() -> list[CandidateFacts]:
             target=level,
             validation=0.7 - i / 100,
         )
-        for i, (name, asked) in enumerate(_ALTERNATIVES.items())
+        for i, (name, prompting) in enumerate(_ALTERNATIVES.items())
     ]
 
 
-def make_fine_tune(name: str, seed: int, made: Pair, **changes: Any) -> CandidateFacts:
-    """Describe one seed of a fine-tune by its rows on test."""
-    metric = made.law.metric
-    c, level = compare_rows(metric, made.base, made.new), estimate(metric, made.new)
+def make_fine_tune(name: str, seed: int, arms: Pair, **changes: Any) -> CandidateFacts:
+    """Describe one seed of a fine-tune by its test rows."""
+    metric = arms.law.metric
+    c, level = compare_rows(metric, arms.base, arms.new), estimate(metric, arms.new)
     fields: dict[str, Any] = {"target": level, "validation": 0.8, "vs_untrained": c, "vs_prompt": c}
     fields |= {"n_train": 1000, "training_cost_usd": 1.0} | changes
     return CandidateFacts(
@@ -78,7 +78,7 @@ def make_decision(facts: Sequence[CandidateFacts], alpha: float = 0.05) -> Decis
 
 
 class Recipe:
-    """One recipe's seeds on the same items; `facts` draws all of it anew, with gains that differ by seed."""
+    """One recipe's seeds on the same items; `facts` redraws everything, with gains that differ by seed."""
 
     def __init__(self, kind: str, n: int, n_seeds: int, spread: float) -> None:
         self.law = Law(kind, 0.0, 0.0, draw, EXACT if kind == "binary" else GRADED)
@@ -93,17 +93,17 @@ class Recipe:
     def facts(self, rng: np.random.Generator, gain: float = 0.0) -> tuple[list[CandidateFacts], float]:
         """Draw the seeds; return them and the true gain of the first one's checkpoint.
 
-        Half of what changes on an item changes for every seed, the other half for this one alone.
+        Half of the changes on items are common to all seeds, the other half are a seed's own.
         """
         effects = gain + np.clip(rng.normal(0, self.sd, len(self.pairs)), -0.15, 0.15)
         old, common = self._base(rng), rng.random(self.n)
-        for made, effect in zip(self.pairs, effects, strict=True):
+        for arms, effect in zip(self.pairs, effects, strict=True):
             u = np.where(rng.random(self.n) < 0.5, common, rng.random(self.n))
-            made.score(old, self._answers(old, u, float(effect)))
-        rows = [made.new for made in self.pairs]
+            arms.score(old, self._answers(old, u, float(effect)))
+        rows = [arms.new for arms in self.pairs]
         over = item_variances(self.law.metric, rows, self.pairs[0].base, None) if len(rows) > 1 else None
-        made_of = [make_fine_tune("lora", i, made, over_items=over) for i, made in enumerate(self.pairs)]
-        return made_of, float(effects[0])
+        fine_tunes = [make_fine_tune("lora", i, arms, over_items=over) for i, arms in enumerate(self.pairs)]
+        return fine_tunes, float(effects[0])
 
     def _base(self, rng: np.random.Generator) -> Scores:
         if self.law.name == "binary":
@@ -121,26 +121,26 @@ _GAIN = "gain_over_untrained"
 
 
 def make_seeds_cell(kind: str, n: int, n_seeds: int, spread: float, **options: Any) -> Cell:
-    """Ask how often the gain over the best untrained candidate is held, and a gain of 0 called probable.
+    """Measure how often the gain over the best untrained candidate is covered, and 0 called a probable gain.
 
-    From three seeds on the gain is the recipe's, for a new seed; with fewer it is that of the checkpoint.
+    From three seeds on the gain is the recipe's, for a new seed; with fewer it is the checkpoint's.
     """
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         recipe = Recipe(kind, n, n_seeds, spread)
         while True:
             facts, first = recipe.facts(rng)
-            told = make_decision(facts).arithmetic
+            arithmetic = make_decision(facts).arithmetic
             truth = 0.0 if n_seeds > 2 else first
-            low, high = (told[f"{_GAIN}_{end}"] for end in ("low", "high"))
-            chance = told["probability_above_tau"]
-            found = {"covers": low <= truth <= high}
-            yield found | ({"sure": chance is not None and chance >= 0.95} if truth == 0 else {})
+            low, high = (arithmetic[f"{_GAIN}_{end}"] for end in ("low", "high"))
+            chance = arithmetic["probability_above_tau"]
+            hits = {"covers": low <= truth <= high}
+            yield hits | ({"sure": chance is not None and chance >= 0.95} if truth == 0 else {})
 
-    of = "a new seed's expected gain" if n_seeds > 2 else "the checkpoint's gain"
-    # Where seeds hardly differ, what items and seeds do together is in both variances.
-    least, most = (0.92, 0.985 if spread else 0.995) if n_seeds > 2 else (0.935, 1.0)
-    claims = {"covers": Claim(f"the 95 % interval holds {of}", least, most)}
+    gain_name = "a new seed's expected gain" if n_seeds > 2 else "the checkpoint's gain"
+    # If seeds hardly differ, the interaction of items and seeds is in both variances.
+    lowest, highest = (0.92, 0.985 if spread else 0.995) if n_seeds > 2 else (0.935, 1.0)
+    claims = {"covers": Claim(f"the 95 % interval holds {gain_name}", lowest, highest)}
     if n_seeds > 2 or not spread:
         claims["sure"] = claim_at_most(
             0.065, "a gain of 0 is printed with a probability of 95 % or more (5 %)"
@@ -151,7 +151,7 @@ def make_seeds_cell(kind: str, n: int, n_seeds: int, spread: float, **options: A
 
 
 def make_pooled_seeds_cell(n_recipes: int = 3, n: int = 200) -> Cell:
-    """Ask the same of recipes with two seeds each, whose variance between seeds is pooled over them."""
+    """Measure the same for recipes with two seeds each, with their variances between seeds pooled."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         recipes = [Recipe("binary", n, 2, 1.0) for _ in range(n_recipes)]
@@ -161,8 +161,8 @@ def make_pooled_seeds_cell(n_recipes: int = 3, n: int = 200) -> Cell:
                 for i, recipe in enumerate(recipes)
                 for f in recipe.facts(rng)[0]
             ]
-            told = make_decision(facts).arithmetic
-            yield {"covers": told[f"{_GAIN}_low"] <= 0 <= told[f"{_GAIN}_high"]}
+            arithmetic = make_decision(facts).arithmetic
+            yield {"covers": arithmetic[f"{_GAIN}_low"] <= 0 <= arithmetic[f"{_GAIN}_high"]}
 
     claims = {"covers": Claim("the 95 % interval holds a new seed's expected gain", 0.92, 0.995)}
     world = f"{n_recipes} recipes with 2 seeds each, binary, {n} items, 1 times the items' standard error"
@@ -170,7 +170,7 @@ def make_pooled_seeds_cell(n_recipes: int = 3, n: int = 200) -> Cell:
 
 
 def make_probability_cell(kind: str, n: int, n_seeds: int = 1, **options: Any) -> Cell:
-    """Hold the printed probability of a gain to the share of true gains, over gains from far below 0 to far above."""
+    """Compare the printed probability of a gain with the share of true ones, from far below 0 to above."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         recipe = Recipe(kind, n, n_seeds, 1.0 if n_seeds > 2 else 0.0)
@@ -187,44 +187,44 @@ def make_probability_cell(kind: str, n: int, n_seeds: int = 1, **options: Any) -
 
 
 def make_gain_items_cell(
-    law: Callable[[float], Law], gain: float, n: int, most: int = 15, **options: Any
+    law: Callable[[float], Law], gain: float, n: int, max_factor: int = 15, **options: Any
 ) -> Cell:
-    """Ask as many more test items as would tell the gain found from none, at that gain."""
+    """Add as many test items as would distinguish the observed gain from none, at that gain."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        made, large = (
+        arms, large = (
             pair(law(gain), make_single_items(n)),
-            pair(law(gain), make_single_items(n * (most + 1))),
+            pair(law(gain), make_single_items(n * (max_factor + 1))),
         )
         while True:
-            facts = make_fine_tune("lora", 0, made.score(*draw(law(gain), make_single_items(n), rng)))
+            facts = make_fine_tune("lora", 0, arms.score(*draw(law(gain), make_single_items(n), rng)))
             g, more = facts.vs_untrained, estimate_more_items(facts)
-            if g is None or not g.low <= 0 < g.delta or more is None or more > most * n:
+            if g is None or not g.low <= 0 < g.delta or more is None or more > max_factor * n:
                 yield {}
                 continue
             size = n + more
-            again = Pair(made.law, large.base[:size], large.new[:size])
+            again = Pair(arms.law, large.base[:size], large.new[:size])
             again.score(*draw(law(g.delta), make_single_items(size), rng))
-            yield {"shown": compare_rows(made.law.metric, again.base, again.new).low > 0}
+            yield {"shown": compare_rows(arms.law.metric, again.base, again.new).low > 0}
 
     claims = {"shown": Claim("so many more test items show the gain found (80 %)", 0.74, 0.93)}
     return Cell("items needed", f"gain of {law(gain).name} items, {n} so far", simulate, claims, **options)
 
 
 def make_family_cell(n_candidates: int, delta: float, says: str, gain: float = 0.1, **options: Any) -> Cell:
-    """Ask how often one of several fine-tunes is shipped though none should be."""
+    """Measure how often one of several fine-tunes is shipped though none should be."""
     law = make_binary_law(delta, 0.1)
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        suite, made = (
+        suite, arms = (
             Suite(repeat_task(2, law, make_single_items(100))),
             pair(make_binary_law(gain), make_single_items(200)),
         )
         while True:
-            made.score(*draw(make_binary_law(gain), make_single_items(200), rng))
-            one = make_fine_tune("lora", 0, made)
+            arms.score(*draw(make_binary_law(gain), make_single_items(200), rng))
+            fact = make_fine_tune("lora", 0, arms)
             facts = [
-                replace(one, name=f"lora-{i}", run_id=f"lora-{i}", verdict=suite.verdict(rng), validation=v)
+                replace(fact, name=f"lora-{i}", run_id=f"lora-{i}", verdict=suite.verdict(rng), validation=v)
                 for i, v in enumerate(rng.uniform(0.75, 0.85, n_candidates))
             ]
             yield {"ships": make_decision(facts).action == "fine-tune"}

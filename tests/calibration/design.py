@@ -1,7 +1,7 @@
-"""The design: every cell of every estimator that a user sees a number of.
+"""The design: all cells of every estimator whose numbers users see.
 
-Invariant: fractional. The factors are the kind of score, the clusters, the number of items, of seeds, tasks and
-candidates; each level of each stands in at least one cell of every estimator that it could trouble.
+Invariant: fractional. The factors are the kind of score, the clusters, and the numbers of items, seeds, tasks
+and candidates; each level is in at least one cell of every estimator that it could affect.
 """
 
 from tests.calibration import chances, chosen, collapses, decisions, estimates, gates, nights

@@ -1,7 +1,7 @@
-"""Answers of a base and a candidate whose true scores and difference are known.
+"""Answers of a base and a candidate with known true scores and difference.
 
 Invariant: an item's scores have the same distribution in every world of one law, so the true difference is
-that of the law, however the items are grouped; `together` of them share what befalls their cluster.
+the law's, for any grouping of the items; the share `together` of them follows the effects on their cluster.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Draw = Callable[[np.random.Generator, int], tuple[Scores, Scores]]
 
 
 class Law(NamedTuple):
-    """How one item is scored in both arms: its name, the true score of the base, the true difference."""
+    """How one item is scored in both arms: a name, the base's true score, the true difference."""
 
     name: str
     base: float
@@ -29,9 +29,9 @@ class Law(NamedTuple):
 
 
 def make_binary_law(delta: float = 0.0, disagreement: float = 0.2, base: float = 0.7) -> Law:
-    """Return scores of 0 and 1, of which a share differs between the arms."""
+    """Return scores of 0 and 1, a share of which differs between the arms."""
     gain, loss = (disagreement + delta) / 2, (disagreement - delta) / 2
-    right = (base - loss) / (1 - disagreement)  # of the items that both answer alike
+    right = (base - loss) / (1 - disagreement)  # of the items with the same answer in both arms
 
     def draw(rng: np.random.Generator, n: int) -> tuple[Scores, Scores]:
         u, alike = rng.random(n), (rng.random(n) < right).astype(float)
@@ -42,18 +42,18 @@ def make_binary_law(delta: float = 0.0, disagreement: float = 0.2, base: float =
 
 
 def make_graded_law(delta: float = 0.0, disagreement: float = 0.4) -> Law:
-    """Return scores between 0 and 1, of which a share is drawn anew for the candidate."""
+    """Return scores between 0 and 1, a share of which is redrawn for the candidate."""
     mean = 0.5 + delta / disagreement
 
     def draw(rng: np.random.Generator, n: int) -> tuple[Scores, Scores]:
-        old, other = rng.beta(2, 2, n), rng.beta(4 * mean, 4 * (1 - mean), n)
-        return old, np.where(rng.random(n) < disagreement, other, old)
+        old, redrawn = rng.beta(2, 2, n), rng.beta(4 * mean, 4 * (1 - mean), n)
+        return old, np.where(rng.random(n) < disagreement, redrawn, old)
 
     return Law("graded", 0.5, delta, draw, GRADED)
 
 
 def make_skewed_law(delta: float = 0.0) -> Law:
-    """Return scores most of which rise a little while few fall far: 45 points on average."""
+    """Return scores most of which rise a little while a few fall far: 45 points on average."""
     falls = (0.05 - delta) / 0.5
 
     def draw(rng: np.random.Generator, n: int) -> tuple[Scores, Scores]:
@@ -64,7 +64,7 @@ def make_skewed_law(delta: float = 0.0) -> Law:
 
 
 def make_near_zero_law() -> Law:
-    """Return graded scores near 0 but for a few, as of a rare quality; both arms alike."""
+    """Return graded scores near 0 except for a few, as of a rare quality; both arms alike."""
 
     def draw(rng: np.random.Generator, n: int) -> tuple[Scores, Scores]:
         old = rng.beta(0.2, 1.8, n)
@@ -82,7 +82,7 @@ class Groups(NamedTuple):
 
 
 def make_single_items(n: int) -> Groups:
-    """Return items each of which stands alone."""
+    """Return single items."""
     return Groups(f"{n:,} items", np.arange(n))
 
 
@@ -118,24 +118,24 @@ def make_large_and_singles() -> Groups:
 
 
 def draw_clusters(law: Law, groups: Groups, rng: np.random.Generator) -> tuple[Scores, Scores]:
-    """Draw what befalls each cluster in both arms, (clusters,) each."""
+    """Draw each cluster's scores in both arms, (clusters,) each."""
     return law.draw(rng, int(groups.codes.max()) + 1)
 
 
 def draw(
     law: Law, groups: Groups, rng: np.random.Generator, shared: tuple[Scores, Scores] | None = None
 ) -> tuple[Scores, Scores]:
-    """Score every item in both arms, (n,) each; `shared` is what befalls the clusters where it is known."""
+    """Score every item in both arms, (n,) each; `shared` are the clusters' scores if they are given."""
     n = len(groups.codes)
-    own = law.draw(rng, n)
+    single = law.draw(rng, n)
     if not groups.together:
-        return own
+        return single
     shared, joins = shared or draw_clusters(law, groups, rng), rng.random(n) < groups.together
-    return tuple(np.where(joins, of[groups.codes], x) for of, x in zip(shared, own, strict=True))
+    return tuple(np.where(joins, common[groups.codes], x) for common, x in zip(shared, single, strict=True))
 
 
 class Pair(NamedTuple):
-    """The rows of both arms on one task, made once: `score` puts other scores into them."""
+    """The rows of both arms on one task, made once: `score` replaces their scores."""
 
     law: Law
     base: list[SampleResult]
@@ -153,14 +153,14 @@ class Pair(NamedTuple):
 def pair(
     law: Law, groups: Groups, task: str = "task", documents: Sequence[str] = (), clusters_of: str = ""
 ) -> Pair:
-    """Make the rows of a task, which asks its own documents or those named."""
+    """Make the rows of a task, on its own documents or the given ones."""
     return Pair(law, *(make_rows(law.metric, groups, task, documents, clusters_of) for _ in range(2)))
 
 
 def make_rows(
     metric: Metric, groups: Groups, task: str, documents: Sequence[str] = (), clusters_of: str = ""
 ) -> list[SampleResult]:
-    """Make one row an item, without a score yet; its clusters are the task's own, or those of a collection."""
+    """Make one row per item, without a score yet; clusters are the task's own, or those of a collection."""
     documents = documents or [f"{task}-{i:05d}" for i in range(len(groups.codes))]
     alone = np.bincount(groups.codes)[groups.codes] == 1
     return [

@@ -33,14 +33,14 @@ _BOUND = "a one-sided 5 % bound is beyond the truth"
 
 
 def make_score_cell(law: Law, groups: Groups, least: float, **options: Any) -> Cell:
-    """Ask how often the interval of one run's score holds its true score."""
+    """Measure how often the interval of one run's score covers its true score."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        made = pair(law, groups)
+        arms = pair(law, groups)
         while True:
-            made.score(*draw(law, groups, rng))
-            found = estimate(law.metric, made.base)
-            yield {"covers": found.low <= law.base <= found.high}
+            arms.score(*draw(law, groups, rng))
+            interval = estimate(law.metric, arms.base)
+            yield {"covers": interval.low <= law.base <= interval.high}
 
     claims = {"covers": claim_at_least(least, _COVERS)}
     return Cell("interval of a score", f"{law.name}, {groups.name}", simulate, claims, **options)
@@ -55,7 +55,7 @@ def make_delta_cell(
     withdrawn: bool = False,
     in_tests: int = 0,
 ) -> Cell:
-    """Ask how often the interval of a paired difference holds the true one, and its bounds and p-value err."""
+    """Measure how often a paired difference's interval covers the true one, and bounds and p-value err."""
     claims = {
         "covers": Claim(_COVERS, least, most),
         "lower": claim_at_most(bound, f"{_BOUND}, lower"),
@@ -67,20 +67,20 @@ def make_delta_cell(
         claims = {name: claim._replace(withdrawn=True) for name, claim in claims.items()}
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        made = pair(law, groups)
+        arms = pair(law, groups)
         while True:
-            made.score(*draw(law, groups, rng))
-            c = compare_rows(law.metric, made.base, made.new)
-            found = {"covers": c.low <= law.delta <= c.high}
-            found |= {"lower": c.lower > law.delta, "upper": c.upper < law.delta}
-            yield found | ({"p": difference_p(c) < 0.05} if law.delta == 0 else {})
+            arms.score(*draw(law, groups, rng))
+            c = compare_rows(law.metric, arms.base, arms.new)
+            hits = {"covers": c.low <= law.delta <= c.high}
+            hits |= {"lower": c.lower > law.delta, "upper": c.upper < law.delta}
+            yield hits | ({"p": difference_p(c) < 0.05} if law.delta == 0 else {})
 
     world = f"{law.name}, true delta {100 * law.delta:g} points, {groups.name}"
     return Cell("interval of a paired difference", world, simulate, claims, in_tests)
 
 
 def make_ratio_cell(n: int, least: float) -> Cell:
-    """Ask the same of a ratio of sums, bits per byte, whose interval is the bootstrap's (BCa)."""
+    """Measure the same for a ratio of sums, bits per byte, whose interval comes from the bootstrap (BCa)."""
     metric, truth = ratio_metric(), 0.02
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
@@ -103,7 +103,7 @@ def _fill(metric: Metric, rows, *parts: np.ndarray) -> None:
 
 
 def invert_direction(law: Law) -> Law:
-    """Return the same scores as errors, of which fewer are better."""
+    """Return the same scores as errors, where lower is better."""
     return law._replace(name=f"{law.name}, lower is better", metric=LOWER)
 
 

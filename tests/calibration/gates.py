@@ -1,4 +1,4 @@
-"""Cells of the gate: each rule and the whole policy at a true loss of the margin, and of an equal model."""
+"""Cells of the gate: each rule and the whole policy, with a true loss of the margin or an equal model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,10 +35,10 @@ POLICY = GatePolicy()
 
 
 class SuiteTask(NamedTuple):
-    """One task of a simulated suite; its first `n_shared` documents are those of all others, answered alike.
+    """One task of a simulated suite; its first `n_shared` documents are in all tasks, with the same answers.
 
-    These follow the `shared_law` where there is one. With `passages` its clusters are those of all others, and
-    what befalls one befalls it in all tasks.
+    These follow the `shared_law` if there is one. With `passages` its clusters are in all tasks, and a
+    cluster's effects are the same in each.
     """
 
     law: Law
@@ -50,13 +50,13 @@ class SuiteTask(NamedTuple):
     passages: bool = False
 
     def documents(self, task: str) -> list[str]:
-        """Name the documents that it asks."""
+        """Return the digests of its documents."""
         n = len(self.groups.codes)
         return [f"shared-{i:05d}" if i < self.n_shared else f"{task}-{i:05d}" for i in range(n)]
 
 
 class Suite:
-    """A suite whose rows are made once; `verdict` draws all of it anew and asks the gate."""
+    """A suite whose rows are made once; `verdict` draws their scores anew and runs the gate."""
 
     def __init__(self, tasks: Sequence[SuiteTask], policy: GatePolicy = POLICY) -> None:
         self.tasks, self.policy = tasks, policy
@@ -67,19 +67,19 @@ class Suite:
         self.measured = [_measurement(i, t, self.pairs[i]) for i, t in enumerate(tasks)]
 
     def cut(self, sizes: Sequence[int]) -> "Suite":
-        """Return the suite of each task's first items, so many, which stand alone; its rows are the same."""
-        own = object.__new__(Suite)
-        own.policy = self.policy
-        own.tasks = [t._replace(groups=make_single_items(n)) for t, n in zip(self.tasks, sizes, strict=True)]
-        own.pairs = [Pair(p.law, p.base[:n], p.new[:n]) for p, n in zip(self.pairs, sizes, strict=True)]
-        own.measured = [_measurement(i, t, own.pairs[i]) for i, t in enumerate(own.tasks)]
-        return own
+        """Return the suite of each task's first `sizes` items, as single items; the rows are the same."""
+        copy = object.__new__(Suite)
+        copy.policy = self.policy
+        copy.tasks = [t._replace(groups=make_single_items(n)) for t, n in zip(self.tasks, sizes, strict=True)]
+        copy.pairs = [Pair(p.law, p.base[:n], p.new[:n]) for p, n in zip(self.pairs, sizes, strict=True)]
+        copy.measured = [_measurement(i, t, copy.pairs[i]) for i, t in enumerate(copy.tasks)]
+        return copy
 
     def score(self, rng: np.random.Generator, laws: Sequence[Law] | None = None) -> None:
-        """Draw the scores of every task, after other laws where these are given."""
+        """Draw the scores of every task, by other laws if given."""
         shared: tuple[Scores, ...] = ()
         fate: tuple[Scores, Scores] | None = None
-        for i, (t, made) in enumerate(zip(self.tasks, self.pairs, strict=True)):
+        for i, (t, arms) in enumerate(zip(self.tasks, self.pairs, strict=True)):
             law = laws[i] if laws else t.law
             fate = (fate or draw_clusters(law, t.groups, rng)) if t.passages else None
             scores = draw(law, t.groups, rng, fate)
@@ -87,9 +87,9 @@ class Suite:
                 shared = t.shared_law.draw(rng, t.n_shared)
             if t.n_shared and shared:
                 k = t.n_shared
-                scores = tuple(np.r_[of[:k], own[k:]] for of, own in zip(shared, scores, strict=True))
+                scores = tuple(np.r_[head[:k], tail[k:]] for head, tail in zip(shared, scores, strict=True))
             shared = shared or scores
-            made.score(*scores)
+            arms.score(*scores)
 
     def verdict(self, rng: np.random.Generator, laws: Sequence[Law] | None = None) -> Verdict:
         """Draw the suite and judge it."""
@@ -97,37 +97,37 @@ class Suite:
         return judge(self.measured, self.policy, target=None, identical=False).verdict
 
 
-def _measurement(i: int, t: SuiteTask, made: Pair) -> Measurement:
+def _measurement(i: int, t: SuiteTask, arms: Pair) -> Measurement:
     metric = t.law.metric
     fields: dict[str, Any] = {"name": f"t{i}", "data": {}, "kind": t.kind, "chance": t.chance}
     task = Task(**fields, metrics=(metric.name,))
-    return Measurement(task, "capability", "", {metric.name: metric}, made.base, made.new)
+    return Measurement(task, "capability", "", {metric.name: metric}, arms.base, arms.new)
 
 
 def outcome(verdict: Verdict, rule: str) -> str:
-    """Return what one rule says."""
+    """Return the outcome of one rule."""
     return next(r.outcome for r in verdict.rules if r.name == rule)
 
 
 def make_gate_cell(
     world: str, tasks: Sequence[SuiteTask], claims: Mapping[str, Claim], **options: Any
 ) -> Cell:
-    """Ask how often rules give an outcome; claims are named `rule outcome`, as in `macro pass`."""
+    """Measure how often rules give an outcome; claims are named `rule outcome`, as in `macro pass`."""
     policy = options.pop("policy", POLICY)
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         suite = Suite(tasks, policy)
         while True:
-            found = suite.verdict(rng)
-            yield {name: _has_outcome(found, name) for name in claims}
+            verdict = suite.verdict(rng)
+            yield {name: _has_outcome(verdict, name) for name in claims}
 
     return Cell("gate", world, simulate, claims, **options)
 
 
-def _has_outcome(found: Verdict, name: str) -> bool:
-    rule, wanted = name.split()
-    said = found.outcome if rule == "verdict" else outcome(found, rule)
-    return said != "pass" if wanted == "not-passed" else said == wanted
+def _has_outcome(verdict: Verdict, name: str) -> bool:
+    rule, expected = name.split()
+    actual = verdict.outcome if rule == "verdict" else outcome(verdict, rule)
+    return actual != "pass" if expected == "not-passed" else actual == expected
 
 
 _MACRO = "macro passes a true loss of its margin (α = 5 %)"
@@ -137,31 +137,31 @@ _EQUAL = {
 }
 
 
-def macro_at_margin(world: str, tasks: Sequence[SuiteTask], most: float = 0.055, **options: Any) -> Cell:
-    """Ask how often the macro passes though every task has lost its margin."""
-    return make_gate_cell(world, tasks, {"macro pass": claim_at_most(most, _MACRO)}, **options)
+def macro_at_margin(world: str, tasks: Sequence[SuiteTask], limit: float = 0.055, **options: Any) -> Cell:
+    """Measure how often the macro passes though every task has lost its margin."""
+    return make_gate_cell(world, tasks, {"macro pass": claim_at_most(limit, _MACRO)}, **options)
 
 
 def repeat_task(n_tasks: int, law: Law, groups: Groups, **fields: Any) -> list[SuiteTask]:
-    """Return so many tasks of one kind."""
+    """Return `n_tasks` tasks of one kind."""
     return [SuiteTask(law, groups, **fields)] * n_tasks
 
 
-def make_critical_cell(world: str, law: Law, groups: Groups, wanted: str, says: str) -> Cell:
-    """Ask how often a critical task's losses are judged wrongly."""
+def make_critical_cell(world: str, law: Law, groups: Groups, wrong_outcome: str, says: str) -> Cell:
+    """Measure how often a critical task's losses are judged wrongly."""
     policy = GatePolicy(critical=("t0",))
-    claims = {f"critical {wanted}": claim_at_most(0.055, says)}
+    claims = {f"critical {wrong_outcome}": claim_at_most(0.055, says)}
     return make_gate_cell(world, repeat_task(1, law, groups), claims, policy=policy)
 
 
 def make_losing_law(rate: float, base: float = 0.8) -> Law:
-    """Return a law by which this share of the items that the base passed is lost, and as many points gained."""
+    """Return a law that loses this share of the items that the base passed, and gains as many points."""
     lost = rate * base
     return make_binary_law(delta=0.0, disagreement=2 * lost, base=base)
 
 
-def make_validity_cell(rise: float, wanted: str, says: str, n: int = 300) -> Cell:
-    """Ask how often the rule on invalid answers errs at a true rise."""
+def make_validity_cell(rise: float, wrong_outcome: str, says: str, n: int = 300) -> Cell:
+    """Measure how often the rule on invalid answers errs at a true rise."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         suite = Suite(repeat_task(2, make_binary_law(), make_single_items(n // 2), kind="generate"))
@@ -177,8 +177,8 @@ def make_validity_cell(rise: float, wanted: str, says: str, n: int = 300) -> Cel
                 )
                 for m, (base, new) in zip(suite.measured, invalid, strict=True)
             ]
-            found = judge(measured, POLICY, target=None, identical=False).verdict
-            yield {"validity": outcome(found, "validity") == wanted}
+            verdict = judge(measured, POLICY, target=None, identical=False).verdict
+            yield {"validity": outcome(verdict, "validity") == wrong_outcome}
 
     claims = {"validity": claim_at_most(0.055, says)}
     return Cell("gate", f"invalid answers rise by {100 * rise:g} points, {n} items", simulate, claims)
@@ -192,20 +192,20 @@ def _mark_unparsable(rows: Sequence[SampleResult]) -> list[SampleResult]:
     return [replace(row, status="unparsable") for row in rows]
 
 
-def _mix_rows(rows, others, chosen: np.ndarray) -> list[SampleResult]:
-    return [other if picked else row for row, other, picked in zip(rows, others, chosen, strict=True)]
+def _mix_rows(rows, changed, chosen: np.ndarray) -> list[SampleResult]:
+    return [new if picked else row for row, new, picked in zip(rows, changed, chosen, strict=True)]
 
 
 def make_target_cell(law: Law, n: int) -> Cell:
-    """Ask how often a declared level and a declared gain are called reached, or missed, exactly at the truth."""
+    """Measure how often a level and a gain declared exactly at the truth are called reached, or missed."""
     policy = GatePolicy(target=TargetPolicy(min=law.base + law.delta))
     gaining = GatePolicy(target=TargetPolicy(gain=law.delta))
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        made = pair(law, make_single_items(n))
+        arms = pair(law, make_single_items(n))
         while True:
-            made.score(*draw(law, make_single_items(n), rng))
-            facts = TargetFacts(estimate(law.metric, made.new), compare_rows(law.metric, made.base, made.new))
+            arms.score(*draw(law, make_single_items(n), rng))
+            facts = TargetFacts(estimate(law.metric, arms.new), compare_rows(law.metric, arms.base, arms.new))
             level, gain = (
                 outcome(judge([], p, target=facts, identical=False).verdict, "target")
                 for p in (policy, gaining)
@@ -219,15 +219,15 @@ def make_target_cell(law: Law, n: int) -> Cell:
 
     says = ("a level that is just not exceeded is {}", "a gain that is just not exceeded is {}")
     claims = {
-        f"{what} {of}": claim_at_most(0.035, text.format(word))
-        for what, text in zip(("level", "gain"), says, strict=True)
-        for of, word in (("pass", "called shown (2.5 %)"), ("fail", "called missed (2.5 %)"))
+        f"{goal} {result}": claim_at_most(0.035, text.format(word))
+        for goal, text in zip(("level", "gain"), says, strict=True)
+        for result, word in (("pass", "called shown (2.5 %)"), ("fail", "called missed (2.5 %)"))
     }
     return Cell("gate", f"target, {law.name}, {n} items", simulate, claims)
 
 
 def make_control_cell(n: int = 320) -> Cell:
-    """Ask how often a harness that did not move is said to have drifted, in another environment of bf16."""
+    """Measure how often a harness without drift is said to have drifted, in another environment of bf16."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         while True:

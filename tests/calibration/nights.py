@@ -1,7 +1,7 @@
 """Cells of the nightly test: false alarms over a year, and how soon a loss is found.
 
-A pool of items is asked in turn, again and again; each night another recipe's weights answer, or the same ones
-for a week, or the pinned ones. Reference and makings each have a seed effect of a point that all items share.
+The items of a pool are asked in turn, repeatedly; each night other weights of a recipe answer, or the same
+ones for a week, or pinned ones. The reference and each training have a seed effect of a point on all items.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ Answer = Callable[[np.random.Generator, Scores, float], Scores]
 
 
 class Kind(NamedTuple):
-    """How items are scored: what each is expected to score, and one answer to it with so many points more."""
+    """How items are scored: expected scores of items, and an answer to each with a shift in points."""
 
     name: str
     expected: Callable[[np.random.Generator, int], Scores]
@@ -47,30 +47,30 @@ def _draw_skewed(rng: np.random.Generator, expected: Scores, more: float) -> Sco
     return expected + np.where(falls, -0.45, 0.05) * rng.uniform(0.5, 1.5, len(expected))
 
 
-# Two answers to an item differ in 5 % of cases, and in 10 % where 5 points were lost: most items are easy or hard.
+# Two answers to an item differ in 5 % of cases, in 10 % after losing 5 points: most items are easy or hard.
 BINARY = Kind("binary", lambda rng, n: rng.beta(0.135 * RIGHT, 0.135 * (1 - RIGHT), n), _draw_binary)
 GRADED = Kind("graded", lambda rng, n: rng.uniform(0.5, 0.6, n), _draw_graded)
 SKEWED = Kind("graded, few fall far", lambda rng, n: rng.uniform(0.7, 0.9, n), _draw_skewed)
 
 
 class Making(NamedTuple):
-    """How often weights are made anew, in nights (0: never, the pinned ones answer), and the reference's number."""
+    """Nights between trainings (0: never, pinned weights answer), and the reference's number of trainings."""
 
     every: int
     n_references: int = 1
 
     @property
     def name(self) -> str:
-        """What stands on the page."""
+        """Description on the page."""
         if not self.every:
             return "weights never change"
         often = "every night" if self.every == 1 else f"every {self.every} nights"
-        of = f"the mean of {self.n_references} makings" if self.n_references > 1 else "one making"
-        return f"weights made anew {often}, against {of}"
+        reference = f"the mean of {self.n_references} makings" if self.n_references > 1 else "one making"
+        return f"weights made anew {often}, against {reference}"
 
 
 class Pool(NamedTuple):
-    """The items of one series: what each is expected to score, and what it scored in the reference."""
+    """The items of one series: their expected scores, and their scores in the reference."""
 
     expected: Scores
     reference: Scores
@@ -79,7 +79,7 @@ class Pool(NamedTuple):
 def make_pool(kind: Kind, making: Making, size: int, rng: np.random.Generator) -> Pool:
     """Draw the items of a series and let the reference answer them."""
     expected = kind.expected(rng, size)
-    if kind is SKEWED:  # its skew is that of the change, and the reference what is changed from
+    if kind is SKEWED:  # the skew is that of the change, from the reference
         return Pool(expected, expected)
     answers = [kind.answer(rng, expected, _seed_effect(making, rng)) for _ in range(making.n_references)]
     return Pool(expected, np.mean(answers, axis=0))
@@ -92,38 +92,38 @@ def _seed_effect(making: Making, rng: np.random.Generator) -> float:
 def nights(
     kind: Kind, making: Making, size: int, n: int, rng: np.random.Generator, lost: float = 0.0
 ) -> list[Night]:
-    """Draw n nights of a candidate with two series; the target loses so many points."""
+    """Draw n nights of a candidate with two series; the target loses `lost` points."""
     pools = {name: make_pool(kind, making, size, rng) for name in SERIES}
-    out, made, effect = [], 0, 0.0
+    drawn_nights, count, effect = [], 0, 0.0
     for k in range(n):
         if making.every and k % making.every == 0:
-            made, effect = made + 1, _seed_effect(making, rng)
-        asked = np.arange(k * ITEMS, (k + 1) * ITEMS) % size
+            count, effect = count + 1, _seed_effect(making, rng)
+        items = np.arange(k * ITEMS, (k + 1) * ITEMS) % size
         series = {
-            name: _series(kind, pool, asked, effect - lost * (name == "target"), rng)
+            name: _series(kind, pool, items, effect - lost * (name == "target"), rng)
             for name, pool in pools.items()
         }
-        fields: dict[str, Any] = {"making": f"w{made}" if made else "", "n_references": making.n_references}
-        tested = f"w{made}" if made else f"pass {k * ITEMS // size}"
-        one = NightCandidate("lora", "reference", tested, (), series, **fields)
+        fields: dict[str, Any] = {"making": f"w{count}" if count else "", "n_references": making.n_references}
+        tested = f"w{count}" if count else f"pass {k * ITEMS // size}"
+        candidate = NightCandidate("lora", "reference", tested, (), series, **fields)
         day = (FIRST + timedelta(days=k)).isoformat()
-        out.append(Night(day, "", "", "", "bf16", "", {}, (one,), {}, {}))
-    return out
+        drawn_nights.append(Night(day, "", "", "", "bf16", "", {}, (candidate,), {}, {}))
+    return drawn_nights
 
 
-def _series(kind: Kind, pool: Pool, asked: np.ndarray, more: float, rng: np.random.Generator) -> SeriesNight:
-    answers = kind.answer(rng, pool.expected[asked], more)
-    changes = answers - pool.reference[asked]
-    return SeriesNight({f"c{i}": d for i, d in zip(asked.tolist(), changes.tolist(), strict=True)}, {})
+def _series(kind: Kind, pool: Pool, items: np.ndarray, more: float, rng: np.random.Generator) -> SeriesNight:
+    answers = kind.answer(rng, pool.expected[items], more)
+    changes = answers - pool.reference[items]
+    return SeriesNight({f"c{i}": d for i, d in zip(items.tolist(), changes.tolist(), strict=True)}, {})
 
 
-def is_alarm(found: list[Night]) -> bool:
-    """Tell whether the report of the last night calls a regression, as it does ever after one was shown."""
-    return build_report("world", POLICY, found, State()).verdict == "regression"
+def is_alarm(drawn_nights: list[Night]) -> bool:
+    """Tell whether the report of the last night calls a regression, which stays once it was shown."""
+    return build_report("world", POLICY, drawn_nights, State()).verdict == "regression"
 
 
 def make_quiet_cell(kind: Kind, making: Making, size: int, n: int, **options: Any) -> Cell:
-    """Ask how often nights of a recipe that lost nothing raise an alarm."""
+    """Measure how often nights of a recipe without loss raise an alarm."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         while True:
@@ -136,7 +136,7 @@ def make_quiet_cell(kind: Kind, making: Making, size: int, n: int, **options: An
 def make_loss_cell(
     kind: Kind, making: Making, by: int, size: int = 1200, withdrawn: bool = False, **options: Any
 ) -> Cell:
-    """Ask how often a loss of 5 points on the target is found by a night."""
+    """Measure how often a loss of 5 points on the target is found by a night."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         while True:

@@ -1,4 +1,4 @@
-"""The calibration page: what is claimed of every printed number, and what simulation gives."""
+"""The calibration page: the claim for every printed number, and its simulated value."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -41,9 +41,9 @@ A claim is the nominal level, and where that is only reached with many items, wh
 single items one percentage point and a half beside 95 or 5 %; in clusters and with a skew as much as the column says."""
 
 
-def page(cells: Sequence[Cell], found: Mapping[str, CellFigures]) -> str:
-    """Write the page as Markdown; cells that were not simulated yet are left out and counted."""
-    known = [c for c in cells if c.name in found]
+def page(cells: Sequence[Cell], figures: Mapping[str, CellFigures]) -> str:
+    """Write the page as Markdown; cells without a simulation are left out and counted."""
+    simulated = [c for c in cells if c.name in figures]
     functions = (
         "`comparison.estimate`, `comparison.compare_rows`, `gating.judge`, `significance.power_warnings`, "
         "`decision.decide`, `nightly_alarm`, the plan of fewer items and the halves of a rescue"
@@ -53,73 +53,73 @@ def page(cells: Sequence[Cell], found: Mapping[str, CellFigures]) -> str:
         "",
         _ABOUT.format(functions=functions, errors=ERRORS),
         "",
-        _summary(cells, known, found),
+        _summary(cells, simulated, figures),
         "",
         _NOMINAL,
     ]
-    for estimator, of in groupby(known, key=lambda c: c.estimator):
-        lines += ["", f"## {estimator[0].upper()}{estimator[1:]}", "", *_table(of, found)]
+    for estimator, group in groupby(simulated, key=lambda c: c.estimator):
+        lines += ["", f"## {estimator[0].upper()}{estimator[1:]}", "", *_table(group, figures)]
     return (
         "\n".join([*lines, "", _DESIGN, "", _WITHDRAWN, "", "`make calibration` makes this page again."])
         + "\n"
     )
 
 
-def list_failing_claims(cells: Iterable[Cell], found: Mapping[str, CellFigures]) -> list[str]:
-    """List the claims that simulation does not bear out, with their figures."""
+def list_failing_claims(cells: Iterable[Cell], figures: Mapping[str, CellFigures]) -> list[str]:
+    """List the claims that simulation refutes, with their figures."""
     return [
         f"{c.name}: {claim.says}: {format_figure(claim, figure)}, claimed {format_claim(claim)}"
         for c in cells
-        if c.name in found
+        if c.name in figures
         for name, claim in c.claims.items()
-        if not holds(claim, figure := found[c.name].figures[name])
+        if not holds(claim, figure := figures[c.name].figures[name])
     ]
 
 
-def _summary(cells: Sequence[Cell], known: Sequence[Cell], found: Mapping[str, CellFigures]) -> str:
-    wrong, made = list_failing_claims(known, found), [one for c in known for one in c.claims.values()]
-    n_claims, withdrawn = sum(not one.withdrawn for one in made), sum(one.withdrawn for one in made)
-    draws = [found[c.name].n_draws for c in known]
-    minutes = sum(found[c.name].seconds for c in known) / 60
-    said = f"{count(n_claims - len(wrong))} of {count(n_claims)} claims in {count(len(known))} cells hold"
+def _summary(cells: Sequence[Cell], simulated: Sequence[Cell], figures: Mapping[str, CellFigures]) -> str:
+    wrong, claims = list_failing_claims(simulated, figures), [x for c in simulated for x in c.claims.values()]
+    n_claims, withdrawn = sum(not x.withdrawn for x in claims), sum(x.withdrawn for x in claims)
+    draws = [figures[c.name].n_draws for c in simulated]
+    minutes = sum(figures[c.name].seconds for c in simulated) / 60
+    text = f"{count(n_claims - len(wrong))} of {count(n_claims)} claims in {count(len(simulated))} cells hold"
     if withdrawn:
-        said += f", {count(withdrawn)} more are withdrawn"
-    if len(known) < len(cells):
-        said += f" ({count(len(cells) - len(known))} cells are not simulated yet)"
+        text += f", {count(withdrawn)} more are withdrawn"
+    if len(simulated) < len(cells):
+        text += f" ({count(len(cells) - len(simulated))} cells are not simulated yet)"
     n_full = sum(n >= DRAWS for n in draws)
     fewest = (
         f"at least {count(min(draws, default=0))} draws a cell, {count(DRAWS)} in {count(n_full)} of them"
     )
-    said = f"{said}; {fewest}, {minutes:.0f} minutes of one core."
-    n_stale = sum(is_stale(found[c.name]) for c in known)
-    n_repeated = sum(is_repeated(found[c.name]) for c in known)
+    text = f"{text}; {fewest}, {minutes:.0f} minutes of one core."
+    n_stale = sum(is_stale(figures[c.name]) for c in simulated)
+    n_repeated = sum(is_repeated(figures[c.name]) for c in simulated)
     if not n_stale + n_repeated:
-        return f"{said} No code that a cell runs has changed since it was simulated."
+        return f"{text} No code that a cell runs has changed since it was simulated."
     stale = f" {_STALE.format(count(n_stale))}" if n_stale else ""
-    return said + (f" {_REPEATED.format(count(n_repeated), FIRST)}" if n_repeated else "") + stale
+    return text + (f" {_REPEATED.format(count(n_repeated), FIRST)}" if n_repeated else "") + stale
 
 
-def _table(cells: Iterable[Cell], found: Mapping[str, CellFigures]) -> list[str]:
+def _table(cells: Iterable[Cell], figures: Mapping[str, CellFigures]) -> list[str]:
     head = ["| world | claim | claimed % | simulated % | draws | holds |", "|---|---|---|---|---|---|"]
-    return head + [_line(c, claim, found[c.name], name) for c in cells for name, claim in c.claims.items()]
+    return head + [_line(c, claim, figures[c.name], name) for c in cells for name, claim in c.claims.items()]
 
 
-def _line(cell: Cell, claim: Claim, found: CellFigures, name: str) -> str:
-    figure, mark = found.figures[name], "†" * is_stale(found)
-    said = "withdrawn" if claim.withdrawn else "yes" if holds(claim, figure) else "**FAILS**"
+def _line(cell: Cell, claim: Claim, figures: CellFigures, name: str) -> str:
+    figure, mark = figures.figures[name], "†" * is_stale(figures)
+    state = "withdrawn" if claim.withdrawn else "yes" if holds(claim, figure) else "**FAILS**"
     cells = (
         cell.world,
         claim.says,
         format_claim(claim),
         format_figure(claim, figure),
         count(figure.n),
-        said + mark,
+        state + mark,
     )
     return f"| {' | '.join(cells)} |"
 
 
 def format_claim(claim: Claim) -> str:
-    """Print what a claim allows, in percent or points."""
+    """Format the range that a claim allows, in percent or points."""
     if claim.withdrawn:
         return "nothing"
     low, high = (f"{100 * end:.3g}" for end in (claim.low, claim.high))
@@ -131,6 +131,6 @@ def format_claim(claim: Claim) -> str:
 
 
 def format_figure(claim: Claim, figure: Figure) -> str:
-    """Print a figure with its Monte Carlo standard error."""
+    """Format a figure with its Monte Carlo standard error."""
     sign = "+" if claim.gap else ""
     return f"{100 * figure.mean:{sign}.1f} ± {100 * figure.error:.1f}".replace("-", "−") if figure.n else "–"

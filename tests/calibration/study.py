@@ -1,8 +1,8 @@
-"""The simulation of all cells in processes, kept cell by cell, so that a second call goes on.
+"""The simulation of all cells in processes, stored per cell, so that a second call resumes it.
 
-Invariant: a kept figure is used again only where it has the draws and the code that cells run is the same, or the
-first draws have the same outcomes by the code as it is now (all cells: some two minutes of a processor); a cell's
-draws depend on its name alone, never on what ran before.
+Invariant: a stored figure is used again only if it has enough draws and the code is unchanged, or its first
+draws have the same outcomes with the current code (all cells: some two minutes of a processor); a cell's
+draws depend only on its name, not on earlier cells.
 """
 
 import json
@@ -22,8 +22,8 @@ from tests.pins import pin_of
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "reports" / "calibration.json"
 PROCESSES = 2
-FIRST = 40  # draws whose outcomes are kept, and drawn again where code has changed
-# What cells run, but for plugins; a test traces them.
+FIRST = 40  # number of draws whose outcomes are stored, and compared after a change of code
+# Code that cells run, without plugins; a test traces it.
 CODE = (
     *(f"harness/{package}/**/*.py" for package in ("analysis", "records", "spec", "stats")),
     "harness/config/__init__.py", "harness/evaluation/sampling.py", "harness/experiment/fewer_items.py",
@@ -33,10 +33,10 @@ CODE = (
 
 
 class CellFigures(NamedTuple):
-    """Figures of one cell by the name of the claim, and the seconds of a processor that they took.
+    """Figures of one cell by the name of the claim, and the processor time in seconds.
 
-    `code` is the digest of the code that simulated them, `first` are the outcomes of the first draws, and
-    `repeated` is the digest of the code that last gave these again.
+    `code` is the digest of the simulating code, `first` are the outcomes of the first draws, and `repeated`
+    is the digest of the code that last reproduced them.
     """
 
     figures: Mapping[str, Figure]
@@ -54,45 +54,45 @@ def code_files() -> list[Path]:
 
 @cache
 def code_digest() -> str:
-    """Digest the code that cells run, without its docstrings and comments."""
+    """Digest the code that cells run, without docstrings and comments."""
     return pin_of(code_files())
 
 
-def is_stale(one: CellFigures) -> bool:
-    """Tell whether code that cells run has changed since a cell was simulated, or last repeated."""
-    return code_digest() not in {one.code, one.repeated}
+def is_stale(figures: CellFigures) -> bool:
+    """Tell whether the code has changed since a cell was simulated or last repeated."""
+    return code_digest() not in {figures.code, figures.repeated}
 
 
-def is_repeated(one: CellFigures) -> bool:
-    """Tell whether code has changed since a cell was simulated, and gave the outcomes of its first draws again."""
-    return one.code != code_digest() == one.repeated
+def is_repeated(figures: CellFigures) -> bool:
+    """Tell whether the code has changed since a cell was simulated, but reproduced its first draws."""
+    return figures.code != code_digest() == figures.repeated
 
 
-def simulate(name: str, n_draws: int, kept: CellFigures | None) -> CellFigures:
-    """Run the cell of a name; where enough draws are kept and the first come out as they did, these alone."""
+def simulate(name: str, n_draws: int, stored: CellFigures | None) -> CellFigures:
+    """Simulate a cell; if enough draws are stored and the first ones repeat, return the stored figures."""
     start, code, cell = time.process_time(), code_digest(), BY_NAME[name]
-    drawn = outcomes(cell, min(FIRST, n_draws))
-    # In six digits: in the last bits two machines differ.
-    first = {claim: " ".join(f"{value:.6g}" for value in values) for claim, values in drawn.items()}
-    if kept and kept.n_draws >= n_draws and kept.first == first:
-        return kept._replace(repeated=code)
+    first_outcomes = outcomes(cell, min(FIRST, n_draws))
+    # In six digits, because the last bits differ between machines.
+    first = {claim: " ".join(f"{value:.6g}" for value in values) for claim, values in first_outcomes.items()}
+    if stored and stored.n_draws >= n_draws and stored.first == first:
+        return stored._replace(repeated=code)
     return CellFigures(run(cell, n_draws), n_draws, time.process_time() - start, code, first)
 
 
 def read(path: Path = KEPT) -> dict[str, CellFigures]:
-    """Read what is kept; nothing where there is no file."""
+    """Read the stored figures; empty without a file."""
     if not path.exists():
         return {}
     raw: dict[str, Any] = json.loads(path.read_text("utf-8"))["cells"]
     return {
-        name: CellFigures(**{**one, "figures": {k: Figure(*v) for k, v in one["figures"].items()}})
-        for name, one in raw.items()
+        name: CellFigures(**{**fields, "figures": {k: Figure(*v) for k, v in fields["figures"].items()}})
+        for name, fields in raw.items()
     }
 
 
-def write(found: Mapping[str, CellFigures], path: Path = KEPT) -> None:
-    """Write figures, in the order of the design; cells that the design does not have are dropped."""
-    cells = {c.name: found[c.name]._asdict() for c in CELLS if c.name in found}
+def write(figures: Mapping[str, CellFigures], path: Path = KEPT) -> None:
+    """Write figures, in the order of the design; cells outside the design are dropped."""
+    cells = {c.name: figures[c.name]._asdict() for c in CELLS if c.name in figures}
     whole = json.dumps({"cells": cells}, indent=1, ensure_ascii=False) + "\n"
     beside = path.with_suffix(".part")
     beside.write_text(whole, "utf-8")
@@ -102,35 +102,35 @@ def write(found: Mapping[str, CellFigures], path: Path = KEPT) -> None:
 def study(
     n_draws: int = DRAWS, cells: Sequence[Cell] = CELLS, path: Path = KEPT, processes: int = PROCESSES
 ) -> dict[str, CellFigures]:
-    """Simulate every cell that is not kept as it would be now, the longest first; returns all of them.
+    """Simulate every cell without current figures, the longest first; return all figures.
 
-    A kept one of changed code is simulated only where its first draws come out in another way. A cell that raises is named on stderr and left out, so that it costs no other its figures.
+    After a change of code only cells whose first draws change are simulated. Cells that fail go to stderr.
     """
-    found = read(path)
-    known = {name: one.seconds / one.n_draws for name, one in found.items()}
-    left = [c.name for c in cells if not _is_current(found, c.name, n_draws)]
-    left.sort(key=lambda name: -known.get(name, float("inf")))
+    figures = read(path)
+    draw_s = {name: f.seconds / f.n_draws for name, f in figures.items()}
+    missing = [c.name for c in cells if not _is_current(figures, c.name, n_draws)]
+    missing.sort(key=lambda name: -draw_s.get(name, float("inf")))
     start = time.perf_counter()
     with ProcessPoolExecutor(processes) as pool:
-        asked = {pool.submit(simulate, name, n_draws, found.get(name)): name for name in left}
-        for done, future in enumerate(as_completed(asked), start=1):
-            name = asked[future]
+        futures = {pool.submit(simulate, name, n_draws, figures.get(name)): name for name in missing}
+        for n_done, future in enumerate(as_completed(futures), start=1):
+            name = futures[future]
             if error := future.exception():
                 sys.stderr.write(f"{name} was not simulated: {type(error).__name__}: {error}\n")
-                found.pop(name, None)
+                figures.pop(name, None)
                 continue
-            found[name] = future.result()
-            write(found, path)
-            # By what each cell took the last time, else by the mean of those that are done.
-            mean = (time.perf_counter() - start) * processes / done / n_draws
-            waiting = [name for name in left if not _is_current(found, name, n_draws)]
-            rest = sum(known.get(name, mean) for name in waiting) * n_draws / processes
-            how = "the first draws repeat" if found[name].repeated else seconds(found[name].seconds)
-            said = f"{done}/{len(left)} {name}: {how}; at most some {seconds(rest)} left"
-            sys.stderr.write(said + "\n")
-    return found
+            figures[name] = future.result()
+            write(figures, path)
+            # Estimate by each cell's last time, else by the mean of the finished cells.
+            mean = (time.perf_counter() - start) * processes / n_done / n_draws
+            waiting = [name for name in missing if not _is_current(figures, name, n_draws)]
+            rest = sum(draw_s.get(name, mean) for name in waiting) * n_draws / processes
+            how = "the first draws repeat" if figures[name].repeated else seconds(figures[name].seconds)
+            line = f"{n_done}/{len(missing)} {name}: {how}; at most some {seconds(rest)} left"
+            sys.stderr.write(line + "\n")
+    return figures
 
 
-def _is_current(found: Mapping[str, CellFigures], name: str, n_draws: int) -> bool:
-    one = found.get(name)
-    return one is not None and one.n_draws >= n_draws and not is_stale(one)
+def _is_current(figures: Mapping[str, CellFigures], name: str, n_draws: int) -> bool:
+    stored = figures.get(name)
+    return stored is not None and stored.n_draws >= n_draws and not is_stale(stored)

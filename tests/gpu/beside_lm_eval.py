@@ -1,7 +1,7 @@
 """The same texts asked of one model in memory by harness and by lm-eval's own `hf` model.
 
-Invariant: both are timed from texts to log-likelihoods or answers, tokenising included; lm-eval's time is
-that of its fastest batch size that fits the memory.
+Invariant: both are timed from texts to log-likelihoods or answers, including tokenising; lm-eval's time is
+that of the fastest batch size that fits into memory.
 """
 
 import time
@@ -24,7 +24,7 @@ CHOICES, QUESTIONS = ("world_facts", "reading", "grammar", "arithmetic"), "arith
 
 
 class Section(NamedTuple):
-    """What is asked: items of each task, the worked examples before each, tokens to generate (0: none)."""
+    """Questions to ask: items per task, worked examples before each, tokens to generate (0: none)."""
 
     name: str
     tasks: tuple[str, ...]
@@ -35,7 +35,7 @@ class Section(NamedTuple):
 
 
 class Question(NamedTuple):
-    """One prompt, and the choices to be scored after it; none where an answer is generated."""
+    """One prompt, and the choices to score after it; none if an answer is generated."""
 
     prompt: str
     choices: tuple[str, ...]
@@ -51,7 +51,7 @@ class SideAnswers(NamedTuple):
 
 
 class SectionResult(NamedTuple):
-    """What a section adds to the page: rows, and the line of the agreement of both sides."""
+    """Part of the page for a section: rows, and a line on the agreement of both sides."""
 
     rows: list[Row]
     agreement: tuple
@@ -59,134 +59,134 @@ class SectionResult(NamedTuple):
 
 @cache
 def rows_of(task: str) -> tuple:
-    """Return the rows of a task of the suites that the repository ships."""
+    """Return the rows of a task of the shipped suites."""
     tasks = {t.name: t for suite in config.read_suites(ROOT / "suites") for t in suite.tasks}
     return data.load_task(tasks[task].model_copy(update={"limit": None}), 0).test
 
 
 def questions(section: Section) -> list[Question]:
-    """Lay out the items of a section behind its worked examples, which all of them share."""
-    out = []
+    """Lay out the items of a section after its worked examples, which all of them share."""
+    prompts = []
     for task in section.tasks:
         shots, items = rows_of(task)[: section.n_shots], rows_of(task)[section.n_shots :]
         before = "".join(f"{e.prompt} {e.references[0]}\n\n" for e in shots)
         chosen = items[: section.n_items]
-        out += [Question(before + e.prompt, () if section.n_new else e.choices) for e in chosen]
-    return out
+        prompts += [Question(before + e.prompt, () if section.n_new else e.choices) for e in chosen]
+    return prompts
 
 
 def measure(section: Section, model: RandomModel, host: ModelHost, batches: Sequence[int]) -> SectionResult:
     """Ask both sides; `batches` are lm-eval's batch sizes to try."""
-    asked = questions(section)
+    items = questions(section)
     counted = peaks.ScoringCounter(host.base)
     ask, n_lm_eval = (
-        (generate_answers, len(asked))
+        (generate_answers, len(items))
         if section.n_new
-        else (score_choices, sum(len(q.choices) for q in asked))
+        else (score_choices, sum(len(q.choices) for q in items))
     )
-    ask(counted, asked[:2], section)  # the first call warms up
+    ask(counted, items[:2], section)  # the first call warms up
     counted = peaks.ScoringCounter(host.base)
     peaks.forget(model.machine.device)
     start = time.perf_counter()
-    said = ask(counted, asked, section)
+    answers = ask(counted, items, section)
     ours = SideAnswers(
-        said, time.perf_counter() - start, peaks.peak_gb(model.machine.device), f"blocks of {BLOCK}"
+        answers, time.perf_counter() - start, peaks.peak_gb(model.machine.device), f"blocks of {BLOCK}"
     )
-    # Let lm-eval ask in each batch size, and keep the fastest that fits the memory.
+    # lm-eval asks in each batch size; keep the fastest that fits into memory.
     import torch
 
-    found, too_large = [], []
+    runs, too_large = [], []
     for batch in batches:
         try:
-            found.append(ask_lm_eval(section, asked, host, batch))
+            runs.append(ask_lm_eval(section, items, host, batch))
         except torch.OutOfMemoryError:
             too_large.append(batch)
-    best = min(found, key=lambda one: one.seconds)
+    best = min(runs, key=lambda run: run.seconds)
     theirs = best._replace(how=f"{best.how} (no memory for {too_large})") if too_large else best
-    name = f"{section.name}, {len(asked)} items"
+    name = f"{section.name}, {len(items)} items"
     times = f"lm-eval {theirs.seconds:.1f} s in {theirs.how}, harness {ours.seconds:.1f} s"
     rows = [Row(name, theirs.seconds / ours.seconds, "times as fast", section.goal, times, at_least=True)]
     if counted.n_tokens:
         peak = peaks.peak_gflops(model.machine)
         rows.append(peaks.share_row(section.name, counted, model.shape, peak))
-    rows.append(memory_row(section, model, host, asked, ours))
-    return SectionResult(rows, (section.name, n_lm_eval, *agreement(section, host, asked, ours, theirs)))
+    rows.append(memory_row(section, model, host, items, ours))
+    return SectionResult(rows, (section.name, n_lm_eval, *agreement(section, host, items, ours, theirs)))
 
 
-def score_choices(candidate, asked: Sequence[Question], section: Section) -> list:
+def score_choices(candidate, items: Sequence[Question], section: Section) -> list:
     """Score all choices, block by block as an evaluation does."""
-    out = []
-    for start in range(0, len(asked), BLOCK):
-        block = asked[start : start + BLOCK]
-        out += candidate.loglikelihood(
+    scored = []
+    for start in range(0, len(items), BLOCK):
+        block = items[start : start + BLOCK]
+        scored += candidate.loglikelihood(
             [
                 candidate.encode(_turn(q), f" {choice}" if q.prompt else choice, chat_template=False)[:2]
                 for q in block
                 for choice in q.choices
             ]
         )
-    return [one.logprob for one in out]
+    return [score.logprob for score in scored]
 
 
-def generate_answers(candidate, asked: Sequence[Question], section: Section) -> list:
+def generate_answers(candidate, items: Sequence[Question], section: Section) -> list:
     """Answer all prompts, block by block."""
-    out = []
-    for start in range(0, len(asked), BLOCK):
+    outputs = []
+    for start in range(0, len(items), BLOCK):
         prompts = [
-            candidate.encode(_turn(q), chat_template=False).context for q in asked[start : start + BLOCK]
+            candidate.encode(_turn(q), chat_template=False).context for q in items[start : start + BLOCK]
         ]
-        out += candidate.generate(prompts, Limits(section.n_new, ()))
-    return [one.text for one in out]
+        outputs += candidate.generate(prompts, Limits(section.n_new, ()))
+    return [output.text for output in outputs]
 
 
 def _turn(question: Question) -> list[dict]:
     return [{"role": "user", "content": question.prompt}] if question.prompt else []
 
 
-def ask_lm_eval(section: Section, asked: Sequence[Question], host: ModelHost, batch: int) -> SideAnswers:
-    """Put the same texts to lm-eval's model around the very weights that harness answered with."""
+def ask_lm_eval(section: Section, items: Sequence[Question], host: ModelHost, batch: int) -> SideAnswers:
+    """Ask the same texts of lm-eval's model, which wraps the weights that harness used."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     model = HFLM(pretrained=host.model, tokenizer=host.tokenizer, batch_size=batch)
     if section.n_new:
         how = {"until": [], "max_gen_toks": section.n_new, "do_sample": False}
-        arguments, kind = [(q.prompt, how) for q in asked], "generate_until"
+        arguments, kind = [(q.prompt, how) for q in items], "generate_until"
     else:
-        pairs = [(q.prompt, f" {choice}" if q.prompt else choice) for q in asked for choice in q.choices]
+        pairs = [(q.prompt, f" {choice}" if q.prompt else choice) for q in items for choice in q.choices]
         arguments, kind = pairs, "loglikelihood"
-    requests = [Instance(kind, {}, one, i) for i, one in enumerate(arguments)]
+    requests = [Instance(kind, {}, argument, i) for i, argument in enumerate(arguments)]
     ask = getattr(model, kind)
     ask(requests[:2], disable_tqdm=True)
     peaks.forget(host.machine.device)
     start = time.perf_counter()
-    said = ask(requests, disable_tqdm=True)
+    responses = ask(requests, disable_tqdm=True)
     seconds = time.perf_counter() - start
-    values = said if section.n_new else [logprob for logprob, _ in said]
+    values = responses if section.n_new else [logprob for logprob, _ in responses]
     return SideAnswers(values, seconds, peaks.peak_gb(host.machine.device), f"batches of {batch}")
 
 
 def memory_row(
-    section: Section, model: RandomModel, host: ModelHost, asked: Sequence[Question], ours: SideAnswers
+    section: Section, model: RandomModel, host: ModelHost, items: Sequence[Question], ours: SideAnswers
 ) -> Row:
-    """Set the peak beside the estimate for the tokens whose keys lie in memory together."""
+    """Compare the peak with the estimate for the tokens whose keys are in memory at the same time."""
     device, precision = model.machine.device, model.machine.precision
     tokens = READING[device].tokens
     if section.n_new:
-        longest = max(len(host.base.encode(_turn(q), chat_template=False).context) for q in asked)
-        tokens = min(ANSWERING[device].tokens, min(BLOCK, len(asked)) * (longest + section.n_new))
+        longest = max(len(host.base.encode(_turn(q), chat_template=False).context) for q in items)
+        tokens = min(ANSWERING[device].tokens, min(BLOCK, len(items)) * (longest + section.n_new))
     estimate = memory.inference_peak(model.shape, tokens, precision).total
-    said = f"{ours.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in the cache"
-    return Row(f"{section.name}: peak memory", ours.peak_gb / estimate, "of the estimate", 1.0, said)
+    note = f"{ours.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in the cache"
+    return Row(f"{section.name}: peak memory", ours.peak_gb / estimate, "of the estimate", 1.0, note)
 
 
 def agreement(
-    section: Section, host: ModelHost, asked: Sequence[Question], ours: SideAnswers, theirs: SideAnswers
+    section: Section, host: ModelHost, items: Sequence[Question], ours: SideAnswers, theirs: SideAnswers
 ) -> tuple[float, str]:
-    """Return how far both sides are apart, and in which unit."""
+    """Return the difference between both sides, and its unit."""
     if section.n_new:
         same = sum(a.strip() == b.strip() for a, b in zip(ours.said, theirs.said, strict=True))
-        return 1 - same / len(asked), "of the answers differ"
-    tokens = [len(host.tokenizer(choice)["input_ids"]) for q in asked for choice in q.choices]
+        return 1 - same / len(items), "of the answers differ"
+    tokens = [len(host.tokenizer(choice)["input_ids"]) for q in items for choice in q.choices]
     gaps = [abs(a - b) / n for a, b, n in zip(ours.said, theirs.said, tokens, strict=True)]
     return sum(gaps) / len(gaps), "nats a token, mean gap"

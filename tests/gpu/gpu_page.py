@@ -1,8 +1,8 @@
-"""The page of `make gpu`: each part's figures, kept in one JSON file, and what nobody has run on a GPU.
+"""The page of `make gpu`: each part's figures, stored in one JSON file, and features never run on a GPU.
 
-Invariant: the page is written anew from the file after each part, so that a run which is stopped leaves those
-that ended; a part that is run again replaces its own figures alone. A line of `never_run.txt` names the files of
-tests that hold on CPUs what can be held there; a figure of `published.txt` was read at the address beside it.
+Invariant: the page is rewritten from the file after each part, so that an interrupted run keeps finished
+parts; repeating a part replaces only its own figures. A line of `never_run.txt` names the test files that
+cover on CPUs what they can; each figure of `published.txt` has the address where it was read.
 """
 
 import json
@@ -35,7 +35,7 @@ PUBLISHED = _read_table(
 
 
 class Part(NamedTuple):
-    """A part of `make gpu`: its name, the tests that it runs as pytest takes them, and what it shows."""
+    """A part of `make gpu`: its name, its tests as pytest takes them, and its purpose."""
 
     name: str
     tests: tuple[str, ...]
@@ -43,9 +43,9 @@ class Part(NamedTuple):
 
 
 class PartEnd(NamedTuple):
-    """End of a part: how, after how many seconds, each test with its outcome, their figures, and the card.
+    """End of a part: its outcome, seconds, each test's outcome, the tests' figures, and the card.
 
-    `outcome` is `passed`, `failed`, `skipped` or `stopped`, which is what the limit does.
+    `outcome` is `passed`, `failed`, `skipped` or `stopped` (at the time limit).
     """
 
     outcome: str
@@ -56,23 +56,23 @@ class PartEnd(NamedTuple):
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to run of it."""
+        """Whether no test is left to run."""
         return self.outcome == "passed"
 
 
 def read_parts(stem: Path) -> dict[str, PartEnd]:
-    """Read how the parts ended that were run, by name."""
+    """Read the ends of finished parts, by name."""
     path = stem.with_suffix(".json")
     if not path.exists():
         return {}
-    found = json.loads(path.read_text("utf-8"))["parts"]
-    return {name: PartEnd(**{**one, "tests": tuple(map(tuple, one["tests"]))}) for name, one in found.items()}
+    parts = json.loads(path.read_text("utf-8"))["parts"]
+    return {name: PartEnd(**{**end, "tests": tuple(map(tuple, end["tests"]))}) for name, end in parts.items()}
 
 
 def keep(stem: Path, parts: tuple[Part, ...], name: str, ended: PartEnd) -> None:
-    """Keep how a part ended, and write the page."""
+    """Store the end of a part, and write the page."""
     every = read_parts(stem) | {name: ended}
-    content = {"parts": {one: of._asdict() for one, of in every.items()}}
+    content = {"parts": {key: end._asdict() for key, end in every.items()}}
     stem.parent.mkdir(parents=True, exist_ok=True)
     scratch = stem.with_suffix(".json.part")
     scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -81,11 +81,11 @@ def keep(stem: Path, parts: tuple[Part, ...], name: str, ended: PartEnd) -> None
 
 
 def render_page(parts: tuple[Part, ...], ended: dict[str, PartEnd]) -> str:
-    """Return the page: the parts and their state, the figures of each, then what was never run."""
+    """Return the page: the parts with their states, each part's figures, then features never run."""
     lines = [["part", "what it shows", "state"], ["---"] * 3]
-    lines += [[f"`{one.name}`", one.shows, state(ended.get(one.name))] for one in parts]
+    lines += [[f"`{p.name}`", p.shows, state(ended.get(p.name))] for p in parts]
     page = ["# GPU", "", _INTRODUCTION, ""]
-    if not any(one.is_done for one in ended.values()):
+    if not any(end.is_done for end in ended.values()):
         page += ["Nothing of the harness has been run on a GPU yet: there was none.", ""]
     page += [*(f"| {' | '.join(line)} |" for line in lines), ""]
     for part in parts:
@@ -96,17 +96,17 @@ def render_page(parts: tuple[Part, ...], ended: dict[str, PartEnd]) -> str:
 
 
 def state(ended: PartEnd | None) -> str:
-    """Say how a part ended, and which of its tests did not pass."""
+    """Return how a part ended, and which of its tests did not pass."""
     if ended is None:
         return "never run"
     after = f" after {ended.seconds:.0f} s{f' on {ended.card}' if ended.card else ''}"
     bad = [f"`{name}` {outcome}" for name, outcome in ended.tests if outcome != "passed"]
-    said = f"{ended.outcome}{after}, {len(ended.tests) - len(bad)} of {len(ended.tests)} tests passed"
-    return f"{said}: {', '.join(bad)}" if bad else said
+    text = f"{ended.outcome}{after}, {len(ended.tests) - len(bad)} of {len(ended.tests)} tests passed"
+    return f"{text}: {', '.join(bad)}" if bad else text
 
 
 def _figures(part: Part, ended: PartEnd | None) -> list[str]:
     if ended is None or ended.figures is None:
         return []
-    first, *others = section(ended.figures)
-    return [f"## {part.name}: {first}", *others]
+    first, *rest = section(ended.figures)
+    return [f"## {part.name}: {first}", *rest]

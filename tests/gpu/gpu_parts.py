@@ -1,7 +1,7 @@
-"""Parts of `make gpu`, each of ten minutes at most: list them, run one, or all that are not done.
+"""Parts of `make gpu`, each of ten minutes at most: list them, run one, or run all unfinished ones.
 
-Invariant: each part is a pytest of its own process, ended at its limit; what it measured goes through a file to the
-page, which is written after each part. `python tests/gpu/gpu_parts.py [PART… | all]`.
+Invariant: each part is a pytest process, ended at its limit; a file carries its measurements to the page,
+which is written after each part. `python tests/gpu/gpu_parts.py [PART… | all]`.
 """
 
 import json
@@ -22,7 +22,7 @@ from gpu_page import LIMIT_S, Part, PartEnd, keep, read_parts, render_page, stat
 
 from harness.models.hardware import current_device  # noqa: E402
 
-FIGURES = "HARNESS_GPU_FIGURES"  # the file that a test of a part leaves its figures in
+FIGURES = "HARNESS_GPU_FIGURES"  # the file into which tests of a part write their figures
 ALL = "all"
 _ROOT = _HERE.parents[1]
 _ANSWERS, _BENCH = "tests/gpu/test_gpu_answers.py", "tests/gpu/test_gpu_bench.py"
@@ -86,33 +86,33 @@ PARTS = (
 )  # fmt: skip
 
 
-def main(asked: Sequence[str], stem: Path, parts: tuple[Part, ...] = PARTS, limit_s: float = LIMIT_S) -> int:
-    """List the parts, or run those that are asked for; `all` are those that are not done. Returns the exit code."""
-    known, ended = {one.name: one for one in parts}, read_parts(stem)
-    if unknown := [name for name in asked if name not in {*known, ALL}]:
-        sys.stderr.write(f"no part {', '.join(unknown)}; one of: {', '.join([*known, ALL])}\n")
+def main(names: Sequence[str], stem: Path, parts: tuple[Part, ...] = PARTS, limit_s: float = LIMIT_S) -> int:
+    """List the parts, or run the named ones; `all` selects the unfinished ones. Return the exit code."""
+    by_name, ended = {p.name: p for p in parts}, read_parts(stem)
+    if unknown := [name for name in names if name not in {*by_name, ALL}]:
+        sys.stderr.write(f"no part {', '.join(unknown)}; one of: {', '.join([*by_name, ALL])}\n")
         return 2
-    if not asked:
-        sys.stdout.write("".join(f"{one.name:<12}{state(ended.get(one.name))}\n" for one in parts))
+    if not names:
+        sys.stdout.write("".join(f"{p.name:<12}{state(ended.get(p.name))}\n" for p in parts))
         sys.stdout.write(f"make gpu ARGS=PART runs one, ARGS={ALL} those that are not done\n")
         stem.with_suffix(".md").write_text(render_page(parts, ended), encoding="utf-8")
         return 0
-    left = [one for one in parts if one.name not in ended or not ended[one.name].is_done]
-    chosen = left if ALL in asked else [known[name] for name in asked]
+    open_parts = [p for p in parts if p.name not in ended or not ended[p.name].is_done]
+    chosen = open_parts if ALL in names else [by_name[name] for name in names]
     outcomes = []
     for number, part in enumerate(chosen, 1):
         sys.stdout.write(f"{part.name} ({number} of {len(chosen)}, at most {limit_s:.0f} s)\n")
         sys.stdout.flush()
-        found = run(part, limit_s)
-        sys.stdout.write(f"{part.name}: {state(found)}\n")
-        outcomes.append(found.outcome)
-        if found.outcome != "skipped":  # without a GPU nothing was found out
-            keep(stem, parts, part.name, found)
+        part_end = run(part, limit_s)
+        sys.stdout.write(f"{part.name}: {state(part_end)}\n")
+        outcomes.append(part_end.outcome)
+        if part_end.outcome != "skipped":  # a skipped part has no results, as without a GPU
+            keep(stem, parts, part.name, part_end)
     return 0 if {*outcomes} <= {"passed", "skipped"} else 1
 
 
 def run(part: Part, limit_s: float) -> PartEnd:
-    """Run the tests of a part in a process of their own, for so many seconds."""
+    """Run the tests of a part in a separate process, with a time limit."""
     with tempfile.TemporaryDirectory() as folder:
         report, figures = Path(folder) / "report.xml", Path(folder) / "figures.json"
         options = ["-m", "gpu", "-s", "-n", "0", f"--junitxml={report}"]
@@ -129,28 +129,28 @@ def run(part: Part, limit_s: float) -> PartEnd:
             _end(process)
         seconds = time.perf_counter() - start
         tests = _tests(report)
-        outcome = _outcome(process.returncode, [one for _, one in tests], stopped=not report.exists())
-        left = json.loads(figures.read_text("utf-8")) if figures.exists() else None
-        return PartEnd(outcome, seconds, tests, left, current_device("cuda"))
+        outcome = _outcome(process.returncode, [o for _, o in tests], stopped=not report.exists())
+        recorded = json.loads(figures.read_text("utf-8")) if figures.exists() else None
+        return PartEnd(outcome, seconds, tests, recorded, current_device("cuda"))
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a part with all that it started."""
+    """Kill a part and everything that it started."""
     if process.poll() is None:
         os.killpg(process.pid, 9)
         process.wait()
 
 
 def _tests(report: Path) -> tuple[tuple[str, str], ...]:
-    """Read which tests ran, and how each ended."""
+    """Read each test's name and outcome."""
     if not report.exists():
         return ()
-    found = []
+    tests = []
     for case in ElementTree.parse(report).iter("testcase"):
-        bad = next((one for one in ("failure", "error", "skipped") if case.find(one) is not None), "")
+        bad = next((tag for tag in ("failure", "error", "skipped") if case.find(tag) is not None), "")
         outcome = {"": "passed", "skipped": "skipped"}.get(bad, "failed")
-        found.append((str(case.get("name")), outcome))
-    return tuple(found)
+        tests.append((str(case.get("name")), outcome))
+    return tuple(tests)
 
 
 def _outcome(code: int | None, tests: Sequence[str], *, stopped: bool) -> str:

@@ -1,4 +1,4 @@
-"""A Llama of 1, 3 or 8 billion random parameters: as fast and as large as a trained one, from no network.
+"""A Llama of 1, 3 or 8 billion random parameters: as fast and as large as a trained one, without a download.
 
 Invariant: the same size and seed give the same weights on the same device; the tokenizer is another model's.
 `HARNESS_GPU_MODEL` names the size (`1b`, `3b`, `8b`); the default is the largest that fits.
@@ -18,7 +18,7 @@ from harness.records import BLOCK
 
 
 class Size(NamedTuple):
-    """What of the architecture makes the size; the vocabulary is the tokenizer's."""
+    """Dimensions of the architecture; the vocabulary is the tokenizer's."""
 
     layers: int
     hidden: int
@@ -39,7 +39,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "tiny": Size(2, 32, 64, 4, 2),  # to try the benchmark itself
+    "tiny": Size(2, 32, 64, 4, 2),  # to test the benchmark itself
     "1b": Size(16, 2048, 8192, 32, 8),
     "3b": Size(28, 3072, 8192, 24, 8),
     "8b": Size(32, 4096, 14336, 32, 8),
@@ -48,7 +48,7 @@ MAX_POSITIONS = 8192
 
 
 class RandomModel(NamedTuple):
-    """A base with random weights on disk, its shape, and the machine it is measured on."""
+    """A base with random weights on disk, its shape, and the machine for the measurement."""
 
     size: str
     source: ModelSource
@@ -60,8 +60,8 @@ def choose_size(tokenizer_of: Path, folder: Path) -> str:
     """Return the size that `HARNESS_GPU_MODEL` names, else the largest that fits the GPU and the disk."""
     from transformers import AutoTokenizer
 
-    if named := os.environ.get("HARNESS_GPU_MODEL"):
-        return named
+    if chosen := os.environ.get("HARNESS_GPU_MODEL"):
+        return chosen
     vocabulary = len(AutoTokenizer.from_pretrained(tokenizer_of))
     free_gb, disk_gb = memory("cuda").free_gib * 2**30 / 1e9, shutil.disk_usage(folder).free / 1e9
     fits = [
@@ -74,7 +74,7 @@ def choose_size(tokenizer_of: Path, folder: Path) -> str:
 
 
 def estimate_gb(shape: Shape) -> float:
-    """Estimate what answering a block of 1,024 tokens each takes, and training a LoRA on eight such rows."""
+    """Estimate the memory to answer a block of 1,024 tokens each, and to train a LoRA on eight such rows."""
     adapter = footprint.lora_parameters(shape, r=16)
     return max(
         footprint.inference_peak(shape, BLOCK * 1024).total,
@@ -83,7 +83,7 @@ def estimate_gb(shape: Shape) -> float:
 
 
 def build(folder: Path, size: str, tokenizer_of: Path, machine: Machine, spread: float = 0.02) -> RandomModel:
-    """Save a model of a size with the tokenizer of a folder; `spread` is the standard deviation of weights."""
+    """Save a model of a size with a folder's tokenizer; `spread` is the standard deviation of weights."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -105,6 +105,6 @@ def build(folder: Path, size: str, tokenizer_of: Path, machine: Machine, spread:
     tokenizer.save_pretrained(folder)
     del model
     gc.collect()
-    # Its digests would take as long as reading all of it, and nothing is stored under them.
+    # Digests would require reading all weights, and nothing is stored under them.
     source = ModelSource(f"random Llama {size}", folder, f"random-{size}", "random", shape.n_parameters)
     return RandomModel(size, source, shape, machine)

@@ -1,4 +1,4 @@
-"""A GPU says what a CPU says: scores, answers, adapters and first losses of the tiny model.
+"""A GPU gives the results of a CPU: scores, answers, adapters and first losses of the tiny model.
 
 Invariant: the reference is transformers' own forward pass over one sequence on the CPU in fp32. The same
 tests run on the CPU in the fast tier, so that they are known to work.
@@ -27,7 +27,7 @@ CPU = Machine("cpu", "CPU", "fp32", 1.0)
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def machine(request):
-    """Compute on the CPU, and on a GPU under its mark; in fp32."""
+    """Compute on the CPU, and under the mark `gpu` on a GPU; in fp32."""
     if request.param == "cuda":
         gpu()
     return Machine(request.param, request.param, "fp32", 1.0)
@@ -40,7 +40,7 @@ def source(tiny, own_cache):
 
 @pytest.fixture(scope="module")
 def adapters(tiny, tmp_path_factory):
-    """Save two adapters that change what the tiny model says."""
+    """Save two adapters that change the tiny model's answers."""
     settings = {"r": 4, "target_modules": "all-linear"}
     return [adapter_on(tiny, tmp_path_factory.mktemp("adapter"), seed=seed, **settings) for seed in (1, 2)]
 
@@ -55,21 +55,21 @@ def prompts(candidate):
 
 
 def scores(candidate):
-    return [one.logprob for one in candidate.loglikelihood(pairs(candidate))]
+    return [scored.logprob for scored in candidate.loglikelihood(pairs(candidate))]
 
 
-def one_by_one(model, asked):
+def one_by_one(model, inputs):
     """Sum the log-probabilities of each continuation from one forward pass over its sequence."""
     import torch
 
-    out = []
-    for context, continuation in asked:
+    sums = []
+    for context, continuation in inputs:
         ids = torch.tensor([[*context, *continuation]])
         with torch.no_grad():
             logprobs = model(ids).logits[0].float().log_softmax(-1)
         rows = logprobs[len(context) - 1 : -1]
-        out.append(float(rows[range(len(continuation)), list(continuation)].sum()))
-    return out
+        sums.append(float(rows[range(len(continuation)), list(continuation)].sum()))
+    return sums
 
 
 def test_scores_are_those_of_one_sequence_at_a_time_on_the_cpu(machine, source, model):
@@ -80,18 +80,18 @@ def test_scores_are_those_of_one_sequence_at_a_time_on_the_cpu(machine, source, 
 
 def test_scores_in_bf16_are_near_those_in_fp32(machine, source, model):
     candidate = ModelHost(source, machine._replace(precision="bf16")).base
-    asked = pairs(candidate)
+    inputs = pairs(candidate)
     gaps = [
         abs(a - b) / len(continuation)
-        for a, b, (_, continuation) in zip(scores(candidate), one_by_one(model, asked), asked, strict=True)
+        for a, b, (_, continuation) in zip(scores(candidate), one_by_one(model, inputs), inputs, strict=True)
     ]
     assert sum(gaps) / len(gaps) < 0.1
 
 
 def test_answers_are_those_of_the_cpu(machine, source):
-    here, there = (ModelHost(source, one).base for one in (machine, CPU))
-    said = [[o.text for o in c.generate(prompts(c), Limits(8, ()))] for c in (here, there)]
-    assert said[0] == said[1]
+    tested, on_cpu = (ModelHost(source, m).base for m in (machine, CPU))
+    answers = [[o.text for o in c.generate(prompts(c), Limits(8, ()))] for c in (tested, on_cpu)]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.e2e
@@ -105,29 +105,29 @@ def test_adapters_switched_on_one_base_say_what_each_says_alone(machine, source,
     for folder in adapters:
         with ModelHost(source, machine).use_adapter(folder, str(folder)) as candidate:
             alone.append(scores(candidate))
-    assert switched == [*(pytest.approx(one, abs=1e-3) for one in alone), pytest.approx(alone[0], abs=1e-3)]
+    assert switched == [*(pytest.approx(s, abs=1e-3) for s in alone), pytest.approx(alone[0], abs=1e-3)]
     assert scores(shared.base) == pytest.approx(base, abs=1e-3)
     assert alone[0] != pytest.approx(base, abs=0.1)
 
 
 def test_a_base_in_nf4_says_what_it_says_on_the_cpu(machine, source):
-    here, there = (ModelHost(quantize(source, "nf4"), one).base for one in (machine, CPU))
-    assert scores(here) == pytest.approx(scores(there), abs=0.2)
-    assert scores(here) != pytest.approx(scores(ModelHost(source, CPU).base), abs=0.5)
+    tested, on_cpu = (ModelHost(quantize(source, "nf4"), m).base for m in (machine, CPU))
+    assert scores(tested) == pytest.approx(scores(on_cpu), abs=0.2)
+    assert scores(tested) != pytest.approx(scores(ModelHost(source, CPU).base), abs=0.5)
 
 
 @pytest.mark.parametrize("method", [Lora, Qlora])
 def test_the_first_loss_of_a_training_is_what_scoring_says(machine, method, tiny, source, tmp_path):
     base = quantize(source, method.METHOD.quantization)
-    one = tiny_methods.examples(slice(0, 1))[:1]
+    rows = tiny_methods.examples(slice(0, 1))[:1]
     context = tiny_methods.context(tiny, tmp_path, source=base, machine=machine)
-    made = method.METHOD.fit(replace(context, train=one), method.Params(r=2, max_steps=1, warmup_steps=0))
+    weights = method.METHOD.fit(replace(context, train=rows), method.Params(r=2, max_steps=1, warmup_steps=0))
     candidate = ModelHost(base, CPU).base
-    written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
+    written = PromptText(rows[0].messages, f"{rows[0].references[0]}<|im_end|>\n", is_written=True)
     (encoded,) = candidate.encode_all([written])
     expected = -candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation)
-    assert made.training.loss[0][1] == pytest.approx(expected, abs=0.02)
-    assert made.training.peak_memory_gib > 0
+    assert weights.training.loss[0][1] == pytest.approx(expected, abs=0.02)
+    assert weights.training.peak_memory_gib > 0
 
 
 @pytest.mark.e2e
@@ -157,26 +157,26 @@ def test_each_device_attends_and_multiplies_in_its_own_way(machine, source):
 
 @pytest.fixture
 def crowded_base(tiny, tmp_path):
-    """Load a small model with a long context on the GPU, and long questions to ask it."""
+    """Load a small model with a long context on the GPU, with long questions."""
     machine = gpu("fp32")
-    made = random_llama.build(tmp_path / "model", "tiny", tiny, machine, spread=0.3)
-    base = ModelHost(made.source, machine).base
+    llama = random_llama.build(tmp_path / "model", "tiny", tiny, machine, spread=0.3)
+    base = ModelHost(llama.source, machine).base
     texts = [f"{number} parcels. " * 400 for number in range(64)]
     return base, [base.encode([{"role": "user", "content": text}]).context for text in texts]
 
 
 def ask_with_less_memory(ask):
-    """Ask twice, the second time with room for a third of what the first one took; returns both answers."""
+    """Ask twice, the second time with a third of the memory used the first time; return both answers."""
     import torch
 
-    ask()  # libraries take their workspaces
+    ask()  # libraries allocate their workspaces
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     whole = ask()
-    taken = torch.cuda.max_memory_allocated() - before
+    taken_bytes = torch.cuda.max_memory_allocated() - before
     torch.cuda.empty_cache()
-    allowed = torch.cuda.memory_reserved() + taken / 3
+    allowed = torch.cuda.memory_reserved() + taken_bytes / 3
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
     try:
         return whole, ask()
@@ -185,7 +185,7 @@ def ask_with_less_memory(ask):
 
 
 def count_passes(model, ask):
-    """Return what `ask` says and how many forward passes it took."""
+    """Return the result of `ask` and its number of forward passes."""
     passes = []
     hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
     try:
@@ -197,9 +197,9 @@ def count_passes(model, ask):
 @pytest.mark.gpu
 def test_scores_are_the_same_where_a_batch_does_not_fit(crowded_base):
     base, contexts = crowded_base
-    asked = [(context, (5, 6, 7)) for context in contexts]
+    inputs = [(context, (5, 6, 7)) for context in contexts]
     (whole, few), (halves, more) = ask_with_less_memory(
-        lambda: count_passes(base.model, lambda: [one.logprob for one in base.loglikelihood(asked)])
+        lambda: count_passes(base.model, lambda: [s.logprob for s in base.loglikelihood(inputs)])
     )
     assert halves == pytest.approx(whole, abs=1e-3)
     assert more > few
@@ -209,7 +209,7 @@ def test_scores_are_the_same_where_a_batch_does_not_fit(crowded_base):
 def test_answers_are_the_same_where_a_batch_does_not_fit(crowded_base):
     base, contexts = crowded_base
     (whole, few), (halves, more) = ask_with_less_memory(
-        lambda: count_passes(base.model, lambda: [one.text for one in base.generate(contexts, Limits(4, ()))])
+        lambda: count_passes(base.model, lambda: [o.text for o in base.generate(contexts, Limits(4, ()))])
     )
     assert halves == whole
     assert more > few

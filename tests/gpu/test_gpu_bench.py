@@ -1,7 +1,7 @@
-"""Scoring, generation, training and memory of a model of 1 to 8 billion random parameters on a GPU, as ratios.
+"""Scoring, generation, training and memory of a model of 1 to 8 billion random weights on a GPU, as ratios.
 
-Invariant: nothing is asserted of a time; each figure is a ratio of two that one process measured. Without a
-GPU a tiny model goes the same way on the CPU, so that the benchmark is known to run.
+Invariant: times are not asserted; each figure is a ratio of two measurements in one process. Without a
+GPU a tiny model runs the same code on the CPU, so that the benchmark is tested.
 """
 
 import json
@@ -32,7 +32,7 @@ CPU = Machine("cpu", "CPU", "fp32", 1.0)
 
 
 class Plan(NamedTuple):
-    """How much is measured; `batches` are lm-eval's sizes to try, `attentions` those to train with."""
+    """Extent of the measurement; `batches` are lm-eval's sizes to try, `attentions` those to train with."""
 
     sections: tuple[Section, ...]
     recipe: Recipe
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
 
 def make_full_plan() -> Plan:
-    """Return what a GPU is asked, FlashAttention-2 where it is installed."""
+    """Return the plan for a GPU, with FlashAttention-2 if it is installed."""
     from transformers.utils import is_flash_attn_2_available
 
     params = LowRankParams(r=16, learning_rate=2e-4, num_train_epochs=1, per_device_train_batch_size=8)
@@ -59,7 +59,7 @@ def make_full_plan() -> Plan:
 
 
 def make_small_plan() -> Plan:
-    """Return what a tiny model on a CPU is asked; its second attention stands for FlashAttention-2."""
+    """Return the plan for a tiny model on a CPU; its second attention replaces FlashAttention-2."""
     params = LowRankParams(r=2, learning_rate=1e-3, num_train_epochs=1, per_device_train_batch_size=2)
     return Plan(
         (
@@ -74,7 +74,7 @@ def make_small_plan() -> Plan:
 
 
 class Figures(NamedTuple):
-    """What a part of the page shows, and how far both sides' log-likelihoods are apart, in nats a token."""
+    """Figures of a part for the page, and the gap between both sides' log-likelihoods, in nats per token."""
 
     title: str
     rows: list[Row]
@@ -82,27 +82,27 @@ class Figures(NamedTuple):
     gap: float = 0.0
 
     def leave(self, machine: Machine) -> None:
-        """Leave them for the page where a part of `make gpu` asks for them."""
+        """Write them for the page if a part of `make gpu` runs this test."""
         if file := os.environ.get(FIGURES):
             content = bench_page.make_record(self.title, self.rows, machine, self.tables)
             Path(file).write_text(json.dumps(content), encoding="utf-8")
 
 
 def measure_answers(section: Section, plan: Plan, model: RandomModel) -> Figures:
-    """Ask one section's items of both sides."""
+    """Ask both sides the items of one section."""
     host = ModelHost(model.source, model.machine)
-    found = beside_lm_eval.measure(section, model, host, plan.batches)
-    name, n_asked, gap, unit = found.agreement
+    measured = beside_lm_eval.measure(section, model, host, plan.batches)
+    name, n_asked, gap, unit = measured.agreement
     table = Table(
         "The same texts on both sides; how far their answers are apart:",
         ("section", "requests", "apart", "unit"),
         ((name, n_asked, f"{gap:.3g}", unit),),
     )
-    return Figures(title_of(model), found.rows, (table,), 0.0 if section.n_new else gap)
+    return Figures(title_of(model), measured.rows, (table,), 0.0 if section.n_new else gap)
 
 
 def measure_training(plan: Plan, model: RandomModel, folder: Path) -> Figures:
-    """Train on the same rows in every way."""
+    """Train on the same rows with every method."""
     trained = training_speed.measure(plan.recipe, model, folder, plan.attentions)
     table = Table(
         "Every training sees the same rows:",
@@ -113,19 +113,19 @@ def measure_training(plan: Plan, model: RandomModel, folder: Path) -> Figures:
 
 
 def title_of(model: RandomModel) -> str:
-    """Name the model that was measured."""
+    """Name the measured model."""
     return f"a Llama of {model.shape.n_parameters / 1e9:.2g} billion random parameters ({model.size})"
 
 
 def assert_whole(figures: Figures, n_rows: int, nats: float = 0.0) -> None:
-    """Hold figures to their plan: every row is there, each ratio can be one, both sides say the same."""
+    """Assert that figures match their plan: all rows, possible ratios, both sides in agreement."""
     assert len(figures.rows) == n_rows
     assert all(0 < row.measured < 1000 for row in figures.rows), figures.rows
     assert figures.gap <= nats, figures.gap
 
 
 def n_rows(section: Section) -> int:
-    """Count what is measured of a section: time and memory, of scoring the share of the peak as well."""
+    """Count the rows of a section: time and memory, for scoring also the share of the peak."""
     return 2 if section.n_new else 3
 
 
@@ -134,8 +134,8 @@ def test_a_tiny_model_on_the_cpu_is_measured_the_same_way(tiny, tmp_path, monkey
     model, plan = random_llama.build(tmp_path / "model", "tiny", tiny, CPU, spread=0.3), make_small_plan()
     monkeypatch.setenv(FIGURES, str(tmp_path / "figures.json"))
     for section in plan.sections:
-        found = measure_answers(section, plan, model)
-        assert_whole(found, n_rows(section), nats=1e-4)
+        figures = measure_answers(section, plan, model)
+        assert_whole(figures, n_rows(section), nats=1e-4)
     assert_whole(trained := measure_training(plan, model, tmp_path), 3 + len(plan.attentions))
     trained.leave(CPU)
     lines = bench_page.section(json.loads((tmp_path / "figures.json").read_text()))
@@ -159,15 +159,15 @@ def large_model(tmp_path):
 def test_a_large_model_answers_beside_lm_eval(large_model, index):
     plan = make_full_plan()
     section = plan.sections[index]
-    found = measure_answers(section, plan, large_model)
-    found.leave(large_model.machine)
-    # bf16 holds a log-likelihood of −11 to 0.06 nats; an ignored mask would be several.
-    assert_whole(found, n_rows(section), nats=0.25)
+    figures = measure_answers(section, plan, large_model)
+    figures.leave(large_model.machine)
+    # bf16 represents a log-likelihood of −11 to 0.06 nats; an ignored mask would change it by several.
+    assert_whole(figures, n_rows(section), nats=0.25)
 
 
 @pytest.mark.gpu
 def test_a_large_model_trains_beside_trl(large_model, tmp_path):
     plan = make_full_plan()
-    found = measure_training(plan, large_model, tmp_path)
-    found.leave(large_model.machine)
-    assert_whole(found, 3 + len(plan.attentions))
+    figures = measure_training(plan, large_model, tmp_path)
+    figures.leave(large_model.machine)
+    assert_whole(figures, 3 + len(plan.attentions))

@@ -1,4 +1,4 @@
-"""A whole comparison on a GPU: trainings, answers and verdicts, with workers that share it and without."""
+"""A whole comparison on a GPU: trainings, answers and verdicts, with and without workers that share it."""
 
 import shutil
 
@@ -18,7 +18,7 @@ CANDIDATES = """\
   hybrid: {weights_of: lora, prompting: {few_shot: {select: fixed, shots: 2}}}
 """
 NAMES = [line.split(":")[0].strip() for line in CANDIDATES.splitlines()]
-# By how the processes of a training hold its weights: dpo by all of them alone.
+# By how a training's processes hold its weights: dpo only if each process holds them all.
 SHARED = {"MULTI_GPU": ("qlora", "spectrum", "dpo"), "FSDP": ("qlora", "spectrum", "bottleneck")}
 
 
@@ -32,7 +32,7 @@ def experiment(tiny, tmp_path):
 
 
 def states(path, *overrides):
-    """Compare, and say by candidate how its run ended."""
+    """Run a comparison; return the final state of each candidate's run."""
     tiny_experiment.run(path, *overrides)
     return {name: run.state for name, run in tiny_experiment.runs_of(path).items()}
 
@@ -56,10 +56,10 @@ def test_two_gpus_share_each_training(tiny, tmp_path, kind):
     if torch.cuda.device_count() < 2:
         pytest.skip(f"torch sees {torch.cuda.device_count()} GPUs, and this needs two")
     trained = (f"  {name}: {{method: {name}, params: {{max_length: 200}}}}\n" for name in SHARED[kind])
-    own = "".join(["  prompt: {method: base}\n", *trained])
+    candidates = "".join(["  prompt: {method: base}\n", *trained])
     extra = f"training: {{accelerate: {{num_processes: 2, distributed_type: {kind}}}}}\n"
     copied, pairs = shutil.copytree(tiny, tmp_path / "tiny"), tiny_methods.pair_rows(slice(0, 5))
-    path = tiny_experiment.write(tmp_path, copied, own, extra=extra, pairs=pairs)
+    path = tiny_experiment.write(tmp_path, copied, candidates, extra=extra, pairs=pairs)
     path.write_text(path.read_text().replace("device: cpu", "device: cuda"))
     assert set(states(path).values()) == {"done"}
     runs = tiny_experiment.runs_of(path)

@@ -1,4 +1,4 @@
-"""The page of the GPU's figures is written part by part, and names what nobody has run yet."""
+"""The page of the GPU's figures is written part by part, and names features that were never run."""
 
 import json
 import re
@@ -18,7 +18,7 @@ CARD = Machine("cuda", "A card", "bf16", 5e5)
 
 
 def figures(measured=5.2):
-    """Return the figures of a part that was recorded."""
+    """Return recorded figures of a part."""
     row = Row(
         "choices, 640 items", measured, "times as fast", 5.0, "lm-eval 52 s, harness 10 s", at_least=True
     )
@@ -35,9 +35,9 @@ def figures(measured=5.2):
 def test_the_page_is_what_its_parts_make_of_it_and_names_files_and_cards_that_are_there():
     page = stem("gpu")
     assert page.with_suffix(".md").read_text("utf-8") == render_page(gpu_parts.PARTS, read_parts(page))
-    named = set(re.findall(r"`(tests/\S+\.py)`", str(NEVER_RUN.lines)))
-    assert len(named) > 10
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    named_files = set(re.findall(r"`(tests/\S+\.py)`", str(NEVER_RUN.lines)))
+    assert len(named_files) > 10
+    assert [name for name in named_files if not (ROOT / name).exists()] == []
 
     assert {"Unsloth", "vLLM"} <= {line[0].split()[0] for line in PUBLISHED.lines}
     for _, figure, _, card, source in PUBLISHED.lines:
@@ -48,25 +48,25 @@ def test_the_page_is_what_its_parts_make_of_it_and_names_files_and_cards_that_ar
 
 def test_the_parts_run_every_test_that_needs_a_gpu():
     files = (file for file in Path(__file__).parent.glob("test_gpu_*.py") if file.name != Path(__file__).name)
-    known = {
+    gpu_tests = {
         name
         for file in files
         for name in re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.MULTILINE)
     }
-    asked = [test.partition("::")[2] for part in gpu_parts.PARTS for test in part.tests]
-    assert len(asked) == len(set(asked))
-    assert {name.partition("[")[0] for name in asked} == known - {ON_THE_CPU}
+    test_names = [test.partition("::")[2] for part in gpu_parts.PARTS for test in part.tests]
+    assert len(test_names) == len(set(test_names))
+    assert {name.partition("[")[0] for name in test_names} == gpu_tests - {ON_THE_CPU}
 
 
-# Parts that were recorded
+# Recorded parts
 
 
-# Parts that run here, of a pytest each
+# Parts that run here, one pytest each
 
 
 @pytest.fixture
 def two(tmp_path, monkeypatch):
-    """Write two parts whose tests need no GPU: one passes and leaves figures, one fails."""
+    """Write two parts whose tests need no GPU: one passes and writes figures, one fails."""
     (tmp_path / "figures.json").write_text(json.dumps(figures()))
     (tmp_path / "conftest.py").write_text("")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  gpu: needs a GPU\n")
@@ -93,7 +93,7 @@ def test_parts_run_one_by_one_and_go_on_where_they_were(two, tmp_path, capsys):
     page = tmp_path / "page" / "gpu"
     assert gpu_parts.main(["all"], page, two) == 1
     expected = {"passing": "passed", "failing": "failed"}
-    assert {name: one.outcome for name, one in read_parts(page).items()} == expected
+    assert {name: end.outcome for name, end in read_parts(page).items()} == expected
     assert read_parts(page)["passing"].figures["title"] == "a Llama"
     (tmp_path / "mended").touch()
     assert gpu_parts.main(["all"], page, two) == 0

@@ -1,4 +1,4 @@
-"""The GPU of this machine, or the reason why a test is skipped."""
+"""The GPU of this machine, or the reason to skip a test."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from harness.models.hardware import Machine, probe
 
 
 def gpu(precision: str = "auto") -> Machine:
-    """Probe the GPU; skip where torch sees none."""
+    """Probe the GPU; skip if torch sees none."""
     import torch
 
     if not torch.cuda.is_available():

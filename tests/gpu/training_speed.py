@@ -1,6 +1,6 @@
-"""Training of LoRA and QLoRA on a random model: tokens a second, peak memory, and attention side by side.
+"""Training of LoRA and QLoRA on a random model: tokens per second, peak memory, attentions compared.
 
-Invariant: all trainings see the same rows in batches of the same size, and each starts from a fresh base.
+Invariant: all trainings use the same rows in batches of the same size, and each starts from a fresh base.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ GOAL = 1.3
 
 
 class Recipe(NamedTuple):
-    """How much is trained: rows, earlier turns in front of each, and the parameters of all trainings."""
+    """Size of a training: rows, earlier turns before each row, and the parameters of all trainings."""
 
     n_rows: int
     n_turns: int
@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One training of the page's table."""
+    """One training in the page's table."""
 
     who: str
     trained: TrainingCosts
@@ -43,19 +43,19 @@ class Line(NamedTuple):
 
 
 class TrainingResult(NamedTuple):
-    """What training adds to the page."""
+    """Rows and lines about training for the page."""
 
     rows: list[Row]
     lines: list[Line]
 
 
 def measure(recipe: Recipe, model: RandomModel, folder: Path, attentions: tuple[str, ...]) -> TrainingResult:
-    """Train by harness, by plain TRL with each attention, and as QLoRA, after a step that starts the device."""
-    # Take rows of a general task, each behind some others as earlier turns of one conversation.
+    """Train by harness, by plain TRL with each attention, and as QLoRA, after a step to start the device."""
+    # Rows of a general task, each with other rows as earlier turns of the conversation.
     rows = rows_of("chat_facts")
     train = tuple(conversation(rows, i, recipe.n_turns) for i in range(recipe.n_rows))
-    given = {"source": model.source, "machine": model.machine, "seed": 0, "advance": lambda *_: None}
-    context = FitContext(folder=folder / "lora", train=train, validation=train[:2], **given)
+    shared = {"source": model.source, "machine": model.machine, "seed": 0, "advance": lambda *_: None}
+    context = FitContext(folder=folder / "lora", train=train, validation=train[:2], **shared)
     first = context.train[: recipe.params.per_device_train_batch_size]
     train_by_trl(replace(context, train=first, folder=folder / "first"), recipe.params)
     ours = train_by_harness(context, recipe.params)
@@ -65,48 +65,48 @@ def measure(recipe: Recipe, model: RandomModel, folder: Path, attentions: tuple[
     theirs = plain["sdpa"]
     size = recipe.params.per_device_train_batch_size
     name = f"LoRA r{recipe.params.r}, {ours.n_tokens:,} tokens in batches of {size}"
-    said = f"plain TRL {theirs.loop_s:.1f} s, harness {ours.loop_s:.1f} s with its checkpoints"
+    times = f"plain TRL {theirs.loop_s:.1f} s, harness {ours.loop_s:.1f} s with its checkpoints"
     ratio = ours.tokens_per_s / theirs.tokens_per_s
     rows = [
-        Row(name, ratio, "times as fast", GOAL, said, at_least=True),
+        Row(name, ratio, "times as fast", GOAL, times, at_least=True),
         *(compare_with_sdpa(name, plain[name], plain["sdpa"]) for name in attentions if name != "sdpa"),
         memory_row("LoRA", recipe, context, model, ours),
         qlora_row(qlora, ours),
         memory_row("QLoRA", recipe, in_nf4, model, qlora),
     ]
     sides = {f"plain TRL, {name}": trained for name, trained in plain.items()}
-    named = {"harness, LoRA": ours, **sides, "harness, QLoRA": qlora}
-    return TrainingResult(rows, [Line(*one) for one in named.items()])
+    trainings = {"harness, LoRA": ours, **sides, "harness, QLoRA": qlora}
+    return TrainingResult(rows, [Line(*item) for item in trainings.items()])
 
 
 def conversation(rows: tuple[Example, ...], i: int, n_turns: int) -> Example:
-    """Put the rows before row i in front of it, as turns that were answered."""
+    """Put the rows before row i in front of it, as answered turns."""
     earlier = [rows[(i + k) % len(rows)] for k in range(1, n_turns)]
     turns = [
         message
-        for one in earlier
-        for message in (*one.messages, {"role": "assistant", "content": one.references[0]})
+        for row in earlier
+        for message in (*row.messages, {"role": "assistant", "content": row.references[0]})
     ]
-    own = rows[i % len(rows)]
-    return Example(f"row-{i}", (*turns, *own.messages), own.references[:1])
+    current = rows[i % len(rows)]
+    return Example(f"row-{i}", (*turns, *current.messages), current.references[:1])
 
 
-def compare_with_sdpa(name: str, other: TrainingCosts, sdpa: TrainingCosts) -> Row:
-    said = f"both by plain TRL: {other.tokens_per_s:,.0f} and {sdpa.tokens_per_s:,.0f} tokens/s"
-    ratio = other.tokens_per_s / sdpa.tokens_per_s
-    return Row(f"training with {name} against SDPA", ratio, "times as fast", 1.0, said, at_least=True)
+def compare_with_sdpa(name: str, costs: TrainingCosts, sdpa: TrainingCosts) -> Row:
+    speeds = f"both by plain TRL: {costs.tokens_per_s:,.0f} and {sdpa.tokens_per_s:,.0f} tokens/s"
+    ratio = costs.tokens_per_s / sdpa.tokens_per_s
+    return Row(f"training with {name} against SDPA", ratio, "times as fast", 1.0, speeds, at_least=True)
 
 
 def qlora_row(qlora: TrainingCosts, lora: TrainingCosts) -> Row:
-    said = f"{qlora.tokens_per_s:,.0f} and {lora.tokens_per_s:,.0f} tokens/s; NF4 is unpacked at every pass"
+    speeds = f"{qlora.tokens_per_s:,.0f} and {lora.tokens_per_s:,.0f} tokens/s; NF4 is unpacked at every pass"
     ratio = qlora.tokens_per_s / lora.tokens_per_s
-    return Row("QLoRA against LoRA", ratio, "times as fast", None, said)
+    return Row("QLoRA against LoRA", ratio, "times as fast", None, speeds)
 
 
 def memory_row(
-    what: str, recipe: Recipe, context: FitContext, model: RandomModel, trained: TrainingCosts
+    method: str, recipe: Recipe, context: FitContext, model: RandomModel, trained: TrainingCosts
 ) -> Row:
-    """Set the peak beside the estimate for a batch of the longest rows."""
+    """Compare the peak with the estimate for a batch of the longest rows."""
     # Count the tokens of the longest training row.
     from transformers import AutoTokenizer
 
@@ -123,6 +123,6 @@ def memory_row(
         quantization=context.source.quantization if model.machine.device == "cuda" else "",
         checkpointing=chosen["gradient_checkpointing"], in_tiles=model.machine.device == "cuda",
     ).total  # fmt: skip
-    said = f"{trained.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in a batch, activations "
-    said += "computed again" if chosen["gradient_checkpointing"] else "kept"
-    return Row(f"{what} training: peak memory", trained.peak_gb / estimate, "of the estimate", 1.0, said)
+    note = f"{trained.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in a batch, activations "
+    note += "computed again" if chosen["gradient_checkpointing"] else "kept"
+    return Row(f"{method} training: peak memory", trained.peak_gb / estimate, "of the estimate", 1.0, note)

@@ -1,4 +1,4 @@
-"""The embedded model's own GGUF file, answered by llama.cpp in a worker, beside the same weights in transformers."""
+"""The embedded model's own GGUF file, answered by llama.cpp in a worker, compared with transformers."""
 
 import pytest
 import tiny_experiment
@@ -30,7 +30,7 @@ def test_a_gguf_file_scores_as_its_weights_do_and_another_template_in_it_is_refu
         [row.gold_logprob for row in store.read_rows(at, runs[name].rows["prose/test"])]
         for name in ("prompt", "packed")
     )
-    assert theirs == pytest.approx(ours, rel=0.03)  # its activations have 8 bits
+    assert theirs == pytest.approx(ours, rel=0.03)  # llama.cpp's activations have 8 bits
     assert store.read_identity(at, runs["packed"].rows["prose/test"]).engine.startswith("artefact/llama.cpp-")
     assert runs["changed"].state == "failed"
     assert "by its own template and tokenizer, and" in runs["changed"].error

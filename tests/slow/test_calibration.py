@@ -1,7 +1,7 @@
-"""Rates of error of the statistics and of the whole gate under a known truth.
+"""Error rates of the statistics and of the whole gate with a known truth.
 
-Exact enumeration where the truth is a trinomial, simulation elsewhere; a bound is what a
-correct implementation reaches plus three Monte-Carlo standard errors.
+Exact enumeration if the truth is a trinomial, simulation otherwise; a bound is the rate of a correct
+implementation plus three Monte-Carlo standard errors.
 """
 
 from math import sqrt
@@ -24,7 +24,7 @@ POLICY = GatePolicy()
 
 
 def list_likely_counts(n, p_gain, p_loss):
-    """Yield (gains, losses, probability) of a trinomial, but for what is rarer than one in 10⁹."""
+    """Yield (gains, losses, probability) of a trinomial, without outcomes rarer than one in 10⁹."""
     for gains in range(n + 1):
         for losses in range(n + 1 - gains):
             same = n - gains - losses
@@ -44,7 +44,7 @@ def rejection_rate(n, disagreement, delta, rejects):
 @pytest.mark.parametrize(
     ("n", "disagreement", "limit"),
     [
-        *((50, of, 0.057) for of in (0.05, 0.10, 0.20)),
+        *((50, rate, 0.057) for rate in (0.05, 0.10, 0.20)),
         (200, 0.05, 0.052),
         (200, 0.20, 0.052),
         (1000, 0.10, 0.052),
@@ -114,7 +114,7 @@ def test_bca_covers_the_difference_of_two_ratios(n, least):
 
 @pytest.mark.parametrize("together", [0.0, 0.5, 1.0])
 def test_few_flips_in_clusters_rarely_show_non_inferiority_at_a_true_loss_of_the_margin(together):
-    """60 clusters of 5 items lose 2 % of the items, each alone, as whole clusters, or half and half."""
+    """60 clusters of 5 items lose 2 % of the items: single items, whole clusters, or half of each."""
     rng, passed = np.random.default_rng(2), []
     base = rows(np.ones(300), cluster_size=5)
     for _ in range(800):
@@ -127,7 +127,7 @@ def test_few_flips_in_clusters_rarely_show_non_inferiority_at_a_true_loss_of_the
 
 
 def test_a_bootstrap_that_finds_nothing_differing_does_not_pass_by_it():
-    """Ten changed texts in a thousand: samples of 30 mostly see none, and must not claim a point."""
+    """Ten changed texts in a thousand: samples of 30 mostly contain none, and must not claim a point."""
     metric = ratio_metric()
     bounded = type(metric)(
         "share", True, (0.0, 1.0), metric.parts, metric.score, metric.aggregate, metric.worst

@@ -1,4 +1,4 @@
-"""A small form of the calibration page: the claims that once failed, and one of every estimator."""
+"""A small version of the calibration page: claims that once failed, and one claim of every estimator."""
 
 import pytest
 
@@ -11,10 +11,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("cell", [c for c in CELLS if c.in_tests], ids=lambda cell: cell.name)
 def test_what_is_claimed_is_what_simulation_gives(cell):
-    found = run(cell, cell.in_tests)
+    figures = run(cell, cell.in_tests)
     wrong = [
-        f"{claim.says}: {format_figure(claim, found[name])} %, claimed {format_claim(claim)} %"
+        f"{claim.says}: {format_figure(claim, figures[name])} %, claimed {format_claim(claim)} %"
         for name, claim in cell.claims.items()
-        if not holds(claim, found[name])
+        if not holds(claim, figures[name])
     ]
     assert wrong == []

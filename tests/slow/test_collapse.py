@@ -1,4 +1,4 @@
-"""A fine-tune that collapses chat: what multiple choice cannot see, the gate must."""
+"""A fine-tune that collapses chat: multiple choice cannot see the collapse, the gate must."""
 
 import collapsing
 import pytest

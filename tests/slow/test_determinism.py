@@ -1,4 +1,4 @@
-"""Two runs of one seed on the real model: the same table but for what is measured by a clock."""
+"""Two runs with one seed on the real model give the same table, except for measured times."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from harness import store
 ROOT = Path(__file__).parents[2]
 
 
-# A task of each kind and a training of few steps: numbers that differ differ at any size.
+# A task of each kind and a training of few steps: nondeterminism would show at any size.
 KINDS = {"world_facts": 4, "chat_facts": 2, "prose_text": 2}
 FEW = ["suites=[general.yaml]", "target.data.limits={train: 8, validation: 2, test: 4}"]
 
@@ -34,5 +34,5 @@ def test_two_runs_of_one_seed_give_the_same_numbers(tmp_path):
     (tmp_path / "second").mkdir()
     first = answers(tmp_path / "first")
     assert first["lora"][0] == "done"
-    store.remove((shared := store.base_rows_use().path).parent, [shared])  # which the second would find
+    store.remove((shared := store.base_rows_use().path).parent, [shared])  # the second run would find these
     assert first == answers(tmp_path / "second")

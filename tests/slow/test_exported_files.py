@@ -1,4 +1,4 @@
-"""The embedded model with an adapter, exported for llama.cpp by its own tools, answers as it did here."""
+"""The embedded model with an adapter, exported by llama.cpp's tools, gives the same answers as before."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ print(json.dumps([answer(messages) for messages in prompts]))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Evaluate an adapter of chance on the embedded model, on a dozen letters."""
+    """Evaluate a random adapter of the embedded model on a dozen letters."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -54,9 +54,9 @@ def test_the_file_of_llama_cpp_reads_the_same_tokens_and_gives_the_same_answers(
         pytest.skip("needs .venv-gguf: make gguf-tools")
     session = tiny_experiment.session(made)
     run = release.find_run(load_study(config.load(made)), "theirs")
-    plans = [exports.plan_export(session, run, "gguf", of, tmp_path / of) for of in ("f32", "q4_k_m")]
+    plans = [exports.plan_export(session, run, "gguf", kind, tmp_path / kind) for kind in ("f32", "q4_k_m")]
     (folder, first, _), (_, second, _) = (exports.export_run(session, plan) for plan in plans)
-    assert {"F32"} == set(first.types)  # as the run computed, so that no answer hangs on rounding
+    assert {"F32"} == set(first.types)  # in the precision of the run, so that rounding changes no answer
     assert {"Q4_K", "Q5_0", "F32"} < set(second.types)  # rows of 576 are not divisible by 256
     for plan, export in ((plans[0], first), (plans[1], second)):
         assert plan.n_bytes == pytest.approx(export.n_bytes, rel=0.1)
@@ -65,10 +65,10 @@ def test_the_file_of_llama_cpp_reads_the_same_tokens_and_gives_the_same_answers(
     prompts = json.dumps([list(item.messages) for item in items])
     file = exports.main_file(folder, first)
     python = Path(program).with_name("python")
-    done = subprocess.run(
+    result = subprocess.run(
         [python, "-I", "-c", ANSWER, str(file), prompts], capture_output=True, text=True, check=True
     )
-    answered = json.loads(done.stdout.splitlines()[-1])
-    pairs = [(rows[item.id], *one) for item, one in zip(items, answered, strict=True)]
+    answered = json.loads(result.stdout.splitlines()[-1])
+    pairs = [(rows[item.id], *answer) for item, answer in zip(items, answered, strict=True)]
     assert [n for _, n, _ in pairs] == [row.n_prompt_tokens for row, _, _ in pairs]
     assert sum(text.strip() == row.text.strip() for row, _, text in pairs) >= len(pairs) - 1

@@ -1,8 +1,8 @@
-"""Whatever ends a compare, the next one goes on and ends with the rows of an undisturbed one.
+"""After any interruption of a compare, the next one resumes and ends with the rows of an undisturbed one.
 
-Invariant: the moments are drawn by a seed, over what the experiment does, not over its time. Up to five
-kills an experiment of seconds is enough, which CI can afford; more (`--kills 20`) meet one that takes
-about two minutes undisturbed.
+Invariant: kills are drawn with a seed, over the experiment's progress and not its time. CI affords up to five
+kills of an experiment of seconds; with more (`--kills 20`) the experiment takes about two minutes
+undisturbed.
 """
 
 import random
@@ -29,12 +29,12 @@ COMPARE = ("compare",)
 
 
 class Size(NamedTuple):
-    """How long an experiment takes: blocks of one task, epochs and seeds of its trainings."""
+    """Length of an experiment: blocks of one task, epochs and seeds of its trainings."""
 
     blocks: int
     epochs: int
     seeds: str
-    pause_s: float  # at most, between something begun or finished and a kill
+    pause_s: float  # longest pause between progress and a kill
 
 
 SECONDS = Size(2, 3, "[0]", 0.2)
@@ -83,7 +83,7 @@ def weights(folder):
 
 
 def assert_same(folder, undisturbed):
-    """Hold a finished experiment to an undisturbed one."""
+    """Assert that a finished experiment equals an undisturbed one."""
     assert {run.run_id for run in store.list_runs(Store(folder / "runs"))} == {
         run.run_id for run in store.list_runs(Store(undisturbed / "runs"))
     }
@@ -94,16 +94,16 @@ def assert_same(folder, undisturbed):
 
 
 def things(folder: Path) -> int:
-    """Count what an experiment has begun and finished so far."""
+    """Count the started and finished things of an experiment."""
     runs = folder / "runs"
-    found = (
+    matches = (
         runs.glob(p) for p in ("rows/*", "rows/*/blocks/*", "rows/*/rows.parquet", "*/run.json", "weights/*")
     )
-    return sum(1 for each in found for _ in each)
+    return sum(1 for each in matches for _ in each)
 
 
 def moments(folder, undisturbed, n, size):
-    """Draw moments: so many more things begun or finished than now, and a while after that."""
+    """Draw moments: the number of further things started or finished, and a pause after that."""
     draw = random.Random(5)
     total = things(undisturbed)
     for at in sorted(draw.uniform(0, total) for _ in range(n)):
@@ -133,7 +133,7 @@ def test_a_compare_that_is_killed_at_random_moments_ends_with_the_same_rows(
 
 @contextmanager
 def mount_small_disk(folder, n_bytes):
-    """Mount a file system of so many bytes, where the machine lets us; gives what makes it large."""
+    """Mount a file system of this size, if the machine permits it; yield a function that enlarges it."""
     folder.mkdir()
 
     def mount(*options):
@@ -182,7 +182,7 @@ def test_files_that_were_cut_in_half_or_damaged_inside_are_made_again(
         path.write_bytes(held[:middle] + (turned if i % 2 else b""))
     index = folder / "runs" / "harness.duckdb"
     index.write_bytes(index.read_bytes()[: index.stat().st_size // 2])
-    assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)  # no run waits for the index
+    assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)  # runs do not wait for the index
     assert_same(folder, reference_folder)
     assert command_driver.run(folder, "sql", "SELECT count(*) AS n FROM runs", "--csv") == 0, read_output(
         folder

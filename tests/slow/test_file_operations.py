@@ -1,4 +1,4 @@
-"""A process that is killed at any of its file operations leaves, after the next one, what an undisturbed one does."""
+"""A process killed at any of its file operations and run again leaves the results of an undisturbed one."""
 
 import json
 import random
@@ -27,7 +27,7 @@ N_DRAWN = 2
 
 
 class Process(NamedTuple):
-    """A process that works in a folder, and what is deleted there for it to begin anew."""
+    """A process that works in a folder, and a function that deletes its results so that it starts anew."""
 
     run: Callable[[dict[str, object] | None], int]
     folder: Path
@@ -44,7 +44,7 @@ def folder(tiny, own_cache, tmp_path, monkeypatch):
 
 @pytest.fixture
 def command(command_driver, folder):
-    """Return the command, which does all of a comparison itself."""
+    """Return the command, which does a whole comparison itself."""
 
     def run(killed):
         return command_driver.run(folder, "compare", killed=killed)
@@ -54,7 +54,7 @@ def command(command_driver, folder):
 
 @pytest.fixture
 def worker(command_driver, folder):
-    """Return a worker that makes all steps of a plan but the control arm, whose time it would measure."""
+    """Return a worker that does all steps of a plan except the control arm, which would measure its time."""
     loaded = config.load(folder / "harness.yaml")
     session = prepare_session(loaded, Scope(), SilentProgress())
     plan = make_plan(session, [RunRequest(session.candidates[name], 0) for name in loaded.selected], 1)
@@ -66,8 +66,8 @@ def worker(command_driver, folder):
         journal.note("ended", next(step for step in plan.needs if step.kind == "control"), Outcome())
 
     def clear_runs():
-        for made in ("rows", "weights"):
-            shutil.rmtree(folder / "runs" / made)
+        for subfolder in ("rows", "weights"):
+            shutil.rmtree(folder / "runs" / subfolder)
         begin()
 
     begin()
@@ -77,7 +77,7 @@ def worker(command_driver, folder):
 
 
 def read_results(folder: Path) -> dict[str, object]:
-    """Return what a process left: runs, weights, and every row but for its measured time."""
+    """Return a process's results: runs, weights, and every row without its measured time."""
     runs = folder / "runs"
     weights = {
         file.parent.name: json.loads(file.read_text())["digest"] for file in runs.glob("weights/*/fit.json")
@@ -92,28 +92,28 @@ def read_output(process: Process) -> str:
 
 
 def run_undisturbed(process: Process) -> tuple[list[tuple[int, bool]], dict[str, object]]:
-    """Let a process work to its end; returns where it can be killed, and what it left."""
-    # That is at each of its file operations, where it opens a file to write both before it and with the file
-    # begun.
+    """Let a process finish; return the operations at which it can be killed, and its results."""
+    # These are all of its file operations; those that open a file to write count twice, before and after
+    # the opening.
     counted = process.folder / "counted"
     killed = {"below": str(process.folder / "runs"), "counted": str(counted)}
     assert process.run(killed) == 0, read_output(process)
-    operations, made = counted.read_text(), read_results(process.folder)
+    operations, results = counted.read_text(), read_results(process.folder)
     assert len(operations) > 50
-    assert made["rows"]
-    assert len(made["weights"]) == 2
-    assert made["unfinished"] == []
-    begun = {"w": (False, True), "x": (False,)}
-    return [(at, one) for at, kind in enumerate(operations, 1) for one in begun[kind]], made
+    assert results["rows"]
+    assert len(results["weights"]) == 2
+    assert results["unfinished"] == []
+    states = {"w": (False, True), "x": (False,)}
+    return [(at, is_begun) for at, kind in enumerate(operations, 1) for is_begun in states[kind]], results
 
 
-def hold_to(process: Process, at: int, begun: bool, expected: dict[str, object]) -> None:
-    """Kill a process at an operation, let the next one work to its end, and compare what is left."""
+def hold_to(process: Process, at: int, is_begun: bool, expected: dict[str, object]) -> None:
+    """Kill a process at an operation, let the next one finish, and compare the results."""
     process.anew()
-    killed = {"below": str(process.folder / "runs"), "at": at, "begun": begun}
+    killed = {"below": str(process.folder / "runs"), "at": at, "begun": is_begun}
     assert process.run(killed) == -9, f"not killed at operation {at}: {read_output(process)}"
-    assert process.run(None) == 0, f"killed at operation {at}, begun: {begun}: {read_output(process)}"
-    assert read_results(process.folder) == expected, f"killed at operation {at}, begun: {begun}"
+    assert process.run(None) == 0, f"killed at operation {at}, begun: {is_begun}: {read_output(process)}"
+    assert read_results(process.folder) == expected, f"killed at operation {at}, begun: {is_begun}"
 
 
 @pytest.fixture(params=["command", "worker"])
@@ -124,12 +124,12 @@ def process(request):
 @pytest.mark.slow
 def test_a_process_that_is_killed_at_one_of_its_file_operations_changes_nothing_that_is_left(process):
     moments, expected = run_undisturbed(process)
-    for at, begun in random.Random(3).sample(moments, N_DRAWN):
-        hold_to(process, at, begun, expected)
+    for at, is_begun in random.Random(3).sample(moments, N_DRAWN):
+        hold_to(process, at, is_begun, expected)
 
 
 @pytest.mark.weekly
 def test_a_process_that_is_killed_at_any_of_its_file_operations_changes_nothing_that_is_left(process):
     moments, expected = run_undisturbed(process)
-    for at, begun in moments:
-        hold_to(process, at, begun, expected)
+    for at, is_begun in moments:
+        hold_to(process, at, is_begun, expected)

@@ -1,7 +1,7 @@
 """The real model scored by us and by lm-eval itself on the same documents, answer by answer.
 
-Larger runs: HARNESS_LM_EVAL_LIMIT (documents of each task), HARNESS_LM_EVAL_GSM8K (of gsm8k) and
-HARNESS_LM_EVAL_PRECISION (bf16, fp32); `-s` prints a table of both scores and of what differs.
+Larger runs: HARNESS_LM_EVAL_LIMIT (documents per task), HARNESS_LM_EVAL_GSM8K (documents of gsm8k) and
+HARNESS_LM_EVAL_PRECISION (bf16, fp32); `-s` prints a table of both scores and their differences.
 """
 
 import os
@@ -21,11 +21,11 @@ LIMIT = int(os.environ.get("HARNESS_LM_EVAL_LIMIT", "24"))
 N_GENERATED = int(os.environ.get("HARNESS_LM_EVAL_GSM8K", "2"))
 PRECISION = os.environ.get("HARNESS_LM_EVAL_PRECISION", "auto")
 BATCH = 8
-# Where the answers differ, lm-eval's own two best choices are at most so far apart, in nats of the better
-# one's continuation.
+# Where answers differ, the log-likelihoods of lm-eval's two best choices may differ by this much, in nats of
+# the better continuation.
 NOISE_NATS = {"bf16": 1.0, "fp16": 0.1, "fp32": 0.001}
-# Whole sentences that follow nothing, as BLiMP's: two correct layouts differ in bf16 by up to 10 nats on
-# one, and lm-eval's own bf16 by 3 from its fp32; in fp32 both agree to 0.001.
+# Whole sentences without a context, as in BLiMP: two correct layouts differ in bf16 by up to 10 nats on one,
+# and lm-eval's own bf16 by 3 from its fp32; in fp32 both agree to 0.001.
 ALONE_NATS = {**NOISE_NATS, "bf16": 3.0}
 
 BLIMP = (
@@ -39,7 +39,7 @@ MMLU = (
     "international_law marketing miscellaneous moral_disputes nutrition philosophy "
     "professional_medicine sociology us_foreign_policy world_religions"
 ).split()
-# Task, the folder of its data, its configuration, and the split that is evaluated.
+# Task: the folder of its data, its configuration, and the evaluated split.
 CHOICES = {
     "piqa": ("baber/piqa", "default", "validation"),
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
@@ -51,13 +51,13 @@ CHOICES = {
     **{f"blimp_{name}": ("nyu-mll/blimp", name, "train") for name in BLIMP},
     **{f"mmlu_{name}": ("cais/mmlu", name, "test") for name in MMLU},
 }
-# Of some of them, asked after shots: how many, of how many documents.
+# Tasks that are also asked with shots: the numbers of shots and of documents.
 AFTER_SHOTS = {"arc_challenge": (25, 10), "mmlu_marketing": (5, 20)}
 GENERATED = {"gsm8k": ("openai/gsm8k", "main", "test")}
 
 
 class BothSides(NamedTuple):
-    """What both said: our rows by task and document, lm-eval's samples by task, and the precision."""
+    """Results of both sides: our rows by task and document, lm-eval's samples by task, and the precision."""
 
     ours: dict
     theirs: dict
@@ -67,23 +67,23 @@ class BothSides(NamedTuple):
 def ask_both(folder, tasks, n, monkeypatch, *, shots=None, precision=PRECISION):
     mirror = cut_mirror(folder / "hub", tasks, n)
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(mirror))
-    asked = standalone.tasks_of(list(tasks), None, shots)
+    asked_tasks = standalone.tasks_of(list(tasks), None, shots)
     prepared = standalone.prepare_model(
-        "smollm2-135m", asked, folder / "runs", SilentProgress(), precision=precision
+        "smollm2-135m", asked_tasks, folder / "runs", SilentProgress(), precision=precision
     )
     rows = standalone.evaluate(prepared).rows
-    ours = {task: {int(r.example_id.partition("-")[0]): r for r in found} for task, found in rows.items()}
-    monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
+    ours = {task: {int(r.example_id.partition("-")[0]): r for r in answers} for task, answers in rows.items()}
+    monkeypatch.chdir(mirror)  # so lm-eval finds a folder instead of a name on the hub
     # Let lm-eval load the same weights and do everything itself.
     import lm_eval
 
     dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[prepared.session.machine.precision]
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model="hf", model_args={"pretrained": str(prepared.session.source.path), "dtype": dtype},
         tasks=list(tasks), num_fewshot=shots, device=prepared.session.machine.device, batch_size=BATCH,
         bootstrap_iters=0,
     )  # fmt: skip
-    theirs = found["samples"]
+    theirs = results["samples"]
     return BothSides(ours, theirs, prepared.session.machine.precision)
 
 
@@ -94,10 +94,10 @@ def choices(tmp_path_factory):
 
 
 def gap_nats(sample, metric):
-    """Return how far apart lm-eval's own two best choices are, in nats of the better one's continuation."""
+    """Return the gap between lm-eval's two best choices, in nats of the better continuation."""
     logprobs = np.array([float(r[0]) for r in sample["filtered_resps"]])
     if len(logprobs) < 2:
-        return 0.0  # one continuation, right where it is the greedy one
+        return 0.0  # one continuation, right if it is the greedy one
     sizes = (
         np.array([len(c) for _, c in sample["arguments"]]) - 1
         if metric == "acc_norm"
@@ -110,7 +110,7 @@ def gap_nats(sample, metric):
 def read_gold_logprob(sample):
     responses = sample["filtered_resps"]
     target = sample["target"] if len(responses) > 1 else 0
-    if not str(target).isdigit():  # winogrande's target is what follows both ways to fill the gap
+    if not str(target).isdigit():  # winogrande's target is the text after both fillers
         target = int(sample["doc"]["answer"]) - 1
     return float(responses[int(target)][0])
 
@@ -121,9 +121,9 @@ def test_every_document_is_the_one_that_lm_eval_asks(choices):
         assert {i: r.example_id.partition("-")[2] for i, r in choices.ours[task].items()} == hashes, task
 
 
-def hold_together(both, task):
-    """Hold our answers to lm-eval's, but for choices that are as likely; write down what differs."""
-    ours, samples = both.ours[task], both.theirs[task]
+def hold_together(sides, task):
+    """Assert that our answers equal lm-eval's, except for near-ties; print the differences."""
+    ours, samples = sides.ours[task], sides.theirs[task]
     metrics = [m for m in samples[0]["metrics"] if m.startswith("acc")]
     worst = max(abs(read_gold_logprob(s) - ours[s["doc_id"]].gold_logprob) for s in samples)
     for metric in metrics:
@@ -136,8 +136,8 @@ def hold_together(both, task):
             f"| {', '.join(f'{g:.2f}' for g in gaps) or '–'} | {worst:.4f} |\n"
         )
         noise = ALONE_NATS if task.startswith("blimp_") else NOISE_NATS
-        assert all(gap <= noise[both.precision] for gap in gaps)
-    assert both.precision != "fp32" or worst <= NOISE_NATS["fp32"]
+        assert all(gap <= noise[sides.precision] for gap in gaps)
+    assert sides.precision != "fp32" or worst <= NOISE_NATS["fp32"]
 
 
 @pytest.mark.parametrize("task", CHOICES)
@@ -151,20 +151,20 @@ def test_answers_after_shots_agree_with_lm_eval_but_for_choices_that_are_as_like
     task, precision, tmp_path, monkeypatch
 ):
     shots, n = AFTER_SHOTS[task]
-    both = ask_both(tmp_path, {task: CHOICES[task]}, n, monkeypatch, shots=shots, precision=precision)
-    prompts = {s["doc_id"]: s["arguments"][0][0] for s in both.theirs[task]}
-    assert {i: row.prompt for i, row in both.ours[task].items()} == prompts
+    sides = ask_both(tmp_path, {task: CHOICES[task]}, n, monkeypatch, shots=shots, precision=precision)
+    prompts = {s["doc_id"]: s["arguments"][0][0] for s in sides.theirs[task]}
+    assert {i: row.prompt for i, row in sides.ours[task].items()} == prompts
     assert {prompt.count("Answer:") for prompt in prompts.values()} == {shots + 1}
     assert len(prompts) == n
-    hold_together(both, task)
+    hold_together(sides, task)
 
 
 def test_generated_answers_to_gsm8k_are_extracted_alike(tmp_path, monkeypatch):
-    both = ask_both(tmp_path, GENERATED, N_GENERATED, monkeypatch)
-    rows = both.ours["gsm8k"]
+    sides = ask_both(tmp_path, GENERATED, N_GENERATED, monkeypatch)
+    rows = sides.ours["gsm8k"]
     differing = 0
     for name in ("strict-match", "flexible-extract"):
-        samples = [s for s in both.theirs["gsm8k"] if s["filter"] == name]
+        samples = [s for s in sides.theirs["gsm8k"] if s["filter"] == name]
         scores = {s["doc_id"]: float(s["exact_match"]) for s in samples}
         mine = {i: r.parts[f"exact_match,{name}"][0] for i, r in rows.items()}
         texts = {s["doc_id"]: s["resps"][0][0] for s in samples}
@@ -175,5 +175,5 @@ def test_generated_answers_to_gsm8k_are_extracted_alike(tmp_path, monkeypatch):
         )
         assert all(scores[i] == mine[i] for i in scores if rows[i].text == texts[i])
         assert len(scores) == N_GENERATED
-    if both.precision == "fp32":
+    if sides.precision == "fp32":
         assert differing == 0

@@ -1,4 +1,4 @@
-"""A real model that runs here as a judge, at a size smaller than its kept page."""
+"""A real local model as a judge, on fewer pairs than in its stored page."""
 
 import pytest
 
@@ -18,5 +18,5 @@ def test_pairs_are_judged_in_both_orders_and_corrected_by_peoples_choices(tmp_pa
     )
     assert labels.arms[0].n_labels == MIN_LABELS
     assert labels.arms[0].corrected is not None
-    found = study.agreement(grades)
-    assert 0 <= found.low <= found.share <= found.high <= 1
+    agreed = study.agreement(grades)
+    assert 0 <= agreed.low <= agreed.share <= agreed.high <= 1

@@ -1,7 +1,7 @@
-"""Eight processes save runs for a while; none is lost, and no reader takes a second.
+"""Eight processes save runs for a while; none is lost, and no read takes a second.
 
-One reader lists runs by the index, as the command line does; the other does what the dashboard's pages do. The time
-in which a reader was ready and no processor was free does not count: ten processes share the machine's few cores.
+One reader lists runs by the index, like the command line; the other reads like the dashboard's pages. Time
+during which a reader was ready but no processor was free does not count: ten processes share a few cores.
 """
 
 import json
@@ -78,7 +78,7 @@ def test_eight_writers_and_two_readers_lose_nothing_and_wait_for_nobody(tmp_path
     complete(store, IDENTITY, make_rows(640))
     stores.save_run(store, make_run("first", [IDENTITY.digest]))
     run = (store.folder / "first" / "run.json").read_text("utf-8")
-    asked = [(SAVE, f"writer{i}") for i in range(8)] + [(READ, "list"), (READ, "page")]
+    programs = [(SAVE, f"writer{i}") for i in range(8)] + [(READ, "list"), (READ, "page")]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(store.folder), name, str(seconds), run],
@@ -88,9 +88,9 @@ def test_eight_writers_and_two_readers_lose_nothing_and_wait_for_nobody(tmp_path
             stdout=subprocess.PIPE,
             text=True,
         )
-        for code, name in asked
+        for code, name in programs
     ]
-    for process in processes:  # all start together
+    for process in processes:  # start all at once
         process.stdin.write("go\n")
         process.stdin.flush()
     *writers, listing, page = [json.loads(process.communicate()[0]) for process in processes]

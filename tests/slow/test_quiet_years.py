@@ -1,6 +1,6 @@
-"""A simulated year of nights: an unchanged recipe is rarely alarmed about, also where seeds make it luckier.
+"""A simulated year of nights: an unchanged recipe rarely raises an alarm, even with lucky seeds.
 
-A seed effect of one point is shared by all items of a making, and by all rows of the reference.
+A seed effect of one point is shared by all items of a training, and by all rows of the reference.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
     ],
 )  # fmt: skip
 def test_a_quiet_year_in_which_the_pool_goes_round_raises_few_alarms(answers, made_every):
-    """Of 20 years of two series each two alarms have a chance of 26 % where the rate is 5 %, four of 2 %."""
+    """In 20 years of two series each, two alarms have a probability of 26 % at a rate of 5 %, four of 2 %."""
     assert alarm_rate(Year(answers, 3000, made_every), 20) <= 3 / 20
 
 

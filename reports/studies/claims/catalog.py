@@ -1,4 +1,4 @@
-"""The claims: those that are measured here, cheapest first, and those that are not, with what they would need."""
+"""The claims: those that are measured here, cheapest first, and the others, with what they would need."""
 
 from reports.studies.claims import preferences, sizes, spectrum, steps
 from reports.studies.claims.claim import Claim, OpenClaim
@@ -6,7 +6,7 @@ from reports.studies.claims.fine_tunes import N_GOOD, Pair, claim_of, curve_of
 
 _HU = "Hu et al. 2021, arXiv:2106.09685"
 _DETTMERS = "Dettmers et al. 2023, arXiv:2305.14314"
-_AS_GOOD = -0.05  # five points worse is as good as equal
+_AS_GOOD = -0.05  # five points worse counts as equal
 
 CLAIMS = (
     Claim(

@@ -1,4 +1,4 @@
-"""A claim, what was measured of it, and the interval of a ratio that was measured in pairs."""
+"""A claim, its measurement, and the interval of a ratio measured in pairs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Figures = Mapping[str, float | int | str]
 
 
 class ClaimResult(NamedTuple):
-    """What was found of a claim: as it is printed with its interval, the verdict, figures, how it was done."""
+    """Measurement of a claim: printed text with its interval, verdict, figures, description."""
 
     shown: str
     verdict: Verdict
@@ -22,9 +22,9 @@ class ClaimResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Claim that is measured here: what it says, who says so, and about how many minutes it takes.
+    """Claim that is measured here: its statement, its source, and its approximate minutes.
 
-    `needs` says what two cores do not give; such a claim is measured where it is named, or where there is a GPU.
+    `needs` names what two cores lack; such a claim is measured if it is named, or if there is a GPU.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class OpenClaim:
-    """Claim that is not measured here: what that would need, and about how many hours."""
+    """Claim that is not measured here: what a measurement would need, and its approximate hours."""
 
     name: str
     says: str
@@ -58,10 +58,10 @@ class Ratio(NamedTuple):
 
 
 def estimate_paired_ratio(new: Sequence[float], base: Sequence[float]) -> Ratio:
-    """Return new / base of measurements made in pairs, by t on their logarithms.
+    """Return new / base of paired measurements, by t on their logarithms.
 
     Raises:
-        ValueError: fewer than two pairs, or as many of one as not of the other.
+        ValueError: fewer than two pairs, or unequal numbers of both.
     """
     if len(new) != len(base) or len(new) < 2:
         raise ValueError(f"{len(new)} and {len(base)} measurements, where a ratio needs two pairs at least")
@@ -71,14 +71,14 @@ def estimate_paired_ratio(new: Sequence[float], base: Sequence[float]) -> Ratio:
 
 
 def judge(low: float, high: float, *, least: float) -> Verdict:
-    """Tell whether an interval shows at least so much, shows less, or shows neither."""
+    """Tell whether an interval shows at least `least`, shows less, or shows neither."""
     if low >= least:
         return "holds"
     return "does not hold here" if high < least else "not decided"
 
 
 def judge_all(*verdicts: Verdict) -> Verdict:
-    """Join the verdicts of all that a claim says: it fails by one of them, and holds by all."""
+    """Combine the verdicts of a claim's parts: any failure fails it, and it holds if all hold."""
     for verdict in ("does not hold here", "not decided"):
         if verdict in verdicts:
             return verdict

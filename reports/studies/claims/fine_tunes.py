@@ -1,8 +1,8 @@
 """Claims about fine-tunes: pairs of recipes, trained and judged by the harness on the quickstart's target.
 
-Invariant: both recipes of a claim are trained with the same seeds and answer the same items; a difference is the mean over the
-seeds, with an interval for recipes and not for a single checkpoint. What is trained and answered lies in the study's
-folder, so a claim goes on where it ended.
+Invariant: both recipes of a claim are trained with the same seeds and answer the same items; a difference is
+the mean over the seeds, with an interval for recipes and not for a single checkpoint. Trainings and answers
+are stored in the study's folder, so an interrupted claim is resumed.
 """
 
 import json
@@ -42,12 +42,12 @@ Recipe = dict[str, Any]
 
 
 def lora(r: int = 16, *, epochs: int = 1, **recipe: Any) -> Recipe:
-    """Return a LoRA's recipe, with what is given besides."""
+    """Return a LoRA's recipe, with further keys."""
     return {"method": "lora", "params": {**_PARAMS, "num_train_epochs": epochs, "r": r}, **recipe}
 
 
 def full(rate: float, **recipe: Any) -> Recipe:
-    """Return the recipe that trains all parameters at a learning rate, with what is given besides."""
+    """Return the recipe that trains all parameters at a learning rate, with further keys."""
     return {"method": "full", "params": {**_PARAMS, "learning_rate": rate}, **recipe}
 
 
@@ -81,9 +81,9 @@ RECIPES = {
 
 
 class Pair(NamedTuple):
-    """Two recipes, what is compared of them, and by how much the first has to be better; below 0 as much worse.
+    """Two recipes, the compared outcome, and the least difference of the first; below 0 it may be worse.
 
-    `trained` says what both are trained on and how, where that is another thing than usual.
+    `trained` describes the training data and settings if they are unusual.
     """
 
     new: str
@@ -94,12 +94,12 @@ class Pair(NamedTuple):
 
 
 def claim_of(pair: Pair) -> Callable[[], ClaimResult]:
-    """Return what measures a claim about two recipes."""
+    """Return a function that measures a claim about two recipes."""
     return partial(_measure, pair)
 
 
 def curve_of(*names: str) -> Callable[[], ClaimResult]:
-    """Return what measures a claim that recipes come as far as the last of them, all but the first.
+    """Return a function that measures the claim that all recipes but the first equal the last.
 
     The first is a learning rate outside the range that the claim names.
     """
@@ -139,35 +139,35 @@ def _measure(pair: Pair) -> ClaimResult:
     session, runs = run_recipes(path, (pair.base, pair.new))
     new, base = runs[pair.new], runs[pair.base]
     target = change_over_seeds(session, [session.target], new, base)
-    shown = f"target {formatting.points(target.score, target.low, target.high)} points"
+    text = f"target {formatting.points(target.score, target.low, target.high)} points"
     figures = list_target_figures(target)
-    found = target
+    change = target
     if pair.outcome == "capability":
         tasks = [task for task in session.suites if task.role == "capability"]
-        found = change_over_seeds(session, tasks, new, base)
-        shown = f"capability {formatting.points(found.score, found.low, found.high)} points, {shown}"
-        figures |= {"capability": found.score, "capability_low": found.low, "capability_high": found.high}
+        change = change_over_seeds(session, tasks, new, base)
+        text = f"capability {formatting.points(change.score, change.low, change.high)} points, {text}"
+        figures |= {"capability": change.score, "capability_low": change.low, "capability_high": change.high}
     each = [change_over_seeds(session, [session.target], [n], [b]).score for n, b in zip(new, base, strict=True)]
     return ClaimResult(
-        shown,
-        judge_pair(pair, found, target),
+        text,
+        judge_pair(pair, change, target),
         figures | {f"target_seed_{run.seed}": score for run, score in zip(new, each, strict=True)},
         f"{pair.new} against {pair.base}, {len(new)} seeds (target {', '.join(formatting.points(x) for x in each)}), "
         f"{pair.trained}, {target.n} items of the target"
-        + (f", {found.n} general ones" if found is not target else "")
+        + (f", {change.n} general ones" if change is not target else "")
         + f", trainings of {_mean_training_s(new):.0f} and {_mean_training_s(base):.0f} s",
     )
 
 
-def judge_pair(pair: Pair, found: Estimate, target: Estimate) -> Verdict:
-    """Judge what is compared; what is kept of capability counts at an equal gain on the target alone."""
-    compared = judge(found.low, found.high, least=pair.least)
+def judge_pair(pair: Pair, change: Estimate, target: Estimate) -> Verdict:
+    """Judge the compared outcome; kept capability counts only with an equal gain on the target."""
+    compared = judge(change.low, change.high, least=pair.least)
     gain = judge(target.low, target.high, least=-MARGIN)
     return compared if pair.outcome == "target" else judge_all(compared, gain)
 
 
 def read_training_s(run: Run) -> float:
-    """Return the seconds that a run's training took, whichever call made it."""
+    """Return the seconds of a run's training, made by any call."""
     return (run.training and run.training.wall_s) or 0.0
 
 
@@ -176,16 +176,16 @@ def _mean_training_s(runs: Sequence[Run]) -> float:
 
 
 def prepare(folder: Path, *, suites: bool) -> Path:
-    """Write the experiment of all recipes, with a part of the general suite or without; returns its path."""
+    """Write the experiment of all recipes, with or without a part of the general suite; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     target = read_suite("support")
     (task,) = target["tasks"]
     dump(folder / "support.yaml", target)
     _write_training_sets(folder, Path(task["data"]["train"]))
     general = read_suite("general")
-    general["tasks"] = [one for one in general["tasks"] if one["kind"] != "bits_per_byte"]
-    for one in general["tasks"]:
-        one["limit"] = _LIMIT
+    general["tasks"] = [t for t in general["tasks"] if t["kind"] != "bits_per_byte"]
+    for general_task in general["tasks"]:
+        general_task["limit"] = _LIMIT
     dump(folder / "general.yaml", general)
     name = "claims" if suites else "claims-target"
     keys = {
@@ -200,7 +200,7 @@ def prepare(folder: Path, *, suites: bool) -> Path:
 
 
 def _write_training_sets(folder: Path, train: Path) -> None:
-    """Write the first hundred rows as they are, and all rows with every other answer that of a row of its kind."""
+    """Write the first hundred rows, and all rows with every other answer from another row of its kind."""
     rows = [json.loads(line) for line in train.read_text("utf-8").splitlines()]
     noisy = {}
     for ranked in (True, False):
@@ -209,22 +209,22 @@ def _write_training_sets(folder: Path, train: Path) -> None:
         random.Random(0).shuffle(answers)
         noisy |= {row["id"]: {**row, "reference": answer} for row, answer in zip(mixed, answers, strict=True)}
     sets = {"good": rows[:N_GOOD], "noisy": [noisy.get(row["id"], row) for row in rows]}
-    for name, made in sets.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), "utf-8")
+    for name, set_rows in sets.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in set_rows), "utf-8")
 
 
 def list_target_figures(target: Estimate) -> dict[str, float]:
-    """Name a change of the target and its interval as a claim keeps them."""
+    """Return a change of the target and its interval as stored figures."""
     return {"target": target.score, "target_low": target.low, "target_high": target.high}
 
 
 def change_over_seeds(
     session: Session, tasks: Sequence[Task], new: Sequence[Run], base: Sequence[Run]
 ) -> Estimate:
-    """Return how much more a recipe reaches than another, as a share of the range and the mean over tasks.
+    """Return the difference of two recipes, as a share of the range and the mean over tasks.
 
-    Over several seeds the variances over items and between the seeds of each recipe are added; of one seed it is
-    the difference of two checkpoints.
+    With several seeds the variances over items and between the seeds of each recipe are added; with one seed
+    it is the difference of two checkpoints.
     """
     rows = [(task.primary, _read_rows(session, task, base), _read_rows(session, task, new)) for task in tasks]
     changes = [[_compare(metric, b[i], n[i]) for metric, b, n in rows] for i in range(len(new))]

@@ -1,4 +1,4 @@
-"""The claims page: claim, source, what was measured with its interval, verdict; then what was not measured."""
+"""The claims page: claim, source, measurement with its interval, verdict; then the missing claims."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,15 @@ the target counts as none where equality is claimed. A call takes up what an end
 less than the whole."""
 
 
-def page(claims: Sequence[Claim], open_claims: Sequence[OpenClaim], found: Mapping[str, StoredResult]) -> str:
-    """Write the page as Markdown; claims that are yet to be measured stand among those that are not."""
-    known = [claim for claim in claims if claim.name in found]
-    lines = ["# Claims", "", _ABOUT, "", _summary(known, found), ""]
+def page(
+    claims: Sequence[Claim], open_claims: Sequence[OpenClaim], results: Mapping[str, StoredResult]
+) -> str:
+    """Write the page as Markdown; missing claims are listed with those that are not measured here."""
+    measured = [claim for claim in claims if claim.name in results]
+    lines = ["# Claims", "", _ABOUT, "", _summary(measured, results), ""]
     lines += ["| claim | source | measured | verdict |", "|---|---|---|---|"]
-    lines += [_row(claim, found[claim.name]) for claim in known]
-    lines += ["", "## How", "", *(_describe_call(claim, found[claim.name]) for claim in known)]
+    lines += [_row(claim, results[claim.name]) for claim in measured]
+    lines += ["", "## How", "", *(_describe_call(claim, results[claim.name]) for claim in measured)]
     lines += [
         "",
         "## Not measured here",
@@ -31,28 +33,28 @@ def page(claims: Sequence[Claim], open_claims: Sequence[OpenClaim], found: Mappi
         "| claim | source | what it needs | about |",
         "|---|---|---|---|",
     ]
-    lines += [_write_missing_row(claim) for claim in claims if claim.name not in found]
+    lines += [_write_missing_row(claim) for claim in claims if claim.name not in results]
     lines += [
-        f"| {one.says} | {one.source} | {one.needs} | {pluralize(round(one.hours), 'hour')} |"
-        for one in open_claims
+        f"| {c.says} | {c.source} | {c.needs} | {pluralize(round(c.hours), 'hour')} |"
+        for c in open_claims
     ]
     again = "A claim of one seed needs three: `make claims ARGS='NAME --again'`, ten minutes to an hour on two cores."
     return "\n".join([*lines, "", f"`make claims` measures what is missing and makes this page again. {again}", ""])
 
 
-def _summary(known: Sequence[Claim], found: Mapping[str, StoredResult]) -> str:
-    of = Counter(found[claim.name].verdict for claim in known)
-    said = ", ".join(f"{verdict}: {count(n)}" for verdict, n in of.most_common())
-    return f"{pluralize(len(known), 'claim')} measured. Verdicts: {said or 'none'}."
+def _summary(measured: Sequence[Claim], results: Mapping[str, StoredResult]) -> str:
+    counts = Counter(results[claim.name].verdict for claim in measured)
+    text = ", ".join(f"{verdict}: {count(n)}" for verdict, n in counts.most_common())
+    return f"{pluralize(len(measured), 'claim')} measured. Verdicts: {text or 'none'}."
 
 
-def _row(claim: Claim, kept: StoredResult) -> str:
-    return f"| {claim.says} | {claim.source} | {kept.shown} | {kept.verdict} |"
+def _row(claim: Claim, result: StoredResult) -> str:
+    return f"| {claim.says} | {claim.source} | {result.shown} | {result.verdict} |"
 
 
-def _describe_call(claim: Claim, kept: StoredResult) -> str:
+def _describe_call(claim: Claim, call: StoredResult) -> str:
     return (
-        f"- **{claim.name}**: {kept.note}. {kept.machine}, {kept.date}; the call took {kept.seconds:.0f} s."
+        f"- **{claim.name}**: {call.note}. {call.machine}, {call.date}; the call took {call.seconds:.0f} s."
     )
 
 

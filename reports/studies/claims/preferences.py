@@ -1,4 +1,4 @@
-"""Claims about preferences: DPO beside a reward model and RLOO, both from one adapter and on the same pairs."""
+"""Claims about preferences: DPO against a reward model and RLOO, from one adapter and the same pairs."""
 
 from functools import cache
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from reports.studies.claims.fine_tunes import (
 
 
 class _Ways(NamedTuple):
-    """DPO's target less RLOO's, and the seconds that each trained; RLOO's with its reward model."""
+    """DPO's target minus RLOO's, and the training seconds of both; RLOO's include its reward model."""
 
     change: Estimate
     dpo_s: float
@@ -27,7 +27,7 @@ class _Ways(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """What is printed of it."""
+        """Printed text of the result."""
         return (
             f"DPO's target {formatting.points(self.change.score, self.change.low, self.change.high)} points "
             f"against RLOO's, trained in {self.dpo_s:.0f} s and {self.rloo_s:.0f} s with the reward model"

@@ -13,17 +13,17 @@ from reports.studies.claims.claim import ClaimResult
 EMBEDDED = "smollm2-135m"
 GPT3 = Shape(175e9, 96, 12_288, 49_152, 96, 96, 128, 50_257)
 LLAMA_65B = Shape(65.3e9, 80, 8192, 22_016, 64, 64, 128, 32_000)
-_NEAR = 0.1  # of the figure of a claim: so near is as good as it
-_ADAM = 2 + 2 + 8  # bytes of a trained parameter in 16 bits: itself, its gradient, Adam's two moments in fp32
+_NEAR = 0.1  # relative deviation from a claim's figure that still supports it
+_ADAM = 2 + 2 + 8  # bytes per trained parameter in 16 bits: itself, its gradient, Adam's two moments in fp32
 
 
 def share_of_parameters() -> ClaimResult:
-    """Count what LoRA trains: of GPT-3 as the paper has it, and on the embedded model by PEFT."""
+    """Count LoRA's parameters: of GPT-3 as in the paper, and of the embedded model by PEFT."""
     on_gpt3 = GPT3.n_parameters / lora_parameters(GPT3, 4, ("q_proj", "v_proj"))
-    here = shape(resolve(EMBEDDED))
-    assert here is not None
+    embedded = shape(resolve(EMBEDDED))
+    assert embedded is not None
     narrow, wide = (
-        here.n_parameters / lora_parameters(here, r, modules)
+        embedded.n_parameters / lora_parameters(embedded, r, modules)
         for r, modules in ((4, ("q_proj", "v_proj")), (16, "all-linear"))
     )
     return ClaimResult(
@@ -36,7 +36,7 @@ def share_of_parameters() -> ClaimResult:
 
 
 def size_of_checkpoint() -> ClaimResult:
-    """Save an adapter of the embedded model and weigh it against the model; compute the paper's."""
+    """Compare the sizes of an adapter and of the embedded model; compute the paper's."""
     from peft import get_peft_model
 
     from harness.methods.supervised import Lora
@@ -49,20 +49,20 @@ def size_of_checkpoint() -> ClaimResult:
     model = get_peft_model(base, lora_config(Lora.Params(r=4, target_modules=["q_proj", "v_proj"])))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        own = (Path(folder) / "adapter_model.safetensors").stat().st_size
+        n_bytes = (Path(folder) / "adapter_model.safetensors").stat().st_size
     paper = 2 * lora_parameters(GPT3, 4, ("q_proj", "v_proj"))
     whole = weights_bytes(source.path)
     return ClaimResult(
-        f"{size(paper)} for GPT-3 in 16 bits; on {EMBEDDED} {size(own)} in fp32 beside {size(whole)}, "
-        f"{whole / own:,.0f} times smaller",
+        f"{size(paper)} for GPT-3 in 16 bits; on {EMBEDDED} {size(n_bytes)} in fp32 beside {size(whole)}, "
+        f"{whole / n_bytes:,.0f} times smaller",
         "holds" if abs(paper / 35e6 - 1) <= _NEAR else "does not hold here",
-        {"gpt3_bytes": paper, "adapter_bytes": own, "model_bytes": whole},
+        {"gpt3_bytes": paper, "adapter_bytes": n_bytes, "model_bytes": whole},
         "exact: of a file as it is saved, and of GPT-3's shape",
     )
 
 
 def bits_of_nf4() -> ClaimResult:
-    """Quantise every linear layer of the embedded model to NF4 and count what is kept."""
+    """Quantise every linear layer of the embedded model to NF4 and count the stored bits."""
     import torch
     from bitsandbytes.functional import quantize_4bit
 
@@ -70,17 +70,17 @@ def bits_of_nf4() -> ClaimResult:
     from harness.models.hardware import Machine
 
     base, _ = load_base(resolve(EMBEDDED), Machine("cpu", "CPU", "fp32", 1.0))
-    kept = {False: 0, True: 0}
+    n_bytes = {False: 0, True: 0}
     n_weights = 0
     for name, layer in base.named_modules():
         if not isinstance(layer, torch.nn.Linear) or name == "lm_head":
             continue
         n_weights += layer.weight.numel()
-        for doubly in kept:
+        for doubly in n_bytes:
             packed, state = quantize_4bit(layer.weight.data, quant_type="nf4", compress_statistics=doubly)
-            kept[doubly] += packed.nbytes + state.absmax.nbytes
-            kept[doubly] += state.state2.absmax.nbytes if doubly else 0
-    once, twice = (8 * kept[doubly] / n_weights for doubly in (False, True))
+            n_bytes[doubly] += packed.nbytes + state.absmax.nbytes
+            n_bytes[doubly] += state.state2.absmax.nbytes if doubly else 0
+    once, twice = (8 * n_bytes[doubly] / n_weights for doubly in (False, True))
     return ClaimResult(
         f"{twice:.3f} bits a weight with double quantisation, {once:.3f} without",
         "holds" if abs((once - twice) / 0.373 - 1) <= _NEAR else "does not hold here",
@@ -90,7 +90,7 @@ def bits_of_nf4() -> ClaimResult:
 
 
 def memory_of_qlora() -> ClaimResult:
-    """Compute the memory of weights, gradients and Adam of a model of 65 billion, whole and by QLoRA."""
+    """Compute the memory of weights, gradients and Adam of a model of 65 billion, in full and with QLoRA."""
     whole = _ADAM * LLAMA_65B.n_parameters
     of_adapter = _ADAM * lora_parameters(LLAMA_65B, 64)
     quantised = (4 + 0.127) / 8 * (LLAMA_65B.n_parameters - 2 * LLAMA_65B.vocabulary * LLAMA_65B.hidden)

@@ -1,4 +1,4 @@
-"""Claim about Spectrum and QLoRA: target and peak memory on a GPU, each trained in a process of its own."""
+"""Claim about Spectrum and QLoRA: target and peak memory on a GPU, each trained in its own process."""
 
 from harness import formatting
 from harness.records import Run
@@ -16,7 +16,7 @@ _SIMILAR = 1.25  # times the memory of QLoRA
 
 
 def spectrum_against_qlora() -> ClaimResult:
-    """Compare the target of Spectrum with that of QLoRA, and the memory that both reach."""
+    """Compare the targets and the peak memory of Spectrum and QLoRA."""
     session, runs = run_recipes(prepare(FOLDER, suites=False), ("qlora", "spectrum"), (0,))
     (new,), (base,) = runs["spectrum"], runs["qlora"]
     target = change_over_seeds(session, [session.target], [new], [base])

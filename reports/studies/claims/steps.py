@@ -1,6 +1,6 @@
 """Claims that are timed on the embedded model: a training step's time and memory, a request's latency.
 
-Invariant: what is compared is measured in turns on one machine, so that what slows it slows both.
+Invariant: compared quantities are measured alternately on one machine, so that disturbances affect both.
 """
 
 import time
@@ -26,7 +26,7 @@ class Training(NamedTuple):
 
 
 def train(whole: bool) -> Training:
-    """Make a few steps of Adam on the embedded model, on all of it or on an adapter of rank 16."""
+    """Make a few steps of Adam on the whole embedded model, or on an adapter of rank 16."""
     import numpy as np
     import torch
     from peft import get_peft_model
@@ -62,20 +62,20 @@ def train(whole: bool) -> Training:
 
 
 def _train_in_turns(rounds: int) -> tuple[list[Training], list[Training]]:
-    """Train whole and by an adapter in turns, each in a process of its own."""
-    found: tuple[list[Training], list[Training]] = ([], [])
+    """Train the whole model and an adapter alternately, each in its own process."""
+    trainings: tuple[list[Training], list[Training]] = ([], [])
     for _ in range(rounds):
         for whole in (True, False):
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-                found[not whole].append(alone.submit(train, whole).result())
-    return found
+                trainings[not whole].append(alone.submit(train, whole).result())
+    return trainings
 
 
 def memory_of_training() -> ClaimResult:
-    """Compare the memory of LoRA with that of training everything."""
+    """Compare the memory of LoRA with that of full training."""
     wholes, adapters = _train_in_turns(2)
     held = adapters[0].held_bytes / wholes[0].held_bytes
-    peak = estimate_paired_ratio([one.peak_bytes for one in adapters], [one.peak_bytes for one in wholes])
+    peak = estimate_paired_ratio([t.peak_bytes for t in adapters], [t.peak_bytes for t in wholes])
     return ClaimResult(
         f"weights, gradients and moments {1 - held:.0%} less (exact); peak of the process {peak} of the whole's",
         "holds" if held <= 1 / 3 else "does not hold here",
@@ -85,9 +85,9 @@ def memory_of_training() -> ClaimResult:
 
 
 def time_of_training() -> ClaimResult:
-    """Compare the time of a step of LoRA with that of training everything."""
+    """Compare the time of a step of LoRA with that of full training."""
     wholes, adapters = _train_in_turns(_ROUNDS)
-    ratio = estimate_paired_ratio([one.step_s for one in wholes], [one.step_s for one in adapters])
+    ratio = estimate_paired_ratio([t.step_s for t in wholes], [t.step_s for t in adapters])
     return ClaimResult(
         f"{ratio} times as fast",
         judge(ratio.low, ratio.high, least=1.25),
@@ -137,7 +137,7 @@ def _latencies() -> tuple[list[float], list[float], list[float]]:
         took[1].append(_time(lambda: _answer(model, ids)))
         with merge_adapter(served):
             took[2].append(_time(lambda: _answer(model, ids)))
-    base_s, apart_s, merged_s = (one[1:] for one in took)
+    base_s, apart_s, merged_s = (times[1:] for times in took)
     return base_s, apart_s, merged_s
 
 

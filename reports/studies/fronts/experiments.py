@@ -1,7 +1,7 @@
-"""Experiments of the study: all ways on validation rows, then the best of them on three tasks over three seeds.
+"""Experiments of the study: all ways on validation rows, then the best on three tasks over three seeds.
 
-Invariant: the first stage sees validation rows and items that the general suite leaves undrawn; the tasks of
-the second are tested once, by what the first has chosen.
+Invariant: the first stage uses validation rows and items that the general suite does not draw; the tasks of
+the second are tested once, with the ways that the first has chosen.
 """
 
 import os
@@ -30,16 +30,16 @@ def prepare_ways(folder: Path) -> Path:
 
 
 def prepare_tasks(folder: Path, chosen: Sequence[str]) -> list[Path]:
-    """Write the second stage: plain LoRA and the ways that were chosen, a task each; returns the files.
+    """Write the second stage: plain LoRA and the chosen ways, one file per task; return the files.
 
-    `chosen` are candidates of the first stage. What a way starts from comes with it. They stand in a folder of
-    their own, as the first stage has a `support.yaml` too.
+    `chosen` are candidates of the first stage. The candidate that a way starts from is included. The files
+    have a separate folder, because the first stage has a `support.yaml` too.
     """
     folder = folder / "tasks"
     folder.mkdir(parents=True, exist_ok=True)
     _write_suites(folder)
-    known = candidates(WAYS)
-    wanted = {name: known[name] for name in ("prompt", f"{PLAIN}-2", *chosen)}
+    recipes = candidates(WAYS)
+    chosen_recipes = {name: recipes[name] for name in ("prompt", f"{PLAIN}-2", *chosen)}
     paths = []
     for name, target in {"support": _support(), "banking77": _banking(), "dolly": _dolly()}.items():
         keys = {
@@ -48,7 +48,7 @@ def prepare_tasks(folder: Path, chosen: Sequence[str]) -> list[Path]:
             "target": target,
             "suites": ["drawn.yaml", *(["public.yaml"] if has_public_tasks() else [])],
             "seeds": _SEEDS,
-            "candidates": wanted,
+            "candidates": chosen_recipes,
             "gate": {"tasks": [task["name"] for task in read(folder / "drawn.yaml")["tasks"]]},
         }
         paths.append(folder / f"{name}.yaml")
@@ -57,16 +57,16 @@ def prepare_tasks(folder: Path, chosen: Sequence[str]) -> list[Path]:
 
 
 def has_public_tasks() -> bool:
-    """Tell whether public tasks can be asked: there are local copies of them."""
+    """Tell whether there are local copies of the public tasks."""
     return bool(os.environ.get("HARNESS_DATASETS_DIR"))
 
 
 def _write_suites(folder: Path) -> None:
-    """Write the general suite, and public tasks without kin among the prompts of replay; these do not gate."""
+    """Write the general suite, and public tasks unlike the prompts of replay; the latter do not gate."""
     general = read_suite("general")
-    tasks = [one for one in general["tasks"] if one["kind"] != "bits_per_byte"]
-    for one in tasks:
-        one["limit"] = _LIMIT
+    tasks = [task for task in general["tasks"] if task["kind"] != "bits_per_byte"]
+    for task in tasks:
+        task["limit"] = _LIMIT
     dump(folder / "drawn.yaml", {**general, "tasks": tasks})
     public = [{"lm_eval": name, "limit": N_PUBLIC, "chance": chance} for name, chance in PUBLIC.items()]
     dump(folder / "public.yaml", {"name": "public", "role": "capability", "tasks": public})
@@ -76,19 +76,19 @@ def _rows(path: str) -> Path:
     """Return a file of the real rows.
 
     Raises:
-        UserError: it is not there.
+        UserError: the file does not exist.
     """
-    found = Path(os.environ.get("HARNESS_TEST_DATA") or ROOT.parent / "shared" / "data") / "rows" / path
-    if not found.exists():
+    file = Path(os.environ.get("HARNESS_TEST_DATA") or ROOT.parent / "shared" / "data") / "rows" / path
+    if not file.exists():
         step = "HARNESS_TEST_DATA=FOLDER, which holds rows/"
-        raise UserError("the study of fronts", f"no {found}", "the real rows that it trains on", step)
-    return found
+        raise UserError("the study of fronts", f"no {file}", "the real rows that it trains on", step)
+    return file
 
 
 def _support() -> dict[str, Any]:
     (task,) = read_suite("support")["tasks"]
-    found: dict[str, Any] = task | {"data": {key: task["data"][key] for key in task["data"] if key != "limits"}}
-    return found
+    target: dict[str, Any] = task | {"data": {key: task["data"][key] for key in task["data"] if key != "limits"}}
+    return target
 
 
 def _banking() -> dict[str, Any]:

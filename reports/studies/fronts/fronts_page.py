@@ -1,4 +1,4 @@
-"""The page of fronts: what each way reached and forgot, what is chosen, and what did not run with its hours."""
+"""The page of fronts: what each way reached and forgot, the choice, and what did not run with its hours."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,8 +23,8 @@ _DRIFT = """\
 _COLUMNS = ("candidate", "target", "share of plain LoRA's gain", "forgetting", "public tasks", "gate")
 
 
-def page(rows: Sequence[Row], left: Sequence[Step], later_s: float, reports: Path) -> str:
-    """Write the page; `later_s` is what the second stage is expected to take while nothing is chosen for it.
+def page(rows: Sequence[Row], missing: Sequence[Step], later_s: float, reports: Path) -> str:
+    """Write the page; `later_s` is the expected time of the second stage as long as nothing is chosen for it.
 
     Pictures are those in the folder `reports`.
     """
@@ -34,36 +34,36 @@ def page(rows: Sequence[Row], left: Sequence[Step], later_s: float, reports: Pat
     if chosen := choose(first):
         lines += ["", f"The best of those that have run: {', '.join(chosen)}."]
     for task in dict.fromkeys(row.task for row in rows if row.task != WAYS_TASK):
-        of = [row for row in rows if row.task == task]
-        lines += ["", f"## {task}", "", *_tables(of), "", _verdict(of)]
+        task_rows = [row for row in rows if row.task == task]
+        lines += ["", f"## {task}", "", *_tables(task_rows), "", _verdict(task_rows)]
         if (reports / f"fronts.{task}.svg").exists():
             lines += ["", f"![Front of {task}](fronts.{task}.svg)"]
     lines += _compare_suites([row for row in rows if row.kept is not None and row.public_change is not None])
-    lines += ["", "## Not run", "", *_list_missing_steps(left, later_s)]
+    lines += ["", "## Not run", "", *_list_missing_steps(missing, later_s)]
     again = "`python -m reports.studies.fronts --steps 1` makes the next step and writes this page again."
     return "\n".join([*lines, "", again, ""])
 
 
 def _tables(rows: Sequence[Row]) -> list[str]:
-    """Return a table for each kind of machine that measured, the best score first."""
+    """Return a table for each kind of machine with measurements, the best score first."""
     lines: list[str] = []
     for machine in dict.fromkeys(row.machine for row in rows):
-        of = [row for row in rows if row.machine == machine]
-        done = sorted((row for row in of if row.goal is not None), key=lambda row: -(row.goal or 0.0))
-        said = [f"- {row.label} failed: {row.error}" for row in of if row.error]
-        said += [f"- {row.remark}" for row in of if row.remark]
+        measured = [row for row in rows if row.machine == machine]
+        scored = sorted((row for row in measured if row.goal is not None), key=lambda row: -(row.goal or 0.0))
+        notes = [f"- {row.label} failed: {row.error}" for row in measured if row.error]
+        notes += [f"- {row.remark}" for row in measured if row.remark]
         head = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
-        lines += ["", f"On {machine}:", "", *head, *(_cells(rows, row) for row in done)]
-        if any(row.gate == "harness-drift" for row in of):
-            said.append(_DRIFT)
-        lines += ["", *said] if said else []
+        lines += ["", f"On {machine}:", "", *head, *(_cells(rows, row) for row in scored)]
+        if any(row.gate == "harness-drift" for row in measured):
+            notes.append(_DRIFT)
+        lines += ["", *notes] if notes else []
     return lines[1:]
 
 
 def _cells(rows: Sequence[Row], row: Row) -> str:
     share = share_of_gain(rows, row)
-    said = formatting.UNKNOWN if share is None else f"{formatting.percent(share)} %"
-    return "| " + " | ".join([row.label, row.target, said, row.forgetting, row.public, row.gate]) + " |"
+    gain = formatting.UNKNOWN if share is None else f"{formatting.percent(share)} %"
+    return "| " + " | ".join([row.label, row.target, gain, row.forgetting, row.public, row.gate]) + " |"
 
 
 def _compare_suites(rows: Sequence[Row]) -> list[str]:
@@ -81,8 +81,8 @@ def _compare_suites(rows: Sequence[Row]) -> list[str]:
     if len(changes) < 4:
         return []
     rho, low, high, n = rank(changes, "suite", "public")
-    fell = sum(of["suite"].delta < 0 for of in changes.values())
-    fell_in_public = sum(of["public"].delta < 0 for of in changes.values())
+    fell = sum(change["suite"].delta < 0 for change in changes.values())
+    fell_in_public = sum(change["public"].delta < 0 for change in changes.values())
     return [
         "",
         "## The general suite beside public tasks",
@@ -94,14 +94,14 @@ def _compare_suites(rows: Sequence[Row]) -> list[str]:
 
 
 def _verdict(rows: Sequence[Row]) -> str:
-    """Say which fine-tunes keep nine tenths of plain LoRA's gain and pass the gate, or why none does."""
+    """Return which fine-tunes keep nine tenths of plain LoRA's gain and pass the gate, or why none does."""
     shares = {row.candidate: share_of_gain(rows, row) for row in rows if row.trained}
     keeping = [name for name, share in shares.items() if (share or 0.0) >= KEPT]
     gates = {name: [row.gate for row in rows if row.candidate == name] for name in keeping}
-    passing = [name for name, found in gates.items() if "pass" in found]
+    passing = [name for name, outcomes in gates.items() if "pass" in outcomes]
     if passing:
-        said = "; ".join(f"{name}, whose gate {_count_gates(gates[name])}" for name in passing)
-        return f"At least {KEPT:.0%} of plain LoRA's gain, and a gate that passes: {said}."
+        text = "; ".join(f"{name}, whose gate {_count_gates(gates[name])}" for name in passing)
+        return f"At least {KEPT:.0%} of plain LoRA's gain, and a gate that passes: {text}."
     if not any(way_of(row.candidate) == PLAIN for row in rows):
         return "Plain LoRA has not run here yet, so nobody knows its gain."
     if not any(shares.values()):
@@ -120,26 +120,26 @@ def _verdict(rows: Sequence[Row]) -> str:
 
 
 def _count_gates(gates: Sequence[str]) -> str:
-    """Say how often a gate passes over the seeds, and how the others end."""
-    others = [f"{gates.count(end)} {end}" for end in dict.fromkeys(gates) if end != "pass"]
+    """Count the seeds for which a gate passes, and the other outcomes."""
+    other_ends = [f"{gates.count(end)} {end}" for end in dict.fromkeys(gates) if end != "pass"]
     n, all_ = gates.count("pass"), formatting.pluralize(len(gates), "seed")
-    return f"passes for {n} of {all_}" + (f" ({', '.join(others)})" if others else "")
+    return f"passes for {n} of {all_}" + (f" ({', '.join(other_ends)})" if other_ends else "")
 
 
-def _list_missing_steps(left: Sequence[Step], later_s: float) -> list[str]:
-    if not left and not later_s:
+def _list_missing_steps(missing: Sequence[Step], later_s: float) -> list[str]:
+    if not missing and not later_s:
         return ["Everything has run."]
     ways: dict[tuple[str, str], list[Step]] = {}
-    for step in left:
+    for step in missing:
         ways.setdefault((step.file.stem, way_of(step.candidate) or step.candidate), []).append(step)
     rows = [
-        f"| {task} | {', '.join(step.candidate for step in of)} | {_hours(step.expected_s for step in of):.1f} |"
-        for (task, _), of in ways.items()
+        f"| {task} | {', '.join(step.candidate for step in way_steps)} | {_hours(step.expected_s for step in way_steps):.1f} |"
+        for (task, _), way_steps in ways.items()
     ]
     rows += [f"| three tasks | plain LoRA and {N_BEST} ways | {_hours([later_s]):.1f} |"] if later_s else []
-    total = _hours([*(step.expected_s for step in left), later_s])
-    said = f"About {total:.0f} hours on the machine that wrote this page, by the harness's own estimate."
-    return ["| experiment | candidates | hours |", "|---|---|---|", *rows, "", said]
+    total = _hours([*(step.expected_s for step in missing), later_s])
+    estimate = f"About {total:.0f} hours on the machine that wrote this page, by the harness's own estimate."
+    return ["| experiment | candidates | hours |", "|---|---|---|", *rows, "", estimate]
 
 
 def _hours(seconds: Iterable[float]) -> float:

@@ -1,4 +1,4 @@
-"""Steps of the study, a candidate of an experiment each: which are done, and how long the others take."""
+"""Steps of the study, one per candidate of an experiment: which are finished, and the others' time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ from harness.report import ExperimentReport
 
 
 class Step(NamedTuple):
-    """One candidate of an experiment with all its seeds, done where each has ended, well or not.
+    """One candidate of an experiment with all its seeds, finished once each has succeeded or failed.
 
-    `expected_s` leaves out what is asked of the base.
+    `expected_s` excludes the base's answers.
     """
 
     file: Path
@@ -27,22 +27,24 @@ class Step(NamedTuple):
 
 
 def plan(file: Path) -> list[Step]:
-    """List the steps of an experiment in the order in which they can be made; runs nothing."""
+    """List the steps of an experiment in a possible order; runs nothing."""
     loaded = config.load(file)
     session = prepare_session(loaded, Scope(dry_run=True), SilentProgress())
     requests = in_order(session.candidates, loaded.selected)
-    found = find_stored_runs(session, requests)
-    open_ = {one.candidate.name for one, run in zip(requests, found, strict=True) if run is None}
+    stored_runs = find_stored_runs(session, requests)
+    open_ = {
+        request.candidate.name for request, run in zip(requests, stored_runs, strict=True) if run is None
+    }
     estimates = experiment.Estimates(session)
     seconds = estimates.seconds(estimates.work(loaded.selected))
-    names = dict.fromkeys(one.candidate.name for one in requests)
+    names = dict.fromkeys(request.candidate.name for request in requests)
     return [Step(file, name, name not in open_, seconds[name]) for name in names]
 
 
 def make(steps: Sequence[Step], n_workers: int) -> None:
-    """Train and evaluate candidates of one file; what was done of them before is taken up.
+    """Train and evaluate candidates of one file; resumes interrupted ones.
 
-    Several workers have a thread each, which gives the rows of one process with one thread.
+    Several workers use one thread each, which gives the rows of one process with one thread.
     """
     values = {"executor": "local", "workers": n_workers, "threads": 1} if n_workers > 1 else {}
     overrides = ["training.process=same", *(f"execution.{name}={value}" for name, value in values.items())]
@@ -51,13 +53,13 @@ def make(steps: Sequence[Step], n_workers: int) -> None:
 
 
 def machine_of(file: Path) -> str:
-    """Name what a row's answers depend on beside the weights: kind of machine, threads and precision."""
+    """Return what a row's answers depend on besides the weights: kind of machine, threads and precision."""
     machine = prepare_session(config.load(file), Scope(dry_run=True), SilentProgress()).machine
     return f"{machine.name}, {machine.precision}"
 
 
 def report_done(file: Path, steps: Sequence[Step]) -> ExperimentReport | None:
-    """Report the candidates of an experiment that are done or have failed; None of none. Computes nothing."""
-    done = [step.candidate for step in steps if step.is_done and step.file == file]
+    """Report the finished and failed candidates of an experiment, or None. Computes nothing."""
+    finished = [step.candidate for step in steps if step.is_done and step.file == file]
     session = prepare_session(config.load(file), Scope(), SilentProgress())
-    return experiment.report_stored(session, done) if done else None
+    return experiment.report_stored(session, finished) if finished else None

@@ -1,7 +1,7 @@
-"""Rows of the study: what one seed of a candidate reached, as it is kept in the page's JSON file.
+"""Rows of the study: results of one seed of a candidate, as stored in the page's JSON file.
 
-Rows of several machines stand beside each other. A share of plain LoRA's gain is taken among rows of one
-machine kind, precision and number of threads (`machine`), which therefore measures the prompt and plain LoRA
+Rows of several machines are kept together. Shares of plain LoRA's gain are computed among rows of one machine
+kind, precision and number of threads (`machine`), so each machine measures the prompt and plain LoRA
 itself.
 """
 
@@ -22,12 +22,12 @@ PROMPT = "prompt"
 
 
 class Row(NamedTuple):
-    """What one seed of a candidate reached on a task of the study; `task` is the name of its experiment's file.
+    """Results of one seed of a candidate on a task of the study; `task` is the name of its experiment's file.
 
-    `remark` says where a way changed nothing of the weights that it was given. `goal` is the target's score,
-    negative where lower is better, and `kept` the mean change of the capability suite as a rate; None where it
-    is not measured. `public_change` is the mean change on public tasks as a rate, None where none was asked.
-    `held_back` names the rules of the gate that were applied and do not pass.
+    `remark` notes that a way changed none of the weights that it was given. `goal` is the target's score,
+    negative if lower is better, and `kept` the mean change of the capability suite as a rate; None if not
+    measured. `public_change` is the mean change on public tasks as a rate, None if none was asked.
+    `held_back` names the applied rules of the gate that do not pass.
     """
 
     task: str
@@ -47,30 +47,30 @@ class Row(NamedTuple):
     public_change: float | None = None
 
 
-def rows_of(task: str, machine: str, found: ExperimentReport | None) -> list[Row]:
-    """List the rows of what is done or has failed."""
-    return [_row(task, machine, found, f) for f in found.facts] if found else []
+def rows_of(task: str, machine: str, report: ExperimentReport | None) -> list[Row]:
+    """List the rows of finished and failed candidates."""
+    return [_row(task, machine, report, f) for f in report.facts] if report else []
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows that are kept; none where there is no file."""
-    return [Row(**one) for one in json.loads(path.read_text("utf-8"))["rows"]] if path.exists() else []
+    """Read the stored rows; empty without a file."""
+    return [Row(**fields) for fields in json.loads(path.read_text("utf-8"))["rows"]] if path.exists() else []
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Keep rows, one in a line."""
+    """Store rows, one per line."""
     lines = ",\n".join(json.dumps(row._asdict(), ensure_ascii=False) for row in rows)
     path.write_text(f'{{"rows": [\n{lines}\n]}}\n', "utf-8")
 
 
-def merge(kept: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Return the rows of both; a candidate that was measured again on a machine has its new rows alone."""
+def merge(stored: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Merge rows; new rows of a candidate and machine replace the stored ones."""
     again = {(row.task, row.candidate, row.machine) for row in new}
-    return [row for row in kept if (row.task, row.candidate, row.machine) not in again] + [*new]
+    return [row for row in stored if (row.task, row.candidate, row.machine) not in again] + [*new]
 
 
 def list_measured(rows: Iterable[Row], task: str, machine: str) -> set[str]:
-    """Name the candidates that need no more runs here; what others are held to is measured on each machine."""
+    """Return the candidates that need no more runs here; references are measured on each machine."""
     return {
         row.candidate
         for row in rows
@@ -79,12 +79,12 @@ def list_measured(rows: Iterable[Row], task: str, machine: str) -> set[str]:
 
 
 def is_reference(candidate: str) -> bool:
-    """Tell whether others are held to a candidate, which is therefore measured on each machine."""
+    """Tell whether a candidate is a reference for others, and so measured on each machine."""
     return candidate == PROMPT or way_of(candidate) == PLAIN
 
 
-def _row(task: str, machine: str, found: ExperimentReport, f: CandidateFacts) -> Row:
-    macro, public = f.verdict.macro if f.verdict and f.trained else None, _public_change(found, f)
+def _row(task: str, machine: str, report: ExperimentReport, f: CandidateFacts) -> Row:
+    macro, public = f.verdict.macro if f.verdict and f.trained else None, _public_change(report, f)
     target = f.target
     return Row(
         task=task,
@@ -100,14 +100,14 @@ def _row(task: str, machine: str, found: ExperimentReport, f: CandidateFacts) ->
         gate=f.verdict.outcome if f.verdict and f.trained else "",
         held_back=_list_failed_rules(f),
         error=f.error if f.state == "failed" else "",
-        remark=next((n for n in found.notes if n.startswith(f"{f.name}: ") and NO_CHANGE in n), ""),
+        remark=next((n for n in report.notes if n.startswith(f"{f.name}: ") and NO_CHANGE in n), ""),
         public_change=public.score if public else None,
     )
 
 
-def _public_change(found: ExperimentReport, f: CandidateFacts) -> Estimate | None:
-    """Return the mean change on public tasks; None where none was asked."""
-    first = {c.task: c for c in reversed(found.comparisons.get(f.label, ())) if c.task in PUBLIC}
+def _public_change(report: ExperimentReport, f: CandidateFacts) -> Estimate | None:
+    """Return the mean change on public tasks; None if none was asked."""
+    first = {c.task: c for c in reversed(report.comparisons.get(f.label, ())) if c.task in PUBLIC}
     return mean_change(list(first.values())) if first else None
 
 

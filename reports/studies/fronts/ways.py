@@ -1,10 +1,10 @@
-"""Ways to fine-tune, each at two strengths: methods, PEFT's families, regularisers, and what mends afterwards."""
+"""Ways to fine-tune, each at two strengths: methods, PEFT's families, regularisers, later repairs."""
 
 from typing import Any
 
 PLAIN = "plain"
 _BATCH = {"num_train_epochs": 1, "per_device_train_batch_size": 4}
-_FIRST = f"{PLAIN}-2"  # what ways without a training of their own start from
+_FIRST = f"{PLAIN}-2"  # starting point of ways without a training
 Recipe = dict[str, Any]
 Strengths = tuple[Recipe, Recipe]
 
@@ -29,7 +29,7 @@ def family(peft_type: str, rates: tuple[float, float], **params: Any) -> Strengt
 
 
 def make_mended(method: str, key: str, values: tuple[float, float]) -> Strengths:
-    """Return what is made of plain LoRA's weights without training, at two strengths."""
+    """Return a repair of plain LoRA's weights without training, at two strengths."""
     low, high = ({"method": method, "init_from": _FIRST, "params": {key: value}} for value in values)
     return low, high
 
@@ -45,7 +45,7 @@ WAYS: dict[str, Strengths] = {
     "label-smoothing": make_regularized("label_smoothing", "factor", (0.05, 0.1)),
     "neftune": make_regularized("neftune", "noise_alpha", (5.0, 15.0)),
     "dora": make_trained("lora", _USUAL, r=16, use_dora=True),
-    # PEFT's default alpha of 8 would make rsLoRA plain LoRA at this rank; PiSSA's paper takes alpha = r.
+    # PEFT's default alpha of 8 would make rsLoRA plain LoRA at this rank; PiSSA's paper uses alpha = r.
     "rslora": family("LORA", _USUAL, r=16, lora_alpha=32, use_rslora=True),
     "pissa": family("LORA", _USUAL, r=16, lora_alpha=16, init_lora_weights="pissa"),
     "eva": family("LORA", _USUAL, r=16, lora_alpha=32, init_lora_weights="eva"),
@@ -71,8 +71,10 @@ WAYS: dict[str, Strengths] = {
 
 def candidates(ways: dict[str, Strengths]) -> dict[str, Recipe]:
     """Return the prompt, then each way's two strengths under names that end in 1 and 2."""
-    named = {f"{way}-{n}": one for way, both in ways.items() for n, one in enumerate(both, 1)}
-    return {"prompt": {"method": "base"}, **named}
+    recipes = {
+        f"{way}-{n}": recipe for way, strengths in ways.items() for n, recipe in enumerate(strengths, 1)
+    }
+    return {"prompt": {"method": "base"}, **recipes}
 
 
 def way_of(candidate: str) -> str:
