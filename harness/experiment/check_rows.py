@@ -6,7 +6,7 @@ from itertools import islice
 from math import inf, log
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from harness.analysis.labelled_answers import count_enough_labels
 from harness.data import ColumnCells, check, count_cells, find_mixed_columns, formats, readers
@@ -23,10 +23,6 @@ from harness.progress import Progress, SilentProgress
 from harness.records import Example, Message, Output, PromptText
 from harness.report.findings import fill_commands, short_lines
 from harness.spec import Fields, Task
-
-if TYPE_CHECKING:
-    from harness.evaluation.judges import JudgedMetric
-    from harness.evaluation.session import Session
 
 _TASK = {"name": "rows", "data": {"invalid_rows": "drop"}}
 _MOST_BRIEFLY = 2_000
@@ -224,7 +220,7 @@ class AnswerScoring:
         if perplexity and base is None:
             raise UserError("--perplexity", "no model", "a model under which to score", "--base MODEL")
         self._source = hub.resolve(base, where="--base") if perplexity and base else None
-        self._judge = None if judge is None else _open_judge(judge, progress or SilentProgress())
+        self._judge = None if judge is None else RowJudge(judge, progress or SilentProgress())
         self.n_scored, self.ungraded = 0, list[str]()
         model = f" --perplexity --base {as_argument(base)}" if perplexity and base else ""
         self.options = model + (f" --judge {as_argument(judge)}" if judge else "")
@@ -233,71 +229,73 @@ class AnswerScoring:
         """Score the first answer of each row."""
         self.n_scored += len(rows)
         bits = _measure_bits(self._source, rows) if self._source else ()
-        grades, reasons = _grade(*self._judge, rows) if self._judge else ([], [])
+        grades, reasons = self._judge.grade(rows) if self._judge else ([], [])
         self.ungraded += reasons
         return score_answers(rows, classify, bits, grades)
 
 
-def _open_judge(path: str, progress: Progress) -> "tuple[Session, JudgedMetric]":
-    """Open the judge of a target; UserError if it cannot grade rows, or if people did not check it."""
-    from harness import config
-    from harness.evaluation.judges import key_problems
-    from harness.experiment.preparation import Scope, prepare_session
-    from harness.experiment.study import judge_labels
+class RowJudge:
+    """Judge of an experiment's target, which grades answers of rows; stored grades are read.
 
-    where, written = f"--judge {path}", as_argument(path)
-    if Path(path).is_dir():
-        raise UserError(where, "a folder", "a harness.yaml", f"--judge {as_argument(f'{path}/harness.yaml')}")
-    session = prepare_session(config.load(Path(path)), Scope(), progress)
-    task = session.target.task
-    rubrics = {name: judged.rubric for name, judged in session.target.judged.items()}
-    able = [name for name, rubric in rubrics.items() if not (rubric.needs_references or rubric.passages)]
-    if not able:
-        expected = f"one of the target {task.name} that needs no reference and no passages"
-        raise UserError(where, "no judged metric for rows", expected, "metrics: [judge:./FILE.yaml]")
-    judged = session.target.judged[able[0]]
-    refuse([*key_problems([judged])])
-    if absent := [judge for judge in judged.judges if judge.absent]:
-        step = f"harness train {as_argument(absent[0].name)} -c {written}"
-        raise UserError(where, f"{judged.metric}: {absent[0].absent}", "a judge that is trained", step)
-    n_labels = len(judge_labels(session.store, task, judged.metric))
-    n_needed = count_enough_labels(len(session.target.items.test))
-    if n_labels < n_needed and session.experiment.gate.uncalibrated_judge == "refuse":
-        found = f"people's labels of {n_labels} answers that {judged.metric} graded"
-        step = f"harness rate export labels.csv -c {written}, or gate: {{uncalibrated_judge: allow}} there"
-        raise UserError(where, found, f"at least {n_needed}, which show how well it grades", step)
-    return session, judged
+    Raises UserError if the judge cannot grade rows, or if people did not check it.
+    """
 
+    def __init__(self, path: str, progress: Progress) -> None:
+        from harness import config
+        from harness.evaluation.judges import key_problems
+        from harness.experiment.preparation import Scope, prepare_session
+        from harness.experiment.study import judge_labels
 
-def _grade(
-    session: "Session", judged: "JudgedMetric", rows: Sequence[QuestionAndAnswers]
-) -> tuple[list[float | None], list[str]]:
-    """Return a judge's grades of answers, None if there is none, and why; stored grades are read."""
-    from harness.evaluation.judges import GRADED_ROWS, GradeReader
-    from harness.evaluation.judging_stage import grade_answers
+        where, written = f"--judge {path}", as_argument(path)
+        if Path(path).is_dir():
+            step = f"--judge {as_argument(f'{path}/harness.yaml')}"
+            raise UserError(where, "a folder", "a harness.yaml", step)
+        session = self._session = prepare_session(config.load(Path(path)), Scope(), progress)
+        task = session.target.task
+        rubrics = {name: judged.rubric for name, judged in session.target.judged.items()}
+        able = [name for name, rubric in rubrics.items() if not (rubric.needs_references or rubric.passages)]
+        if not able:
+            expected = f"one of the target {task.name} that needs no reference and no passages"
+            raise UserError(where, "no judged metric for rows", expected, "metrics: [judge:./FILE.yaml]")
+        judged = self._judged = session.target.judged[able[0]]
+        refuse([*key_problems([judged])])
+        if absent := [judge for judge in judged.judges if judge.absent]:
+            step = f"harness train {as_argument(absent[0].name)} -c {written}"
+            raise UserError(where, f"{judged.metric}: {absent[0].absent}", "a judge that is trained", step)
+        n_labels = len(judge_labels(session.store, task, judged.metric))
+        n_needed = count_enough_labels(len(session.target.items.test))
+        if n_labels < n_needed and session.experiment.gate.uncalibrated_judge == "refuse":
+            found = f"people's labels of {n_labels} answers that {judged.metric} graded"
+            step = (
+                f"harness rate export labels.csv -c {written}, or gate: {{uncalibrated_judge: allow}} there"
+            )
+            raise UserError(where, found, f"at least {n_needed}, which show how well it grades", step)
 
-    items = []
-    for n, row in enumerate(rows):
-        question: Message = {
-            "role": "user",
-            "content": "\n\n".join(filter(None, (row.context, row.question))),
-        }
-        system: Message = {"role": "system", "content": row.system}
-        items.append(Example(f"row {n}", (system, question) if row.system else (question,)))
-    outputs, name = [Output(row.answers[0]) for row in rows], judged.metric
+    def grade(self, rows: Sequence[QuestionAndAnswers]) -> tuple[list[float | None], list[str]]:
+        """Return the grades of the first answers in [0, 1], None where there is none, and why."""
+        from harness.evaluation.judges import GRADED_ROWS, GradeReader
+        from harness.evaluation.judging_stage import grade_answers
 
-    def read_grades() -> tuple[GradeReader, list[float | None]]:
-        reader = GradeReader(GRADED_ROWS, {name: judged}, items)
-        score = reader.bind(session.target.metrics)[name].score
-        parts = (score(output, item) for output, item in zip(outputs, items, strict=True))
-        return reader, [part[0] if part else None for part in parts]
+        items = []
+        for n, row in enumerate(rows):
+            text = "\n\n".join(filter(None, (row.context, row.question)))
+            question: Message = {"role": "user", "content": text}
+            system: Message = {"role": "system", "content": row.system}
+            items.append(Example(f"row {n}", (system, question) if row.system else (question,)))
+        outputs, name = [Output(row.answers[0]) for row in rows], self._judged.metric
 
-    reader, grades = read_grades()
-    if reader.ungraded:
-        grade_answers(session, reader.ungraded)
+        def read_grades() -> tuple[GradeReader, list[float | None]]:
+            reader = GradeReader(GRADED_ROWS, {name: self._judged}, items)
+            score = reader.bind(self._session.target.metrics)[name].score
+            parts = (score(output, item) for output, item in zip(outputs, items, strict=True))
+            return reader, [part[0] if part else None for part in parts]
+
         reader, grades = read_grades()
-    reasons = [reason_by_metric[name] for reason_by_metric in reader.unreadable.values()]
-    return grades, reasons + ["no grade came"] * len({answer.example.id for answer in reader.ungraded})
+        if reader.ungraded:
+            grade_answers(self._session, reader.ungraded)
+            reader, grades = read_grades()
+        reasons = [reason_by_metric[name] for reason_by_metric in reader.unreadable.values()]
+        return grades, reasons + ["no grade came"] * len({answer.example.id for answer in reader.ungraded})
 
 
 def _measure_bits(source: ModelSource, rows: Sequence[QuestionAndAnswers]) -> list[float | None]:
