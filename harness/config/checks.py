@@ -66,7 +66,7 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
         if not re.fullmatch(spec.NAME, member.source):
             tree.problems += [Problem(where, f"candidate {member.source!r}", NAME_IN_WORDS, "rename it")]
         elif (n := len(f"{experiment}{name}".encode())) > _LONGEST_NAMES:
-            found = f"candidate {name!r}, with the name of the experiment {n} characters"
+            found = f"candidate {name!r}, with the name of the experiment {n} bytes"
             step = "shorten one of the names, or values of a grid"
             tree.problems += [Problem(where, found, f"{_LONGEST_NAMES} at most", step)]
 
