@@ -149,8 +149,7 @@ def judge_remarks(
             decides[books] = decides.get(books, False) or judged_metric.metric == task.task.primary_metric
     for books, judged_metric in metric_by_books.items():
         effect = "count as failed answers" if decides[books] else "leave these answers without that score"
-        for judge, all_grades in zip(judged_metric.judges, judged_metric.grades(), strict=True):
-            grades = {key: grade for key, grade in all_grades.items() if grade.task != GRADED_ROWS}
+        for judge, grades in zip(judged_metric.judges, judged_metric.grades(), strict=True):
             yield _remark_of(judged_metric, judge, grades, ("answers graded", "grades"), effect)
     # Models prefer their own text (Panickssery et al. 2024, arXiv 2404.13076).
     makers: dict[str, list[str]] = {}
@@ -178,16 +177,17 @@ def judge_remarks(
 
 
 def _remark_of(
-    judged: JudgedMetric, judge: Judge, grades: Mapping[str, Grade], words: tuple[str, str], effect: str
+    judged: JudgedMetric, judge: Judge, book: Mapping[str, Grade], words: tuple[str, str], effect: str
 ) -> str:
     action, noun = words
+    grades = [grade for grade in book.values() if grade.task != GRADED_ROWS]
     remark = f"{judged.metric}: {count(len(grades))} {action} by {judge.name}"
     if judge.settings and judge.prices is not None:
         paid = [grade for grade in list_paid_grades(judged, judge) if grade.task != GRADED_ROWS]
         cost = cost_usd(paid, judge.prices)
         cost_text = " at an unknown cost, the server sends no usage"
         remark += cost_text if cost is None else f" for {usd(cost)} USD"
-    failed_grades = [grade for grade in grades.values() if grade.value is None]
+    failed_grades = [grade for grade in grades if grade.value is None]
     if errors := [grade.error for grade in failed_grades if grade.status == "error"]:
         remark += f"; {count(len(errors))} of these {noun} could not be asked for ({errors[0]})"
     if n_unread := len(failed_grades) - len(errors):
@@ -195,7 +195,7 @@ def _remark_of(
     remark += f" and {effect}" if failed_grades else ""
     if failed_grades and judge.settings:
         remark += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
-    readable = [grade for grade in grades.values() if grade.order and grade.value is not None]
+    readable = [grade for grade in grades if grade.order and grade.value is not None]
     if readable:  # each pair is shown in both orders, so half is neutral
         share_first = percent(fmean(_value_of_first(grade.order, grade.value or 0.0) for grade in readable))
         remark += f"; the answer shown first won {share_first} % of comparisons, where 50 % favours no place"

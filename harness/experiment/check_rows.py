@@ -210,8 +210,8 @@ def tokenizer_of(base: str) -> check.Tokenizer:
 class AnswerScoring:
     """Scores answers by their traits, with `perplexity` also under the base, with `judge` also by grades.
 
-    `judge` is the path of a harness.yaml, whose target's first judged metric grades. `n_scored` counts the
-    answers so far; `ungraded` holds why some have no grade.
+    `judge` is the path of a harness.yaml (`RowJudge`). `n_scored` counts the answers so far; `ungraded` holds
+    why some have no grade.
     """
 
     def __init__(
@@ -235,9 +235,10 @@ class AnswerScoring:
 
 
 class RowJudge:
-    """Judge of an experiment's target, which grades answers of rows; stored grades are read.
+    """Judge by the first metric of an experiment's target that shows no reference and no passages.
 
-    Raises UserError if the judge cannot grade rows, or if people did not check it.
+    Stored grades are read, new ones stored. Raises UserError if the judge cannot grade rows, or if people
+    did not check it.
     """
 
     def __init__(self, path: str, progress: Progress) -> None:
@@ -278,8 +279,7 @@ class RowJudge:
 
         items = []
         for n, row in enumerate(rows):
-            text = "\n\n".join(filter(None, (row.context, row.question)))
-            question: Message = {"role": "user", "content": text}
+            question: Message = {"role": "user", "content": _prompt(row)}
             system: Message = {"role": "system", "content": row.system}
             items.append(Example(f"row {n}", (system, question) if row.system else (question,)))
         outputs, name = [Output(row.answers[0]) for row in rows], self._judged.metric
@@ -298,6 +298,10 @@ class RowJudge:
         return grades, reasons + ["no grade came"] * len({answer.example.id for answer in reader.ungraded})
 
 
+def _prompt(row: QuestionAndAnswers) -> str:
+    return "\n\n".join(filter(None, (row.context, row.question)))
+
+
 def _measure_bits(source: ModelSource, rows: Sequence[QuestionAndAnswers]) -> list[float | None]:
     """Return the bits per byte of answers given their questions; None if both exceed the context."""
     from harness.models.hardware import probe
@@ -305,8 +309,7 @@ def _measure_bits(source: ModelSource, rows: Sequence[QuestionAndAnswers]) -> li
 
     candidate = ModelHost(source, probe("auto", "auto", hub.shape(source))).base
     has_template = candidate.tokenizer.chat_template is not None
-    questions = ("\n\n".join(filter(None, (row.context, row.question))) for row in rows)
-    turns = [({"role": "user", "content": question},) for question in questions]
+    turns = [({"role": "user", "content": _prompt(row)},) for row in rows]
     pairs = zip(turns, rows, strict=True)
     encoded = candidate.encode_all([PromptText(turn, row.answers[0], has_template) for turn, row in pairs])
     sizes = [len(e.context) + len(e.continuation) if e.continuation else inf for e in encoded]
