@@ -23,7 +23,6 @@ CANDIDATES = """\
   bag: {method: classifier}
   lora: {method: lora, params: {r: 2, max_length: 200, num_train_epochs: 1, per_device_train_batch_size: 15}}
 """
-N_DRAWN = 2
 
 
 class Process(NamedTuple):
@@ -122,14 +121,8 @@ def process(request):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_at_one_of_its_file_operations_changes_nothing_that_is_left(process):
+@pytest.mark.parametrize("n_drawn", [2, pytest.param(20, marks=pytest.mark.weekly)])
+def test_a_process_that_is_killed_at_some_of_its_file_operations_changes_nothing_that_is_left(process, n_drawn):
     moments, expected = run_undisturbed(process)
-    for at, is_begun in random.Random(3).sample(moments, N_DRAWN):
-        hold_to(process, at, is_begun, expected)
-
-
-@pytest.mark.weekly
-def test_a_process_that_is_killed_at_any_of_its_file_operations_changes_nothing_that_is_left(process):
-    moments, expected = run_undisturbed(process)
-    for at, is_begun in moments:
+    for at, is_begun in random.Random(3).sample(moments, n_drawn):
         hold_to(process, at, is_begun, expected)
