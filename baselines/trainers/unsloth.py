@@ -1,6 +1,6 @@
 """Train an adapter with Unsloth: python unsloth.py BASE ROWS OUT SEED.
 
-Untried here: written from its documentation.
+Untried here: written from its documentation. Rank, alpha, rate and length as in ../qlora.yaml.
 """
 
 import sys

@@ -246,12 +246,13 @@ def _suites(tree: Tree) -> list[tuple[int, dict[str, Any]]]:
 class Range(NamedTuple):
     """Published range of a setting: kind of training, size of the model in billions, and source.
 
-    `training` is the kind that methods declare as `published_as`; `only` holds other settings it requires.
+    `training` is the kind that methods declare as `published_as`, empty for every training that has the
+    setting; `only` holds other settings it requires.
     """
 
-    training: str
     setting: str
     source: str
+    training: str = ""
     low: float = -inf
     high: float = inf
     from_b: float = 0.0
@@ -261,7 +262,7 @@ class Range(NamedTuple):
     def speaks_of(self, method: str, params: Mapping[str, Any], n_parameters: float) -> bool:
         """Tell whether the range applies to a training."""
         fits_size = self.from_b <= n_parameters / _BILLION <= self.to_b
-        fits_training = plugins.method(method).published_as == self.training
+        fits_training = self.training in ("", plugins.method(method).published_as)
         return fits_training and fits_size and all(params.get(k) == v for k, v in self.only.items())
 
 
