@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import tiny_experiment
+from conftest import find_shared_data
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -71,6 +72,7 @@ def test_plan_and_report_say_that_no_suite_is_in_the_language_of_the_target(tmp_
 
 ROOM = Memory(64.0, 80.0, "memory")
 GPU = Resources(Machine("cuda", "a GPU", "bf16", 100_000.0), ROOM)
+CPU = Resources(Machine("cpu", "a CPU", "fp32", 300.0), ROOM)
 
 
 def write_experiment(folder, texts, resources):
@@ -97,6 +99,24 @@ def test_where_no_data_can_be_had_init_names_the_public_tasks_and_the_setting_th
     assert "harness compare 'suites=[general,safety,public]' asks them too" in sentence
     assert [*list_suites(path)] == ["general", "safety"]
     assert len(list_suites(path, "suites=[general,safety,public]")["public"]) == 5
+
+
+@pytest.mark.e2e
+def test_where_a_mirror_has_their_data_a_gpu_lists_public_tasks_beside_ours_and_a_cpu_names_the_setting(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(find_shared_data("hub")))
+    sentence, path = write_experiment(tmp_path, ENGLISH, GPU)
+    assert "10 tasks of lm-eval in English, suites/public.yaml; listed, with data from the copies" in sentence
+    suites = list_suites(path)
+    assert [*suites] == ["general", "safety", "public"]
+    assert {"piqa", "arc_easy", "winogrande"} <= {*suites["public"]}
+    sentence, path = write_experiment(tmp_path, ENGLISH, CPU)
+    assert (
+        "not listed, for on a CPU they take long; harness compare 'suites=[general,safety,public]'"
+        in sentence
+    )
+    assert [*list_suites(path)] == ["general", "safety"]
 
 
 COLOURS, PLACES = "青白红黑金", "河山湖城"
