@@ -125,9 +125,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     if not out.is_dir():
         raise CandidateFailed("the command ended well and removed the folder {out}", "leaving weights in it")
     record = TrainingRecord(
-        wall_s=round(result.wall_s, 3),
-        peak_memory_gib=round(result.peak_bytes / 2**30, 3),
-        **_curves(out),
+        wall_s=round(result.wall_s, 3), peak_memory_gib=round(result.peak_bytes / 2**30, 3), **_curves(out)
     )
     version_text = mask_secrets(next(iter(read_lines(version, folder)), "")) if version else ""
     record = record.add(

@@ -62,10 +62,7 @@ def train(
 
 
 def _rows(
-    pairs: Sequence[Example],
-    context: FitContext,
-    params: Params,
-    tokenizer: Tokenizer,
+    pairs: Sequence[Example], context: FitContext, params: Params, tokenizer: Tokenizer
 ) -> tuple[list[Row], int]:
     thumbs = [(pair, answer, True) for pair in pairs for answer in pair.references[:1]]
     thumbs += [(pair, pair.rejected, False) for pair in pairs if pair.rejected]

@@ -131,11 +131,7 @@ class Model:
 
     Params = Spec
     METHOD = Method(
-        params=Spec,
-        fit=_take_model,
-        makes="model",
-        made_elsewhere=True,
-        problems=_whole_model_problems,
+        params=Spec, fit=_take_model, makes="model", made_elsewhere=True, problems=_whole_model_problems
     )
 
 
@@ -187,18 +183,8 @@ class Artefact:
 
     Params = Spec
     METHOD = Method(
-        params=Spec,
-        fit=_name_artefact,
-        makes="artefact",
-        made_elsewhere=True,
-        problems=_artefact_problems,
+        params=Spec, fit=_name_artefact, makes="artefact", made_elsewhere=True, problems=_artefact_problems
     )
 
 
-PLUGINS = {
-    "base": Base,
-    "endpoint": Endpoint,
-    "adapter": Adapter,
-    "model": Model,
-    "artefact": Artefact,
-}
+PLUGINS = {"base": Base, "endpoint": Endpoint, "adapter": Adapter, "model": Model, "artefact": Artefact}

@@ -9,14 +9,7 @@ import unicodedata
 from dataclasses import replace
 
 from harness.metrics import mean_metric, normalize
-from harness.records import (
-    Example,
-    Output,
-    compose_letters,
-    fold_text,
-    is_unspaced,
-    split_into_letters,
-)
+from harness.records import Example, Output, compose_letters, fold_text, is_unspaced, split_into_letters
 
 
 def _matches(output: Output, example: Example) -> float:

@@ -86,12 +86,7 @@ class PrefixCache:
     Those of a `soft` prompt precede every prefix, whose first ids are then `virtual_ids`.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        kept_bytes: int = _KEPT,
-        soft: Cache | None = None,
-    ) -> None:
+    def __init__(self, model: Model, kept_bytes: int = _KEPT, soft: Cache | None = None) -> None:
         self._model, self._kept_bytes, self._soft = model, kept_bytes, soft
         self.windows, self.longest_alike = windows(model.config), longest_alike(model.config)
         # Whether prompts of unequal length must be answered separately; None until tested.

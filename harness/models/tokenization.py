@@ -89,11 +89,7 @@ def mask_assistant(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[in
 
 
 def _write_answer(
-    tokenizer: Tokenizer,
-    row: PromptText,
-    prompt: _PromptTexts,
-    ends: Mapping[int, str],
-    gap: str,
+    tokenizer: Tokenizer, row: PromptText, prompt: _PromptTexts, ends: Mapping[int, str], gap: str
 ) -> tuple[_PromptTexts, Tokens]:
     """Return the texts of a prompt with its answer, and the end token to append, if any."""
     context, answer, whole = prompt.context, prompt.continuation.text, ""

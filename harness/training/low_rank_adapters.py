@@ -64,9 +64,7 @@ class LowRankParams(SupervisedParams, LoraParams):
 
 
 def low_rank_method(
-    params: type[LoraParams],
-    train: Callable[..., TrainingRecord] = fine_tune,
-    **options: Any,
+    params: type[LoraParams], train: Callable[..., TrainingRecord] = fine_tune, **options: Any
 ) -> Method:
     """Declare a method that trains a low-rank adapter by `train`; `options` are other fields of `Method`."""
 

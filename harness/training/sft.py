@@ -140,11 +140,7 @@ def fine_tune(
 
 
 def _save_model(
-    tokenizer: Tokenizer,
-    precision: "torch.dtype",
-    model: Any,
-    folder: Path,
-    state_dict: Row | None = None,
+    tokenizer: Tokenizer, precision: "torch.dtype", model: Any, folder: Path, state_dict: Row | None = None
 ) -> None:
     """Write a whole model and its tokenizer in a precision; the model in memory keeps its own."""
     # Shared tensors, such as tied embeddings, are written once; a sharded model passes its `state_dict`.
@@ -161,10 +157,7 @@ def _save_model(
 
 
 def _rows(
-    examples: Sequence[Example],
-    context: FitContext,
-    tokenizer: Tokenizer,
-    params: SupervisedParams,
+    examples: Sequence[Example], context: FitContext, tokenizer: Tokenizer, params: SupervisedParams
 ) -> tuple[list[Row], int]:
     ends = {*map_end_tokens(context.source, tokenizer)} if params.assistant_only_loss else {}
 
@@ -347,10 +340,7 @@ class JoinedRows(NamedTuple):
 
 
 def join_rows(
-    model: Model,
-    input_ids: "torch.Tensor",
-    attention_mask: "torch.Tensor",
-    labels: "torch.Tensor",
+    model: Model, input_ids: "torch.Tensor", attention_mask: "torch.Tensor", labels: "torch.Tensor"
 ) -> JoinedRows | None:
     """Join the rows of a batch (b, t) that is padded on the right; labels are -100 where nothing is learned.
 
