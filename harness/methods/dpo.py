@@ -9,13 +9,14 @@ adapter (alignment-handbook), the highest that was published.
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
 from harness.models.later import datasets, peft, torch, trl
 from harness.models.loglikelihood import Executor
 from harness.models.weight_files import adapter_digest
+from harness.plugins import Situation
 from harness.provenance import describe_environment, versions_of
 from harness.records import TrainingRecord, digest
 from harness.training import heldout, low_rank_adapters, parallel
@@ -112,10 +113,8 @@ def _trainer(
     arguments, options = heldout.trainer_options(params, rows)
     # `length` is read by the sampler.
     arguments |= {"precompute_ref_log_probs": True, "remove_unused_columns": False}
-    trainer: trl.DPOTrainer = low_rank_adapters.make_policy_trainer(
-        policy, kind, trl.DPOConfig, params, arguments, **options
-    )
-    return trainer
+    trainer = low_rank_adapters.make_policy_trainer(policy, kind, trl.DPOConfig, params, arguments, **options)
+    return cast("trl.DPOTrainer", trainer)
 
 
 def _make_caching_trainer(keys: Mapping[str, str]) -> "type[trl.DPOTrainer]":
@@ -235,13 +234,16 @@ def logprobs_sharing_prompts(model: Any, inputs: Inputs) -> "torch.Tensor":
     return -torch.zeros(2 * b).index_add(0, answer_of, losses)
 
 
-def _params_for(billions: float) -> dict[str, Any]:
-    """Return the parameters for a base of this size; none if the default suits it."""
+def _propose(situation: Situation) -> dict[str, Any] | None:
+    if not situation.pairs:
+        return None
+    # Start at a fine-tune on the chosen answers: pairs should be likely under the reference (§ 4).
+    start = {"init_from": situation.adapter} if situation.adapter else {}
     # From 50 to 500 M parameters 3e-5 was measured on smollm2-135m (reports/LOG.md), and it is assumed for
     # smaller bases; for those larger than in any source (alignment-handbook's Zephyr) the default is assumed.
-    if billions <= _MEASURED:
-        return {"params": {"learning_rate": 3e-5}}
-    return {} if billions <= _PUBLISHED else {"params": {"learning_rate": 5e-6}}
+    if _MEASURED < situation.billions <= _PUBLISHED:
+        return start
+    return start | {"params": {"learning_rate": 3e-5 if situation.billions <= _MEASURED else 5e-6}}
 
 
 METHOD = low_rank_adapters.low_rank_method(
@@ -253,10 +255,5 @@ METHOD = low_rank_adapters.low_rank_method(
     hooks=("penalty", "step", "arguments"),
     published_as="preference pairs",
     loops=("training", "tokens", "heldout", "dpo"),
-    # Start at a fine-tune on the chosen answers: pairs should be likely under the reference (§ 4).
-    proposal=lambda situation: (
-        ({"init_from": situation.adapter} if situation.adapter else {}) | _params_for(situation.billions)
-        if situation.pairs
-        else None
-    ),
+    proposal=_propose,
 )

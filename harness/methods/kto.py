@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
@@ -72,7 +72,7 @@ def _rows(
         {"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": up}
         for (start, (ids,)), (_, _, up) in zip(tokenized, thumbs, strict=True)
     ]
-    lengths = [len(tokens.wholes[0]) for tokens in tokenized]
+    lengths = [len(ids) for _, (ids,) in tokenized]
     return rows_that_fit(rows, lengths, params.max_length, "answers to train on")
 
 
@@ -81,22 +81,17 @@ def _trainer(
 ) -> "trl.KTOTrainer":
     class TokensTrainer(trl.KTOTrainer):
         def _prepare_dataset(self, dataset: Any, _tokenizer: Any, args: trl.KTOConfig, *_: Any) -> Any:
-            return self._add_kl(dataset, args.per_device_train_batch_size) if self.calculate_KL else dataset
-
-        @staticmethod
-        def _add_kl(dataset: Any, size: int) -> Any:
-            """Add another row's answer, on which the divergence is estimated."""
-            answers = dataset["completion_ids"]
-            starts = range(0, len(answers), size)
-            parts = (answers[start : start + size] for start in starts)
+            if not self.calculate_KL:
+                return dataset
+            # Another row's answer, on which the divergence is estimated.
+            answers, size = dataset["completion_ids"], args.per_device_train_batch_size
+            parts = (answers[start : start + size] for start in range(0, len(answers), size))
             return dataset.add_column("KL_completion_ids", [a for p in parts for a in (p[-1], *p[:-1])])
 
     arguments, options = heldout.trainer_options(params, rows)
     arguments["train_sampling_strategy"] = "sequential"
-    trainer: trl.KTOTrainer = low_rank_adapters.make_policy_trainer(
-        policy, TokensTrainer, trl.KTOConfig, params, arguments, **options
-    )
-    return trainer
+    make = low_rank_adapters.make_policy_trainer
+    return cast("trl.KTOTrainer", make(policy, TokensTrainer, trl.KTOConfig, params, arguments, **options))
 
 
 METHOD = low_rank_adapters.low_rank_method(

@@ -6,29 +6,21 @@ from typing import Literal
 from harness.training import LoraParams, low_rank_method, reinforcement
 
 
-class GrpoParams(reinforcement.ReinforcedParams, LoraParams):
-    """TRL's names, and PEFT's for the new adapter (without `init_from`)."""
-
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-
-
 class Grpo:
     """Group relative policy optimisation: answers are rewarded relative to the others to their prompt.
 
     Source: Shao et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
     """
 
-    Params = GrpoParams
+    class Params(reinforcement.ReinforcedParams, LoraParams):
+        """TRL's names, and PEFT's for the new adapter (without `init_from`)."""
+
+        loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+        scale_rewards: Literal["group", "batch", "none"] = "group"
+
     METHOD = low_rank_method(
-        GrpoParams, partial(reinforcement.train_on_rewards, "GRPO"), **reinforcement.REWARDED
+        Params, partial(reinforcement.train_on_rewards, "GRPO"), **reinforcement.REWARDED
     )
-
-
-class RlooParams(reinforcement.ReinforcedParams, LoraParams):
-    """TRL's names, and PEFT's for the new adapter (without `init_from`)."""
-
-    normalize_advantages: bool = False
 
 
 class Rloo:
@@ -37,9 +29,13 @@ class Rloo:
     Source: Ahmadian et al. 2024 (arXiv:2402.14740); trained by TRL's RLOOTrainer.
     """
 
-    Params = RlooParams
+    class Params(reinforcement.ReinforcedParams, LoraParams):
+        """TRL's names, and PEFT's for the new adapter (without `init_from`)."""
+
+        normalize_advantages: bool = False
+
     METHOD = low_rank_method(
-        RlooParams, partial(reinforcement.train_on_rewards, "RLOO"), **reinforcement.REWARDED
+        Params, partial(reinforcement.train_on_rewards, "RLOO"), **reinforcement.REWARDED
     )
 
 

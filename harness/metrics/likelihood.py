@@ -4,6 +4,7 @@ Invariant: the aggregate is a ratio of sums, so long texts count by their bytes 
 """
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -26,9 +27,10 @@ def _count_bits(output: Output, example: Example) -> Parts | None:
     return (-output.gold_logprob / math.log(2), float(output.gold_bytes))
 
 
-def _count_raw_bits(example: Example) -> Parts:
+def _count_bytes(per_byte: float, example: Example) -> Parts:
+    """Return the worst parts of a text: `per_byte` for each byte, and the number of bytes."""
     n_bytes = float(len(example.references[0].encode()))
-    return (_RAW_BITS * n_bytes, n_bytes)
+    return (per_byte * n_bytes, n_bytes)
 
 
 class BitsPerByte:
@@ -40,7 +42,8 @@ class BitsPerByte:
 
     SHORT = "bits/byte"
     metric = Metric(
-        *("bits_per_byte", False, (0.0, math.inf), ("bits", "bytes")), _count_bits, _divide, _count_raw_bits
+        *("bits_per_byte", False, (0.0, math.inf), ("bits", "bytes"), _count_bits, _divide),
+        partial(_count_bytes, _RAW_BITS),
     )
 
 
@@ -49,11 +52,6 @@ def _count_nats(output: Output, example: Example) -> Parts | None:
     if output.gold_logprob is None or not output.gold_bytes or n_tokens < 1:
         return None
     return (-output.gold_logprob, float(n_tokens))
-
-
-def _count_guesses(example: Example) -> Parts:
-    n_bytes = float(len(example.references[0].encode()))
-    return (n_bytes * math.log(_N_BYTES), n_bytes)
 
 
 def _perplexity(parts: Array, weights: Array) -> Array:
@@ -69,7 +67,8 @@ class Perplexity:
     """
 
     metric = Metric(
-        *("perplexity", False, (1.0, math.inf), ("nats", "tokens")), _count_nats, _perplexity, _count_guesses
+        *("perplexity", False, (1.0, math.inf), ("nats", "tokens"), _count_nats, _perplexity),
+        partial(_count_bytes, math.log(_N_BYTES)),
     )
 
 

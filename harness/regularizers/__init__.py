@@ -104,8 +104,7 @@ def general_rows(
     penalty_rows = {}
     for name, mixture in mixtures(regularize, context).items():
         if mixes_rows(name):
-            plugin = plugins.load("regularizers", name)
-            mixed_rows += plugin.mix(mixture, partial(evaluate, name, mixture))
+            mixed_rows += plugins.load("regularizers", name).mix(mixture, partial(evaluate, name, mixture))
         else:
             penalty_rows[name] = collect_answered_rows(name, mixture, partial(evaluate, GENERAL, mixture))
     return mixed_rows, penalty_rows
@@ -193,17 +192,13 @@ def regularizers_digest(regularize: Regularize, context: MixContext) -> str:
     if not regularize:
         return ""
     mixture_by_name = mixtures(regularize, context)
-    parts = [
-        [
-            name,
-            plugins.version("regularizers", name),
-            params.model_dump(mode="json", exclude_defaults=True, exclude={"data"}),
-            [mixture.n, mixture.max_new_tokens, [drop_defaults(row) for row in mixture.rows]]
-            if (mixture := mixture_by_name.get(name))
-            else [],
-        ]
-        for name, _, params in _load(regularize)
-    ]
+    parts = []
+    for name, _, params in _load(regularize):
+        own_values = params.model_dump(mode="json", exclude_defaults=True, exclude={"data"})
+        sampled: list[Any] = []
+        if mixture := mixture_by_name.get(name):
+            sampled = [mixture.n, mixture.max_new_tokens, [drop_defaults(row) for row in mixture.rows]]
+        parts.append([name, plugins.version("regularizers", name), own_values, sampled])
     return digest([versions_of("regularizers"), parts])
 
 
@@ -236,8 +231,7 @@ def _read_shipped_answers(base_digest: str) -> dict[str, dict[str, str]]:
 @cache
 def general_prompts() -> tuple[str, ...]:
     """Return the general prompts, ordered so that each prefix has about equal shares of all kinds."""
-    lines = _PROMPTS.read_text("utf-8").splitlines()
-    return tuple(json.loads(line)["prompt"] for line in lines)
+    return tuple(json.loads(line)["prompt"] for line in _PROMPTS.read_text("utf-8").splitlines())
 
 
 def rescue_by_strength(
@@ -248,10 +242,10 @@ def rescue_by_strength(
     def settings(case: RescueSituation) -> list[TrialSetting] | str:
         current = dict(case.present or {})
         current_strength = 0.0 if case.present is None else params(**current).strength
-        stronger = [s for s in strengths if s > current_strength]
         return [
             TrialSetting({**current, "strength": s}, f"{name}={s:g}", f"{says}, strength {s:g}")
-            for s in stronger
+            for s in strengths
+            if s > current_strength
         ] or f"its recipe has {name} of the strength {current_strength:g} already"
 
     return RescueStep(name, settings, place)

@@ -33,8 +33,9 @@ class Params(Spec):
     data: str | None = None
 
 
-_SAYS = "KL to the start on general prompts as a penalty"
-RESCUE = regularizers.rescue_by_strength("kl", Params, (0.3, 3.0), _SAYS, place=1)
+RESCUE = regularizers.rescue_by_strength(
+    "kl", Params, (0.3, 3.0), "KL to the start on general prompts as a penalty", place=1
+)
 
 
 def cost(params: Params, n_rows: int) -> float:
