@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness.errors import CandidateFailed, one_line
 from harness.models import hub, memory
@@ -38,8 +38,6 @@ def free_room(machine: Machine) -> Room:
     """Return the free memory of each device that a base may use."""
     room: dict[int | str, int] = {"cpu": int(device_memory("cpu").free_gib * 2**30)}
     if machine.device == "cuda":
-        import torch
-
         room |= {index: torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())}
     return room
 
@@ -130,8 +128,7 @@ def _load_weights(source: ModelSource, machine: Machine, attention: str | None, 
         # which rounds their scales again and stops gradients in later training.
         model = model.dequantize(precision)
         model.is_loaded_in_4bit = False  # otherwise the adapter would be trained in bf16
-    loaded: Model = model
-    return loaded
+    return cast(Model, model)
 
 
 def load_base(

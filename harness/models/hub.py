@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 from harness.cache import cache_dir, memo
@@ -330,8 +330,7 @@ def load_tokenizer(source: ModelSource, padding_side: str = "left") -> Tokenizer
     elif source.switches and template:
         tokenizer.chat_template = source.switches + template
     join_system(tokenizer)
-    loaded: Tokenizer = tokenizer
-    return loaded
+    return cast(Tokenizer, tokenizer)
 
 
 def map_end_tokens(source: ModelSource, tokenizer: Tokenizer) -> dict[int, str]:
@@ -339,10 +338,8 @@ def map_end_tokens(source: ModelSource, tokenizer: Tokenizer) -> dict[int, str]:
     configs = (read_object(source.path / name) for name in reversed(_CONFIG_FILES))
     end_ids: Any = next((ends for config in configs if (ends := config.get("eos_token_id")) is not None), [])
     ids = [tokenizer.eos_token_id, *(end_ids if isinstance(end_ids, list) else [end_ids])]
-    tokens: dict[int, Any] = {
-        i: tokenizer.convert_ids_to_tokens(i) for i in ids if isinstance(i, int) and i >= 0
-    }
-    return {i: token for i, token in tokens.items() if token is not None}
+    tokens = ((i, tokenizer.convert_ids_to_tokens(i)) for i in ids if isinstance(i, int) and i >= 0)
+    return {i: token for i, token in tokens if token is not None}
 
 
 def list_special_tokens(source: ModelSource) -> list[str]:
@@ -359,8 +356,7 @@ def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
     tokenizer = load_tokenizer(source)
 
     def count(texts: Sequence[str]) -> list[int]:
-        ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        return list(map(len, ids))
+        return [*map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"])] if texts else []
 
     return count
 
@@ -371,13 +367,11 @@ def remote_headers(name: str, where: str) -> tuple[dict[str, Any], dict[str, Ten
 
     with _refuse_unknown(name, where):
         config = read_config(Path(hf_hub_download(name, "config.json")).parent)
-        files = get_safetensors_metadata(name).files_metadata.values()
-        tensors = {
+        return config, {
             tensor: Tensor(info.dtype, tuple(info.shape), *info.data_offsets)
-            for file in files
+            for file in get_safetensors_metadata(name).files_metadata.values()
             for tensor, info in file.tensors.items()
         }
-        return config, tensors
 
 
 @contextmanager

@@ -58,8 +58,7 @@ def forget_length(model: Model) -> None:
 
 def additive_mask(model: Model, visible: "torch.Tensor") -> "torch.Tensor":
     """Return the additive mask (b, 1, n, t) for n queries and t keys, from the `visible` keys (b, n, t)."""
-    blocked = torch.finfo(model.dtype).min
-    return torch.where(visible, 0.0, blocked).to(model.dtype)[:, None]
+    return torch.where(visible, 0.0, torch.finfo(model.dtype).min).to(model.dtype)[:, None]
 
 
 def cut_to_windows(

@@ -115,9 +115,8 @@ def moves_base(config: Mapping[str, Any]) -> bool:
 def refuse_moved_base(config: Mapping[str, Any]) -> None:
     """Refuse an adapter whose initialisation changed the base, and that was saved unconverted."""
     if moves_base(config):
-        found = (
-            f"an adapter with init_lora_weights: {config.get('init_lora_weights')}, which changed its base"
-        )
+        start = config.get("init_lora_weights")
+        found = f"an adapter with init_lora_weights: {start}, which changed its base"
         step = "saving it with path_initial_model_for_weight_conversion, as PEFT describes"
         raise CandidateFailed(found, step)
 

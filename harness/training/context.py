@@ -156,8 +156,7 @@ def figures(
     """Return the measured figures: time, tokens, memory, parameters and the loss by step."""
     model: Any = trainer.model
     history = trainer.state.log_history
-    summary = next(e for e in reversed(history) if "train_runtime" in e)
-    loop_s = float(summary["train_runtime"]) + earlier_s
+    loop_s = float(next(e for e in reversed(history) if "train_runtime" in e)["train_runtime"]) + earlier_s
     n_tokens = int(trainer.state.num_input_tokens_seen) or None  # unknown if batches were not counted
     params = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trainer.args.device
@@ -247,8 +246,7 @@ def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]
     last = find_last_checkpoint(folder)
     if last is None:
         return None, (), ()
-    history = read_state(last.folder)["log_history"]
-    entries = [entry for entry in history if entry["step"] <= step]
+    entries = [entry for entry in read_state(last.folder)["log_history"] if entry["step"] <= step]
     losses = [tuple((e["step"], e[name]) for e in entries if name in e) for name in ("loss", "eval_loss")]
     return last.elapsed_s, losses[0], losses[1]
 
@@ -314,21 +312,20 @@ def spread_steps(steps: Sequence[int], parts: int, last: int) -> list[int]:
     return chosen
 
 
-def make_tracking_callback(
-    folder: Path,
-    points: int,
-    kind: str,
-    trained_on: str,
-    save: Callable[[Any, Path], None],
-    *,
-    ends: bool,
-    pause_at: int,
-) -> "transformers.TrainerCallback":
-    """Return a callback that keeps the weights of `points` checkpoints, spaced evenly, in a folder.
+def track(
+    trainer: "transformers.Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]
+) -> None:
+    """Keep the weights of `context.track` checkpoints, spaced evenly, next to those of `save_to`.
 
-    `save(model, folder)` writes weights of a `kind`. If a training may end early (`ends`), more are kept
-    until then. If `pause_at` is not 0, training stops after that many planned points.
+    `save(model, folder)` writes weights of the kind after which `save_to` is named. If a training may end
+    early, more are kept until then.
     """
+    if not context.track:
+        return
+    folder, kind, points = save_to.with_name(TRACKED), save_to.name, context.track
+    trained_on, pause_at = context.source.weights_digest, context.pause_at or context.show_at
+    stopping = transformers.EarlyStoppingCallback
+    ends = any(isinstance(c, stopping) for c in trainer.callback_handler.callbacks) and not context.pause_at
 
     class TrackingCallback(transformers.TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -363,7 +360,7 @@ def make_tracking_callback(
                 steps = [*map_tracked_folders(folder)]
                 _remove(folder, {*steps} - {*spread_steps(steps, points, state.global_step)})
 
-    return TrackingCallback()
+    trainer.add_callback(TrackingCallback())
 
 
 def _remove(folder: Path, steps: Collection[int]) -> None:

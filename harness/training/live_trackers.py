@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import fill_cache_file
 from harness.masking import mask_secrets
-from harness.models.later import transformers
 from harness.records import parse_json
 
 if TYPE_CHECKING:
@@ -189,9 +188,8 @@ def clean_metric_name(name: str) -> str:
 
 def find_mlflow_run(client: "MlflowClient", experiment_id: str, run_id: str) -> Any:
     """Return the run with an id in an MLflow experiment; None if there is none."""
-    return next(
-        iter(client.search_runs([experiment_id], f"tags.`{LIVE_ID}` = '{run_id}'", max_results=1)), None
-    )
+    found = client.search_runs([experiment_id], f"tags.`{LIVE_ID}` = '{run_id}'", max_results=1)
+    return next(iter(found), None)
 
 
 def _open_mlflow(run: LiveRun, resumed_at: int | None) -> _Opened:
@@ -256,17 +254,10 @@ _OPENERS: dict[str, Callable[[LiveRun, int | None], _Opened]] = {
 }
 
 
-def live_callback(send: Send) -> "transformers.TrainerCallback":
-    """Return a callback that sends the trainer's logged values."""
-
-    class LiveCallback(transformers.TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            metrics = {}
-            for name, value in (logs or {}).items():
-                if isinstance(value, int | float) and isfinite(value) and not name.startswith(_SUMMARY):
-                    is_validation = name.startswith("eval_")
-                    metrics[f"eval/{name[5:]}" if is_validation else f"train/{name}"] = float(value)
-            if metrics:
-                send(metrics, state.global_step)
-
-    return LiveCallback()
+def name_metrics(logged: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers that a trainer logged, under their names in trackers."""
+    return {
+        f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}": float(value)
+        for name, value in logged.items()
+        if isinstance(value, int | float) and isfinite(value) and not name.startswith(_SUMMARY)
+    }

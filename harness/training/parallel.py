@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from harness.models.devices import Placement
 from harness.models.later import datasets, torch
@@ -54,8 +54,7 @@ def make_once(make: Callable[[], Made]) -> Made:
 
     values: list[Any] = [make() if is_first() else None]
     broadcast_object_list(values)
-    value: Made = values[0]
-    return value
+    return cast(Made, values[0])
 
 
 def share_rows(rows: Any, folder: Path) -> Any:
@@ -94,8 +93,7 @@ def rows_of_each(params: Params, n_processes: int) -> Params:
     n_rows = rows // n_processes
     batch = next(smaller for smaller in range(min(size, n_rows), 0, -1) if n_rows % smaller == 0)
     parts = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": n_rows // batch}
-    changed: Params = params.model_copy(update=parts)
-    return changed
+    return cast(Params, params.model_copy(update=parts))
 
 
 def sample_together(kind: Any) -> Any:

@@ -95,10 +95,9 @@ def train_on_rewards(
     n_answers = params.per_device_train_batch_size * params.gradient_accumulation_steps
     n_prompts = n_answers // params.num_generations
     if len(rows) < n_prompts:  # TRL drops an incomplete step, here all rows
-        raise CandidateFailed(
-            f"steps of {n_prompts} prompts, and {len(rows)} prompts to train on",
-            "a smaller params.per_device_train_batch_size or gradient_accumulation_steps",
-        )
+        found = f"steps of {n_prompts} prompts, and {len(rows)} prompts to train on"
+        step = "a smaller params.per_device_train_batch_size or gradient_accumulation_steps"
+        raise CandidateFailed(found, step)
     reward = context.reward
     score: Rewards
     if reward.model and reward.source:
@@ -184,10 +183,8 @@ def _validate(
         return score(examples, [text.strip() for text in texts])
 
     trainer.model_wrapped.eval()  # dropout would change answers
-    with (
-        unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
-        torch.inference_mode(),
-    ):
+    unwrapped = unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator)
+    with unwrapped as model, torch.inference_mode():
         after = rewards(model)
         with use_adapter(model, "ref" if "ref" in model.peft_config else None):
             before = rewards(model)
@@ -261,16 +258,12 @@ def _module(path: Path) -> ModuleType:
 def _reward_by_file(path: Path) -> Rewards:
     function = getattr(_module(path), "reward", None)
     if not callable(function):
-        expected = f"{_FUNCTION}, or def metric(task)"
-        raise UserError(str(path), "no function 'reward'", expected, "define it")
+        raise UserError(str(path), "no function 'reward'", f"{_FUNCTION}, or def metric(task)", "define it")
 
     def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
-        columns = {
-            "prompts": [e.prompt for e in examples],
-            "references": [list(e.references) for e in examples],
-        }
+        prompts, references = [e.prompt for e in examples], [list(e.references) for e in examples]
         try:
-            raw = function(completions=list(answers), **columns)
+            raw = function(completions=list(answers), prompts=prompts, references=references)
         except Exception as error:
             raise CandidateFailed(f"{path}: reward raised {one_line(error)}", _FIX) from error
         values = [v.item() if hasattr(v, "item") else v for v in raw] if isinstance(raw, Iterable) else []

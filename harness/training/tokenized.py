@@ -96,9 +96,8 @@ def rows_that_fit(
     """Return the rows of at most `max_length` tokens, and the number of longer ones."""
     fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
     if rows and not fitting:
-        raise CandidateFailed(
-            f"all {len(rows)} {description} are longer than {max_length} tokens", "a larger params.max_length"
-        )
+        found = f"all {len(rows)} {description} are longer than {max_length} tokens"
+        raise CandidateFailed(found, "a larger params.max_length")
     return fitting, len(rows) - len(fitting)
 
 

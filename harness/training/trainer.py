@@ -3,7 +3,6 @@
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import partial
 from math import isfinite
@@ -17,24 +16,21 @@ from harness.errors import CandidateFailed, Diverged, one_line
 from harness.models import hardware, hub, memory
 from harness.models.hardware import Machine
 from harness.models.later import Model, Tokenizer, torch, transformers
-from harness.progress import Advance
 from harness.records import TrainingRecord
 from harness.spec import Spec
 from harness.training import parallel
 from harness.training.context import (
     SAVED_EVERY,
-    TRACKED,
     FitContext,
     checkpoint_callback,
     count_pairs,
     figures,
     find_last_checkpoint,
-    make_tracking_callback,
     read_state,
     scale_callback,
     skip_cards,
 )
-from harness.training.live_trackers import live_callback
+from harness.training.live_trackers import name_metrics
 from harness.training.tokenized import tokenized_rows
 
 Row = dict[str, Any]
@@ -124,10 +120,9 @@ def checkpoints_activations(
     shape = hub.shape(context.source)
     if shape is None:
         return True
-    n_params = memory.lora_parameters(shape, _LARGE_RANK) if n_trained is None else n_trained
     peak = memory.training_peak(
         shape,
-        n_params,
+        memory.lora_parameters(shape, _LARGE_RANK) if n_trained is None else n_trained,
         params.per_device_train_batch_size * params.max_length,
         context.machine.precision,
         quantization=context.source.quantization,
@@ -273,9 +268,8 @@ NO_MEMORY = "out of memory while training"
 MEMORY_KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
 
 
-def explain_out_of_memory() -> AbstractContextManager[None]:
-    """Turn an out-of-memory error into a failure that names the parameters to change."""
-    return memory.explain_out_of_memory(NO_MEMORY, MEMORY_KNOBS)
+# Turns an out-of-memory error into a failure that names the parameters to change.
+explain_out_of_memory = partial(memory.explain_out_of_memory, NO_MEMORY, MEMORY_KNOBS)
 
 
 def make_trainer(
@@ -306,27 +300,11 @@ def make_trainer(
                 args._n_gpu = 1  # noqa: SLF001  (otherwise only an environment variable sets it)
             shared_kind = parallel.sample_together(kind)
             regularized = add_regularizers(count_pairs(shared_kind), context, tokenizer, params.max_length)
-            all_callbacks = [*callbacks, progress_callback(context.advance)]
-            all_callbacks += [live_callback(context.send)] if context.send else []
+            all_callbacks = [*callbacks, make_report_callback(context)]
             return regularized(args=args, callbacks=all_callbacks, **options)
         except ValueError as error:
             found = f"the training cannot be set up ({one_line(error)})"
             raise CandidateFailed(found, "other params") from error
-
-
-def track(
-    trainer: "transformers.Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]
-) -> None:
-    """Keep the weights of some checkpoints, written by `save`; `save_to` is named after their kind."""
-    if context.track:
-        folder, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
-        stopping = any(
-            isinstance(c, transformers.EarlyStoppingCallback) for c in trainer.callback_handler.callbacks
-        )
-        ends = stopping and not context.pause_at
-        weights = context.track, save_to.name, base_digest, save
-        pause_at = context.pause_at or context.show_at
-        trainer.add_callback(make_tracking_callback(folder, *weights, ends=ends, pause_at=pause_at))
 
 
 def run(
@@ -370,11 +348,9 @@ def run(
     record = figures(trainer, n_dropped, time.perf_counter() - start, last.elapsed_s if last else 0.0)
     if (n := parallel.process_count()) == 1:
         return record
-    batch_size, accumulated = (
-        trainer.args.per_device_train_batch_size,
-        trainer.args.gradient_accumulation_steps,
-    )
-    return record.add(n_processes=n, batch_size=batch_size, accumulated_batches=accumulated)
+    args = trainer.args
+    sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    return record.add(n_processes=n, batch_size=sizes[0], accumulated_batches=sizes[1])
 
 
 def start_time(folder: Path) -> float:
@@ -406,17 +382,18 @@ def _spare_casts(model: Any) -> None:
             layer._cast_input_dtype = partial(leave, layer._cast_input_dtype)  # noqa: SLF001
 
 
-def progress_callback(advance: Advance) -> "transformers.TrainerCallback":
-    """Return a callback that reports progress and ends the training when the loss is NaN or infinite."""
+def make_report_callback(context: FitContext) -> "transformers.TrainerCallback":
+    """Return a callback that reports progress, sends logged values, and ends a training of infinite loss."""
 
-    class LossReportCallback(transformers.TrainerCallback):
+    class ReportCallback(transformers.TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
-            losses = {
-                name: float(value) for name, value in (logs or {}).items() if name in ("loss", "eval_loss")
-            }
+            logged = logs or {}
+            losses = {name: float(logged[name]) for name in ("loss", "eval_loss") if name in logged}
             if not all(map(isfinite, losses.values())):  # later steps would not recover
                 raise Diverged("the training loss is not a number", "a lower params.learning_rate")
             if "loss" in losses:
-                advance(state.global_step, state.max_steps, f"loss {losses['loss']:.2f}")
+                context.advance(state.global_step, state.max_steps, f"loss {losses['loss']:.2f}")
+            if context.send and (metrics := name_metrics(logged)):
+                context.send(metrics, state.global_step)
 
-    return LossReportCallback()
+    return ReportCallback()
