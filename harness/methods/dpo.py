@@ -58,15 +58,13 @@ class Params(heldout.HeldOutParams, low_rank_adapters.LoraParams):
         return self
 
 
-def train(
-    context: FitContext, params: Params, peft_config: "peft.PeftConfig", save_to: Path
-) -> TrainingRecord:
+def train(context: FitContext, params: Params, config: "peft.PeftConfig", save_to: Path) -> TrainingRecord:
     """Train an adapter on the context's pairs, from the base or from the adapter in `context.init`.
 
-    With `context.init` the adapter keeps that shape, and `peft_config` is not used. The reward margin of the
+    With `context.init` the adapter keeps that shape, and `config` is not used. The reward margin of the
     record is in nats times beta.
     """
-    policy = low_rank_adapters.load_policy(context, peft_config, save_to)
+    policy = low_rank_adapters.load_policy(context, config, save_to)
     rows, heldout_rows, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
     if 0 <= (n_seen := heldout.n_seen(params)) < len(rows):  # only rows that will be seen
         rows = random.Random(context.seed).sample(rows, n_seen)
@@ -75,10 +73,8 @@ def train(
     longest = max(2 * row["length"] for row in rows + heldout_rows)  # both answers may be in one row
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
     record = low_rank_adapters.train_policy(policy, trainer, n_dropped)
-    n_rows = len(rows), len(heldout_rows)
-    return heldout.add_curves(
-        record, trainer, n_rows, accuracy="rewards/accuracies", margin="rewards/margins"
-    )
+    sizes = len(rows), len(heldout_rows)
+    return heldout.add_curves(record, trainer, sizes, accuracy="rewards/accuracies", margin="rewards/margins")
 
 
 def _row(start: int, wholes: list[list[int]]) -> Row:

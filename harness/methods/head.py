@@ -92,9 +92,8 @@ def fit(context: FitContext, params: Params) -> Weights:
         if params.train == "adapter":
             tuned.save_pretrained(folder)
         else:
-            tensors = {
-                n: p.detach().cpu().contiguous() for n, p in tuned.named_parameters() if p.requires_grad
-            }
+            trained = ((n, p) for n, p in tuned.named_parameters() if p.requires_grad)
+            tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trained}
             save_file(tensors, folder / heads.TRAINED, {"format": "pt"})
         content = {"labels": labels, "params": params.model_dump(mode="json")}
         (folder / heads.FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
@@ -106,12 +105,10 @@ def fit(context: FitContext, params: Params) -> Weights:
     return Weights("head", heads.head_digest(folder, source), context.folder, record)
 
 
-def _rows(
-    texts: list[str], indices: list[int], tokenizer: Any, max_length: int
-) -> tuple[list[loop.Row], int]:
+def _rows(texts: list[str], indices: list[int], tokenizer: Any, longest: int) -> tuple[list[loop.Row], int]:
     ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts]
     rows = [{"input_ids": row, "labels": i} for row, i in zip(ids, indices, strict=True)]
-    return rows_that_fit(rows, list(map(len, ids)), max_length)
+    return rows_that_fit(rows, list(map(len, ids)), longest)
 
 
 METHOD = Method(

@@ -137,12 +137,10 @@ def sum_up_scan(ratios: Mapping[str, float], chosen_names: Sequence[str]) -> tup
     """Summarise a scan by type: numbers of matrices and of trained ones, and the ratios at the cut."""
     scans = []
     for kind, names in _group_by_type(ratios).items():
-        trained_ratios = [ratios[name] for name in names if name in chosen_names]
+        trained = [ratios[name] for name in names if name in chosen_names]
         most_frozen = max((ratios[name] for name in names if name not in chosen_names), default=None)
-        counts = {"n": len(names), "n_trained": len(trained_ratios)}
-        scans.append(
-            MatrixScan(type=kind, **counts, least_trained=min(trained_ratios), most_frozen=most_frozen)
-        )
+        counts = {"n": len(names), "n_trained": len(trained)}
+        scans.append(MatrixScan(type=kind, **counts, least_trained=min(trained), most_frozen=most_frozen))
     return tuple(scans)
 
 

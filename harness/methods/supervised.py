@@ -154,9 +154,8 @@ class Peft:
     def _fit(context: FitContext, params: Params) -> Weights:
         config = peft_families.peft_config(params.peft_type, params.of_peft)
         peft_families.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
-        return made_weights(
-            context, "adapter", fine_tune(context, params, config, context.folder / "adapter")
-        )
+        record = fine_tune(context, params, config, context.folder / "adapter")
+        return made_weights(context, "adapter", record)
 
     @staticmethod
     def _count_parameters(shape: Shape, params: Params) -> int:

@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 CONFIG, WEIGHTS = "delta_config.json", "delta_model.safetensors"
+Tensors = Mapping[str, "torch.Tensor"]
 
 
-def save_delta(
-    folder: Path, form: str, config: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]"
-) -> None:
+def save_delta(folder: Path, form: str, config: Mapping[str, Any], tensors: Tensors) -> None:
     """Write a delta: its form, the form's configuration, and its tensors."""
     from safetensors.torch import save_file
 
@@ -112,9 +111,7 @@ def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[Remov
 
 
 @contextmanager
-def put_on_bottlenecks(
-    model: Any, config: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]"
-) -> Iterator[None]:
+def put_on_bottlenecks(model: Any, config: Mapping[str, Any], tensors: Tensors) -> Iterator[None]:
     """Apply stored bottlenecks to a base, in its precision."""
     form = Bottleneck(**config)
     bottlenecks = new_bottlenecks(model, form)
@@ -153,9 +150,7 @@ MATRICES = "matrices"
 
 
 @contextmanager
-def put_on_matrices(
-    model: Any, config: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]"
-) -> Iterator[None]:
+def put_on_matrices(model: Any, config: Mapping[str, Any], tensors: Tensors) -> Iterator[None]:
     """Apply stored matrices, named after their layers, to a base."""
     modules = model.named_modules(remove_duplicate=False)
     layers = {name: layer for name, layer in modules if name in tensors}

@@ -150,9 +150,8 @@ def load_base(
     with memory.explain_out_of_memory(found, step), _refuse_unloadable(source):
         if hub.is_encoder_decoder(source):
             raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
-        has_flash = "flash" not in attention or getattr(
-            build_without_weights(source.path), "_supports_flash_attn", False
-        )
+        probed = build_without_weights(source.path) if "flash" in attention else None
+        has_flash = "flash" not in attention or getattr(probed, "_supports_flash_attn", False)
         # By default transformers uses sdpa where an architecture has it.
         implementation = attention if has_flash and attention != "sdpa" else None
         if placed is None:

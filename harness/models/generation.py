@@ -202,10 +202,8 @@ def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
         if ran_out_of_memory(error):
             raise
         return True
-    together, alone = runs
-    return any(
-        (together[key] - alone[key]).abs().mean() > AGREEMENT_NATS[model.dtype.itemsize] for key in alone
-    )
+    (together, alone), tolerance = runs, AGREEMENT_NATS[model.dtype.itemsize]
+    return any((together[key] - alone[key]).abs().mean() > tolerance for key in alone)
 
 
 def _read_next_logits(

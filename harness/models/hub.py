@@ -346,9 +346,8 @@ def list_special_tokens(source: ModelSource) -> list[str]:
     """List a base's special tokens (see `chat_templates`), remembered per tokenizer."""
     if is_packed(source) or not has_tokenizer(source.path):
         return []
-    return [
-        *memo("special_tokens", source.template_digest, lambda: special_tokens_of(load_tokenizer(source)))
-    ]
+    tokens = memo("special_tokens", source.template_digest, lambda: special_tokens_of(load_tokenizer(source)))
+    return [*tokens]
 
 
 def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:

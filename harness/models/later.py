@@ -31,6 +31,5 @@ else:
             return getattr(self._module, name)
 
     Cache = Config = Model = Tokenizer = Any  # only type checkers need the types
-    datasets, peft, torch, transformers, trl = map(
-        _Library, ("datasets", "peft", "torch", "transformers", "trl")
-    )
+    _NAMES = ("datasets", "peft", "torch", "transformers", "trl")
+    datasets, peft, torch, transformers, trl = map(_Library, _NAMES)

@@ -179,9 +179,8 @@ def has_other_layers(config: Mapping[str, Any], values: Mapping[str, Any]) -> bo
     """Tell whether some layers are experts or no attention; `values` is the completed `config`."""
     kinds = values.get("layer_types")
     is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
-    has_states = any(
-        name.startswith(("mamba_", "ssm_")) for name in (*config, *_section(config, "text_config"))
-    )
+    names = (*config, *_section(config, "text_config"))
+    has_states = any(name.startswith(("mamba_", "ssm_")) for name in names)
     return is_other or has_states or values.get("num_attention_heads") == 0 or bool(values.get("num_experts"))
 
 

@@ -88,9 +88,7 @@ class Start(NamedTuple):
 
 def mixtures(regularize: Regularize, context: MixContext) -> dict[str, Mixture]:
     """Sample each regulariser's general rows; UserError if they cannot be read, or one is evaluated."""
-    return {
-        name: plugin.sample(context, params) for name, plugin, params in _select_with("sample", regularize)
-    }
+    return {name: plugin.sample(context, params) for name, plugin, params in _all_with("sample", regularize)}
 
 
 def general_rows(
@@ -117,29 +115,29 @@ def mixes_rows(name: str) -> bool:
 
 def layer_problems(regularize: Regularize, n_layers: int) -> list[str]:
     """List why regularisers cannot be used on a model with `n_layers` layers; empty if all can."""
-    entries = _select_with("layer_problem", regularize)
+    entries = _all_with("layer_problem", regularize)
     return [*filter(None, (plugin.layer_problem(params, n_layers) for _, plugin, params in entries))]
 
 
 def prepare(regularize: Regularize, model: Any) -> None:
     """Change a loaded model before training."""
-    for _, plugin, params in _select_with("prepare", regularize):
+    for _, plugin, params in _all_with("prepare", regularize):
         plugin.prepare(model, params)
 
 
 def arguments(regularize: Regularize) -> dict[str, Any]:
     """Return the arguments of TRL and transformers that regularisers set."""
     set_arguments: dict[str, Any] = {}
-    for _, plugin, params in _select_with("arguments", regularize):
+    for _, plugin, params in _all_with("arguments", regularize):
         set_arguments |= plugin.arguments(params)
-    for _, plugin, params in _select_with("smoothing", regularize):
+    for _, plugin, params in _all_with("smoothing", regularize):
         set_arguments["label_smoothing_factor"] = plugin.smoothing(params)
     return set_arguments
 
 
 def has_hook(regularize: Regularize, *hooks: str) -> bool:
     """Tell whether any regulariser has one of these hooks."""
-    return any(_select_with(hook, regularize) for hook in hooks)
+    return any(_all_with(hook, regularize) for hook in hooks)
 
 
 def penalties(
@@ -148,7 +146,7 @@ def penalties(
     """Return the penalties on the loss, starting at this model."""
     return [
         plugin.penalty(Start(model, seed, rows.get(name, ())), params)
-        for name, plugin, params in _select_with("penalty", regularize)
+        for name, plugin, params in _all_with("penalty", regularize)
     ]
 
 
@@ -156,7 +154,7 @@ def compute_gradients(
     regularize: Regularize, model: Any, backward: Callable[[], "torch.Tensor"]
 ) -> "torch.Tensor":
     """Leave a batch's gradients in the model and return its loss; `backward` does the plain pass."""
-    for _, plugin, params in _select_with("step", regularize):
+    for _, plugin, params in _all_with("step", regularize):
         backward = partial(plugin.step, model, backward, params)
     return backward()
 
@@ -166,7 +164,7 @@ def select_trained_names(
 ) -> Collection[str]:
     """Return the trainable parameters that are trained at this share of all steps."""
     selected = set(names)
-    for _, plugin, params in _select_with("select", regularize):
+    for _, plugin, params in _all_with("select", regularize):
         selected &= set(plugin.select(names, progress, params, seed))
     return selected
 
@@ -183,7 +181,7 @@ def select_moved_names(
 
 def work_factor(regularize: Regularize, n_rows: int) -> float:
     """Estimate the work of a training whose steps have `n_rows` rows, as a multiple of plain training."""
-    factors = [float(plugin.cost(params, n_rows)) for _, plugin, params in _select_with("cost", regularize)]
+    factors = [float(plugin.cost(params, n_rows)) for _, plugin, params in _all_with("cost", regularize)]
     return 1.0 + sum(factor - 1.0 for factor in factors)
 
 
@@ -202,7 +200,7 @@ def regularizers_digest(regularize: Regularize, context: MixContext) -> str:
     return digest([versions_of("regularizers"), parts])
 
 
-def _select_with(hook: str, regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
+def _all_with(hook: str, regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
     return [entry for entry in _load(regularize) if hasattr(entry[1], hook)]
 
 

@@ -136,27 +136,11 @@ def curve(history: Sequence[Row], name: str) -> Curve:
     return tuple((step, None if value is None else float(value)) for step, value in logged)
 
 
-def count_pairs(kind: Any) -> Any:
-    """Return a trainer class that also counts the tokens of batches with the two answers of pairs."""
-
-    class CountingTrainer(kind):  # type: ignore[misc]
-        def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-            mask_names = ("chosen_attention_mask", "rejected_attention_mask")
-            if "input_ids" not in inputs and all(name in inputs for name in mask_names):
-                mask = torch.cat([inputs[name].flatten() for name in mask_names])
-                inputs = {"input_ids": mask, "attention_mask": mask}
-            super()._track_num_input_tokens(inputs)
-
-    return CountingTrainer
-
-
-def figures(
-    trainer: "transformers.Trainer", n_dropped: int, wall_s: float, earlier_s: float
-) -> TrainingRecord:
+def figures(trainer: "transformers.Trainer", n_dropped: int, wall_s: float, past_s: float) -> TrainingRecord:
     """Return the measured figures: time, tokens, memory, parameters and the loss by step."""
     model: Any = trainer.model
     history = trainer.state.log_history
-    loop_s = float(next(e for e in reversed(history) if "train_runtime" in e)["train_runtime"]) + earlier_s
+    loop_s = float(next(e for e in reversed(history) if "train_runtime" in e)["train_runtime"]) + past_s
     n_tokens = int(trainer.state.num_input_tokens_seen) or None  # unknown if batches were not counted
     params = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trainer.args.device
@@ -189,25 +173,6 @@ def resident_peak_bytes() -> int:
 
 
 SCALE = "loss_scale"  # key in a log entry
-
-
-def scale_callback() -> "transformers.TrainerCallback":
-    """Return a callback that logs the loss scale at the start and after each step."""
-
-    def scale_of(optimizer: Any) -> float:
-        scaler = getattr(optimizer, "scaler", None)
-        return float(scaler.get_scale()) if scaler is not None else 0.0
-
-    class LossScaleCallback(transformers.TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-            if state.global_step == 0 and (scale := scale_of(optimizer)):
-                state.log_history.append({SCALE: scale, "step": 0})
-
-        def on_log(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-            if "loss" in state.log_history[-1] and (scale := scale_of(optimizer)):
-                state.log_history[-1][SCALE] = scale
-
-    return LossScaleCallback()
 
 
 SAVED_EVERY = 0.25  # share of all steps between checkpoints, besides those at the end of each epoch

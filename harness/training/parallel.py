@@ -96,24 +96,6 @@ def rows_of_each(params: Params, n_processes: int) -> Params:
     return cast(Params, params.model_copy(update=parts))
 
 
-def sample_together(kind: Any) -> Any:
-    """Return a trainer class whose processes together draw the rows of a step that one process would draw."""
-    if process_count() == 1:
-        return kind
-
-    class SharedTrainer(kind):  # type: ignore[misc]
-        def _get_train_sampler(self, *rows: Any) -> Any:
-            # Rows of similar length are grouped per step.
-            n_steps = self.args.gradient_accumulation_steps
-            self.args.gradient_accumulation_steps = n_steps * process_count()
-            try:
-                return super()._get_train_sampler(*rows)
-            finally:
-                self.args.gradient_accumulation_steps = n_steps
-
-    return SharedTrainer
-
-
 FSDP, DEEPSPEED = "FSDP", "DEEPSPEED"  # accelerate's names
 _LAUNCHED = {FSDP: "ACCELERATE_USE_FSDP", DEEPSPEED: "ACCELERATE_USE_DEEPSPEED"}  # set by `accelerate launch`
 

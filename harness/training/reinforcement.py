@@ -215,7 +215,29 @@ _FIX = "fix the function"
 def rewards_of(reward: Reward) -> Rewards:
     """Return a function that rewards answers by a metric or a file; UserError if neither can be used."""
     if is_path(reward.written) and not is_metric_file(Path(reward.written)):
-        return _reward_by_file(Path(reward.written))
+        path = Path(reward.written)
+        function = getattr(_module(path), "reward", None)
+        if not callable(function):
+            expected = f"{_FUNCTION}, or def metric(task)"
+            raise UserError(str(path), "no function 'reward'", expected, "define it")
+
+        def score_all(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+            prompts, references = [e.prompt for e in examples], [list(e.references) for e in examples]
+            try:
+                raw = function(completions=list(answers), prompts=prompts, references=references)
+            except Exception as error:
+                raise CandidateFailed(f"{path}: reward raised {one_line(error)}", _FIX) from error
+            values = [v.item() if hasattr(v, "item") else v for v in raw] if isinstance(raw, Iterable) else []
+            if not isinstance(raw, Iterable) or len(values) != len(answers):
+                text = f"{len(values)} rewards" if isinstance(raw, Iterable) else f"a {type(raw).__name__}"
+                reason = f"{path}: reward returned {text} for {len(answers)} answers; expected {_FUNCTION}"
+                raise CandidateFailed(reason, _FIX)
+            invalid = [v for v in values if v is not None and not (isinstance(v, Real) and isfinite(v))]
+            if invalid:
+                raise CandidateFailed(f"{path}: reward returned {invalid[0]!r}; expected {_FUNCTION}", _FIX)
+            return [None if value is None else float(value) for value in values]
+
+        return score_all
     assert reward.task is not None
     metric_task = reward.task.model_copy(update={"metrics": (reward.written,), "primary": "", "bounds": {}})
     metric = load_metrics(metric_task)[metric_name(reward.written)]
@@ -253,27 +275,3 @@ def reward_problems(written: str, task: Task, examples: Sequence[Example], where
 
 def _module(path: Path) -> ModuleType:
     return load_file(path, f"a Python file with {_FUNCTION}, or with def metric(task)", str(path))
-
-
-def _reward_by_file(path: Path) -> Rewards:
-    function = getattr(_module(path), "reward", None)
-    if not callable(function):
-        raise UserError(str(path), "no function 'reward'", f"{_FUNCTION}, or def metric(task)", "define it")
-
-    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
-        prompts, references = [e.prompt for e in examples], [list(e.references) for e in examples]
-        try:
-            raw = function(completions=list(answers), prompts=prompts, references=references)
-        except Exception as error:
-            raise CandidateFailed(f"{path}: reward raised {one_line(error)}", _FIX) from error
-        values = [v.item() if hasattr(v, "item") else v for v in raw] if isinstance(raw, Iterable) else []
-        if not isinstance(raw, Iterable) or len(values) != len(answers):
-            text = f"{len(values)} rewards" if isinstance(raw, Iterable) else f"a {type(raw).__name__}"
-            reason = f"{path}: reward returned {text} for {len(answers)} answers; expected {_FUNCTION}"
-            raise CandidateFailed(reason, _FIX)
-        invalid = [v for v in values if v is not None and not (isinstance(v, Real) and isfinite(v))]
-        if invalid:
-            raise CandidateFailed(f"{path}: reward returned {invalid[0]!r}; expected {_FUNCTION}", _FIX)
-        return [None if value is None else float(value) for value in values]
-
-    return score

@@ -21,13 +21,12 @@ from harness.spec import Spec
 from harness.training import parallel
 from harness.training.context import (
     SAVED_EVERY,
+    SCALE,
     FitContext,
     checkpoint_callback,
-    count_pairs,
     figures,
     find_last_checkpoint,
     read_state,
-    scale_callback,
     skip_cards,
 )
 from harness.training.live_trackers import name_metrics
@@ -86,9 +85,8 @@ class LoopParams(Spec):
     def _check_lowest_rate(self) -> "LoopParams":
         lowest = {"min_lr", "min_lr_rate"} & set(self.lr_scheduler_kwargs or {})
         if (self.lr_scheduler_type == "cosine_with_min_lr") != (len(lowest) == 1):
-            raise ValueError(
-                "lr_scheduler_type: cosine_with_min_lr takes lr_scheduler_kwargs: {min_lr_rate: 0.1}"
-            )
+            takes = "takes lr_scheduler_kwargs: {min_lr_rate: 0.1}"
+            raise ValueError(f"lr_scheduler_type: cosine_with_min_lr {takes}")
         return self
 
 
@@ -185,6 +183,32 @@ def evaluations(params: LoopParams, *, best: bool) -> dict[str, Any]:
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
     }
+
+
+def make_shared_trainer(kind: Any) -> Any:
+    """Return a trainer class that also counts the tokens of batches with the two answers of pairs.
+
+    Its processes together draw the rows of a step that one process would draw.
+    """
+
+    class SharedTrainer(kind):  # type: ignore[misc]
+        def _get_train_sampler(self, *rows: Any) -> Any:
+            # Rows of similar length are grouped per step.
+            n_steps = self.args.gradient_accumulation_steps
+            self.args.gradient_accumulation_steps = n_steps * parallel.process_count()
+            try:
+                return super()._get_train_sampler(*rows)
+            finally:
+                self.args.gradient_accumulation_steps = n_steps
+
+        def _track_num_input_tokens(self, inputs: Row) -> None:
+            mask_names = ("chosen_attention_mask", "rejected_attention_mask")
+            if "input_ids" not in inputs and all(name in inputs for name in mask_names):
+                mask = torch.cat([inputs[name].flatten() for name in mask_names])
+                inputs = {"input_ids": mask, "attention_mask": mask}
+            super()._track_num_input_tokens(inputs)
+
+    return SharedTrainer
 
 
 def add_regularizers(kind: Any, context: FitContext, tokenizer: Tokenizer, max_length: int) -> Any:
@@ -298,8 +322,8 @@ def make_trainer(
             args = config(output_dir=str(scratch), **common | dict(arguments), **values)
             if args.n_gpu > 1:  # TRL refuses one process with several GPUs
                 args._n_gpu = 1  # noqa: SLF001  (otherwise only an environment variable sets it)
-            shared_kind = parallel.sample_together(kind)
-            regularized = add_regularizers(count_pairs(shared_kind), context, tokenizer, params.max_length)
+            shared_kind = make_shared_trainer(kind)
+            regularized = add_regularizers(shared_kind, context, tokenizer, params.max_length)
             all_callbacks = [*callbacks, make_report_callback(context)]
             return regularized(args=args, callbacks=all_callbacks, **options)
         except ValueError as error:
@@ -335,8 +359,6 @@ def run(
     parallel.wait_for_all()
     last = find_last_checkpoint(folder)
     trainer.add_callback(checkpoint_callback(start, last))
-    if trainer.args.fp16:
-        trainer.add_callback(scale_callback())
     state = read_state(last.folder) if last else None
     if state and state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
         # transformers does not restore that training had stopped, and would go on to the end of the epoch.
@@ -383,11 +405,22 @@ def _spare_casts(model: Any) -> None:
 
 
 def make_report_callback(context: FitContext) -> "transformers.TrainerCallback":
-    """Return a callback that reports progress, sends logged values, and ends a training of infinite loss."""
+    """Return a callback that reports progress, sends logged values, and ends a training of infinite loss.
+
+    In fp16 it also logs the loss scale at the start and after each step.
+    """
+
+    def scale_of(optimizer: Any) -> float:
+        scaler = getattr(optimizer, "scaler", None) if context.machine.precision == "fp16" else None
+        return float(scaler.get_scale()) if scaler is not None else 0.0
 
     class ReportCallback(transformers.TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
-            logged = logs or {}
+        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+            if state.global_step == 0 and (scale := scale_of(optimizer)):
+                state.log_history.append({SCALE: scale, "step": 0})
+
+        def on_log(self, args: Any, state: Any, control: Any, **sources: Any) -> None:
+            logged: Row = sources.get("logs") or {}
             losses = {name: float(logged[name]) for name in ("loss", "eval_loss") if name in logged}
             if not all(map(isfinite, losses.values())):  # later steps would not recover
                 raise Diverged("the training loss is not a number", "a lower params.learning_rate")
@@ -395,5 +428,7 @@ def make_report_callback(context: FitContext) -> "transformers.TrainerCallback":
                 context.advance(state.global_step, state.max_steps, f"loss {losses['loss']:.2f}")
             if context.send and (metrics := name_metrics(logged)):
                 context.send(metrics, state.global_step)
+            if (scale := scale_of(sources.get("optimizer"))) and "loss" in state.log_history[-1]:
+                state.log_history[-1][SCALE] = scale
 
     return ReportCallback()
