@@ -49,10 +49,8 @@ class Params(heldout.HeldOutParams, low_rank_adapters.LoraParams):
     @model_validator(mode="after")
     def _check_smoothing(self) -> "Params":
         if self.label_smoothing and self.loss_type not in _SMOOTHED:
-            raise ValueError(
-                f"label_smoothing with the loss_type {self.loss_type}, which does not read it; "
-                f"expected one of {', '.join(_SMOOTHED)}"
-            )
+            found = f"label_smoothing with the loss_type {self.loss_type}, which does not read it"
+            raise ValueError(f"{found}; expected one of {', '.join(_SMOOTHED)}")
         if self.loss_type == "exo_pair" and not self.label_smoothing:
             raise ValueError("loss_type exo_pair without label_smoothing; the paper recommends 0.001")
         return self

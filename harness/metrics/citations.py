@@ -171,10 +171,8 @@ def build_entailment(task: Task, written: str) -> Metric:
     model, name = metric_parts(written)[1], metric_name(written)
     where = f"task {task.name}: metric {name}"
     if find_spec(_PACKAGE) is None:
-        found, step = (
-            "no package sentence-transformers",
-            "pip install 'harness-evals[dense]', or remove the metric",
-        )
+        found = "no package sentence-transformers"
+        step = "pip install 'harness-evals[dense]', or remove the metric"
         raise UserError(where, found, "the package that loads the model", step)
     if is_path(model):
         try:

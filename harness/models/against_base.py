@@ -74,11 +74,8 @@ def adapter_problems(folder: Path, source: hub.ModelSource, where: str) -> Itera
         misfit.extend(_misfit(folder, config, tensors, source) or _own_tokenizer(folder, source))
         return None if misfit else True
 
-    key_parts = [
-        config,
-        {n: (t.dtype, t.shape) for n, t in tensors.items()},
-        weight_files.content_digest(hub.tokenizer_files(folder)),
-    ]
+    tokenizer_digest = weight_files.content_digest(hub.tokenizer_files(folder))
+    key_parts = [config, {n: (t.dtype, t.shape) for n, t in tensors.items()}, tokenizer_digest]
     base_digests = [source.weights_digest, source.template_digest]
     memo("adapters_against_bases", digest([*key_parts, *base_digests, package_versions(), _VERSION]), check)
     if misfit:

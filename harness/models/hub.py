@@ -143,22 +143,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 _OTHER_FORMS = ("consolidated*", "original/*", "metal/*", "onnx/*", "openvino/*")  # for other programs
 _CONFIG_FILES = ("config.json", "generation_config.json")  # the second has the end tokens
 _TOKENIZER_FILES = (
-    "tokenizer*",
-    "chat_template*",
-    "*.model",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
+    *("tokenizer*", "chat_template*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json"),
 )
 
 # Values that two models share if their weights are interchangeable; the vocabulary may have grown.
 _ARCHITECTURE = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
+    *("model_type", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
 )
 
 
@@ -338,8 +329,9 @@ def map_end_tokens(source: ModelSource, tokenizer: Tokenizer) -> dict[int, str]:
     configs = (read_object(source.path / name) for name in reversed(_CONFIG_FILES))
     end_ids: Any = next((ends for config in configs if (ends := config.get("eos_token_id")) is not None), [])
     ids = [tokenizer.eos_token_id, *(end_ids if isinstance(end_ids, list) else [end_ids])]
-    tokens = ((i, tokenizer.convert_ids_to_tokens(i)) for i in ids if isinstance(i, int) and i >= 0)
-    return {i: token for i, token in tokens if token is not None}
+    known_ids = [i for i in ids if isinstance(i, int) and i >= 0]
+    tokens: dict[int, Any] = {i: tokenizer.convert_ids_to_tokens(i) for i in known_ids}
+    return {i: token for i, token in tokens.items() if token is not None}
 
 
 def list_special_tokens(source: ModelSource) -> list[str]:

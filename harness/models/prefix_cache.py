@@ -123,13 +123,9 @@ class PrefixCache:
         new_ids = ids[len(self.virtual_ids) :]
         if not new_ids:
             return cache
+        rows = torch.tensor([new_ids], device=self._model.device)
         with torch.inference_mode():
-            self._model(
-                input_ids=torch.tensor([new_ids], device=self._model.device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            self._model(input_ids=rows, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
 
 

@@ -210,11 +210,8 @@ def _environment() -> dict[str, str]:
 
 
 def _post(running: ServerProcess, verb: str, body: dict[str, Any]) -> None:
-    request = Request(
-        f"{running.address}/v1/{verb}_lora_adapter",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
+    url, headers = f"{running.address}/v1/{verb}_lora_adapter", {"Content-Type": "application/json"}
+    request = Request(url, json.dumps(body).encode(), headers)
     try:
         with OPENER.open(request, timeout=_ADAPTER_S):
             return

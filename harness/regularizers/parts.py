@@ -92,14 +92,8 @@ class Freeze:
             return "a part of the layers is left out already"
         half = case.n_layers // 2
         summary = f"the first {half} of {case.n_layers} layers left as they are"
-        return [
-            TrialSetting(
-                {"first": half},
-                "half",
-                summary,
-                leaves_out=rf"\D*\.(?:{'|'.join(map(str, range(half)))})\..*",
-            )
-        ]
+        frozen = rf"\D*\.(?:{'|'.join(map(str, range(half)))})\..*"
+        return [TrialSetting({"first": half}, "half", summary, leaves_out=frozen)]
 
     RESCUE = RescueStep("half", _list_settings, place=7)
 

@@ -71,10 +71,9 @@ class ReinforcedParams(LoopParams):
     def _check_groups(self) -> "ReinforcedParams":
         n = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if n % self.num_generations:
-            raise ValueError(
-                f"{n} answers a step (per_device_train_batch_size × gradient_accumulation_steps), which are "
-                f"not whole groups of num_generations: {self.num_generations}"
-            )
+            answers = f"{n} answers a step (per_device_train_batch_size × gradient_accumulation_steps)"
+            groups = f"not whole groups of num_generations: {self.num_generations}"
+            raise ValueError(f"{answers}, which are {groups}")
         return self
 
 
