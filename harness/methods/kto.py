@@ -46,8 +46,7 @@ def train(context: FitContext, params: Params, config: "peft.PeftConfig", save_t
     train_pairs, heldout_pairs = heldout.split(context.pairs, context.pairs, params)
     rows, n_dropped = _rows(train_pairs, policy, params)
     random.Random(context.seed).shuffle(rows)
-    heldout_rows = _rows(heldout_pairs, policy, params)[0]
-    trainer = _trainer(policy, params, (rows, heldout_rows))
+    trainer = _trainer(policy, params, (rows, _rows(heldout_pairs, policy, params)[0]))
     record = low_rank_adapters.train_policy(policy, trainer, n_dropped)
     history = trainer.state.log_history
     return replace(

@@ -108,8 +108,7 @@ class _Scale(NamedTuple):
 
     def worst(self, example: Example) -> Parts:
         """Return the pair of an answer that is not a label."""
-        ends = max(self.values.values()), min(self.values.values())
-        return self.pair(Output(""), example) or ends
+        return self.pair(Output(""), example) or (max(self.values.values()), min(self.values.values()))
 
 
 def _read_scale(name: str, task: Task) -> _Scale:

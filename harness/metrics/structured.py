@@ -132,8 +132,7 @@ def _read_python(call_text: str) -> list[Any]:
     """Read one call or a list of calls in Python's syntax with named arguments; empty for anything else."""
     try:
         body = ast.parse(call_text.strip(), mode="eval").body
-        calls = body.elts if isinstance(body, ast.List) else [body]
-        return [_read_call(call) for call in calls]
+        return [_read_call(call) for call in (body.elts if isinstance(body, ast.List) else [body])]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return []
 

@@ -152,8 +152,7 @@ MATRICES = "matrices"
 @contextmanager
 def put_on_matrices(model: Any, config: Mapping[str, Any], tensors: Tensors) -> Iterator[None]:
     """Apply stored matrices, named after their layers, to a base."""
-    modules = model.named_modules(remove_duplicate=False)
-    layers = {name: layer for name, layer in modules if name in tensors}
+    layers = {name: layer for name, layer in model.named_modules(remove_duplicate=False) if name in tensors}
     for name, weight in tensors.items():
         base_weight = getattr(layers.get(name), "weight", None)
         if base_weight is None or base_weight.shape != weight.shape:

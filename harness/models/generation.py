@@ -76,8 +76,7 @@ def _fall(chances: "torch.Tensor", uniform: "torch.Tensor") -> "torch.Tensor":
     total = chances.cumsum(-1)
     index = (total <= uniform * total[:, -1:]).sum(-1)
     # Rounding may put a number beyond the last token with a positive chance.
-    last = total.shape[-1] - 1 - (chances.flip(-1) > 0).int().argmax(-1)
-    return index.minimum(last)
+    return index.minimum(total.shape[-1] - 1 - (chances.flip(-1) > 0).int().argmax(-1))
 
 
 def answers(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:

@@ -127,8 +127,7 @@ def memory(device: str) -> Memory:
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
         return Memory(free / 2**30, total / 2**30, "GPU")
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = page * os.sysconf("SC_PHYS_PAGES")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     words = proc_line("meminfo", "MemAvailable:").split()
     free = int(words[1]) * 1024 if words else total
     return Memory(free / 2**30, total / 2**30, "main memory")

@@ -189,8 +189,7 @@ class Executor:
             is_visible = (order[:, None] >= order) & (order[:, None] < ends[:, None])
             visible = torch.nn.functional.pad(is_visible, (shared, 0), value=True)
             mask = prefix_cache.additive_mask(self.model, visible)
-            before = torch.arange(shared, device=device).expand(len(ends), -1)
-            places = torch.cat([before, positions], 1)
+            places = torch.cat([torch.arange(shared, device=device).expand(len(ends), -1), positions], 1)
             windows = self.prefixes.windows or ()
             inputs["attention_mask"] = prefix_cache.cut_to_windows(mask, positions, places, windows)
         if prefix:

@@ -77,8 +77,7 @@ def release_of(policy: VllmPolicy) -> str:
 
     def ask() -> str | None:
         lines = read_lines([program, "--version"], environment=_environment(), timeout_s=_VERSION_S)
-        matches = map(_VERSION.fullmatch, reversed(lines))
-        return next((match[1] for match in matches if match), None)
+        return next((match[1] for match in map(_VERSION.fullmatch, reversed(lines)) if match), None)
 
     stat = Path(program).stat()
     return memo("vllm", digest([str(Path(program).resolve()), stat.st_mtime_ns, stat.st_size]), ask) or ""

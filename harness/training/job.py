@@ -146,8 +146,7 @@ def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]
     values: dict[str, Any] = {f.name: getattr(job, f.name) for f in fields(FitSettings)}
     values |= {split: rows[split] for split in _SPLITS} | {"show_at": job.live.pause_at if job.live else 0}
     values["general"] = {n.removeprefix(_GENERAL): r for n, r in rows.items() if n.startswith(_GENERAL)}
-    prepare_model = partial(prepare, job.regularize)
-    context = FitContext(folder=folder, advance=advance, prepare=prepare_model, **values)
+    context = FitContext(folder=folder, advance=advance, prepare=partial(prepare, job.regularize), **values)
     method, live = plugins.method(job.method), job.live if is_first() else None
     last = find_last_checkpoint(folder / CHECKPOINTS)
     with open_trackers(live, last.step if last else None) as send, suppress(TrainingPaused):

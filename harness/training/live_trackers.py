@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -34,7 +33,6 @@ _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_\-. :/]")  # characters that MLflow refus
 LIVE_ID = "harness.id"  # tag of MLflow runs
 _KEY_DIGITS = 8
 _PATIENCE_S = 30.0  # longest wait for a tracker, before the first step and after the last
-_SUMMARY = ("train_", "total_flos")  # prefixes of the final figures, which the report sends
 
 Send = Callable[[Mapping[str, float], int], None]
 _Opened = tuple[Send, Callable[[str], None]]  # (log, close with the final state)
@@ -252,12 +250,3 @@ _OPENERS: dict[str, Callable[[LiveRun, int | None], _Opened]] = {
     "mlflow": _open_mlflow,
     "wandb": _open_wandb,
 }
-
-
-def name_metrics(logged: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers that a trainer logged, under their names in trackers."""
-    return {
-        f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}": float(value)
-        for name, value in logged.items()
-        if isinstance(value, int | float) and isfinite(value) and not name.startswith(_SUMMARY)
-    }

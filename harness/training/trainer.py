@@ -29,7 +29,6 @@ from harness.training.context import (
     read_state,
     skip_cards,
 )
-from harness.training.live_trackers import name_metrics
 from harness.training.tokenized import tokenized_rows
 
 Row = dict[str, Any]
@@ -37,6 +36,7 @@ Row = dict[str, Any]
 # Attention scores per head and layer that may be kept for the backward pass: 1 MB in bf16.
 PLAIN_SCORES = 1 << 19
 _LARGE_RANK = 64  # assumed for an adapter of unknown rank
+_FINAL = ("train_", "total_flos")  # prefixes of the final figures, which the report sends to trackers
 
 
 _OfTorch = Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
@@ -426,7 +426,12 @@ def make_report_callback(context: FitContext) -> "transformers.TrainerCallback":
                 raise Diverged("the training loss is not a number", "a lower params.learning_rate")
             if "loss" in losses:
                 context.advance(state.global_step, state.max_steps, f"loss {losses['loss']:.2f}")
-            if context.send and (metrics := name_metrics(logged)):
+            metrics = {
+                f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}": float(value)
+                for name, value in logged.items()
+                if isinstance(value, int | float) and isfinite(value) and not name.startswith(_FINAL)
+            }
+            if context.send and metrics:
                 context.send(metrics, state.global_step)
             if (scale := scale_of(sources.get("optimizer"))) and "loss" in state.log_history[-1]:
                 state.log_history[-1][SCALE] = scale
