@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from harness.errors import CandidateFailed, Problem, one_line
 from harness.models.devices import load_base
 from harness.models.hub import ModelSource
-from harness.models.later import peft, torch, transformers
+from harness.models.later import peft, safetensors, torch, transformers
 from harness.models.weight_files import (
     CONFIG,
     CONVERTED,
@@ -186,17 +186,15 @@ class Interpolated:
 
     @staticmethod
     def _fit(context: FitContext, params: Scaled.Params) -> Weights:
-        from safetensors.torch import load_file, save_file
-
         if context.init is None:
             raise CandidateFailed("interpolated without init_from", "init_from: the candidate that is meant")
         start, folder = time.perf_counter(), context.folder / "model"
         shutil.copytree(context.init, folder)
         base: dict[str, torch.Tensor] = {}
         for file in context.source.path.glob("*.safetensors"):
-            base |= load_file(file)
+            base |= safetensors.load_file(file)
         for file in sorted(folder.glob("*.safetensors")):
-            mixed = load_file(file)
+            mixed = safetensors.load_file(file)
             for name in sorted(mixed.keys() & base.keys()):  # tied tensors stay tied
                 base_tensor, tuned = base[name], mixed[name]
                 if base_tensor.shape != tuned.shape:
@@ -204,7 +202,7 @@ class Interpolated:
                     step = "weights of the base's own vocabulary at the other end"
                     raise CandidateFailed(f"{name} of the shape {shapes}", step)
                 mixed[name] = base_tensor.float().lerp(tuned.float(), params.scale).to(tuned.dtype)
-            save_file(mixed, file, {"format": "pt"})
+            safetensors.save_file(mixed, file, {"format": "pt"})
         record = TrainingRecord().add(mixing_s=round(time.perf_counter() - start, 3))
         return made_weights(context, "model", record)
 

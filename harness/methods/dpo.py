@@ -151,7 +151,6 @@ def _make_caching_trainer(keys: Mapping[str, str]) -> "type[trl.DPOTrainer]":
 def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[trl.DPOTrainer]":
     # Without a GPU, TRL's loss multiplies every position of every row with the vocabulary matrix, converted
     # to fp32 in chunks. The value is the same.
-    from torch.nn.functional import logsigmoid
     from trl.trainer.utils import use_adapter
 
     class AnswerPairTrainer(kind):  # type: ignore[misc]
@@ -172,7 +171,7 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[trl.DPOT
             all_margins = self.accelerator.gather_for_metrics(margins.detach())
             metrics["rewards/margins"].append(all_margins.mean().item())
             metrics["rewards/accuracies"].append((all_margins > 0).float().mean().item())
-            loss = -logsigmoid(margins).mean()
+            loss = -torch.nn.functional.logsigmoid(margins).mean()
             return (loss, {}) if return_outputs else loss
 
     return AnswerPairTrainer

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness.models.later import datasets, transformers
+from harness.models.later import datasets, peft, safetensors, transformers
 from harness.plugins import Method
 from harness.training import heads
 from harness.training import trainer as loop
@@ -36,8 +36,6 @@ class Params(loop.LoopParams, LoraParams):
 
 def fit(context: FitContext, params: Params) -> Weights:
     """Train a head with one output per label that occurs in training, and save it under `head/`."""
-    from safetensors.torch import save_file
-
     transformers.set_seed(context.seed)
     machine, folder, scratch = context.machine, context.folder / heads.HEAD, context.folder / CHECKPOINTS
     start, (texts, indices, labels) = loop.start_time(scratch), heads.label_texts(context.train)
@@ -50,9 +48,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     texts, indices, _ = heads.label_texts(context.validation, labels)
     validation, _ = _rows(texts, indices, tokenizer, params.max_length)
     if params.train == "adapter":
-        from peft import get_peft_model
-
-        model = get_peft_model(model, lora_config(params, "SEQ_CLS"))
+        model = peft.get_peft_model(model, lora_config(params, "SEQ_CLS"))
     else:
         encoder_ids = {id(parameter) for parameter in model.base_model.parameters()}
         for parameter in model.parameters():
@@ -94,7 +90,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         else:
             trained = ((n, p) for n, p in tuned.named_parameters() if p.requires_grad)
             tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trained}
-            save_file(tensors, folder / heads.TRAINED, {"format": "pt"})
+            safetensors.save_file(tensors, folder / heads.TRAINED, {"format": "pt"})
         content = {"labels": labels, "params": params.model_dump(mode="json")}
         (folder / heads.FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
 

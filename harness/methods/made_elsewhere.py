@@ -15,6 +15,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.models import artefacts
 from harness.models.against_base import PICKLED, adapter_problems, model_problems, read_adapter_config
 from harness.models.hub import ModelSource, has_tokenizer, is_packed
+from harness.models.later import safetensors, torch
 from harness.models.openai_api import FILE, Settings
 from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.plugins import Method
@@ -83,14 +84,11 @@ class Adapter:
         else:
             import pickle
 
-            import torch
-            from safetensors.torch import save_file
-
             pickle_path = context.path / PICKLED
             try:
                 tensors = torch.load(pickle_path, map_location="cpu", weights_only=True)
                 contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-                save_file(contiguous, folder / WEIGHTS, {"format": "pt"})
+                safetensors.save_file(contiguous, folder / WEIGHTS, {"format": "pt"})
             except (pickle.UnpicklingError, AttributeError, ValueError) as error:
                 reason = f"{pickle_path} holds something other than tensors"
                 raise CandidateFailed(reason, "saving it again with safe_serialization=True") from error

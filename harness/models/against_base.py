@@ -22,7 +22,7 @@ from harness.models.deltas import CONFIG as DELTA_CONFIG
 from harness.models.deltas import MATRICES, apply_delta
 from harness.models.devices import build_without_weights, load_base
 from harness.models.hardware import Machine, dtype
-from harness.models.later import Model, Tokenizer, peft, torch, transformers
+from harness.models.later import Model, Tokenizer, peft, safetensors, torch, transformers
 from harness.models.tokenization import end_ids
 from harness.progress import quiet_libraries
 from harness.provenance import package_versions
@@ -172,15 +172,13 @@ def _misfit(
 
 def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
     """Apply the adapter in a folder to a base; CandidateFailed if a tensor is missing or unused."""
-    from safetensors.torch import load_file
-
     base_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     peft_model: Any = peft.PeftModel.from_pretrained(model, str(folder), **options)
     config: Any = peft_model.active_peft_config
     ranks = vars(config).get("rank_pattern")
     if config.peft_type == "ADALORA":
         config.rank_pattern = None  # PEFT has applied it already and would apply it again
-    misfit = _hold(peft_model, config, load_file(folder / weight_files.WEIGHTS), base_names)
+    misfit = _hold(peft_model, config, safetensors.load_file(folder / weight_files.WEIGHTS), base_names)
     if config.peft_type == "ADALORA":
         config.rank_pattern = ranks
     if misfit:

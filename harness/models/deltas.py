@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import CandidateFailed
 from harness.models.cpu_kernels import replace_weight
-from harness.models.later import torch
+from harness.models.later import safetensors, torch
 from harness.models.weight_files import tensors_digest
 from harness.records import digest, parse_json
 
@@ -31,13 +31,11 @@ Tensors = Mapping[str, "torch.Tensor"]
 
 def save_delta(folder: Path, form: str, config: Mapping[str, Any], tensors: Tensors) -> None:
     """Write a delta: its form, the form's configuration, and its tensors."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"form": form, **config}, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(f"{text}\n", "utf-8")
     cpu_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(cpu_tensors, folder / WEIGHTS, {"format": "pt"})
+    safetensors.save_file(cpu_tensors, folder / WEIGHTS, {"format": "pt"})
 
 
 def delta_digest(folder: Path, base_digest: str) -> str:
@@ -49,14 +47,12 @@ def delta_digest(folder: Path, base_digest: str) -> str:
 @contextmanager
 def apply_delta(model: Any, folder: Path) -> Iterator[None]:
     """Apply the delta in a folder to a loaded base within the context; CandidateFailed if it does not fit."""
-    from safetensors.torch import load_file
-
     config = parse_json((folder / CONFIG).read_text("utf-8"))
     forms = {BOTTLENECK_LAYERS: put_on_bottlenecks, MATRICES: put_on_matrices}
     if (form := config.pop("form", None)) not in forms:
         found = f"{folder / CONFIG} of the form {form!r}, and the known ones are {', '.join(forms)}"
         raise CandidateFailed(found, "delete that folder, and compare makes it again")
-    tensors = load_file(folder / WEIGHTS, device=str(model.device))
+    tensors = safetensors.load_file(folder / WEIGHTS, device=str(model.device))
     with forms[form](model, config, tensors):
         yield
 

