@@ -237,7 +237,7 @@ def merge_adapter(candidate: Candidate) -> Iterator[None]:
 
 @contextmanager
 def merge_layers(model: Any) -> Iterator[bool]:
-    """Replace an adapter's layers by merged copies within the context, if all can be; yield if it did."""
+    """Replace an adapter's layers by merged copies within the context, if possible; yield whether it did."""
     places: list[tuple[Any, str, Any]] = []
     if hasattr(model, "peft_config") and not devices.is_spread(model.get_base_model()):
         from peft.tuners import lora
