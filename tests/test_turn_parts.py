@@ -171,7 +171,7 @@ def test_the_loss_is_that_of_the_paper(tiny, tmp_path):
     context = tiny_methods.context(tiny, tmp_path, pairs=thumbs(slice(0, 2)))
     params = kto.Params(beta=BETA, per_device_train_batch_size=6, heldout=0)
     loaded = load_policy(context, lora_config(LoraParams(r=2)), tmp_path / "adapter")
-    rows, _ = kto._rows(context.pairs, context, params, loaded.tokenizer)
+    rows, _ = kto._rows(context.pairs, loaded, params)
     rows = rows[:3] + rows[-3:]
     trainer = kto._trainer(loaded, params, (rows, []))
     tiny_methods.move_adapter(trainer.model)

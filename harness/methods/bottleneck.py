@@ -12,7 +12,6 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from harness.models import deltas
-from harness.models.deltas import save_delta
 from harness.models.shapes import Shape
 from harness.plugins import Method
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, fine_tune, made_weights
@@ -59,7 +58,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     def save(model: Any, to: Path, state_dict: Mapping[str, Any] | None = None) -> None:
         start, state = f"{deltas.BOTTLENECK_LAYERS}.", state_dict or model.state_dict()
         tensors = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
-        save_delta(to, deltas.BOTTLENECK_LAYERS, form_for(model)._asdict(), tensors)
+        deltas.save_delta(to, deltas.BOTTLENECK_LAYERS, form_for(model)._asdict(), tensors)
 
     prepared = replace(context, prepare=prepare)
     return made_weights(context, "delta", fine_tune(prepared, params, None, context.folder / "delta", save))
@@ -67,8 +66,7 @@ def fit(context: FitContext, params: Params) -> Weights:
 
 def adapter_parameters(shape: Shape, params: Params) -> int:
     """Count the parameters of new adapters on a model of this shape."""
-    size = params.size_for(shape.hidden)
-    return deltas.n_parameters(params.style, size, shape.hidden, shape.n_layers)
+    return deltas.n_parameters(params.style, params.size_for(shape.hidden), shape.hidden, shape.n_layers)
 
 
 METHOD = Method(

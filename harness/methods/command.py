@@ -124,15 +124,10 @@ def fit(context: FitContext, params: Params) -> Weights:
     out = Path(values["out"])
     if not out.is_dir():
         raise CandidateFailed("the command ended well and removed the folder {out}", "leaving weights in it")
-    record = TrainingRecord(
-        wall_s=round(result.wall_s, 3),
-        peak_memory_gib=round(result.peak_bytes / 2**30, 3),
-        **_curves(out),
-    )
     version_text = mask_secrets(next(iter(read_lines(version, folder)), "")) if version else ""
-    record = record.add(
-        command=mask_secrets(params.run), command_version=version_text or None, exit_code=result.code
-    )
+    record = TrainingRecord(
+        wall_s=round(result.wall_s, 3), peak_memory_gib=round(result.peak_bytes / 2**30, 3), **_curves(out)
+    ).add(command=mask_secrets(params.run), command_version=version_text or None, exit_code=result.code)
     weights = _take_over(context, out, record)
     shutil.move(log, context.folder / LOG)
     if out.is_symlink():
@@ -191,11 +186,10 @@ def _curves(out: Path) -> dict[str, Any]:
     names = {"loss": "loss", "validation_loss": "eval_loss", "learning_rate": "learning_rate"}
     curves: dict[str, Curve] = {}
     for name, logged_name in names.items():
-        logged = ((step, entry.get(logged_name)) for step, entry in history)
         curves[name] = tuple(
             (step, float(value))
-            for step, value in logged
-            if isinstance(value, int | float) and isfinite(value)
+            for step, entry in history
+            if isinstance(value := entry.get(logged_name), int | float) and isfinite(value)
         )
     losses = [loss for _, loss in curves["validation_loss"] if loss is not None]
     return curves | {"best_validation_loss": min(losses, default=None)}

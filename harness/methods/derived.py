@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from harness.errors import CandidateFailed, Problem, one_line
 from harness.models.devices import load_base
 from harness.models.hub import ModelSource
-from harness.models.later import peft, torch, transformers
+from harness.models.later import peft, safetensors, torch, transformers
 from harness.models.weight_files import (
     CONFIG,
     CONVERTED,
@@ -37,71 +37,62 @@ def _requires_init(
     return problems
 
 
-class CheckpointParams(Spec):
-    """`step` is a step whose weights `track` kept."""
-
-    step: int = Field(ge=1)
-
-
-def _untracked_problems(params: CheckpointParams, init: InitWeights, where: str) -> Iterator[Problem]:
-    if init.recipe.track is None:
-        step = "add track: {points: 4} to that recipe"
-        yield Problem(where, "init_from: a recipe without track", "a training that was tracked", step)
-
-
-def _copy_checkpoint(context: FitContext, params: CheckpointParams) -> Weights:
-    if context.init is None:
-        raise CandidateFailed("checkpoint without init_from", "init_from: the candidate that is meant")
-    start, folders = time.perf_counter(), map_tracked_folders(context.init.parent / TRACKED)
-    if params.step not in folders:
-        kept_steps = f"those of the steps {', '.join(map(str, folders))}" if folders else "none"
-        step = "params.step, one of these" if folders else "track: {points: 4} on the recipe of init_from"
-        raise CandidateFailed(f"no weights were kept of step {params.step}, but {kept_steps}", step)
-    kind = context.init.name  # the folder is named after the kind of weights
-    shutil.copytree(folders[params.step] / kind, context.folder / kind)
-    record = TrainingRecord().add(copying_s=round(time.perf_counter() - start, 3))
-    return made_weights(context, kind, record)
-
-
-def _list_steps(case: RescueSituation) -> list[TrialSetting] | str:
-    """List the steps a rescue tries: the best on the target within the margin, else the least forgetful."""
-    points = [
-        (case.sign * p.target, p.capability, p.step)
-        for p in case.tracked
-        if p.target is not None and p.capability is not None
-    ]
-    if not points:
-        return "nothing was measured along its training: its recipe has no track, or no task counts"
-    within = [point for point in points if point[1] >= -case.margin]
-    # Ties are broken by the other value, so that no point beats it, then by the earlier step.
-    best = max(within or points, key=lambda p: (p[0], p[1], -p[2]) if within else (p[1], p[0], -p[2]))
-    step = best[2]
-    return [TrialSetting({"step": step}, f"step={step}", f"as it was at step {step}, no training")]
-
-
 class Checkpoint:
     """Another candidate's weights at an earlier step of its training, as kept by the recipe's `track`.
 
     Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 7.8, on stopping early.
     """
 
-    Params = CheckpointParams
+    class Params(Spec):
+        """`step` is a step whose weights `track` kept."""
+
+        step: int = Field(ge=1)
+
+    @staticmethod
+    def _init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Problem]:
+        if init.recipe.track is None:
+            step = "add track: {points: 4} to that recipe"
+            yield Problem(where, "init_from: a recipe without track", "a training that was tracked", step)
+
+    @staticmethod
+    def _fit(context: FitContext, params: Params) -> Weights:
+        if context.init is None:
+            raise CandidateFailed("checkpoint without init_from", "init_from: the candidate that is meant")
+        start, folders = time.perf_counter(), map_tracked_folders(context.init.parent / TRACKED)
+        if params.step not in folders:
+            kept_steps = f"those of the steps {', '.join(map(str, folders))}" if folders else "none"
+            step = "params.step, one of these" if folders else "track: {points: 4} on the recipe of init_from"
+            raise CandidateFailed(f"no weights were kept of step {params.step}, but {kept_steps}", step)
+        kind = context.init.name  # the folder is named after the kind of weights
+        shutil.copytree(folders[params.step] / kind, context.folder / kind)
+        record = TrainingRecord().add(copying_s=round(time.perf_counter() - start, 3))
+        return made_weights(context, kind, record)
+
+    @staticmethod
+    def _list_settings(case: RescueSituation) -> list[TrialSetting] | str:
+        """List the best step on the target within the margin of a rescue, else the least forgetful one."""
+        points = [
+            (case.sign * p.target, p.capability, p.step)
+            for p in case.tracked
+            if p.target is not None and p.capability is not None
+        ]
+        if not points:
+            return "nothing was measured along its training: its recipe has no track, or no task counts"
+        within = [point for point in points if point[1] >= -case.margin]
+        # Ties are broken by the other value, so that no point beats it, then by the earlier step.
+        step = max(within or points, key=lambda p: (p[0], p[1], -p[2]) if within else (p[1], p[0], -p[2]))[2]
+        return [TrialSetting({"step": step}, f"step={step}", f"as it was at step {step}, no training")]
+
     METHOD = Method(
-        params=CheckpointParams,
-        fit=_copy_checkpoint,
+        params=Params,
+        fit=_fit,
         makes="adapter or delta or model",
         seeded=True,
         init_from="adapter or delta or model",
         problems=_requires_init("the candidate whose training was tracked"),
-        init_problems=_untracked_problems,
-        rescue=RescueStep("earlier", _list_steps, place=1),
+        init_problems=_init_problems,
+        rescue=RescueStep("earlier", _list_settings, place=1),
     )
-
-
-class ScaledParams(Spec):
-    """`scale` is the share of the way from the base to the fine-tune."""
-
-    scale: float = Field(0.5, gt=0, le=1)
 
 
 _SCALES = RescueStep(
@@ -113,31 +104,6 @@ _SCALES = RescueStep(
 )
 
 
-def _unscalable_problems(params: ScaledParams, init: InitWeights, where: str) -> Iterator[Problem]:
-    """Yield a problem for parts of the adapter that do not follow its scale, as far as known."""
-    if part := _describe_beside_scale(init.adapter):
-        yield Problem(where, f"an adapter {part}", "one of low-rank matrices alone", "another init_from")
-
-
-def _scale(context: FitContext, params: ScaledParams) -> Weights:
-    if context.init is None:
-        raise CandidateFailed("scaled without init_from", "init_from: the candidate whose adapter is meant")
-    start, folder = time.perf_counter(), context.folder / "adapter"
-    config = parse_json((context.init / CONFIG).read_text("utf-8"))
-    part = _describe_beside_scale({"peft_type": None, **config})
-    if part := part or ("" if config.get("lora_alpha") else "without lora_alpha"):
-        raise CandidateFailed(f"an adapter {part}", "a candidate whose adapter is low-rank matrices alone")
-    refuse_moved_base(config)
-    config["lora_alpha"] = _times(params.scale, config["lora_alpha"])
-    if pattern := config.get("alpha_pattern"):
-        config["alpha_pattern"] = {name: _times(params.scale, alpha) for name, alpha in pattern.items()}
-    folder.mkdir()
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
-    shutil.copy(context.init / WEIGHTS, folder / WEIGHTS)
-    record = TrainingRecord().add(copying_s=round(time.perf_counter() - start, 3))
-    return made_weights(context, "adapter", record)
-
-
 def _describe_beside_scale(config: Mapping[str, Any]) -> str:
     """Name the part of an adapter with this configuration that does not follow its scale; empty if none."""
     if (kind := config.get("peft_type", "LORA")) != "LORA":
@@ -146,11 +112,6 @@ def _describe_beside_scale(config: Mapping[str, Any]) -> str:
         return "with use_dora, whose magnitudes do not follow its scale"
     more = describe_beside_low_rank({**config, "lora_bias": False})  # LoRA's bias is scaled with B
     return more and f"with {more}, which has no scale"
-
-
-def _list_scales(case: RescueSituation) -> Sequence[TrialSetting] | str:
-    part = _describe_beside_scale(case.params)
-    return f"it is an adapter {part}" if part else _SCALES.settings(case)
 
 
 def _times(scale: float, alpha: float) -> float:
@@ -166,42 +127,54 @@ class Scaled:
     al. 2022 (arXiv:2109.01903), who interpolate weights; for low-rank adapters that is the same.
     """
 
-    Params = ScaledParams
+    class Params(Spec):
+        """`scale` is the share of the way from the base to the fine-tune."""
+
+        scale: float = Field(0.5, gt=0, le=1)
+
+    @staticmethod
+    def _init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Problem]:
+        """Yield a problem for parts of the adapter that do not follow its scale, as far as known."""
+        if part := _describe_beside_scale(init.adapter):
+            yield Problem(where, f"an adapter {part}", "one of low-rank matrices alone", "another init_from")
+
+    @staticmethod
+    def _fit(context: FitContext, params: Params) -> Weights:
+        if context.init is None:
+            step = "init_from: the candidate whose adapter is meant"
+            raise CandidateFailed("scaled without init_from", step)
+        start, folder = time.perf_counter(), context.folder / "adapter"
+        config = parse_json((context.init / CONFIG).read_text("utf-8"))
+        part = _describe_beside_scale({"peft_type": None, **config})
+        if part := part or ("" if config.get("lora_alpha") else "without lora_alpha"):
+            step = "a candidate whose adapter is low-rank matrices alone"
+            raise CandidateFailed(f"an adapter {part}", step)
+        refuse_moved_base(config)
+        config["lora_alpha"] = _times(params.scale, config["lora_alpha"])
+        if pattern := config.get("alpha_pattern"):
+            config["alpha_pattern"] = {name: _times(params.scale, alpha) for name, alpha in pattern.items()}
+        folder.mkdir()
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+        shutil.copy(context.init / WEIGHTS, folder / WEIGHTS)
+        record = TrainingRecord().add(copying_s=round(time.perf_counter() - start, 3))
+        return made_weights(context, "adapter", record)
+
+    @staticmethod
+    def _list_settings(case: RescueSituation) -> Sequence[TrialSetting] | str:
+        part = _describe_beside_scale(case.params)
+        return f"it is an adapter {part}" if part else _SCALES.settings(case)
+
     METHOD = Method(
-        params=ScaledParams,
-        fit=_scale,
+        params=Params,
+        fit=_fit,
         makes="adapter",
         seeded=True,
         init_from="adapter",
         interpolates=True,
         problems=_requires_init("the candidate whose adapter is scaled"),
-        init_problems=_unscalable_problems,
-        rescue=_SCALES._replace(settings=_list_scales),
+        init_problems=_init_problems,
+        rescue=_SCALES._replace(settings=_list_settings),
     )
-
-
-def _interpolate(context: FitContext, params: ScaledParams) -> Weights:
-    from safetensors.torch import load_file, save_file
-
-    if context.init is None:
-        raise CandidateFailed("interpolated without init_from", "init_from: the candidate that is meant")
-    start, folder = time.perf_counter(), context.folder / "model"
-    shutil.copytree(context.init, folder)
-    base: dict[str, torch.Tensor] = {}
-    for file in context.source.path.glob("*.safetensors"):
-        base |= load_file(file)
-    for file in sorted(folder.glob("*.safetensors")):
-        mixed = load_file(file)
-        for name in sorted(mixed.keys() & base.keys()):  # tied tensors stay tied
-            base_tensor, tuned = base[name], mixed[name]
-            if base_tensor.shape != tuned.shape:
-                shapes = f"{tuple(tuned.shape)}, which the base has as {tuple(base_tensor.shape)}"
-                step = "weights of the base's own vocabulary at the other end"
-                raise CandidateFailed(f"{name} of the shape {shapes}", step)
-            mixed[name] = base_tensor.float().lerp(tuned.float(), params.scale).to(tuned.dtype)
-        save_file(mixed, file, {"format": "pt"})
-    record = TrainingRecord().add(mixing_s=round(time.perf_counter() - start, 3))
-    return made_weights(context, "model", record)
 
 
 class Interpolated:
@@ -211,10 +184,32 @@ class Interpolated:
     precision of the fine-tuned one. Source: Wortsman et al. 2022 (arXiv:2109.01903).
     """
 
-    Params = ScaledParams
+    @staticmethod
+    def _fit(context: FitContext, params: Scaled.Params) -> Weights:
+        if context.init is None:
+            raise CandidateFailed("interpolated without init_from", "init_from: the candidate that is meant")
+        start, folder = time.perf_counter(), context.folder / "model"
+        shutil.copytree(context.init, folder)
+        base: dict[str, torch.Tensor] = {}
+        for file in context.source.path.glob("*.safetensors"):
+            base |= safetensors.load_file(file)
+        for file in sorted(folder.glob("*.safetensors")):
+            mixed = safetensors.load_file(file)
+            for name in sorted(mixed.keys() & base.keys()):  # tied tensors stay tied
+                base_tensor, tuned = base[name], mixed[name]
+                if base_tensor.shape != tuned.shape:
+                    shapes = f"{tuple(tuned.shape)}, which the base has as {tuple(base_tensor.shape)}"
+                    step = "weights of the base's own vocabulary at the other end"
+                    raise CandidateFailed(f"{name} of the shape {shapes}", step)
+                mixed[name] = base_tensor.float().lerp(tuned.float(), params.scale).to(tuned.dtype)
+            safetensors.save_file(mixed, file, {"format": "pt"})
+        record = TrainingRecord().add(mixing_s=round(time.perf_counter() - start, 3))
+        return made_weights(context, "model", record)
+
+    Params = Scaled.Params
     METHOD = Method(
-        params=ScaledParams,
-        fit=_interpolate,
+        params=Scaled.Params,
+        fit=_fit,
         makes="model",
         seeded=True,
         init_from="model",
@@ -233,36 +228,6 @@ _NAME = "combined"
 _Plain = Literal["svd", "linear", "cat"]
 _Pruned = Literal["ties", "dare_ties", "dare_linear", "magnitude_prune"]
 _PrunedSvd = Literal["ties_svd", "dare_ties_svd", "dare_linear_svd", "magnitude_prune_svd"]
-
-
-class MergedParams(Spec):
-    """PEFT's names and defaults. `weights` are for the adapters in `merges`, by default equal with sum 1.
-
-    TIES averages the adapters that agree on a sign, so there the default weights are 1. `density` is the
-    share of values that TIES, DARE and magnitude pruning keep.
-    """
-
-    weights: list[float] | None = None
-    combination_type: Literal[_Plain, _Pruned, _PrunedSvd] = "svd"
-    svd_rank: int | None = Field(None, ge=1)
-    svd_clamp: float | None = Field(None, gt=0, le=1)
-    density: float | None = Field(None, gt=0, le=1)
-    majority_sign_method: Literal["total", "frequency"] = "total"
-
-    @model_validator(mode="after")
-    def _check_density(self) -> "MergedParams":
-        prunes = self.combination_type not in ("svd", "linear", "cat")
-        if prunes != (self.density is not None):
-            has = "takes a density, for example 0.5" if prunes else "takes no density"
-            raise ValueError(f"combination_type {self.combination_type} {has}")
-        return self
-
-
-def _weights_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
-    weights = recipe.params.get("weights")
-    if weights is not None and len(weights) != len(recipe.merges):
-        found = f"{len(weights)} weights of {len(recipe.merges)} adapters"
-        yield Problem(where, found, "a weight for each that merges names", "fix params.weights")
 
 
 def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple[str, str, str] | None:
@@ -286,45 +251,6 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
     return None
 
 
-def _merge(context: FitContext, params: MergedParams) -> Weights:
-    start, n = time.perf_counter(), len(context.merges)
-    share = 1.0 if params.combination_type in _AVERAGED else 1 / max(n, 1)
-    weights = params.weights or [share] * n
-    if n < 2 or len(weights) != n:
-        found = f"{len(weights)} weights of {n} adapters"
-        raise CandidateFailed(found, "a weight for each of two adapters or more")
-    texts = [(path / CONFIG).read_text("utf-8") for path in context.merges]
-    configs = {f"adapter {i}": parse_json(text) for i, text in enumerate(texts, start=1)}
-    if mismatch := unlike(configs, params.combination_type):
-        raise CandidateFailed(f"{mismatch[0]}, where {mismatch[1]} are expected", mismatch[2])
-    for config in configs.values():
-        refuse_moved_base(config)
-    base, _ = load_base(context.source._replace(quantization=""), context.machine)
-    names = [f"adapter_{i}" for i in range(n)]
-    model: Any = peft.PeftModel.from_pretrained(base, str(context.merges[0]), adapter_name=names[0])
-    for name, path in zip(names[1:], context.merges[1:], strict=True):
-        model.load_adapter(str(path), adapter_name=name)
-    transformers.set_seed(context.seed)  # DARE drops values at random
-    try:
-        model.add_weighted_adapter(names, weights, _NAME, **params.model_dump(exclude={"weights"}))
-    except (ValueError, TypeError, RuntimeError) as error:
-        reason = f"PEFT does not merge them ({one_line(error)})"
-        raise CandidateFailed(reason, "another combination_type or a smaller svd_rank") from error
-    model.save_pretrained(context.folder, selected_adapters=[_NAME])
-    (context.folder / _NAME).rename(context.folder / "adapter")
-    record = TrainingRecord().add(mixing_s=round(time.perf_counter() - start, 3))
-    return made_weights(context, "adapter", record)
-
-
-def _list_merges(case: RescueSituation) -> list[TrialSetting] | str:
-    """List the merges that a rescue tries: the mean with each other adapter that PEFT can merge with it."""
-    mergeable = [n for n, params in case.others.items() if not unlike({"": case.params, n: params}, "svd")]
-    if not mergeable:
-        return "there is no other adapter on its base to merge it with"
-    description = f"merged with {', '.join(mergeable)} in equal shares, no training"
-    return [TrialSetting({}, "merged", description, tuple(mergeable))]
-
-
 class Merged:
     """Adapter merged from those of several candidates on one base, by PEFT's `add_weighted_adapter`.
 
@@ -332,20 +258,88 @@ class Merged:
     (arXiv:2212.04089), TIES (Yadav et al. 2023, arXiv:2306.01708), DARE (Yu et al. 2023, arXiv:2311.03099).
     """
 
-    Params = MergedParams
+    class Params(Spec):
+        """PEFT's names and defaults. `weights` are for the adapters in `merges`, by default equal with sum 1.
+
+        TIES averages the adapters that agree on a sign, so there the default weights are 1. `density` is the
+        share of values that TIES, DARE and magnitude pruning keep.
+        """
+
+        weights: list[float] | None = None
+        combination_type: Literal[_Plain, _Pruned, _PrunedSvd] = "svd"
+        svd_rank: int | None = Field(None, ge=1)
+        svd_clamp: float | None = Field(None, gt=0, le=1)
+        density: float | None = Field(None, gt=0, le=1)
+        majority_sign_method: Literal["total", "frequency"] = "total"
+
+        @model_validator(mode="after")
+        def _check_density(self) -> "Merged.Params":
+            prunes = self.combination_type not in ("svd", "linear", "cat")
+            if prunes != (self.density is not None):
+                has = "takes a density, for example 0.5" if prunes else "takes no density"
+                raise ValueError(f"combination_type {self.combination_type} {has}")
+            return self
+
+    @staticmethod
+    def _problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
+        weights = recipe.params.get("weights")
+        if weights is not None and len(weights) != len(recipe.merges):
+            found = f"{len(weights)} weights of {len(recipe.merges)} adapters"
+            yield Problem(where, found, "a weight for each that merges names", "fix params.weights")
+
+    @staticmethod
+    def _fit(context: FitContext, params: Params) -> Weights:
+        start, n = time.perf_counter(), len(context.merges)
+        share = 1.0 if params.combination_type in _AVERAGED else 1 / max(n, 1)
+        weights = params.weights or [share] * n
+        if n < 2 or len(weights) != n:
+            found = f"{len(weights)} weights of {n} adapters"
+            raise CandidateFailed(found, "a weight for each of two adapters or more")
+        texts = [(path / CONFIG).read_text("utf-8") for path in context.merges]
+        configs = {f"adapter {i}": parse_json(text) for i, text in enumerate(texts, start=1)}
+        if mismatch := unlike(configs, params.combination_type):
+            raise CandidateFailed(f"{mismatch[0]}, where {mismatch[1]} are expected", mismatch[2])
+        for config in configs.values():
+            refuse_moved_base(config)
+        base, _ = load_base(context.source._replace(quantization=""), context.machine)
+        names = [f"adapter_{i}" for i in range(n)]
+        model: Any = peft.PeftModel.from_pretrained(base, str(context.merges[0]), adapter_name=names[0])
+        for name, path in zip(names[1:], context.merges[1:], strict=True):
+            model.load_adapter(str(path), adapter_name=name)
+        transformers.set_seed(context.seed)  # DARE drops values at random
+        try:
+            model.add_weighted_adapter(names, weights, _NAME, **params.model_dump(exclude={"weights"}))
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = f"PEFT does not merge them ({one_line(error)})"
+            raise CandidateFailed(reason, "another combination_type or a smaller svd_rank") from error
+        model.save_pretrained(context.folder, selected_adapters=[_NAME])
+        (context.folder / _NAME).rename(context.folder / "adapter")
+        record = TrainingRecord().add(mixing_s=round(time.perf_counter() - start, 3))
+        return made_weights(context, "adapter", record)
+
+    @staticmethod
+    def _list_settings(case: RescueSituation) -> list[TrialSetting] | str:
+        """List one merge for a rescue to try: the mean with all adapters that PEFT can merge with it."""
+        others = case.others.items()
+        mergeable = [n for n, params in others if not unlike({"": case.params, n: params}, "svd")]
+        if not mergeable:
+            return "there is no other adapter on its base to merge it with"
+        description = f"merged with {', '.join(mergeable)} in equal shares, no training"
+        return [TrialSetting({}, "merged", description, tuple(mergeable))]
+
     METHOD = Method(
-        params=MergedParams,
-        fit=_merge,
+        params=Params,
+        fit=_fit,
         makes="adapter",
         seeded=True,
         merges=True,
-        problems=_weights_problems,
+        problems=_problems,
         merge_problems=lambda recipe, adapters, where: (
             Problem(where, *mismatch)
-            for mismatch in [unlike(adapters, MergedParams(**recipe.params).combination_type)]
+            for mismatch in [unlike(adapters, Merged.Params(**recipe.params).combination_type)]
             if mismatch
         ),
-        rescue=RescueStep("merge", _list_merges, place=4),
+        rescue=RescueStep("merge", _list_settings, place=4),
     )
 
 

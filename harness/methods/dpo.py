@@ -9,13 +9,14 @@ adapter (alignment-handbook), the highest that was published.
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
 from harness.models.later import datasets, peft, torch, trl
 from harness.models.loglikelihood import Executor
 from harness.models.weight_files import adapter_digest
+from harness.plugins import Situation
 from harness.provenance import describe_environment, versions_of
 from harness.records import TrainingRecord, digest
 from harness.training import heldout, low_rank_adapters, parallel
@@ -48,24 +49,20 @@ class Params(heldout.HeldOutParams, low_rank_adapters.LoraParams):
     @model_validator(mode="after")
     def _check_smoothing(self) -> "Params":
         if self.label_smoothing and self.loss_type not in _SMOOTHED:
-            raise ValueError(
-                f"label_smoothing with the loss_type {self.loss_type}, which does not read it; "
-                f"expected one of {', '.join(_SMOOTHED)}"
-            )
+            found = f"label_smoothing with the loss_type {self.loss_type}, which does not read it"
+            raise ValueError(f"{found}; expected one of {', '.join(_SMOOTHED)}")
         if self.loss_type == "exo_pair" and not self.label_smoothing:
             raise ValueError("loss_type exo_pair without label_smoothing; the paper recommends 0.001")
         return self
 
 
-def train(
-    context: FitContext, params: Params, peft_config: "peft.PeftConfig", save_to: Path
-) -> TrainingRecord:
+def train(context: FitContext, params: Params, config: "peft.PeftConfig", save_to: Path) -> TrainingRecord:
     """Train an adapter on the context's pairs, from the base or from the adapter in `context.init`.
 
-    With `context.init` the adapter keeps that shape, and `peft_config` is not used. The reward margin of the
+    With `context.init` the adapter keeps that shape, and `config` is not used. The reward margin of the
     record is in nats times beta.
     """
-    policy = low_rank_adapters.load_policy(context, peft_config, save_to)
+    policy = low_rank_adapters.load_policy(context, config, save_to)
     rows, heldout_rows, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
     if 0 <= (n_seen := heldout.n_seen(params)) < len(rows):  # only rows that will be seen
         rows = random.Random(context.seed).sample(rows, n_seen)
@@ -74,10 +71,8 @@ def train(
     longest = max(2 * row["length"] for row in rows + heldout_rows)  # both answers may be in one row
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
     record = low_rank_adapters.train_policy(policy, trainer, n_dropped)
-    n_rows = len(rows), len(heldout_rows)
-    return heldout.add_curves(
-        record, trainer, n_rows, accuracy="rewards/accuracies", margin="rewards/margins"
-    )
+    sizes = len(rows), len(heldout_rows)
+    return heldout.add_curves(record, trainer, sizes, accuracy="rewards/accuracies", margin="rewards/margins")
 
 
 def _row(start: int, wholes: list[list[int]]) -> Row:
@@ -112,10 +107,8 @@ def _trainer(
     arguments, options = heldout.trainer_options(params, rows)
     # `length` is read by the sampler.
     arguments |= {"precompute_ref_log_probs": True, "remove_unused_columns": False}
-    trainer: trl.DPOTrainer = low_rank_adapters.make_policy_trainer(
-        policy, kind, trl.DPOConfig, params, arguments, **options
-    )
-    return trainer
+    trainer = low_rank_adapters.make_policy_trainer(policy, kind, trl.DPOConfig, params, arguments, **options)
+    return cast("trl.DPOTrainer", trainer)
 
 
 def _make_caching_trainer(keys: Mapping[str, str]) -> "type[trl.DPOTrainer]":
@@ -158,7 +151,6 @@ def _make_caching_trainer(keys: Mapping[str, str]) -> "type[trl.DPOTrainer]":
 def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[trl.DPOTrainer]":
     # Without a GPU, TRL's loss multiplies every position of every row with the vocabulary matrix, converted
     # to fp32 in chunks. The value is the same.
-    from torch.nn.functional import logsigmoid
     from trl.trainer.utils import use_adapter
 
     class AnswerPairTrainer(kind):  # type: ignore[misc]
@@ -179,7 +171,7 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[trl.DPOT
             all_margins = self.accelerator.gather_for_metrics(margins.detach())
             metrics["rewards/margins"].append(all_margins.mean().item())
             metrics["rewards/accuracies"].append((all_margins > 0).float().mean().item())
-            loss = -logsigmoid(margins).mean()
+            loss = -torch.nn.functional.logsigmoid(margins).mean()
             return (loss, {}) if return_outputs else loss
 
     return AnswerPairTrainer
@@ -235,13 +227,16 @@ def logprobs_sharing_prompts(model: Any, inputs: Inputs) -> "torch.Tensor":
     return -torch.zeros(2 * b).index_add(0, answer_of, losses)
 
 
-def _params_for(billions: float) -> dict[str, Any]:
-    """Return the parameters for a base of this size; none if the default suits it."""
+def _propose(situation: Situation) -> dict[str, Any] | None:
+    if not situation.pairs:
+        return None
+    # Start at a fine-tune on the chosen answers: pairs should be likely under the reference (§ 4).
+    start = {"init_from": situation.adapter} if situation.adapter else {}
     # From 50 to 500 M parameters 3e-5 was measured on smollm2-135m (reports/LOG.md), and it is assumed for
     # smaller bases; for those larger than in any source (alignment-handbook's Zephyr) the default is assumed.
-    if billions <= _MEASURED:
-        return {"params": {"learning_rate": 3e-5}}
-    return {} if billions <= _PUBLISHED else {"params": {"learning_rate": 5e-6}}
+    if _MEASURED < situation.billions <= _PUBLISHED:
+        return start
+    return start | {"params": {"learning_rate": 3e-5 if situation.billions <= _MEASURED else 5e-6}}
 
 
 METHOD = low_rank_adapters.low_rank_method(
@@ -253,10 +248,5 @@ METHOD = low_rank_adapters.low_rank_method(
     hooks=("penalty", "step", "arguments"),
     published_as="preference pairs",
     loops=("training", "tokens", "heldout", "dpo"),
-    # Start at a fine-tune on the chosen answers: pairs should be likely under the reference (§ 4).
-    proposal=lambda situation: (
-        ({"init_from": situation.adapter} if situation.adapter else {}) | _params_for(situation.billions)
-        if situation.pairs
-        else None
-    ),
+    proposal=_propose,
 )

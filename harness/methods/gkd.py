@@ -63,14 +63,12 @@ def teacher_problem(teacher: ModelSource, base: ModelSource) -> str:
     return ""
 
 
-def distill(
-    context: FitContext, params: Params, peft_config: "peft.PeftConfig", save_to: Path
-) -> TrainingRecord:
+def distill(context: FitContext, params: Params, config: "peft.PeftConfig", save_to: Path) -> TrainingRecord:
     """Train an adapter on a teacher's probabilities, from the base or from the adapter in `context.init`."""
     teacher = teacher_of(params)
     if problem := teacher_problem(teacher, context.source):
         raise CandidateFailed(f"params.teacher: {teacher.name}, {problem}", "another teacher")
-    policy = low_rank_adapters.load_policy(context, peft_config, save_to)
+    policy = low_rank_adapters.load_policy(context, config, save_to)
     rows, n_dropped = tokenized_rows(context, context.train, policy.tokenizer, params.max_length, _row)
     heldout_rows, _ = tokenized_rows(context, context.validation, policy.tokenizer, params.max_length, _row)
     with loop.explain_out_of_memory():

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness.models.later import datasets, transformers
+from harness.models.later import datasets, peft, safetensors, transformers
 from harness.plugins import Method
 from harness.training import heads
 from harness.training import trainer as loop
@@ -36,8 +36,6 @@ class Params(loop.LoopParams, LoraParams):
 
 def fit(context: FitContext, params: Params) -> Weights:
     """Train a head with one output per label that occurs in training, and save it under `head/`."""
-    from safetensors.torch import save_file
-
     transformers.set_seed(context.seed)
     machine, folder, scratch = context.machine, context.folder / heads.HEAD, context.folder / CHECKPOINTS
     start, (texts, indices, labels) = loop.start_time(scratch), heads.label_texts(context.train)
@@ -50,9 +48,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     texts, indices, _ = heads.label_texts(context.validation, labels)
     validation, _ = _rows(texts, indices, tokenizer, params.max_length)
     if params.train == "adapter":
-        from peft import get_peft_model
-
-        model = get_peft_model(model, lora_config(params, "SEQ_CLS"))
+        model = peft.get_peft_model(model, lora_config(params, "SEQ_CLS"))
     else:
         encoder_ids = {id(parameter) for parameter in model.base_model.parameters()}
         for parameter in model.parameters():
@@ -92,10 +88,9 @@ def fit(context: FitContext, params: Params) -> Weights:
         if params.train == "adapter":
             tuned.save_pretrained(folder)
         else:
-            tensors = {
-                n: p.detach().cpu().contiguous() for n, p in tuned.named_parameters() if p.requires_grad
-            }
-            save_file(tensors, folder / heads.TRAINED, {"format": "pt"})
+            trained = ((n, p) for n, p in tuned.named_parameters() if p.requires_grad)
+            tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trained}
+            safetensors.save_file(tensors, folder / heads.TRAINED, {"format": "pt"})
         content = {"labels": labels, "params": params.model_dump(mode="json")}
         (folder / heads.FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
 
@@ -106,12 +101,10 @@ def fit(context: FitContext, params: Params) -> Weights:
     return Weights("head", heads.head_digest(folder, source), context.folder, record)
 
 
-def _rows(
-    texts: list[str], indices: list[int], tokenizer: Any, max_length: int
-) -> tuple[list[loop.Row], int]:
+def _rows(texts: list[str], indices: list[int], tokenizer: Any, longest: int) -> tuple[list[loop.Row], int]:
     ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts]
     rows = [{"input_ids": row, "labels": i} for row, i in zip(ids, indices, strict=True)]
-    return rows_that_fit(rows, list(map(len, ids)), max_length)
+    return rows_that_fit(rows, list(map(len, ids)), longest)
 
 
 METHOD = Method(

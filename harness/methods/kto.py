@@ -9,14 +9,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
-from harness.models.later import Tokenizer, peft, trl
+from harness.models.later import peft, trl
 from harness.records import Example, TrainingRecord
 from harness.training import heldout, low_rank_adapters
 from harness.training.context import FitContext, curve
+from harness.training.low_rank_adapters import Policy
 from harness.training.tokenized import rows_that_fit, tokenize
 from harness.training.trainer import Row
 
@@ -36,19 +37,16 @@ class Params(heldout.HeldOutParams, low_rank_adapters.LoraParams):
     per_device_train_batch_size: int = Field(8, ge=2)
 
 
-def train(
-    context: FitContext, params: Params, peft_config: "peft.PeftConfig", save_to: Path
-) -> TrainingRecord:
+def train(context: FitContext, params: Params, config: "peft.PeftConfig", save_to: Path) -> TrainingRecord:
     """Train an adapter on the context's answers, from the base or from the adapter in `context.init`.
 
     A pair counts as two answers, the chosen one with a thumb up and the rejected one with a thumb down.
     """
-    policy = low_rank_adapters.load_policy(context, peft_config, save_to)
+    policy = low_rank_adapters.load_policy(context, config, save_to)
     train_pairs, heldout_pairs = heldout.split(context.pairs, context.pairs, params)
-    rows, n_dropped = _rows(train_pairs, context, params, policy.tokenizer)
+    rows, n_dropped = _rows(train_pairs, policy, params)
     random.Random(context.seed).shuffle(rows)
-    heldout_rows = _rows(heldout_pairs, context, params, policy.tokenizer)[0]
-    trainer = _trainer(policy, params, (rows, heldout_rows))
+    trainer = _trainer(policy, params, (rows, _rows(heldout_pairs, policy, params)[0]))
     record = low_rank_adapters.train_policy(policy, trainer, n_dropped)
     history = trainer.state.log_history
     return replace(
@@ -61,45 +59,35 @@ def train(
     )
 
 
-def _rows(
-    pairs: Sequence[Example],
-    context: FitContext,
-    params: Params,
-    tokenizer: Tokenizer,
-) -> tuple[list[Row], int]:
+def _rows(pairs: Sequence[Example], policy: Policy, params: Params) -> tuple[list[Row], int]:
     thumbs = [(pair, answer, True) for pair in pairs for answer in pair.references[:1]]
     thumbs += [(pair, pair.rejected, False) for pair in pairs if pair.rejected]
     examples, texts = [example for example, _, _ in thumbs], [(text,) for _, text, _ in thumbs]
-    tokenized = tokenize(examples, texts, context.chat_template, tokenizer, context.source)
+    tokenized = tokenize(
+        examples, texts, policy.context.chat_template, policy.tokenizer, policy.context.source
+    )
     rows: list[Row] = [
         {"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": up}
         for (start, (ids,)), (_, _, up) in zip(tokenized, thumbs, strict=True)
     ]
-    lengths = [len(tokens.wholes[0]) for tokens in tokenized]
+    lengths = [len(ids) for _, (ids,) in tokenized]
     return rows_that_fit(rows, lengths, params.max_length, "answers to train on")
 
 
-def _trainer(
-    policy: low_rank_adapters.Policy, params: Params, rows: tuple[list[Row], list[Row]]
-) -> "trl.KTOTrainer":
+def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) -> "trl.KTOTrainer":
     class TokensTrainer(trl.KTOTrainer):
         def _prepare_dataset(self, dataset: Any, _tokenizer: Any, args: trl.KTOConfig, *_: Any) -> Any:
-            return self._add_kl(dataset, args.per_device_train_batch_size) if self.calculate_KL else dataset
-
-        @staticmethod
-        def _add_kl(dataset: Any, size: int) -> Any:
-            """Add another row's answer, on which the divergence is estimated."""
-            answers = dataset["completion_ids"]
-            starts = range(0, len(answers), size)
-            parts = (answers[start : start + size] for start in starts)
+            if not self.calculate_KL:
+                return dataset
+            # Another row's answer, on which the divergence is estimated.
+            answers, size = dataset["completion_ids"], args.per_device_train_batch_size
+            parts = (answers[start : start + size] for start in range(0, len(answers), size))
             return dataset.add_column("KL_completion_ids", [a for p in parts for a in (p[-1], *p[:-1])])
 
     arguments, options = heldout.trainer_options(params, rows)
     arguments["train_sampling_strategy"] = "sequential"
-    trainer: trl.KTOTrainer = low_rank_adapters.make_policy_trainer(
-        policy, TokensTrainer, trl.KTOConfig, params, arguments, **options
-    )
-    return trainer
+    make = low_rank_adapters.make_policy_trainer
+    return cast("trl.KTOTrainer", make(policy, TokensTrainer, trl.KTOConfig, params, arguments, **options))
 
 
 METHOD = low_rank_adapters.low_rank_method(

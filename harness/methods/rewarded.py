@@ -3,14 +3,8 @@
 from functools import partial
 from typing import Literal
 
-from harness.training import LoraParams, low_rank_method, reinforcement
-
-
-class GrpoParams(reinforcement.ReinforcedParams, LoraParams):
-    """TRL's names, and PEFT's for the new adapter (without `init_from`)."""
-
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-    scale_rewards: Literal["group", "batch", "none"] = "group"
+from harness.training import LoraParams, low_rank_method
+from harness.training.reinforcement import REWARDED, ReinforcedParams, train_on_rewards
 
 
 class Grpo:
@@ -19,16 +13,13 @@ class Grpo:
     Source: Shao et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
     """
 
-    Params = GrpoParams
-    METHOD = low_rank_method(
-        GrpoParams, partial(reinforcement.train_on_rewards, "GRPO"), **reinforcement.REWARDED
-    )
+    class Params(ReinforcedParams, LoraParams):
+        """TRL's names, and PEFT's for the new adapter (without `init_from`)."""
 
+        loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+        scale_rewards: Literal["group", "batch", "none"] = "group"
 
-class RlooParams(reinforcement.ReinforcedParams, LoraParams):
-    """TRL's names, and PEFT's for the new adapter (without `init_from`)."""
-
-    normalize_advantages: bool = False
+    METHOD = low_rank_method(Params, partial(train_on_rewards, "GRPO"), **REWARDED)
 
 
 class Rloo:
@@ -37,10 +28,12 @@ class Rloo:
     Source: Ahmadian et al. 2024 (arXiv:2402.14740); trained by TRL's RLOOTrainer.
     """
 
-    Params = RlooParams
-    METHOD = low_rank_method(
-        RlooParams, partial(reinforcement.train_on_rewards, "RLOO"), **reinforcement.REWARDED
-    )
+    class Params(ReinforcedParams, LoraParams):
+        """TRL's names, and PEFT's for the new adapter (without `init_from`)."""
+
+        normalize_advantages: bool = False
+
+    METHOD = low_rank_method(Params, partial(train_on_rewards, "RLOO"), **REWARDED)
 
 
 PLUGINS = {"grpo": Grpo, "rloo": Rloo}

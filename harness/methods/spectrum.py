@@ -8,6 +8,7 @@ with that of the law itself: a normal distribution's would put the bound inside 
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -21,7 +22,6 @@ from pydantic import Field
 from harness.cache import memo
 from harness.errors import CandidateFailed
 from harness.models import deltas
-from harness.models.deltas import save_delta
 from harness.models.hardware import dtype
 from harness.models.later import torch
 from harness.models.shapes import Shape
@@ -64,10 +64,9 @@ def fit(context: FitContext, params: Params) -> Weights:
     def save(model: Any, to: Path, state_dict: Mapping[str, Any] | None = None) -> None:
         save_dtype, state = dtype(context.machine.precision), state_dict or model.state_dict()
         trained_weights = {name: state[f"{name}.weight"].to(save_dtype) for name in chosen_names}
-        save_delta(to, deltas.MATRICES, {}, trained_weights)
+        deltas.save_delta(to, deltas.MATRICES, {}, trained_weights)
 
-    prepared = replace(context, prepare=prepare)
-    training = fine_tune(prepared, params, None, context.folder / "delta", save)
+    training = fine_tune(replace(context, prepare=prepare), params, None, context.folder / "delta", save)
     return made_weights(context, "delta", replace(training, scan=tuple(scans)))
 
 
@@ -130,8 +129,7 @@ def top_share(ratios: Mapping[str, float], share: float) -> list[str]:
     """List the share of the matrices of each type with the largest ratios, at least one per type."""
     chosen_names: list[str] = []
     for names in _group_by_type(ratios).values():
-        n = ceil(share * len(names) - 1e-9)
-        chosen_names += sorted(names, key=lambda name: -ratios[name])[:n]
+        chosen_names += sorted(names, key=lambda name: -ratios[name])[: ceil(share * len(names) - 1e-9)]
     return sorted(chosen_names)
 
 
@@ -139,22 +137,20 @@ def sum_up_scan(ratios: Mapping[str, float], chosen_names: Sequence[str]) -> tup
     """Summarise a scan by type: numbers of matrices and of trained ones, and the ratios at the cut."""
     scans = []
     for kind, names in _group_by_type(ratios).items():
-        trained_ratios = [ratios[name] for name in names if name in chosen_names]
+        trained = [ratios[name] for name in names if name in chosen_names]
         most_frozen = max((ratios[name] for name in names if name not in chosen_names), default=None)
-        counts = {"n": len(names), "n_trained": len(trained_ratios)}
-        scans.append(
-            MatrixScan(type=kind, **counts, least_trained=min(trained_ratios), most_frozen=most_frozen)
-        )
+        counts = {"n": len(names), "n_trained": len(trained)}
+        scans.append(MatrixScan(type=kind, **counts, least_trained=min(trained), most_frozen=most_frozen))
     return tuple(scans)
 
 
 def _group_by_type(ratios: Mapping[str, float]) -> dict[str, list[str]]:
     """Group names by the part after their layer's number: `self_attn.q_proj`."""
-    names_by_type: dict[str, list[str]] = {}
+    names_by_type = defaultdict[str, list[str]](list)
     for name in ratios:
         parts = name.split(".")
         last = max(i for i, part in enumerate(parts) if part.isdecimal())
-        names_by_type.setdefault(".".join(parts[last + 1 :]), []).append(name)
+        names_by_type[".".join(parts[last + 1 :])].append(name)
     return names_by_type
 
 

@@ -53,10 +53,6 @@ def _propose(rates: dict[float, list[float]], situation: Situation) -> dict[str,
     return {"sweep": {"learning_rate": learning_rates}, "replay": 1.0}
 
 
-def _propose_adapter(situation: Situation) -> dict[str, Any]:
-    return {"params": {"r": 16}, **_propose(_OF_ADAPTERS, situation)}
-
-
 class Lora:
     """Low-rank adapters on all linear layers, trained with TRL on the completions.
 
@@ -69,7 +65,7 @@ class Lora:
         **SUPERVISED,
         published_as="low-rank adapters",
         loops=("training", "tokens", "sft"),
-        proposal=_propose_adapter,
+        proposal=lambda situation: {"params": {"r": 16}, **_propose(_OF_ADAPTERS, situation)},
     )
 
 
@@ -84,36 +80,32 @@ class Qlora:
     METHOD = replace(Lora.METHOD, quantization="nf4")
 
 
-class FullParams(SupervisedParams):
-    """TRL's names.
-
-    `dtype` is the type of the weights during training. In `bfloat16`, weights, gradients and the state of
-    torch's optimisers take half the memory, and changes below some 0.4 % of a weight are lost.
-    """
-
-    learning_rate: float = Field(1e-4, gt=0, le=1)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    @property
-    def trained_in(self) -> str:
-        """Precision of the model during training."""
-        return "bf16" if self.dtype == "bfloat16" else "fp32"
-
-
-def _fit_full(context: FitContext, params: FullParams) -> Weights:
-    return made_weights(context, "model", fine_tune(context, params, None, context.folder / "model"))
-
-
 class Full:
     """Training of all parameters of the model, in fp32 by default; saved in the precision that serves it.
 
     Source: the default learning rate is a tenth of LoRA's, after Biderman et al. 2024 (arXiv:2405.09673).
     """
 
-    Params = FullParams
+    class Params(SupervisedParams):
+        """TRL's names.
+
+        `dtype` is the type of the weights during training. In `bfloat16`, weights, gradients and the state of
+        torch's optimisers take half the memory, and changes below some 0.4 % of a weight are lost.
+        """
+
+        learning_rate: float = Field(1e-4, gt=0, le=1)
+        dtype: Literal["float32", "bfloat16"] = "float32"
+
+        @property
+        def trained_in(self) -> str:
+            """Precision of the model during training."""
+            return "bf16" if self.dtype == "bfloat16" else "fp32"
+
     METHOD = Method(
-        params=FullParams,
-        fit=_fit_full,
+        params=Params,
+        fit=lambda context, params: made_weights(
+            context, "model", fine_tune(context, params, None, context.folder / "model")
+        ),
         makes="model",
         trains=True,
         draws_from="train",
@@ -126,59 +118,58 @@ class Full:
     )
 
 
-class PeftParams(SupervisedParams):
-    """`peft_type` names the family; all parameters of its PEFT configuration and TRL's are accepted."""
-
-    model_config = ConfigDict(extra="allow")
-    peft_type: str
-
-    @property
-    def of_peft(self) -> dict[str, Any]:
-        """Parameters of PEFT's configuration."""
-        return dict(self.model_extra or {})
-
-    def identity(self) -> dict[str, Any]:
-        """Return the values that enter digests: those that are not at their default."""
-        own_values = super().identity()
-        peft_values = {name: own_values.pop(name) for name in self.of_peft}
-        return own_values | peft_families.list_own_values(self.peft_type, peft_values)
-
-
-def _family_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for point in product(*recipe.tried.values()):
-        params = PeftParams(**{**recipe.params, **dict(zip(recipe.tried, point, strict=True))})
-        peft_params = {"peft_type": params.peft_type, **params.of_peft}
-        arguments = params.peft_type, params.of_peft, base.path, device, where, recipe.quantization or ""
-        faults = peft_families.family_problems(*arguments)
-        if faults := faults or [*peft_families.quantization_problems(recipe, peft_params, device, where)]:
-            yield from faults
-            return
-
-
-def _fit_family(context: FitContext, params: PeftParams) -> Weights:
-    config = peft_families.peft_config(params.peft_type, params.of_peft)
-    peft_families.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
-    return made_weights(context, "adapter", fine_tune(context, params, config, context.folder / "adapter"))
-
-
-def _count_parameters(shape: Shape, params: PeftParams) -> int:
-    """Estimate the trained parameters: those of a LoRA of its rank, if it has one, else almost none."""
-    rank = params.of_peft.get("r", 0)
-    return lora_parameters(shape, rank, "all-linear") if isinstance(rank, int) and rank else 1
-
-
 class Peft:
     """Adapters of any family of the `peft` library, under its names, trained with TRL on the completions."""
 
-    Params = PeftParams
+    class Params(SupervisedParams):
+        """`peft_type` names the family; all parameters of its PEFT configuration and TRL's are accepted."""
+
+        model_config = ConfigDict(extra="allow")
+        peft_type: str
+
+        @property
+        def of_peft(self) -> dict[str, Any]:
+            """Parameters of PEFT's configuration."""
+            return dict(self.model_extra or {})
+
+        def identity(self) -> dict[str, Any]:
+            """Return the values that enter digests: those that are not at their default."""
+            own_values = super().identity()
+            peft_values = {name: own_values.pop(name) for name in self.of_peft}
+            return own_values | peft_families.list_own_values(self.peft_type, peft_values)
+
+    @staticmethod
+    def _problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        for point in product(*recipe.tried.values()):
+            params = Peft.Params(**{**recipe.params, **dict(zip(recipe.tried, point, strict=True))})
+            peft_params = {"peft_type": params.peft_type, **params.of_peft}
+            arguments = params.peft_type, params.of_peft, base.path, device, where, recipe.quantization or ""
+            faults = peft_families.family_problems(*arguments)
+            if faults := faults or [*peft_families.quantization_problems(recipe, peft_params, device, where)]:
+                yield from faults
+                return
+
+    @staticmethod
+    def _fit(context: FitContext, params: Params) -> Weights:
+        config = peft_families.peft_config(params.peft_type, params.of_peft)
+        peft_families.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
+        record = fine_tune(context, params, config, context.folder / "adapter")
+        return made_weights(context, "adapter", record)
+
+    @staticmethod
+    def _count_parameters(shape: Shape, params: Params) -> int:
+        """Estimate the trained parameters: those of a LoRA of its rank, if it has one, else almost none."""
+        rank = params.of_peft.get("r", 0)
+        return lora_parameters(shape, rank, "all-linear") if isinstance(rank, int) and rank else 1
+
     METHOD = Method(
-        params=PeftParams,
-        fit=_fit_family,
+        params=Params,
+        fit=_fit,
         makes="adapter",
         **SUPERVISED,
         loops=("training", "tokens", "sft", "peft_families"),
-        problems=_family_problems,
+        problems=_problems,
         n_parameters=_count_parameters,
         alternative=MethodAlternative(
             {"peft_type": "IA3"}, "trains the fewest parameters of PEFT's families that merge into the base"

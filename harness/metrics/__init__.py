@@ -95,8 +95,7 @@ def mean_metric(
 
 def unfence_json(text: str) -> str:
     """Return the content of a code fence around a whole text, or the text if there is none."""
-    fenced = _JSON_FENCE.match(text.strip())
-    return fenced[1] if fenced else text
+    return fenced[1] if (fenced := _JSON_FENCE.match(text.strip())) else text
 
 
 def refuse_constant(constant: str) -> None:
@@ -255,10 +254,6 @@ def _set_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metr
         return parts
 
     worst = (float(low if metric.higher_is_better else high),)
-    return replace(
-        metric,
-        bounds=(float(low), float(high)),
-        score=score,
-        worst=lambda _: worst,
-        signature=f"{metric.signature}|bounds:{low:g},{high:g}",
-    )
+    signature = f"{metric.signature}|bounds:{low:g},{high:g}"
+    ends = (float(low), float(high))
+    return replace(metric, bounds=ends, score=score, worst=lambda _: worst, signature=signature)

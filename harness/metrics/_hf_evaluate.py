@@ -92,8 +92,7 @@ def _key(compute: Compute, key: str, name: str, where: str) -> str:
 
 
 def _is_text(feature: Any) -> bool:
-    inner = getattr(feature, "feature", feature)
-    return getattr(inner, "dtype", None) in ("string", "large_string")
+    return getattr(getattr(feature, "feature", feature), "dtype", None) in ("string", "large_string")
 
 
 def _is_number(value: Any) -> bool:

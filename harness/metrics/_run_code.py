@@ -175,8 +175,8 @@ def extract_fenced(text: str, language_pattern: re.Pattern[str]) -> str:
         blocks.append((language, "\n".join(lines)))
     in_language = [code for language, code in blocks if language_pattern.fullmatch(language)]
     without_language = [code for language, code in blocks if not language]
-    all_blocks = [code for _, code in blocks]
-    return textwrap.dedent([*in_language, *without_language, *all_blocks, text][0]).strip()
+    chosen = [*in_language, *without_language, *(code for _, code in blocks), text][0]
+    return textwrap.dedent(chosen).strip()
 
 
 def problems(where: str) -> Iterator[Problem]:

@@ -46,26 +46,6 @@ _NAMED = re.compile(
 _RANGE = re.compile(r"(\d{1,3})\s*(?:[-–]|to|through)\s*(\d{1,3})")
 
 
-def _precision(output: Output, example: Example) -> float:
-    """Return the share of citations that name a needed passage of the prompt; 0 without citations."""
-    # If the item names no documents, every passage of the prompt counts as needed.
-    marks = map_passage_marks(example)
-    cited = set(_find_cited(output.text, marks))
-    needed = [mark in marks and (not example.documents or marks[mark] in example.documents) for mark in cited]
-    return sum(needed) / len(cited) if cited else 0.0
-
-
-def _recall(output: Output, example: Example) -> float:
-    """Return the share of needed documents that are cited from the prompt."""
-    # If the item names none, it is the share of sentences that cite a passage of the prompt.
-    marks = map_passage_marks(example)
-    if needed := set(example.documents):
-        return len({marks.get(mark) for mark in _find_cited(output.text, marks)} & needed) / len(needed)
-    answer_sentences = list(sentences(_bracket_citations(output.text, marks)))
-    supported = [any(mark in marks for mark in _find_cited(sentence, marks)) for sentence in answer_sentences]
-    return sum(supported) / len(supported) if supported else 0.0
-
-
 def _find_cited(text: str, marks: Marks) -> Iterator[str]:
     for inside in BRACKETS.findall(_bracket_citations(text, marks)):
         yield from _marks_of(inside, marks)
@@ -144,7 +124,17 @@ class CitationPrecision:
     Each passage counts once, however often it is cited; an answer that cites nothing scores 0.
     """
 
-    metric = mean_metric("citation_precision", _precision)
+    @staticmethod
+    def _score(output: Output, example: Example) -> float:
+        """Return the share of citations that name a needed passage of the prompt; 0 without citations."""
+        # If the item names no documents, every passage of the prompt counts as needed.
+        marks = map_passage_marks(example)
+        cited = set(_find_cited(output.text, marks))
+        needed = example.documents
+        n_right = sum(mark in marks and (not needed or marks[mark] in needed) for mark in cited)
+        return n_right / len(cited) if cited else 0.0
+
+    metric = mean_metric("citation_precision", _score)
 
 
 class CitationRecall:
@@ -153,7 +143,18 @@ class CitationRecall:
     A document that was not retrieved cannot be cited, so it counts against the candidate's retrieval.
     """
 
-    metric = mean_metric("citation_recall", _recall)
+    @staticmethod
+    def _score(output: Output, example: Example) -> float:
+        """Return the share of needed documents that are cited from the prompt."""
+        # If the item names none, it is the share of sentences that cite a passage of the prompt.
+        marks = map_passage_marks(example)
+        if needed := set(example.documents):
+            return len({marks.get(mark) for mark in _find_cited(output.text, marks)} & needed) / len(needed)
+        answer_sentences = list(sentences(_bracket_citations(output.text, marks)))
+        supported = [any(mark in marks for mark in _find_cited(s, marks)) for s in answer_sentences]
+        return sum(supported) / len(supported) if supported else 0.0
+
+    metric = mean_metric("citation_recall", _score)
 
 
 PLUGINS = {"citation_precision": CitationPrecision, "citation_recall": CitationRecall}
@@ -170,8 +171,8 @@ def build_entailment(task: Task, written: str) -> Metric:
     model, name = metric_parts(written)[1], metric_name(written)
     where = f"task {task.name}: metric {name}"
     if find_spec(_PACKAGE) is None:
-        step = "pip install 'harness-evals[dense]', or remove the metric"
         found = "no package sentence-transformers"
+        step = "pip install 'harness-evals[dense]', or remove the metric"
         raise UserError(where, found, "the package that loads the model", step)
     if is_path(model):
         try:

@@ -27,19 +27,6 @@ def extract_code(text: str) -> str:
     return extract_fenced(text, _PYTHON)
 
 
-def _score_tests(output: Output, example: Example) -> float | None:
-    refuse(isolation_problems("metric code_tests"))
-    tests = [reference for reference in example.references if reference.strip()]
-    for test in tests:
-        if passes("", test):  # tests nothing, so it would pass any code
-            where = f"metric code_tests: the reference of item {example.id}"
-            step = "call what it defines, as check(add) behind HumanEval's def check(candidate)"
-            found = "tests that pass without any code"
-            raise UserError(where, found, "an assert, a function test_… or a class of tests", step)
-    code = extract_code(output.text)
-    return float(any(passes(code, test) for test in tests)) if tests else None
-
-
 class CodeTests:
     """Share of answers whose code passes the tests of a reference, run without network, files or rights.
 
@@ -49,7 +36,20 @@ class CodeTests:
     """
 
     problems = isolation_problems
-    metric = replace(mean_metric("code_tests", _score_tests), same=extract_code)
+
+    @staticmethod
+    def _score(output: Output, example: Example) -> float | None:
+        refuse(isolation_problems("metric code_tests"))
+        tests = [reference for reference in example.references if reference.strip()]
+        for test in tests:
+            if passes("", test):  # tests nothing, so it would pass any code
+                where = f"metric code_tests: the reference of item {example.id}"
+                step = "call what it defines, as check(add) behind HumanEval's def check(candidate)"
+                found = "tests that pass without any code"
+                raise UserError(where, found, "an assert, a function test_… or a class of tests", step)
+        return float(any(passes(extract_code(output.text), test) for test in tests)) if tests else None
+
+    metric = replace(mean_metric("code_tests", _score), same=extract_code)
 
 
 _ORDERED = re.compile(r"\border\s+by\b", re.IGNORECASE)
@@ -63,22 +63,6 @@ if not {ordered}:
     wanted, found = sorted(wanted), sorted(found)
 assert found == wanted
 """
-
-
-def _score_rows(output: Output, example: Example) -> float | None:
-    databases = [c for c in example.constraints if c.get("kind") == "sqlite"]
-    if not databases:
-        return None
-    refuse(isolation_problems("metric sql_execution"))
-    database = databases[0]
-    script = str(database.get("schema") or _dump(str(database.get("database", "")), example.id))
-    answer = extract_fenced(output.text, re.compile("sql(?:ite)?", re.IGNORECASE))
-    for reference in example.references:
-        if not _finds_the_same(reference, reference, script):
-            where = f"metric sql_execution: the reference of item {example.id}"
-            found, step = f"a query that fails on its database: {quote(reference)}", "correct one of both"
-            raise UserError(where, found, "a query that runs", step)
-    return float(any(_finds_the_same(answer, reference, script) for reference in example.references))
 
 
 def _finds_the_same(answer: str, reference: str, script: str) -> bool:
@@ -104,7 +88,24 @@ class SqlExecution:
     """
 
     problems = isolation_problems
-    metric = mean_metric("sql_execution", _score_rows)
+
+    @staticmethod
+    def _score(output: Output, example: Example) -> float | None:
+        databases = [c for c in example.constraints if c.get("kind") == "sqlite"]
+        if not databases:
+            return None
+        refuse(isolation_problems("metric sql_execution"))
+        database = databases[0]
+        script = str(database.get("schema") or _dump(str(database.get("database", "")), example.id))
+        answer = extract_fenced(output.text, re.compile("sql(?:ite)?", re.IGNORECASE))
+        for reference in example.references:
+            if not _finds_the_same(reference, reference, script):
+                where = f"metric sql_execution: the reference of item {example.id}"
+                found, step = f"a query that fails on its database: {quote(reference)}", "correct one of both"
+                raise UserError(where, found, "a query that runs", step)
+        return float(any(_finds_the_same(answer, reference, script) for reference in example.references))
+
+    metric = mean_metric("sql_execution", _score)
 
 
 class SqlMatch:

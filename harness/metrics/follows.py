@@ -97,8 +97,7 @@ def _stands_in_order(text: str, constraint: Constraint) -> bool:
 def _comma_items(text: str, constraint: Constraint) -> bool:
     """A word such as "e" or "y" may also be part of an item, so commas and "and" alone are enough."""
     for joined in (LANGUAGES["en"].conjunction, _find_conjunction(text)):
-        parts = re.split(rf"[{COMMAS}]{joined}|[{COMMAS}]|{joined}", text)
-        items = [item.strip(EDGES) for item in parts]
+        items = [part.strip(EDGES) for part in re.split(rf"[{COMMAS}]{joined}|[{COMMAS}]|{joined}", text)]
         if len(items) == int(constraint["n"]) and all(1 <= len(_words(item)) <= 3 for item in items):
             return True
     return False

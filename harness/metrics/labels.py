@@ -24,10 +24,8 @@ _NUMBER = re.compile(r"[-−]?\d+(?:\.\d+)?")
 
 def _refuse_no_labels(name: str, task: Task) -> None:
     if not task.labels:
-        found, step = (
-            f"metric {name} on a task without labels",
-            "add `labels: [...]` to the task, or use exact_match",
-        )
+        found = f"metric {name} on a task without labels"
+        step = "add `labels: [...]` to the task, or use exact_match"
         raise UserError(f"task {task.name}", found, "a closed label set", step)
 
 
@@ -110,8 +108,7 @@ class _Scale(NamedTuple):
 
     def worst(self, example: Example) -> Parts:
         """Return the pair of an answer that is not a label."""
-        ends = max(self.values.values()), min(self.values.values())
-        return self.pair(Output(""), example) or ends
+        return self.pair(Output(""), example) or (max(self.values.values()), min(self.values.values()))
 
 
 def _read_scale(name: str, task: Task) -> _Scale:

@@ -4,6 +4,7 @@ Invariant: the aggregate is a ratio of sums, so long texts count by their bytes 
 """
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -20,15 +21,10 @@ def _divide(parts: Array, weights: Array) -> Array:
     return ratio(sums[..., 0], sums[..., 1])
 
 
-def _count_bits(output: Output, example: Example) -> Parts | None:
-    if output.gold_logprob is None or not output.gold_bytes:
-        return None
-    return (-output.gold_logprob / math.log(2), float(output.gold_bytes))
-
-
-def _count_raw_bits(example: Example) -> Parts:
+def _count_bytes(per_byte: float, example: Example) -> Parts:
+    """Return the worst parts of a text: `per_byte` for each byte, and the number of bytes."""
     n_bytes = float(len(example.references[0].encode()))
-    return (_RAW_BITS * n_bytes, n_bytes)
+    return (per_byte * n_bytes, n_bytes)
 
 
 class BitsPerByte:
@@ -39,25 +35,17 @@ class BitsPerByte:
     """
 
     SHORT = "bits/byte"
+
+    @staticmethod
+    def _score(output: Output, example: Example) -> Parts | None:
+        if output.gold_logprob is None or not output.gold_bytes:
+            return None
+        return (-output.gold_logprob / math.log(2), float(output.gold_bytes))
+
     metric = Metric(
-        *("bits_per_byte", False, (0.0, math.inf), ("bits", "bytes")), _count_bits, _divide, _count_raw_bits
+        *("bits_per_byte", False, (0.0, math.inf), ("bits", "bytes"), _score, _divide),
+        partial(_count_bytes, _RAW_BITS),
     )
-
-
-def _count_nats(output: Output, example: Example) -> Parts | None:
-    n_tokens = output.n_prompt_tokens - 1  # the first precedes the text and is not predicted
-    if output.gold_logprob is None or not output.gold_bytes or n_tokens < 1:
-        return None
-    return (-output.gold_logprob, float(n_tokens))
-
-
-def _count_guesses(example: Example) -> Parts:
-    n_bytes = float(len(example.references[0].encode()))
-    return (n_bytes * math.log(_N_BYTES), n_bytes)
-
-
-def _perplexity(parts: Array, weights: Array) -> Array:
-    return np.asarray(np.exp(np.minimum(_divide(parts, weights), _LARGEST)))
 
 
 class Perplexity:
@@ -68,8 +56,20 @@ class Perplexity:
     Source: Jelinek et al. 1977, J. Acoust. Soc. Am. 62, S63; as in transformers' documentation, whole texts.
     """
 
+    @staticmethod
+    def _score(output: Output, example: Example) -> Parts | None:
+        n_tokens = output.n_prompt_tokens - 1  # the first precedes the text and is not predicted
+        if output.gold_logprob is None or not output.gold_bytes or n_tokens < 1:
+            return None
+        return (-output.gold_logprob, float(n_tokens))
+
+    @staticmethod
+    def _aggregate(parts: Array, weights: Array) -> Array:
+        return np.asarray(np.exp(np.minimum(_divide(parts, weights), _LARGEST)))
+
     metric = Metric(
-        *("perplexity", False, (1.0, math.inf), ("nats", "tokens")), _count_nats, _perplexity, _count_guesses
+        *("perplexity", False, (1.0, math.inf), ("nats", "tokens"), _score, _aggregate),
+        partial(_count_bytes, math.log(_N_BYTES)),
     )
 
 

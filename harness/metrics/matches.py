@@ -9,19 +9,11 @@ import unicodedata
 from dataclasses import replace
 
 from harness.metrics import mean_metric, normalize
-from harness.records import (
-    Example,
-    Output,
-    compose_letters,
-    fold_text,
-    is_unspaced,
-    split_into_letters,
-)
+from harness.records import Example, Output, compose_letters, fold_text, is_unspaced, split_into_letters
 
 
 def _matches(output: Output, example: Example) -> float:
-    answer = normalize(output.text)
-    return float(any(answer == normalize(reference) for reference in example.references))
+    return float(normalize(output.text) in map(normalize, example.references))
 
 
 class ExactMatch:
@@ -33,12 +25,6 @@ class ExactMatch:
     metric = mean_metric("exact_match", _matches)
 
 
-def _is_chosen(output: Output, example: Example) -> float:
-    if output.text in example.choices:
-        return float(output.text in example.references)
-    return _matches(output, example)
-
-
 class Accuracy:
     """Share of items whose chosen choice is the right one.
 
@@ -47,15 +33,18 @@ class Accuracy:
 
     SHORT = "acc"
     IS_SHARE_OF_RIGHT_LABELS = True
-    metric = mean_metric("accuracy", _is_chosen)
+
+    @staticmethod
+    def _score(output: Output, example: Example) -> float:
+        if output.text in example.choices:
+            return float(output.text in example.references)
+        return _matches(output, example)
+
+    metric = mean_metric("accuracy", _score)
 
 
 def _first_line(text: str) -> str:
     return next(filter(None, map(normalize, text.splitlines())), "")
-
-
-def _begins_with_match(output: Output, example: Example) -> float:
-    return float(_first_line(output.text) in set(map(normalize, example.references)))
 
 
 class FirstLine:
@@ -65,7 +54,12 @@ class FirstLine:
     """
 
     IS_SHARE_OF_RIGHT_LABELS = True
-    metric = replace(mean_metric("first_line", _begins_with_match), same=_first_line, reads_any=True)
+
+    @staticmethod
+    def _score(output: Output, example: Example) -> float:
+        return float(_first_line(output.text) in set(map(normalize, example.references)))
+
+    metric = replace(mean_metric("first_line", _score), same=_first_line, reads_any=True)
 
 
 def _contains(output: Output, example: Example) -> float:
@@ -121,9 +115,15 @@ _LETTER = re.compile(r"\(?([A-Za-z])\)")
 def final_answer(text: str) -> str:
     """Return the normalised final answer of a text (see `FinalAnswer`)."""
     text = compose_letters(text)
-    boxed = _find_boxed(text)
-    if boxed is not None:
-        return _undress(boxed)
+    starts = {match.end() for match in _BOX.finditer(text)}
+    open_starts, last_box = list[int](), (-1, "")  # content of the last `\boxed{…}` with balanced braces
+    for brace in _BRACE.finditer(text) if starts else ():
+        if brace[0] == "{":
+            open_starts.append(brace.end())
+        elif open_starts and (start := open_starts.pop()) in starts:
+            last_box = max(last_box, (start, text[start : brace.start()]))
+    if last_box[0] >= 0:
+        return _undress(last_box[1])
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     marked_text = next((t for line in reversed(lines) if (t := _find_marked(line))), None)
     last = _bare(_HEADING.sub("", lines[-1], count=1)) if lines else ""
@@ -140,18 +140,6 @@ def _find_marked(line: str) -> str | None:
     label = _WITH_COLON.match(bare)
     after_label = bare[label.end() :] if label else ""
     return after_label if after_label.strip("*_` ") else None
-
-
-def _find_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\boxed{…}` with balanced braces; None if there is none."""
-    starts = {match.end() for match in _BOX.finditer(text)}
-    open_starts, last = list[int](), (-1, "")
-    for brace in _BRACE.finditer(text) if starts else ():
-        if brace[0] == "{":
-            open_starts.append(brace.end())
-        elif open_starts and (start := open_starts.pop()) in starts:
-            last = max(last, (start, text[start : brace.start()]))
-    return None if last[0] < 0 else last[1]
 
 
 def _undress(answer: str) -> str:
@@ -175,11 +163,6 @@ def _bare(text: str) -> str:
     return text
 
 
-def _ends_with_match(output: Output, example: Example) -> float:
-    answer = final_answer(output.text)
-    return float(bool(answer) and any(answer == final_answer(reference) for reference in example.references))
-
-
 class FinalAnswer:
     r"""Share of answers whose final answer, after a chain of thought, is one of the references.
 
@@ -192,7 +175,13 @@ class FinalAnswer:
     """
 
     IS_SHARE_OF_RIGHT_LABELS = True
-    metric = replace(mean_metric("final_answer", _ends_with_match), same=final_answer)
+
+    @staticmethod
+    def _score(output: Output, example: Example) -> float:
+        answer = final_answer(output.text)
+        return float(bool(answer) and answer in map(final_answer, example.references))
+
+    metric = replace(mean_metric("final_answer", _score), same=final_answer)
 
 
 PLUGINS = {

@@ -58,13 +58,10 @@ class Bleu:
             stats = scorer.sentence_score(texts[0], texts[1:])
             return tuple(map(float, (stats.sys_len, stats.ref_len, *stats.counts, *stats.totals)))
 
-        names = (
-            "hyp_len",
-            "ref_len",
-            *(f"{count}{n}" for count in ("correct", "total") for n in (1, 2, 3, 4)),
-        )
+        counts = (f"{count}{n}" for count in ("correct", "total") for n in (1, 2, 3, 4))
         signature = f"case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
         score = lambda output, example: statistics(output.text, example)  # noqa: E731
+        names = ("hyp_len", "ref_len", *counts)
         return Metric("bleu", True, (0.0, 1.0), names, score, _bleu, partial(statistics, ""), signature)
 
 
@@ -170,12 +167,6 @@ class Rouge:
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-def _score_words(output: Output, example: Example) -> float:
-    by_letters = is_unspaced(example.references)
-    answer = _words(output.text, by_letters)
-    return max((_f1(answer, _words(reference, by_letters)) for reference in example.references), default=0.0)
-
-
 def _words(text: str, by_letters: bool) -> list[str]:
     folded = split_into_letters(fold_text(text)) if by_letters else fold_text(text)
     marks = {sign for sign in set(folded) if unicodedata.category(sign).startswith("P")}
@@ -186,8 +177,7 @@ def _words(text: str, by_letters: bool) -> list[str]:
 def _f1(answer: list[str], reference: list[str]) -> float:
     if not answer or not reference:
         return float(answer == reference)
-    shared = (Counter(answer) & Counter(reference)).total()
-    return 2 * shared / (len(answer) + len(reference))
+    return 2 * (Counter(answer) & Counter(reference)).total() / (len(answer) + len(reference))
 
 
 class TokenF1:
@@ -200,7 +190,15 @@ class TokenF1:
 
     SHORT = "F1"
     WORDS_ARE_LETTERS = True
-    metric = mean_metric("token_f1", _score_words)
+
+    @staticmethod
+    def _score(output: Output, example: Example) -> float:
+        by_letters = is_unspaced(example.references)
+        answer = _words(output.text, by_letters)
+        references = (_words(reference, by_letters) for reference in example.references)
+        return max((_f1(answer, reference) for reference in references), default=0.0)
+
+    metric = mean_metric("token_f1", _score)
 
 
 PLUGINS = {"bleu": Bleu, "chrf": Chrf, "rouge": Rouge, "token_f1": TokenF1}

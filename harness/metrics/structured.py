@@ -18,7 +18,11 @@ from harness.metrics import Array, Metric, Parts, mean_metric, normalize, refuse
 from harness.records import Example, Output, canonical_json, compose_letters
 
 
-def _fold_leaf(value: Any) -> Any:
+def _fold(value: Any, fold_key: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {fold_key(key): _fold(inner, fold_key) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_fold(inner, fold_key) for inner in value]
     if isinstance(value, str):
         return normalize(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -39,14 +43,6 @@ def _counted_metric(
     return replace(mean_metric(name, score), same=reduce_to_counts, reads=is_read)
 
 
-def _is_json(output: Output, example: Example) -> float:
-    try:
-        json.loads(output.text, parse_constant=refuse_constant)
-    except (ValueError, RecursionError):
-        return 0.0
-    return 1.0
-
-
 class JsonValid:
     """Share of answers that are one JSON text and nothing else.
 
@@ -54,23 +50,20 @@ class JsonValid:
     Source: RFC 8259.
     """
 
-    metric = mean_metric("json_valid", _is_json)
+    @staticmethod
+    def _score(output: Output, example: Example) -> float:
+        try:
+            json.loads(output.text, parse_constant=refuse_constant)
+        except (ValueError, RecursionError):
+            return 0.0
+        return 1.0
 
-
-def _score_fields(output: Output, example: Example) -> float | None:
-    references = [fields for reference in example.references if (fields := _fields(reference)) is not None]
-    if not references:
-        return None
-    answer = _fields(output.text)
-    if answer is None:
-        return 0.0
-    return max(2 * (answer & ref).total() / (answer.total() + ref.total()) for ref in references)
+    metric = mean_metric("json_valid", _score)
 
 
 def _fields(text: str) -> Counter[str] | None:
     try:
-        value = json.loads(unfence_json(text))
-        return Counter(json.dumps(leaf) for leaf in _leaves(value, ()))
+        return Counter(json.dumps(leaf) for leaf in _leaves(json.loads(unfence_json(text)), ()))
     except (ValueError, RecursionError):
         return None
 
@@ -81,7 +74,7 @@ def _leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[Any, ...]
         for key, child in inner:
             yield from _leaves(child, (*path, compose_letters(key) if isinstance(key, str) else key))
     else:
-        yield (*path, _fold_leaf(value))
+        yield (*path, _fold(value, compose_letters))
 
 
 class JsonFields:
@@ -92,7 +85,17 @@ class JsonFields:
     Source: slot F1 of information extraction (Chinchor & Sundheim 1993, MUC-5), over a document's leaves.
     """
 
-    metric = _counted_metric("json_fields", _score_fields, _fields)
+    @staticmethod
+    def _score(output: Output, example: Example) -> float | None:
+        references = [fields for fields in map(_fields, example.references) if fields is not None]
+        if not references:
+            return None
+        answer = _fields(output.text)
+        if answer is None:
+            return 0.0
+        return max(2 * (answer & ref).total() / (answer.total() + ref.total()) for ref in references)
+
+    metric = _counted_metric("json_fields", _score, _fields)
 
 
 _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
@@ -129,8 +132,7 @@ def _read_python(call_text: str) -> list[Any]:
     """Read one call or a list of calls in Python's syntax with named arguments; empty for anything else."""
     try:
         body = ast.parse(call_text.strip(), mode="eval").body
-        calls = body.elts if isinstance(body, ast.List) else [body]
-        return [_read_call(call) for call in calls]
+        return [_read_call(call) for call in (body.elts if isinstance(body, ast.List) else [body])]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return []
 
@@ -150,21 +152,6 @@ def _json_within(call_text: str) -> Iterator[Any]:
             yield value
         except (ValueError, RecursionError):
             position = match.start() + 1
-
-
-def _is_right(output: Output, example: Example) -> float | None:
-    references = [calls for reference in example.references if (calls := _read_calls(reference)) is not None]
-    if not references:
-        return None
-    calls = _read_calls(output.text)
-    if calls is not None or Counter() not in references:
-        return float(calls in references)
-    # No call is right where a text contains neither a call nor the beginning of one.
-    text = output.text
-    try:
-        return float(bool(text.strip()) and not _BEGINS.search(text) and not read_forms(text))
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return 0.0
 
 
 def _read_calls(text: str) -> Counter[str] | None:
@@ -197,13 +184,7 @@ def _spell(call: Any) -> str:
     arguments = json.loads(raw) if isinstance(raw, str) else raw
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise TypeError(name)
-    return canonical_json([compose_letters(name), _fold_arguments(arguments)])
-
-
-def _fold_arguments(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {compose_letters(key): _fold_arguments(inner) for key, inner in value.items()}
-    return [_fold_arguments(inner) for inner in value] if isinstance(value, list) else _fold_leaf(value)
+    return canonical_json([compose_letters(name), _fold(arguments, compose_letters)])
 
 
 class ToolCall:
@@ -217,7 +198,22 @@ class ToolCall:
     Gemma (`tool_code`); Berkeley Function Calling Leaderboard (Patil et al. 2025); OpenAI's `tool_calls`
     """
 
-    metric = _counted_metric("tool_call", _is_right, _read_calls)
+    @staticmethod
+    def _score(output: Output, example: Example) -> float | None:
+        references = [calls for calls in map(_read_calls, example.references) if calls is not None]
+        if not references:
+            return None
+        calls = _read_calls(output.text)
+        if calls is not None or Counter() not in references:
+            return float(calls in references)
+        # No call is right where a text contains neither a call nor the beginning of one.
+        text = output.text
+        try:
+            return float(bool(text.strip()) and not _BEGINS.search(text) and not read_forms(text))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return 0.0
+
+    metric = _counted_metric("tool_call", _score, _read_calls)
 
 
 _ANY_FENCE = re.compile(r"^```\w*\s*\n(.*?)\n?```$", re.DOTALL)
@@ -230,28 +226,13 @@ def read_spans(text: str) -> Counter[str]:
     try:
         value = json.loads(inner)
         if isinstance(value, dict) and value and all(isinstance(spans, list) for spans in value.values()):
-            folded = [[normalize(key), _fold_span(span)] for key, spans in value.items() for span in spans]
+            folded = _fold([[key, span] for key, spans in value.items() for span in spans], normalize)
         else:
             spans = value if isinstance(value, list) else [value] if value else []
-            folded = list(map(_fold_span, spans))
+            folded = _fold(spans, normalize)
         return Counter(json.dumps(span, sort_keys=True) for span in folded)
     except (ValueError, RecursionError):
         return Counter(filter(None, map(normalize, re.split(r"[\n;]", inner))))
-
-
-def _fold_span(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {normalize(key): _fold_span(inner) for key, inner in value.items()}
-    return list(map(_fold_span, value)) if isinstance(value, list) else _fold_leaf(value)
-
-
-def _score_spans(output: Output, example: Example) -> Parts | None:
-    answer = read_spans(output.text)
-    counts: list[Parts] = []
-    for expected in map(read_spans, example.references):
-        right = (answer & expected).total()
-        counts.append((float(right), float(answer.total() - right), float(expected.total() - right)))
-    return max(counts, key=lambda parts: float(_span_f1(np.array([parts]), np.ones(1))), default=None)
 
 
 def _span_f1(parts: Array, weights: Array) -> Array:
@@ -259,10 +240,6 @@ def _span_f1(parts: Array, weights: Array) -> Array:
     right, wrong, missed = sums[..., 0], sums[..., 1], sums[..., 2]
     whole = 2 * right + wrong + missed
     return np.where(whole > 0, 2 * right / np.where(whole > 0, whole, 1.0), 1.0)
-
-
-def _worst_spans(example: Example) -> Parts:
-    return 0.0, 0.0, float(max((read_spans(r).total() for r in example.references), default=0) or 1)
 
 
 class SpanF1:
@@ -274,10 +251,21 @@ class SpanF1:
     Source: entity-level F1 over a corpus, Tjong Kim Sang & De Meulder 2003 (CoNLL-2003).
     """
 
+    @staticmethod
+    def _score(output: Output, example: Example) -> Parts | None:
+        answer = read_spans(output.text)
+        counts: list[Parts] = []
+        for expected in map(read_spans, example.references):
+            right = (answer & expected).total()
+            counts.append((float(right), float(answer.total() - right), float(expected.total() - right)))
+        return max(counts, key=lambda parts: float(_span_f1(np.array([parts]), np.ones(1))), default=None)
+
+    @staticmethod
+    def _worst(example: Example) -> Parts:
+        return 0.0, 0.0, float(max((read_spans(r).total() for r in example.references), default=0) or 1)
+
     metric = replace(
-        Metric(
-            *("span_f1", True, (0.0, 1.0), ("right", "wrong", "missed")), _score_spans, _span_f1, _worst_spans
-        ),
+        Metric(*("span_f1", True, (0.0, 1.0), ("right", "wrong", "missed")), _score, _span_f1, _worst),
         same=lambda text: frozenset(read_spans(text).items()),
     )
 

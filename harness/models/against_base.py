@@ -7,8 +7,9 @@ Source: PEFT's `merge_and_unload(safe_merge=True)`
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
@@ -21,7 +22,7 @@ from harness.models.deltas import CONFIG as DELTA_CONFIG
 from harness.models.deltas import MATRICES, apply_delta
 from harness.models.devices import build_without_weights, load_base
 from harness.models.hardware import Machine, dtype
-from harness.models.later import Model, Tokenizer, peft, torch, transformers
+from harness.models.later import Model, Tokenizer, peft, safetensors, torch, transformers
 from harness.models.tokenization import end_ids
 from harness.progress import quiet_libraries
 from harness.provenance import package_versions
@@ -73,11 +74,8 @@ def adapter_problems(folder: Path, source: hub.ModelSource, where: str) -> Itera
         misfit.extend(_misfit(folder, config, tensors, source) or _own_tokenizer(folder, source))
         return None if misfit else True
 
-    key_parts = [
-        config,
-        {n: (t.dtype, t.shape) for n, t in tensors.items()},
-        weight_files.content_digest(hub.tokenizer_files(folder)),
-    ]
+    tokenizer_digest = weight_files.content_digest(hub.tokenizer_files(folder))
+    key_parts = [config, {n: (t.dtype, t.shape) for n, t in tensors.items()}, tokenizer_digest]
     base_digests = [source.weights_digest, source.template_digest]
     memo("adapters_against_bases", digest([*key_parts, *base_digests, package_versions(), _VERSION]), check)
     if misfit:
@@ -118,9 +116,8 @@ def _own_tokenizer(folder: Path, source: hub.ModelSource) -> list[str]:
             reads_alike = tokenizer(_PROBE)["input_ids"] == base(_PROBE)["input_ids"]
             if changed or tokenizer.eos_token != base.eos_token or not reads_alike:
                 examples = f" ({_list_some(map(repr, changed))})" if changed else ""
-                difference = (
-                    f"a tokenizer of its own, which reads or ends texts otherwise than the base's{examples}"
-                )
+                reads = "which reads or ends texts otherwise than the base's"
+                difference = f"a tokenizer of its own, {reads}{examples}"
     if not difference:
         return []
     step = (
@@ -156,13 +153,9 @@ def _misfit(
     if unknown := {name: value for name, value in config.items() if name not in names and value}:
         found = ", ".join(f"{name}: {value}" for name, value in unknown.items())
         step = f"export it by {installed}, or remove {', '.join(unknown)} if nothing was trained so"
-        return [
-            f"{found} in {weight_files.CONFIG}",
-            f"keys that {installed} knows, as it ignores others",
-            step,
-        ]
-    misfit = _try_on(folder, tensors, source)
-    if not misfit:
+        expected = f"keys that {installed} knows, as it ignores others"
+        return [f"{found} in {weight_files.CONFIG}", expected, step]
+    if not (misfit := _try_on(folder, tensors, source)):
         return []
     base = str(config.get("base_model_name_or_path") or source.name).rstrip("/")
     is_own = Path(base).name in (Path(source.name).name, source.path.name)
@@ -179,15 +172,13 @@ def _misfit(
 
 def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
     """Apply the adapter in a folder to a base; CandidateFailed if a tensor is missing or unused."""
-    from safetensors.torch import load_file
-
     base_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     peft_model: Any = peft.PeftModel.from_pretrained(model, str(folder), **options)
     config: Any = peft_model.active_peft_config
     ranks = vars(config).get("rank_pattern")
     if config.peft_type == "ADALORA":
         config.rank_pattern = None  # PEFT has applied it already and would apply it again
-    misfit = _hold(peft_model, config, load_file(folder / weight_files.WEIGHTS), base_names)
+    misfit = _hold(peft_model, config, safetensors.load_file(folder / weight_files.WEIGHTS), base_names)
     if config.peft_type == "ADALORA":
         config.rank_pattern = ranks
     if misfit:
@@ -316,17 +307,14 @@ def open_whole(source: hub.ModelSource, kind: str, folder: Path | None) -> Itera
             found = f"a merged model whose logits differ from the adapter's by up to {gap:.3g}"
             raise CandidateFailed(found, "method: lora, or serving the adapter itself")
         yield WholeModel(merged, tokenizer, gap)
-    elif kind == "delta" and folder:
-        with apply_delta(model, folder / "delta"):
-            yield WholeModel(model, tokenizer, 0.0)
     else:
-        yield WholeModel(model, tokenizer, 0.0)
+        with apply_delta(model, folder / "delta") if kind == "delta" and folder else nullcontext():
+            yield WholeModel(model, tokenizer, 0.0)
 
 
 def _logits(model: Any) -> "torch.Tensor":
     """Return the logits of one text of the lower token ids, (t, v)."""
-    n_ids = int(model.get_input_embeddings().weight.shape[0])
-    ids = torch.arange(1, _N_TOKENS + 1) * 37 % n_ids
+    ids = torch.arange(1, _N_TOKENS + 1) * 37 % int(model.get_input_embeddings().weight.shape[0])
     with torch.no_grad():
         logits: torch.Tensor = model(input_ids=ids[None]).logits[0].float()
     return logits
@@ -334,9 +322,9 @@ def _logits(model: Any) -> "torch.Tensor":
 
 def stored_precision(path: Path) -> str:
     """Return the precision of most stored bytes of a model: fp32, fp16 or bf16; bf16 for any other type."""
-    sizes: dict[str, int] = {}
+    sizes = Counter[str]()
     for tensor in weight_files.map_stored_tensors(path).values():
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.begin
+        sizes[tensor.dtype] += tensor.end - tensor.begin
     return _TYPES.get(max(sizes, key=lambda name: sizes[name], default=""), "bf16")
 
 

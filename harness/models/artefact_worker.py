@@ -38,9 +38,8 @@ class Gguf:
         self._context: Any = None
         self._room = self._length = 0
         llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(
-            path.encode(), llama_cpp.llama_model_default_params()
-        )
+        params = llama_cpp.llama_model_default_params()
+        self._model = llama_cpp.llama_model_load_from_file(path.encode(), params)
         if not self._model:
             raise ValueError("llama.cpp cannot load this file")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)

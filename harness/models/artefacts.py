@@ -21,7 +21,7 @@ from glob import escape
 from math import prod
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -240,8 +240,7 @@ def gguf_python(command: str) -> str:
 
 
 def _gguf_folders() -> list[Path]:
-    roots = Path(sys.prefix).parent, Path(__file__).parents[2]
-    return [root / GGUF_ENVIRONMENT / "bin" for root in roots]
+    return [p / GGUF_ENVIRONMENT / "bin" for p in (Path(sys.prefix).parent, Path(__file__).parents[2])]
 
 
 def environment_of(python: str) -> dict[str, str]:
@@ -262,8 +261,7 @@ def _describe(kind: str, python: str) -> dict[str, Any]:
             timeout=_DESCRIBE_S,
             check=True,
         )
-        engine: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-        return engine
+        return cast(dict[str, Any], json.loads(process.stdout.splitlines()[-1]))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
         found = f"the engine of {kind} cannot be loaded by {python}: {''.join(last)}"
@@ -338,9 +336,7 @@ class Worker:
             how = f"was ended by {signal.Signals(-code).name}"
             if code == -signal.SIGKILL:
                 step = "a file of fewer bits, or a machine with more memory"
-            elif (
-                self._kind == "gguf"
-            ):  # a crash of the library, such as by an instruction that the processor lacks
+            elif self._kind == "gguf":  # a crash, such as by an instruction that the processor lacks
                 step = f"kernels that this processor has: {_install('gguf')} --force-reinstall --no-cache-dir"
         detail = f"{supervision.last_words(self._log)}; its log: {self._log}"
         return CandidateFailed(f"the worker of {self.file.name} {how}; {detail}", step)

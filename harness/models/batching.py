@@ -133,9 +133,8 @@ def plan(
     cheapest = [(0, 0)]  # for the first n rows: cost, and start of the last batch
     for n, i in enumerate(order, 1):
         rows = min(size.rows, keys // (shared + lengths[i])) if keys else size.rows
-        starts = [
-            s for s in range(max(0, n - max(rows, 1)), n) if s == n - 1 or (n - s) * lengths[i] <= size.tokens
-        ]
+        first = max(0, n - max(rows, 1))
+        starts = [s for s in range(first, n) if s == n - 1 or (n - s) * lengths[i] <= size.tokens]
         cheapest.append(min((cheapest[s][0] + (n - s) * lengths[i] + batch_cost, s) for s in starts))
     batches: list[list[int]] = []
     end = len(order)

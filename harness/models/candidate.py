@@ -87,14 +87,10 @@ class TextCandidate(Candidate):
         start = time.perf_counter()
         tables = self._predict([bytes(p).decode() for p in prompts])
         share = (time.perf_counter() - start) / max(len(prompts), 1)
+        best = [max(zip(table.logprobs, table.labels, strict=True))[1] for table in tables]
         return [
-            Output(
-                max(zip(t.logprobs, t.labels, strict=True))[1],
-                n_prompt_tokens=len(p),
-                n_output_tokens=1,
-                compute_s=share,
-            )
-            for p, t in zip(prompts, tables, strict=True)
+            Output(label, n_prompt_tokens=len(prompt), n_output_tokens=1, compute_s=share)
+            for prompt, label in zip(prompts, best, strict=True)
         ]
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:

@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import cache, wraps
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from jinja2 import Template, nodes
 from jinja2.runtime import LoopContext
@@ -98,8 +98,7 @@ def read_template(name_or_file: str) -> str:
     except FileNotFoundError:
         raise UserError(_KEY, f"no file {file}", "a Jinja file", "correct the path") from None
     except UnicodeDecodeError:
-        found, step = "bytes that are not UTF-8", "save it as UTF-8"
-        raise UserError(str(file), found, "a Jinja file", step) from None
+        raise UserError(str(file), "bytes that are not UTF-8", "a Jinja file", "save it as UTF-8") from None
 
 
 def put_template(tokenizer: Tokenizer, text: str) -> None:
@@ -342,8 +341,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree: nodes.Template = _BoundedTree().visit(super()._parse(source, name, filename))
-        return tree
+        return cast(nodes.Template, _BoundedTree().visit(super()._parse(source, name, filename)))
 
     def call(self, context: Any, function: Any, /, *args: Any, **options: Any) -> Any:
         if isinstance(function, LoopContext):  # a recursive loop

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import CandidateFailed
 from harness.models.cpu_kernels import replace_weight
-from harness.models.later import torch
+from harness.models.later import safetensors, torch
 from harness.models.weight_files import tensors_digest
 from harness.records import digest, parse_json
 
@@ -26,19 +26,16 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 CONFIG, WEIGHTS = "delta_config.json", "delta_model.safetensors"
+Tensors = Mapping[str, "torch.Tensor"]
 
 
-def save_delta(
-    folder: Path, form: str, config: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]"
-) -> None:
+def save_delta(folder: Path, form: str, config: Mapping[str, Any], tensors: Tensors) -> None:
     """Write a delta: its form, the form's configuration, and its tensors."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"form": form, **config}, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(f"{text}\n", "utf-8")
     cpu_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(cpu_tensors, folder / WEIGHTS, {"format": "pt"})
+    safetensors.save_file(cpu_tensors, folder / WEIGHTS, {"format": "pt"})
 
 
 def delta_digest(folder: Path, base_digest: str) -> str:
@@ -50,14 +47,12 @@ def delta_digest(folder: Path, base_digest: str) -> str:
 @contextmanager
 def apply_delta(model: Any, folder: Path) -> Iterator[None]:
     """Apply the delta in a folder to a loaded base within the context; CandidateFailed if it does not fit."""
-    from safetensors.torch import load_file
-
     config = parse_json((folder / CONFIG).read_text("utf-8"))
     forms = {BOTTLENECK_LAYERS: put_on_bottlenecks, MATRICES: put_on_matrices}
     if (form := config.pop("form", None)) not in forms:
         found = f"{folder / CONFIG} of the form {form!r}, and the known ones are {', '.join(forms)}"
         raise CandidateFailed(found, "delete that folder, and compare makes it again")
-    tensors = load_file(folder / WEIGHTS, device=str(model.device))
+    tensors = safetensors.load_file(folder / WEIGHTS, device=str(model.device))
     with forms[form](model, config, tensors):
         yield
 
@@ -112,9 +107,7 @@ def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[Remov
 
 
 @contextmanager
-def put_on_bottlenecks(
-    model: Any, config: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]"
-) -> Iterator[None]:
+def put_on_bottlenecks(model: Any, config: Mapping[str, Any], tensors: Tensors) -> Iterator[None]:
     """Apply stored bottlenecks to a base, in its precision."""
     form = Bottleneck(**config)
     bottlenecks = new_bottlenecks(model, form)
@@ -153,12 +146,9 @@ MATRICES = "matrices"
 
 
 @contextmanager
-def put_on_matrices(
-    model: Any, config: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]"
-) -> Iterator[None]:
+def put_on_matrices(model: Any, config: Mapping[str, Any], tensors: Tensors) -> Iterator[None]:
     """Apply stored matrices, named after their layers, to a base."""
-    modules = model.named_modules(remove_duplicate=False)
-    layers = {name: layer for name, layer in modules if name in tensors}
+    layers = {name: layer for name, layer in model.named_modules(remove_duplicate=False) if name in tensors}
     for name, weight in tensors.items():
         base_weight = getattr(layers.get(name), "weight", None)
         if base_weight is None or base_weight.shape != weight.shape:

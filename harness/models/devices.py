@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness.errors import CandidateFailed, one_line
 from harness.models import hub, memory
@@ -38,8 +38,6 @@ def free_room(machine: Machine) -> Room:
     """Return the free memory of each device that a base may use."""
     room: dict[int | str, int] = {"cpu": int(device_memory("cpu").free_gib * 2**30)}
     if machine.device == "cuda":
-        import torch
-
         room |= {index: torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())}
     return room
 
@@ -130,8 +128,7 @@ def _load_weights(source: ModelSource, machine: Machine, attention: str | None, 
         # which rounds their scales again and stops gradients in later training.
         model = model.dequantize(precision)
         model.is_loaded_in_4bit = False  # otherwise the adapter would be trained in bf16
-    loaded: Model = model
-    return loaded
+    return cast(Model, model)
 
 
 def load_base(
@@ -153,9 +150,8 @@ def load_base(
     with memory.explain_out_of_memory(found, step), _refuse_unloadable(source):
         if hub.is_encoder_decoder(source):
             raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
-        has_flash = "flash" not in attention or getattr(
-            build_without_weights(source.path), "_supports_flash_attn", False
-        )
+        probed = build_without_weights(source.path) if "flash" in attention else None
+        has_flash = "flash" not in attention or getattr(probed, "_supports_flash_attn", False)
         # By default transformers uses sdpa where an architecture has it.
         implementation = attention if has_flash and attention != "sdpa" else None
         if placed is None:

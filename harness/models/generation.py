@@ -6,7 +6,7 @@ Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from harness.models import prefix_cache
 from harness.models.batching import CPU_COSTS, PassCosts, Size, Tokens, count_shared_prefix, plan
@@ -76,8 +76,7 @@ def _fall(chances: "torch.Tensor", uniform: "torch.Tensor") -> "torch.Tensor":
     total = chances.cumsum(-1)
     index = (total <= uniform * total[:, -1:]).sum(-1)
     # Rounding may put a number beyond the last token with a positive chance.
-    last = total.shape[-1] - 1 - (chances.flip(-1) > 0).int().argmax(-1)
-    return index.minimum(last)
+    return index.minimum(total.shape[-1] - 1 - (chances.flip(-1) > 0).int().argmax(-1))
 
 
 def answers(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:
@@ -172,8 +171,7 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
             new_ids[rows, new.shape[1]] = token
             new = torch.cat([new, token[:, None]], 1)
             is_done = is_done | torch.isin(token, ending) | stopped(new)
-        filled: list[list[int]] = new_ids[:, : new.shape[1]].tolist()
-        return filled
+        return cast(list[list[int]], new_ids[:, : new.shape[1]].tolist())
 
 
 def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
@@ -203,10 +201,8 @@ def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
         if ran_out_of_memory(error):
             raise
         return True
-    together, alone = runs
-    return any(
-        (together[key] - alone[key]).abs().mean() > AGREEMENT_NATS[model.dtype.itemsize] for key in alone
-    )
+    (together, alone), tolerance = runs, AGREEMENT_NATS[model.dtype.itemsize]
+    return any((together[key] - alone[key]).abs().mean() > tolerance for key in alone)
 
 
 def _read_next_logits(
@@ -251,8 +247,7 @@ def _answer_by_generate(model: Model, prompts: Sequence[Tokens], how: Continuati
         eos_token_id=list(ends),
         stopping_criteria=[lambda all_ids, _, **__: stopped(all_ids[:, width:])],
     )
-    new: list[list[int]] = output_ids[:, width:].tolist()
-    return new
+    return cast(list[list[int]], output_ids[:, width:].tolist())
 
 
 def _answer_each_by_generate(model: Model, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:

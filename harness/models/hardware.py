@@ -125,12 +125,9 @@ class Memory(NamedTuple):
 def memory(device: str) -> Memory:
     """Return the memory of the device; on a CPU, free memory is what can be used without swapping."""
     if device == "cuda":
-        import torch
-
         free, total = torch.cuda.mem_get_info()
         return Memory(free / 2**30, total / 2**30, "GPU")
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = page * os.sysconf("SC_PHYS_PAGES")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     words = proc_line("meminfo", "MemAvailable:").split()
     free = int(words[1]) * 1024 if words else total
     return Memory(free / 2**30, total / 2**30, "main memory")
@@ -229,14 +226,10 @@ def probe(
         UserError: `cuda` is requested and torch sees no GPU.
     """
     shape = SHAPE if shape is None else shape
+    nodes = sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*"))
     key = digest(
         [device, precision, version("torch"), platform.machine(), shape]
-        + [
-            _cpu_flags(),
-            sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*")),
-            _MATRIX,
-            Machine._fields,
-        ]
+        + [_cpu_flags(), nodes, _MATRIX, Machine._fields]
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
         + gpus_of_driver(root)
     )
@@ -263,10 +256,8 @@ def cpu_kernels() -> dict[str, str]:
     settings = {"processor": processor_name() or "", "flags": _cpu_flags()}
     settings |= {name: os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")}
     key = digest([settings, platform.machine(), version("torch")])
-    return {
-        "capability": memo("cpu_capability", key, lambda: torch.backends.cpu.get_cpu_capability()),
-        **settings,
-    }
+    capability = memo("cpu_capability", key, lambda: torch.backends.cpu.get_cpu_capability())
+    return {"capability": capability, **settings}
 
 
 def cpu(name: str, precision: str, speeds: Mapping[str, Sequence[float]]) -> Machine:

@@ -74,9 +74,8 @@ class HFCandidate(Candidate):
         costs = self._executor.costs
         for batch in plan(lengths, self._answering, costs.answering, costs.keys):
             batch_seeds = [seeds[i] for i in batch] if seeds else ()
-            outputs.update(
-                zip(batch, self._answer([prompts[i] for i in batch], limits, batch_seeds), strict=True)
-            )
+            answered = self._answer([prompts[i] for i in batch], limits, batch_seeds)
+            outputs.update(zip(batch, answered, strict=True))
         return [outputs[i] for i in range(len(prompts))]
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
@@ -90,7 +89,7 @@ class HFCandidate(Candidate):
     def _answer(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]) -> list[Output]:
         """Generate for one batch; if memory runs out, for its halves."""
         try:
-            return self._answer_together(prompts, limits, seeds)
+            return self._answer_batch(prompts, limits, seeds)
         except OUT_OF_MEMORY as error:
             if not ran_out_of_memory(error):
                 raise
@@ -103,9 +102,7 @@ class HFCandidate(Candidate):
         parts = ((prompts[:half], seeds[:half]), (prompts[half:], seeds[half:]))
         return [output for p, s in parts if p for output in self._answer(p, limits, s)]
 
-    def _answer_together(
-        self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]
-    ) -> list[Output]:
+    def _answer_batch(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]) -> list[Output]:
         start = time.perf_counter()
         ends = end_ids(self.tokenizer, self.model.generation_config)
         pick = pick_at_random(limits, seeds) if limits.temperature else pick_likeliest
@@ -240,8 +237,22 @@ def merge_adapter(candidate: Candidate) -> Iterator[None]:
 
 @contextmanager
 def merge_layers(model: Any) -> Iterator[bool]:
-    """Replace an adapter's layers by merged copies within the context, if it can; yield whether it did."""
-    places = _low_rank_layers(model)
+    """Replace an adapter's layers by merged copies within the context, if possible; yield whether it did."""
+    places: list[tuple[Any, str, Any]] = []
+    if hasattr(model, "peft_config") and not devices.is_spread(model.get_base_model()):
+        from peft.tuners import lora
+
+        children = ((parent, *child) for parent in model.modules() for child in parent.named_children())
+        places = [place for place in children if isinstance(place[2], lora.LoraLayer)]
+        plain = all(
+            type(layer) is lora.Linear
+            and type(layer.base_layer) is torch.nn.Linear
+            and not (layer.lora_variant or any(layer.lora_bias.values()))
+            for _, _, layer in places
+        )
+        n_bytes = sum(2 * layer.base_layer.weight.nbytes for _, _, layer in places) if plain else 0
+        if not plain or n_bytes / 2**30 >= memory(model.device.type).free_gib:
+            places = []
     try:
         for parent, name, layer in places:
             base = layer.base_layer
@@ -252,28 +263,6 @@ def merge_layers(model: Any) -> Iterator[bool]:
     finally:
         for parent, name, layer in places:
             setattr(parent, name, layer)
-
-
-def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
-    """List an adapter's layers with parent and name; empty if one of them cannot be merged."""
-    if not hasattr(model, "peft_config") or devices.is_spread(model.get_base_model()):
-        return []
-    from peft.tuners import lora
-
-    places: list[tuple[Any, str, Any]] = [
-        (parent, name, layer)
-        for parent in model.modules()
-        for name, layer in parent.named_children()
-        if isinstance(layer, lora.LoraLayer)
-    ]
-    plain = all(
-        type(layer) is lora.Linear
-        and type(layer.base_layer) is torch.nn.Linear
-        and not (layer.lora_variant or any(layer.lora_bias.values()))
-        for _, _, layer in places
-    )
-    n_bytes = sum(2 * layer.base_layer.weight.nbytes for _, _, layer in places) if plain else 0
-    return places if plain and n_bytes / 2**30 < memory(model.device.type).free_gib else []
 
 
 def soft_prompt(model: Any, engine: str) -> Cache:

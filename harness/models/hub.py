@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 from harness.cache import cache_dir, memo
@@ -29,7 +29,7 @@ from harness.models.chat_templates import (
     template_names,
     template_problems,
 )
-from harness.models.later import Tokenizer, transformers
+from harness.models.later import Tokenizer, torch, transformers
 from harness.models.shapes import Shape
 from harness.models.weight_files import (
     SAFETENSORS,
@@ -80,25 +80,23 @@ def unpack() -> Path:
         file = find_packaged_gguf()
         quiet_libraries()
         import gguf
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        auto: Any = transformers.AutoModelForCausalLM
         # transformers would parse the file three times, and build the same table of names for each module.
         with (
             patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)),
             patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
             tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as scratch,
         ):
-            packed = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32
-            )
+            packed = auto.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
             config = packed.config
             # save_pretrained refuses a GGUF model, so the weights are moved to an ordinary one.
             del config.quantization_config
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            model = auto.from_config(config, dtype=torch.bfloat16)
             model.load_state_dict(packed.state_dict())
             model.save_pretrained(scratch)
-            save_tokenizer(AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), Path(scratch))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            save_tokenizer(tokenizer, Path(scratch))
             expected = {_WEIGHTS: checksum(Path(scratch) / _WEIGHTS)}
             (Path(scratch) / "checksum.json").write_text(json.dumps(expected))
             Path(scratch).rename(folder)  # so the folder appears only when it is complete
@@ -143,22 +141,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 _OTHER_FORMS = ("consolidated*", "original/*", "metal/*", "onnx/*", "openvino/*")  # for other programs
 _CONFIG_FILES = ("config.json", "generation_config.json")  # the second has the end tokens
 _TOKENIZER_FILES = (
-    "tokenizer*",
-    "chat_template*",
-    "*.model",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
+    *("tokenizer*", "chat_template*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json"),
 )
 
 # Values that two models share if their weights are interchangeable; the vocabulary may have grown.
 _ARCHITECTURE = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
+    *("model_type", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
 )
 
 
@@ -330,8 +319,7 @@ def load_tokenizer(source: ModelSource, padding_side: str = "left") -> Tokenizer
     elif source.switches and template:
         tokenizer.chat_template = source.switches + template
     join_system(tokenizer)
-    loaded: Tokenizer = tokenizer
-    return loaded
+    return cast(Tokenizer, tokenizer)
 
 
 def map_end_tokens(source: ModelSource, tokenizer: Tokenizer) -> dict[int, str]:
@@ -339,9 +327,8 @@ def map_end_tokens(source: ModelSource, tokenizer: Tokenizer) -> dict[int, str]:
     configs = (read_object(source.path / name) for name in reversed(_CONFIG_FILES))
     end_ids: Any = next((ends for config in configs if (ends := config.get("eos_token_id")) is not None), [])
     ids = [tokenizer.eos_token_id, *(end_ids if isinstance(end_ids, list) else [end_ids])]
-    tokens: dict[int, Any] = {
-        i: tokenizer.convert_ids_to_tokens(i) for i in ids if isinstance(i, int) and i >= 0
-    }
+    known_ids = [i for i in ids if isinstance(i, int) and i >= 0]
+    tokens: dict[int, Any] = {i: tokenizer.convert_ids_to_tokens(i) for i in known_ids}
     return {i: token for i, token in tokens.items() if token is not None}
 
 
@@ -349,9 +336,8 @@ def list_special_tokens(source: ModelSource) -> list[str]:
     """List a base's special tokens (see `chat_templates`), remembered per tokenizer."""
     if is_packed(source) or not has_tokenizer(source.path):
         return []
-    return [
-        *memo("special_tokens", source.template_digest, lambda: special_tokens_of(load_tokenizer(source)))
-    ]
+    tokens = memo("special_tokens", source.template_digest, lambda: special_tokens_of(load_tokenizer(source)))
+    return [*tokens]
 
 
 def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
@@ -359,8 +345,7 @@ def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
     tokenizer = load_tokenizer(source)
 
     def count(texts: Sequence[str]) -> list[int]:
-        ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        return list(map(len, ids))
+        return [*map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"])] if texts else []
 
     return count
 
@@ -371,13 +356,11 @@ def remote_headers(name: str, where: str) -> tuple[dict[str, Any], dict[str, Ten
 
     with _refuse_unknown(name, where):
         config = read_config(Path(hf_hub_download(name, "config.json")).parent)
-        files = get_safetensors_metadata(name).files_metadata.values()
-        tensors = {
+        return config, {
             tensor: Tensor(info.dtype, tuple(info.shape), *info.data_offsets)
-            for file in files
+            for file in get_safetensors_metadata(name).files_metadata.values()
             for tensor, info in file.tensors.items()
         }
-        return config, tensors
 
 
 @contextmanager

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import datasets as datasets
     import peft as peft
+    import safetensors.torch as _safetensors
     import torch as torch
     import transformers as transformers
     import trl as trl
+
+    safetensors = _safetensors
 
     Cache = transformers.Cache
     Config = transformers.PretrainedConfig
@@ -31,6 +34,5 @@ else:
             return getattr(self._module, name)
 
     Cache = Config = Model = Tokenizer = Any  # only type checkers need the types
-    datasets, peft, torch, transformers, trl = map(
-        _Library, ("datasets", "peft", "torch", "transformers", "trl")
-    )
+    _NAMES = ("datasets", "peft", "safetensors.torch", "torch", "transformers", "trl")
+    datasets, peft, safetensors, torch, transformers, trl = map(_Library, _NAMES)

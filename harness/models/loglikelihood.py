@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from math import inf, isnan
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from harness.errors import CandidateFailed, one_line
 from harness.models import batching, prefix_cache
@@ -160,9 +160,8 @@ class Executor:
         packed = batching.pack(trees, pairs)
         with torch.inference_mode():
             logits = self._logits(packed, prefix)  # (u, v)
-            where, targets = (
-                torch.tensor(values, device=logits.device) for values in (packed.where, packed.targets)
-            )  # (m,)
+            where = torch.tensor(packed.where, device=logits.device)  # (m,)
+            targets = torch.tensor(packed.targets, device=logits.device)  # (m,)
             n_rows = _SLICE[logits.device.type]
             # log Σ exp of each row; `logsumexp` would make five passes over fresh memory.
             slices = (rows.float() for rows in logits.split(n_rows))
@@ -188,21 +187,16 @@ class Executor:
             ends = torch.tensor(packed.ends, device=device)  # (b, w)
             order = torch.arange(ends.shape[1], device=device)
             is_visible = (order[:, None] >= order) & (order[:, None] < ends[:, None])
-            mask = prefix_cache.additive_mask(
-                self.model, torch.nn.functional.pad(is_visible, (shared, 0), value=True)
-            )
-            before = torch.arange(shared, device=device).expand(len(ends), -1)
-            places = torch.cat([before, positions], 1)
+            visible = torch.nn.functional.pad(is_visible, (shared, 0), value=True)
+            mask = prefix_cache.additive_mask(self.model, visible)
+            places = torch.cat([torch.arange(shared, device=device).expand(len(ends), -1), positions], 1)
             windows = self.prefixes.windows or ()
             inputs["attention_mask"] = prefix_cache.cut_to_windows(mask, positions, places, windows)
         if prefix:
-            inputs |= {
-                "past_key_values": prefix_cache.row_cache(self.model, prefix, len(packed.ids)),
-                "use_cache": True,
-            }
+            cache = prefix_cache.row_cache(self.model, prefix, len(packed.ids))
+            inputs |= {"past_key_values": cache, "use_cache": True}
         with project_only(self.model, torch.tensor(packed.sources, device=device)):
-            logits: torch.Tensor = self.model(**inputs).logits[0]
-            return logits
+            return cast("torch.Tensor", self.model(**inputs).logits[0])
 
     def _choose_engine(self) -> str:
         is_stateful = self.model._is_stateful  # noqa: SLF001 (there is no public attribute)
@@ -285,21 +279,12 @@ _BIAS = 0.1  # added to parameters that families initialise with 0 or 1
 _HEARD_NATS = 0.5  # smallest difference of log p between contexts
 # Largest sizes in a copy, by transformers' names.
 _MOST = {
-    "vocab_size": 512,
-    "vocab_size_per_layer_input": 512,
-    "intermediate_size": 64,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "ffn_dim": 64,
-    "ffn_hidden_size": 64,
-    "n_inner": 64,
-    "num_experts": 8,
-    "num_local_experts": 8,
-    "n_routed_experts": 8,
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 512),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), 64),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 8),
+    **dict.fromkeys(("first_k_dense_replace", "n_group", "topk_group"), 1),
     "num_experts_per_tok": 2,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
     "sliding_window": _WINDOW,
 }
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -383,18 +368,14 @@ def _narrow(config: Mapping[str, Any]) -> dict[str, Any]:
         n_layers = small[name]
         kinds: Sequence[str] = small.get("layer_types") or ()
         layers = sorted({list(kinds).index(kind) for kind in kinds})
-        layers = sorted(
-            {*layers, *[n for n in range(n_layers) if n not in layers][: max(0, 2 - len(layers))]}
-        )
-        lists = {
-            key: value for key, value in small.items() if isinstance(value, list) and len(value) == n_layers
-        }
-        dicts = {key: value for key, value in small.items() if isinstance(value, dict) and value}
-        by_layer = {key: value for key, value in dicts.items() if all(str(n).isdigit() for n in value)}
+        others = [n for n in range(n_layers) if n not in layers]
+        layers = sorted({*layers, *others[: max(0, 2 - len(layers))]})
         small[name] = len(layers)
-        small |= {key: [values[n] for n in layers] for key, values in lists.items()}
-        for key, values in by_layer.items():
-            small[key] = {str(layers.index(int(n))): values[n] for n in values if int(n) in layers}
+        for key, value in small.items():
+            if isinstance(value, list) and len(value) == n_layers:
+                small[key] = [value[n] for n in layers]
+            elif isinstance(value, dict) and value and all(str(n).isdigit() for n in value):
+                small[key] = {str(layers.index(int(n))): value[n] for n in value if int(n) in layers}
     # At most four heads of the same width as before; one key head or all stay so, other numbers become two.
     heads, hidden = _find_first(_HEADS, small), _find_first(_HIDDEN, small)
     if heads and hidden and small[heads] > _MOST_HEADS:

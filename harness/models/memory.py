@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from harness.errors import CandidateFailed
+from harness.models.later import torch
 from harness.models.shapes import Shape
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
@@ -175,16 +176,13 @@ def training_flops(
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out."""
-    import torch
-
     is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return is_known or any(words in str(error) for words in _WORDS)
 
 
 def release_gpu_memory() -> None:
     """Release the GPU memory that torch caches, so that other processes can use it."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    if "torch" in sys.modules and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 

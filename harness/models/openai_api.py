@@ -323,22 +323,18 @@ class CompletionsCandidate(Candidate):
     def _score(self, pair: Pair) -> Likelihood:
         context, continuation = pair
         ids = [*context, *continuation]
-        response = self._server.api.completions.create(
-            model=self._server.settings.model,
-            prompt=ids,
-            temperature=0.0,
-            max_tokens=1,
-            echo=True,
-            logprobs=1,
+        server = self._server
+        response = server.api.completions.create(
+            model=server.settings.model, prompt=ids, temperature=0.0, max_tokens=1, echo=True, logprobs=1
         )
-        logprobs = self._server.read_first_choice(response)[0].logprobs
+        logprobs = server.read_first_choice(response)[0].logprobs
         values, tops = (logprobs.token_logprobs or [], logprobs.top_logprobs or []) if logprobs else ([], [])
         pairs = list(zip(values, tops, strict=False))[len(context) : len(ids)]
         # One more token is the generated one; two more mean that the server added to the prompt.
         if len(values) not in (len(ids), len(ids) + 1) or any(x is None or not top for x, top in pairs):
             found = f"log-probabilities of {len(values)} tokens where {len(ids)} were sent"
             step = "a server that echoes those of the prompt, such as vLLM, or protocol: chat"
-            raise self._server.refusal(found, step)
+            raise server.refusal(found, step)
         return Likelihood(sum(x for x, _ in pairs), all(x >= max(top.values()) for x, top in pairs))
 
 
@@ -372,12 +368,8 @@ class ChatCandidate(Candidate):
     def _answer(self, limits: Limits, prompt: _Prompt) -> Output:
         messages: Any = loads(bytes(prompt.ids))
         extra: dict[str, Any] = {"logprobs": True, "top_logprobs": _MOST_TOKENS} if self._logprobs else {}
-        response = self._server.api.chat.completions.create(
-            model=self._server.settings.model,
-            messages=messages,
-            **_describe_decoding(limits, prompt.seed),
-            **extra,
-        )
+        model, options = self._server.settings.model, _describe_decoding(limits, prompt.seed) | extra
+        response = self._server.api.chat.completions.create(model=model, messages=messages, **options)
         choice, text = self._server.read_first_choice(response)
         output = _output(text, choice.finish_reason, response.usage, limits)
         # Candidates for the first token of the answer after blanks.

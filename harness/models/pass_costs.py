@@ -107,8 +107,7 @@ def _time_steps(model: "transformers.LlamaForCausalLM", precision: str) -> tuple
     prepack(model)
     executor = Executor(model, 1024, "packed")
     n_texts, length = _TEXTS
-    texts = _draw_texts(model, n_texts, length)
-    pairs = [(text[:-_SCORED], text[-_SCORED:]) for text in texts]
+    pairs = [(text[:-_SCORED], text[-_SCORED:]) for text in _draw_texts(model, n_texts, length)]
     read_s = time_quickest(lambda: executor.score(pairs)) / (n_texts * length)
     reader = PromptReader(model, Size(512, 1024), executor.prefixes)
     (shared,) = _draw_texts(model, 1, _SHARED)
@@ -261,8 +260,7 @@ def _read_s(model: Model, rows: int, width: int, n_ids: int) -> float:
 
 def _step_s(model: Model, n_keys: int, n_ids: int) -> float:
     """Measure a generation step for some rows with `n_keys` keys each."""
-    shared = tuple(i % n_ids for i in range(n_keys - 1))
-    prompts = [(*shared, row % n_ids) for row in range(_ROWS)]
+    prompts = [(*(i % n_ids for i in range(n_keys - 1)), row % n_ids) for row in range(_ROWS)]
     reader = PromptReader(model, Size(_ROWS, _ROWS * n_keys), PrefixCache(model))
     continuations = (Continuation(n_new, (-1,), lambda new: new[:, 0] < 0) for n_new in (1, 1 + _STEPS))
     first, last = (time_quickest(partial(answers, reader, prompts, how), _REPEATS) for how in continuations)

@@ -58,8 +58,7 @@ def forget_length(model: Model) -> None:
 
 def additive_mask(model: Model, visible: "torch.Tensor") -> "torch.Tensor":
     """Return the additive mask (b, 1, n, t) for n queries and t keys, from the `visible` keys (b, n, t)."""
-    blocked = torch.finfo(model.dtype).min
-    return torch.where(visible, 0.0, blocked).to(model.dtype)[:, None]
+    return torch.where(visible, 0.0, torch.finfo(model.dtype).min).to(model.dtype)[:, None]
 
 
 def cut_to_windows(
@@ -86,12 +85,7 @@ class PrefixCache:
     Those of a `soft` prompt precede every prefix, whose first ids are then `virtual_ids`.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        kept_bytes: int = _KEPT,
-        soft: Cache | None = None,
-    ) -> None:
+    def __init__(self, model: Model, kept_bytes: int = _KEPT, soft: Cache | None = None) -> None:
         self._model, self._kept_bytes, self._soft = model, kept_bytes, soft
         self.windows, self.longest_alike = windows(model.config), longest_alike(model.config)
         # Whether prompts of unequal length must be answered separately; None until tested.
@@ -129,13 +123,9 @@ class PrefixCache:
         new_ids = ids[len(self.virtual_ids) :]
         if not new_ids:
             return cache
+        rows = torch.tensor([new_ids], device=self._model.device)
         with torch.inference_mode():
-            self._model(
-                input_ids=torch.tensor([new_ids], device=self._model.device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            self._model(input_ids=rows, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
 
 

@@ -23,7 +23,11 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "intermediate_size": ("ffn_dim", "ffn_hidden_size"),
     "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts"),
     "num_experts_per_tok": (
-        *("experts_per_token", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k"),
+        "experts_per_token",
+        "num_experts_per_token",
+        "top_k_experts",
+        "moe_topk",
+        "moe_k",
     ),
     "shared_expert_intermediate_size": ("shared_intermediate_size",),
     "num_shared_experts": ("n_shared_experts", "moe_num_shared_experts"),
@@ -119,9 +123,17 @@ def shape_of(
         rotated = int(values.get("qk_rope_head_dim") or 0)
         width = _widest(values.get("head_dim")) or (hidden // heads if heads else 0)
         is_multi_query = bool(values.get("multi_query")) and not values.get("new_decoder_architecture")
+        # The share of the widest layer's keys that layers keep on average.
+        n_layers = int(values["num_hidden_layers"])
+        key_heads, widths = (_list_each(values.get(n), n_layers) for n in ("num_key_value_heads", "head_dim"))
+        kinds = _list_each(values.get("layer_types"), n_layers)
+        sizes = [n * width for n, width in zip(key_heads, widths, strict=True)]
+        keys = [size for size, kind in zip(sizes, kinds, strict=True) if kind not in _KEEPING_NOTHING]
+        shared, widest = int(values.get("num_kv_shared_layers") or 0), n_layers * max(key_heads) * max(widths)
+        keeping = sum(keys[: len(keys) - shared]) / widest if widest else 1.0
         return Shape(
             n_parameters,
-            int(values["num_hidden_layers"]),
+            n_layers,
             hidden,
             _widest(values.get("intermediate_size")) or 4 * hidden,
             heads,
@@ -132,23 +144,11 @@ def shape_of(
             *_experts(values, hidden, in_experts),
             latent + rotated if latent else 0,
             stored_bytes if quantization_method(config) else 0.0,
-            _cache_share(values),
+            keeping,
             count_adapted(config, values),
         )
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _cache_share(values: Mapping[str, Any]) -> float:
-    """Return the share of the widest layer's keys that layers keep on average."""
-    n_layers = int(values["num_hidden_layers"])
-    heads, widths = (_list_each(values.get(name), n_layers) for name in ("num_key_value_heads", "head_dim"))
-    sizes = [n * width for n, width in zip(heads, widths, strict=True)]
-    kinds = _list_each(values.get("layer_types"), n_layers)
-    keys = [size for size, kind in zip(sizes, kinds, strict=True) if kind not in _KEEPING_NOTHING]
-    shared = int(values.get("num_kv_shared_layers") or 0)
-    widest = n_layers * max(heads) * max(widths)
-    return sum(keys[: len(keys) - shared]) / widest if widest else 1.0
 
 
 def count_adapted(config: Mapping[str, Any], values: Mapping[str, Any]) -> float:
@@ -179,9 +179,8 @@ def has_other_layers(config: Mapping[str, Any], values: Mapping[str, Any]) -> bo
     """Tell whether some layers are experts or no attention; `values` is the completed `config`."""
     kinds = values.get("layer_types")
     is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
-    has_states = any(
-        name.startswith(("mamba_", "ssm_")) for name in (*config, *_section(config, "text_config"))
-    )
+    names = (*config, *_section(config, "text_config"))
+    has_states = any(name.startswith(("mamba_", "ssm_")) for name in names)
     return is_other or has_states or values.get("num_attention_heads") == 0 or bool(values.get("num_experts"))
 
 
@@ -218,8 +217,7 @@ _version = cache(version)  # parsing a package's metadata is slow, and estimates
 def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a configuration by Llama's names, with its family's defaults; 0 heads without attention."""
     # Files of Mamba-2's families contain Infinity, which canonical JSON cannot write.
-    key_names = [_KEYS, _OTHER_NAMES]
-    key = digest([json.dumps(config, sort_keys=True), _version("transformers"), key_names])
+    key = digest([json.dumps(config, sort_keys=True), _version("transformers"), [_KEYS, _OTHER_NAMES]])
     return memo("shapes", key, lambda: _fill_by_transformers(config)) or _rename_keys(config)
 
 

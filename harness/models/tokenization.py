@@ -64,10 +64,9 @@ def encode_answered(
         raise _phrase_no_end()
     special, rendered = _find_special(tokenizer), _render(tokenizer, rows)
     gap = find_gap(tokenizer) if any(row.chat_template for row in rows) else ""
-    pairs = zip(rows, rendered, strict=True)
     written = [
         _write_answer(tokenizer, row._replace(messages=_mark(special, row.messages)), texts, ends, gap)
-        for row, texts in pairs
+        for row, texts in zip(rows, rendered, strict=True)
     ]
     encodings = _encode(tokenizer, [texts for texts, _ in written])
     return [
@@ -89,11 +88,7 @@ def mask_assistant(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[in
 
 
 def _write_answer(
-    tokenizer: Tokenizer,
-    row: PromptText,
-    prompt: _PromptTexts,
-    ends: Mapping[int, str],
-    gap: str,
+    tokenizer: Tokenizer, row: PromptText, prompt: _PromptTexts, ends: Mapping[int, str], gap: str
 ) -> tuple[_PromptTexts, Tokens]:
     """Return the texts of a prompt with its answer, and the end token to append, if any."""
     context, answer, whole = prompt.context, prompt.continuation.text, ""
@@ -168,10 +163,9 @@ def answer(
     text = str(tokenizer.decode(new[:length], skip_special_tokens=True))
     cuts = [text.index(s) for s in limits.stop if s in text]
     ended = bool(cuts) or length < len(new)
-    full = length >= limits.max_new_tokens
     return Output(
         text=text[: min(cuts)] if cuts else text,
-        finish_reason="length" if full and not ended else "stop",
+        finish_reason="length" if length >= limits.max_new_tokens and not ended else "stop",
         n_prompt_tokens=len(prompt),
         n_output_tokens=length,
         compute_s=compute_s,

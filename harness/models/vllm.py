@@ -77,8 +77,7 @@ def release_of(policy: VllmPolicy) -> str:
 
     def ask() -> str | None:
         lines = read_lines([program, "--version"], environment=_environment(), timeout_s=_VERSION_S)
-        matches = map(_VERSION.fullmatch, reversed(lines))
-        return next((match[1] for match in matches if match), None)
+        return next((match[1] for match in map(_VERSION.fullmatch, reversed(lines)) if match), None)
 
     stat = Path(program).stat()
     return memo("vllm", digest([str(Path(program).resolve()), stat.st_mtime_ns, stat.st_size]), ask) or ""
@@ -210,11 +209,8 @@ def _environment() -> dict[str, str]:
 
 
 def _post(running: ServerProcess, verb: str, body: dict[str, Any]) -> None:
-    request = Request(
-        f"{running.address}/v1/{verb}_lora_adapter",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
+    url, headers = f"{running.address}/v1/{verb}_lora_adapter", {"Content-Type": "application/json"}
+    request = Request(url, json.dumps(body).encode(), headers)
     try:
         with OPENER.open(request, timeout=_ADAPTER_S):
             return

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from harness.cache import memo
 from harness.errors import CandidateFailed, Problem, UserError, refuse
+from harness.models.later import safetensors
 from harness.models.shapes import config_problems
 from harness.records import checksum, digest, parse_json
 
@@ -98,9 +99,7 @@ def expert_parameters(counted: Mapping[str, int]) -> int:
 
 def refuse_infinite(folder: Path) -> None:
     """Refuse an adapter with NaN or infinite values, as from a diverged training."""
-    from safetensors.torch import load_file
-
-    for name, tensor in load_file(folder / WEIGHTS).items():
+    for name, tensor in safetensors.load_file(folder / WEIGHTS).items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             found = f"an adapter whose weights are not numbers ({name})"
             raise CandidateFailed(found, "training it again, with a lower learning rate")
@@ -115,9 +114,8 @@ def moves_base(config: Mapping[str, Any]) -> bool:
 def refuse_moved_base(config: Mapping[str, Any]) -> None:
     """Refuse an adapter whose initialisation changed the base, and that was saved unconverted."""
     if moves_base(config):
-        found = (
-            f"an adapter with init_lora_weights: {config.get('init_lora_weights')}, which changed its base"
-        )
+        start = config.get("init_lora_weights")
+        found = f"an adapter with init_lora_weights: {start}, which changed its base"
         step = "saving it with path_initial_model_for_weight_conversion, as PEFT describes"
         raise CandidateFailed(found, step)
 

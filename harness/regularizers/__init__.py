@@ -88,9 +88,7 @@ class Start(NamedTuple):
 
 def mixtures(regularize: Regularize, context: MixContext) -> dict[str, Mixture]:
     """Sample each regulariser's general rows; UserError if they cannot be read, or one is evaluated."""
-    return {
-        name: plugin.sample(context, params) for name, plugin, params in _select_with("sample", regularize)
-    }
+    return {name: plugin.sample(context, params) for name, plugin, params in _all_with("sample", regularize)}
 
 
 def general_rows(
@@ -104,8 +102,7 @@ def general_rows(
     penalty_rows = {}
     for name, mixture in mixtures(regularize, context).items():
         if mixes_rows(name):
-            plugin = plugins.load("regularizers", name)
-            mixed_rows += plugin.mix(mixture, partial(evaluate, name, mixture))
+            mixed_rows += plugins.load("regularizers", name).mix(mixture, partial(evaluate, name, mixture))
         else:
             penalty_rows[name] = collect_answered_rows(name, mixture, partial(evaluate, GENERAL, mixture))
     return mixed_rows, penalty_rows
@@ -118,29 +115,29 @@ def mixes_rows(name: str) -> bool:
 
 def layer_problems(regularize: Regularize, n_layers: int) -> list[str]:
     """List why regularisers cannot be used on a model with `n_layers` layers; empty if all can."""
-    entries = _select_with("layer_problem", regularize)
+    entries = _all_with("layer_problem", regularize)
     return [*filter(None, (plugin.layer_problem(params, n_layers) for _, plugin, params in entries))]
 
 
 def prepare(regularize: Regularize, model: Any) -> None:
     """Change a loaded model before training."""
-    for _, plugin, params in _select_with("prepare", regularize):
+    for _, plugin, params in _all_with("prepare", regularize):
         plugin.prepare(model, params)
 
 
 def arguments(regularize: Regularize) -> dict[str, Any]:
     """Return the arguments of TRL and transformers that regularisers set."""
     set_arguments: dict[str, Any] = {}
-    for _, plugin, params in _select_with("arguments", regularize):
+    for _, plugin, params in _all_with("arguments", regularize):
         set_arguments |= plugin.arguments(params)
-    for _, plugin, params in _select_with("smoothing", regularize):
+    for _, plugin, params in _all_with("smoothing", regularize):
         set_arguments["label_smoothing_factor"] = plugin.smoothing(params)
     return set_arguments
 
 
 def has_hook(regularize: Regularize, *hooks: str) -> bool:
     """Tell whether any regulariser has one of these hooks."""
-    return any(_select_with(hook, regularize) for hook in hooks)
+    return any(_all_with(hook, regularize) for hook in hooks)
 
 
 def penalties(
@@ -149,7 +146,7 @@ def penalties(
     """Return the penalties on the loss, starting at this model."""
     return [
         plugin.penalty(Start(model, seed, rows.get(name, ())), params)
-        for name, plugin, params in _select_with("penalty", regularize)
+        for name, plugin, params in _all_with("penalty", regularize)
     ]
 
 
@@ -157,7 +154,7 @@ def compute_gradients(
     regularize: Regularize, model: Any, backward: Callable[[], "torch.Tensor"]
 ) -> "torch.Tensor":
     """Leave a batch's gradients in the model and return its loss; `backward` does the plain pass."""
-    for _, plugin, params in _select_with("step", regularize):
+    for _, plugin, params in _all_with("step", regularize):
         backward = partial(plugin.step, model, backward, params)
     return backward()
 
@@ -167,7 +164,7 @@ def select_trained_names(
 ) -> Collection[str]:
     """Return the trainable parameters that are trained at this share of all steps."""
     selected = set(names)
-    for _, plugin, params in _select_with("select", regularize):
+    for _, plugin, params in _all_with("select", regularize):
         selected &= set(plugin.select(names, progress, params, seed))
     return selected
 
@@ -184,7 +181,7 @@ def select_moved_names(
 
 def work_factor(regularize: Regularize, n_rows: int) -> float:
     """Estimate the work of a training whose steps have `n_rows` rows, as a multiple of plain training."""
-    factors = [float(plugin.cost(params, n_rows)) for _, plugin, params in _select_with("cost", regularize)]
+    factors = [float(plugin.cost(params, n_rows)) for _, plugin, params in _all_with("cost", regularize)]
     return 1.0 + sum(factor - 1.0 for factor in factors)
 
 
@@ -193,21 +190,17 @@ def regularizers_digest(regularize: Regularize, context: MixContext) -> str:
     if not regularize:
         return ""
     mixture_by_name = mixtures(regularize, context)
-    parts = [
-        [
-            name,
-            plugins.version("regularizers", name),
-            params.model_dump(mode="json", exclude_defaults=True, exclude={"data"}),
-            [mixture.n, mixture.max_new_tokens, [drop_defaults(row) for row in mixture.rows]]
-            if (mixture := mixture_by_name.get(name))
-            else [],
-        ]
-        for name, _, params in _load(regularize)
-    ]
+    parts = []
+    for name, _, params in _load(regularize):
+        own_values = params.model_dump(mode="json", exclude_defaults=True, exclude={"data"})
+        sampled: list[Any] = []
+        if mixture := mixture_by_name.get(name):
+            sampled = [mixture.n, mixture.max_new_tokens, [drop_defaults(row) for row in mixture.rows]]
+        parts.append([name, plugins.version("regularizers", name), own_values, sampled])
     return digest([versions_of("regularizers"), parts])
 
 
-def _select_with(hook: str, regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
+def _all_with(hook: str, regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
     return [entry for entry in _load(regularize) if hasattr(entry[1], hook)]
 
 
@@ -236,8 +229,7 @@ def _read_shipped_answers(base_digest: str) -> dict[str, dict[str, str]]:
 @cache
 def general_prompts() -> tuple[str, ...]:
     """Return the general prompts, ordered so that each prefix has about equal shares of all kinds."""
-    lines = _PROMPTS.read_text("utf-8").splitlines()
-    return tuple(json.loads(line)["prompt"] for line in lines)
+    return tuple(json.loads(line)["prompt"] for line in _PROMPTS.read_text("utf-8").splitlines())
 
 
 def rescue_by_strength(
@@ -248,10 +240,10 @@ def rescue_by_strength(
     def settings(case: RescueSituation) -> list[TrialSetting] | str:
         current = dict(case.present or {})
         current_strength = 0.0 if case.present is None else params(**current).strength
-        stronger = [s for s in strengths if s > current_strength]
         return [
             TrialSetting({**current, "strength": s}, f"{name}={s:g}", f"{says}, strength {s:g}")
-            for s in stronger
+            for s in strengths
+            if s > current_strength
         ] or f"its recipe has {name} of the strength {current_strength:g} already"
 
     return RescueStep(name, settings, place)

@@ -38,9 +38,8 @@ def find_problem(params: Mapping[str, Any]) -> str:
 
 def displacements(model: Any) -> "dict[str, Callable[[], torch.Tensor]]":
     """Return a displacement for each trained weight, by name; for an adapter one for each adapted weight."""
-    layers = find_adapted_layers(model)
     return {
-        **{name: _displace_adapter(layer) for name, layer in layers.items()},
+        **{name: _displace_adapter(layer) for name, layer in find_adapted_layers(model).items()},
         **{name: _displace_parameter(parameter) for name, parameter in find_plain_parameters(model).items()},
     }
 
@@ -86,10 +85,17 @@ def _displace_adapter(layer: Any) -> "Callable[[], torch.Tensor]":
     return lambda: layer.get_delta_weight(_ADAPTER).float() - start
 
 
-class L2SpParams(Spec):
-    """`strength` of the pull back to the start; a method's `weight_decay` pulls to zero in addition."""
+def _pull_back(
+    model: Any, strength: float, weigh: Callable[[str, Any], Any] = lambda name, squares: squares
+) -> regularizers.Penalty:
+    """Return strength / 2 times the sum of the squared displacements, weighed by name: a term per weight."""
+    displacement_by_name = displacements(model)
 
-    strength: float = Field(gt=0, allow_inf_nan=False)
+    def terms(step: int) -> "Iterator[torch.Tensor]":
+        for name, displacement in displacement_by_name.items():
+            yield strength / 2 * weigh(name, displacement().square()).sum()
+
+    return terms
 
 
 class L2Sp:
@@ -98,33 +104,20 @@ class L2Sp:
     Source: L2-SP, Li et al. 2018 (arXiv:1802.01483), equation 2.
     """
 
-    Params = L2SpParams
+    class Params(Spec):
+        """`strength` of the pull back to the start; a method's `weight_decay` pulls to zero in addition."""
+
+        strength: float = Field(gt=0, allow_inf_nan=False)
+
     RESCUE = regularizers.rescue_by_strength(
-        "l2_sp", L2SpParams, (0.01,), "squared distance from the start as a penalty", place=4
+        "l2_sp", Params, (0.01,), "squared distance from the start as a penalty", place=4
     )
     problem = find_problem
 
     @staticmethod
-    def penalty(start: regularizers.Start, params: L2SpParams) -> regularizers.Penalty:
+    def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
         """Return the penalty, one term for each weight."""
-        displacement_by_name = displacements(start.model)
-
-        def terms(step: int) -> "Iterator[torch.Tensor]":
-            for displacement in displacement_by_name.values():
-                yield params.strength / 2 * displacement().square().sum()
-
-        return terms
-
-
-class EwcParams(Spec):
-    """`strength`, and the number of general `rows` used to estimate the Fisher information.
-
-    They are general prompts with the base's answers, or rows of `data`.
-    """
-
-    strength: float = Field(gt=0, allow_inf_nan=False)
-    rows: int = Field(64, ge=1, le=1024)
-    data: str | None = None
+        return _pull_back(start.model, params.strength)
 
 
 class Ewc:
@@ -136,28 +129,29 @@ class Ewc:
     (Kunstner et al. 2019, arXiv:1905.12558).
     """
 
-    Params = EwcParams
-    RESCUE = regularizers.rescue_by_strength(
-        "ewc", EwcParams, (30.0,), "elastic weight consolidation", place=3
-    )
+    class Params(Spec):
+        """`strength`, and the number of general `rows` used to estimate the Fisher information.
+
+        They are general prompts with the base's answers, or rows of `data`.
+        """
+
+        strength: float = Field(gt=0, allow_inf_nan=False)
+        rows: int = Field(64, ge=1, le=1024)
+        data: str | None = None
+
+    RESCUE = regularizers.rescue_by_strength("ewc", Params, (30.0,), "elastic weight consolidation", place=3)
     problem = find_problem
 
     @staticmethod
-    def sample(context: regularizers.MixContext, params: EwcParams) -> regularizers.Mixture:
+    def sample(context: regularizers.MixContext, params: Params) -> regularizers.Mixture:
         """Sample the general rows."""
         return regularizers.general_mixture(regularizers.GENERAL, params.rows, params.data, context)
 
     @staticmethod
-    def penalty(start: regularizers.Start, params: EwcParams) -> regularizers.Penalty:
+    def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
         """Return the penalty, one term per weight; it keeps one fp32 number per weight."""
         fisher = fisher_diagonal(start.model, start.rows, start.seed)
-        displacement_by_name = displacements(start.model)
-
-        def terms(step: int) -> "Iterator[torch.Tensor]":
-            for name, displacement in displacement_by_name.items():
-                yield params.strength / 2 * (fisher[name] * displacement().square()).sum()
-
-        return terms
+        return _pull_back(start.model, params.strength, lambda name, squares: fisher[name] * squares)
 
 
 def fisher_diagonal(

@@ -33,8 +33,9 @@ class Params(Spec):
     data: str | None = None
 
 
-_SAYS = "KL to the start on general prompts as a penalty"
-RESCUE = regularizers.rescue_by_strength("kl", Params, (0.3, 3.0), _SAYS, place=1)
+RESCUE = regularizers.rescue_by_strength(
+    "kl", Params, (0.3, 3.0), "KL to the start on general prompts as a penalty", place=1
+)
 
 
 def cost(params: Params, n_rows: int) -> float:
@@ -83,12 +84,11 @@ def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
 
 def mean_kl(start: "tuple[torch.Tensor, Head]", tuned: "tuple[torch.Tensor, Head]") -> "torch.Tensor":
     """Return the mean KL in nats between two sets of hidden states (t, d), each given with its head."""
-    from torch.nn.functional import kl_div
     from torch.utils.checkpoint import checkpoint
 
     def sum_divergence(start_states: Any, states: Any) -> Any:
         p, q = start[1](start_states).log_softmax(-1), tuned[1](states).log_softmax(-1)
-        return kl_div(q, p, reduction="sum", log_target=True)
+        return torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True)
 
     chunk_pairs = zip(start[0].split(_CHUNK), tuned[0].split(_CHUNK), strict=True)
     sums = [checkpoint(sum_divergence, *pair, use_reentrant=False) for pair in chunk_pairs]

@@ -36,11 +36,11 @@ class Dropout:
     @staticmethod
     def prepare(model: Any, params: Params) -> None:
         """Add dropout to the output of each layer's attention and MLP in training."""
-        from torch.nn.functional import dropout
 
         def drop(module: Any, inputs: Any, output: Any) -> Any:
             if not module.training:
                 return output
+            dropout = torch.nn.functional.dropout
             if isinstance(output, tuple):
                 return (dropout(output[0], params.rate), *output[1:])
             return dropout(output, params.rate)
@@ -58,57 +58,52 @@ class Dropout:
                 sublayer.register_forward_hook(drop)
 
 
-class FreezeParams(Spec):
-    """The number of `first` layers to freeze, or of last layers to train with `all_but_last`.
-
-    `first` also freezes the input embeddings; `all_but_last` freezes everything but these layers.
-    """
-
-    first: int | None = Field(None, ge=1)
-    all_but_last: int | None = Field(None, ge=1)
-
-    @property
-    def n(self) -> int:
-        """Number of layers that are named."""
-        return self.first or self.all_but_last or 0
-
-    @model_validator(mode="after")
-    def _check_choice(self) -> "FreezeParams":
-        if (self.first is None) == (self.all_but_last is None):
-            raise ValueError("freeze takes first: N or all_but_last: N")
-        return self
-
-
-def _list_settings(case: RescueSituation) -> list[TrialSetting] | str:
-    if not case.n_layers or case.n_layers < 2:
-        return "the number of layers is not known"
-    if case.present is not None:
-        return "a part of the layers is left out already"
-    half = case.n_layers // 2
-    summary = f"the first {half} of {case.n_layers} layers left as they are"
-    return [
-        TrialSetting(
-            {"first": half}, "half", summary, leaves_out=rf"\D*\.(?:{'|'.join(map(str, range(half)))})\..*"
-        )
-    ]
-
-
 class Freeze:
     """Decoder layers that stay frozen while the others are trained.
 
     Source: half fine-tuning, Hui et al. 2024 (arXiv:2404.18466), here by whole layers.
     """
 
-    Params = FreezeParams
+    class Params(Spec):
+        """The number of `first` layers to freeze, or of last layers to train with `all_but_last`.
+
+        `first` also freezes the input embeddings; `all_but_last` freezes everything but these layers.
+        """
+
+        first: int | None = Field(None, ge=1)
+        all_but_last: int | None = Field(None, ge=1)
+
+        @property
+        def n(self) -> int:
+            """Number of layers that are named."""
+            return self.first or self.all_but_last or 0
+
+        @model_validator(mode="after")
+        def _check_choice(self) -> "Freeze.Params":
+            if (self.first is None) == (self.all_but_last is None):
+                raise ValueError("freeze takes first: N or all_but_last: N")
+            return self
+
+    @staticmethod
+    def _list_settings(case: RescueSituation) -> list[TrialSetting] | str:
+        if not case.n_layers or case.n_layers < 2:
+            return "the number of layers is not known"
+        if case.present is not None:
+            return "a part of the layers is left out already"
+        half = case.n_layers // 2
+        summary = f"the first {half} of {case.n_layers} layers left as they are"
+        frozen = rf"\D*\.(?:{'|'.join(map(str, range(half)))})\..*"
+        return [TrialSetting({"first": half}, "half", summary, leaves_out=frozen)]
+
     RESCUE = RescueStep("half", _list_settings, place=7)
 
     @staticmethod
-    def layer_problem(params: FreezeParams, n_layers: int) -> str:
+    def layer_problem(params: Params, n_layers: int) -> str:
         """Describe that the model has too few layers to freeze or train so many; empty if it has enough."""
         return f"freeze names {params.n} layers, and the model has {n_layers}" if params.n >= n_layers else ""
 
     @staticmethod
-    def prepare(model: Any, params: FreezeParams) -> None:
+    def prepare(model: Any, params: Params) -> None:
         """Freeze layers of a loaded model."""
         layers, n = decoder_layers(model), params.n
         if too_few := Freeze.layer_problem(params, len(layers)):

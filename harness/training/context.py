@@ -136,28 +136,11 @@ def curve(history: Sequence[Row], name: str) -> Curve:
     return tuple((step, None if value is None else float(value)) for step, value in logged)
 
 
-def count_pairs(kind: Any) -> Any:
-    """Return a trainer class that also counts the tokens of batches with the two answers of pairs."""
-
-    class CountingTrainer(kind):  # type: ignore[misc]
-        def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-            mask_names = ("chosen_attention_mask", "rejected_attention_mask")
-            if "input_ids" not in inputs and all(name in inputs for name in mask_names):
-                mask = torch.cat([inputs[name].flatten() for name in mask_names])
-                inputs = {"input_ids": mask, "attention_mask": mask}
-            super()._track_num_input_tokens(inputs)
-
-    return CountingTrainer
-
-
-def figures(
-    trainer: "transformers.Trainer", n_dropped: int, wall_s: float, earlier_s: float
-) -> TrainingRecord:
+def figures(trainer: "transformers.Trainer", n_dropped: int, wall_s: float, past_s: float) -> TrainingRecord:
     """Return the measured figures: time, tokens, memory, parameters and the loss by step."""
     model: Any = trainer.model
     history = trainer.state.log_history
-    summary = next(e for e in reversed(history) if "train_runtime" in e)
-    loop_s = float(summary["train_runtime"]) + earlier_s
+    loop_s = float(next(e for e in reversed(history) if "train_runtime" in e)["train_runtime"]) + past_s
     n_tokens = int(trainer.state.num_input_tokens_seen) or None  # unknown if batches were not counted
     params = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trainer.args.device
@@ -190,25 +173,6 @@ def resident_peak_bytes() -> int:
 
 
 SCALE = "loss_scale"  # key in a log entry
-
-
-def scale_callback() -> "transformers.TrainerCallback":
-    """Return a callback that logs the loss scale at the start and after each step."""
-
-    def scale_of(optimizer: Any) -> float:
-        scaler = getattr(optimizer, "scaler", None)
-        return float(scaler.get_scale()) if scaler is not None else 0.0
-
-    class LossScaleCallback(transformers.TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-            if state.global_step == 0 and (scale := scale_of(optimizer)):
-                state.log_history.append({SCALE: scale, "step": 0})
-
-        def on_log(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-            if "loss" in state.log_history[-1] and (scale := scale_of(optimizer)):
-                state.log_history[-1][SCALE] = scale
-
-    return LossScaleCallback()
 
 
 SAVED_EVERY = 0.25  # share of all steps between checkpoints, besides those at the end of each epoch
@@ -247,8 +211,7 @@ def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]
     last = find_last_checkpoint(folder)
     if last is None:
         return None, (), ()
-    history = read_state(last.folder)["log_history"]
-    entries = [entry for entry in history if entry["step"] <= step]
+    entries = [entry for entry in read_state(last.folder)["log_history"] if entry["step"] <= step]
     losses = [tuple((e["step"], e[name]) for e in entries if name in e) for name in ("loss", "eval_loss")]
     return last.elapsed_s, losses[0], losses[1]
 
@@ -314,21 +277,20 @@ def spread_steps(steps: Sequence[int], parts: int, last: int) -> list[int]:
     return chosen
 
 
-def make_tracking_callback(
-    folder: Path,
-    points: int,
-    kind: str,
-    trained_on: str,
-    save: Callable[[Any, Path], None],
-    *,
-    ends: bool,
-    pause_at: int,
-) -> "transformers.TrainerCallback":
-    """Return a callback that keeps the weights of `points` checkpoints, spaced evenly, in a folder.
+def track(
+    trainer: "transformers.Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]
+) -> None:
+    """Keep the weights of `context.track` checkpoints, spaced evenly, next to those of `save_to`.
 
-    `save(model, folder)` writes weights of a `kind`. If a training may end early (`ends`), more are kept
-    until then. If `pause_at` is not 0, training stops after that many planned points.
+    `save(model, folder)` writes weights of the kind after which `save_to` is named. If a training may end
+    early, more are kept until then.
     """
+    if not context.track:
+        return
+    folder, kind, points = save_to.with_name(TRACKED), save_to.name, context.track
+    trained_on, pause_at = context.source.weights_digest, context.pause_at or context.show_at
+    stopping = transformers.EarlyStoppingCallback
+    ends = any(isinstance(c, stopping) for c in trainer.callback_handler.callbacks) and not context.pause_at
 
     class TrackingCallback(transformers.TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -363,7 +325,7 @@ def make_tracking_callback(
                 steps = [*map_tracked_folders(folder)]
                 _remove(folder, {*steps} - {*spread_steps(steps, points, state.global_step)})
 
-    return TrackingCallback()
+    trainer.add_callback(TrackingCallback())
 
 
 def _remove(folder: Path, steps: Collection[int]) -> None:

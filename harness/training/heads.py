@@ -10,7 +10,7 @@ from harness.models import TextCandidate, TextTable, encode_answered
 from harness.models.devices import avoid_cudnn_attention
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer, map_end_tokens, resolve
-from harness.models.later import Model, Tokenizer, peft, torch, transformers
+from harness.models.later import Model, Tokenizer, peft, safetensors, torch, transformers
 from harness.models.memory import explain_out_of_memory
 from harness.models.weight_files import content_digest
 from harness.progress import quiet_libraries
@@ -119,8 +119,6 @@ def head_digest(folder: Path, source: ModelSource) -> str:
 
 def open_head(folder: Path, base: ModelSource, machine: Machine, weights_digest: str) -> TextCandidate:
     """Open a saved head as a candidate that answers with its most likely label."""
-    from safetensors.torch import load_file
-
     content = json.loads((folder / FILE).read_text("utf-8"))
     labels, params = tuple(content["labels"]), content["params"]
     source = encoder_of(params["encoder"], base)
@@ -129,7 +127,7 @@ def open_head(folder: Path, base: ModelSource, machine: Machine, weights_digest:
     if params["train"] == "adapter":
         model = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     else:
-        model.load_state_dict(load_file(folder / TRAINED), strict=False)
+        model.load_state_dict(safetensors.load_file(folder / TRAINED), strict=False)
     model = model.to(device=machine.device, dtype=dtype(machine.precision)).eval()
 
     def predict(texts: Sequence[str]) -> list[TextTable]:

@@ -72,9 +72,7 @@ def code_of(method: str, regularizers: Iterable[str]) -> tuple[Any, ...]:
 
 def threads_of(method: str) -> int:
     """Return the number of threads of a training here; 0 for methods without a language model."""
-    if not plugins.method(method).trains:
-        return 0
-    return torch.get_num_threads()
+    return torch.get_num_threads() if plugins.method(method).trains else 0
 
 
 def write_job(
@@ -127,9 +125,8 @@ def run_job(folder: Path, advance: Advance) -> None:
             required = job.processes, job.shards.partition("/")[0]
             if at_work != required:
                 found, expected = (f"{n} processes, sharding {by or 'none'}" for n, by in (at_work, required))
-                step = (
-                    f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker {folder}"
-                )
+                worker = f"-m harness.training.worker {folder}"
+                step = f"accelerate launch --config_file {folder / LAUNCH} {worker}"
                 raise UserError(str(folder), found, f"{expected}, as its {JOB} says", step)
             wait_for_all(job.machine.device)
             if not (folder / FIT).exists():
@@ -145,14 +142,11 @@ def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]
         remove_all_but(folder, _INPUT)
     wait_for_all()
     if job.threads:
-        import torch
-
         torch.set_num_threads(max(1, job.threads // job.processes))
     values: dict[str, Any] = {f.name: getattr(job, f.name) for f in fields(FitSettings)}
     values |= {split: rows[split] for split in _SPLITS} | {"show_at": job.live.pause_at if job.live else 0}
     values["general"] = {n.removeprefix(_GENERAL): r for n, r in rows.items() if n.startswith(_GENERAL)}
-    prepare_model = partial(prepare, job.regularize)
-    context = FitContext(folder=folder, advance=advance, prepare=prepare_model, **values)
+    context = FitContext(folder=folder, advance=advance, prepare=partial(prepare, job.regularize), **values)
     method, live = plugins.method(job.method), job.live if is_first() else None
     last = find_last_checkpoint(folder / CHECKPOINTS)
     with open_trackers(live, last.step if last else None) as send, suppress(TrainingPaused):

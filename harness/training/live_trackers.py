@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -25,7 +24,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import fill_cache_file
 from harness.masking import mask_secrets
-from harness.models.later import transformers
 from harness.records import parse_json
 
 if TYPE_CHECKING:
@@ -35,7 +33,6 @@ _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_\-. :/]")  # characters that MLflow refus
 LIVE_ID = "harness.id"  # tag of MLflow runs
 _KEY_DIGITS = 8
 _PATIENCE_S = 30.0  # longest wait for a tracker, before the first step and after the last
-_SUMMARY = ("train_", "total_flos")  # prefixes of the final figures, which the report sends
 
 Send = Callable[[Mapping[str, float], int], None]
 _Opened = tuple[Send, Callable[[str], None]]  # (log, close with the final state)
@@ -189,9 +186,8 @@ def clean_metric_name(name: str) -> str:
 
 def find_mlflow_run(client: "MlflowClient", experiment_id: str, run_id: str) -> Any:
     """Return the run with an id in an MLflow experiment; None if there is none."""
-    return next(
-        iter(client.search_runs([experiment_id], f"tags.`{LIVE_ID}` = '{run_id}'", max_results=1)), None
-    )
+    found = client.search_runs([experiment_id], f"tags.`{LIVE_ID}` = '{run_id}'", max_results=1)
+    return next(iter(found), None)
 
 
 def _open_mlflow(run: LiveRun, resumed_at: int | None) -> _Opened:
@@ -254,19 +250,3 @@ _OPENERS: dict[str, Callable[[LiveRun, int | None], _Opened]] = {
     "mlflow": _open_mlflow,
     "wandb": _open_wandb,
 }
-
-
-def live_callback(send: Send) -> "transformers.TrainerCallback":
-    """Return a callback that sends the trainer's logged values."""
-
-    class LiveCallback(transformers.TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            metrics = {}
-            for name, value in (logs or {}).items():
-                if isinstance(value, int | float) and isfinite(value) and not name.startswith(_SUMMARY):
-                    is_validation = name.startswith("eval_")
-                    metrics[f"eval/{name[5:]}" if is_validation else f"train/{name}"] = float(value)
-            if metrics:
-                send(metrics, state.global_step)
-
-    return LiveCallback()

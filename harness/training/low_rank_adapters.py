@@ -23,8 +23,8 @@ from harness.records import TrainingRecord, digest
 from harness.spec import Recipe, Spec
 from harness.training import parallel, peft_families
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext, Weights, made_weights
-from harness.training.peft_families import is_soft_prompt, sort_names
+from harness.training.context import CHECKPOINTS, FitContext, Weights, made_weights, track
+from harness.training.peft_families import sort_names
 from harness.training.sft import SupervisedParams, fine_tune
 
 
@@ -64,9 +64,7 @@ class LowRankParams(SupervisedParams, LoraParams):
 
 
 def low_rank_method(
-    params: type[LoraParams],
-    train: Callable[..., TrainingRecord] = fine_tune,
-    **options: Any,
+    params: type[LoraParams], train: Callable[..., TrainingRecord] = fine_tune, **options: Any
 ) -> Method:
     """Declare a method that trains a low-rank adapter by `train`; `options` are other fields of `Method`."""
 
@@ -100,7 +98,10 @@ def low_rank_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem
 def _init_problems(params: LoraParams, init: InitWeights, where: str) -> Iterator[Problem]:
     """Yield a problem if the adapter to train on is a soft prompt, which PEFT loads for inference only."""
     family = init.adapter.get("peft_type", "LORA")
-    if is_soft_prompt(family):
+    if family == "LORA":  # the usual case, answered without importing PEFT
+        return
+    config = peft_families.families().get(family)
+    if config is not None and issubclass(config, peft.PromptLearningConfig):
         found = f"init_from: an adapter of the family {family}, which PEFT does not train further"
         yield Problem(where, found, "an adapter of matrices, such as a LoRA", "another init_from, or none")
 
@@ -159,7 +160,7 @@ def make_policy_trainer(
 
 def train_policy(policy: Policy, trainer: "transformers.Trainer", n_dropped: int) -> TrainingRecord:
     """Train and save the adapter of a policy."""
-    loop.track(trainer, policy.context, policy.save_to, save_policy)
+    track(trainer, policy.context, policy.save_to, save_policy)
     finish = partial(parallel.save_trained, save_policy, folder=policy.save_to)
     return loop.run(trainer, policy.start, n_dropped, finish)
 
@@ -218,8 +219,7 @@ def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
         return None if problems else True
 
     key_parts = [type(params).__module__, params.model_dump(mode="json")]
-    key = digest([base.weights_digest, key_parts, package_versions(), _VERSION])
-    memo("adapter_names", key, check)
+    memo("adapter_names", digest([base.weights_digest, key_parts, package_versions(), _VERSION]), check)
     return problems
 
 

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from harness.models.devices import Placement
 from harness.models.later import datasets, torch
@@ -54,8 +54,7 @@ def make_once(make: Callable[[], Made]) -> Made:
 
     values: list[Any] = [make() if is_first() else None]
     broadcast_object_list(values)
-    value: Made = values[0]
-    return value
+    return cast(Made, values[0])
 
 
 def share_rows(rows: Any, folder: Path) -> Any:
@@ -94,26 +93,7 @@ def rows_of_each(params: Params, n_processes: int) -> Params:
     n_rows = rows // n_processes
     batch = next(smaller for smaller in range(min(size, n_rows), 0, -1) if n_rows % smaller == 0)
     parts = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": n_rows // batch}
-    changed: Params = params.model_copy(update=parts)
-    return changed
-
-
-def sample_together(kind: Any) -> Any:
-    """Return a trainer class whose processes together draw the rows of a step that one process would draw."""
-    if process_count() == 1:
-        return kind
-
-    class SharedTrainer(kind):  # type: ignore[misc]
-        def _get_train_sampler(self, *rows: Any) -> Any:
-            # Rows of similar length are grouped per step.
-            n_steps = self.args.gradient_accumulation_steps
-            self.args.gradient_accumulation_steps = n_steps * process_count()
-            try:
-                return super()._get_train_sampler(*rows)
-            finally:
-                self.args.gradient_accumulation_steps = n_steps
-
-    return SharedTrainer
+    return cast(Params, params.model_copy(update=parts))
 
 
 FSDP, DEEPSPEED = "FSDP", "DEEPSPEED"  # accelerate's names

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, cast, get_type_hints
 
 from pydantic import ValidationError, create_model
 
@@ -65,14 +65,6 @@ def families() -> dict[str, Any]:
 
     classes = {str(getattr(kind, "value", kind)): c for kind, c in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     return {name: c for name, c in sorted(classes.items()) if name not in _OWN_LOOPS}
-
-
-def is_soft_prompt(peft_type: str) -> bool:
-    """Tell whether a family's adapters are virtual tokens, which PEFT loads for inference only."""
-    if peft_type == "LORA":  # the usual case, answered without importing PEFT
-        return False
-    config = families().get(peft_type)
-    return config is not None and issubclass(config, peft.PromptLearningConfig)
 
 
 def family_problems(
@@ -183,11 +175,8 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "peft.PeftConfig":
     if peft_type == "ADALORA":
         values.setdefault("total_step", 1 << 30)  # a placeholder until the number of steps is known
     if _start(params) == "eva":
-        from peft import EvaConfig
-
-        values.setdefault("eva_config", EvaConfig())
-    config: peft.PeftConfig = config_class(**values)
-    return config
+        values.setdefault("eva_config", peft.EvaConfig())
+    return cast("peft.PeftConfig", config_class(**values))
 
 
 def list_own_values(peft_type: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,10 +211,8 @@ def family_of(config: "peft.PeftConfig", scratch: Path) -> PeftFamily:
         class RankAllocation(transformers.TrainerCallback):
             """Callback that updates AdaLoRA's ranks, which trainers do not do."""
 
-            def on_optimizer_step(
-                self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-            ) -> None:
-                model.base_model.update_and_allocate(state.global_step)
+            def on_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+                rest["model"].base_model.update_and_allocate(state.global_step)
 
         return PeftFamily(_orthogonality, (RankAllocation(),), _schedule, keeps_last=True, begins_anew=True)
     if config.peft_type == "P_TUNING" or vars(config).get("prefix_projection"):
@@ -307,17 +294,8 @@ def _begin_eva(trainer: Any) -> None:
 
 
 UNQUANTIZED = (
-    "ADAMSS",
-    "DEFT",
-    "DELORA",
-    "FROD",
-    "GLORA",
-    "HRA",
-    "OSF",
-    "PEANUT",
-    "PSOFT",
-    "SUPERTUNING",
-    "TINYLORA",
+    *("ADAMSS", "DEFT", "DELORA", "FROD", "GLORA", "HRA"),
+    *("OSF", "PEANUT", "PSOFT", "SUPERTUNING", "TINYLORA"),
 )
 NOT_ON_NF4 = ("LOHA", "LOKR")  # shaped like the stored matrices, which NF4 packs into a column
 _VARIANTS = ("kasa_config", "monteclora_config")
@@ -358,9 +336,8 @@ def refuse_values(config: "peft.PeftConfig", params: Mapping[str, Any]) -> None:
         raise ValueError("num_virtual_tokens: none, where a soft prompt has one at least")
     if config.peft_type == "ADALORA":
         if values["init_r"] < values["target_r"]:
-            raise ValueError(
-                f"init_r {values['init_r']}, from which ranks fall, below target_r {values['target_r']}"
-            )
+            ranks = f"init_r {values['init_r']}, from which ranks fall, below target_r {values['target_r']}"
+            raise ValueError(ranks)
         for name in ("target_r", "deltaT"):
             if values[name] < 1:
                 raise ValueError(f"{name}: {values[name]}, which is 1 at least")

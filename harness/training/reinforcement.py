@@ -71,10 +71,9 @@ class ReinforcedParams(LoopParams):
     def _check_groups(self) -> "ReinforcedParams":
         n = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if n % self.num_generations:
-            raise ValueError(
-                f"{n} answers a step (per_device_train_batch_size × gradient_accumulation_steps), which are "
-                f"not whole groups of num_generations: {self.num_generations}"
-            )
+            answers = f"{n} answers a step (per_device_train_batch_size × gradient_accumulation_steps)"
+            groups = f"not whole groups of num_generations: {self.num_generations}"
+            raise ValueError(f"{answers}, which are {groups}")
         return self
 
 
@@ -95,10 +94,9 @@ def train_on_rewards(
     n_answers = params.per_device_train_batch_size * params.gradient_accumulation_steps
     n_prompts = n_answers // params.num_generations
     if len(rows) < n_prompts:  # TRL drops an incomplete step, here all rows
-        raise CandidateFailed(
-            f"steps of {n_prompts} prompts, and {len(rows)} prompts to train on",
-            "a smaller params.per_device_train_batch_size or gradient_accumulation_steps",
-        )
+        found = f"steps of {n_prompts} prompts, and {len(rows)} prompts to train on"
+        step = "a smaller params.per_device_train_batch_size or gradient_accumulation_steps"
+        raise CandidateFailed(found, step)
     reward = context.reward
     score: Rewards
     if reward.model and reward.source:
@@ -184,10 +182,8 @@ def _validate(
         return score(examples, [text.strip() for text in texts])
 
     trainer.model_wrapped.eval()  # dropout would change answers
-    with (
-        unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
-        torch.inference_mode(),
-    ):
+    unwrapped = unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator)
+    with unwrapped as model, torch.inference_mode():
         after = rewards(model)
         with use_adapter(model, "ref" if "ref" in model.peft_config else None):
             before = rewards(model)
@@ -218,7 +214,29 @@ _FIX = "fix the function"
 def rewards_of(reward: Reward) -> Rewards:
     """Return a function that rewards answers by a metric or a file; UserError if neither can be used."""
     if is_path(reward.written) and not is_metric_file(Path(reward.written)):
-        return _reward_by_file(Path(reward.written))
+        path = Path(reward.written)
+        function = getattr(_module(path), "reward", None)
+        if not callable(function):
+            expected = f"{_FUNCTION}, or def metric(task)"
+            raise UserError(str(path), "no function 'reward'", expected, "define it")
+
+        def score_all(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+            prompts, references = [e.prompt for e in examples], [list(e.references) for e in examples]
+            try:
+                raw = function(completions=list(answers), prompts=prompts, references=references)
+            except Exception as error:
+                raise CandidateFailed(f"{path}: reward raised {one_line(error)}", _FIX) from error
+            values = [v.item() if hasattr(v, "item") else v for v in raw] if isinstance(raw, Iterable) else []
+            if not isinstance(raw, Iterable) or len(values) != len(answers):
+                text = f"{len(values)} rewards" if isinstance(raw, Iterable) else f"a {type(raw).__name__}"
+                reason = f"{path}: reward returned {text} for {len(answers)} answers; expected {_FUNCTION}"
+                raise CandidateFailed(reason, _FIX)
+            invalid = [v for v in values if v is not None and not (isinstance(v, Real) and isfinite(v))]
+            if invalid:
+                raise CandidateFailed(f"{path}: reward returned {invalid[0]!r}; expected {_FUNCTION}", _FIX)
+            return [None if value is None else float(value) for value in values]
+
+        return score_all
     assert reward.task is not None
     metric_task = reward.task.model_copy(update={"metrics": (reward.written,), "primary": "", "bounds": {}})
     metric = load_metrics(metric_task)[metric_name(reward.written)]
@@ -256,31 +274,3 @@ def reward_problems(written: str, task: Task, examples: Sequence[Example], where
 
 def _module(path: Path) -> ModuleType:
     return load_file(path, f"a Python file with {_FUNCTION}, or with def metric(task)", str(path))
-
-
-def _reward_by_file(path: Path) -> Rewards:
-    function = getattr(_module(path), "reward", None)
-    if not callable(function):
-        expected = f"{_FUNCTION}, or def metric(task)"
-        raise UserError(str(path), "no function 'reward'", expected, "define it")
-
-    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
-        columns = {
-            "prompts": [e.prompt for e in examples],
-            "references": [list(e.references) for e in examples],
-        }
-        try:
-            raw = function(completions=list(answers), **columns)
-        except Exception as error:
-            raise CandidateFailed(f"{path}: reward raised {one_line(error)}", _FIX) from error
-        values = [v.item() if hasattr(v, "item") else v for v in raw] if isinstance(raw, Iterable) else []
-        if not isinstance(raw, Iterable) or len(values) != len(answers):
-            text = f"{len(values)} rewards" if isinstance(raw, Iterable) else f"a {type(raw).__name__}"
-            reason = f"{path}: reward returned {text} for {len(answers)} answers; expected {_FUNCTION}"
-            raise CandidateFailed(reason, _FIX)
-        invalid = [v for v in values if v is not None and not (isinstance(v, Real) and isfinite(v))]
-        if invalid:
-            raise CandidateFailed(f"{path}: reward returned {invalid[0]!r}; expected {_FUNCTION}", _FIX)
-        return [None if value is None else float(value) for value in values]
-
-    return score

@@ -31,7 +31,7 @@ from harness.records import Example, TrainingRecord, digest, parse_json
 from harness.regularizers import has_hook
 from harness.training import parallel, tokenized
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, TRACKED, FitContext, curve
+from harness.training.context import CHECKPOINTS, TRACKED, FitContext, curve, track
 from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
 from harness.training.trainer import PLAIN_SCORES, LoopParams, Row
 
@@ -114,7 +114,7 @@ def fine_tune(
     params = parallel.rows_of_each(params, parallel.process_count())
     if save:
         family = PLAIN._replace(save=save, keeps_part=True)
-    if is_whole:
+    elif is_whole:
         family = PLAIN._replace(save=partial(_save_model, tokenizer, dtype(machine.precision)))
     trainer = _trainer(context, params, (peft_config, family), base, tokenizer, (train, validation), scratch)
     model: Any = trainer.model
@@ -124,7 +124,7 @@ def fine_tune(
     loop.attend_plainly(base, max(map(len, dataset["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)
     show_at = 0 if family.begins_anew else context.show_at  # such a family would retrain up to each point
-    loop.track(trainer, replace(context, show_at=show_at), save_to, family.save)
+    track(trainer, replace(context, show_at=show_at), save_to, family.save)
     finish = partial(parallel.save_trained, family.save, folder=save_to)
     loop_record = loop.run(trainer, start, n_dropped, finish, loaded_in.precision if is_whole else "fp32")
     losses = curve(trainer.state.log_history, "eval_loss")
@@ -140,11 +140,7 @@ def fine_tune(
 
 
 def _save_model(
-    tokenizer: Tokenizer,
-    precision: "torch.dtype",
-    model: Any,
-    folder: Path,
-    state_dict: Row | None = None,
+    tokenizer: Tokenizer, precision: "torch.dtype", model: Any, folder: Path, state_dict: Row | None = None
 ) -> None:
     """Write a whole model and its tokenizer in a precision; the model in memory keeps its own."""
     # Shared tensors, such as tied embeddings, are written once; a sharded model passes its `state_dict`.
@@ -161,10 +157,7 @@ def _save_model(
 
 
 def _rows(
-    examples: Sequence[Example],
-    context: FitContext,
-    tokenizer: Tokenizer,
-    params: SupervisedParams,
+    examples: Sequence[Example], context: FitContext, tokenizer: Tokenizer, params: SupervisedParams
 ) -> tuple[list[Row], int]:
     ends = {*map_end_tokens(context.source, tokenizer)} if params.assistant_only_loss else {}
 
@@ -201,9 +194,9 @@ def _trainer(
         arguments["save_steps"] = steps
     in_tiles = context.machine.device == "cuda" and not has_hook(context.regularize, "smoothing")
     kind = make_tiled_loss_trainer() if in_tiles else whole_loss_trainer()
-    stopping = (
-        [] if family.keeps_last else [transformers.EarlyStoppingCallback(params.early_stopping_patience)]
-    )
+    callbacks = [*family.callbacks]
+    if not family.keeps_last:
+        callbacks.insert(0, transformers.EarlyStoppingCallback(params.early_stopping_patience))
     trainer: trl.SFTTrainer = loop.make_trainer(
         _of_family(kind, family),
         trl.SFTConfig,
@@ -214,7 +207,7 @@ def _trainer(
         arguments,
         own_params=("assistant_only_loss", "eval_steps"),
         n_trained=n_trained,
-        callbacks=[*stopping, *family.callbacks],
+        callbacks=callbacks,
         model=model,
         processing_class=tokenizer,
         peft_config=peft_config,
@@ -309,8 +302,7 @@ def whole_loss_trainer() -> "type[trl.SFTTrainer]":
                 reduction="sum",
                 label_smoothing=self.args.label_smoothing_factor if model.training else 0.0,
             )
-            count = is_answer.sum() if num_items_in_batch is None else num_items_in_batch
-            loss = total / count
+            loss = total / (is_answer.sum() if num_items_in_batch is None else num_items_in_batch)
             if num_items_in_batch is not None:  # counted over all processes, whose gradients are averaged
                 loss = loss * self.accelerator.num_processes
             hits = ((logits.detach().argmax(-1) == targets) & is_answer).sum()
@@ -325,9 +317,8 @@ def whole_loss_trainer() -> "type[trl.SFTTrainer]":
 
 _FEWEST = 8  # tokens of a prefix that is worth sharing
 _NO_LABEL = -100  # as in transformers
-_MOST = isqrt(
-    PLAIN_SCORES
-)  # tokens of a sequence whose attention scores are no more than those of padded rows
+# Tokens of a sequence whose attention scores are no more than those of padded rows.
+_MOST = isqrt(PLAIN_SCORES)
 _SAVES = 0.9  # largest share of the padded batch's tokens that the joined sequence may have
 
 
@@ -347,10 +338,7 @@ class JoinedRows(NamedTuple):
 
 
 def join_rows(
-    model: Model,
-    input_ids: "torch.Tensor",
-    attention_mask: "torch.Tensor",
-    labels: "torch.Tensor",
+    model: Model, input_ids: "torch.Tensor", attention_mask: "torch.Tensor", labels: "torch.Tensor"
 ) -> JoinedRows | None:
     """Join the rows of a batch (b, t) that is padded on the right; labels are -100 where nothing is learned.
 

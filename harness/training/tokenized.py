@@ -96,9 +96,8 @@ def rows_that_fit(
     """Return the rows of at most `max_length` tokens, and the number of longer ones."""
     fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
     if rows and not fitting:
-        raise CandidateFailed(
-            f"all {len(rows)} {description} are longer than {max_length} tokens", "a larger params.max_length"
-        )
+        found = f"all {len(rows)} {description} are longer than {max_length} tokens"
+        raise CandidateFailed(found, "a larger params.max_length")
     return fitting, len(rows) - len(fitting)
 
 
@@ -143,12 +142,9 @@ def keeps_rows_apart(model: Model, *, flash: bool = False) -> bool:
     first = torch.arange(1, 5), torch.arange(5, 9)
     second, positions = torch.tensor([3, 1, 2]), torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
     with torch.no_grad(), torch.autocast(str(model.device.type), torch.bfloat16, enabled=flash):
+        packs = (torch.cat([row, second])[None].to(model.device) for row in first)
+        positions = positions.to(model.device)
         first_logits, second_logits = (
-            model(
-                input_ids=torch.cat([row, second])[None].to(model.device),
-                position_ids=positions.to(model.device),
-                use_cache=False,
-            ).logits[0, -3:]
-            for row in first
+            model(input_ids=pack, position_ids=positions, use_cache=False).logits[0, -3:] for pack in packs
         )
     return torch.allclose(first_logits, second_logits, rtol=0.01, atol=0.01)

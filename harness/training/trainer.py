@@ -3,7 +3,6 @@
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import partial
 from math import isfinite
@@ -17,24 +16,19 @@ from harness.errors import CandidateFailed, Diverged, one_line
 from harness.models import hardware, hub, memory
 from harness.models.hardware import Machine
 from harness.models.later import Model, Tokenizer, torch, transformers
-from harness.progress import Advance
 from harness.records import TrainingRecord
 from harness.spec import Spec
 from harness.training import parallel
 from harness.training.context import (
     SAVED_EVERY,
-    TRACKED,
+    SCALE,
     FitContext,
     checkpoint_callback,
-    count_pairs,
     figures,
     find_last_checkpoint,
-    make_tracking_callback,
     read_state,
-    scale_callback,
     skip_cards,
 )
-from harness.training.live_trackers import live_callback
 from harness.training.tokenized import tokenized_rows
 
 Row = dict[str, Any]
@@ -42,6 +36,7 @@ Row = dict[str, Any]
 # Attention scores per head and layer that may be kept for the backward pass: 1 MB in bf16.
 PLAIN_SCORES = 1 << 19
 _LARGE_RANK = 64  # assumed for an adapter of unknown rank
+_FINAL = ("train_", "total_flos")  # prefixes of the final figures, which the report sends to trackers
 
 
 _OfTorch = Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
@@ -90,9 +85,8 @@ class LoopParams(Spec):
     def _check_lowest_rate(self) -> "LoopParams":
         lowest = {"min_lr", "min_lr_rate"} & set(self.lr_scheduler_kwargs or {})
         if (self.lr_scheduler_type == "cosine_with_min_lr") != (len(lowest) == 1):
-            raise ValueError(
-                "lr_scheduler_type: cosine_with_min_lr takes lr_scheduler_kwargs: {min_lr_rate: 0.1}"
-            )
+            takes = "takes lr_scheduler_kwargs: {min_lr_rate: 0.1}"
+            raise ValueError(f"lr_scheduler_type: cosine_with_min_lr {takes}")
         return self
 
 
@@ -124,10 +118,9 @@ def checkpoints_activations(
     shape = hub.shape(context.source)
     if shape is None:
         return True
-    n_params = memory.lora_parameters(shape, _LARGE_RANK) if n_trained is None else n_trained
     peak = memory.training_peak(
         shape,
-        n_params,
+        memory.lora_parameters(shape, _LARGE_RANK) if n_trained is None else n_trained,
         params.per_device_train_batch_size * params.max_length,
         context.machine.precision,
         quantization=context.source.quantization,
@@ -190,6 +183,32 @@ def evaluations(params: LoopParams, *, best: bool) -> dict[str, Any]:
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
     }
+
+
+def make_shared_trainer(kind: Any) -> Any:
+    """Return a trainer class that also counts the tokens of batches with the two answers of pairs.
+
+    Its processes together draw the rows of a step that one process would draw.
+    """
+
+    class SharedTrainer(kind):  # type: ignore[misc]
+        def _get_train_sampler(self, *rows: Any) -> Any:
+            # Rows of similar length are grouped per step.
+            n_steps = self.args.gradient_accumulation_steps
+            self.args.gradient_accumulation_steps = n_steps * parallel.process_count()
+            try:
+                return super()._get_train_sampler(*rows)
+            finally:
+                self.args.gradient_accumulation_steps = n_steps
+
+        def _track_num_input_tokens(self, inputs: Row) -> None:
+            mask_names = ("chosen_attention_mask", "rejected_attention_mask")
+            if "input_ids" not in inputs and all(name in inputs for name in mask_names):
+                mask = torch.cat([inputs[name].flatten() for name in mask_names])
+                inputs = {"input_ids": mask, "attention_mask": mask}
+            super()._track_num_input_tokens(inputs)
+
+    return SharedTrainer
 
 
 def add_regularizers(kind: Any, context: FitContext, tokenizer: Tokenizer, max_length: int) -> Any:
@@ -273,9 +292,8 @@ NO_MEMORY = "out of memory while training"
 MEMORY_KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
 
 
-def explain_out_of_memory() -> AbstractContextManager[None]:
-    """Turn an out-of-memory error into a failure that names the parameters to change."""
-    return memory.explain_out_of_memory(NO_MEMORY, MEMORY_KNOBS)
+# Turns an out-of-memory error into a failure that names the parameters to change.
+explain_out_of_memory = partial(memory.explain_out_of_memory, NO_MEMORY, MEMORY_KNOBS)
 
 
 def make_trainer(
@@ -304,29 +322,13 @@ def make_trainer(
             args = config(output_dir=str(scratch), **common | dict(arguments), **values)
             if args.n_gpu > 1:  # TRL refuses one process with several GPUs
                 args._n_gpu = 1  # noqa: SLF001  (otherwise only an environment variable sets it)
-            shared_kind = parallel.sample_together(kind)
-            regularized = add_regularizers(count_pairs(shared_kind), context, tokenizer, params.max_length)
-            all_callbacks = [*callbacks, progress_callback(context.advance)]
-            all_callbacks += [live_callback(context.send)] if context.send else []
+            shared_kind = make_shared_trainer(kind)
+            regularized = add_regularizers(shared_kind, context, tokenizer, params.max_length)
+            all_callbacks = [*callbacks, make_report_callback(context)]
             return regularized(args=args, callbacks=all_callbacks, **options)
         except ValueError as error:
             found = f"the training cannot be set up ({one_line(error)})"
             raise CandidateFailed(found, "other params") from error
-
-
-def track(
-    trainer: "transformers.Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]
-) -> None:
-    """Keep the weights of some checkpoints, written by `save`; `save_to` is named after their kind."""
-    if context.track:
-        folder, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
-        stopping = any(
-            isinstance(c, transformers.EarlyStoppingCallback) for c in trainer.callback_handler.callbacks
-        )
-        ends = stopping and not context.pause_at
-        weights = context.track, save_to.name, base_digest, save
-        pause_at = context.pause_at or context.show_at
-        trainer.add_callback(make_tracking_callback(folder, *weights, ends=ends, pause_at=pause_at))
 
 
 def run(
@@ -357,8 +359,6 @@ def run(
     parallel.wait_for_all()
     last = find_last_checkpoint(folder)
     trainer.add_callback(checkpoint_callback(start, last))
-    if trainer.args.fp16:
-        trainer.add_callback(scale_callback())
     state = read_state(last.folder) if last else None
     if state and state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
         # transformers does not restore that training had stopped, and would go on to the end of the epoch.
@@ -370,11 +370,9 @@ def run(
     record = figures(trainer, n_dropped, time.perf_counter() - start, last.elapsed_s if last else 0.0)
     if (n := parallel.process_count()) == 1:
         return record
-    batch_size, accumulated = (
-        trainer.args.per_device_train_batch_size,
-        trainer.args.gradient_accumulation_steps,
-    )
-    return record.add(n_processes=n, batch_size=batch_size, accumulated_batches=accumulated)
+    args = trainer.args
+    sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    return record.add(n_processes=n, batch_size=sizes[0], accumulated_batches=sizes[1])
 
 
 def start_time(folder: Path) -> float:
@@ -406,17 +404,36 @@ def _spare_casts(model: Any) -> None:
             layer._cast_input_dtype = partial(leave, layer._cast_input_dtype)  # noqa: SLF001
 
 
-def progress_callback(advance: Advance) -> "transformers.TrainerCallback":
-    """Return a callback that reports progress and ends the training when the loss is NaN or infinite."""
+def make_report_callback(context: FitContext) -> "transformers.TrainerCallback":
+    """Return a callback that reports progress, sends logged values, and ends a training of infinite loss.
 
-    class LossReportCallback(transformers.TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
-            losses = {
-                name: float(value) for name, value in (logs or {}).items() if name in ("loss", "eval_loss")
-            }
+    In fp16 it also logs the loss scale at the start and after each step.
+    """
+
+    def scale_of(optimizer: Any) -> float:
+        scaler = getattr(optimizer, "scaler", None) if context.machine.precision == "fp16" else None
+        return float(scaler.get_scale()) if scaler is not None else 0.0
+
+    class ReportCallback(transformers.TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+            if state.global_step == 0 and (scale := scale_of(optimizer)):
+                state.log_history.append({SCALE: scale, "step": 0})
+
+        def on_log(self, args: Any, state: Any, control: Any, **sources: Any) -> None:
+            logged: Row = sources.get("logs") or {}
+            losses = {name: float(logged[name]) for name in ("loss", "eval_loss") if name in logged}
             if not all(map(isfinite, losses.values())):  # later steps would not recover
                 raise Diverged("the training loss is not a number", "a lower params.learning_rate")
             if "loss" in losses:
-                advance(state.global_step, state.max_steps, f"loss {losses['loss']:.2f}")
+                context.advance(state.global_step, state.max_steps, f"loss {losses['loss']:.2f}")
+            metrics = {
+                f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}": float(value)
+                for name, value in logged.items()
+                if isinstance(value, int | float) and isfinite(value) and not name.startswith(_FINAL)
+            }
+            if context.send and metrics:
+                context.send(metrics, state.global_step)
+            if (scale := scale_of(sources.get("optimizer"))) and "loss" in state.log_history[-1]:
+                state.log_history[-1][SCALE] = scale
 
-    return LossReportCallback()
+    return ReportCallback()

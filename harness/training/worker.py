@@ -41,28 +41,23 @@ def main() -> None:
             if is_first():  # only one of several processes reports
                 say("advance", done, total, note)
 
-        sys.exit(_run(sys.argv[1:], say, advance))
-
-
-def _run(arguments: Sequence[str], say: Any, advance: Advance) -> int:
-    try:
-        if len(arguments) != 1:
-            problem = Problem("worker", f"{len(arguments)} arguments", "one folder of a job", "name it")
-            raise UserError(problem)
-        run_job(Path(arguments[0]), advance)
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except BrokenPipeError:  # the calling process was killed
-        return 1
-    except HarnessError as error:
-        sys.stderr.write(f"error: {error}\n")
-        say("error", *encode_error(error))
-        return error.exit_code
-    except Exception as error:  # noqa: BLE001  (the calling process gets it)
-        traceback.print_exc()
-        say("error", *encode_error(error))
-        return 1
-    return 0
+        arguments = sys.argv[1:]
+        try:
+            if len(arguments) != 1:
+                raise UserError("worker", f"{len(arguments)} arguments", "one folder of a job", "name it")
+            run_job(Path(arguments[0]), advance)
+        except KeyboardInterrupt:
+            sys.exit(_INTERRUPTED)
+        except BrokenPipeError:  # the calling process was killed
+            sys.exit(1)
+        except HarnessError as error:
+            sys.stderr.write(f"error: {error}\n")
+            say("error", *encode_error(error))
+            sys.exit(error.exit_code)
+        except Exception as error:  # noqa: BLE001  (the calling process gets it)
+            traceback.print_exc()
+            say("error", *encode_error(error))
+            sys.exit(1)
 
 
 def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
