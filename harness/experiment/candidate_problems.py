@@ -3,6 +3,7 @@
 Invariant: all problems are found before a model is loaded.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,7 +20,7 @@ from harness.evaluation import wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.runner import sensitive_problems
 from harness.evaluation.session import MeasuredTask
-from harness.experiment.bases import marker_problems, quantization_problems
+from harness.experiment.bases import quantization_problems
 from harness.experiment.training_fit import processes_of, shards_of
 from harness.models import find_left_out, hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
@@ -29,7 +30,7 @@ from harness.prompting import PromptingContext, compose
 from harness.provenance import versions_of
 from harness.records import Message, digest, read_object
 from harness.regularizers import layer_problems
-from harness.spec import AcceleratePolicy, Experiment, Recipe
+from harness.spec import AcceleratePolicy, Experiment, Recipe, Task
 from harness.training import encoder_of, is_of_bitsandbytes, reward_problems, rows_of_each, unknown_names
 
 
@@ -46,12 +47,13 @@ def weight_problems(
         recipe = recipe.model_copy(update={"path": str(candidate.given.path)})
     yield from plugins.method(recipe.method).problems(recipe, candidate.base, where)
     yield from quantization_problems(candidate)
-    yield from marker_problems(candidate, chat=target.task.chat_template)
-    yield from _base_problems(base, candidate)
+    yield from _base_problems(base, target.task, candidate)
     yield from _row_problems(target, items, candidate)
     yield from _training_problems(candidate)
     yield from check_sharing(experiment.training.accelerate, candidate)
 
+
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the same pattern as in transformers
 
 Placed = Sequence[tuple[str, ResolvedCandidate]]  # location in the file, and candidate
 
@@ -62,7 +64,13 @@ def list_engine_problems(
     """Yield problems of GPUs, engine and endpoints with the selected candidates and all that they need."""
     yield from check_gpus(experiment, device)
     yield from _engine_problems(experiment, [candidate for _, candidate in placed], needed)
-    yield from _endpoint_problems(experiment, placed)
+    for where, candidate in ((where, candidate) for where, candidate in placed if candidate.is_remote):
+        asks_tokens = "rank" in _answers_tried(candidate.recipe) or not openai_api.can_chat(experiment.target)
+        if asks_tokens and _settings(candidate).protocol == "chat":
+            found = f"{candidate.name}, asked by chat, and a target that needs token ids or their"
+            found += " log-probabilities"
+            expected = "a target that is answered in chat, and answer: generate"
+            yield Problem(where, found, expected, "protocol: completions, where the server has it")
 
 
 def _training_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -93,9 +101,19 @@ def _training_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
                 yield Problem(where, found, expected, step)
 
 
-def _base_problems(base: ModelSource, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def _base_problems(base: ModelSource, task: Task, candidate: ResolvedCandidate) -> Iterator[Problem]:
     where, model, recipe = f"candidate {candidate.name}", candidate.base, candidate.recipe
-    is_quantized = any(source.quantization for source in (candidate.served_base, candidate.trained_base))
+    trained_base, step = candidate.trained_base, "leave out assistant_only_loss"
+    needs_marks = any(trial.source.params.get("assistant_only_loss") for trial in candidate.trials)
+    if needs_marks and not task.chat_template:
+        found = "assistant_only_loss, and a target with chat_template: false"
+        yield Problem(where, found, "a target prompted in chat", step)
+    elif needs_marks and not is_packed(trained_base) and not _MARKED.search(chat_template(trained_base)):
+        found = "assistant_only_loss, and a chat template that does not mark the assistant's words"
+        expected = "{% generation %} and {% endgeneration %} around them in its chat template"
+        step = f"{step}: the model learns from the answer alone, as usual"
+        yield Problem(where, f"{found} ({trained_base.name})", expected, step)
+    is_quantized = candidate.served_base.quantization or trained_base.quantization
     if is_quantized and find_spec("bitsandbytes") is None:
         step = "pip install 'harness-evals[qlora]', or leave the candidate out"
         found = "a quantised base, and no package bitsandbytes"
@@ -235,18 +253,6 @@ def sensitive_endpoints(experiment: Experiment, placed: Placed) -> Iterator[Prob
             yield from sensitive_problems(experiment, _settings(candidate), candidate.name, where, step)
 
 
-def _endpoint_problems(experiment: Experiment, placed: Placed) -> Iterator[Problem]:
-    for where, candidate in placed:
-        if not candidate.is_remote:
-            continue
-        settings, ranks = _settings(candidate), "rank" in _answers_tried(candidate.recipe)
-        if settings.protocol == "chat" and (ranks or not openai_api.can_chat(experiment.target)):
-            name = candidate.name
-            found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
-            expected = "a target that is answered in chat, and answer: generate"
-            yield Problem(where, found, expected, "protocol: completions, where the server has it")
-
-
 def _settings(candidate: ResolvedCandidate) -> openai_api.Settings:
     return openai_api.Settings(**candidate.source.params)
 
@@ -339,7 +345,17 @@ def find_unwritable_rows(
         for base in (candidate.base, candidate.trained_base)
         if not is_packed(base) and chat_template(base)
     }
-    rows = [row for measured in tasks for row in _list_conversations(measured)] if bases else []
+    rows = list[tuple[list[Message], str]]()  # conversations, each with its location
+    for measured in tasks if bases else ():
+        task = measured.task
+        if not task.chat_template or task.lm_eval or task.kind == "bits_per_byte":
+            continue
+        shots = {"few_shot": {"select": "fixed", "shots": task.num_fewshot}} if task.num_fewshot else {}
+        prompt = compose(shots, PromptingContext(task, measured.items.train, (), 0))
+        for part in get_args(PartName):
+            for example, where, _ in measured.items.list_sourced(part):
+                sampled = prompt(example) if part == "test" else example
+                rows.append((list(wrap_prompt(sampled, task.system, None).messages), where))
     texts_digest, expected = digest([messages for messages, _ in rows]), "a row that its chat template writes"
 
     def try_rows(base: ModelSource) -> dict[str, str]:
@@ -368,16 +384,3 @@ def find_unwritable_rows(
             by_file.setdefault(readers.file_of(where), []).append(problem)
         for file, problems in by_file.items():
             yield from cap_problems(problems, file, "rows that the chat template does not write")
-
-
-def _list_conversations(measured: MeasuredTask) -> Iterator[tuple[list[Message], str]]:
-    # Each with its location.
-    task = measured.task
-    if not task.chat_template or task.lm_eval or task.kind == "bits_per_byte":
-        return
-    shots = {"few_shot": {"select": "fixed", "shots": task.num_fewshot}} if task.num_fewshot else {}
-    step = compose(shots, PromptingContext(task, measured.items.train, (), 0))
-    for part in get_args(PartName):
-        for example, where, _ in measured.items.list_sourced(part):
-            sampled = step(example) if part == "test" else example
-            yield list(wrap_prompt(sampled, task.system, None).messages), where

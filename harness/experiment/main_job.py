@@ -115,9 +115,7 @@ def run_all(
     if placed:
         judged += [judged_metric for m in session.tasks for judged_metric in m.judged.values()]
         forbidden += [problem for m in session.tasks for problem in metrics.problems(m.task)]
-        forbidden += [
-            context.problem for context in short_contexts(session, loaded.selected) if context.problem
-        ]
+        forbidden += [c.problem for c in short_contexts(session, loaded.selected) if c.problem]
     refuse([*key_problems(session.experiment, placed), *judges.key_problems(judged), *forbidden])
     names, experiment_name = [request.candidate.name for request in requests], session.experiment.name
     noted = store.StoredProgress(session.progress, session.store, "A comparison", names)
@@ -169,8 +167,22 @@ def _execute(
         reader = Reader(session.store, session.tasks)
         runs = _make_all(session, requests, reader, stored, smoke=scope.smoke)
     all_stored = are_all_done(stored)
-    if not scope.smoke and (session.experiment.concurrency or not all_stored):
-        runs = _time_the_best(session, reader, requests, runs)
+    concurrency = session.experiment.concurrency
+    if not scope.smoke and (concurrency or not all_stored):
+        # Times the best untrained candidate and the best fine-tune, as one of them is shipped. Requests to an
+        # endpoint cost money, so it is timed only if the number of concurrent requests is set.
+        measured = [facts_of(session, reader, run) for run in runs if run.state == "done"]
+        facts = apply_budgets(measured, session.experiment.decide)
+        fine_tune = strongest_run(facts)
+        best = {best_untrained(facts), fine_tune.name if fine_tune else None}
+        for index, run in ((i, run) for i, run in enumerate(runs) if run.state == "done"):
+            candidate = session.candidates[run.candidate]
+            if run.candidate in best and (concurrency or not candidate.is_remote):
+                try:
+                    runs[index] = time_again(session, candidate, run)
+                except CandidateFailed as failed:  # if the server refuses them, the run stays unchanged
+                    line = f"{run.candidate}: requests at once were not timed: {failed}"
+                    session.progress.show(run.candidate, line)
     notes += judge_pairs(session, reader, runs)
     return session, reader, runs, all_stored, notes
 
@@ -220,9 +232,8 @@ def _show_first_result(session: Session, requests: Sequence[RunRequest], *, smok
 def _make_all(
     session: Session, requests: list[RunRequest], reader: Reader, stored_runs: FoundRuns, *, smoke: bool
 ) -> list[Run]:
-    finished_runs = [
-        run if run and run.state == "done" else None for run in stored_runs or [None] * len(requests)
-    ]
+    stored_runs = stored_runs or [None] * len(requests)
+    finished_runs = [run if run and run.state == "done" else None for run in stored_runs]
     reader.prepare(digest for run in finished_runs if run for digest in run.rows.values())
     published = list(dict.fromkeys(request.candidate.base for request in requests))
     for source in published:
@@ -283,31 +294,6 @@ def attempt(
         )
         store.save_run(session.store, run)
         return run, facts_of(session, reader, run)
-
-
-def _time_the_best(session: Session, reader: Reader, requests: Sequence[RunRequest], runs: Runs) -> list[Run]:
-    # Times the best untrained candidate and the best fine-tune, as one of them is shipped. Requests to an
-    # endpoint cost money, so it is timed only if the number of concurrent requests is set.
-    policy = session.experiment.decide
-    facts = apply_budgets([facts_of(session, reader, run) for run in runs if run.state == "done"], policy)
-    fine_tune = strongest_run(facts)
-    best = {best_untrained(facts), fine_tune.name if fine_tune else None}
-    best_candidates = (request.candidate for request in requests if request.candidate.name in best)
-    timed_candidates = {
-        candidate.name: candidate
-        for candidate in best_candidates
-        if session.experiment.concurrency or not candidate.is_remote
-    }
-    timed = list(runs)
-    for index, run in enumerate(runs):
-        if run.candidate in timed_candidates and run.state == "done":
-            # If the server refuses them, the run stays unchanged, and a line says so.
-            try:
-                timed[index] = time_again(session, timed_candidates[run.candidate], run)
-            except CandidateFailed as failed:
-                line = f"{run.candidate}: requests at once were not timed: {failed}"
-                session.progress.show(run.candidate, line)
-    return timed
 
 
 def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:

@@ -316,8 +316,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     session: Session | None = None
     with gather(problems):
         loaded = config.load(path, overrides)
-        scope = Scope(renew_probe=True, embeddings=embeddings)
-        session = prepare_session(loaded, scope, progress)
+        session = prepare_session(loaded, Scope(renew_probe=True, embeddings=embeddings), progress)
         selected += loaded.selected
         placed = [(loaded.places[name], session.candidates[name]) for name in selected]
         problems.extend(key_problems(session.experiment, placed))
@@ -328,7 +327,15 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         found = f"{free_gb:.1f} GB free"
         problems.append(Problem(str(path.parent), found, f"{_LEAST_DISK_GB:g} GB or more", "free some"))
     engine = session.experiment.vllm if session and session.experiment.engine == "vllm" else None
-    problems += compiler_problems(machine.device)
+    if machine.device == "cuda":  # Triton compiles kernels during training
+        available = {
+            "C compiler": any(shutil.which(name) for name in ("cc", "gcc", "clang")),
+            "Python.h": Path(sysconfig.get_paths()["include"], "Python.h").exists(),
+        }
+        expected = "what Triton compiles a training's kernels with"
+        step = "apt-get install gcc python3-dev, or an image with them"
+        missing = [name for name, is_there in available.items() if not is_there]
+        problems += [Problem("doctor", f"no {name}", expected, step) for name in missing]
     short = short_contexts(session, selected) if session else []
     problems += [context.problem for context in short if context.problem]
     data, room = None, hardware.memory(machine.device)
@@ -349,19 +356,6 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         recipes=tuple(recipe_warnings(session, selected)) if session else (),
         judges=tuple(context.text for context in short if not context.problem),
     )
-
-
-def compiler_problems(device: str) -> list[Problem]:
-    """List what is missing for Triton, which compiles kernels during training on a GPU."""
-    if device != "cuda":
-        return []
-    available = {
-        "C compiler": any(shutil.which(name) for name in ("cc", "gcc", "clang")),
-        "Python.h": Path(sysconfig.get_paths()["include"], "Python.h").exists(),
-    }
-    expected = "what Triton compiles a training's kernels with"
-    step = "apt-get install gcc python3-dev, or an image with them"
-    return [Problem("doctor", f"no {name}", expected, step) for name, found in available.items() if not found]
 
 
 def _describe_experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:

@@ -76,11 +76,9 @@ def _weights_of(session: Session, judge: JudgingCandidate, where: str) -> Weight
     # Returns the reason as a text if this experiment has no weights yet.
     candidate = session.candidates.get(judge.candidate)
     if candidate is None:
-        expected, step = (
-            judge.experiment or "this experiment",
-            did_you_mean(judge.candidate, {*session.candidates}),
-        )
-        raise UserError(where, f"unknown {judge.candidate!r}", f"a candidate of {expected}", step)
+        expected = f"a candidate of {judge.experiment or 'this experiment'}"
+        hint = did_you_mean(judge.candidate, {*session.candidates})
+        raise UserError(where, f"unknown {judge.candidate!r}", expected, hint)
     if candidate.is_remote:
         found, expected = f"{candidate.name}, an endpoint", "a candidate whose weights are here"
         step = "judge: {base_url: …, model: …}, the parameters of that candidate"
@@ -88,11 +86,8 @@ def _weights_of(session: Session, judge: JudgingCandidate, where: str) -> Weight
     if not candidate.method.makes_language_model:
         found = f"{candidate.name}, whose method {candidate.source.method} makes no language model"
         raise UserError(where, found, "a candidate that generates text", "name another one")
-    if (
-        tried := [name for name, recipe in candidate.lineage.items() if recipe.tried]
-        if not judge.experiment
-        else []
-    ):
+    tried = [name for name, recipe in candidate.lineage.items() if recipe.tried]
+    if tried and not judge.experiment:
         found = f"{candidate.name}, and a sweep or search of {tried[0]}, which would hang on its own grades"
         step = "the chosen params in place of it, or the judge in an experiment of its own"
         raise UserError(where, found, "weights that no grade of theirs chose", step)
@@ -188,10 +183,8 @@ def prepare_session(
     Raises UserError with the problems of all tasks at once.
     """
     session = _prepare_without_judges(loaded, scope, progress, machine, room)
-    judging: dict[str, Weights | str] = {
-        name: base_weights(source) for name, source in session.sources.items()
-    }
-    problems: list[Problem] = []
+    judging, problems = dict[str, Weights | str](), list[Problem]()
+    judging |= {name: base_weights(source) for name, source in session.sources.items()}
     for judge, where in list_local_judges(_metrics(session.experiment, session.tasks))[1].items():
         with gather(problems):
             judge_session = session
@@ -201,15 +194,8 @@ def prepare_session(
             judging[judge.label] = _weights_of(judge_session, judge, where)
     refuse(problems)
     session = _add_judging(replace(session, judging=judging))
-    _refuse_weights(session, loaded)
-    chosen = choose_prompts(session.reading(), session.candidates)
-    session.candidates = {**session.candidates, **chosen}
-    return session
-
-
-def _refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     candidates, experiment, seed = session.candidates, session.experiment, session.first_seed
-    problems = [*trackers.problems(loaded.experiment.report_to)]
+    problems += trackers.problems(loaded.experiment.report_to)
     needed = [candidates[name] for name in add_lineage(loaded.selected, candidates)]
     for candidate in needed:
         items = session.training_data(candidate.source).items
@@ -225,6 +211,8 @@ def _refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     refuse(
         replace(problem, where=f"{place}: {problem.where}") if place else problem for problem, place in pairs
     )
+    session.candidates = {**candidates, **choose_prompts(session.reading(), candidates)}
+    return session
 
 
 def _prepare_without_judges(
@@ -236,9 +224,8 @@ def _prepare_without_judges(
         expected = "rows other than the test rows, to choose and time candidates on"
         step = "name a file under data: {validation: …}, or data: {train: …}; a part of it is then set aside"
         raise UserError(where, found, expected, step)
-    plain = {"chat_template": False}
     first, *more = (
-        task.model_copy(update=plain) if task.kind == "bits_per_byte" else task
+        task.model_copy(update={"chat_template": False}) if task.kind == "bits_per_byte" else task
         for task in (experiment.target, *experiment.more_targets)
     )
     targets = {"target": first, "more_targets": tuple(more)}

@@ -289,39 +289,31 @@ def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
     """Name the source of tasks' data (the hub, a mirror or the hub's cache), and the available tasks."""
     if find_spec("lm_eval") is None:
         return "", set()
-    if _reaches_hub():
-        return "the hub", set(tasks)
-    from huggingface_hub import constants
-
-    mirror, cache = lm_eval_tasks.datasets_folder(None), Path(constants.HF_HUB_CACHE)
-
-    def is_here(task: str) -> bool:
-        with suppress(UserError):
-            members = lm_eval_tasks.members(task, "init")
-            cached = (cache / f"datasets--{m.dataset_path.replace('/', '--')}" / "snapshots" for m in members)
-            return all(
-                lm_eval_tasks.local_copy(m, mirror) or at.is_dir()
-                for m, at in zip(members, cached, strict=True)
-            )
-        return False
-
-    available_tasks = set(filter(is_here, tasks)) if mirror or any(cache.glob("datasets--*")) else set()
-    return ("the copies on this machine" if available_tasks else ""), available_tasks
-
-
-def _reaches_hub() -> bool:
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "0") not in ("", "0"):
-        return False
     answers: list[int] = []
 
     def ask() -> None:
         with suppress(Exception):
             answers.append(get_session().head(constants.ENDPOINT, timeout=_MOST_S).status_code)
 
-    # Name resolution has no timeout of its own.
-    thread = Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_MOST_S)
-    return bool(answers) and answers[0] < 500
+    if not constants.HF_HUB_OFFLINE and os.environ.get("HF_DATASETS_OFFLINE", "0") in ("", "0"):
+        # Name resolution has no timeout of its own.
+        thread = Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(_MOST_S)
+    if answers and answers[0] < 500:
+        return "the hub", set(tasks)
+    mirror, cache = lm_eval_tasks.datasets_folder(None), Path(constants.HF_HUB_CACHE)
+
+    def is_here(task: str) -> bool:
+        with suppress(UserError):
+            for member in lm_eval_tasks.members(task, "init"):
+                cached = cache / f"datasets--{member.dataset_path.replace('/', '--')}" / "snapshots"
+                if not lm_eval_tasks.local_copy(member, mirror) and not cached.is_dir():
+                    return False
+            return True
+        return False
+
+    available_tasks = set(filter(is_here, tasks)) if mirror or any(cache.glob("datasets--*")) else set()
+    return ("the copies on this machine" if available_tasks else ""), available_tasks
