@@ -160,18 +160,17 @@ def _build_report(
     ordered = sorted(judged, key=lambda f: order[f.name])
     is_corrected = bool(judge_labels(study.store, study.target, primary.name))
 
-    def compare_pair(old: CandidateFacts, new: CandidateFacts) -> Comparison | None:
+    def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison | None:
         return compare_on(study, by_id[new.run_id], by_id[old.run_id])
 
-    def compare_means(old: Facts, new: Facts) -> RecipeDifference | None:
-        pairs = [compare_pair(a, b) for a in old for b in new]
+    def means(old: Facts, new: Facts) -> RecipeDifference | None:
+        pairs = [pair(a, b) for a in old for b in new]
         # Corrections add variance beyond the items.
         if is_corrected or any(c is None or c.refused for c in pairs):
             return average_pairs(pairs)
         arms = ([study.rows.cut(by_id[f.run_id], study.target) for f in facts] for facts in (old, new))
         return compare_recipes(primary, *arms)
 
-    comparers = compare_pair, compare_means
     test, held = session.target.items.test, {m.task.name: m.held for m in session.suites}
     report = ExperimentReport(
         experiment=experiment.name,
@@ -190,8 +189,8 @@ def _build_report(
         one_half={t.task.name: t.half.why for t in all_comparisons if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=summarize_seeds(judged),
-        ablations=ablations(ordered, *comparers),
-        training_sets=training_sets(ordered, recipes, experiment.decide, n_drawn_again, *comparers),
+        ablations=ablations(ordered, pair, means),
+        training_sets=training_sets(ordered, recipes, experiment.decide, n_drawn_again, pair, means),
         curve=fit_stored_curve(session, reader, runs, judged),
         task=session.target.task.name,
         macro_margin=scale_share(policy.macro),
@@ -247,9 +246,8 @@ def list_steps(
                 change = "training on pairs"
             elif method.interpolates:
                 change = "scaling"
-            chain.append(
-                step(change, run.candidate, parent.candidate, shared, compare_on(study, run, parent))
-            )
+            on_target = compare_on(study, run, parent)
+            chain.append(step(change, run.candidate, parent.candidate, shared, on_target))
         steps[run.run_id] = tuple(chain)
     return steps
 
@@ -284,10 +282,7 @@ def find_answers(
         for label, run in ((label, run) for label, run in labelled_runs if key in run.rows):
             labels.setdefault(run.rows[key], []).append(label)
             by_rows[run.rows[key]] = run
-        arms = {
-            ", ".join(labels_of_rows): reader.read(by_rows[rows], m)
-            for rows, labels_of_rows in labels.items()
-        }
+        arms = {", ".join(names): reader.read(by_rows[rows], m) for rows, names in labels.items()}
         if m.task.name in bases and all(run.weights_digest != run.base_digest for run in by_rows.values()):
             arms = {"base": bases[m.task.name]} | arms
         if arms and not is_reported_only(m.task):

@@ -159,8 +159,7 @@ def _propose(uses: Sequence[BaseUse], gpu_gb: float) -> Iterator[str]:
     smallest = {use.name: use for use in sorted(uses, key=lambda use: -use.peak.total)}
     fits = {use.name: use for use in smallest.values() if any(w.fits for w in uses if w.name == use.name)}
     if lora := next((use for name, use in fits.items() if name.startswith("LoRA")), None):
-        merged = "and merged it answers as fast as the base"
-        yield f"{lora.name}: from {lora.peak.total:.1f} GB, {merged}"
+        yield f"{lora.name}: from {lora.peak.total:.1f} GB, and merged it answers as fast as the base"
     elif qlora := next((use for name, use in fits.items() if name.startswith("QLoRA")), None):
         plain = min(use.peak.total for name, use in smallest.items() if name.startswith("LoRA"))
         more = f"LoRA on the base in 16 bits takes {plain:.1f} GB of {gpu_gb:.4g}"
@@ -168,10 +167,8 @@ def _propose(uses: Sequence[BaseUse], gpu_gb: float) -> Iterator[str]:
         yield f"{qlora.name}: {more}, {on_nf4}"
     for method, alternative in _alternatives().items():
         if use := next((use for name, use in fits.items() if name.startswith(method)), None):
-            yield (
-                f"{use.name}: {alternative.reason}, from {use.peak.total:.1f} GB; "
-                "it answers as fast as the base"
-            )
+            reason = f"{alternative.reason}, from {use.peak.total:.1f} GB"
+            yield f"{use.name}: {reason}; it answers as fast as the base"
 
 
 def _unusable(query: FitQuery) -> Iterator[Problem]:
@@ -230,9 +227,8 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
             )
             time_s = cost = None
             if query.tokens and query.tflops:  # start-up, then operations at the utilisation of trainings
-                flops = memory.training_flops(
-                    shape.active, query.tokens, n_adapter, checkpointing=checkpointing
-                )
+                work = shape.active, query.tokens, n_adapter
+                flops = memory.training_flops(*work, checkpointing=checkpointing)
                 time_s = costs.start_s(n_bytes, "cuda")
                 time_s += flops / (cards * query.tflops * 1e12 * costs.TRAIN_SHARE)
                 if query.hour_usd is not None:
@@ -279,8 +275,7 @@ def base_remarks(sources: Mapping[str, ModelSource]) -> Iterator[str]:
                 f"{name} does not fit the GPUs here in 16 bits: the base itself is measured in "
                 f"{source.quantization.upper()}, as it is served"
             )
-        undecided = not hub.is_packed(source) and not source.switches
-        if undecided and _THINKING in hub.chat_template(source):
+        if not hub.is_packed(source) and not source.switches and _THINKING in hub.chat_template(source):
             yield (
                 f"{name}: its chat template has {_THINKING}, which is not set; a base that thinks first is "
                 "cut off where a fine-tune is not, unless both are told not to think; "

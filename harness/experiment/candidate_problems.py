@@ -120,10 +120,8 @@ def _base_problems(base: ModelSource, task: Task, candidate: ResolvedCandidate) 
         yield Problem(where, found, "the package that quantises", step)
     bases = {merged.name: merged.served_base for merged in candidate.merges}
     if len({source.weights_digest for source in bases.values()}) > 1:
-        adapter_bases = (
-            f"{name} (on {' in '.join(filter(None, (b.name, b.quantization)))})" for name, b in bases.items()
-        )
-        found = f"adapters for several bases: {', '.join(adapter_bases)}"
+        forms = {name: " in ".join(filter(None, (b.name, b.quantization))) for name, b in bases.items()}
+        found = f"adapters for several bases: {', '.join(f'{name} (on {b})' for name, b in forms.items())}"
         yield Problem(where, found, "adapters of one base", "merge those of the same base")
     elif bases:
         adapters = {merged.name: find_adapter_config(merged) for merged in candidate.merges}

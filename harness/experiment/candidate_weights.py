@@ -429,8 +429,7 @@ def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, Resolved
                 prompts[index] = replace(same_prompt, alike=(*same_prompt.alike, trial.params))
         best = max(prompts, key=partial(rank_trial, sign=sign))
         chosen = tuple(replace(trial, chosen=trial is best) for trial in prompts)
-        proposer = trials.searcher(candidate.source) if candidate.source.search else ""
-        candidates[candidate.name] = replace(
-            candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=proposer
-        )
+        by = trials.searcher(candidate.source) if candidate.source.search else ""
+        with_prompt = replace(candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=by)
+        candidates[candidate.name] = with_prompt
     return candidates

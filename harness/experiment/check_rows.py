@@ -276,9 +276,8 @@ class RowJudge:
         n_needed = count_enough_labels(len(session.target.items.test))
         if n_labels < n_needed and session.experiment.gate.uncalibrated_judge == "refuse":
             found = f"people's labels of {n_labels} answers that {judged.metric} graded"
-            step = (
-                f"harness rate export labels.csv -c {written}, or gate: {{uncalibrated_judge: allow}} there"
-            )
+            step = f"harness rate export labels.csv -c {written}"
+            step += ", or gate: {uncalibrated_judge: allow} there"
             raise UserError(where, found, f"at least {n_needed}, which show how well it grades", step)
 
     def grade(self, rows: Sequence[QuestionAndAnswers]) -> tuple[list[float | None], list[str]]:

@@ -92,11 +92,10 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
             skills.append(sum(scores) / len(scores) - m.task.chance)
     margin *= max(sum(skills) / len(skills), _LEAST_SKILL) if skills else 1.0
     plan = sampling.plan(pools, full, margin, gate.alpha)
-    seeds = {name: [name, session.source.weights_digest, session.first_seed] for name in pools}
-    orders = {
-        name: sampling.order_items(pool, plan.drawn[name], int(digest(seeds[name]), 16))
-        for name, pool in pools.items()
-    }
+    orders = dict[str, tuple[str, ...]]()
+    for name, pool in pools.items():
+        seed = int(digest([name, session.source.weights_digest, session.first_seed]), 16)
+        orders[name] = sampling.order_items(pool, plan.drawn[name], seed)
     whole = {m.task.name: rows_version(m.task, m.versions["test"]) for m in session.suites}
     n_all, analyses = count(sum(pool.n for pool in pools.values())), []
     for k, alpha in enumerate(plan.alphas):

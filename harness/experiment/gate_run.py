@@ -154,10 +154,8 @@ def confirm_in_fp32(study: Study, run: Run, measured: Sequence[Measurement]) -> 
         # An endpoint has no fp32.
         in_fp32 = [identity] if identity.precision == "fp32" or identity.computes_apart else []
         if not in_fp32:
-            variants = (
-                o for o in store.list_variants(at, identity) if o.template_digest == identity.template_digest
-            )
-            in_fp32 = [i for i in variants if i.precision == "fp32"]
+            wanted, variants = ("fp32", identity.template_digest), store.list_variants(at, identity)
+            in_fp32 = [i for i in variants if (i.precision, i.template_digest) == wanted]
         if not in_fp32:
             return None
         new = store.read_rows(at, in_fp32[0].digest)[: len(m.base)]

@@ -5,6 +5,7 @@ Invariant: a second call computes nothing. An error in one run is recorded as it
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -248,15 +249,12 @@ def _make_all(
     for (candidate, seed), stored in zip(requests, finished_runs, strict=True):
         run, facts = attempt(session, reader, candidate, seed, stored)
         runs.append(run)
-        line = live_line(facts, session.target.task.primary_metric, smoke=smoke)
-        items = []
+        lines = [live_line(facts, session.target.task.primary_metric, smoke=smoke)]
         if stored is None and run.state == "done":
-            items = _describe_items(session.target, session.shown, reader.read(run, session.target))
+            lines += _describe_items(session.target, session.shown, reader.read(run, session.target))
         show = session.progress.finish if seed == candidate.seeds[-1] else session.progress.show
-        show(candidate.name, line, *items)
-    evaluated = [
-        request.candidate for request, run in zip(requests, runs, strict=True) if run.state == "done"
-    ]
+        show(candidate.name, *lines)
+    evaluated = [r.candidate for r, run in zip(requests, runs, strict=True) if run.state == "done"]
     for source in list_measured_bases(evaluated):
         if source not in published:
             _measure_base(session, source)
@@ -317,9 +315,8 @@ def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None =
     task, examples = session.target.task, session.target.items.test
     rows = ((reader.cut(opponent, task), reader.cut(run, task)) for run, opponent in pairs)
     try:
-        grade_answers(
-            session, [ungraded for pair in rows for ungraded in list_ungraded_pairs(judged, examples, *pair)]
-        )
+        ungraded = (list_ungraded_pairs(judged, examples, *pair) for pair in rows)
+        grade_answers(session, list(chain.from_iterable(ungraded)))
     except CandidateFailed as error:
         return [f"win rates by {judged.metric}: not all pairs could be judged ({error})"]
     return []

@@ -174,12 +174,10 @@ class Estimates:
         """Estimate the seconds of planned work on this machine; endpoints take none."""
         session, candidates = self.session, self.session.candidates.values()
         remote = {candidate.name for candidate in candidates if candidate.is_remote}
-        base_model, measured = session.experiment.base_model, list_measured_bases(candidates)
-        bases = {candidate.name: candidate.base for candidate in candidates} | {
-            arm_label(base_model, s): s for s in measured
-        }
-        local_work = {name: planned for name, planned in work.items() if name not in remote}
-        return {name: session.seconds(planned, bases.get(name)) for name, planned in local_work.items()}
+        base_model, bases = session.experiment.base_model, {c.name: c.base for c in candidates}
+        bases |= {arm_label(base_model, source): source for source in list_measured_bases(candidates)}
+        local = ((name, planned) for name, planned in work.items() if name not in remote)
+        return {name: session.seconds(planned, bases.get(name)) for name, planned in local}
 
     def costs(self, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
         """Estimate the cost of every selected candidate."""

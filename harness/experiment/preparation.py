@@ -137,8 +137,7 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     cuts = [option for option, is_set in (("--quick", scope.quick), ("--limit", scope.limit)) if is_set]
     if scope.fewer and cuts:
         found, step = f"{' and '.join(cuts)} as well", "--all-items, or leave the other out"
-        expected = "whole tasks, from which the items are sampled"
-        raise UserError("--sequential", found, expected, step)
+        raise UserError("--sequential", found, "whole tasks, from which the items are sampled", step)
     if scope.fewer:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
     if scope.quick:
@@ -207,10 +206,10 @@ def prepare_session(
     problems += list_engine_problems(experiment, session.machine.device, placed, needed)
     # File and line precede the name of the candidate.
     places = {f"candidate {name}": place for name, place in loaded.places.items()}
-    pairs = [(problem, places.get(problem.where.partition(":")[0])) for problem in problems]
-    refuse(
-        replace(problem, where=f"{place}: {problem.where}") if place else problem for problem, place in pairs
-    )
+    for i, problem in enumerate(problems):
+        if place := places.get(problem.where.partition(":")[0]):
+            problems[i] = replace(problem, where=f"{place}: {problem.where}")
+    refuse(problems)
     session.candidates = {**candidates, **choose_prompts(session.reading(), candidates)}
     return session
 
@@ -221,9 +220,8 @@ def _prepare_without_judges(
     experiment = narrow(loaded.experiment, scope)
     if experiment.target.data.source("validation") is None and experiment.target.data.source("train") is None:
         where, found = f"task {experiment.target.name}", "no data.validation and no data.train"
-        expected = "rows other than the test rows, to choose and time candidates on"
         step = "name a file under data: {validation: …}, or data: {train: …}; a part of it is then set aside"
-        raise UserError(where, found, expected, step)
+        raise UserError(where, found, "rows other than the test rows, to choose and time candidates on", step)
     first, *more = (
         task.model_copy(update={"chat_template": False}) if task.kind == "bits_per_byte" else task
         for task in (experiment.target, *experiment.more_targets)
@@ -326,13 +324,11 @@ def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, lm
     if not tasks:
         return experiment, {}
     catalogue = lm_eval.load(tasks, lm_eval.datasets_folder(experiment.datasets_dir))
-    suites = tuple(
-        suite.model_copy(
-            update={"tasks": tuple(catalogue[t.name].task if t.lm_eval else t for t in suite.tasks)}
-        )
-        for suite in experiment.suites
-    )
-    return experiment.model_copy(update={"suites": suites}), catalogue
+    suites = []
+    for suite in experiment.suites:
+        filled_in = tuple(catalogue[t.name].task if t.lm_eval else t for t in suite.tasks)
+        suites.append(suite.model_copy(update={"tasks": filled_in}))
+    return experiment.model_copy(update={"suites": tuple(suites)}), catalogue
 
 
 def join_lm_eval_task(task: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:

@@ -73,12 +73,10 @@ def make_run(
         if parts.is_folded:  # the weights of the run stand on those of the folds
             fold_parts = list[_FoldPart]()
             for number, fold in enumerate(session.in_folds(), start=1):
-                weights = ensure_weights(fold, candidate, seed)
-                part = _FoldPart(fold, weights, target_sets(fold, candidate.recipe, weights, seed)[1])
-                answer_and_score(
-                    fold, weights, [part.rows], f"{candidate.name}, fold {number}", candidate.base
-                )
-                fold_parts.append(part)
+                weights, label = ensure_weights(fold, candidate, seed), f"{candidate.name}, fold {number}"
+                rows = target_sets(fold, candidate.recipe, weights, seed)[1]
+                answer_and_score(fold, weights, [rows], label, candidate.base)
+                fold_parts.append(_FoldPart(fold, weights, rows))
             parts.write_joined(parts.join_folds(fold_parts), fold_parts)
             weights = parts.weights
             digests = weights.training.stands_on | stands_on(*(part.weights for part in fold_parts))
@@ -371,8 +369,7 @@ def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[
     lacking = list(run_before.rows)
     if weights is not None:
         parts = _RunParts(session, candidate, run_before.seed, weights)
-        in_folds = parts.rescore_folds()
-        lacking = [f"{rows.name} in folds" for rows in in_folds[:1]]
+        lacking = [f"{rows.name} in folds" for rows in parts.rescore_folds()[:1]]
         lacking = lacking or [rows.name for rows in rescore_stored(session, parts.sets)]
         rescored_run = None if lacking else parts.find_done() or parts.save_again(run_before)
     if rescored_run is None:
@@ -456,10 +453,9 @@ def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[R
 
 
 def _has_trials(run: Run, weights: Weights) -> bool:
-    current, stored = (
-        [(t.params, t.pruned_at, t.forgetting) for t in r.sweep] for r in (weights.training, run.training)
-    )
-    return current == stored
+    records = run.training, weights.training
+    stored, current = ([(t.params, t.pruned_at, t.forgetting) for t in r.sweep] for r in records)
+    return stored == current
 
 
 def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:

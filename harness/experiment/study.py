@@ -197,9 +197,7 @@ def correct_reached(
     if target is not f.target and validation is not None:
         validation = min(max(validation + target.score - f.target.score, 0.0), 1.0)
     parts = rows_by_slice(rows, edge_cases)
-    slices = {
-        name: correct_estimate(metric, score, parts.get(name, []), labels) for name, score in f.slices.items()
-    }
+    slices = {n: correct_estimate(metric, score, parts.get(n, []), labels) for n, score in f.slices.items()}
     return replace(f, target=target, validation=validation, slices=slices)
 
 
@@ -282,12 +280,9 @@ def is_better_on_validation(study: Study, run: Run, base: Run, task: Task) -> bo
 def find_prompt(study: Study, runs: Iterable[Run], run: Run) -> Run | None:
     """Find the plain prompt among runs: preferably one on the run's base, else the first."""
     recipes = study.experiment.candidates
-    prompts = [
-        prompt for prompt in runs if is_prompt(prompt) and recipes[prompt.candidate].role != "baseline"
-    ]
-    return next(
-        (prompt for prompt in prompts if prompt.base_digest == run.base_digest), next(iter(prompts), None)
-    )
+    prompts = [r for r in runs if is_prompt(r) and recipes[r.candidate].role != "baseline"]
+    prompts.sort(key=lambda prompt: prompt.base_digest != run.base_digest)
+    return next(iter(prompts), None)
 
 
 def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
@@ -444,8 +439,7 @@ def refuse_unanswered(test: Rows) -> None:
 def mark_recipe(facts: CandidateFacts, recipe: Recipe, recipes: Mapping[str, Recipe]) -> CandidateFacts:
     """Mark whether a candidate, or the source of its weights, sends rows off this machine."""
     source = recipes.get(recipe.weights_of or "", recipe)
-    is_remote = plugins.find_method(source.method).is_remote
-    leaves = is_remote and not is_private(source.params["base_url"])
+    leaves = plugins.find_method(source.method).is_remote and not is_private(source.params["base_url"])
     return replace(facts, leaves_machine=leaves)
 
 

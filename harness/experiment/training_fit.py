@@ -92,18 +92,16 @@ class Fit(NamedTuple):
             trained_on = ""
         else:
             target = session.training_data(source)
-            pairs = (
-                [drop_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
-            )
+            of_pairs = target.items.pairs if method.draws_from == "pairs" else ()
+            pairs = list(map(drop_defaults, of_pairs))
             rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
             seeds = [seed] if method.seeded else []
             computed = [session.machine.precision, session.machine.device]
             inputs: list[Any] = [pairs, rows, prompting_digest(session.target, source, seed), seeds, computed]
             if pairs:  # the task's part of the prompts, not covered by the pairs' version
                 fields = {"chat_template"} | ({"system"} if source.system is None else set())
-                inputs += filter(
-                    None, [session.target.task.model_dump(include=fields, exclude_defaults=True)]
-                )
+                part = session.target.task.model_dump(include=fields, exclude_defaults=True)
+                inputs += [part] if part else []
             trained_on = digest(inputs)
         policy = session.experiment.training.accelerate
         n_processes, files = processes_of(policy, source), list[Path]()

@@ -254,10 +254,8 @@ def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weight
             base = None if arm_weights.digest == trial.base.weights_digest else trial.base
             answer_and_score(session, arm_weights, sets, "general items for validation", base)
         pairs = [[rows.read(session.store) for rows in pair] for pair in zip(*arms, strict=True)]
-        alike = [
-            Measurement(m.task, m.role, m.suite, m.metrics, base, base)
-            for m, (base, _) in zip(tasks, pairs, strict=True)
-        ]
+        with_rows = zip(tasks, pairs, strict=True)
+        alike = [Measurement(m.task, m.role, m.suite, m.metrics, base, base) for m, (base, _) in with_rows]
         counting = name_admitted_tasks(alike, session.first_seed)
         changes = [
             _compare_capability(m, base, new)
@@ -333,13 +331,11 @@ def measure_points(
     if not source.track or not weights_by_step:
         return ()
     measured, general_seed = [m for m in session.suites if m.task.name in base_rows], session.first_seed
-    rows = {
-        m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test")) for m in measured
-    }
-    alike = [
-        Measurement(m.task, m.role, m.suite, m.metrics, rows[m.task.name], rows[m.task.name])
-        for m in measured
-    ]
+    rows, alike = dict[str, list[SampleResult]](), list[Measurement]()
+    for m in measured:
+        base = store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
+        rows[m.task.name] = base
+        alike.append(Measurement(m.task, m.role, m.suite, m.metrics, base, base))
     search_half = cut_to_half(alike, split(rows, general_seed), "search")
     counting = name_admitted_tasks(search_half)
     base_rows_of = {m.task.name: m.base for m in search_half if m.task.name in counting}
@@ -390,10 +386,8 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     extra = costs.Work(read=read, generated=generated)
     plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))
     is_shipped = partial(find_shipped, session.target.task, base)
-    general = regularization_work(
-        source, session.mix_context(source, seed), is_shipped, plain, (n_rows, step_rows)
-    )
-    whole = plain + extra + general
+    context, n_mixed = session.mix_context(source, seed), (n_rows, step_rows)
+    whole = plain + extra + regularization_work(source, context, is_shipped, plain, n_mixed)
     return whole._replace(steps=params.max_steps if params.max_steps > 0 else whole.steps, fits=1)
 
 
@@ -405,9 +399,8 @@ def estimate_tracking(session: Session, source: Recipe) -> Work:
     once = work_of(target_sets(session, source, base, 0)[0].job())
     tasks = [m for m in session.suites if m.role == "capability"]
     n_items = sum(m.size("test") for m in tasks)
-    suites = total_work(suite_sets(session, base, tasks))
     share = min(source.track.items, n_items / 2) / n_items if n_items else 0.0
-    general = Work(*(round(share * amount) for amount in suites))
+    general = Work(*(round(share * amount) for amount in total_work(suite_sets(session, base, tasks))))
     return times(once + general + Work(opened=1), source.track.points)
 
 
@@ -427,12 +420,6 @@ def measure_point(
     target = mean_score(session.target.primary, validation.read(session.store))
     if not sampled:
         return TrackedPoint(step=step, target=target)
-    mean = mean_change(
-        [
-            _compare_capability(measured, base, rows.read(session.store))
-            for (measured, base), rows in zip(sampled, general, strict=True)
-        ]
-    )
-    return TrackedPoint(
-        step=step, target=target, capability=mean.score, low=mean.low, high=mean.high, n_general=mean.n
-    )
+    pairs = zip(sampled, general, strict=True)
+    mean = mean_change([_compare_capability(m, base, new.read(session.store)) for (m, base), new in pairs])
+    return TrackedPoint(step, target, mean.score, mean.low, mean.high, mean.n)

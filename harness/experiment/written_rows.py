@@ -179,13 +179,10 @@ def _distill(
     remarks = [*notes]
     if scored:
         share = metric.unit.scale * float(np.mean(scored))
-        remarks.append(
-            f"{metric.name} of the answers against the rows' own: {share:.1f} over all rows that have one"
-        )
-    cost = price(spent.cost_usd)
-    remarks.append(
-        f"the teacher's answers took {spent.n_output_tokens:,} tokens and {cost}, kept in the manifest"
-    )
+        scores = f"{metric.name} of the answers against the rows' own"
+        remarks.append(f"{scores}: {share:.1f} over all rows that have one")
+    took = f"{spent.n_output_tokens:,} tokens and {price(spent.cost_usd)}"
+    remarks.append(f"the teacher's answers took {took}, kept in the manifest")
     return writers.MadeRows(edit, outcomes, tuple(remarks), spent)
 
 
@@ -252,9 +249,8 @@ def prepare_proposal(
     shown_rows = random.Random(f"{request.seed}/proposals").sample(rows, min(request.n_examples, len(rows)))
     about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
     about += [f"Its present system text: {task.system}" if task.system else ""]
-    examples = [
-        f"Example {i}:\n{e.question}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown_rows, 1)
-    ]
+    shown = [f"{e.question}\nRight answer: {e.references[0]}\n" for e in shown_rows]
+    examples = [f"Example {i}:\n{text}" for i, text in enumerate(shown, 1)]
     limits, prompts = Limits(request.max_new_tokens, (), request.temperature), []
     for k in range(request.n):  # each text has its own opening and seed
         content = _ASK.format(
@@ -359,9 +355,8 @@ def _rank_by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[]
         reader = GradeReader(session.target.task.name, {judged.metric: judged}, examples)
         bound = reader.bind({judged.metric: metric})[judged.metric]
         parts = [bound.score(Output(text), e) for e, text in zip(examples, answers, strict=True)]
-        sign = metric.unit.sign
         scores = [None if p is None else item_scores(metric, np.array([p]))[0] for p in parts]
-        return reader, [None if score is None else sign * float(score) for score in scores]
+        return reader, [None if score is None else metric.unit.sign * float(score) for score in scores]
 
     def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
         reader, scores = read(examples, answers)
@@ -440,7 +435,6 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> write
     paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
     notes = writers.check_contamination(session.tasks, paired, "pairs", out)
     spent, ranking_usd = budgeted.usage, ranking.cost_usd()
-    paid = {"answers_usd": spent.cost_usd, "ranking_usd": ranking_usd}
     recipe = candidate.recipe
     engine = () if candidate.is_remote else session.engine(candidate.served_base)
     computed = [*engine, session.machine.precision, session.machine.device]
@@ -455,7 +449,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> write
         "max_new_tokens": drawing.max_new_tokens or task.max_new_tokens,
         "rank": dict(ranking.by),
         "leak_check": writers.record_contamination(session.tasks, notes),
-        "paid": paid,
+        "paid": {"answers_usd": spent.cost_usd, "ranking_usd": ranking_usd},
     }
     is_cost_known = spent.cost_usd is not None and ranking_usd is not None
     total = (spent.cost_usd or 0.0) + (ranking_usd or 0.0) if is_cost_known else None

@@ -61,11 +61,10 @@ def propose_gate(experiment: Experiment) -> tuple[GatePolicy, str]:
             gate = gate.model_copy(update={key: margin})
             if not power_warnings(suites, n, gate, n_members=members):
                 break
-    points = [f"{100 * float(margin or 0):g}" for margin in (gate.macro, gate.each, gate.safety)]
     if chance is None:
         return gate, "margins: nothing is judged of forgetting: no suite has a task that counts"
     among = f", as one of {members}," if members > 1 else ""
-    macro, each, safety = points
+    macro, each, safety = (f"{100 * float(margin or 0):g}" for margin in (gate.macro, gate.each, gate.safety))
     return gate, (
         f"margins: a fine-tune may lose {macro} points on average over the suites, {each} on one task and"
         f" {safety} on one of safety, the smallest that their items can show; one that"
