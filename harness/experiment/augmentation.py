@@ -13,7 +13,6 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from itertools import count as count_up
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -144,8 +143,7 @@ class ShownRows(NamedTuple):
             if name in row_columns or all(row.row.fields.get(name) == value for row in self.others)
         }
         fields = put_text(fields, seed.answer.keys, int(label) if type(answered) is int else label)
-        texts = tuple(row.question.text for row in self.others)
-        return WrittenQuestion(question, fields=fields, shown=texts)
+        return WrittenQuestion(question, fields=fields, shown=tuple(row.question.text for row in self.others))
 
 
 By = Literal["paraphrase", "back-translation", "new-questions"]
@@ -285,71 +283,62 @@ def prepare_rows(
     generated = first.generated + len(later) * first.requests * how.max_new_tokens
     n_requests = first.requests * len(how.prompts)
     plan = writers.WriterPlan(n_requests, first.known, read, generated, writer.planned(read, generated))
-    make = partial(_make, chosen, writer, how, progress, requests, in_columns=in_columns)
+
+    def make() -> writers.MadeRows:  # all rows, each followed by the rows made from it
+        budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
+        written, asked = dict[tuple[int, int], WrittenQuestion](), requests
+        for number in range(1, len(how.prompts) + 1):
+            label = f"{how.by} by {writer.name}"
+            label += f", step {number} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
+            for at, output in zip(asked, budgeted.answers([*asked.values()], label), strict=True):
+                cut, text = output.finish_reason == "length", output.text.strip()
+                if output.finish_reason == "error":
+                    written[at] = WrittenQuestion("", f"failed: {output.error}" if output.error else "failed")
+                elif shown_rows := chosen.shown.get(at):
+                    written[at] = shown_rows.read(output.text, cut=cut)
+                elif cut:
+                    written[at] = WrittenQuestion("", CUT)
+                else:
+                    is_quoted = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
+                    text = text[1:-1].strip() if is_quoted else text
+                    written[at] = WrittenQuestion(text, "" if text else "is empty")
+            asked = {
+                (i, k): _request(how, chosen.texts[i].text, k, _ask(how.prompts[number], answer.text))
+                for (i, k), answer in written.items()
+                if number < len(how.prompts) and not answer.failure
+            }
+        # Texts with an evaluated question count as failed.
+        rows = chosen.content.rows
+        fit = [at for at, answer in written.items() if not answer.failure]
+        new_fields = [written[i, k].put(rows[i].fields, chosen.texts[i]) for i, k in fit]
+        new_rows = [rows[i]._replace(fields=new) for (i, _), new in zip(fit, new_fields, strict=True)]
+        for evaluated in chosen.evaluated:
+            questions = [evaluated.question_of(row) for row in new_rows]
+            keys, places = list(evaluated.questions), list(evaluated.questions.values())
+            same = [(n, evaluated.questions[q]) for n, q in enumerate(questions) if q in evaluated.questions]
+            for n, where in [*((o.training, places[o.evaluated]) for o in overlaps(questions, keys)), *same]:
+                written[fit[n]] = WrittenQuestion("", "is evaluated", where)
+        by_row: dict[int, list[WrittenQuestion]] = {i: [] for i in chosen.texts}
+        for (i, _), answer in written.items():
+            by_row[i].append(answer)
+        outcomes = augment(rows, chosen.roles, by_row, by=how.by, text_kind=how.what, in_columns=in_columns)
+        changes = [outcome.change for outcome in outcomes if outcome.change]
+        if not any(change.kind == "added" for change in changes):
+            reasons = "; ".join(dict.fromkeys(change.reason for change in changes))
+            found = f"{pluralize(len(changes), how.what.split(' ', 1)[1])}, and none can be used: {reasons}"
+            step = "another model, or a higher --temperature"
+            raise UserError("harness data augment", found, "rows to train on", step)
+        left_out = {change.where: change for change in chosen.left}
+        for index, (row, change) in enumerate(outcomes):
+            if row is not None and change is None:
+                outcomes[index] = EditedRow(row, left_out.get(row.where))
+        used: dict[str, Any] = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict()}
+        del used["max_cost"]
+        used["evaluated"] = sum(len(evaluated.questions) for evaluated in chosen.evaluated)
+        edit = Edit("augment", used, (), cost_usd=budgeted.usage.cost_usd)
+        return writers.MadeRows(edit, outcomes, spent=budgeted.usage)
+
     return writers.PreparedRequests(plan, make)
-
-
-def _make(
-    chosen: Augmentation,
-    writer: writers.Writer,
-    how: Rewriting,
-    progress: Progress,
-    requests: Mapping[tuple[int, int], writers.PromptRequest],
-    *,
-    in_columns: bool,
-) -> writers.MadeRows:
-    """Let a model write rows; return all rows, each followed by the rows made from it."""
-    budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
-    written = dict[tuple[int, int], WrittenQuestion]()
-    for number in range(1, len(how.prompts) + 1):
-        label = f"{how.by} by {writer.name}"
-        label += f", step {number} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
-        for at, output in zip(requests, budgeted.answers([*requests.values()], label), strict=True):
-            cut, text = output.finish_reason == "length", output.text.strip()
-            if output.finish_reason == "error":
-                written[at] = WrittenQuestion("", f"failed: {output.error}" if output.error else "failed")
-            elif shown_rows := chosen.shown.get(at):
-                written[at] = shown_rows.read(output.text, cut=cut)
-            else:
-                if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
-                    text = text[1:-1].strip()
-                written[at] = (
-                    WrittenQuestion("", CUT) if cut else WrittenQuestion(text, "" if text else "is empty")
-                )
-        requests = {
-            (i, k): _request(how, chosen.texts[i].text, k, _ask(how.prompts[number], answer.text))
-            for (i, k), answer in written.items()
-            if number < len(how.prompts) and not answer.failure
-        }
-    # Texts with an evaluated question count as failed.
-    rows = chosen.content.rows
-    fit = [at for at, answer in written.items() if not answer.failure]
-    new_rows = [rows[i]._replace(fields=written[i, k].put(rows[i].fields, chosen.texts[i])) for i, k in fit]
-    for evaluated in chosen.evaluated:
-        questions = [evaluated.question_of(row) for row in new_rows]
-        keys, places = list(evaluated.questions), list(evaluated.questions.values())
-        same = [(n, evaluated.questions[q]) for n, q in enumerate(questions) if q in evaluated.questions]
-        for n, where in [*((o.training, places[o.evaluated]) for o in overlaps(questions, keys)), *same]:
-            written[fit[n]] = WrittenQuestion("", "is evaluated", where)
-    by_row: dict[int, list[WrittenQuestion]] = {i: [] for i in chosen.texts}
-    for (i, _), answer in written.items():
-        by_row[i].append(answer)
-    outcomes = augment(rows, chosen.roles, by_row, by=how.by, text_kind=how.what, in_columns=in_columns)
-    changes = [outcome.change for outcome in outcomes if outcome.change]
-    if not any(change.kind == "added" for change in changes):
-        reasons = "; ".join(dict.fromkeys(change.reason for change in changes))
-        found = f"{pluralize(len(changes), how.what.split(' ', 1)[1])}, and none can be used: {reasons}"
-        step = "another model, or a higher --temperature"
-        raise UserError("harness data augment", found, "rows to train on", step)
-    left_out = {change.where: change for change in chosen.left}
-    for index, (row, change) in enumerate(outcomes):
-        if row is not None and change is None:
-            outcomes[index] = EditedRow(row, left_out.get(row.where))
-    used: dict[str, Any] = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict()}
-    del used["max_cost"]
-    used["evaluated"] = sum(len(evaluated.questions) for evaluated in chosen.evaluated)
-    edit = Edit("augment", used, (), cost_usd=budgeted.usage.cost_usd)
-    return writers.MadeRows(edit, outcomes, spent=budgeted.usage)
 
 
 def find_evaluated(tasks: Sequence[MeasuredTask]) -> EvaluatedQuestions:
@@ -425,8 +414,7 @@ def augment(
             if verdict and verdict.kind == "dropped":
                 change = verdict._replace(where=row.where, reasons=(f"{text_kind}: {verdict.reason}",))
         fields = {**dict.fromkeys(rows[i].fields if in_columns else ()), **row.fields}
-        added = row._replace(fields=fields) if change.kind == "added" else None
-        by_row[i].append(EditedRow(added, change))
+        by_row[i].append(EditedRow(row._replace(fields=fields) if change.kind == "added" else None, change))
     outcomes: list[EditedRow] = []
     new = (*marks, ORIGIN) if in_columns else ()
     for i, row in enumerate(rows):

@@ -19,7 +19,7 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.runner import sensitive_problems
-from harness.evaluation.session import MeasuredTask
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.bases import quantization_problems
 from harness.experiment.training_fit import processes_of, shards_of
 from harness.models import find_left_out, hub, openai_api, vllm
@@ -34,23 +34,41 @@ from harness.spec import AcceleratePolicy, Experiment, Recipe, Task
 from harness.training import encoder_of, is_of_bitsandbytes, reward_problems, rows_of_each, unknown_names
 
 
-def weight_problems(
-    experiment: Experiment,
-    base: ModelSource,
-    target: MeasuredTask,
-    items: TaskItems,
-    candidate: ResolvedCandidate,
-) -> Iterator[Problem]:
-    """Yield the problems of making or opening a candidate's weights here; `items` are its training rows."""
+def weight_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield the problems of making or opening a candidate's weights here."""
     recipe, where = candidate.recipe, f"candidate {candidate.name}"
+    items = session.training_data(candidate.source).items
     if candidate.given and recipe.path:  # the resolved folder, so that the hub is queried once
         recipe = recipe.model_copy(update={"path": str(candidate.given.path)})
     yield from plugins.method(recipe.method).problems(recipe, candidate.base, where)
     yield from quantization_problems(candidate)
-    yield from _base_problems(base, target.task, candidate)
-    yield from _row_problems(target, items, candidate)
-    yield from _training_problems(candidate)
-    yield from check_sharing(experiment.training.accelerate, candidate)
+    yield from _base_problems(session.source, session.target.task, candidate)
+    yield from _row_problems(session.target, items, candidate)
+    source = candidate.source
+    is_made = not recipe.weights_of  # borrowed weights are their own candidate's
+    if is_made and candidate.method.trains and not candidate.init and not is_packed(candidate.base):
+        of_trials = (trial.method.params(**trial.source.params) for trial in candidate.trials)
+        on_base = (params for params in of_trials if not getattr(params, "encoder", None))
+        yield from next(filter(None, (unknown_names(p, candidate.base, where) for p in on_base)), ())
+    if is_made and candidate.init:
+        params, adapter = candidate.method.params(**source.params), find_adapter_config(candidate)
+        init = plugins.InitWeights(candidate.init.source, adapter)
+        yield from candidate.method.init_problems(params, init, where)
+        penalties = plugins.penalties(candidate.method, source.params)
+        supported = [name for name in penalties if not plugins.refuses(name, adapter)]
+        for name in source.regularize:
+            if refusal := plugins.refuses(name, adapter):
+                step = f"remove {name}" + (f", or take {' or '.join(supported)}" if supported else "")
+                expected = "an adapter that is added to weight matrices"
+                yield Problem(where, f"{name} with {refusal}", expected, step)
+    if is_made and source.regularize:
+        with suppress(UserError):  # the method reports it
+            shape = hub.shape(encoder_of(source.params.get("encoder"), candidate.base))
+            n_layers = shape.n_layers if shape else 0
+            for found in layer_problems(source.regularize, n_layers) if shape else ():
+                expected, step = f"at most {n_layers - 1} of them", "a smaller number in regularize"
+                yield Problem(where, found, expected, step)
+    yield from check_sharing(session.experiment.training.accelerate, candidate)
 
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the same pattern as in transformers
@@ -63,7 +81,22 @@ def list_engine_problems(
 ) -> Iterator[Problem]:
     """Yield problems of GPUs, engine and endpoints with the selected candidates and all that they need."""
     yield from check_gpus(experiment, device)
-    yield from _engine_problems(experiment, [candidate for _, candidate in placed], needed)
+    selected = [candidate for _, candidate in placed]
+    for candidate in (candidate for candidate in selected if candidate.recipe.serve_merged):
+        where, step = f"candidate {candidate.name}", "remove serve_merged"
+        if "adapter" not in candidate.makes.split(plugins.OR):
+            found = f"serve_merged, and weights of the kind {candidate.makes}"
+            yield Problem(where, found, "weights_of that name an adapter", step)
+        elif unmergeable := _describe_unmergeable(find_adapter_config(candidate)):
+            found = f"serve_merged, and an adapter {unmergeable}"
+            yield Problem(where, found, "one of low-rank matrices alone", step)
+        if quantization := candidate.served_base.quantization:
+            found = f"serve_merged, and a base in {quantization}"
+            yield Problem(where, found, "a base as it was", f"serve_on: bf16, or {step}")
+        if experiment.engine != "transformers":
+            found = f"serve_merged, and engine: {experiment.engine}"
+            yield Problem(where, found, "the engine that merges", f"engine: transformers, or {step}")
+    yield from _engine_problems(experiment, selected, needed)
     for where, candidate in ((where, candidate) for where, candidate in placed if candidate.is_remote):
         asks_tokens = "rank" in _answers_tried(candidate.recipe) or not openai_api.can_chat(experiment.target)
         if asks_tokens and _settings(candidate).protocol == "chat":
@@ -71,34 +104,6 @@ def list_engine_problems(
             found += " log-probabilities"
             expected = "a target that is answered in chat, and answer: generate"
             yield Problem(where, found, expected, "protocol: completions, where the server has it")
-
-
-def _training_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    source, where = candidate.source, f"candidate {candidate.name}"
-    if candidate.recipe.weights_of:
-        return
-    if candidate.method.trains and not candidate.init and not is_packed(candidate.base):
-        of_trials = (trial.method.params(**trial.source.params) for trial in candidate.trials)
-        on_base = (params for params in of_trials if not getattr(params, "encoder", None))
-        yield from next(filter(None, (unknown_names(p, candidate.base, where) for p in on_base)), ())
-    if candidate.init:
-        params, adapter = candidate.method.params(**source.params), find_adapter_config(candidate)
-        init = plugins.InitWeights(candidate.init.source, adapter)
-        yield from candidate.method.init_problems(params, init, where)
-        penalties = plugins.penalties(candidate.method, source.params)
-        supported = [name for name in penalties if not plugins.refuses(name, adapter)]
-        for name in source.regularize:
-            if refusal := plugins.refuses(name, adapter):
-                step = f"remove {name}" + (f", or take {' or '.join(supported)}" if supported else "")
-                expected = "an adapter that is added to weight matrices"
-                yield Problem(where, f"{name} with {refusal}", expected, step)
-    if source.regularize:
-        with suppress(UserError):  # the method reports it
-            shape = hub.shape(encoder_of(source.params.get("encoder"), candidate.base))
-            n_layers = shape.n_layers if shape else 0
-            for found in layer_problems(source.regularize, n_layers) if shape else ():
-                expected, step = f"at most {n_layers - 1} of them", "a smaller number in regularize"
-                yield Problem(where, found, expected, step)
 
 
 def _base_problems(base: ModelSource, task: Task, candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -170,10 +175,8 @@ def _answers_tried(recipe: Recipe) -> list[Any]:
 
 
 def _engine_problems(
-    experiment: Experiment, selected: Iterable[ResolvedCandidate], needed: Iterable[ResolvedCandidate]
+    experiment: Experiment, selected: Sequence[ResolvedCandidate], needed: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
-    for candidate in selected:
-        yield from _check_merging(experiment.engine, candidate)
     if experiment.engine == "transformers":
         return
     yield from vllm.problems(experiment.vllm)
@@ -208,24 +211,6 @@ def _engine_problems(
         elif rank > vllm.MAX_RANK:
             found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
             yield Problem(where, found, f"a rank of at most {vllm.MAX_RANK}", step)
-
-
-def _check_merging(engine: str, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    if not candidate.recipe.serve_merged:
-        return
-    where = f"candidate {candidate.name}"
-    if "adapter" not in candidate.makes.split(plugins.OR):
-        found = f"serve_merged, and weights of the kind {candidate.makes}"
-        yield Problem(where, found, "weights_of that name an adapter", "remove serve_merged")
-    elif unmergeable := _describe_unmergeable(find_adapter_config(candidate)):
-        found = f"serve_merged, and an adapter {unmergeable}"
-        yield Problem(where, found, "one of low-rank matrices alone", "remove serve_merged")
-    if candidate.served_base.quantization:
-        found = f"serve_merged, and a base in {candidate.served_base.quantization}"
-        yield Problem(where, found, "a base as it was", "serve_on: bf16, or remove serve_merged")
-    if engine != "transformers":
-        found = f"serve_merged, and engine: {engine}"
-        yield Problem(where, found, "the engine that merges", "engine: transformers, or remove serve_merged")
 
 
 def _describe_unmergeable(adapter: Mapping[str, Any]) -> str:
@@ -336,13 +321,9 @@ def find_unwritable_rows(
     tasks: Sequence[MeasuredTask], candidates: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
     """Yield the rows that the chat template of a candidate's base cannot render, at most ten per file."""
-    bases = {
-        base
-        for candidate in candidates
-        if candidate.method.makes_language_model and not candidate.is_remote
-        for base in (candidate.base, candidate.trained_base)
-        if not is_packed(base) and chat_template(base)
-    }
+    local = (c for c in candidates if c.method.makes_language_model and not c.is_remote)
+    sources = {source for c in local for source in (c.base, c.trained_base)}
+    bases = {base for base in sources if not is_packed(base) and chat_template(base)}
     rows = list[tuple[list[Message], str]]()  # conversations, each with its location
     for measured in tasks if bases else ():
         task = measured.task

@@ -35,7 +35,6 @@ from harness.experiment.training_fit import PRUNED, Fit, FitInputs, show_point
 from harness.experiment.trials import measure_point, read_kept_points, score_forgetting, validate
 from harness.plugins import OR
 from harness.records import Curve, TrackedPoint, TrainingRecord, Trial, read_training_record
-from harness.spec import SubjectTo
 from harness.store import TrialRun, write_whole
 from harness.training import Weights
 
@@ -199,7 +198,26 @@ class _Maker(NamedTuple):
         if is_again and (stored_failure := trial.recall(key, proposal)):
             return stored_failure
         try:
-            outcome = trial.train_and_score(proposal, inputs, self.candidate.source.subject_to)
+            points, pruned = trial.train_until_pruned(inputs, proposal.should_prune)
+            weights, bound = pruned or trial.find_or_fit(inputs), self.candidate.source.subject_to
+            record = weights.training
+            made = Trial(
+                params=proposal.params,
+                validation=None,
+                best_validation_loss=record.best_validation_loss,
+                wall_s=record.wall_s or 0.0,
+                loss=record.loss,
+                validation_loss=record.validation_loss,
+                points=points,
+                most_forgetting=bound.forgetting if bound else None,
+                fit_key=record.fit_key,
+            )
+            if pruned:
+                made = replace(made, validation=points[-1][1], pruned_at=record.n_steps)
+            else:
+                score, prompts_digest = validate(session, trial.candidate, weights)
+                forgetting = score_forgetting(session, trial.candidate, weights, bound) if bound else None
+                made = replace(made, validation=score, asked=prompts_digest, forgetting=forgetting)
         except NotStored:
             if stored_outcome := trial.recall(key, proposal):
                 return stored_outcome
@@ -213,9 +231,9 @@ class _Maker(NamedTuple):
             if not session.reads_only:
                 trial.save(failed, key, weights_digest="", state="failed", rows={}, error=one_line(error))
             return Tried(failed, error=error)
-        if outcome.weights and not session.reads_only:
-            trial.record(outcome.trial, outcome.weights)
-        return outcome
+        if not session.reads_only:
+            trial.record(made, weights)
+        return Tried(made, weights)
 
     def recall(self, key: str, proposal: trials.TrialProposal) -> Tried | None:
         stored = store.find_trial(self.session.store, self.name_trial(key))
@@ -223,30 +241,6 @@ class _Maker(NamedTuple):
             return None
         reason, _, knob = stored.trial.error.partition("; try: ")
         return Tried(replace(stored.trial, params=proposal.params), error=CandidateFailed(reason, knob))
-
-    def train_and_score(
-        self, proposal: trials.TrialProposal, inputs: FitInputs, bound: SubjectTo | None
-    ) -> Tried:
-        session, candidate = self.session, self.candidate
-        scores, pruned = self.train_until_pruned(inputs, proposal.should_prune)
-        weights = pruned or self.find_or_fit(inputs)
-        record = weights.training
-        trial = Trial(
-            params=proposal.params,
-            validation=None,
-            best_validation_loss=record.best_validation_loss,
-            wall_s=record.wall_s or 0.0,
-            loss=record.loss,
-            validation_loss=record.validation_loss,
-            points=scores,
-            most_forgetting=bound.forgetting if bound else None,
-            fit_key=record.fit_key,
-        )
-        if pruned:
-            return Tried(replace(trial, validation=scores[-1][1], pruned_at=record.n_steps), weights)
-        score, prompts_digest = validate(session, candidate, weights)
-        forgetting = score_forgetting(session, candidate, weights, bound) if bound else None
-        return Tried(replace(trial, validation=score, asked=prompts_digest, forgetting=forgetting), weights)
 
     def record(self, trial: Trial, weights: Weights) -> None:
         # Stores a complete or pruned trial with its answers on validation.

@@ -65,8 +65,7 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
         if len(places) != 1:
             first = ", ".join(names[i] for i in places[:4])
             step = f"name one of {first}" if places else f"such as --item {pool[0][1].id if pool else 'ID'}"
-            expected = "one of an evaluated task"
-            raise UserError(f"--item {item}", f"{len(places)} such items", expected, step)
+            raise UserError(f"--item {item}", f"{len(places)} such items", "one of an evaluated task", step)
         rows, example = pool[places[0]]
     else:
         items = session.target.items.test
@@ -116,8 +115,7 @@ def add_prompts(
 
     Prompts in an `earlier` report of the same runs are reused, because making one loads a tokenizer.
     """
-    run_ids = tuple(f.run_id for f in report.facts)
-    if earlier and tuple(f.run_id for f in earlier.facts) == run_ids:
+    if earlier and [f.run_id for f in earlier.facts] == [f.run_id for f in report.facts]:
         old_prompts = {(s.task, s.item): s.prompts for s in earlier.answers}
         if any(old_prompts.values()) and {(s.task, s.item) for s in report.answers} == old_prompts.keys():
             answers = (replace(s, prompts=old_prompts[s.task, s.item]) for s in report.answers)
@@ -175,8 +173,7 @@ def _sent(base: ModelSource, weights: Weights, rows: RowSet, examples: Sequence[
         tokens = [encoded.context for encoded in encode_all(tokenizer, prompts)]
         texts = [str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)) for ids in tokens]
     else:
-        is_chat = weights.kind == "chat"
-        texts = [canonical_json(list(e.messages)) if is_chat else e.prompt for e in examples]
+        texts = [canonical_json(list(e.messages)) if weights.kind == "chat" else e.prompt for e in examples]
         tokens = [tuple(text.encode()) for text in texts]
     return [
         SentPrompt(example.messages, example.passages, text, len(ids), digest(ids))

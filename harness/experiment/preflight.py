@@ -181,43 +181,39 @@ class Estimates:
 
     def costs(self, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
         """Estimate the cost of every selected candidate."""
-        return tuple(self._cost(self.session.candidates[name], room) for name in selected)
-
-    def _cost(self, candidate: ResolvedCandidate, room: Memory) -> Cost:
-        session, method, name = self.session, candidate.method, candidate.name
-        if method.is_remote:
-            return Cost(name, None, None, 0.0, None, fits=True)
+        session, every = self.session, list[Cost]()
         hour, device = session.experiment.decide.device_hour_usd, session.machine.device
-        # Another candidate makes borrowed weights.
-        trained_names = [] if candidate.recipe.weights_of else [name]
-        training = self._sum_making(trained_names, [session.first_seed], from_nothing=True)
-        if not method.makes_language_model:
-            trained_s = session.seconds(training, candidate.base)
-            return Cost(name, None, trained_s, 0.0, costs.price_usd(trained_s, device, hour), fits=True)
-        shape = hub.shape(candidate.base)
-        answering = self._answering(name).work + (Work() if method.keeps_base else self._suites.work)
-        start_s = costs.start_s(weights_bytes(candidate.base.path), device)
-        seconds = start_s + session.seconds(training + answering, candidate.base)
-        peak_gib = self._peak_gb(candidate, shape) / _GIB if shape else None
-        fits = None if peak_gib is None else peak_gib <= room.free_gib
-        n = shape.active if shape else candidate.base.n_parameters
-        read = training.read + answering.read + answering.generated
-        items = session.target.items
-        context = answering.read / max(1, len(items.validation) + len(items.test))
-        flops = memory.inference_flops(n, read)
-        flops += memory.attention_flops(shape, read, context / 2) if shape else 0.0
-        if training.trained:
-            n_adapter = _n_adapter(candidate, shape) if shape else 0
-            flops += memory.training_flops(n, training.trained, n_adapter, checkpointing=device == "cuda")
-        return Cost(
-            candidate=name,
-            memory_gib=peak_gib,
-            time_s=seconds,
-            flops=flops,
-            cost_usd=costs.price_usd(seconds, device, hour),
-            fits=fits,
-            knob="" if fits is not False else MEMORY_KNOBS if _trains(candidate) else "a smaller base_model",
-        )
+        for name in selected:
+            candidate, method = session.candidates[name], session.candidates[name].method
+            if method.is_remote:
+                every.append(Cost(name, None, None, 0.0, None, fits=True))
+                continue
+            # Another candidate makes borrowed weights.
+            trained_names = [] if candidate.recipe.weights_of else [name]
+            training = self._sum_making(trained_names, [session.first_seed], from_nothing=True)
+            if not method.makes_language_model:
+                time_s = session.seconds(training, candidate.base)
+                every.append(Cost(name, None, time_s, 0.0, costs.price_usd(time_s, device, hour), fits=True))
+                continue
+            shape = hub.shape(candidate.base)
+            answering = self._answering(name).work + (Work() if method.keeps_base else self._suites.work)
+            time_s = costs.start_s(weights_bytes(candidate.base.path), device)
+            time_s += session.seconds(training + answering, candidate.base)
+            peak_gib = self._peak_gb(candidate, shape) / _GIB if shape else None
+            fits = None if peak_gib is None else peak_gib <= room.free_gib
+            n = shape.active if shape else candidate.base.n_parameters
+            read = training.read + answering.read + answering.generated
+            n_items = len(session.target.items.validation) + len(session.target.items.test)
+            flops = memory.inference_flops(n, read)
+            if shape:
+                flops += memory.attention_flops(shape, read, answering.read / max(1, n_items) / 2)
+            if training.trained:
+                n_adapter = _n_adapter(candidate, shape) if shape else 0
+                flops += memory.training_flops(n, training.trained, n_adapter, checkpointing=device == "cuda")
+            knob = MEMORY_KNOBS if _trains(candidate) else "a smaller base_model"
+            usd = costs.price_usd(time_s, device, hour)
+            every.append(Cost(name, peak_gib, time_s, flops, usd, fits, knob if fits is False else ""))
+        return tuple(every)
 
     def _peak_gb(self, candidate: ResolvedCandidate, shape: Shape) -> float:
         session, method, sizes = self.session, candidate.method, self._answering(candidate.name)

@@ -197,8 +197,7 @@ def prepare_session(
     problems += trackers.problems(loaded.experiment.report_to)
     needed = [candidates[name] for name in add_lineage(loaded.selected, candidates)]
     for candidate in needed:
-        items = session.training_data(candidate.source).items
-        problems += weight_problems(experiment, session.source, session.target, items, candidate)
+        problems += weight_problems(session, candidate)
         problems += regularization_problems(candidate.recipe, session.mix_context(candidate.recipe, seed))
         problems += search_problems(session.suites, seed, candidate)
     problems += find_unwritable_rows((*session.tasks, *session.training.values()), needed)
@@ -357,13 +356,12 @@ def _cut_task(measured: MeasuredTask, tokens: tuple[str, ...], base: str) -> tup
     def cut(*texts: str) -> tuple[str, ...]:
         return tuple(cut_special(text, tokens) or text for text in texts)
 
-    def cut_all(example: Example) -> Example:
-        (rejected,) = cut(example.rejected)
-        references, choices = cut(*example.references), cut(*example.choices)
-        return replace(example, references=references, choices=choices, rejected=rejected)
-
-    names = get_args(PartName)
-    parts: dict[str, Any] = {name: tuple(map(cut_all, getattr(measured.items, name))) for name in names}
+    parts: dict[str, Any] = {}
+    for name in get_args(PartName):
+        parts[name] = tuple(
+            replace(e, references=cut(*e.references), choices=cut(*e.choices), rejected=cut(e.rejected)[0])
+            for e in getattr(measured.items, name)
+        )
     first, token = next(iter(cuts.items()))
     option = "" if all(find_special([token]) for token in cuts.values()) else f" --base {as_argument(base)}"
     commands = [

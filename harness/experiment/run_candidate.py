@@ -133,19 +133,6 @@ class _RunParts:
         folds_digest = digest(["folds", *(part.rows.identity.answers.digest for part in parts)])
         return test._replace(identity=replace(test.identity, weights_digest=folds_digest))
 
-    def rescore_folds(self) -> list[RowSet]:
-        # Scores stored answers with the current metrics; returns the sets that need a model.
-        if not self.is_folded:
-            return []
-        parts = self.find_folds()
-        if lacking := [rows for part in parts for rows in rescore_stored(part.session, [part.rows])]:
-            return lacking
-        joined = self.join_folds(parts)
-        if len(parts) < len(self.session.in_folds()):
-            return [joined]
-        self.write_joined(joined, parts)
-        return []
-
     def write_joined(self, joined: RowSet, parts: Sequence[_FoldPart]) -> None:
         # Writes the folds' rows in test order, unless that is done.
         at, identity = self.session.store, joined.identity
@@ -369,7 +356,16 @@ def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[
     lacking = list(run_before.rows)
     if weights is not None:
         parts = _RunParts(session, candidate, run_before.seed, weights)
-        lacking = [f"{rows.name} in folds" for rows in parts.rescore_folds()[:1]]
+        in_folds, folds = list[RowSet](), parts.find_folds() if parts.is_folded else []
+        for part in folds:
+            in_folds += rescore_stored(part.session, [part.rows])
+        if parts.is_folded and not in_folds:
+            joined = parts.join_folds(folds)
+            if len(folds) == len(session.in_folds()):
+                parts.write_joined(joined, folds)
+            else:
+                in_folds.append(joined)
+        lacking = [f"{rows.name} in folds" for rows in in_folds[:1]]
         lacking = lacking or [rows.name for rows in rescore_stored(session, parts.sets)]
         rescored_run = None if lacking else parts.find_done() or parts.save_again(run_before)
     if rescored_run is None:

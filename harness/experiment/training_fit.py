@@ -5,7 +5,7 @@ Invariant: however a training ends, the next call resumes from its checkpoints.
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,10 @@ from harness.training.worker import launch
 
 PRUNED = "pruned.json"  # in the folder of a trial that was pruned
 _ALIKE = 0.6  # an estimate teaches only if the steps made are within this ratio
+
+
+# Rows mixed into the training rows, and general rows by regulariser.
+RegularizerRows = tuple[Sequence[Example], dict[str, tuple[Example, ...]]]
 
 
 class FitInputs(NamedTuple):
@@ -126,7 +130,7 @@ class Fit(NamedTuple):
         }
         return session.store.weights(digest({name: value for name, value in identity.items() if value}))
 
-    def _find_regularizer_rows(self) -> tuple[Sequence[Example], dict[str, tuple[Example, ...]]]:
+    def _find_regularizer_rows(self) -> RegularizerRows:
         session, candidate, seed = self
 
         def answer_as_base(name: str, mixture: Mixture) -> Iterable[Answered]:
@@ -174,7 +178,7 @@ class Fit(NamedTuple):
         try:
             if not (partial_folder / training.FIT).exists():  # written last
                 with clear_errors(session.store, str(partial_folder), AGAIN), stage as advance:
-                    self._write_job(partial_folder, inputs, *rows, pause_at, show_at)
+                    self._write_job(partial_folder, inputs, rows, pause_at, show_at)
                     if processes > 1:
                         training.write_launch(partial_folder, policy.accelerate, device)
                     (launch if own_process else training.run_job)(partial_folder, advance)
@@ -206,15 +210,9 @@ class Fit(NamedTuple):
             session.learn_pace("fits", work, took_s - steps_s, base, teaches=teaches_rest)
 
     def _write_job(
-        self,
-        partial_folder: Path,
-        inputs: FitInputs,
-        mixed: Sequence[Example],
-        general: Mapping[str, Sequence[Example]],
-        pause_at: int,
-        show_at: int,
+        self, partial_folder: Path, inputs: FitInputs, rows: RegularizerRows, pause_at: int, show_at: int
     ) -> None:
-        session, candidate, seed = self
+        (session, candidate, seed), (mixed, general) = self, rows
         source, step = candidate.source, session.prompting_step(candidate.source, seed)
         items, policy = session.training_data(source).items, session.experiment.training.accelerate
         reward = training.Reward(written=source.reward, task=session.target.task) if source.reward else None
@@ -274,8 +272,7 @@ def _init_path(init: training.Weights | None) -> Path | None:
 def processes_of(policy: AcceleratePolicy, source: Recipe) -> int:
     """Return the number of processes that share a training: one if a method or regulariser cannot share."""
     changes_steps = has_hook(source.regularize, "prepare", "penalty", "step", "select")
-    able = plugins.method(source.method).data_parallel and not changes_steps
-    return policy.num_processes if able else 1
+    return policy.num_processes if plugins.method(source.method).data_parallel and not changes_steps else 1
 
 
 def shards_of(policy: AcceleratePolicy, source: Recipe) -> str:

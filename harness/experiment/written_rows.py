@@ -38,7 +38,6 @@ from harness.experiment.stored_rows import refuse_folds
 from harness.formatting import count, pluralize, price
 from harness.metrics import item_scores, normalize
 from harness.metrics import version as metric_version
-from harness.progress import Progress
 from harness.prompting import Step
 from harness.provenance import digest_code
 from harness.records import Example, Limits, Message, Output, fold_text, is_unspaced
@@ -260,43 +259,34 @@ def prepare_proposal(
         )
         seed = seed_of(request.seed, "proposal", k) if request.temperature else None
         prompts.append(writers.PromptRequest(({"role": "user", "content": content},), limits, seed))
-    make = partial(_propose, task, name, request, session.progress, writer, shown_rows, prompts)
-    return writers.PreparedRequests(writers.plan_requests(writer, prompts), make)
 
+    def propose() -> ProposedPrompts:
+        budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
+        outputs = budgeted.answers(prompts, f"{request.n} system texts by {name}")
+        answers = [output for output in outputs if output.finish_reason != "error"]
+        first: dict[str, str] = {}
+        for answer in answers:
+            if answer.finish_reason != "length" and (text := answer.text.strip()):
+                first.setdefault(fold_text(text), text)
+        if not first:
+            failed = dict.fromkeys(output.error for output in outputs if output.error)
+            reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
+            step = "a larger --max-new-tokens, or another model"
+            raise UserError("harness data propose-prompts", reasons, "a text to try", step)
+        file = task.data.source("train") or ""
+        provenance = {
+            "harness": __version__,
+            "proposer": name,
+            "weights": writer.weights_digest,
+            "task": task.name,
+            "examples": [example.id for example in shown_rows],
+            "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
+            **request._asdict(),
+            "spent": writers.sum_usage(writer, answers)._asdict(),
+        }
+        return ProposedPrompts(tuple(first.values()), provenance)
 
-def _propose(
-    task: Task,
-    name: str,
-    request: PromptProposal,
-    progress: Progress,
-    writer: writers.Writer,
-    shown_rows: Sequence[Example],
-    prompts: Sequence[writers.PromptRequest],
-) -> ProposedPrompts:
-    budgeted = writers.BudgetedWriter(writer, request.max_cost, progress)
-    outputs = budgeted.answers(prompts, f"{request.n} system texts by {name}")
-    answers = [output for output in outputs if output.finish_reason != "error"]
-    first: dict[str, str] = {}
-    for answer in answers:
-        if answer.finish_reason != "length" and (text := answer.text.strip()):
-            first.setdefault(fold_text(text), text)
-    if not first:
-        failed = dict.fromkeys(output.error for output in outputs if output.error)
-        reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
-        step = "a larger --max-new-tokens, or another model"
-        raise UserError("harness data propose-prompts", reasons, "a text to try", step)
-    file = task.data.source("train") or ""
-    provenance = {
-        "harness": __version__,
-        "proposer": name,
-        "weights": writer.weights_digest,
-        "task": task.name,
-        "examples": [example.id for example in shown_rows],
-        "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
-        **request._asdict(),
-        "spent": writers.sum_usage(writer, answers)._asdict(),
-    }
-    return ProposedPrompts(tuple(first.values()), provenance)
+    return writers.PreparedRequests(writers.plan_requests(writer, prompts), propose)
 
 
 class Ranking(NamedTuple):
@@ -338,8 +328,7 @@ def open_ranking(session: Session, rank: str, left_usd: Callable[[], float | Non
     refuse(reward_problems(rank or name, task, session.target.items.train, where))
     unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
     content = digest_code(Path(rank)) if is_path(rank) else metric_version(rank or name, unspaced)
-    score = rewards_of(Reward(written=rank or name, task=task))
-    return Ranking({"metric": name, "version": content}, score)
+    return Ranking({"metric": name, "version": content}, rewards_of(Reward(written=rank or name, task=task)))
 
 
 def _rank_by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[], float | None]) -> Ranking:

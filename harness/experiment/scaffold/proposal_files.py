@@ -255,8 +255,7 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> tuple[str, str, str]:
 
     Returns the suite's name if harness.yaml lists it, the text of its file if it is new, and a sentence.
     """
-    rows = (*items.train, *items.validation, *items.test)
-    code = find_language(example.prompt for example in rows) or "en"
+    code = find_language(e.prompt for e in (*items.train, *items.validation, *items.test)) or "en"
     language = SPOKEN.get(code)
     if language is None:
         return "", "", f"public tasks: none are known in the language of the rows, “{code}”"

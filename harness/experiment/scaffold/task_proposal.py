@@ -231,8 +231,7 @@ class PromptColumns(NamedTuple):
     def compared(self) -> str:
         """Phrase for the input, or for two compared inputs, as in `text1` and `text2`."""
         stems = {name[:-1] for name in self.questions if name[-1:] in "12ab"}
-        is_pair = len(stems) == 1 < len(self.questions)
-        return f"the two {self.noun}s" if is_pair else f"the {self.noun}"
+        return f"the two {self.noun}s" if len(stems) == 1 < len(self.questions) else f"the {self.noun}"
 
     @property
     def task(self) -> str:
@@ -280,7 +279,7 @@ def draft_instruction(
         return f"{query} Reply with the query {_NOTHING_ELSE}."
     if answers.form in ("json", "spans"):
         return _ask_for_json(columns, references)
-    return (_ask_for_number if answers.form == "number" else _ask_for_text)(columns, references)
+    return _ask_for_text(columns, references, are_numbers=answers.form == "number")
 
 
 _STRESSED: dict[recognition.AnswerForm, str] = {
@@ -332,18 +331,17 @@ def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
 _NUMBER = re.compile(r"\W*?(-?\d+(?:\.\d+)?)")
 
 
-def _ask_for_number(columns: PromptColumns, references: Sequence[str]) -> str:
-    values = [float(number[1]) for text in references if (number := _NUMBER.match(text))]
-    alone = all(_NUMBER.fullmatch(text.strip()) for text in references)
-    ends = f", between {min(values):g} and {max(values):g}," if values and alone else ""
-    name = "value" if find_head(columns.answer) in _GENERIC else spell(columns.answer)
-    wording = f"Estimate the {name} from {columns.compared}"
-    wording = columns.task if columns.noun == "question" else wording
-    return f"{wording}. Reply with one {'number' if alone else 'number with its unit'}{ends} {_NOTHING_ELSE}."
-
-
-def _ask_for_text(columns: PromptColumns, references: Sequence[str]) -> str:
+def _ask_for_text(columns: PromptColumns, references: Sequence[str], *, are_numbers: bool) -> str:
     head, n = find_head(columns.answer), median(len(text.split()) for text in references)
+    if are_numbers:
+        values = [float(number[1]) for text in references if (number := _NUMBER.match(text))]
+        alone = all(_NUMBER.fullmatch(text.strip()) for text in references)
+        ends = f", between {min(values):g} and {max(values):g}," if values and alone else ""
+        name = "value" if head in _GENERIC else spell(columns.answer)
+        wording = f"Estimate the {name} from {columns.compared}"
+        wording = columns.task if columns.noun == "question" else wording
+        unit = "" if alone else " with its unit"
+        return f"{wording}. Reply with one number{unit}{ends} {_NOTHING_ELSE}."
     length = f"in about {count(5 * round(n / 5) if n < 50 else 10 * round(n / 10))} words"
     length = "in a few words" if n <= 8 else length
     if head in _SUMMARIES:
