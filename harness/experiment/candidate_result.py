@@ -238,14 +238,10 @@ def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts)
     parts = [(part, find_stored_runs(part, [request])[0]) for part, request in _parts(session, runs, facts)]
     trained = [(part, run) for part, run in parts if run and run.state == "done"]
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
-    points = [
-        TrainingSize(
-            session_of_part.n_training_rows(r.candidate),
-            facts_of(session_of_part, reader, r).training_cost_usd,
-            reader.read(r, session_of_part.target),
-        )
-        for session_of_part, r in [*trained, (session, whole)]
-    ]
+    points = list[TrainingSize]()
+    for part, run in [*trained, (session, whole)]:
+        cost_usd, rows = facts_of(part, reader, run).training_cost_usd, reader.read(run, part.target)
+        points.append(TrainingSize(part.n_training_rows(run.candidate), cost_usd, rows))
     return learning_curve(name, points, session.target.primary)
 
 

@@ -114,10 +114,8 @@ class _Maker(NamedTuple):
         return weights._replace(training=record)
 
     def begin(self) -> FitInputs:
-        init, reward = (
-            self._replace(candidate=maker).weights() if maker else None
-            for maker in (self.candidate.init, self.candidate.reward)
-        )
+        makers = self.candidate.init, self.candidate.reward
+        init, reward = (self._replace(candidate=m).weights() if m else None for m in makers)
         merges = [self._replace(candidate=maker).weights() for maker in self.candidate.merges]
         # The weights to start from or to merge may be of a kind that the method does not accept.
         expected_kinds = {"init_from": self.candidate.method.init_from, "merges": self.candidate.method.makes}
@@ -312,9 +310,8 @@ class _Maker(NamedTuple):
             whole = read_weights(candidate, folder)
             assert whole is not None
             history = whole.training
-        loss, validation_loss = (
-            tuple(at for at in curve if at[0] <= step) for curve in (history.loss, history.validation_loss)
-        )
+        whole_curves = history.loss, history.validation_loss
+        loss, validation_loss = (tuple(at for at in curve if at[0] <= step) for curve in whole_curves)
         record = TrainingRecord(wall_s=history.wall_s, n_steps=step, fit_key=folder.name)
         record = replace(record, loss=loss, validation_loss=validation_loss)
         return tuple(scores), weights._replace(training=record)

@@ -236,10 +236,8 @@ def compare_arms(
             if items_key not in study.admitted:
                 study.admitted[items_key] = admit_tasks(measured, study.seed, gate)
             admitted = study.admitted[items_key]
-        identical = run.weights_digest == digest
-        compared = gating.compare_arms(
-            measured, gate, identical=identical, seed=study.seed, admitted=admitted
-        )
+        identical, seed = run.weights_digest == digest, study.seed
+        compared = gating.compare_arms(measured, gate, identical=identical, seed=seed, admitted=admitted)
         study.compared[key] = ArmsOfPair(measured, compared, tuple(notes))
     return study.compared[key]
 

@@ -405,11 +405,8 @@ def measure_noise(session: Session) -> Noise:
     for rows, (usual, *varied) in zip(sets, again, strict=True):
         metric = rows.measured.primary
         pairs = {name: list(zip(usual, arm, strict=True)) for name, arm in zip(arms, varied, strict=True)}
-        gaps = [
-            abs(a.gold_logprob - b.gold_logprob)
-            for a, b in (pair for arm in pairs.values() for pair in arm)
-            if a.gold_logprob is not None and b.gold_logprob is not None
-        ]
+        logprobs = [(a.gold_logprob, b.gold_logprob) for arm in pairs.values() for a, b in arm]
+        gaps = [abs(a - b) for a, b in logprobs if a is not None and b is not None]
         # Items whose primary score moved, and the largest difference in log-likelihood.
         flips = {name: sum(is_flipped(a, b, metric) for a, b in arm) for name, arm in pairs.items()}
         tasks.append(TaskNoise(rows.measured.task.name, len(usual), flips, max(gaps, default=None)))

@@ -252,11 +252,8 @@ class _RunParts:
         if busy_s := sum(row.compute_s for row in rows):
             parity["tokens_per_s"] = round(sum(row.n_output_tokens for row in rows) / busy_s, 2)
         of_texts = [s for s in self.sets if s.measured.task.kind == "bits_per_byte"]
-        scored = [
-            (row.gold_logprob, row.gold_bytes)
-            for row in (row for s in of_texts for row in s.read(session.store))
-            if row.gold_bytes and row.gold_logprob is not None
-        ]
+        of_rows = [(row.gold_logprob, row.gold_bytes) for s in of_texts for row in s.read(session.store)]
+        scored = [(nats, n_bytes) for nats, n_bytes in of_rows if n_bytes and nats is not None]
         if scored:
             nats, n_bytes = (sum(column) for column in zip(*scored, strict=True))
             parity["bits_per_byte"] = round(-nats / np.log(2) / n_bytes, 5)

@@ -87,9 +87,8 @@ class Fit(NamedTuple):
         elif is_path(source.reward) and not training.is_metric_file(Path(source.reward)):
             rewarded_by = digest_code(Path(source.reward))
         else:
-            task = session.target.task.model_dump(
-                mode="json", exclude={"data", "limit"}, exclude_defaults=True
-            )
+            unread = {"data", "limit"}
+            task = session.target.task.model_dump(mode="json", exclude=unread, exclude_defaults=True)
             unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
             rewarded_by = digest([metric_name(source.reward), metric_version(source.reward, unspaced), task])
         if not method.draws_from:

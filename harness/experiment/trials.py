@@ -253,15 +253,11 @@ def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weight
         for arm_weights, sets in zip((base_weights(trial.base), weights), arms, strict=True):
             base = None if arm_weights.digest == trial.base.weights_digest else trial.base
             answer_and_score(session, arm_weights, sets, "general items for validation", base)
-        pairs = [[rows.read(session.store) for rows in pair] for pair in zip(*arms, strict=True)]
-        with_rows = zip(tasks, pairs, strict=True)
-        alike = [Measurement(m.task, m.role, m.suite, m.metrics, base, base) for m, (base, _) in with_rows]
+        of_tasks = zip(tasks, *arms, strict=True)
+        read = [(m, base.read(session.store), new.read(session.store)) for m, base, new in of_tasks]
+        alike = [Measurement(m.task, m.role, m.suite, m.metrics, base, base) for m, base, _ in read]
         counting = name_admitted_tasks(alike, session.first_seed)
-        changes = [
-            _compare_capability(m, base, new)
-            for m, (base, new) in zip(tasks, pairs, strict=True)
-            if m.task.name in counting
-        ]
+        changes = [_compare_capability(m, base, new) for m, base, new in read if m.task.name in counting]
         if not changes:
             n = sum(m.size("test") for m in tasks)
             found = f"subject_to: of {n} general items for validation no task shows what the base can lose"
@@ -348,10 +344,8 @@ def measure_points(
         items = replace(m.items, test=tuple(e for e in m.items.test if e.id in set(ids)))
         versions = {**m.versions, "test": digest([m.versions["test"], ids])}  # which names the items
         sampled.append((m._replace(items=items, versions=versions, weights=None), base))
-    return tuple(
-        measure_point(session, candidate, step, point_weights, seed, sampled)
-        for step, point_weights in weights_by_step.items()
-    )
+    points = weights_by_step.items()
+    return tuple(measure_point(session, candidate, step, at, seed, sampled) for step, at in points)
 
 
 def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:

@@ -460,11 +460,8 @@ def _draw(
 ) -> list[tuple[list[str], str]]:
     """Sample answers; return the distinct complete ones per example, and the reason if too few."""
     limits = Limits(draw.max_new_tokens or task.max_new_tokens, task.stop, draw.temperature, draw.top_p)
-    requests = [
-        writers.PromptRequest(step(example).messages, limits, seed_of(draw.seed, example.id, index))
-        for example in examples
-        for index in range(draw.samples)
-    ]
+    draws = [(e, seed_of(draw.seed, e.id, number)) for e in examples for number in range(draw.samples)]
+    requests = [writers.PromptRequest(step(e).messages, limits, seed) for e, seed in draws]
     outputs = iter(budgeted.answers(requests, f"{pluralize(len(requests), 'answer')} of {name}"))
     answers = []
     for _ in examples:
