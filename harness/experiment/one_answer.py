@@ -147,11 +147,11 @@ def add_prompts(
         prompts, room = {item: list[ShownPrompt]() for item in ids}, _ROOM
         in_order = sorted(columns_of.items(), key=lambda entry: ids.index(entry[0][0]))
         for (item, sent_digest), columns in in_order:
-            if prompt := prompt_by_key.get((item, sent_digest)):
-                room -= len(prompt.text) * len(columns)
+            if shown := prompt_by_key.get((item, sent_digest)):
+                room -= len(shown.text) * len(columns)
                 if room >= 0:
-                    was_sent = prompt.digest == sent_digest
-                    prompts[item].append(prompt._replace(columns=tuple(columns), was_sent=was_sent))
+                    was_sent = shown.digest == sent_digest
+                    prompts[item].append(shown._replace(columns=tuple(columns), was_sent=was_sent))
         with_prompts += [replace(s, prompts=tuple(prompts.get(s.item, ()))) for s in items]
     return replace(report, answers=tuple(with_prompts))
 

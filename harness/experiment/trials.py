@@ -416,4 +416,6 @@ def measure_point(
         return TrackedPoint(step=step, target=target)
     pairs = zip(sampled, general, strict=True)
     mean = mean_change([_compare_capability(m, base, new.read(session.store)) for (m, base), new in pairs])
-    return TrackedPoint(step, target, mean.score, mean.low, mean.high, mean.n)
+    return TrackedPoint(
+        step=step, target=target, capability=mean.score, low=mean.low, high=mean.high, n_general=mean.n
+    )

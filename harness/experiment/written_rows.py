@@ -28,7 +28,7 @@ from harness.errors import Problem, Unscored, UserError, did_you_mean, refuse
 from harness.evaluation import seed_of
 from harness.evaluation.candidate_rows import row_files
 from harness.evaluation.grading import GradeAccount
-from harness.evaluation.judges import GradeReader, JudgedMetric, key_problems
+from harness.evaluation.judges import GradeReader, key_problems
 from harness.evaluation.judging_stage import grade_answers
 from harness.evaluation.row_sets import prompting_digest
 from harness.evaluation.session import Session
@@ -317,7 +317,34 @@ def open_ranking(session: Session, rank: str, left_usd: Callable[[], float | Non
 
         return Ranking({"reward": rank, "weights": weights.digest}, score_by_model)
     if name in session.target.judged:
-        return _rank_by_judge(session, session.target.judged[name], left_usd)
+        judged, metric = session.target.judged[name], session.target.metrics[name]
+        problems, account = [*key_problems([judged])], GradeAccount(judged)
+        step = "usd_per_million_tokens: {input: …, output: …} in the rubric"
+        for judge in judged.judges if left_usd() is not None else ():
+            if judge.settings and judge.prices is None:
+                found = f"{name} by {judge.name}, an endpoint without prices"
+                problems.append(Problem("--max-cost", found, "prices to hold it against", step))
+        refuse(problems)
+
+        def read(asked: Sequence[Example], texts: Sequence[str]) -> tuple[GradeReader, list[float | None]]:
+            reader = GradeReader(session.target.task.name, {name: judged}, asked)
+            bound = reader.bind({name: metric})[name]
+            parts = [bound.score(Output(text), e) for e, text in zip(asked, texts, strict=True)]
+            scores = [None if p is None else item_scores(metric, np.array([p]))[0] for p in parts]
+            return reader, [None if score is None else metric.unit.sign * float(score) for score in scores]
+
+        def score_by_judge(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+            reader, scores = read(examples, answers)
+            account.count(reader.keys)
+            if not reader.ungraded:
+                return scores
+            limited = judged._replace(limit=account.limit(left_usd()))
+            grade_answers(session, [answer._replace(judged=limited) for answer in reader.ungraded])
+            return read(examples, answers)[1]
+
+        by = {"judge": name, "books": [judge.book for judge in judged.judges]}
+        hour, device = session.experiment.decide.device_hour_usd, session.machine.device
+        return Ranking(by, score_by_judge, lambda: account.cost_usd(device, hour))
     names = {*plugins.names("metrics"), *session.target.judged}
     names |= {n for n, candidate in session.candidates.items() if not candidate.method.answers}
     if not is_path(rank or name) and metric_plugin(rank or name) not in names:
@@ -329,36 +356,6 @@ def open_ranking(session: Session, rank: str, left_usd: Callable[[], float | Non
     unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
     content = digest_code(Path(rank)) if is_path(rank) else metric_version(rank or name, unspaced)
     return Ranking({"metric": name, "version": content}, rewards_of(Reward(written=rank or name, task=task)))
-
-
-def _rank_by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[], float | None]) -> Ranking:
-    problems, step = [*key_problems([judged])], "usd_per_million_tokens: {input: …, output: …} in the rubric"
-    for judge in judged.judges if left_usd() is not None else ():
-        if judge.settings and judge.prices is None:
-            found = f"{judged.metric} by {judge.name}, an endpoint without prices"
-            problems.append(Problem("--max-cost", found, "prices to hold it against", step))
-    refuse(problems)
-    metric, account = session.target.metrics[judged.metric], GradeAccount(judged)
-
-    def read(examples: Sequence[Example], answers: Sequence[str]) -> tuple[GradeReader, list[float | None]]:
-        reader = GradeReader(session.target.task.name, {judged.metric: judged}, examples)
-        bound = reader.bind({judged.metric: metric})[judged.metric]
-        parts = [bound.score(Output(text), e) for e, text in zip(examples, answers, strict=True)]
-        scores = [None if p is None else item_scores(metric, np.array([p]))[0] for p in parts]
-        return reader, [None if score is None else metric.unit.sign * float(score) for score in scores]
-
-    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
-        reader, scores = read(examples, answers)
-        account.count(reader.keys)
-        if not reader.ungraded:
-            return scores
-        limited = judged._replace(limit=account.limit(left_usd()))
-        grade_answers(session, [answer._replace(judged=limited) for answer in reader.ungraded])
-        return read(examples, answers)[1]
-
-    by = {"judge": judged.metric, "books": [judge.book for judge in judged.judges]}
-    hour = session.experiment.decide.device_hour_usd
-    return Ranking(by, score, lambda: account.cost_usd(session.machine.device, hour))
 
 
 _TOGETHER = 16  # prompts whose answers are sampled together
