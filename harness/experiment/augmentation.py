@@ -136,12 +136,10 @@ class ShownRows(NamedTuple):
             answered = answered[key]
         if type(answered) is int and not re.fullmatch(r"-?\d+", label):
             return WrittenQuestion("", "has an answer that is not a whole number, as its row has")
-        row_columns = {"id", seed.question.keys[0], seed.answer.keys[0]}
-        fields = {
-            name: value
-            for name, value in put_text(seed.row.fields, seed.question.keys, question).items()
-            if name in row_columns or all(row.row.fields.get(name) == value for row in self.others)
-        }
+        own, fields = {"id", seed.question.keys[0], seed.answer.keys[0]}, dict[str, Any]()
+        for name, value in put_text(seed.row.fields, seed.question.keys, question).items():
+            if name in own or all(row.row.fields.get(name) == value for row in self.others):
+                fields[name] = value
         fields = put_text(fields, seed.answer.keys, int(label) if type(answered) is int else label)
         return WrittenQuestion(question, fields=fields, shown=tuple(row.question.text for row in self.others))
 

@@ -188,9 +188,8 @@ class Estimates:
             if method.is_remote:
                 every.append(Cost(name, None, None, 0.0, None, fits=True))
                 continue
-            # Another candidate makes borrowed weights.
-            trained_names = [] if candidate.recipe.weights_of else [name]
-            training = self._sum_making(trained_names, [session.first_seed], from_nothing=True)
+            borrows = candidate.recipe.weights_of  # another candidate makes these
+            training = self._sum_making([] if borrows else [name], [session.first_seed], from_nothing=True)
             if not method.makes_language_model:
                 time_s = session.seconds(training, candidate.base)
                 every.append(Cost(name, None, time_s, 0.0, costs.price_usd(time_s, device, hour), fits=True))
@@ -210,7 +209,7 @@ class Estimates:
             if training.trained:
                 n_adapter = _n_adapter(candidate, shape) if shape else 0
                 flops += memory.training_flops(n, training.trained, n_adapter, checkpointing=device == "cuda")
-            knob = MEMORY_KNOBS if _trains(candidate) else "a smaller base_model"
+            knob = MEMORY_KNOBS if method.trains and not borrows else "a smaller base_model"
             usd = costs.price_usd(time_s, device, hour)
             every.append(Cost(name, peak_gib, time_s, flops, usd, fits, knob if fits is False else ""))
         return tuple(every)
@@ -223,7 +222,7 @@ class Estimates:
         read = min(cached, READING[session.machine.device].tokens)
         peak = memory.inference_peak(shape, cached, precision, quantization=served, read=read)
         answering = peak.total + memory.BYTES[precision] * scored * shape.vocabulary / 1e9
-        if not _trains(candidate):
+        if candidate.recipe.weights_of or not method.trains:
             return answering
         params = _params(candidate)
         # A CPU keeps quantised weights unpacked, and has no checkpointing.
@@ -257,10 +256,6 @@ class Estimates:
 
 def _params(candidate: ResolvedCandidate) -> Any:
     return candidate.method.params(**candidate.trials[0].source.params)
-
-
-def _trains(candidate: ResolvedCandidate) -> bool:
-    return not candidate.recipe.weights_of and candidate.method.trains
 
 
 def _n_adapter(candidate: ResolvedCandidate, shape: Shape) -> int:

@@ -285,18 +285,12 @@ def general_items(suites: Sequence[MeasuredTask], seed: int, n_items: int) -> li
     clusters = {e.cluster for examples in tests.values() for e in examples if e.cluster != e.id}
     questions = {question_of(e) for examples in tests.values() for e in examples}
     ids = {name: {e.id for e in examples} for name, examples in tests.items()}
-    spare: Mapping[str, list[Example]] = {
-        m.task.name: [
-            row.example
-            for split in ("validation", "test")
-            for row in m.items.evaluated.get(split, ())
-            if row.example.id not in ids[m.task.name]
-            and row.example.cluster not in clusters
-            and question_of(row.example) not in questions
-        ]
-        for m in tasks
-        if m.role == "capability"
-    }
+    spare = dict[str, list[Example]]()
+    for m in (m for m in tasks if m.role == "capability"):
+        rows = (row for split in ("validation", "test") for row in m.items.evaluated.get(split, ()))
+        others = (row.example for row in rows if row.example.id not in ids[m.task.name])
+        others = (e for e in others if e.cluster not in clusters and question_of(e) not in questions)
+        spare[m.task.name] = list(others)
     min_items = min(_FEW, max(map(len, spare.values()), default=0)) or 1
     tasks_with_items = [m for m in tasks if len(spare.get(m.task.name, ())) >= min_items]
     n_each = -(-n_items // max(1, len(tasks_with_items)))

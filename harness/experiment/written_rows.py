@@ -249,14 +249,11 @@ def prepare_proposal(
     about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
     about += [f"Its present system text: {task.system}" if task.system else ""]
     shown = [f"{e.question}\nRight answer: {e.references[0]}\n" for e in shown_rows]
-    examples = [f"Example {i}:\n{text}" for i, text in enumerate(shown, 1)]
     limits, prompts = Limits(request.max_new_tokens, (), request.temperature), []
+    texts = {"task": "\n".join(filter(None, about)) or f"The task is called {task.name}."}
+    texts["examples"] = "\n".join(f"Example {i}:\n{text}" for i, text in enumerate(shown, 1))
     for k in range(request.n):  # each text has its own opening and seed
-        content = _ASK.format(
-            task="\n".join(filter(None, about)) or f"The task is called {task.name}.",
-            examples="\n".join(examples),
-            start=_STARTS[k % len(_STARTS)],
-        )
+        content = _ASK.format(**texts, start=_STARTS[k % len(_STARTS)])
         seed = seed_of(request.seed, "proposal", k) if request.temperature else None
         prompts.append(writers.PromptRequest(({"role": "user", "content": content},), limits, seed))
 
