@@ -374,8 +374,8 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     extra = costs.Work(read=read, generated=generated)
     plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))
     is_shipped = partial(find_shipped, session.target.task, base)
-    context, n_mixed = session.mix_context(source, seed), (n_rows, step_rows)
-    whole = plain + extra + regularization_work(source, context, is_shipped, plain, n_mixed)
+    context, sizes = session.mix_context(source, seed), (n_rows, step_rows)
+    whole = plain + extra + regularization_work(source, context, is_shipped, plain, sizes)
     return whole._replace(steps=params.max_steps if params.max_steps > 0 else whole.steps, fits=1)
 
 

@@ -316,11 +316,11 @@ def open_ranking(session: Session, rank: str, left_usd: Callable[[], float | Non
     if name in session.target.judged:
         judged, metric = session.target.judged[name], session.target.metrics[name]
         problems, account = [*key_problems([judged])], GradeAccount(judged)
-        step = "usd_per_million_tokens: {input: …, output: …} in the rubric"
+        with_prices = "usd_per_million_tokens: {input: …, output: …} in the rubric"
         for judge in judged.judges if left_usd() is not None else ():
             if judge.settings and judge.prices is None:
                 found = f"{name} by {judge.name}, an endpoint without prices"
-                problems.append(Problem("--max-cost", found, "prices to hold it against", step))
+                problems.append(Problem("--max-cost", found, "prices to hold it against", with_prices))
         refuse(problems)
 
         def read(asked: Sequence[Example], texts: Sequence[str]) -> tuple[GradeReader, list[float | None]]:
