@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from harness import plugins, store
 from harness.analysis import comparison
-from harness.analysis.ablation import Means, Pair, ablations, training_sets
+from harness.analysis.ablation import ablations, training_sets
 from harness.analysis.admission import Measurement, compare_task
 from harness.analysis.answers import AnswerDiversity, answer_diversity
 from harness.analysis.candidate_facts import CandidateFacts, ItemVariances, best_untrained, is_fine_tuned
@@ -56,7 +56,7 @@ from harness.experiment.run_remarks import (
     describe_trainings,
     list_remarks,
 )
-from harness.experiment.stored_rows import Facts, Reader, Rows, Runs
+from harness.experiment.stored_rows import Facts, Reader, Runs
 from harness.experiment.study import (
     Study,
     answers_on_target,
@@ -92,11 +92,6 @@ class RunVerdicts(NamedTuple):
     results: dict[str, GateResult]
     study: Study
 
-    @property
-    def tasks(self) -> dict[str, Sequence[TaskComparison]]:
-        """Comparisons of each run with its base, by task."""
-        return {run_id: result.tasks for run_id, result in self.results.items()}
-
 
 def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     """Judge the finished runs, alone and among all fine-tunes; settled verdicts are kept."""
@@ -104,8 +99,7 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     reached, study = describe_reached(session, reader, runs), study_session(session, reader)
     facts, settled = add_comparisons(study, runs, reached), study.settled
     more_targets = dict[str, tuple[TargetScore, ...]]()
-    has_win_rate = study.experiment.gate.target.win_rate is not None
-    pairs = pair_with_best(runs, facts) if has_win_rate else ()
+    pairs = pair_with_best(runs, facts) if study.experiment.gate.target.win_rate is not None else ()
     wins = {run.run_id: wins_of(study, run, best) for run, best in pairs}
     for task in study.experiment.more_targets:
         for run_id, score in _scores(study, runs, facts, task).items():
@@ -127,8 +121,8 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
         )
         for f in facts
     ]
-    placed, corrected = place_in_family(judged, family_of(session.experiment)), []
-    for f, run in zip(placed, runs, strict=True):
+    corrected = []
+    for f, run in zip(place_in_family(judged, family_of(session.experiment)), runs, strict=True):
         if run.run_id in settled:
             f = replace(f, corrected=settled[run.run_id].corrected)
         elif f.standing and f.verdict and f.standing.level != f.standing.alpha:
@@ -153,8 +147,9 @@ def _build_report(
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment."""
     verdicts = judge_runs(session, reader, runs)
-    judged, tasks, experiment = verdicts.facts, verdicts.tasks, session.experiment
-    all_comparisons = [t for run in tasks.values() for t in run]
+    (judged, results, study), by_id = verdicts, {run.run_id: run for run in runs}
+    experiment = session.experiment
+    all_comparisons = [t for result in results.values() for t in result.tasks]
     steps = list_steps(session.candidates, runs, verdicts)
     primary, policy, recipes = session.target.primary, experiment.gate, experiment.candidates
     n_drawn_again = {}  # training rows that a mixture repeated, by candidate
@@ -162,7 +157,20 @@ def _build_report(
         rows = session.training_data(recipes[f.name])
         n_drawn_again[f.name] = len(rows.items.train) - n_rows(rows, recipes[f.name])
     order = {name: at for at, name in enumerate(recipes)}
-    ordered, comparers = sorted(judged, key=lambda f: order[f.name]), _comparers(verdicts.study, runs)
+    ordered = sorted(judged, key=lambda f: order[f.name])
+    is_corrected = bool(judge_labels(study.store, study.target, primary.name))
+
+    def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison | None:
+        return compare_on(study, by_id[new.run_id], by_id[old.run_id])
+
+    def means(old: Facts, new: Facts) -> RecipeDifference | None:
+        pairs = [pair(a, b) for a in old for b in new]
+        # Corrections add variance beyond the items.
+        if is_corrected or any(c is None or c.refused for c in pairs):
+            return average_pairs(pairs)
+        arms = ([study.rows.cut(by_id[f.run_id], study.target) for f in facts] for facts in (old, new))
+        return compare_recipes(primary, *arms)
+
     test, held = session.target.items.test, {m.task.name: m.held for m in session.suites}
     report = ExperimentReport(
         experiment=experiment.name,
@@ -170,19 +178,19 @@ def _build_report(
         metric=primary.name,
         facts=judged,
         comparisons={
-            f.label: tuple(t.comparison for t in tasks[f.run_id])
+            f.label: tuple(t.comparison for t in results[f.run_id].tasks)
             for f in judged
-            if f.run_id in tasks and f.trained
+            if f.run_id in results and f.trained
         },
         header=header,
         smoke=smoke,
-        notes=(*notes, *count_rows(verdicts.study, session.tasks, reader, runs)),
+        notes=(*notes, *count_rows(study, session.tasks, reader, runs)),
         not_admitted=_explain_not_admitted(all_comparisons, policy),
         one_half={t.task.name: t.half.why for t in all_comparisons if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=summarize_seeds(judged),
-        ablations=ablations(ordered, *comparers),
-        training_sets=training_sets(ordered, recipes, experiment.decide, n_drawn_again, *comparers),
+        ablations=ablations(ordered, pair, means),
+        training_sets=training_sets(ordered, recipes, experiment.decide, n_drawn_again, pair, means),
         curve=fit_stored_curve(session, reader, runs, judged),
         task=session.target.task.name,
         macro_margin=scale_share(policy.macro),
@@ -212,8 +220,8 @@ def list_steps(
     candidates: Mapping[str, ResolvedCandidate], runs: Runs, judged: RunVerdicts
 ) -> dict[str, tuple[AttributionStep, ...]]:
     """List the steps from the base to each fine-tune: over its quantised base, and from its start."""
-    study, tasks, recipes = judged.study, judged.tasks, judged.study.experiment.candidates
-    unsettled = (run for run in runs if run.run_id in tasks and run.run_id not in study.settled)
+    study, recipes = judged.study, judged.study.experiment.candidates
+    unsettled = (run for run in runs if run.run_id in judged.results and run.run_id not in study.settled)
     answered_runs = [run for run in unsettled if f"{study.target.name}/test" in run.rows]
     steps: dict[str, tuple[AttributionStep, ...]] = {}
     for run in answered_runs:
@@ -221,7 +229,7 @@ def list_steps(
         if not method.tunes:
             continue
         served_as = f"{candidates[run.candidate].served_base.quantization.upper()} base"
-        step = partial(_step, study, [t for t in tasks[run.run_id] if is_in_macro(t)])
+        step = partial(_step, study, [t for t in judged.results[run.run_id].tasks if is_in_macro(t)])
         chain, measured = list[AttributionStep](), measure(study, run)
         if over := measure_over(study, run, run.served_digest) if run.served_digest else []:
             served = {m.task.name: m.base for m in over}
@@ -238,9 +246,8 @@ def list_steps(
                 change = "training on pairs"
             elif method.interpolates:
                 change = "scaling"
-            chain.append(
-                step(change, run.candidate, parent.candidate, shared, compare_on(study, run, parent))
-            )
+            on_target = compare_on(study, run, parent)
+            chain.append(step(change, run.candidate, parent.candidate, shared, on_target))
         steps[run.run_id] = tuple(chain)
     return steps
 
@@ -275,10 +282,7 @@ def find_answers(
         for label, run in ((label, run) for label, run in labelled_runs if key in run.rows):
             labels.setdefault(run.rows[key], []).append(label)
             by_rows[run.rows[key]] = run
-        arms = {
-            ", ".join(labels_of_rows): reader.read(by_rows[rows], m)
-            for rows, labels_of_rows in labels.items()
-        }
+        arms = {", ".join(names): reader.read(by_rows[rows], m) for rows, names in labels.items()}
         if m.task.name in bases and all(run.weights_digest != run.base_digest for run in by_rows.values()):
             arms = {"base": bases[m.task.name]} | arms
         if arms and not is_reported_only(m.task):
@@ -294,15 +298,14 @@ def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[Answe
             continue
         old, new = answers_on_target(judged.study, run)
         diversities = [answer_diversity(new, old)]
-        for m in measure(judged.study, run):
-            if m.role != "regression":
-                # Refusals of unsafe requests use the same words, which is not a collapse.
-                diversity = answer_diversity(m.new, m.base)
-                diversities.append(
-                    replace(diversity, collapsed=False) if diversity and m.role == "safety" else diversity
-                )
-        by_label[f.label] = tuple(filter(None, diversities))
-    return {label: diversities for label, diversities in by_label.items() if diversities}
+        for m in (m for m in measure(judged.study, run) if m.role != "regression"):
+            diversity = answer_diversity(m.new, m.base)
+            if diversity and m.role == "safety":  # refusals use the same words, which is not a collapse
+                diversity = replace(diversity, collapsed=False)
+            diversities.append(diversity)
+        if shown := tuple(filter(None, diversities)):
+            by_label[f.label] = shown
+    return by_label
 
 
 def _calibrate(
@@ -340,9 +343,8 @@ def add_comparisons(
     correct a judge's grades: these vary from more than the items.
     """
     task = target or study.target
-    metric = study.primary(task)
+    metric, best = study.primary(task), best_untrained(facts)
     labels = judge_labels(study.store, task, metric.name)
-    best = best_untrained(facts)
     by_name, seeds = {run.candidate: run for run in runs if run.state == "done"}, dict[str, list[Run]]()
 
     def against(run: Run, opponent: Run | None) -> Comparison | None:
@@ -355,8 +357,7 @@ def add_comparisons(
         rows = [study.rows.cut(opponent, task) if opponent else None for opponent in opponents]
         return item_variances(metric, rows_of_seeds, *rows) if len(rows_of_seeds) > 1 and not labels else None
 
-    finished_runs = list(by_name.values())
-    baselines = {r.run_id: (by_name.get(best or ""), find_prompt(study, finished_runs, r)) for r in runs}
+    baselines = {r.run_id: (by_name.get(best or ""), find_prompt(study, by_name.values(), r)) for r in runs}
     for run in (run for run in runs if run.state == "done"):
         seeds.setdefault(run.candidate, []).append(run)
     variances = {name: over_items(group, *baselines[group[0].run_id]) for name, group in seeds.items()}
@@ -369,26 +370,6 @@ def add_comparisons(
         )
         for f, run in zip(facts, runs, strict=True)
     ]
-
-
-def _comparers(study: Study, runs: Runs) -> tuple[Pair, Means]:
-    target, by_id = study.target, {run.run_id: run for run in runs}
-    metric = study.primary(target)
-    labels = judge_labels(study.store, target, metric.name)
-
-    def rows(facts: Facts) -> list[Rows]:
-        return [study.rows.cut(by_id[f.run_id], target) for f in facts]
-
-    def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison | None:
-        return compare_on(study, by_id[new.run_id], by_id[old.run_id])
-
-    def means(old: Facts, new: Facts) -> RecipeDifference | None:
-        pairs = [pair(a, b) for a in old for b in new]
-        if labels or any(c is None or c.refused for c in pairs):  # corrections add variance beyond the items
-            return average_pairs(pairs)
-        return compare_recipes(metric, rows(old), rows(new))
-
-    return pair, means
 
 
 def _step(
@@ -442,12 +423,9 @@ def analyse(
         header["engine"] = session.engine(session.source)[0]
     if wall_s is not None:
         header["wall_s"] = wall_s
-    study = study_session(session, reader)
+    study, remarks = study_session(session, reader), [*notes]
     names = dict.fromkeys(run.candidate for run in runs)
-    remarks = [*notes]
-    if left_out := [
-        n for n, candidate in session.candidates.items() if n not in names and candidate.method.answers
-    ]:
+    if left_out := [n for n, c in session.candidates.items() if n not in names and c.method.answers]:
         remarks.append(f"not in this report, of the candidates that are written: {', '.join(left_out)}")
     remarks += [*describe_rows_and_prompts(session, names), *base_remarks(session.sources)]
     remarks += dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
@@ -455,9 +433,8 @@ def analyse(
     max_errors = session.experiment.gate.max_errors
     remarks += judge_remarks(session.tasks, session.open_judge_of_pairs(), runs, max_errors)
     report = _build_report(session, reader, runs, header, remarks, smoke=smoke)
-    now = list_verdict_records(report, runs, study)
-    changes = filter(None, (verdict_change(study.store, record) for record in now))
-    return replace(report, notes=(*report.notes, *changes))
+    changes = (verdict_change(study.store, record) for record in list_verdict_records(report, runs, study))
+    return replace(report, notes=(*report.notes, *filter(None, changes)))
 
 
 def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy) -> Decision:

@@ -12,8 +12,7 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count as count_up
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -137,15 +136,12 @@ class ShownRows(NamedTuple):
             answered = answered[key]
         if type(answered) is int and not re.fullmatch(r"-?\d+", label):
             return WrittenQuestion("", "has an answer that is not a whole number, as its row has")
-        row_columns = {"id", seed.question.keys[0], seed.answer.keys[0]}
-        fields = {
-            name: value
-            for name, value in put_text(seed.row.fields, seed.question.keys, question).items()
-            if name in row_columns or all(row.row.fields.get(name) == value for row in self.others)
-        }
+        own, fields = {"id", seed.question.keys[0], seed.answer.keys[0]}, dict[str, Any]()
+        for name, value in put_text(seed.row.fields, seed.question.keys, question).items():
+            if name in own or all(row.row.fields.get(name) == value for row in self.others):
+                fields[name] = value
         fields = put_text(fields, seed.answer.keys, int(label) if type(answered) is int else label)
-        texts = tuple(row.question.text for row in self.others)
-        return WrittenQuestion(question, fields=fields, shown=texts)
+        return WrittenQuestion(question, fields=fields, shown=tuple(row.question.text for row in self.others))
 
 
 By = Literal["paraphrase", "back-translation", "new-questions"]
@@ -221,8 +217,25 @@ def choose_rows(
                 changes.append(Change(row.where, "reported", ("not used: it is evaluated",), evaluated_at))
             else:
                 questions[i] = question
-    is_new = how.by == "new-questions"
-    seeds = _find_seeds(content.rows, roles, questions, labels) if is_new else {}
+    is_new, seeds = how.by == "new-questions", dict[int, SeedRow]()
+    for i, question in questions.items() if is_new else ():
+        row = content.rows[i]
+        parsed, choices = read_question_and_answers(row, roles), list_choices(row.fields)[1]
+        answers = [text for text in label_places(row.fields, roles) if text.keys[0] in roles.answers]
+        is_whole = parsed.question.strip() == question.text.strip()  # no earlier turns, no second column
+        if len(answers) != 1 or not answers[0].text.strip() or not is_whole:
+            continue
+        row_labels = tuple(map(str, choices)) if parsed.choices else labels
+        if match_label(answers[0].text, row_labels) is None:
+            row_labels = ()
+        if parsed.choices and not row_labels:  # a letter or a number means nothing to a model
+            continue
+        setting = (parsed.context, parsed.system, parsed.choices, parsed.tools)
+        seeds[i] = SeedRow(row, question, answers[0], setting, row_labels)
+    if free := [seed for seed in seeds.values() if not seed.labels]:
+        questions_of_free = (seed.question.text for seed in free)
+        free_labels = label_set([seed.answer.text for seed in free], roles.answers[0], questions_of_free)
+        seeds = {i: seed if seed.labels else seed._replace(labels=free_labels) for i, seed in seeds.items()}
     indices = list(seeds if is_new else questions)
     chosen = indices if n_rows is None else draw(indices, min(n_rows, len(indices)), f"{how.seed}/augment")
     if not chosen:
@@ -249,40 +262,6 @@ def choose_rows(
     return Augmentation(content, roles, texts, shown_rows, tuple(changes), tuple(evaluated))
 
 
-def _find_seeds(
-    rows: Sequence[Row], roles: Roles, questions: Mapping[int, PlacedText], labels: tuple[str, ...]
-) -> dict[int, SeedRow]:
-    """Return the rows that a prompt can show, by index."""
-    seeds: dict[int, SeedRow] = {}
-    for i, question in questions.items():
-        row = rows[i]
-        parsed, choices = read_question_and_answers(row, roles), list_choices(row.fields)[1]
-        answers = [text for text in label_places(row.fields, roles) if text.keys[0] in roles.answers]
-        is_whole = parsed.question.strip() == question.text.strip()  # no earlier turns, no second column
-        if len(answers) != 1 or not answers[0].text.strip() or not is_whole:
-            continue
-        row_labels = tuple(map(str, choices)) if parsed.choices else labels
-        if match_label(answers[0].text, row_labels) is None:
-            row_labels = ()
-        if parsed.choices and not row_labels:  # a letter or a number means nothing to a model
-            continue
-        setting = (parsed.context, parsed.system, parsed.choices, parsed.tools)
-        seeds[i] = SeedRow(row, question, answers[0], setting, row_labels)
-    free = [seed for seed in seeds.values() if not seed.labels]
-    texts = [seed.answer.text for seed in free], [seed.question.text for seed in free]
-    free_labels = label_set(texts[0], roles.answers[0], texts[1]) if free else ()
-    return {i: seed if seed.labels else seed._replace(labels=free_labels) for i, seed in seeds.items()}
-
-
-def _first_requests(chosen: Augmentation, how: Rewriting) -> dict[tuple[int, int], writers.PromptRequest]:
-    requests: dict[tuple[int, int], writers.PromptRequest] = {}
-    for (i, text), k in product(chosen.texts.items(), range(how.variants)):
-        shown_rows, prompt = chosen.shown.get((i, k)), how.prompts[0]
-        messages = shown_rows.messages(prompt) if shown_rows else _ask(prompt, text.text)
-        requests[i, k] = _request(how, text.text, k, messages)
-    return requests
-
-
 def _ask(prompt: str, text: str) -> tuple[Message, ...]:
     return ({"role": "user", "content": prompt.replace(TEXT, text)},)
 
@@ -291,77 +270,73 @@ def prepare_rows(
     chosen: Augmentation, writer: writers.Writer, how: Rewriting, progress: Progress, *, in_columns: bool
 ) -> writers.PreparedRequests[writers.MadeRows]:
     """Estimate requests, tokens and cost of the new rows; nothing is sent until `make` is called."""
-    requests, later = _first_requests(chosen, how), how.prompts[1:]
+    (prompt, *later), requests = how.prompts, dict[tuple[int, int], writers.PromptRequest]()
+    for (i, text), k in product(chosen.texts.items(), range(how.variants)):
+        shown_rows = chosen.shown.get((i, k))
+        messages = shown_rows.messages(prompt) if shown_rows else _ask(prompt, text.text)
+        requests[i, k] = _request(how, text.text, k, messages)
     first = writers.plan_requests(writer, [*requests.values()])
-    read = sum(costs.tokens(prompt) + costs.CHAT_TOKENS + how.max_new_tokens for prompt in later)
-    read = first.read + read * first.requests
+    n_later = sum(costs.tokens(prompt) + costs.CHAT_TOKENS + how.max_new_tokens for prompt in later)
+    read = first.read + n_later * first.requests
     generated = first.generated + len(later) * first.requests * how.max_new_tokens
     n_requests = first.requests * len(how.prompts)
     plan = writers.WriterPlan(n_requests, first.known, read, generated, writer.planned(read, generated))
-    make = partial(_make, chosen, writer, how, progress, requests, in_columns=in_columns)
+
+    def make() -> writers.MadeRows:  # all rows, each followed by the rows made from it
+        budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
+        written, asked = dict[tuple[int, int], WrittenQuestion](), requests
+        for number in range(1, len(how.prompts) + 1):
+            label = f"{how.by} by {writer.name}"
+            label += f", step {number} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
+            for at, output in zip(asked, budgeted.answers([*asked.values()], label), strict=True):
+                cut, text = output.finish_reason == "length", output.text.strip()
+                if output.finish_reason == "error":
+                    written[at] = WrittenQuestion("", f"failed: {output.error}" if output.error else "failed")
+                elif shown_rows := chosen.shown.get(at):
+                    written[at] = shown_rows.read(output.text, cut=cut)
+                elif cut:
+                    written[at] = WrittenQuestion("", CUT)
+                else:
+                    is_quoted = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
+                    text = text[1:-1].strip() if is_quoted else text
+                    written[at] = WrittenQuestion(text, "" if text else "is empty")
+            asked = {
+                (i, k): _request(how, chosen.texts[i].text, k, _ask(how.prompts[number], answer.text))
+                for (i, k), answer in written.items()
+                if number < len(how.prompts) and not answer.failure
+            }
+        # Texts with an evaluated question count as failed.
+        rows = chosen.content.rows
+        fit = [at for at, answer in written.items() if not answer.failure]
+        new_fields = [written[i, k].put(rows[i].fields, chosen.texts[i]) for i, k in fit]
+        new_rows = [rows[i]._replace(fields=new) for (i, _), new in zip(fit, new_fields, strict=True)]
+        for evaluated in chosen.evaluated:
+            questions = [evaluated.question_of(row) for row in new_rows]
+            keys, places = list(evaluated.questions), list(evaluated.questions.values())
+            same = [(n, evaluated.questions[q]) for n, q in enumerate(questions) if q in evaluated.questions]
+            for n, where in [*((o.training, places[o.evaluated]) for o in overlaps(questions, keys)), *same]:
+                written[fit[n]] = WrittenQuestion("", "is evaluated", where)
+        by_row: dict[int, list[WrittenQuestion]] = {i: [] for i in chosen.texts}
+        for (i, _), answer in written.items():
+            by_row[i].append(answer)
+        outcomes = augment(rows, chosen.roles, by_row, by=how.by, text_kind=how.what, in_columns=in_columns)
+        changes = [outcome.change for outcome in outcomes if outcome.change]
+        if not any(change.kind == "added" for change in changes):
+            reasons = "; ".join(dict.fromkeys(change.reason for change in changes))
+            found = f"{pluralize(len(changes), how.what.split(' ', 1)[1])}, and none can be used: {reasons}"
+            step = "another model, or a higher --temperature"
+            raise UserError("harness data augment", found, "rows to train on", step)
+        left_out = {change.where: change for change in chosen.left}
+        for index, (row, change) in enumerate(outcomes):
+            if row is not None and change is None:
+                outcomes[index] = EditedRow(row, left_out.get(row.where))
+        used: dict[str, Any] = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict()}
+        del used["max_cost"]
+        used["evaluated"] = sum(len(evaluated.questions) for evaluated in chosen.evaluated)
+        edit = Edit("augment", used, (), cost_usd=budgeted.usage.cost_usd)
+        return writers.MadeRows(edit, outcomes, spent=budgeted.usage)
+
     return writers.PreparedRequests(plan, make)
-
-
-def _make(
-    chosen: Augmentation,
-    writer: writers.Writer,
-    how: Rewriting,
-    progress: Progress,
-    requests: Mapping[tuple[int, int], writers.PromptRequest],
-    *,
-    in_columns: bool,
-) -> writers.MadeRows:
-    """Let a model write rows; return all rows, each followed by the rows made from it."""
-    budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
-    written = dict[tuple[int, int], WrittenQuestion]()
-    for number in range(1, len(how.prompts) + 1):
-        label = f"{how.by} by {writer.name}"
-        label += f", step {number} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
-        for at, output in zip(requests, budgeted.answers([*requests.values()], label), strict=True):
-            cut, text = output.finish_reason == "length", output.text.strip()
-            if output.finish_reason == "error":
-                written[at] = WrittenQuestion("", f"failed: {output.error}" if output.error else "failed")
-            elif shown_rows := chosen.shown.get(at):
-                written[at] = shown_rows.read(output.text, cut=cut)
-            else:
-                is_quoted = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
-                text = text[1:-1].strip() if is_quoted else text
-                failure = CUT if cut else "" if text else "is empty"
-                written[at] = WrittenQuestion("" if cut else text, failure)
-        requests = {
-            (i, k): _request(how, chosen.texts[i].text, k, _ask(how.prompts[number], answer.text))
-            for (i, k), answer in written.items()
-            if number < len(how.prompts) and not answer.failure
-        }
-    # Texts with an evaluated question count as failed.
-    rows = chosen.content.rows
-    fit = [at for at, answer in written.items() if not answer.failure]
-    new_rows = [rows[i]._replace(fields=written[i, k].put(rows[i].fields, chosen.texts[i])) for i, k in fit]
-    for evaluated in chosen.evaluated:
-        questions = [evaluated.question_of(row) for row in new_rows]
-        keys, places = list(evaluated.questions), list(evaluated.questions.values())
-        same = [(n, evaluated.questions[q]) for n, q in enumerate(questions) if q in evaluated.questions]
-        for n, where in [*((o.training, places[o.evaluated]) for o in overlaps(questions, keys)), *same]:
-            written[fit[n]] = WrittenQuestion("", "is evaluated", where)
-    by_row: dict[int, list[WrittenQuestion]] = {i: [] for i in chosen.texts}
-    for (i, _), answer in written.items():
-        by_row[i].append(answer)
-    outcomes = augment(rows, chosen.roles, by_row, by=how.by, text_kind=how.what, in_columns=in_columns)
-    changes = [outcome.change for outcome in outcomes if outcome.change]
-    if not any(change.kind == "added" for change in changes):
-        reasons = "; ".join(dict.fromkeys(change.reason for change in changes))
-        found = f"{pluralize(len(changes), how.what.split(' ', 1)[1])}, and none can be used: {reasons}"
-        step = "another model, or a higher --temperature"
-        raise UserError("harness data augment", found, "rows to train on", step)
-    left_out = {change.where: change for change in chosen.left}
-    for index, (row, change) in enumerate(outcomes):
-        if row is not None and change is None:
-            outcomes[index] = EditedRow(row, left_out.get(row.where))
-    used: dict[str, Any] = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict()}
-    del used["max_cost"]
-    used["evaluated"] = sum(len(evaluated.questions) for evaluated in chosen.evaluated)
-    edit = Edit("augment", used, (), cost_usd=budgeted.usage.cost_usd)
-    return writers.MadeRows(edit, outcomes, spent=budgeted.usage)
 
 
 def find_evaluated(tasks: Sequence[MeasuredTask]) -> EvaluatedQuestions:
@@ -398,7 +373,33 @@ def augment(
     in_columns: bool = False,
 ) -> list[EditedRow]:
     """Return every row unchanged, followed by the rows made from it; `written` is keyed by row index."""
-    made_rows = list(_make_rows(rows, roles, written))
+    is_taken = any(SOURCE in row.fields for row in rows if not is_augmented(row))
+    marks, known_ids = {} if is_taken else {SOURCE: AUGMENTED}, {row.fields.get("id") for row in rows}
+    parsed_rows = [read_question_and_answers(row, roles) for row in rows]
+    answers = [set(filter(None, map(fold_text, qa.answers))) for qa in parsed_rows]
+    times = Counter(answer for row_answers in answers for answer in row_answers)
+    labels = {answer for answer, n in times.items() if n > 1}
+    # The index of the original, the new row, its problem (empty if none), and the row it repeats.
+    made_rows = list[tuple[int, Row, str, str]]()
+    for i, questions in written.items():
+        row = rows[i]
+        if (original := find_question(row, roles)) is None:
+            continue
+        for question in questions:
+            fields, texts = question.put(row.fields, original), [original.text, *question.shown]
+            origin = json.dumps(texts, ensure_ascii=False) if question.shown else original.text
+            fields |= {**marks, ORIGIN: origin}
+            ident = row.fields.get("id")
+            if isinstance(ident, int):  # a new id of the same type
+                fields["id"] = 1 + max(number for number in known_ids if isinstance(number, int))
+            elif ident is not None:
+                names = (f"{ident}-augmented-{k}" for k in count_up(1))
+                fields["id"] = next(name for name in names if name not in known_ids)
+            known_ids.add(fields.get("id"))
+            why_not = question.failure
+            if question.fields is None and not why_not:
+                why_not = _unfit(question.text, original.text, answers[i] - labels)
+            made_rows.append((i, Row(row.where, fields), why_not, question.of))
     # A new row may repeat or contradict an earlier one.
     usable_rows = [row._replace(where=f"{row.where}, new") for _, row, why_not, _ in made_rows if not why_not]
     judged = iter(_judge(rows, usable_rows, roles))
@@ -411,10 +412,9 @@ def augment(
             if verdict and verdict.kind == "dropped":
                 change = verdict._replace(where=row.where, reasons=(f"{text_kind}: {verdict.reason}",))
         fields = {**dict.fromkeys(rows[i].fields if in_columns else ()), **row.fields}
-        added = row._replace(fields=fields) if change.kind == "added" else None
-        by_row[i].append(EditedRow(added, change))
+        by_row[i].append(EditedRow(row._replace(fields=fields) if change.kind == "added" else None, change))
     outcomes: list[EditedRow] = []
-    new = (*_marks(rows), ORIGIN) if in_columns else ()
+    new = (*marks, ORIGIN) if in_columns else ()
     for i, row in enumerate(rows):
         empty = {name: None for name in new if name not in row.fields}
         outcomes += [EditedRow(row._replace(fields=row.fields | empty)), *by_row[i]]
@@ -437,42 +437,6 @@ def _judge(rows: Sequence[Row], fit: Sequence[Row], roles: Roles) -> list[Change
                 reason = ("another answer to nearly the same question",)
                 changes[i] = Change(every[i].where, "dropped", reason, every[kept_index].where, similarity)
     return changes[len(rows) :]
-
-
-def _make_rows(
-    rows: Sequence[Row], roles: Roles, written: Mapping[int, Sequence[WrittenQuestion]]
-) -> Iterator[tuple[int, Row, str, str]]:
-    """Yield the index of the original, the new row, its problem (empty if none), and the row it repeats."""
-    known_ids, marks = {row.fields.get("id") for row in rows}, _marks(rows)
-    parsed_rows = [read_question_and_answers(row, roles) for row in rows]
-    answers = [set(filter(None, map(fold_text, qa.answers))) for qa in parsed_rows]
-    times = Counter(answer for row_answers in answers for answer in row_answers)
-    labels = {answer for answer, n in times.items() if n > 1}
-    for i, questions in written.items():
-        row = rows[i]
-        if (original := find_question(row, roles)) is None:
-            continue
-        for question in questions:
-            fields, texts = question.put(row.fields, original), [original.text, *question.shown]
-            origin = json.dumps(texts, ensure_ascii=False) if question.shown else original.text
-            fields |= {**marks, ORIGIN: origin}
-            ident = row.fields.get("id")
-            if isinstance(ident, int):  # a new id of the same type
-                fields["id"] = 1 + max(number for number in known_ids if isinstance(number, int))
-            elif ident is not None:
-                names = (f"{ident}-augmented-{k}" for k in count_up(1))
-                fields["id"] = next(name for name in names if name not in known_ids)
-            known_ids.add(fields.get("id"))
-            why_not = question.failure
-            if question.fields is None and not why_not:
-                why_not = _unfit(question.text, original.text, answers[i] - labels)
-            yield i, Row(row.where, fields), why_not, question.of
-
-
-def _marks(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the source columns of an augmented row; empty if the rows already have such a column."""
-    is_taken = any(SOURCE in row.fields for row in rows if not is_augmented(row))
-    return {} if is_taken else {SOURCE: AUGMENTED}
 
 
 def _unfit(text: str, original: str, spans: Collection[str]) -> str:

@@ -4,7 +4,6 @@ Invariant: no weights are read or fetched; estimates use the configuration and t
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -59,8 +58,6 @@ def choose_quantization(
     refuse(problems)
     return chosen_sources
 
-
-_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the same pattern as in transformers
 
 _THINKING = "enable_thinking"  # variable in the templates of Qwen3, SmolLM3 and others
 _WHOLE = "full fine-tuning"
@@ -128,8 +125,8 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         config, tensors = hub.remote_headers(name.removeprefix(HUB), "--base")
     counted = parameters_of(tensors, shapes.find_packed_bits(config))
     n_bytes = sum(tensor.end - tensor.begin for tensor in tensors.values())
-    in_experts = float(expert_parameters(counted))
-    shape = shapes.shape_of(config, sum(counted.values()), n_bytes, in_experts or None)
+    n, in_experts = sum(counted.values()), float(expert_parameters(counted))
+    shape = shapes.shape_of(config, n, n_bytes, in_experts or None)
     if shape is None or not counted:
         found = "a configuration without layers, widths or weights" if counted else "no safetensors"
         if shapes.complete_config(config).get("is_encoder_decoder"):
@@ -141,9 +138,8 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         step = "the config.json that was published with the weights"
         raise UserError(f"--base {name}", found, "the experts that config.json names", step)
     quantized = shapes.quantization_method(config)
-    is_rough = shapes.has_other_layers(config, shapes.complete_config(config)) and not shape.adapted
     notes, uses = list[str](), ways(shape, query, quantized)
-    if is_rough:
+    if shapes.has_other_layers(config, shapes.complete_config(config)) and not shape.adapted:
         notes.append(
             "some of its layers are experts or not attention, and PEFT could not count its adapters: figures"
             " of LoRA and QLoRA are rough here: up to three times as many parameters may be trained"
@@ -154,7 +150,7 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
             f"{_WHOLE} take a base in 16 bits"
         )
     notes += [shapes.UNPACKED[quantized]] if quantized in shapes.UNPACKED else []
-    proposed, n = tuple(_propose(uses, query.gpu_gb)), sum(counted.values())
+    proposed = tuple(_propose(uses, query.gpu_gb))
     return BaseFit(name, n, shape.active, shape, query, uses, tuple(notes), proposed)
 
 
@@ -163,8 +159,7 @@ def _propose(uses: Sequence[BaseUse], gpu_gb: float) -> Iterator[str]:
     smallest = {use.name: use for use in sorted(uses, key=lambda use: -use.peak.total)}
     fits = {use.name: use for use in smallest.values() if any(w.fits for w in uses if w.name == use.name)}
     if lora := next((use for name, use in fits.items() if name.startswith("LoRA")), None):
-        merged = "and merged it answers as fast as the base"
-        yield f"{lora.name}: from {lora.peak.total:.1f} GB, {merged}"
+        yield f"{lora.name}: from {lora.peak.total:.1f} GB, and merged it answers as fast as the base"
     elif qlora := next((use for name, use in fits.items() if name.startswith("QLoRA")), None):
         plain = min(use.peak.total for name, use in smallest.items() if name.startswith("LoRA"))
         more = f"LoRA on the base in 16 bits takes {plain:.1f} GB of {gpu_gb:.4g}"
@@ -172,10 +167,8 @@ def _propose(uses: Sequence[BaseUse], gpu_gb: float) -> Iterator[str]:
         yield f"{qlora.name}: {more}, {on_nf4}"
     for method, alternative in _alternatives().items():
         if use := next((use for name, use in fits.items() if name.startswith(method)), None):
-            yield (
-                f"{use.name}: {alternative.reason}, from {use.peak.total:.1f} GB; "
-                "it answers as fast as the base"
-            )
+            reason = f"{alternative.reason}, from {use.peak.total:.1f} GB"
+            yield f"{use.name}: {reason}; it answers as fast as the base"
 
 
 def _unusable(query: FitQuery) -> Iterator[Problem]:
@@ -202,21 +195,47 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
             weights, keys = prompting.weights / query.gpus, prompting.keys / query.gpus
             prompting = prompting._replace(weights=weights, keys=keys)
         uses.append(BaseUse(name, prompting, prompting.total <= query.gpu_gb))
-    # Each with the number of parameters that it trains; 0 for all of them.
+    # Each with the number of parameters that it trains (0: all of them), and the base's quantisation.
     lora = memory.lora_parameters(shape, RANK)
-    trainings = [_Training(name, form, lora) for name, form in _forms("LoRA", shape, quantized)]
+    trainings = [(name, form, lora, "") for name, form in _forms("LoRA", shape, quantized)]
     if not quantized:
-        trainings += [_Training("QLoRA", shape, lora, "nf4"), _Training(_WHOLE, shape)]
-        trainings += [_Training(_WHOLE_IN_BF16, shape)] if query.precision != "fp16" else []
+        trainings += [("QLoRA", shape, lora, "nf4"), (_WHOLE, shape, 0, "")]
+        trainings += [(_WHOLE_IN_BF16, shape, 0, "")] if query.precision != "fp16" else []
         for name, alternative in _alternatives().items():
             method = plugins.method(name)
             n_part = method.n_parameters(shape, method.params(**alternative.params))
-            trainings.append(_Training(" ".join([name, *alternative.params.values()]), shape, n_part))
-    for training in trainings:
+            trainings.append((" ".join([name, *alternative.params.values()]), shape, n_part, ""))
+    cards, n_bytes = query.gpus, shape.n_parameters * memory.BYTES[query.precision]
+    for name, form, n_adapter, quantization in trainings:
+        why_not, in_experts = "", shape.in_experts / shape.n_parameters
+        if quantization and in_experts > memory.MOST_IN_EXPERTS:
+            why_not = f"{in_experts:.0%} of the parameters are in experts, which NF4 leaves in 16 bits"
         # ZeRO stages that can shard it; only FSDP shards a four-bit base.
-        stages = (0,) if query.gpus == 1 else (0, 3) if training.quantization else (0, 2, 3)
+        stages = (0,) if cards == 1 else (0, 3) if quantization else (0, 2, 3)
         for stage, checkpointing in product(stages, (True, False)):
-            uses.append(_estimate_training(training, query, stage, checkpointing=checkpointing))
+            peak = memory.training_peak(
+                form,
+                n_adapter or shape.n_parameters,
+                math.ceil(query.batch / cards) * query.length,
+                query.precision,
+                quantization=quantization,
+                checkpointing=checkpointing,
+                in_tiles=True,
+                trained_in="bf16" if name == _WHOLE_IN_BF16 else "fp32",
+                shards=cards if stage else 1,
+                zero_stage=stage,
+            )
+            time_s = cost = None
+            if query.tokens and query.tflops:  # start-up, then operations at the utilisation of trainings
+                work = shape.active, query.tokens, n_adapter
+                flops = memory.training_flops(*work, checkpointing=checkpointing)
+                time_s = costs.start_s(n_bytes, "cuda")
+                time_s += flops / (cards * query.tflops * 1e12 * costs.TRAIN_SHARE)
+                if query.hour_usd is not None:
+                    cost = costs.price_usd(cards * time_s, "cuda", query.hour_usd)
+            fits = not why_not and peak.total <= query.gpu_gb
+            shared = _SHARED[stage].partition(" or ")[0] if quantization else _SHARED[stage]
+            uses.append(BaseUse(name + shared, peak, fits, checkpointing, time_s, cost, why_not))
     return tuple(uses)
 
 
@@ -225,47 +244,12 @@ def _alternatives() -> dict[str, MethodAlternative]:
     return {name: recipe for name, recipe in declared.items() if recipe}
 
 
-class _Training(NamedTuple):
-    name: str
-    shape: Shape
-    n_adapter: float = 0
-    quantization: str = ""
-
-
 def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape]]:
     adapts = name == "prompting" or not quantized or quantized in _ADAPTED
     if adapts:
         yield name, shape
     if quantized in shapes.UNPACKED or not adapts:
         yield f"{name} (unpacked)", shape._replace(stored_bytes=0.0)
-
-
-def _estimate_training(training: _Training, query: FitQuery, stage: int, *, checkpointing: bool) -> BaseUse:
-    (name, shape, n_adapter, quantization), cards, hour = training, query.gpus, query.hour_usd
-    peak = memory.training_peak(
-        shape,
-        n_adapter or shape.n_parameters,
-        math.ceil(query.batch / cards) * query.length,
-        query.precision,
-        quantization=quantization,
-        checkpointing=checkpointing,
-        in_tiles=True,
-        trained_in="bf16" if name == _WHOLE_IN_BF16 else "fp32",
-        shards=cards if stage else 1,
-        zero_stage=stage,
-    )
-    why_not, in_experts = "", shape.in_experts / shape.n_parameters
-    if quantization and in_experts > memory.MOST_IN_EXPERTS:
-        why_not = f"{in_experts:.0%} of the parameters are in experts, which NF4 leaves in 16 bits"
-    time_s = cost = None
-    if query.tokens and query.tflops:  # start-up, then operations at the utilisation that trainings reach
-        start_s = costs.start_s(shape.n_parameters * memory.BYTES[query.precision], "cuda")
-        flops = memory.training_flops(shape.active, query.tokens, n_adapter, checkpointing=checkpointing)
-        time_s = start_s + flops / (cards * query.tflops * 1e12 * costs.TRAIN_SHARE)
-        cost = None if hour is None else costs.price_usd(cards * time_s, "cuda", hour)
-    fits = not why_not and peak.total <= query.gpu_gb
-    shared = _SHARED[stage].partition(" or ")[0] if quantization else _SHARED[stage]
-    return BaseUse(name + shared, peak, fits, checkpointing, time_s, cost, why_not)
 
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -283,23 +267,6 @@ def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
             yield Problem(where, found, "a base of linear layers", "method: lora")
 
 
-def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Problem]:
-    """Yield a problem if a training needs assistant turns that the chat template does not mark."""
-    if not any(trial.source.params.get("assistant_only_loss") for trial in candidate.trials):
-        return
-    where, step = f"candidate {candidate.name}", "leave out assistant_only_loss"
-    base = candidate.trained_base
-    if not chat:
-        found = "assistant_only_loss, and a target with chat_template: false"
-        yield Problem(where, found, "a target prompted in chat", step)
-    elif not hub.is_packed(base) and not _MARKED.search(hub.chat_template(base)):
-        found = (
-            f"assistant_only_loss, and a chat template that does not mark the assistant's words ({base.name})"
-        )
-        expected = "{% generation %} and {% endgeneration %} around them in its chat template"
-        yield Problem(where, found, expected, f"{step}: the model learns from the answer alone, as usual")
-
-
 def base_remarks(sources: Mapping[str, ModelSource]) -> Iterator[str]:
     """Yield notes on bases that are measured quantised, or whose template's thinking mode is not set."""
     for name, source in sources.items():
@@ -308,8 +275,7 @@ def base_remarks(sources: Mapping[str, ModelSource]) -> Iterator[str]:
                 f"{name} does not fit the GPUs here in 16 bits: the base itself is measured in "
                 f"{source.quantization.upper()}, as it is served"
             )
-        undecided = not hub.is_packed(source) and not source.switches
-        if undecided and _THINKING in hub.chat_template(source):
+        if not hub.is_packed(source) and not source.switches and _THINKING in hub.chat_template(source):
             yield (
                 f"{name}: its chat template has {_THINKING}, which is not set; a base that thinks first is "
                 "cut off where a fine-tune is not, unless both are told not to think; "

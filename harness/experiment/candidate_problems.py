@@ -3,6 +3,7 @@
 Invariant: all problems are found before a model is loaded.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,8 +19,8 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.runner import sensitive_problems
-from harness.evaluation.session import MeasuredTask
-from harness.experiment.bases import marker_problems, quantization_problems
+from harness.evaluation.session import MeasuredTask, Session
+from harness.experiment.bases import quantization_problems
 from harness.experiment.training_fit import processes_of, shards_of
 from harness.models import find_left_out, hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
@@ -29,51 +30,27 @@ from harness.prompting import PromptingContext, compose
 from harness.provenance import versions_of
 from harness.records import Message, digest, read_object
 from harness.regularizers import layer_problems
-from harness.spec import AcceleratePolicy, Experiment, Recipe
+from harness.spec import AcceleratePolicy, Experiment, Recipe, Task
 from harness.training import encoder_of, is_of_bitsandbytes, reward_problems, rows_of_each, unknown_names
 
 
-def weight_problems(
-    experiment: Experiment,
-    base: ModelSource,
-    target: MeasuredTask,
-    items: TaskItems,
-    candidate: ResolvedCandidate,
-) -> Iterator[Problem]:
-    """Yield the problems of making or opening a candidate's weights here; `items` are its training rows."""
+def weight_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield the problems of making or opening a candidate's weights here."""
     recipe, where = candidate.recipe, f"candidate {candidate.name}"
+    items = session.training_data(candidate.source).items
     if candidate.given and recipe.path:  # the resolved folder, so that the hub is queried once
         recipe = recipe.model_copy(update={"path": str(candidate.given.path)})
     yield from plugins.method(recipe.method).problems(recipe, candidate.base, where)
     yield from quantization_problems(candidate)
-    yield from marker_problems(candidate, chat=target.task.chat_template)
-    yield from _base_problems(base, candidate)
-    yield from _row_problems(target, items, candidate)
-    yield from _training_problems(candidate)
-    yield from check_sharing(experiment.training.accelerate, candidate)
-
-
-Placed = Sequence[tuple[str, ResolvedCandidate]]  # location in the file, and candidate
-
-
-def list_engine_problems(
-    experiment: Experiment, device: str, placed: Placed, needed: Iterable[ResolvedCandidate]
-) -> Iterator[Problem]:
-    """Yield problems of GPUs, engine and endpoints with the selected candidates and all that they need."""
-    yield from check_gpus(experiment, device)
-    yield from _engine_problems(experiment, [candidate for _, candidate in placed], needed)
-    yield from _endpoint_problems(experiment, placed)
-
-
-def _training_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    source, where = candidate.source, f"candidate {candidate.name}"
-    if candidate.recipe.weights_of:
-        return
-    if candidate.method.trains and not candidate.init and not is_packed(candidate.base):
+    yield from _base_problems(session.source, session.target.task, candidate)
+    yield from _row_problems(session.target, items, candidate)
+    source = candidate.source
+    is_made = not recipe.weights_of  # borrowed weights are their own candidate's
+    if is_made and candidate.method.trains and not candidate.init and not is_packed(candidate.base):
         of_trials = (trial.method.params(**trial.source.params) for trial in candidate.trials)
         on_base = (params for params in of_trials if not getattr(params, "encoder", None))
         yield from next(filter(None, (unknown_names(p, candidate.base, where) for p in on_base)), ())
-    if candidate.init:
+    if is_made and candidate.init:
         params, adapter = candidate.method.params(**source.params), find_adapter_config(candidate)
         init = plugins.InitWeights(candidate.init.source, adapter)
         yield from candidate.method.init_problems(params, init, where)
@@ -84,28 +61,72 @@ def _training_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
                 step = f"remove {name}" + (f", or take {' or '.join(supported)}" if supported else "")
                 expected = "an adapter that is added to weight matrices"
                 yield Problem(where, f"{name} with {refusal}", expected, step)
-    if source.regularize:
+    if is_made and source.regularize:
         with suppress(UserError):  # the method reports it
             shape = hub.shape(encoder_of(source.params.get("encoder"), candidate.base))
             n_layers = shape.n_layers if shape else 0
             for found in layer_problems(source.regularize, n_layers) if shape else ():
                 expected, step = f"at most {n_layers - 1} of them", "a smaller number in regularize"
                 yield Problem(where, found, expected, step)
+    yield from check_sharing(session.experiment.training.accelerate, candidate)
 
 
-def _base_problems(base: ModelSource, candidate: ResolvedCandidate) -> Iterator[Problem]:
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the same pattern as in transformers
+
+Placed = Sequence[tuple[str, ResolvedCandidate]]  # location in the file, and candidate
+
+
+def list_engine_problems(
+    experiment: Experiment, device: str, placed: Placed, needed: Iterable[ResolvedCandidate]
+) -> Iterator[Problem]:
+    """Yield problems of GPUs, engine and endpoints with the selected candidates and all that they need."""
+    yield from check_gpus(experiment, device)
+    selected = [candidate for _, candidate in placed]
+    for candidate in (candidate for candidate in selected if candidate.recipe.serve_merged):
+        where, step = f"candidate {candidate.name}", "remove serve_merged"
+        if "adapter" not in candidate.makes.split(plugins.OR):
+            found = f"serve_merged, and weights of the kind {candidate.makes}"
+            yield Problem(where, found, "weights_of that name an adapter", step)
+        elif unmergeable := _describe_unmergeable(find_adapter_config(candidate)):
+            found = f"serve_merged, and an adapter {unmergeable}"
+            yield Problem(where, found, "one of low-rank matrices alone", step)
+        if quantization := candidate.served_base.quantization:
+            found = f"serve_merged, and a base in {quantization}"
+            yield Problem(where, found, "a base as it was", f"serve_on: bf16, or {step}")
+        if experiment.engine != "transformers":
+            found = f"serve_merged, and engine: {experiment.engine}"
+            yield Problem(where, found, "the engine that merges", f"engine: transformers, or {step}")
+    yield from _engine_problems(experiment, selected, needed)
+    for where, candidate in ((where, candidate) for where, candidate in placed if candidate.is_remote):
+        asks_tokens = "rank" in _answers_tried(candidate.recipe) or not openai_api.can_chat(experiment.target)
+        if asks_tokens and _settings(candidate).protocol == "chat":
+            found = f"{candidate.name}, asked by chat, and a target that needs token ids or their"
+            found += " log-probabilities"
+            expected = "a target that is answered in chat, and answer: generate"
+            yield Problem(where, found, expected, "protocol: completions, where the server has it")
+
+
+def _base_problems(base: ModelSource, task: Task, candidate: ResolvedCandidate) -> Iterator[Problem]:
     where, model, recipe = f"candidate {candidate.name}", candidate.base, candidate.recipe
-    is_quantized = any(source.quantization for source in (candidate.served_base, candidate.trained_base))
+    trained_base, step = candidate.trained_base, "leave out assistant_only_loss"
+    needs_marks = any(trial.source.params.get("assistant_only_loss") for trial in candidate.trials)
+    if needs_marks and not task.chat_template:
+        found = "assistant_only_loss, and a target with chat_template: false"
+        yield Problem(where, found, "a target prompted in chat", step)
+    elif needs_marks and not is_packed(trained_base) and not _MARKED.search(chat_template(trained_base)):
+        found = "assistant_only_loss, and a chat template that does not mark the assistant's words"
+        expected = "{% generation %} and {% endgeneration %} around them in its chat template"
+        step = f"{step}: the model learns from the answer alone, as usual"
+        yield Problem(where, f"{found} ({trained_base.name})", expected, step)
+    is_quantized = candidate.served_base.quantization or trained_base.quantization
     if is_quantized and find_spec("bitsandbytes") is None:
         step = "pip install 'harness-evals[qlora]', or leave the candidate out"
         found = "a quantised base, and no package bitsandbytes"
         yield Problem(where, found, "the package that quantises", step)
     bases = {merged.name: merged.served_base for merged in candidate.merges}
     if len({source.weights_digest for source in bases.values()}) > 1:
-        adapter_bases = (
-            f"{name} (on {' in '.join(filter(None, (b.name, b.quantization)))})" for name, b in bases.items()
-        )
-        found = f"adapters for several bases: {', '.join(adapter_bases)}"
+        forms = {name: " in ".join(filter(None, (b.name, b.quantization))) for name, b in bases.items()}
+        found = f"adapters for several bases: {', '.join(f'{name} (on {b})' for name, b in forms.items())}"
         yield Problem(where, found, "adapters of one base", "merge those of the same base")
     elif bases:
         adapters = {merged.name: find_adapter_config(merged) for merged in candidate.merges}
@@ -154,10 +175,8 @@ def _answers_tried(recipe: Recipe) -> list[Any]:
 
 
 def _engine_problems(
-    experiment: Experiment, selected: Iterable[ResolvedCandidate], needed: Iterable[ResolvedCandidate]
+    experiment: Experiment, selected: Sequence[ResolvedCandidate], needed: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
-    for candidate in selected:
-        yield from _check_merging(experiment.engine, candidate)
     if experiment.engine == "transformers":
         return
     yield from vllm.problems(experiment.vllm)
@@ -194,24 +213,6 @@ def _engine_problems(
             yield Problem(where, found, f"a rank of at most {vllm.MAX_RANK}", step)
 
 
-def _check_merging(engine: str, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    if not candidate.recipe.serve_merged:
-        return
-    where = f"candidate {candidate.name}"
-    if "adapter" not in candidate.makes.split(plugins.OR):
-        found = f"serve_merged, and weights of the kind {candidate.makes}"
-        yield Problem(where, found, "weights_of that name an adapter", "remove serve_merged")
-    elif unmergeable := _describe_unmergeable(find_adapter_config(candidate)):
-        found = f"serve_merged, and an adapter {unmergeable}"
-        yield Problem(where, found, "one of low-rank matrices alone", "remove serve_merged")
-    if candidate.served_base.quantization:
-        found = f"serve_merged, and a base in {candidate.served_base.quantization}"
-        yield Problem(where, found, "a base as it was", "serve_on: bf16, or remove serve_merged")
-    if engine != "transformers":
-        found = f"serve_merged, and engine: {engine}"
-        yield Problem(where, found, "the engine that merges", "engine: transformers, or remove serve_merged")
-
-
 def _describe_unmergeable(adapter: Mapping[str, Any]) -> str:
     # Describes the part of an adapter that cannot be merged (see `merge_layers`); empty if none is known.
     if (family := adapter.get("peft_type", "LORA")) != "LORA":
@@ -233,18 +234,6 @@ def sensitive_endpoints(experiment: Experiment, placed: Placed) -> Iterator[Prob
     for where, candidate in placed:
         if candidate.is_remote:
             yield from sensitive_problems(experiment, _settings(candidate), candidate.name, where, step)
-
-
-def _endpoint_problems(experiment: Experiment, placed: Placed) -> Iterator[Problem]:
-    for where, candidate in placed:
-        if not candidate.is_remote:
-            continue
-        settings, ranks = _settings(candidate), "rank" in _answers_tried(candidate.recipe)
-        if settings.protocol == "chat" and (ranks or not openai_api.can_chat(experiment.target)):
-            name = candidate.name
-            found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
-            expected = "a target that is answered in chat, and answer: generate"
-            yield Problem(where, found, expected, "protocol: completions, where the server has it")
 
 
 def _settings(candidate: ResolvedCandidate) -> openai_api.Settings:
@@ -332,14 +321,20 @@ def find_unwritable_rows(
     tasks: Sequence[MeasuredTask], candidates: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
     """Yield the rows that the chat template of a candidate's base cannot render, at most ten per file."""
-    bases = {
-        base
-        for candidate in candidates
-        if candidate.method.makes_language_model and not candidate.is_remote
-        for base in (candidate.base, candidate.trained_base)
-        if not is_packed(base) and chat_template(base)
-    }
-    rows = [row for measured in tasks for row in _list_conversations(measured)] if bases else []
+    local = (c for c in candidates if c.method.makes_language_model and not c.is_remote)
+    sources = {source for c in local for source in (c.base, c.trained_base)}
+    bases = {base for base in sources if not is_packed(base) and chat_template(base)}
+    rows = list[tuple[list[Message], str]]()  # conversations, each with its location
+    for measured in tasks if bases else ():
+        task = measured.task
+        if not task.chat_template or task.lm_eval or task.kind == "bits_per_byte":
+            continue
+        shots = {"few_shot": {"select": "fixed", "shots": task.num_fewshot}} if task.num_fewshot else {}
+        prompt = compose(shots, PromptingContext(task, measured.items.train, (), 0))
+        for part in get_args(PartName):
+            for example, where, _ in measured.items.list_sourced(part):
+                sampled = prompt(example) if part == "test" else example
+                rows.append((list(wrap_prompt(sampled, task.system, None).messages), where))
     texts_digest, expected = digest([messages for messages, _ in rows]), "a row that its chat template writes"
 
     def try_rows(base: ModelSource) -> dict[str, str]:
@@ -368,16 +363,3 @@ def find_unwritable_rows(
             by_file.setdefault(readers.file_of(where), []).append(problem)
         for file, problems in by_file.items():
             yield from cap_problems(problems, file, "rows that the chat template does not write")
-
-
-def _list_conversations(measured: MeasuredTask) -> Iterator[tuple[list[Message], str]]:
-    # Each with its location.
-    task = measured.task
-    if not task.chat_template or task.lm_eval or task.kind == "bits_per_byte":
-        return
-    shots = {"few_shot": {"select": "fixed", "shots": task.num_fewshot}} if task.num_fewshot else {}
-    step = compose(shots, PromptingContext(task, measured.items.train, (), 0))
-    for part in get_args(PartName):
-        for example, where, _ in measured.items.list_sourced(part):
-            sampled = step(example) if part == "test" else example
-            yield list(wrap_prompt(sampled, task.system, None).messages), where

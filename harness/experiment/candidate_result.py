@@ -84,7 +84,8 @@ class _Measured(NamedTuple):
         return costs.price_usd(device_s, self.session.machine.device, hour)
 
     def facts(self) -> CandidateFacts:
-        session, run, recipe, items = self.session, self.run, self.candidate.recipe, self.session.target.items
+        session, run, candidate = self.session, self.run, self.candidate
+        recipe, items = candidate.recipe, session.target.items
         metric, test = session.target.primary, self.rows()
         facts = facts_on_target(run, metric, test, self.rows("validation"))
         cost, disturbed = self.cost_per_1k_usd(test, facts.tokens), facts.speed.disturbed
@@ -96,6 +97,16 @@ class _Measured(NamedTuple):
         rows_of_slices, metrics = rows_by_slice(test, self.reader.edge_cases), session.target.metrics
         n_train, n_taught = self.count_rows()
         device = "its server, over HTTP" if self.is_remote else run.provenance.get("device") or ""
+        base: BaseSize | None = None
+        gb: float | None = None
+        if candidate.method.makes_language_model and not candidate.is_remote:
+            source = candidate.given or candidate.served_base
+            if candidate.method.makes == "artefact" and not candidate.given:
+                gb = count_bytes(Path(candidate.source.path or "")) / 1e9
+            elif base_shape := shape(source):
+                quantization = candidate.served_base.quantization
+                gb = weights_gb(base_shape, session.machine.precision, quantization=quantization)
+            base = BaseSize(Path(source.name).name, source.n_parameters, gb)
         answers = facts.answers._replace(
             recall=fmean(recalls) if recalls else None,
             retrieval=self.retrieval_use(),
@@ -114,10 +125,10 @@ class _Measured(NamedTuple):
             speed=facts.speed._replace(disturbed=disturbed, measured_on=device),
             answers=answers,
             training_cost_usd=self.price(run.training.total_s),
-            rows_cost_usd=rows_cost_usd(self.candidate, session.training_data),
+            rows_cost_usd=rows_cost_usd(candidate, session.training_data),
             n_train=n_train,
             n_taught=n_taught,
-            base=self.base_size(),
+            base=base,
             settings=self.settings(),
             training=run.training,
             parity=run.parity,
@@ -132,21 +143,7 @@ class _Measured(NamedTuple):
             how = [recipe.answer, recipe.prompting, recipe.system, recipe.template]
             trials = enumerate(run.training.sweep)
             return tuple(t.asked or digest([t.fit_key or [run.candidate, i], *how]) for i, t in trials)
-        prompts = digest_prompts(run.weights_digest, recipe, self.rows("validation"))
-        return (prompts or run.candidate,)
-
-    def base_size(self) -> BaseSize | None:
-        candidate = self.candidate
-        if candidate.is_remote or not candidate.method.makes_language_model:
-            return None
-        source = candidate.given or candidate.served_base
-        quantization = candidate.served_base.quantization
-        gb: float | None = None
-        if candidate.method.makes == "artefact" and not candidate.given:
-            gb = count_bytes(Path(candidate.source.path or "")) / 1e9
-        elif base_shape := shape(source):
-            gb = weights_gb(base_shape, self.session.machine.precision, quantization=quantization)
-        return BaseSize(Path(source.name).name, source.n_parameters, gb)
+        return (digest_prompts(run.weights_digest, recipe, self.rows("validation")) or run.candidate,)
 
     def retrieval_use(self) -> RetrievalUse | None:
         target, test = self.session.target, self.rows()
@@ -241,14 +238,10 @@ def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts)
     parts = [(part, find_stored_runs(part, [request])[0]) for part, request in _parts(session, runs, facts)]
     trained = [(part, run) for part, run in parts if run and run.state == "done"]
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
-    points = [
-        TrainingSize(
-            session_of_part.n_training_rows(r.candidate),
-            facts_of(session_of_part, reader, r).training_cost_usd,
-            reader.read(r, session_of_part.target),
-        )
-        for session_of_part, r in [*trained, (session, whole)]
-    ]
+    points = list[TrainingSize]()
+    for part, run in [*trained, (session, whole)]:
+        cost_usd, rows = facts_of(part, reader, run).training_cost_usd, reader.read(run, part.target)
+        points.append(TrainingSize(part.n_training_rows(run.candidate), cost_usd, rows))
     return learning_curve(name, points, session.target.primary)
 
 
@@ -264,9 +257,8 @@ def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session
     last = session
 
     def cut(whole: MeasuredTask, share: float) -> MeasuredTask:
-        return join_items(
-            whole.task, whole.role, whole.suite, part_of(whole.items, share, session.first_seed)
-        )
+        items = part_of(whole.items, share, session.first_seed)
+        return join_items(whole.task, whole.role, whole.suite, items)
 
     for share in SHARES:
         target = cut(session.target, share)._replace(judged=session.target.judged)
@@ -279,8 +271,7 @@ def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session
 
 def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
     """Return the recipe with the values that its sweep or search chose, shared by all sizes."""
-    chosen = next((trial.params for trial in run.training.sweep if trial.chosen), {})
-    return recipe.with_params(chosen)
+    return recipe.with_params(next((trial.params for trial in run.training.sweep if trial.chosen), {}))
 
 
 def _curve_candidate(candidates: Mapping[str, ResolvedCandidate], facts: Facts) -> str | None:
@@ -316,23 +307,20 @@ def study_session(session: Session, reader: Reader) -> Study:
 
 def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
     """Return the facts of the runs, corrected by people's labels, from which validation chooses."""
-    measured = (facts_of(session, reader, run) for run in runs)
-    facts = apply_budgets(measured, session.experiment.decide)
+    facts = apply_budgets((facts_of(session, reader, run) for run in runs), session.experiment.decide)
     study, metric, task = study_session(session, reader), session.target.primary, session.target.task
     if not is_judge(metric.name):
         return list(facts)
     labels = judge_labels(study.store, task, metric.name)
-    corrected = [
-        correct_reached(metric, f, study.rows.with_drawn(run, task), labels, reader.edge_cases)
-        if f.target
-        else f
-        for f, run in zip(facts, runs, strict=True)
-    ]
+    corrected = list(facts)
+    for i, run in enumerate(runs):
+        if corrected[i].target:
+            rows = study.rows.with_drawn(run, task)
+            corrected[i] = correct_reached(metric, corrected[i], rows, labels, reader.edge_cases)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
-    best = by_name.get(best_untrained(corrected) or "")
+    arms = list(filter(None, [by_name.get(best_untrained(corrected) or "")]))
     missing: dict[str, int] = {}  # the seed with the fewest labels decides for its recipe
     for f, run in zip(corrected, runs, strict=True):
         if f.target:
-            lacks = count_missing(study, *filter(None, (run, best)))
-            missing[f.name] = max(missing.get(f.name, 0), lacks)
+            missing[f.name] = max(missing.get(f.name, 0), count_missing(study, run, *arms))
     return [replace(f, labels_missing=missing.get(f.name, 0)) for f in corrected]

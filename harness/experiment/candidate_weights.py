@@ -35,7 +35,6 @@ from harness.experiment.training_fit import PRUNED, Fit, FitInputs, show_point
 from harness.experiment.trials import measure_point, read_kept_points, score_forgetting, validate
 from harness.plugins import OR
 from harness.records import Curve, TrackedPoint, TrainingRecord, Trial, read_training_record
-from harness.spec import SubjectTo
 from harness.store import TrialRun, write_whole
 from harness.training import Weights
 
@@ -83,15 +82,40 @@ class _Maker(NamedTuple):
             return weights._replace(training=replace(weights.training, sweep=sweep, searched_by=by))
         if self.candidate.given:
             return self.add_choosers(base_weights(self.candidate.given))
-        if self.candidate.source.tried and self.candidate.method.trains:
-            return self.choose_trial()
-        return self.find_or_fit(self.begin(), shows_points=True)
+        if not self.candidate.source.tried or not self.candidate.method.trains:
+            return self.find_or_fit(self.begin(), shows_points=True)
+        # Every trial has the same budget unless it is pruned; losing trials stay in the store. A failed trial
+        # counts too, and is repeated only by a search that has not chosen yet, once per session.
+        tried: list[Tried] = []
+        if not self.session.reads_only:
+            with suppress(NotStored):
+                stored = self._replace(session=self.session.reading()).try_all()
+                is_searched = self.candidate.source_name in self.session.searched
+                tried = stored if is_searched or any(_is_whole(attempt.trial) for attempt in stored) else []
+        if not tried:
+            tried = self.try_all()
+            if not self.session.reads_only:
+                self.session.searched.add(self.candidate.source_name)
+        sign = self.session.target.primary.unit.sign
+        best = max((attempt.trial for attempt in tried), key=partial(rank_trial, sign=sign))
+        if not _is_whole(best):
+            self.session.refuse_if_reading(f"finished trial of {self.candidate.source_name}")
+            raise phrase_no_trial([(t.trial.params, t.error) for t in tried if t.error])
+        chosen = self._replace(candidate=self.candidate.at(best.params))
+        weights = chosen.find_or_fit(chosen.begin(), shows_points=True)
+        again_s = 0.0 if self.seed == self.session.first_seed else weights.training.wall_s or 0.0
+        record = replace(
+            weights.training,
+            wall_s=round(sum(attempt.trial.wall_s for attempt in tried) + again_s, 3),
+            sweep=tuple(replace(attempt.trial, chosen=attempt.trial is best) for attempt in tried),
+            searched_by=trials.searcher(self.candidate.source) if self.candidate.source.search else "",
+            stands_on=stands_on(*(attempt.weights for attempt in tried if attempt.weights)),
+        )
+        return weights._replace(training=record)
 
     def begin(self) -> FitInputs:
-        init, reward = (
-            self._replace(candidate=maker).weights() if maker else None
-            for maker in (self.candidate.init, self.candidate.reward)
-        )
+        makers = self.candidate.init, self.candidate.reward
+        init, reward = (self._replace(candidate=m).weights() if m else None for m in makers)
         merges = [self._replace(candidate=maker).weights() for maker in self.candidate.merges]
         # The weights to start from or to merge may be of a kind that the method does not accept.
         expected_kinds = {"init_from": self.candidate.method.init_from, "merges": self.candidate.method.makes}
@@ -137,58 +161,22 @@ class _Maker(NamedTuple):
         return self.add_choosers(stored_weights._replace(training=record))
 
     def add_choosers(self, weights: Weights) -> Weights:
-        choosers = tuple(
-            (chooser.name, self._replace(candidate=chooser).weights()) for chooser in self.candidate.choosers
-        )
-        if not choosers:
+        made = {c.name: self._replace(candidate=c).weights() for c in self.candidate.choosers}
+        if not made:
             return weights
-        record, chooser_weights = weights.training, [c for _, c in choosers]
-        before_s = round((record.init_wall_s or 0.0) + sum(c.training.total_s for c in chooser_weights), 3)
-        record = replace(
-            record, init_wall_s=before_s, stands_on={**record.stands_on, **stands_on(*chooser_weights)}
-        )
-        return weights._replace(training=record, choosers=choosers)
-
-    def choose_trial(self) -> Weights:
-        first, sign = self.session.first_seed, self.session.target.primary.unit.sign
-        # Every trial has the same budget unless it is pruned; losing trials stay in the store. A failed trial
-        # counts too, and is repeated only by a search that has not chosen yet, once per session.
-        tried: list[Tried] = []
-        if not self.session.reads_only:
-            with suppress(NotStored):
-                stored = self._replace(session=self.session.reading()).try_all()
-                is_searched = self.candidate.source_name in self.session.searched
-                tried = stored if is_searched or any(_is_whole(attempt.trial) for attempt in stored) else []
-        if not tried:
-            tried = self.try_all()
-            if not self.session.reads_only:
-                self.session.searched.add(self.candidate.source_name)
-        best = max((attempt.trial for attempt in tried), key=partial(rank_trial, sign=sign))
-        if not _is_whole(best):
-            self.session.refuse_if_reading(f"finished trial of {self.candidate.source_name}")
-            raise phrase_no_trial(
-                [(attempt.trial.params, attempt.error) for attempt in tried if attempt.error]
-            )
-        chosen = self._replace(candidate=self.candidate.at(best.params))
-        weights = chosen.find_or_fit(chosen.begin(), shows_points=True)
-        again_s = 0.0 if self.seed == first else weights.training.wall_s or 0.0
-        record = replace(
-            weights.training,
-            wall_s=round(sum(attempt.trial.wall_s for attempt in tried) + again_s, 3),
-            sweep=tuple(replace(attempt.trial, chosen=attempt.trial is best) for attempt in tried),
-            searched_by=trials.searcher(self.candidate.source) if self.candidate.source.search else "",
-            stands_on=stands_on(*(attempt.weights for attempt in tried if attempt.weights)),
-        )
-        return weights._replace(training=record)
+        record = weights.training
+        before_s = (record.init_wall_s or 0.0) + sum(c.training.total_s for c in made.values())
+        digests = {**record.stands_on, **stands_on(*made.values())}
+        record = replace(record, init_wall_s=round(before_s, 3), stands_on=digests)
+        return weights._replace(training=record, choosers=tuple(made.items()))
 
     def try_all(self) -> list[Tried]:
         tried, finished_trials = list[Tried](), list[Trial]()
         for proposal in self.propose(finished_trials):
             attempt = self.attempt(proposal)
             is_again = any(attempt.trial.params == before.params for before in finished_trials)
-            counted = (
-                replace(attempt.trial, wall_s=0.0) if is_again else attempt.trial
-            )  # a training is counted once
+            # A training is counted once.
+            counted = replace(attempt.trial, wall_s=0.0) if is_again else attempt.trial
             tried.append(attempt._replace(trial=counted))
             finished_trials.append(attempt.trial)
         return tried
@@ -208,7 +196,26 @@ class _Maker(NamedTuple):
         if is_again and (stored_failure := trial.recall(key, proposal)):
             return stored_failure
         try:
-            outcome = trial.train_and_score(proposal, inputs, self.candidate.source.subject_to)
+            points, pruned = trial.train_until_pruned(inputs, proposal.should_prune)
+            weights, bound = pruned or trial.find_or_fit(inputs), self.candidate.source.subject_to
+            record = weights.training
+            made = Trial(
+                params=proposal.params,
+                validation=None,
+                best_validation_loss=record.best_validation_loss,
+                wall_s=record.wall_s or 0.0,
+                loss=record.loss,
+                validation_loss=record.validation_loss,
+                points=points,
+                most_forgetting=bound.forgetting if bound else None,
+                fit_key=record.fit_key,
+            )
+            if pruned:
+                made = replace(made, validation=points[-1][1], pruned_at=record.n_steps)
+            else:
+                score, prompts_digest = validate(session, trial.candidate, weights)
+                forgetting = score_forgetting(session, trial.candidate, weights, bound) if bound else None
+                made = replace(made, validation=score, asked=prompts_digest, forgetting=forgetting)
         except NotStored:
             if stored_outcome := trial.recall(key, proposal):
                 return stored_outcome
@@ -222,9 +229,9 @@ class _Maker(NamedTuple):
             if not session.reads_only:
                 trial.save(failed, key, weights_digest="", state="failed", rows={}, error=one_line(error))
             return Tried(failed, error=error)
-        if outcome.weights and not session.reads_only:
-            trial.record(outcome.trial, outcome.weights)
-        return outcome
+        if not session.reads_only:
+            trial.record(made, weights)
+        return Tried(made, weights)
 
     def recall(self, key: str, proposal: trials.TrialProposal) -> Tried | None:
         stored = store.find_trial(self.session.store, self.name_trial(key))
@@ -232,30 +239,6 @@ class _Maker(NamedTuple):
             return None
         reason, _, knob = stored.trial.error.partition("; try: ")
         return Tried(replace(stored.trial, params=proposal.params), error=CandidateFailed(reason, knob))
-
-    def train_and_score(
-        self, proposal: trials.TrialProposal, inputs: FitInputs, bound: SubjectTo | None
-    ) -> Tried:
-        session, candidate = self.session, self.candidate
-        scores, pruned = self.train_until_pruned(inputs, proposal.should_prune)
-        weights = pruned or self.find_or_fit(inputs)
-        record = weights.training
-        trial = Trial(
-            params=proposal.params,
-            validation=None,
-            best_validation_loss=record.best_validation_loss,
-            wall_s=record.wall_s or 0.0,
-            loss=record.loss,
-            validation_loss=record.validation_loss,
-            points=scores,
-            most_forgetting=bound.forgetting if bound else None,
-            fit_key=record.fit_key,
-        )
-        if pruned:
-            return Tried(replace(trial, validation=scores[-1][1], pruned_at=record.n_steps), weights)
-        score, prompts_digest = validate(session, candidate, weights)
-        forgetting = score_forgetting(session, candidate, weights, bound) if bound else None
-        return Tried(replace(trial, validation=score, asked=prompts_digest, forgetting=forgetting), weights)
 
     def record(self, trial: Trial, weights: Weights) -> None:
         # Stores a complete or pruned trial with its answers on validation.
@@ -301,73 +284,37 @@ class _Maker(NamedTuple):
                         self.fit.make(inputs, point_number)
                 weights_by_step = read_points_so_far(candidate, folder)
             if len(weights_by_step) < point_number:  # fewer checkpoints than requested points
-                break
+                return tuple(scores), None
             step, weights = list(weights_by_step.items())[point_number - 1]
             score, _ = validate(session, candidate, weights)
             scores.append((step, score))
             if not session.reads_only:
                 show_point(self.fit.live_run(folder), TrackedPoint(step=step, target=score))
             if should_prune(point_number, score) and point_number < track.points:
-                return tuple(scores), self.set_pruned(folder, step, weights)
-        return tuple(scores), None
-
-    def set_pruned(self, folder: Path, step: int, weights: Weights) -> Weights:
+                break
+        else:
+            return tuple(scores), None
         partial_folder = _part(folder)
         if partial_folder.exists() and not (partial_folder / PRUNED).exists():
             elapsed_s, *curves = training.read_log_until(partial_folder / training.CHECKPOINTS, step)
             logged = TrainingRecord(wall_s=elapsed_s, n_steps=step, fit_key=folder.name)
             logged = replace(logged, loss=curves[0], validation_loss=curves[1])
             content = json.dumps({"digest": weights.digest, "training": logged.to_plain()})
-            write_whole(self.session.store, partial_folder / PRUNED, content)
+            write_whole(session.store, partial_folder / PRUNED, content)
         if partial_folder.exists():
             training.remove_all_but(partial_folder, (training.TRACKED, PRUNED))
             partial_folder.rename(folder)
         if (folder / PRUNED).exists():
             history = read_training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
         else:  # trained completely before its search had this pruner
-            whole = read_weights(self.candidate, folder)
+            whole = read_weights(candidate, folder)
             assert whole is not None
             history = whole.training
-        loss, validation_loss = (
-            tuple(at for at in curve if at[0] <= step) for curve in (history.loss, history.validation_loss)
-        )
+        whole_curves = history.loss, history.validation_loss
+        loss, validation_loss = (tuple(at for at in curve if at[0] <= step) for curve in whole_curves)
         record = TrainingRecord(wall_s=history.wall_s, n_steps=step, fit_key=folder.name)
-        return weights._replace(training=replace(record, loss=loss, validation_loss=validation_loss))
-
-    def choose_prompt(self) -> ResolvedCandidate | None:
-        tried_trials, sign = list[Trial](), self.session.target.primary.unit.sign
-        try:
-            for proposal in self.propose(tried_trials):
-                maker = self.at(proposal.params)
-                weights = ensure_weights(*maker)
-                score, prompts_digest = validate(self.session, maker.candidate, weights)
-                tried_trials.append(Trial(params=proposal.params, validation=score, asked=prompts_digest))
-                if not self.session.reads_only:
-                    maker.record(tried_trials[-1], weights)
-        except UserError:
-            raise
-        except Exception as error:
-            if self.session.reads_only:
-                if isinstance(error, HarnessError):
-                    return None
-                raise
-            # A failure must not stop the other candidates.
-            self.session.failures[self.candidate.name, self.session.first_seed] = error
-            return None
-        prompts: list[Trial] = []
-        for trial in tried_trials:
-            # Trials that sent the same prompts count as one, however their recipes are written; the first
-            # is kept.
-            key = "asked" if trial.asked else "params"
-            index = next((i for i, k in enumerate(prompts) if getattr(k, key) == getattr(trial, key)), None)
-            if index is None:
-                prompts.append(trial)
-            elif trial.params not in ((same_prompt := prompts[index]).params, *same_prompt.alike):
-                prompts[index] = replace(same_prompt, alike=(*same_prompt.alike, trial.params))
-        best = max(prompts, key=partial(rank_trial, sign=sign))
-        chosen = tuple(replace(trial, chosen=trial is best) for trial in prompts)
-        proposer = trials.searcher(self.candidate.source) if self.candidate.source.search else ""
-        return replace(self.candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=proposer)
+        record = replace(record, loss=loss, validation_loss=validation_loss)
+        return tuple(scores), weights._replace(training=record)
 
 
 def read_points_so_far(trial: ResolvedCandidate, folder: Path) -> dict[int, Weights]:
@@ -440,9 +387,40 @@ def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, Resolved
 
     Failed searches are left out, as are searches with missing answers on a read-only session.
     """
-    searching = [candidate for name in names if (candidate := session.candidates[name]).searches_prompts]
-    chosen = (
-        (candidate.name, _Maker(session, candidate, session.first_seed).choose_prompt())
-        for candidate in searching
-    )
-    return {name: candidate for name, candidate in chosen if candidate}
+    candidates, sign = dict[str, ResolvedCandidate](), session.target.primary.unit.sign
+    for candidate in (session.candidates[name] for name in names):
+        if not candidate.searches_prompts:
+            continue
+        maker, tried = _Maker(session, candidate, session.first_seed), list[Trial]()
+        try:
+            for proposal in maker.propose(tried):
+                trial_maker = maker.at(proposal.params)
+                weights = ensure_weights(*trial_maker)
+                score, prompts_digest = validate(session, trial_maker.candidate, weights)
+                tried.append(Trial(params=proposal.params, validation=score, asked=prompts_digest))
+                if not session.reads_only:
+                    trial_maker.record(tried[-1], weights)
+        except UserError:
+            raise
+        except Exception as error:
+            if not session.reads_only:  # a failure must not stop the other candidates
+                session.failures[candidate.name, session.first_seed] = error
+            elif not isinstance(error, HarnessError):
+                raise
+            continue
+        prompts: list[Trial] = []
+        for trial in tried:
+            # Trials that sent the same prompts count as one, however their recipes are written; the first
+            # is kept.
+            key = "asked" if trial.asked else "params"
+            index = next((i for i, k in enumerate(prompts) if getattr(k, key) == getattr(trial, key)), None)
+            if index is None:
+                prompts.append(trial)
+            elif trial.params not in ((same_prompt := prompts[index]).params, *same_prompt.alike):
+                prompts[index] = replace(same_prompt, alike=(*same_prompt.alike, trial.params))
+        best = max(prompts, key=partial(rank_trial, sign=sign))
+        chosen = tuple(replace(trial, chosen=trial is best) for trial in prompts)
+        by = trials.searcher(candidate.source) if candidate.source.search else ""
+        with_prompt = replace(candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=by)
+        candidates[candidate.name] = with_prompt
+    return candidates

@@ -18,7 +18,6 @@ from harness.errors import Problem, UserError, as_argument, did_you_mean, gather
 from harness.evaluation.languages import classify
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
-from harness.models.hub import ModelSource
 from harness.progress import Progress, SilentProgress
 from harness.records import Example, Message, Output, PromptText
 from harness.report.findings import fill_commands, short_lines
@@ -88,10 +87,9 @@ def _examine(
         encode = open_encoder(options.embeddings, "--embeddings") if options.embeddings else None
         problems: list[Problem] = []
         tables: list[check.RowTable] = []
-        given_files = (options.files, "train", reading), (options.test, "test", test_reading)
-        for files, split, opts in given_files:
+        for files, split, opts in ((options.files, "train", reading), (options.test, "test", test_reading)):
             with gather(problems):
-                tables += [check.read_table([absolute(path) for path in files], opts, split)] if files else []
+                tables += [check.read_table(list(map(absolute, files)), opts, split)] if files else []
         refuse(problems)
         test = tables[1] if options.test else None
         tokenizer = tokenizer_of(options.base) if options.base else None
@@ -104,8 +102,7 @@ def _examine(
         title = f"answers without a grade ({scoring.ungraded[0]})"
         meaning = "only their other traits are scored; attempts: in the rubric asks a judge again"
         n, n_ungraded = scoring.n_scored, len(scoring.ungraded)
-        finding = check.Finding("warning", title, meaning, check="quality", count=n_ungraded, of=n)
-        findings.insert(0, finding)
+        findings.insert(0, check.Finding("warning", title, meaning, check="quality", count=n_ungraded, of=n))
     elif scoring.options and not scoring.n_scored and "quality" in (options.only or check.MODULES):
         title = f"answers are not scored, so{scoring.options} has no effect"
         findings.append(check.Finding("note", title, "labels, or too few answers", check="quality"))
@@ -142,7 +139,7 @@ def examine_target(
     """Check a task's training rows, as the task reads them, against its test rows."""
     options = _target_check(task)._replace(most=max_modelled, embeddings=embeddings)
     files = (options.files, options.test or options.files)
-    rows, tested = (_read_first_rows([absolute(path) for path in paths]) for paths in files)
+    rows, tested = (_read_first_rows(list(map(absolute, paths))) for paths in files)
     layout, test_layout = formats.layout_of(task, rows), formats.layout_of(task, tested)
     reading = check.ReadingOptions(task, layout, prompt=options.prompt, reference=options.reference)
     return _examine(options, reading, reading._replace(layout=test_layout), progress)
@@ -175,11 +172,9 @@ def recognise(options: RowCheck, first: readers.Rows) -> check.ReadingOptions:
         task = Task.model_validate({**_TASK, "kind": "bits_per_byte", "fields": fields})
         refuse(unusable_templates(task.fields, first))
         return check.ReadingOptions(task)
-    recognized = look(request, first)
-    task = Task.model_validate({**_TASK, "fields": recognized.fields})
-    layout = formats.layout_of(task, first)
+    task = Task.model_validate({**_TASK, "fields": look(request, first).fields})
     named_as = options.date, options.prompt, options.reference, options.date_format
-    return check.ReadingOptions(task, layout, *named_as)
+    return check.ReadingOptions(task, formats.layout_of(task, first), *named_as)
 
 
 def _read_first_rows(paths: Sequence[str]) -> readers.Rows:
@@ -192,9 +187,8 @@ def _read_first_rows(paths: Sequence[str]) -> readers.Rows:
             problems += error.problems
             continue
         if rows:
-            without = [
-                row._replace(fields={k: v for k, v in row.fields.items() if k != "id"}) for row in rows
-            ]
+            fields = ({k: v for k, v in row.fields.items() if k != "id"} for row in rows)
+            without = [row._replace(fields=kept) for row, kept in zip(rows, fields, strict=True)]
             return readers.Rows(readers.display_path(path), "row", without)
         problems.append(readers.phrase_no_rows(path, "add rows, or leave the file out"))
     raise UserError(problems)
@@ -228,7 +222,22 @@ class AnswerScoring:
     def score(self, rows: Sequence[QuestionAndAnswers]) -> list[AnswerQuality]:
         """Score the first answer of each row."""
         self.n_scored += len(rows)
-        bits = _measure_bits(self._source, rows) if self._source else ()
+        bits = list[float | None]()  # per byte of each answer given its question; None beyond the context
+        if self._source:
+            from harness.models.hardware import probe
+            from harness.models.hf import ModelHost
+
+            base = ModelHost(self._source, probe("auto", "auto", hub.shape(self._source))).base
+            has_template = base.tokenizer.chat_template is not None
+            questions = [({"role": "user", "content": _prompt(row)},) for row in rows]
+            texts = zip(questions, rows, strict=True)
+            encoded = base.encode_all([PromptText(q, row.answers[0], has_template) for q, row in texts])
+            sizes = [len(e.context) + len(e.continuation) if e.continuation else inf for e in encoded]
+            fitting = [i for i, size in enumerate(sizes) if size <= base.max_context]
+            scored = base.loglikelihood([(encoded[i].context, encoded[i].continuation) for i in fitting])
+            nats = dict(zip(fitting, (score.logprob for score in scored), strict=True))
+            n_bytes = [len(row.answers[0].encode()) for row in rows]
+            bits = [-nats[i] / log(2) / n if i in nats and n else None for i, n in enumerate(n_bytes)]
         grades, reasons = self._judge.grade(rows) if self._judge else ([], [])
         self.ungraded += reasons
         return score_answers(rows, classify, bits, grades)
@@ -267,9 +276,8 @@ class RowJudge:
         n_needed = count_enough_labels(len(session.target.items.test))
         if n_labels < n_needed and session.experiment.gate.uncalibrated_judge == "refuse":
             found = f"people's labels of {n_labels} answers that {judged.metric} graded"
-            step = (
-                f"harness rate export labels.csv -c {written}, or gate: {{uncalibrated_judge: allow}} there"
-            )
+            step = f"harness rate export labels.csv -c {written}"
+            step += ", or gate: {uncalibrated_judge: allow} there"
             raise UserError(where, found, f"at least {n_needed}, which show how well it grades", step)
 
     def grade(self, rows: Sequence[QuestionAndAnswers]) -> tuple[list[float | None], list[str]]:
@@ -300,21 +308,3 @@ class RowJudge:
 
 def _prompt(row: QuestionAndAnswers) -> str:
     return "\n\n".join(filter(None, (row.context, row.question)))
-
-
-def _measure_bits(source: ModelSource, rows: Sequence[QuestionAndAnswers]) -> list[float | None]:
-    """Return the bits per byte of answers given their questions; None if both exceed the context."""
-    from harness.models.hardware import probe
-    from harness.models.hf import ModelHost
-
-    candidate = ModelHost(source, probe("auto", "auto", hub.shape(source))).base
-    has_template = candidate.tokenizer.chat_template is not None
-    turns = [({"role": "user", "content": _prompt(row)},) for row in rows]
-    pairs = zip(turns, rows, strict=True)
-    encoded = candidate.encode_all([PromptText(turn, row.answers[0], has_template) for turn, row in pairs])
-    sizes = [len(e.context) + len(e.continuation) if e.continuation else inf for e in encoded]
-    fitting = [i for i, size in enumerate(sizes) if size <= candidate.max_context]
-    scored = candidate.loglikelihood([(encoded[i].context, encoded[i].continuation) for i in fitting])
-    nats = dict(zip(fitting, (score.logprob for score in scored), strict=True))
-    n_bytes = [len(row.answers[0].encode()) for row in rows]
-    return [-nats[i] / log(2) / n if i in nats and n else None for i, n in enumerate(n_bytes)]

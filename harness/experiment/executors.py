@@ -138,8 +138,7 @@ class _Planner(NamedTuple):
     def steps_before(self, candidate: ResolvedCandidate, seed: int) -> tuple[Step, ...]:
         # Steps of the weights that a training starts from, is rewarded by, or merges.
         makers = filter(None, (candidate.init, candidate.reward, *candidate.merges))
-        steps = (self.weights_step(maker, seed) for maker in makers)
-        return tuple(step for step in steps if step)
+        return tuple(filter(None, (self.weights_step(maker, seed) for maker in makers)))
 
 
 COMMAND = (sys.executable, "-P", "-m", "harness", "worker", "--until-input-ends")
@@ -236,8 +235,7 @@ def _start_by_submitit(file: Path, policy: ExecutionPolicy, threads: int, device
     except (AssertionError, RuntimeError, ValueError, TypeError, NameError) as error:
         found = str(error).strip().partition("\n")[0]
         step = "run this where sbatch is, or fix address: and slurm:"
-        expected = "submitit's clusters and parameters"
-        raise UserError("executor: slurm", found, expected, step) from None
+        raise UserError("executor: slurm", found, "submitit's clusters and parameters", step) from None
 
     def start(indices: Sequence[int]) -> list[StartedWorker]:
         with executor.batch():

@@ -15,7 +15,6 @@ from harness.analysis.margins import is_relative, margin_share
 from harness.analysis.verdict import Verdict, is_named_critical
 from harness.evaluation import sampling
 from harness.evaluation.row_sets import rows_version
-from harness.evaluation.sampling import ItemStrata
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analyse import InterimVerdict, judge_runs
 from harness.experiment.stored_rows import Reader, Runs
@@ -93,26 +92,32 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
             skills.append(sum(scores) / len(scores) - m.task.chance)
     margin *= max(sum(skills) / len(skills), _LEAST_SKILL) if skills else 1.0
     plan = sampling.plan(pools, full, margin, gate.alpha)
-    seeds = {name: [name, session.source.weights_digest, session.first_seed] for name in pools}
-    orders = {
-        name: sampling.order_items(pool, plan.drawn[name], int(digest(seeds[name]), 16))
-        for name, pool in pools.items()
-    }
+    orders = dict[str, tuple[str, ...]]()
+    for name, pool in pools.items():
+        seed = int(digest([name, session.source.weights_digest, session.first_seed]), 16)
+        orders[name] = sampling.order_items(pool, plan.drawn[name], seed)
     whole = {m.task.name: rows_version(m.task, m.versions["test"]) for m in session.suites}
     n_all, analyses = count(sum(pool.n for pool in pools.values())), []
     for k, alpha in enumerate(plan.alphas):
         sampled = list(session.suites)
-        for i, name in ((i, m.task.name) for i, m in enumerate(sampled) if m.task.name in pools):
-            sampled[i] = _sample_task(sampled[i], pools[name], plan.drawn[name][k], orders[name])
+        for i, m in ((i, m) for i, m in enumerate(sampled) if m.task.name in pools):
+            order, pool = orders[m.task.name], pools[m.task.name]
+            weights = sampling.weights(pool, plan.drawn[m.task.name][k], order)
+            # An analysis that ends within a block has rows of its own, because the batch of a longer block
+            # differs. The version names the whole order, so that all analyses share their rows.
+            cut = [len(weights)] if len(weights) < pool.n and len(weights) % BLOCK else []
+            by_id = {example.id: example for example in m.items.test}
+            items = replace(m.items, test=tuple(by_id[item] for item in weights))
+            versions = {**m.versions, "test": digest([m.versions["test"], order, *cut])}
+            sampled[i] = m._replace(items=items, versions=versions, weights=weights)
         suites, name = tuple(sampled), f"interim analysis {k + 1} of {len(plan.alphas)}"
         sentence = (
             f"fewer items: {count(sum(plan.n(task, k) for task in pools))} of {n_all} items of "
             f"{', '.join(pools)} were evaluated, sampled by the base's answers; {name}, judged at alpha "
             f"{alpha:.2g}, as are its intervals"
         )
-        weights = {m.task.name: dict(m.weights) for m in suites if m.weights is not None}
-        versions = {task: whole[task] for task in weights}
-        record = SamplingRecord(name, alpha, gate.alpha, weights, versions)
+        by_task = {m.task.name: dict(m.weights) for m in suites if m.weights is not None}
+        record = SamplingRecord(name, alpha, gate.alpha, by_task, {task: whole[task] for task in by_task})
         analyses.append(InterimAnalysis(suites, sentence, record))
     return analyses
 
@@ -134,27 +139,11 @@ def _counts(m: MeasuredTask) -> bool:
     return m.role == "capability" and not reported and isfinite(m.primary.range.span)
 
 
-def _sample_task(
-    m: MeasuredTask, pool: ItemStrata, n_drawn: Mapping[str, int], order: tuple[str, ...]
-) -> MeasuredTask:
-    """Cut a task to the items of an analysis; its version names the whole order, so all share their rows."""
-    # An analysis that ends within a block has rows of its own, because the batch of a longer block differs.
-    weights = sampling.weights(pool, n_drawn, order)
-    cut = [len(weights)] if len(weights) < pool.n and len(weights) % BLOCK else []
-    by_id = {example.id: example for example in m.items.test}
-    return m._replace(
-        items=replace(m.items, test=tuple(by_id[i] for i in weights)),
-        versions={**m.versions, "test": digest([m.versions["test"], order, *cut])},
-        weights=weights,
-    )
-
-
 def _keep_settled(session: Session, runs: Runs) -> tuple[CandidateFacts, ...]:
     """Judge the runs, and settle the verdicts on fine-tunes that more items cannot change."""
     judged = judge_runs(session, Reader(session.store, session.tasks), runs)
     n, alpha = sum(m.size("test") for m in session.suites), session.experiment.gate.alpha
     for f in judged.facts:
-        open_ = f.trained and f.verdict and f.run_id not in session.settled
-        if open_ and is_settled([f]):
+        if f.trained and f.verdict and f.run_id not in session.settled and is_settled([f]):
             session.settled[f.run_id] = InterimVerdict(judged.results[f.run_id], f.corrected, alpha, n)
     return judged.facts

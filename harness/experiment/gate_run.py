@@ -154,10 +154,8 @@ def confirm_in_fp32(study: Study, run: Run, measured: Sequence[Measurement]) -> 
         # An endpoint has no fp32.
         in_fp32 = [identity] if identity.precision == "fp32" or identity.computes_apart else []
         if not in_fp32:
-            variants = (
-                o for o in store.list_variants(at, identity) if o.template_digest == identity.template_digest
-            )
-            in_fp32 = [i for i in variants if i.precision == "fp32"]
+            wanted, variants = ("fp32", identity.template_digest), store.list_variants(at, identity)
+            in_fp32 = [i for i in variants if (i.precision, i.template_digest) == wanted]
         if not in_fp32:
             return None
         new = store.read_rows(at, in_fp32[0].digest)[: len(m.base)]
@@ -188,11 +186,8 @@ def judge_stored_run(
     if items == "search":
         policy = policy.model_copy(update={"target": TargetPolicy()})
     arms = compare_arms(study, run, digest, partial(find_baseline_identity, study, run, champion), items)
-    missing = [
-        suite_task.task.name
-        for suite_task in study.suite_tasks()
-        if may_decide(*suite_task, experiment.gate) and f"{suite_task.task.name}/test" not in run.rows
-    ]
+    unanswered = (t for t in study.suite_tasks() if f"{t.task.name}/test" not in run.rows)
+    missing = [t.task.name for t in unanswered if may_decide(*t, experiment.gate)]
     # An artefact is judged on the target against the run that it was exported from.
     export, origin_id = None, str(run.parity.get("own_run") or "")
     if origin_id and items != "search":
@@ -238,10 +233,8 @@ def compare_arms(
             if items_key not in study.admitted:
                 study.admitted[items_key] = admit_tasks(measured, study.seed, gate)
             admitted = study.admitted[items_key]
-        identical = run.weights_digest == digest
-        compared = gating.compare_arms(
-            measured, gate, identical=identical, seed=study.seed, admitted=admitted
-        )
+        identical, seed = run.weights_digest == digest, study.seed
+        compared = gating.compare_arms(measured, gate, identical=identical, seed=seed, admitted=admitted)
         study.compared[key] = ArmsOfPair(measured, compared, tuple(notes))
     return study.compared[key]
 
@@ -356,10 +349,8 @@ def verdict_change(at: Store, now: VerdictRecord) -> str:
     before = store.newest_verdict(at, now.run_id, now.baseline_digest)
     if before is None:
         return ""
-    was_invalid, is_invalid = (
-        any(rule.name == "errors" and rule.outcome == "inconclusive" for rule in verdict.rules)
-        for verdict in (before, now)
-    )
+    on_errors = ([r.outcome for r in verdict.rules if r.name == "errors"] for verdict in (before, now))
+    was_invalid, is_invalid = ("inconclusive" in outcomes for outcomes in on_errors)
     if (before.outcome, was_invalid) == (now.outcome, is_invalid):
         return ""
     changes = [*_changes(before, now)]

@@ -5,6 +5,7 @@ Invariant: a second call computes nothing. An error in one run is recorded as it
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -115,9 +116,7 @@ def run_all(
     if placed:
         judged += [judged_metric for m in session.tasks for judged_metric in m.judged.values()]
         forbidden += [problem for m in session.tasks for problem in metrics.problems(m.task)]
-        forbidden += [
-            context.problem for context in short_contexts(session, loaded.selected) if context.problem
-        ]
+        forbidden += [c.problem for c in short_contexts(session, loaded.selected) if c.problem]
     refuse([*key_problems(session.experiment, placed), *judges.key_problems(judged), *forbidden])
     names, experiment_name = [request.candidate.name for request in requests], session.experiment.name
     noted = store.StoredProgress(session.progress, session.store, "A comparison", names)
@@ -169,8 +168,22 @@ def _execute(
         reader = Reader(session.store, session.tasks)
         runs = _make_all(session, requests, reader, stored, smoke=scope.smoke)
     all_stored = are_all_done(stored)
-    if not scope.smoke and (session.experiment.concurrency or not all_stored):
-        runs = _time_the_best(session, reader, requests, runs)
+    concurrency = session.experiment.concurrency
+    if not scope.smoke and (concurrency or not all_stored):
+        # Times the best untrained candidate and the best fine-tune, as one of them is shipped. Requests to an
+        # endpoint cost money, so it is timed only if the number of concurrent requests is set.
+        measured = [facts_of(session, reader, run) for run in runs if run.state == "done"]
+        facts = apply_budgets(measured, session.experiment.decide)
+        fine_tune = strongest_run(facts)
+        best = {best_untrained(facts), fine_tune.name if fine_tune else None}
+        for index, run in ((i, run) for i, run in enumerate(runs) if run.state == "done"):
+            candidate = session.candidates[run.candidate]
+            if run.candidate in best and (concurrency or not candidate.is_remote):
+                try:
+                    runs[index] = time_again(session, candidate, run)
+                except CandidateFailed as failed:  # if the server refuses them, the run stays unchanged
+                    line = f"{run.candidate}: requests at once were not timed: {failed}"
+                    session.progress.show(run.candidate, line)
     notes += judge_pairs(session, reader, runs)
     return session, reader, runs, all_stored, notes
 
@@ -220,9 +233,8 @@ def _show_first_result(session: Session, requests: Sequence[RunRequest], *, smok
 def _make_all(
     session: Session, requests: list[RunRequest], reader: Reader, stored_runs: FoundRuns, *, smoke: bool
 ) -> list[Run]:
-    finished_runs = [
-        run if run and run.state == "done" else None for run in stored_runs or [None] * len(requests)
-    ]
+    stored_runs = stored_runs or [None] * len(requests)
+    finished_runs = [run if run and run.state == "done" else None for run in stored_runs]
     reader.prepare(digest for run in finished_runs if run for digest in run.rows.values())
     published = list(dict.fromkeys(request.candidate.base for request in requests))
     for source in published:
@@ -237,15 +249,12 @@ def _make_all(
     for (candidate, seed), stored in zip(requests, finished_runs, strict=True):
         run, facts = attempt(session, reader, candidate, seed, stored)
         runs.append(run)
-        line = live_line(facts, session.target.task.primary_metric, smoke=smoke)
-        items = []
+        lines = [live_line(facts, session.target.task.primary_metric, smoke=smoke)]
         if stored is None and run.state == "done":
-            items = _describe_items(session.target, session.shown, reader.read(run, session.target))
+            lines += _describe_items(session.target, session.shown, reader.read(run, session.target))
         show = session.progress.finish if seed == candidate.seeds[-1] else session.progress.show
-        show(candidate.name, line, *items)
-    evaluated = [
-        request.candidate for request, run in zip(requests, runs, strict=True) if run.state == "done"
-    ]
+        show(candidate.name, *lines)
+    evaluated = [r.candidate for r, run in zip(requests, runs, strict=True) if run.state == "done"]
     for source in list_measured_bases(evaluated):
         if source not in published:
             _measure_base(session, source)
@@ -285,31 +294,6 @@ def attempt(
         return run, facts_of(session, reader, run)
 
 
-def _time_the_best(session: Session, reader: Reader, requests: Sequence[RunRequest], runs: Runs) -> list[Run]:
-    # Times the best untrained candidate and the best fine-tune, as one of them is shipped. Requests to an
-    # endpoint cost money, so it is timed only if the number of concurrent requests is set.
-    policy = session.experiment.decide
-    facts = apply_budgets([facts_of(session, reader, run) for run in runs if run.state == "done"], policy)
-    fine_tune = strongest_run(facts)
-    best = {best_untrained(facts), fine_tune.name if fine_tune else None}
-    best_candidates = (request.candidate for request in requests if request.candidate.name in best)
-    timed_candidates = {
-        candidate.name: candidate
-        for candidate in best_candidates
-        if session.experiment.concurrency or not candidate.is_remote
-    }
-    timed = list(runs)
-    for index, run in enumerate(runs):
-        if run.candidate in timed_candidates and run.state == "done":
-            # If the server refuses them, the run stays unchanged, and a line says so.
-            try:
-                timed[index] = time_again(session, timed_candidates[run.candidate], run)
-            except CandidateFailed as failed:
-                line = f"{run.candidate}: requests at once were not timed: {failed}"
-                session.progress.show(run.candidate, line)
-    return timed
-
-
 def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
     label, rows = arm_label(session.experiment.base_model, source), base_arm(session, source)
     if rows:
@@ -331,9 +315,8 @@ def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None =
     task, examples = session.target.task, session.target.items.test
     rows = ((reader.cut(opponent, task), reader.cut(run, task)) for run, opponent in pairs)
     try:
-        grade_answers(
-            session, [ungraded for pair in rows for ungraded in list_ungraded_pairs(judged, examples, *pair)]
-        )
+        ungraded = (list_ungraded_pairs(judged, examples, *pair) for pair in rows)
+        grade_answers(session, list(chain.from_iterable(ungraded)))
     except CandidateFailed as error:
         return [f"win rates by {judged.metric}: not all pairs could be judged ({error})"]
     return []

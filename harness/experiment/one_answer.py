@@ -1,6 +1,6 @@
 """A single answer of a candidate with its prompt as sent, and the prompts of stored answers."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -65,8 +65,7 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
         if len(places) != 1:
             first = ", ".join(names[i] for i in places[:4])
             step = f"name one of {first}" if places else f"such as --item {pool[0][1].id if pool else 'ID'}"
-            expected = "one of an evaluated task"
-            raise UserError(f"--item {item}", f"{len(places)} such items", expected, step)
+            raise UserError(f"--item {item}", f"{len(places)} such items", "one of an evaluated task", step)
         rows, example = pool[places[0]]
     else:
         items = session.target.items.test
@@ -116,8 +115,7 @@ def add_prompts(
 
     Prompts in an `earlier` report of the same runs are reused, because making one loads a tokenizer.
     """
-    run_ids = tuple(f.run_id for f in report.facts)
-    if earlier and tuple(f.run_id for f in earlier.facts) == run_ids:
+    if earlier and [f.run_id for f in earlier.facts] == [f.run_id for f in report.facts]:
         old_prompts = {(s.task, s.item): s.prompts for s in earlier.answers}
         if any(old_prompts.values()) and {(s.task, s.item) for s in report.answers} == old_prompts.keys():
             answers = (replace(s, prompts=old_prompts[s.task, s.item]) for s in report.answers)
@@ -131,10 +129,8 @@ def add_prompts(
         prompt_by_key: dict[tuple[str, str], ShownPrompt] = {}
         columns_of: dict[tuple[str, str], list[str]] = {}
         for column in items[0].answers:
-            run = next(
-                (run for label, run in by_label.items() if f"{column}, ".startswith(f"{label}, ")), None
-            )
-            if run:
+            of_label = (r for label, r in by_label.items() if f"{column}, ".startswith(f"{label}, "))
+            if run := next(of_label, None):
                 rows_digest = run.rows.get(key, "")
             else:  # the base, whose rows are found through a run on it
                 of_base = (store.digest_of_base(session.store, run, key) for run in by_label.values())
@@ -148,25 +144,16 @@ def add_prompts(
                     prompt_by_key[item, rows[item].prompt_digest] = prompt
             for item, row in rows.items():
                 columns_of.setdefault((item, row.prompt_digest), []).append(column)
-        prompts = _fit_into_room(ids, prompt_by_key, columns_of)
+        prompts, room = {item: list[ShownPrompt]() for item in ids}, _ROOM
+        in_order = sorted(columns_of.items(), key=lambda entry: ids.index(entry[0][0]))
+        for (item, sent_digest), columns in in_order:
+            if shown := prompt_by_key.get((item, sent_digest)):
+                room -= len(shown.text) * len(columns)
+                if room >= 0:
+                    was_sent = shown.digest == sent_digest
+                    prompts[item].append(shown._replace(columns=tuple(columns), was_sent=was_sent))
         with_prompts += [replace(s, prompts=tuple(prompts.get(s.item, ()))) for s in items]
     return replace(report, answers=tuple(with_prompts))
-
-
-def _fit_into_room(
-    ids: Sequence[str],
-    prompt_by_key: Mapping[tuple[str, str], ShownPrompt],
-    columns_of: Mapping[tuple[str, str], list[str]],
-) -> dict[str, list[ShownPrompt]]:
-    prompts: dict[str, list[ShownPrompt]] = {item: [] for item in ids}
-    room = _ROOM
-    for (item, sent_digest), columns in sorted(columns_of.items(), key=lambda entry: ids.index(entry[0][0])):
-        if prompt := prompt_by_key.get((item, sent_digest)):
-            room -= len(prompt.text) * len(columns)
-            if room >= 0:
-                was_sent = prompt.digest == sent_digest
-                prompts[item].append(prompt._replace(columns=tuple(columns), was_sent=was_sent))
-    return prompts
 
 
 def _prompting(session: Session, recipe: Recipe, seed: int, rows: RowSet) -> Step:
@@ -186,8 +173,7 @@ def _sent(base: ModelSource, weights: Weights, rows: RowSet, examples: Sequence[
         tokens = [encoded.context for encoded in encode_all(tokenizer, prompts)]
         texts = [str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)) for ids in tokens]
     else:
-        is_chat = weights.kind == "chat"
-        texts = [canonical_json(list(e.messages)) if is_chat else e.prompt for e in examples]
+        texts = [canonical_json(list(e.messages)) if weights.kind == "chat" else e.prompt for e in examples]
         tokens = [tuple(text.encode()) for text in texts]
     return [
         SentPrompt(example.messages, example.passages, text, len(ids), digest(ids))

@@ -174,52 +174,45 @@ class Estimates:
         """Estimate the seconds of planned work on this machine; endpoints take none."""
         session, candidates = self.session, self.session.candidates.values()
         remote = {candidate.name for candidate in candidates if candidate.is_remote}
-        base_model, measured = session.experiment.base_model, list_measured_bases(candidates)
-        bases = {candidate.name: candidate.base for candidate in candidates} | {
-            arm_label(base_model, s): s for s in measured
-        }
-        local_work = {name: planned for name, planned in work.items() if name not in remote}
-        return {name: session.seconds(planned, bases.get(name)) for name, planned in local_work.items()}
+        base_model, bases = session.experiment.base_model, {c.name: c.base for c in candidates}
+        bases |= {arm_label(base_model, source): source for source in list_measured_bases(candidates)}
+        local = ((name, planned) for name, planned in work.items() if name not in remote)
+        return {name: session.seconds(planned, bases.get(name)) for name, planned in local}
 
     def costs(self, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
         """Estimate the cost of every selected candidate."""
-        return tuple(self._cost(self.session.candidates[name], room) for name in selected)
-
-    def _cost(self, candidate: ResolvedCandidate, room: Memory) -> Cost:
-        session, method, name = self.session, candidate.method, candidate.name
-        if method.is_remote:
-            return Cost(name, None, None, 0.0, None, fits=True)
+        session, every = self.session, list[Cost]()
         hour, device = session.experiment.decide.device_hour_usd, session.machine.device
-        # Another candidate makes borrowed weights.
-        trained_names = [] if candidate.recipe.weights_of else [name]
-        training = self._sum_making(trained_names, [session.first_seed], from_nothing=True)
-        if not method.makes_language_model:
-            trained_s = session.seconds(training, candidate.base)
-            return Cost(name, None, trained_s, 0.0, costs.price_usd(trained_s, device, hour), fits=True)
-        shape = hub.shape(candidate.base)
-        answering = self._answering(name).work + (Work() if method.keeps_base else self._suites.work)
-        start_s = costs.start_s(weights_bytes(candidate.base.path), device)
-        seconds = start_s + session.seconds(training + answering, candidate.base)
-        peak_gib = self._peak_gb(candidate, shape) / _GIB if shape else None
-        fits = None if peak_gib is None else peak_gib <= room.free_gib
-        n = shape.active if shape else candidate.base.n_parameters
-        read = training.read + answering.read + answering.generated
-        items = session.target.items
-        context = answering.read / max(1, len(items.validation) + len(items.test))
-        flops = memory.inference_flops(n, read)
-        flops += memory.attention_flops(shape, read, context / 2) if shape else 0.0
-        if training.trained:
-            n_adapter = _n_adapter(candidate, shape) if shape else 0
-            flops += memory.training_flops(n, training.trained, n_adapter, checkpointing=device == "cuda")
-        return Cost(
-            candidate=name,
-            memory_gib=peak_gib,
-            time_s=seconds,
-            flops=flops,
-            cost_usd=costs.price_usd(seconds, device, hour),
-            fits=fits,
-            knob="" if fits is not False else MEMORY_KNOBS if _trains(candidate) else "a smaller base_model",
-        )
+        for name in selected:
+            candidate, method = session.candidates[name], session.candidates[name].method
+            if method.is_remote:
+                every.append(Cost(name, None, None, 0.0, None, fits=True))
+                continue
+            borrows = candidate.recipe.weights_of  # another candidate makes these
+            training = self._sum_making([] if borrows else [name], [session.first_seed], from_nothing=True)
+            if not method.makes_language_model:
+                time_s = session.seconds(training, candidate.base)
+                every.append(Cost(name, None, time_s, 0.0, costs.price_usd(time_s, device, hour), fits=True))
+                continue
+            shape = hub.shape(candidate.base)
+            answering = self._answering(name).work + (Work() if method.keeps_base else self._suites.work)
+            time_s = costs.start_s(weights_bytes(candidate.base.path), device)
+            time_s += session.seconds(training + answering, candidate.base)
+            peak_gib = self._peak_gb(candidate, shape) / _GIB if shape else None
+            fits = None if peak_gib is None else peak_gib <= room.free_gib
+            n = shape.active if shape else candidate.base.n_parameters
+            read = training.read + answering.read + answering.generated
+            n_items = len(session.target.items.validation) + len(session.target.items.test)
+            flops = memory.inference_flops(n, read)
+            if shape:
+                flops += memory.attention_flops(shape, read, answering.read / max(1, n_items) / 2)
+            if training.trained:
+                n_adapter = _n_adapter(candidate, shape) if shape else 0
+                flops += memory.training_flops(n, training.trained, n_adapter, checkpointing=device == "cuda")
+            knob = MEMORY_KNOBS if method.trains and not borrows else "a smaller base_model"
+            usd = costs.price_usd(time_s, device, hour)
+            every.append(Cost(name, peak_gib, time_s, flops, usd, fits, knob if fits is False else ""))
+        return tuple(every)
 
     def _peak_gb(self, candidate: ResolvedCandidate, shape: Shape) -> float:
         session, method, sizes = self.session, candidate.method, self._answering(candidate.name)
@@ -229,7 +222,7 @@ class Estimates:
         read = min(cached, READING[session.machine.device].tokens)
         peak = memory.inference_peak(shape, cached, precision, quantization=served, read=read)
         answering = peak.total + memory.BYTES[precision] * scored * shape.vocabulary / 1e9
-        if not _trains(candidate):
+        if candidate.recipe.weights_of or not method.trains:
             return answering
         params = _params(candidate)
         # A CPU keeps quantised weights unpacked, and has no checkpointing.
@@ -263,10 +256,6 @@ class Estimates:
 
 def _params(candidate: ResolvedCandidate) -> Any:
     return candidate.method.params(**candidate.trials[0].source.params)
-
-
-def _trains(candidate: ResolvedCandidate) -> bool:
-    return not candidate.recipe.weights_of and candidate.method.trains
 
 
 def _n_adapter(candidate: ResolvedCandidate, shape: Shape) -> int:
@@ -316,8 +305,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     session: Session | None = None
     with gather(problems):
         loaded = config.load(path, overrides)
-        scope = Scope(renew_probe=True, embeddings=embeddings)
-        session = prepare_session(loaded, scope, progress)
+        session = prepare_session(loaded, Scope(renew_probe=True, embeddings=embeddings), progress)
         selected += loaded.selected
         placed = [(loaded.places[name], session.candidates[name]) for name in selected]
         problems.extend(key_problems(session.experiment, placed))
@@ -328,7 +316,15 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         found = f"{free_gb:.1f} GB free"
         problems.append(Problem(str(path.parent), found, f"{_LEAST_DISK_GB:g} GB or more", "free some"))
     engine = session.experiment.vllm if session and session.experiment.engine == "vllm" else None
-    problems += compiler_problems(machine.device)
+    if machine.device == "cuda":  # Triton compiles kernels during training
+        available = {
+            "C compiler": any(shutil.which(name) for name in ("cc", "gcc", "clang")),
+            "Python.h": Path(sysconfig.get_paths()["include"], "Python.h").exists(),
+        }
+        expected = "what Triton compiles a training's kernels with"
+        step = "apt-get install gcc python3-dev, or an image with them"
+        missing = [name for name, is_there in available.items() if not is_there]
+        problems += [Problem("doctor", f"no {name}", expected, step) for name in missing]
     short = short_contexts(session, selected) if session else []
     problems += [context.problem for context in short if context.problem]
     data, room = None, hardware.memory(machine.device)
@@ -349,19 +345,6 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         recipes=tuple(recipe_warnings(session, selected)) if session else (),
         judges=tuple(context.text for context in short if not context.problem),
     )
-
-
-def compiler_problems(device: str) -> list[Problem]:
-    """List what is missing for Triton, which compiles kernels during training on a GPU."""
-    if device != "cuda":
-        return []
-    available = {
-        "C compiler": any(shutil.which(name) for name in ("cc", "gcc", "clang")),
-        "Python.h": Path(sysconfig.get_paths()["include"], "Python.h").exists(),
-    }
-    expected = "what Triton compiles a training's kernels with"
-    step = "apt-get install gcc python3-dev, or an image with them"
-    return [Problem("doctor", f"no {name}", expected, step) for name, found in available.items() if not found]
 
 
 def _describe_experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
@@ -417,11 +400,8 @@ def measure_noise(session: Session) -> Noise:
     for rows, (usual, *varied) in zip(sets, again, strict=True):
         metric = rows.measured.primary
         pairs = {name: list(zip(usual, arm, strict=True)) for name, arm in zip(arms, varied, strict=True)}
-        gaps = [
-            abs(a.gold_logprob - b.gold_logprob)
-            for a, b in (pair for arm in pairs.values() for pair in arm)
-            if a.gold_logprob is not None and b.gold_logprob is not None
-        ]
+        logprobs = [(a.gold_logprob, b.gold_logprob) for arm in pairs.values() for a, b in arm]
+        gaps = [abs(a - b) for a, b in logprobs if a is not None and b is not None]
         # Items whose primary score moved, and the largest difference in log-likelihood.
         flips = {name: sum(is_flipped(a, b, metric) for a, b in arm) for name, arm in pairs.items()}
         tasks.append(TaskNoise(rows.measured.task.name, len(usual), flips, max(gaps, default=None)))

@@ -76,11 +76,9 @@ def _weights_of(session: Session, judge: JudgingCandidate, where: str) -> Weight
     # Returns the reason as a text if this experiment has no weights yet.
     candidate = session.candidates.get(judge.candidate)
     if candidate is None:
-        expected, step = (
-            judge.experiment or "this experiment",
-            did_you_mean(judge.candidate, {*session.candidates}),
-        )
-        raise UserError(where, f"unknown {judge.candidate!r}", f"a candidate of {expected}", step)
+        expected = f"a candidate of {judge.experiment or 'this experiment'}"
+        hint = did_you_mean(judge.candidate, {*session.candidates})
+        raise UserError(where, f"unknown {judge.candidate!r}", expected, hint)
     if candidate.is_remote:
         found, expected = f"{candidate.name}, an endpoint", "a candidate whose weights are here"
         step = "judge: {base_url: …, model: …}, the parameters of that candidate"
@@ -88,11 +86,8 @@ def _weights_of(session: Session, judge: JudgingCandidate, where: str) -> Weight
     if not candidate.method.makes_language_model:
         found = f"{candidate.name}, whose method {candidate.source.method} makes no language model"
         raise UserError(where, found, "a candidate that generates text", "name another one")
-    if (
-        tried := [name for name, recipe in candidate.lineage.items() if recipe.tried]
-        if not judge.experiment
-        else []
-    ):
+    tried = [name for name, recipe in candidate.lineage.items() if recipe.tried]
+    if tried and not judge.experiment:
         found = f"{candidate.name}, and a sweep or search of {tried[0]}, which would hang on its own grades"
         step = "the chosen params in place of it, or the judge in an experiment of its own"
         raise UserError(where, found, "weights that no grade of theirs chose", step)
@@ -142,8 +137,7 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     cuts = [option for option, is_set in (("--quick", scope.quick), ("--limit", scope.limit)) if is_set]
     if scope.fewer and cuts:
         found, step = f"{' and '.join(cuts)} as well", "--all-items, or leave the other out"
-        expected = "whole tasks, from which the items are sampled"
-        raise UserError("--sequential", found, expected, step)
+        raise UserError("--sequential", found, "whole tasks, from which the items are sampled", step)
     if scope.fewer:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
     if scope.quick:
@@ -188,10 +182,8 @@ def prepare_session(
     Raises UserError with the problems of all tasks at once.
     """
     session = _prepare_without_judges(loaded, scope, progress, machine, room)
-    judging: dict[str, Weights | str] = {
-        name: base_weights(source) for name, source in session.sources.items()
-    }
-    problems: list[Problem] = []
+    judging, problems = dict[str, Weights | str](), list[Problem]()
+    judging |= {name: base_weights(source) for name, source in session.sources.items()}
     for judge, where in list_local_judges(_metrics(session.experiment, session.tasks))[1].items():
         with gather(problems):
             judge_session = session
@@ -201,19 +193,11 @@ def prepare_session(
             judging[judge.label] = _weights_of(judge_session, judge, where)
     refuse(problems)
     session = _add_judging(replace(session, judging=judging))
-    _refuse_weights(session, loaded)
-    chosen = choose_prompts(session.reading(), session.candidates)
-    session.candidates = {**session.candidates, **chosen}
-    return session
-
-
-def _refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     candidates, experiment, seed = session.candidates, session.experiment, session.first_seed
-    problems = [*trackers.problems(loaded.experiment.report_to)]
+    problems += trackers.problems(loaded.experiment.report_to)
     needed = [candidates[name] for name in add_lineage(loaded.selected, candidates)]
     for candidate in needed:
-        items = session.training_data(candidate.source).items
-        problems += weight_problems(experiment, session.source, session.target, items, candidate)
+        problems += weight_problems(session, candidate)
         problems += regularization_problems(candidate.recipe, session.mix_context(candidate.recipe, seed))
         problems += search_problems(session.suites, seed, candidate)
     problems += find_unwritable_rows((*session.tasks, *session.training.values()), needed)
@@ -221,10 +205,12 @@ def _refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     problems += list_engine_problems(experiment, session.machine.device, placed, needed)
     # File and line precede the name of the candidate.
     places = {f"candidate {name}": place for name, place in loaded.places.items()}
-    pairs = [(problem, places.get(problem.where.partition(":")[0])) for problem in problems]
-    refuse(
-        replace(problem, where=f"{place}: {problem.where}") if place else problem for problem, place in pairs
-    )
+    for i, problem in enumerate(problems):
+        if place := places.get(problem.where.partition(":")[0]):
+            problems[i] = replace(problem, where=f"{place}: {problem.where}")
+    refuse(problems)
+    session.candidates = {**candidates, **choose_prompts(session.reading(), candidates)}
+    return session
 
 
 def _prepare_without_judges(
@@ -233,12 +219,10 @@ def _prepare_without_judges(
     experiment = narrow(loaded.experiment, scope)
     if experiment.target.data.source("validation") is None and experiment.target.data.source("train") is None:
         where, found = f"task {experiment.target.name}", "no data.validation and no data.train"
-        expected = "rows other than the test rows, to choose and time candidates on"
         step = "name a file under data: {validation: …}, or data: {train: …}; a part of it is then set aside"
-        raise UserError(where, found, expected, step)
-    plain = {"chat_template": False}
+        raise UserError(where, found, "rows other than the test rows, to choose and time candidates on", step)
     first, *more = (
-        task.model_copy(update=plain) if task.kind == "bits_per_byte" else task
+        task.model_copy(update={"chat_template": False}) if task.kind == "bits_per_byte" else task
         for task in (experiment.target, *experiment.more_targets)
     )
     targets = {"target": first, "more_targets": tuple(more)}
@@ -339,13 +323,11 @@ def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, lm
     if not tasks:
         return experiment, {}
     catalogue = lm_eval.load(tasks, lm_eval.datasets_folder(experiment.datasets_dir))
-    suites = tuple(
-        suite.model_copy(
-            update={"tasks": tuple(catalogue[t.name].task if t.lm_eval else t for t in suite.tasks)}
-        )
-        for suite in experiment.suites
-    )
-    return experiment.model_copy(update={"suites": suites}), catalogue
+    suites = []
+    for suite in experiment.suites:
+        filled_in = tuple(catalogue[t.name].task if t.lm_eval else t for t in suite.tasks)
+        suites.append(suite.model_copy(update={"tasks": filled_in}))
+    return experiment.model_copy(update={"suites": tuple(suites)}), catalogue
 
 
 def join_lm_eval_task(task: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:
@@ -374,13 +356,12 @@ def _cut_task(measured: MeasuredTask, tokens: tuple[str, ...], base: str) -> tup
     def cut(*texts: str) -> tuple[str, ...]:
         return tuple(cut_special(text, tokens) or text for text in texts)
 
-    def cut_all(example: Example) -> Example:
-        (rejected,) = cut(example.rejected)
-        references, choices = cut(*example.references), cut(*example.choices)
-        return replace(example, references=references, choices=choices, rejected=rejected)
-
-    names = get_args(PartName)
-    parts: dict[str, Any] = {name: tuple(map(cut_all, getattr(measured.items, name))) for name in names}
+    parts: dict[str, Any] = {}
+    for name in get_args(PartName):
+        parts[name] = tuple(
+            replace(e, references=cut(*e.references), choices=cut(*e.choices), rejected=cut(e.rejected)[0])
+            for e in getattr(measured.items, name)
+        )
     first, token = next(iter(cuts.items()))
     option = "" if all(find_special([token]) for token in cuts.values()) else f" --base {as_argument(base)}"
     commands = [

@@ -8,6 +8,7 @@ artefact (`records.PARITY`).
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -69,7 +70,19 @@ def make_run(
     if run is None:
         session.begin(candidate.name, seed)
         parts = _RunParts(session, candidate, seed, ensure_weights(session, candidate, seed))
-        run = parts.answer_in_folds().find_or_make()
+        if parts.is_folded:  # the weights of the run stand on those of the folds
+            fold_parts = list[_FoldPart]()
+            for number, fold in enumerate(session.in_folds(), start=1):
+                weights, label = ensure_weights(fold, candidate, seed), f"{candidate.name}, fold {number}"
+                rows = target_sets(fold, candidate.recipe, weights, seed)[1]
+                answer_and_score(fold, weights, [rows], label, candidate.base)
+                fold_parts.append(_FoldPart(fold, weights, rows))
+            parts.write_joined(parts.join_folds(fold_parts), fold_parts)
+            weights = parts.weights
+            digests = weights.training.stands_on | stands_on(*(part.weights for part in fold_parts))
+            weights = weights._replace(training=replace(weights.training, stands_on=digests))
+            parts = replace(parts, weights=weights)
+        run = parts.find_or_make()
     if (at.folder / (failure_id := make_failure_id(run_name))).exists():
         store.remove_run(at, failure_id)
     store.end(at, run_name)
@@ -119,34 +132,6 @@ class _RunParts:
         test = target_sets(self.session, self.candidate.recipe, self.weights, self.seed)[1]
         folds_digest = digest(["folds", *(part.rows.identity.answers.digest for part in parts)])
         return test._replace(identity=replace(test.identity, weights_digest=folds_digest))
-
-    def answer_in_folds(self) -> "_RunParts":
-        # Makes missing models of the folds and their answers; the run's weights then stand on them.
-        session, candidate, parts = self.session, self.candidate, list[_FoldPart]()
-        if not self.is_folded:
-            return self
-        for number, fold in enumerate(session.in_folds(), start=1):
-            weights = ensure_weights(fold, candidate, self.seed)
-            part = _FoldPart(fold, weights, target_sets(fold, candidate.recipe, weights, self.seed)[1])
-            answer_and_score(fold, weights, [part.rows], f"{candidate.name}, fold {number}", candidate.base)
-            parts.append(part)
-        self.write_joined(self.join_folds(parts), parts)
-        digests = self.weights.training.stands_on | stands_on(*(part.weights for part in parts))
-        training = replace(self.weights.training, stands_on=digests)
-        return replace(self, weights=self.weights._replace(training=training))
-
-    def rescore_folds(self) -> list[RowSet]:
-        # Scores stored answers with the current metrics; returns the sets that need a model.
-        if not self.is_folded:
-            return []
-        parts = self.find_folds()
-        if lacking := [rows for part in parts for rows in rescore_stored(part.session, [part.rows])]:
-            return lacking
-        joined = self.join_folds(parts)
-        if len(parts) < len(self.session.in_folds()):
-            return [joined]
-        self.write_joined(joined, parts)
-        return []
 
     def write_joined(self, joined: RowSet, parts: Sequence[_FoldPart]) -> None:
         # Writes the folds' rows in test order, unless that is done.
@@ -267,11 +252,8 @@ class _RunParts:
         if busy_s := sum(row.compute_s for row in rows):
             parity["tokens_per_s"] = round(sum(row.n_output_tokens for row in rows) / busy_s, 2)
         of_texts = [s for s in self.sets if s.measured.task.kind == "bits_per_byte"]
-        scored = [
-            (row.gold_logprob, row.gold_bytes)
-            for row in (row for s in of_texts for row in s.read(session.store))
-            if row.gold_bytes and row.gold_logprob is not None
-        ]
+        of_rows = [(row.gold_logprob, row.gold_bytes) for s in of_texts for row in s.read(session.store)]
+        scored = [(nats, n_bytes) for nats, n_bytes in of_rows if n_bytes and nats is not None]
         if scored:
             nats, n_bytes = (sum(column) for column in zip(*scored, strict=True))
             parity["bits_per_byte"] = round(-nats / np.log(2) / n_bytes, 5)
@@ -298,18 +280,18 @@ class _RunParts:
 
     def compare_in_fp32(self, origin: Run, origin_weights: Weights) -> dict[str, Any]:
         # Compares logits with that run's in fp32, and counts that run's answers that differ in fp32.
-        session, test, texts = self.session, self.sets[1], list[tuple[int, ...]]()
-        exact, recipe = session.switch_to_fp32(), session.candidates[origin.candidate].recipe
-        origin_test = target_sets(exact, recipe, origin_weights, origin.seed)[1]
+        session, test = self.session, self.sets[1]
+        in_fp32, recipe = session.switch_to_fp32(), session.candidates[origin.candidate].recipe
+        origin_test = target_sets(in_fp32, recipe, origin_weights, origin.seed)[1]
         try:
-            with open_and_fill(exact, origin_weights, [origin_test], f"{origin.candidate} in fp32") as model:
+            label = f"{origin.candidate} in fp32"
+            with open_and_fill(in_fp32, origin_weights, [origin_test], label) as model:
                 prompts = [prompt_text(test.measured.task, e) for e in origin_test.examples()[:_N_PROMPTS]]
-                texts = [
-                    ids for encoded in model.encode_all(prompts) if len(ids := encoded.context) >= _N_TOKENS
-                ]
+                contexts = [encoded.context for encoded in model.encode_all(prompts)]
+                texts = [ids for ids in contexts if len(ids) >= _N_TOKENS]
                 expected = [*artefacts.list_logits(model, texts, _N_TOKENS)]
         finally:
-            exact.unload()
+            in_fp32.unload()
         answers = {row.example_id: row.text for row in origin_test.read(session.store)}
         rows = store.read_rows(session.store, origin.rows[test.name])
         floor = {"floor": sum(answers.get(row.example_id, row.text) != row.text for row in rows)}
@@ -318,10 +300,8 @@ class _RunParts:
             for pair in zip(expected, artefacts.list_logits(model, texts, _N_TOKENS), strict=True):
                 n = min(logits.shape[1] for logits in pair)  # a vocabulary may be padded
                 cut = [logits[:, :n] for logits in pair]
-                p, q = (
-                    logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-                    for logits in (logits.astype(float) for logits in cut)
-                )
+                exact = [logits.astype(float) for logits in cut]
+                p, q = (logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in exact)
                 divergence, agrees = (np.exp(p) * (p - q)).sum(-1), p.argmax(-1) == q.argmax(-1)
                 columns.append((np.abs(cut[0] - cut[1]).max(-1), divergence, agrees))
             peak = model.worker.peak_bytes if isinstance(model, artefacts.ArtefactCandidate) else 0
@@ -373,7 +353,15 @@ def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[
     lacking = list(run_before.rows)
     if weights is not None:
         parts = _RunParts(session, candidate, run_before.seed, weights)
-        in_folds = parts.rescore_folds()
+        in_folds, folds = list[RowSet](), parts.find_folds() if parts.is_folded else []
+        for part in folds:
+            in_folds += rescore_stored(part.session, [part.rows])
+        if parts.is_folded and not in_folds:
+            joined = parts.join_folds(folds)
+            if len(folds) == len(session.in_folds()):
+                parts.write_joined(joined, folds)
+            else:
+                in_folds.append(joined)
         lacking = [f"{rows.name} in folds" for rows in in_folds[:1]]
         lacking = lacking or [rows.name for rows in rescore_stored(session, parts.sets)]
         rescored_run = None if lacking else parts.find_done() or parts.save_again(run_before)
@@ -431,7 +419,16 @@ def _find_unchanged_weights(session: Session, run: Run, command: str) -> tuple[R
 
 def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:
     """Find the stored runs of recipes as written now, or their failures; computes nothing."""
-    at, stored = session.store, [_find_whole(session, *request) for request in requests]
+    at, stored = session.store, list[_RunParts | None]()
+    for candidate, seed in requests:
+        stored.append(None)
+        weights = None if candidate.searches_prompts else find_stored_weights(session, candidate, seed)
+        if weights is None:
+            continue
+        with suppress(CandidateFailed):  # the base cannot be loaded, but rows are named by its engine
+            parts = _RunParts(session, candidate, seed, weights)
+            test = parts.sets[1].identity.digest
+            stored[-1] = parts if not parts.is_folded or store.read_folds(at, test) else None
     store.read_ids(at, {rows.identity.digest for parts in stored if parts for rows in parts.sets})
     identities = [parts.identity if parts and parts.is_answered else None for parts in stored]
     runs = [
@@ -448,23 +445,10 @@ def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[R
     return runs
 
 
-def _find_whole(session: Session, candidate: ResolvedCandidate, seed: int) -> _RunParts | None:
-    weights = None if candidate.searches_prompts else find_stored_weights(session, candidate, seed)
-    if weights is None:
-        return None
-    parts = _RunParts(session, candidate, seed, weights)
-    try:
-        test = parts.sets[1]
-    except CandidateFailed:  # the base cannot be loaded, but rows are named by its engine
-        return None
-    return parts if not parts.is_folded or store.read_folds(session.store, test.identity.digest) else None
-
-
 def _has_trials(run: Run, weights: Weights) -> bool:
-    current, stored = (
-        [(t.params, t.pruned_at, t.forgetting) for t in r.sweep] for r in (weights.training, run.training)
-    )
-    return current == stored
+    records = run.training, weights.training
+    stored, current = ([(t.params, t.pruned_at, t.forgetting) for t in r.sweep] for r in records)
+    return stored == current
 
 
 def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:

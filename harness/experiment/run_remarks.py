@@ -48,13 +48,10 @@ def count_rows(study: Study, tasks: Sequence[MeasuredTask], reader: Reader, runs
             counted = "count as worst" if is_scored else "are left out, because the metric has no worst value"
             some = sum(r.status == "incomplete" for r in failed)
             also = f"; to {some} others some of several answers failed" if some else ""
-            errors = (
-                f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
-            )
-            yield f"{errors}{also}, the first one {failed[0].example_id}: {failed[0].error}"
+            errors = f"{len(failed) - some} of {len(rows)} test rows are errors and {counted}{also}"
+            yield f"{run.candidate}: {errors}, the first one {failed[0].example_id}: {failed[0].error}"
     # Counts answers to judged tasks that were cut, empty or failed, and so never judged.
-    judged = [measured for measured in tasks if measured.judged]
-    for run, measured in product(finished_runs, judged):
+    for run, measured in product(finished_runs, [m for m in tasks if m.judged]):
         if f"{measured.task.name}/test" not in run.rows:
             continue
         task, rows, why = measured.task, reader.answers(run, measured), Counter[str]()
@@ -343,17 +340,11 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
     """Yield the planned grades of each judge, for the candidates' answers and the base's on suites."""
     chosen = [session.candidates[name] for name in candidates]
     target = session.target
-    n_answers = sum(
-        len(candidate.seeds) * (decoding.samples if (decoding := candidate.recipe.decoding) else 1)
-        for candidate in chosen
-    )
+    samples = (c.recipe.decoding.samples if c.recipe.decoding else 1 for c in chosen)
+    n_answers = sum(len(c.seeds) * n for c, n in zip(chosen, samples, strict=True))
     examples = [*target.items.validation, *target.items.test]
-    shows_passages = any(judged_metric.rubric.passages for judged_metric in target.judged.values())
-    steps = (
-        [session.prompting_step(candidate.recipe, candidate.seeds[0]) for candidate in chosen]
-        if shows_passages
-        else []
-    )
+    shows_passages = any(judged.rubric.passages for judged in target.judged.values())
+    steps = (session.prompting_step(c.recipe, c.seeds[0]) for c in chosen if shows_passages)
     n_passages = max((passage_tokens(step, examples) for step in steps), default=0)
     yield from _plan_items(target, examples, n_answers, n_passages, n_checks=len(chosen))
     n_own = sum(len(candidate.seeds) for candidate in chosen if not candidate.method.keeps_base)
@@ -363,11 +354,7 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
     for suite in session.suites:
         yield from _plan_items(suite, suite.items.test, 1 + n_own, n_checks=1 + len(chosen))
     if judged := session.open_judge_of_pairs():  # compares fine-tunes with the best untrained candidate
-        n_tuned = sum(
-            len(candidate.seeds)
-            for candidate in chosen
-            if candidate.method.tunes and not candidate.is_target_only
-        )
+        n_tuned = sum(len(c.seeds) for c in chosen if c.method.tunes and not c.is_target_only)
         reply = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
         pairs = [replace(example, references=(reply,)) for example in target.items.test]
         yield from _plan_items(target._replace(judged={judged.metric: judged}), pairs, n_tuned)
@@ -394,8 +381,7 @@ def _plan_items(
         prompts = (judge_messages(judged.rubric, example, "", order) for example in examples)
         longest = [sum(costs.tokens(turn["content"]) for turn in turns) + answer + more for turns in prompts]
         for judge in judged.judges:
-            n_anchors = min(judged.rubric.anchors, n_each * len(examples)) if judge.settings else 0
-            again = n_checks * n_anchors
+            again = n_checks * min(judged.rubric.anchors, n_each * len(examples)) if judge.settings else 0
             grades = judge.attempts * n_each * len(examples) + again
             read = judge.attempts * n_each * sum(longest) + again * max(longest, default=0)
             written = grades * LIMITS.max_new_tokens
@@ -443,8 +429,7 @@ def short_contexts(session: Session, names: Sequence[str]) -> list[ShortContext]
             grade = ("" if chat else " ") + max(judged.rubric.grades, key=len)
             prompts = (judge_messages(judged.rubric, example, "", order) for example in examples)
             texts = [PromptText(turns, grade, chat) for turns in prompts]
-            encoded = encode_all(load_tokenizer(source), texts)
-            sizes = [len(e.context) + len(e.continuation) for e in encoded]
+            sizes = [len(e.context) + len(e.continuation) for e in encode_all(load_tokenizer(source), texts)]
             n_long, n_sure = (sum(size + more > context for size in sizes) for more in (answers, 0))
             if not n_long:
                 continue

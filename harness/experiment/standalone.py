@@ -147,10 +147,8 @@ def evaluate(prepared: PreparedEvaluation) -> Evaluation:
         if cut := sum(row.status == "truncated" for row in answered):
             max_new_tokens = task.task.max_new_tokens
             notes.append(f"{name}: {cut} of {len(answered)} answers were cut at {max_new_tokens} tokens")
-    device = session.machine.name
-    return Evaluation(
-        prepared.name, device, how.precision, how.engine, tuple(scores), rows, lm_eval_tasks, tuple(notes)
-    )
+    computed = session.machine.name, how.precision, how.engine
+    return Evaluation(prepared.name, *computed, tuple(scores), rows, lm_eval_tasks, tuple(notes))
 
 
 def write(evaluation: Evaluation, folder: Path, *, log_samples: bool) -> list[Path]:
@@ -190,8 +188,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 
 def _scores(name: str, lm_eval_task: LmEvalTask, rows: Sequence[SampleResult]) -> Iterator[ScoreRow]:
     # Groups also get a score for each of their tasks, as slices.
-    parts = sorted({row.slice for row in rows if row.slice})
-    for part in ("", *parts):
+    for part in ("", *sorted({row.slice for row in rows if row.slice})):
         chosen = [row for row in rows if row.slice == part] if part else rows
         for metric in lm_eval_task.metrics.values():
             is_scored = any(row.parts[metric.name] is not None for row in chosen)

@@ -24,8 +24,7 @@ from harness.store import Store
 def is_cross_validated(folds: Sequence[Fold], candidate: ResolvedCandidate) -> bool:
     """Tell whether a candidate differs between folds, by weights or by prompts."""
     trained = any(plugins.method(recipe.method).draws_from for recipe in candidate.lineage.values())
-    prompted = bool(set(candidate.recipe.prompting) - {"zero_shot"})
-    return bool(folds) and (trained or prompted)
+    return bool(folds) and (trained or bool(set(candidate.recipe.prompting) - {"zero_shot"}))
 
 
 def refuse_folds(folds: Sequence[Fold], operation: str, why: str) -> None:
@@ -81,12 +80,8 @@ class StoredRows:
 
     def controls_of(self, run: Run) -> list[ControlFacts]:
         """List the control measurements of a run's blocks, each once."""
-        control_ids = {
-            origin.control
-            for rows_digest in set(run.rows.values())
-            for origin in store.origins(self.at, rows_digest).values()
-            if origin.control
-        }
+        origins = [store.origins(self.at, rows_digest).values() for rows_digest in set(run.rows.values())]
+        control_ids = {origin.control for of_rows in origins for origin in of_rows if origin.control}
         if control_ids and len(store.controls(self.at)) != len(self._controls):  # a new one is stored
             rates, facts_by_id = AA_FLIPS | store.noise_rates(self.at), dict[str, ControlFacts]()
             environment = cache(lambda key: store.read_environment(self.at, key))
@@ -150,15 +145,12 @@ class Reader(StoredRows):
 
     def scores(self, run: Run) -> dict[str, dict[str, Estimate]]:
         """Estimate every metric with a scored item, on every task that a run answered on test."""
-        return {
-            m.task.name: {
-                name: comparison.estimate(metric, rows)
-                for name, metric in m.metrics.items()
-                if comparison.is_comparable(metric, rows := self.read(run, m), rows)
-            }
-            for m in self._tasks
-            if f"{m.task.name}/test" in run.rows
-        }
+        scores = dict[str, dict[str, Estimate]]()
+        for m in (m for m in self._tasks if f"{m.task.name}/test" in run.rows):
+            rows = self.read(run, m)
+            scored = {n: f for n, f in m.metrics.items() if comparison.is_comparable(f, rows, rows)}
+            scores[m.task.name] = {name: comparison.estimate(metric, rows) for name, metric in scored.items()}
+        return scores
 
 
 BASE_ARM = "capability suite of the base"

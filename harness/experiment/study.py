@@ -197,9 +197,7 @@ def correct_reached(
     if target is not f.target and validation is not None:
         validation = min(max(validation + target.score - f.target.score, 0.0), 1.0)
     parts = rows_by_slice(rows, edge_cases)
-    slices = {
-        name: correct_estimate(metric, score, parts.get(name, []), labels) for name, score in f.slices.items()
-    }
+    slices = {n: correct_estimate(metric, score, parts.get(n, []), labels) for n, score in f.slices.items()}
     return replace(f, target=target, validation=validation, slices=slices)
 
 
@@ -282,12 +280,9 @@ def is_better_on_validation(study: Study, run: Run, base: Run, task: Task) -> bo
 def find_prompt(study: Study, runs: Iterable[Run], run: Run) -> Run | None:
     """Find the plain prompt among runs: preferably one on the run's base, else the first."""
     recipes = study.experiment.candidates
-    prompts = [
-        prompt for prompt in runs if is_prompt(prompt) and recipes[prompt.candidate].role != "baseline"
-    ]
-    return next(
-        (prompt for prompt in prompts if prompt.base_digest == run.base_digest), next(iter(prompts), None)
-    )
+    prompts = [r for r in runs if is_prompt(r) and recipes[r.candidate].role != "baseline"]
+    prompts.sort(key=lambda prompt: prompt.base_digest != run.base_digest)
+    return next(iter(prompts), None)
 
 
 def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
@@ -297,13 +292,10 @@ def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
     """
     task, rows = study.experiment.target, study.rows
     settings, version = attrgetter("prompting", "answer", "decoding"), _scored_by(study, run)[0]
-    stored = [
-        stored_run
-        for stored_run in reversed(store.list_runs(study.store, study.experiment.name))
-        if stored_run.state == "done"
-        and stored_run.weights_digest == stored_run.base_digest == run.base_digest
-        and _scored_by(study, stored_run)[0] == version
-    ]
+    newest_first = reversed(store.list_runs(study.store, study.experiment.name))
+    finished = (stored_run for stored_run in newest_first if stored_run.state == "done")
+    on_base = (r for r in finished if r.weights_digest == r.base_digest == run.base_digest)
+    stored = [stored_run for stored_run in on_base if _scored_by(study, stored_run)[0] == version]
     alike_runs = [stored_run for stored_run in stored if settings(stored_run) == settings(run)]
     key, plain = f"{task.name}/test", next(iter([*alike_runs, *filter(is_prompt, stored)]), None)
     are_drawn = bool(run.decoding) and (plain is None or plain.decoding == run.decoding)
@@ -408,17 +400,11 @@ def wins_of(study: Study, run: Run, base: Run) -> Wins:
         return open_where_failed(wins_by_people(base.candidate, pairs, votes), old_rows, max_errors)
     preferred = preferences(read_stored_grades(by, at), *rows)
     wins = wins_by_judge(base.candidate, metric_name(by), pairs, preferred.won, votes)
-    judged = {
-        item: JudgedPair(
-            preferred.won[item],
-            preferred.first[item],
-            (len(old.text), len(now.text)),
-            clusters[item],
-            votes.get(item),
-        )
-        for old, now in matched
-        if (item := now.example_id) in preferred.first
-    }
+    judged = dict[str, JudgedPair]()
+    for old, now in matched:
+        if (item := now.example_id) in preferred.first:
+            won, lengths = preferred.won[item], (len(old.text), len(now.text))
+            judged[item] = JudgedPair(won, preferred.first[item], lengths, clusters[item], votes.get(item))
     wins = open_where_failed(wins, old_rows, max_errors, preferred.unread)._replace(bias=bias_of(judged))
     return wins._replace(missing=0) if policy.uncalibrated_judge == "allow" else wins
 
@@ -444,8 +430,7 @@ def refuse_unanswered(test: Rows) -> None:
 def mark_recipe(facts: CandidateFacts, recipe: Recipe, recipes: Mapping[str, Recipe]) -> CandidateFacts:
     """Mark whether a candidate, or the source of its weights, sends rows off this machine."""
     source = recipes.get(recipe.weights_of or "", recipe)
-    is_remote = plugins.find_method(source.method).is_remote
-    leaves = is_remote and not is_private(source.params["base_url"])
+    leaves = plugins.find_method(source.method).is_remote and not is_private(source.params["base_url"])
     return replace(facts, leaves_machine=leaves)
 
 
@@ -460,13 +445,9 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
     if timed.get("compute_contended") and timed.get("compute_s"):
         disturbed["requests_per_s"] = 1 / timed["compute_s"]
     if "at_once" in timed and not timed.get("at_once_contended"):
-        under_load = UnderLoad(
-            n=round(timed["at_once"]),
-            requests_per_s=timed["at_once"] / timed["at_once_s"],
-            first_token_p50_s=timed.get("first_token_at_once_p50_s"),
-            first_token_p95_s=timed.get("first_token_at_once_p95_s"),
-            first_token_alone_s=timed.get("first_token_s"),
-        )
+        names = "first_token_at_once_p50_s", "first_token_at_once_p95_s", "first_token_s"
+        speed = timed["at_once"] / timed["at_once_s"]
+        under_load = UnderLoad(round(timed["at_once"]), speed, *map(timed.get, names))
     # None for classifiers, which are not priced by the token, and servers that count no tokens.
     tokens = None
     if plugins.method(run.method).makes_language_model and prompt:
@@ -474,17 +455,15 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         tokens = TokenCounts(prompt, shared, fmean(r.n_output_tokens for r in test))
     cut = [row.n_output_tokens for row in test if row.status == "truncated"]
     unparsable = sum(row.status == "unparsable" for row in test)
+    unread = UnreadAnswers(len(cut) / len(test), unparsable / len(test), max(cut, default=0))
+    requests_per_s = 1 / busy_s if busy_s else None
     return replace(
         facts,
         target=estimate(metric, test),
         validation=estimate(metric, validation).score,
         tokens=tokens,
-        speed=facts.speed._replace(
-            requests_per_s=1 / busy_s if busy_s else None, under_load=under_load, disturbed=disturbed
-        ),
-        answers=AnswerFacts(
-            unread=UnreadAnswers(len(cut) / len(test), unparsable / len(test), max(cut, default=0))
-        ),
+        speed=facts.speed._replace(requests_per_s=requests_per_s, under_load=under_load, disturbed=disturbed),
+        answers=AnswerFacts(unread=unread),
     )
 
 

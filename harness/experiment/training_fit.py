@@ -5,7 +5,7 @@ Invariant: however a training ends, the next call resumes from its checkpoints.
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,10 @@ from harness.training.worker import launch
 
 PRUNED = "pruned.json"  # in the folder of a trial that was pruned
 _ALIKE = 0.6  # an estimate teaches only if the steps made are within this ratio
+
+
+# Rows mixed into the training rows, and general rows by regulariser.
+RegularizerRows = tuple[Sequence[Example], dict[str, tuple[Example, ...]]]
 
 
 class FitInputs(NamedTuple):
@@ -83,27 +87,24 @@ class Fit(NamedTuple):
         elif is_path(source.reward) and not training.is_metric_file(Path(source.reward)):
             rewarded_by = digest_code(Path(source.reward))
         else:
-            task = session.target.task.model_dump(
-                mode="json", exclude={"data", "limit"}, exclude_defaults=True
-            )
+            unread = {"data", "limit"}
+            task = session.target.task.model_dump(mode="json", exclude=unread, exclude_defaults=True)
             unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
             rewarded_by = digest([metric_name(source.reward), metric_version(source.reward, unspaced), task])
         if not method.draws_from:
             trained_on = ""
         else:
             target = session.training_data(source)
-            pairs = (
-                [drop_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
-            )
+            of_pairs = target.items.pairs if method.draws_from == "pairs" else ()
+            pairs = list(map(drop_defaults, of_pairs))
             rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
             seeds = [seed] if method.seeded else []
             computed = [session.machine.precision, session.machine.device]
             inputs: list[Any] = [pairs, rows, prompting_digest(session.target, source, seed), seeds, computed]
             if pairs:  # the task's part of the prompts, not covered by the pairs' version
                 fields = {"chat_template"} | ({"system"} if source.system is None else set())
-                inputs += filter(
-                    None, [session.target.task.model_dump(include=fields, exclude_defaults=True)]
-                )
+                part = session.target.task.model_dump(include=fields, exclude_defaults=True)
+                inputs += [part] if part else []
             trained_on = digest(inputs)
         policy = session.experiment.training.accelerate
         n_processes, files = processes_of(policy, source), list[Path]()
@@ -128,7 +129,7 @@ class Fit(NamedTuple):
         }
         return session.store.weights(digest({name: value for name, value in identity.items() if value}))
 
-    def _find_regularizer_rows(self) -> tuple[Sequence[Example], dict[str, tuple[Example, ...]]]:
+    def _find_regularizer_rows(self) -> RegularizerRows:
         session, candidate, seed = self
 
         def answer_as_base(name: str, mixture: Mixture) -> Iterable[Answered]:
@@ -176,7 +177,7 @@ class Fit(NamedTuple):
         try:
             if not (partial_folder / training.FIT).exists():  # written last
                 with clear_errors(session.store, str(partial_folder), AGAIN), stage as advance:
-                    self._write_job(partial_folder, inputs, *rows, pause_at, show_at)
+                    self._write_job(partial_folder, inputs, rows, pause_at, show_at)
                     if processes > 1:
                         training.write_launch(partial_folder, policy.accelerate, device)
                     (launch if own_process else training.run_job)(partial_folder, advance)
@@ -208,15 +209,9 @@ class Fit(NamedTuple):
             session.learn_pace("fits", work, took_s - steps_s, base, teaches=teaches_rest)
 
     def _write_job(
-        self,
-        partial_folder: Path,
-        inputs: FitInputs,
-        mixed: Sequence[Example],
-        general: Mapping[str, Sequence[Example]],
-        pause_at: int,
-        show_at: int,
+        self, partial_folder: Path, inputs: FitInputs, rows: RegularizerRows, pause_at: int, show_at: int
     ) -> None:
-        session, candidate, seed = self
+        (session, candidate, seed), (mixed, general) = self, rows
         source, step = candidate.source, session.prompting_step(candidate.source, seed)
         items, policy = session.training_data(source).items, session.experiment.training.accelerate
         reward = training.Reward(written=source.reward, task=session.target.task) if source.reward else None
@@ -276,8 +271,7 @@ def _init_path(init: training.Weights | None) -> Path | None:
 def processes_of(policy: AcceleratePolicy, source: Recipe) -> int:
     """Return the number of processes that share a training: one if a method or regulariser cannot share."""
     changes_steps = has_hook(source.regularize, "prepare", "penalty", "step", "select")
-    able = plugins.method(source.method).data_parallel and not changes_steps
-    return policy.num_processes if able else 1
+    return policy.num_processes if plugins.method(source.method).data_parallel and not changes_steps else 1
 
 
 def shards_of(policy: AcceleratePolicy, source: Recipe) -> str:

@@ -253,17 +253,11 @@ def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weight
         for arm_weights, sets in zip((base_weights(trial.base), weights), arms, strict=True):
             base = None if arm_weights.digest == trial.base.weights_digest else trial.base
             answer_and_score(session, arm_weights, sets, "general items for validation", base)
-        pairs = [[rows.read(session.store) for rows in pair] for pair in zip(*arms, strict=True)]
-        alike = [
-            Measurement(m.task, m.role, m.suite, m.metrics, base, base)
-            for m, (base, _) in zip(tasks, pairs, strict=True)
-        ]
+        of_tasks = zip(tasks, *arms, strict=True)
+        read = [(m, base.read(session.store), new.read(session.store)) for m, base, new in of_tasks]
+        alike = [Measurement(m.task, m.role, m.suite, m.metrics, base, base) for m, base, _ in read]
         counting = name_admitted_tasks(alike, session.first_seed)
-        changes = [
-            _compare_capability(m, base, new)
-            for m, (base, new) in zip(tasks, pairs, strict=True)
-            if m.task.name in counting
-        ]
+        changes = [_compare_capability(m, base, new) for m, base, new in read if m.task.name in counting]
         if not changes:
             n = sum(m.size("test") for m in tasks)
             found = f"subject_to: of {n} general items for validation no task shows what the base can lose"
@@ -291,18 +285,12 @@ def general_items(suites: Sequence[MeasuredTask], seed: int, n_items: int) -> li
     clusters = {e.cluster for examples in tests.values() for e in examples if e.cluster != e.id}
     questions = {question_of(e) for examples in tests.values() for e in examples}
     ids = {name: {e.id for e in examples} for name, examples in tests.items()}
-    spare: Mapping[str, list[Example]] = {
-        m.task.name: [
-            row.example
-            for split in ("validation", "test")
-            for row in m.items.evaluated.get(split, ())
-            if row.example.id not in ids[m.task.name]
-            and row.example.cluster not in clusters
-            and question_of(row.example) not in questions
-        ]
-        for m in tasks
-        if m.role == "capability"
-    }
+    spare = dict[str, list[Example]]()
+    for m in (m for m in tasks if m.role == "capability"):
+        rows = (row for split in ("validation", "test") for row in m.items.evaluated.get(split, ()))
+        others = (row.example for row in rows if row.example.id not in ids[m.task.name])
+        others = (e for e in others if e.cluster not in clusters and question_of(e) not in questions)
+        spare[m.task.name] = list(others)
     min_items = min(_FEW, max(map(len, spare.values()), default=0)) or 1
     tasks_with_items = [m for m in tasks if len(spare.get(m.task.name, ())) >= min_items]
     n_each = -(-n_items // max(1, len(tasks_with_items)))
@@ -333,13 +321,11 @@ def measure_points(
     if not source.track or not weights_by_step:
         return ()
     measured, general_seed = [m for m in session.suites if m.task.name in base_rows], session.first_seed
-    rows = {
-        m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test")) for m in measured
-    }
-    alike = [
-        Measurement(m.task, m.role, m.suite, m.metrics, rows[m.task.name], rows[m.task.name])
-        for m in measured
-    ]
+    rows, alike = dict[str, list[SampleResult]](), list[Measurement]()
+    for m in measured:
+        base = store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
+        rows[m.task.name] = base
+        alike.append(Measurement(m.task, m.role, m.suite, m.metrics, base, base))
     search_half = cut_to_half(alike, split(rows, general_seed), "search")
     counting = name_admitted_tasks(search_half)
     base_rows_of = {m.task.name: m.base for m in search_half if m.task.name in counting}
@@ -352,10 +338,8 @@ def measure_points(
         items = replace(m.items, test=tuple(e for e in m.items.test if e.id in set(ids)))
         versions = {**m.versions, "test": digest([m.versions["test"], ids])}  # which names the items
         sampled.append((m._replace(items=items, versions=versions, weights=None), base))
-    return tuple(
-        measure_point(session, candidate, step, point_weights, seed, sampled)
-        for step, point_weights in weights_by_step.items()
-    )
+    points = weights_by_step.items()
+    return tuple(measure_point(session, candidate, step, at, seed, sampled) for step, at in points)
 
 
 def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
@@ -390,10 +374,8 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     extra = costs.Work(read=read, generated=generated)
     plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))
     is_shipped = partial(find_shipped, session.target.task, base)
-    general = regularization_work(
-        source, session.mix_context(source, seed), is_shipped, plain, (n_rows, step_rows)
-    )
-    whole = plain + extra + general
+    context, sizes = session.mix_context(source, seed), (n_rows, step_rows)
+    whole = plain + extra + regularization_work(source, context, is_shipped, plain, sizes)
     return whole._replace(steps=params.max_steps if params.max_steps > 0 else whole.steps, fits=1)
 
 
@@ -405,9 +387,8 @@ def estimate_tracking(session: Session, source: Recipe) -> Work:
     once = work_of(target_sets(session, source, base, 0)[0].job())
     tasks = [m for m in session.suites if m.role == "capability"]
     n_items = sum(m.size("test") for m in tasks)
-    suites = total_work(suite_sets(session, base, tasks))
     share = min(source.track.items, n_items / 2) / n_items if n_items else 0.0
-    general = Work(*(round(share * amount) for amount in suites))
+    general = Work(*(round(share * amount) for amount in total_work(suite_sets(session, base, tasks))))
     return times(once + general + Work(opened=1), source.track.points)
 
 
@@ -427,12 +408,8 @@ def measure_point(
     target = mean_score(session.target.primary, validation.read(session.store))
     if not sampled:
         return TrackedPoint(step=step, target=target)
-    mean = mean_change(
-        [
-            _compare_capability(measured, base, rows.read(session.store))
-            for (measured, base), rows in zip(sampled, general, strict=True)
-        ]
-    )
+    pairs = zip(sampled, general, strict=True)
+    mean = mean_change([_compare_capability(m, base, new.read(session.store)) for (m, base), new in pairs])
     return TrackedPoint(
         step=step, target=target, capability=mean.score, low=mean.low, high=mean.high, n_general=mean.n
     )

@@ -154,11 +154,8 @@ class Journal:
                 self.files[step] = tuple(dict.fromkeys((*before, *outcome.files)))
             fresh = self._order.get_ready() if self._order.is_active() else ()
             self.ready.update(dict.fromkeys(fresh))
-            ended = [
-                step
-                for step in fresh
-                if step in self.outcomes or any(need in self.failed for need in self.plan.needs[step])
-            ]
+            cannot_start = {step for step in fresh if self.failed.keys() & self.plan.needs[step]}
+            ended = [step for step in fresh if step in self.outcomes or step in cannot_start]
             if not ended:
                 return
 
@@ -373,7 +370,8 @@ def _read_assignment(file: Path) -> Assignment:
     # Listing queries the server of a network file system; looking up a name may use a cache.
     if not file.parent.is_dir() or file.name not in os.listdir(file.parent):  # noqa: PTH208
         step = "keep the project on a file system that all workers see, under the same path"
-        raise UserError(_worker_name(), f"no {file}", "the runs folder of the command", step)
+        worker = f"worker on {socket.gethostname()}"
+        raise UserError(worker, f"no {file}", "the runs folder of the command", step)
     with file.open("rb") as content:
         _refuse_other({"code of harness": pickle.load(content)}, {"code of harness": _code_digest()})
         assignment: Assignment = pickle.load(content)
@@ -409,16 +407,9 @@ def _describe_state(
 
 def _refuse_other(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
     step = "give all workers the same code, packages, processor, models and data as the command"
-    problems = [
-        Problem(f"{_worker_name()}: {name}", found.get(name, "none"), expected.get(name, "none"), step)
-        for name in {**expected, **found}
-        if found.get(name) != expected.get(name)
-    ]
-    refuse(problems)
-
-
-def _worker_name() -> str:
-    return f"worker on {socket.gethostname()}"
+    pairs = {name: (found.get(name, "none"), expected.get(name, "none")) for name in {**expected, **found}}
+    where = f"worker on {socket.gethostname()}"
+    refuse(Problem(f"{where}: {name}", *pair, step) for name, pair in pairs.items() if pair[0] != pair[1])
 
 
 def _code_digest() -> str:

@@ -74,8 +74,7 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
 
     @contextmanager
     def open_candidate() -> Iterator[Candidate]:
-        weights = ensure_weights(session, candidate, seed)
-        with open_weights(session, weights) as model:
+        with open_weights(session, ensure_weights(session, candidate, seed)) as model:
             yield model
 
     if candidate.is_remote:
@@ -85,10 +84,8 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
         writer = endpoint_writer(settings, candidate.name, folder)
         if settings.protocol != "chat":
             how = {"protocol": settings.protocol, "template": candidate.base.template_digest, "chat": chat}
-            identity, weights_digest = {**writer.identity, **how}, settings.weights_digest
-            writer = writer._replace(
-                identity=identity, opened=open_candidate, chat=chat, weights_digest=weights_digest
-            )
+            writer = writer._replace(identity={**writer.identity, **how}, opened=open_candidate, chat=chat)
+            writer = writer._replace(weights_digest=settings.weights_digest)
         if max_cost is not None and writer.planned(1, 1) is None:
             found = f"{name}, an endpoint without prices"
             step = "usd_per_million_tokens: {input: …, output: …} among its params"
@@ -119,10 +116,8 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
         seconds = session.seconds(costs.Work(round(read), round(generated)), base)
         return costs.price_usd(seconds, machine.device, hour)
 
-    weights_digest = weights.digest
-    return Writer(
-        name, identity, folder, open_candidate, price, estimate_usd, chat, weights_digest=weights_digest
-    )
+    functions = open_candidate, price, estimate_usd
+    return Writer(name, identity, folder, *functions, chat, weights_digest=weights.digest)
 
 
 def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = None) -> Writer:
@@ -140,9 +135,7 @@ def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = No
     def price(outputs: Sequence[Output]) -> float | None:
         if prices is None or not all(output.n_prompt_tokens for output in outputs):
             return None
-        return sum(
-            costs.tokens_usd(prices, output.n_prompt_tokens, output.n_output_tokens) for output in outputs
-        )
+        return sum(costs.tokens_usd(prices, o.n_prompt_tokens, o.n_output_tokens) for o in outputs)
 
     def estimate_usd(read: float, generated: float) -> float | None:
         return None if prices is None else costs.tokens_usd(prices, read, generated)
@@ -386,9 +379,8 @@ class BudgetedWriter:
         texts = [PromptText(request.messages, chat_template=self._writer.chat) for request in part]
         prompts = [encoded.context for encoded in model.encode_all(texts)]
         fits = [len(prompt) + limits.max_new_tokens <= model.max_context for prompt in prompts]
-        seeds = [
-            request.seed for request, fit in zip(part, fits, strict=True) if fit and request.seed is not None
-        ]
+        sent = [request for request, fit in zip(part, fits, strict=True) if fit]
+        seeds = [request.seed for request in sent if request.seed is not None]
         fitting = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
         outputs = iter(model.generate(fitting, limits, seeds) if fitting else ())
         return [

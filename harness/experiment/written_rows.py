@@ -28,7 +28,7 @@ from harness.errors import Problem, Unscored, UserError, did_you_mean, refuse
 from harness.evaluation import seed_of
 from harness.evaluation.candidate_rows import row_files
 from harness.evaluation.grading import GradeAccount
-from harness.evaluation.judges import GradeReader, JudgedMetric, key_problems
+from harness.evaluation.judges import GradeReader, key_problems
 from harness.evaluation.judging_stage import grade_answers
 from harness.evaluation.row_sets import prompting_digest
 from harness.evaluation.session import Session
@@ -38,7 +38,6 @@ from harness.experiment.stored_rows import refuse_folds
 from harness.formatting import count, pluralize, price
 from harness.metrics import item_scores, normalize
 from harness.metrics import version as metric_version
-from harness.progress import Progress
 from harness.prompting import Step
 from harness.provenance import digest_code
 from harness.records import Example, Limits, Message, Output, fold_text, is_unspaced
@@ -179,13 +178,10 @@ def _distill(
     remarks = [*notes]
     if scored:
         share = metric.unit.scale * float(np.mean(scored))
-        remarks.append(
-            f"{metric.name} of the answers against the rows' own: {share:.1f} over all rows that have one"
-        )
-    cost = price(spent.cost_usd)
-    remarks.append(
-        f"the teacher's answers took {spent.n_output_tokens:,} tokens and {cost}, kept in the manifest"
-    )
+        scores = f"{metric.name} of the answers against the rows' own"
+        remarks.append(f"{scores}: {share:.1f} over all rows that have one")
+    took = f"{spent.n_output_tokens:,} tokens and {price(spent.cost_usd)}"
+    remarks.append(f"the teacher's answers took {took}, kept in the manifest")
     return writers.MadeRows(edit, outcomes, tuple(remarks), spent)
 
 
@@ -252,55 +248,42 @@ def prepare_proposal(
     shown_rows = random.Random(f"{request.seed}/proposals").sample(rows, min(request.n_examples, len(rows)))
     about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
     about += [f"Its present system text: {task.system}" if task.system else ""]
-    examples = [
-        f"Example {i}:\n{e.question}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown_rows, 1)
-    ]
+    shown = [f"{e.question}\nRight answer: {e.references[0]}\n" for e in shown_rows]
     limits, prompts = Limits(request.max_new_tokens, (), request.temperature), []
+    texts = {"task": "\n".join(filter(None, about)) or f"The task is called {task.name}."}
+    texts["examples"] = "\n".join(f"Example {i}:\n{text}" for i, text in enumerate(shown, 1))
     for k in range(request.n):  # each text has its own opening and seed
-        content = _ASK.format(
-            task="\n".join(filter(None, about)) or f"The task is called {task.name}.",
-            examples="\n".join(examples),
-            start=_STARTS[k % len(_STARTS)],
-        )
+        content = _ASK.format(**texts, start=_STARTS[k % len(_STARTS)])
         seed = seed_of(request.seed, "proposal", k) if request.temperature else None
         prompts.append(writers.PromptRequest(({"role": "user", "content": content},), limits, seed))
-    make = partial(_propose, task, name, request, session.progress, writer, shown_rows, prompts)
-    return writers.PreparedRequests(writers.plan_requests(writer, prompts), make)
 
+    def propose() -> ProposedPrompts:
+        budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
+        outputs = budgeted.answers(prompts, f"{request.n} system texts by {name}")
+        answers = [output for output in outputs if output.finish_reason != "error"]
+        first: dict[str, str] = {}
+        for answer in answers:
+            if answer.finish_reason != "length" and (text := answer.text.strip()):
+                first.setdefault(fold_text(text), text)
+        if not first:
+            failed = dict.fromkeys(output.error for output in outputs if output.error)
+            reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
+            step = "a larger --max-new-tokens, or another model"
+            raise UserError("harness data propose-prompts", reasons, "a text to try", step)
+        file = task.data.source("train") or ""
+        provenance = {
+            "harness": __version__,
+            "proposer": name,
+            "weights": writer.weights_digest,
+            "task": task.name,
+            "examples": [example.id for example in shown_rows],
+            "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
+            **request._asdict(),
+            "spent": writers.sum_usage(writer, answers)._asdict(),
+        }
+        return ProposedPrompts(tuple(first.values()), provenance)
 
-def _propose(
-    task: Task,
-    name: str,
-    request: PromptProposal,
-    progress: Progress,
-    writer: writers.Writer,
-    shown_rows: Sequence[Example],
-    prompts: Sequence[writers.PromptRequest],
-) -> ProposedPrompts:
-    budgeted = writers.BudgetedWriter(writer, request.max_cost, progress)
-    outputs = budgeted.answers(prompts, f"{request.n} system texts by {name}")
-    answers = [output for output in outputs if output.finish_reason != "error"]
-    first: dict[str, str] = {}
-    for answer in answers:
-        if answer.finish_reason != "length" and (text := answer.text.strip()):
-            first.setdefault(fold_text(text), text)
-    if not first:
-        failed = dict.fromkeys(output.error for output in outputs if output.error)
-        reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
-        step = "a larger --max-new-tokens, or another model"
-        raise UserError("harness data propose-prompts", reasons, "a text to try", step)
-    file = task.data.source("train") or ""
-    provenance = {
-        "harness": __version__,
-        "proposer": name,
-        "weights": writer.weights_digest,
-        "task": task.name,
-        "examples": [example.id for example in shown_rows],
-        "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
-        **request._asdict(),
-        "spent": writers.sum_usage(writer, answers)._asdict(),
-    }
-    return ProposedPrompts(tuple(first.values()), provenance)
+    return writers.PreparedRequests(writers.plan_requests(writer, prompts), propose)
 
 
 class Ranking(NamedTuple):
@@ -331,7 +314,34 @@ def open_ranking(session: Session, rank: str, left_usd: Callable[[], float | Non
 
         return Ranking({"reward": rank, "weights": weights.digest}, score_by_model)
     if name in session.target.judged:
-        return _rank_by_judge(session, session.target.judged[name], left_usd)
+        judged, metric = session.target.judged[name], session.target.metrics[name]
+        problems, account = [*key_problems([judged])], GradeAccount(judged)
+        with_prices = "usd_per_million_tokens: {input: …, output: …} in the rubric"
+        for judge in judged.judges if left_usd() is not None else ():
+            if judge.settings and judge.prices is None:
+                found = f"{name} by {judge.name}, an endpoint without prices"
+                problems.append(Problem("--max-cost", found, "prices to hold it against", with_prices))
+        refuse(problems)
+
+        def read(asked: Sequence[Example], texts: Sequence[str]) -> tuple[GradeReader, list[float | None]]:
+            reader = GradeReader(session.target.task.name, {name: judged}, asked)
+            bound = reader.bind({name: metric})[name]
+            parts = [bound.score(Output(text), e) for e, text in zip(asked, texts, strict=True)]
+            scores = [None if p is None else item_scores(metric, np.array([p]))[0] for p in parts]
+            return reader, [None if score is None else metric.unit.sign * float(score) for score in scores]
+
+        def score_by_judge(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+            reader, scores = read(examples, answers)
+            account.count(reader.keys)
+            if not reader.ungraded:
+                return scores
+            limited = judged._replace(limit=account.limit(left_usd()))
+            grade_answers(session, [answer._replace(judged=limited) for answer in reader.ungraded])
+            return read(examples, answers)[1]
+
+        by = {"judge": name, "books": [judge.book for judge in judged.judges]}
+        hour, device = session.experiment.decide.device_hour_usd, session.machine.device
+        return Ranking(by, score_by_judge, lambda: account.cost_usd(device, hour))
     names = {*plugins.names("metrics"), *session.target.judged}
     names |= {n for n, candidate in session.candidates.items() if not candidate.method.answers}
     if not is_path(rank or name) and metric_plugin(rank or name) not in names:
@@ -342,39 +352,7 @@ def open_ranking(session: Session, rank: str, left_usd: Callable[[], float | Non
     refuse(reward_problems(rank or name, task, session.target.items.train, where))
     unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
     content = digest_code(Path(rank)) if is_path(rank) else metric_version(rank or name, unspaced)
-    score = rewards_of(Reward(written=rank or name, task=task))
-    return Ranking({"metric": name, "version": content}, score)
-
-
-def _rank_by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[], float | None]) -> Ranking:
-    problems, step = [*key_problems([judged])], "usd_per_million_tokens: {input: …, output: …} in the rubric"
-    for judge in judged.judges if left_usd() is not None else ():
-        if judge.settings and judge.prices is None:
-            found = f"{judged.metric} by {judge.name}, an endpoint without prices"
-            problems.append(Problem("--max-cost", found, "prices to hold it against", step))
-    refuse(problems)
-    metric, account = session.target.metrics[judged.metric], GradeAccount(judged)
-
-    def read(examples: Sequence[Example], answers: Sequence[str]) -> tuple[GradeReader, list[float | None]]:
-        reader = GradeReader(session.target.task.name, {judged.metric: judged}, examples)
-        bound = reader.bind({judged.metric: metric})[judged.metric]
-        parts = [bound.score(Output(text), e) for e, text in zip(examples, answers, strict=True)]
-        sign = metric.unit.sign
-        scores = [None if p is None else item_scores(metric, np.array([p]))[0] for p in parts]
-        return reader, [None if score is None else sign * float(score) for score in scores]
-
-    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
-        reader, scores = read(examples, answers)
-        account.count(reader.keys)
-        if not reader.ungraded:
-            return scores
-        limited = judged._replace(limit=account.limit(left_usd()))
-        grade_answers(session, [answer._replace(judged=limited) for answer in reader.ungraded])
-        return read(examples, answers)[1]
-
-    by = {"judge": judged.metric, "books": [judge.book for judge in judged.judges]}
-    hour = session.experiment.decide.device_hour_usd
-    return Ranking(by, score, lambda: account.cost_usd(session.machine.device, hour))
+    return Ranking({"metric": name, "version": content}, rewards_of(Reward(written=rank or name, task=task)))
 
 
 _TOGETHER = 16  # prompts whose answers are sampled together
@@ -440,7 +418,6 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> write
     paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
     notes = writers.check_contamination(session.tasks, paired, "pairs", out)
     spent, ranking_usd = budgeted.usage, ranking.cost_usd()
-    paid = {"answers_usd": spent.cost_usd, "ranking_usd": ranking_usd}
     recipe = candidate.recipe
     engine = () if candidate.is_remote else session.engine(candidate.served_base)
     computed = [*engine, session.machine.precision, session.machine.device]
@@ -455,7 +432,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> write
         "max_new_tokens": drawing.max_new_tokens or task.max_new_tokens,
         "rank": dict(ranking.by),
         "leak_check": writers.record_contamination(session.tasks, notes),
-        "paid": paid,
+        "paid": {"answers_usd": spent.cost_usd, "ranking_usd": ranking_usd},
     }
     is_cost_known = spent.cost_usd is not None and ranking_usd is not None
     total = (spent.cost_usd or 0.0) + (ranking_usd or 0.0) if is_cost_known else None
@@ -477,11 +454,8 @@ def _draw(
 ) -> list[tuple[list[str], str]]:
     """Sample answers; return the distinct complete ones per example, and the reason if too few."""
     limits = Limits(draw.max_new_tokens or task.max_new_tokens, task.stop, draw.temperature, draw.top_p)
-    requests = [
-        writers.PromptRequest(step(example).messages, limits, seed_of(draw.seed, example.id, index))
-        for example in examples
-        for index in range(draw.samples)
-    ]
+    draws = [(e, seed_of(draw.seed, e.id, number)) for e in examples for number in range(draw.samples)]
+    requests = [writers.PromptRequest(step(e).messages, limits, seed) for e, seed in draws]
     outputs = iter(budgeted.answers(requests, f"{pluralize(len(requests), 'answer')} of {name}"))
     answers = []
     for _ in examples:

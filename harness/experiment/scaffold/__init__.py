@@ -131,8 +131,7 @@ def propose(request: Request, resources: Resources | None = None) -> SetupPropos
 
 
 def _recognise(request: Request) -> recognition.RecognizedRows:
-    problems: list[Problem] = []
-    content = None
+    problems, content = list[Problem](), None
     # Pairs and documents are read only to find problems.
     for file in filter(None, (request.data, request.pairs, request.documents)):
         try:
@@ -197,14 +196,12 @@ def _sentences(
 ) -> Iterator[str]:
     layout = f"{recognized.layout.name} rows ({recognized.layout.form})" if recognized.layout else "rows"
     yield f"{recognized.shown}: {len(recognized.rows):,} {layout}"
-    form = _FORMS[recognized.answers.form].format(
-        n=len(recognized.answers.labels), separator=recognized.answers.separator
-    )
+    form = _FORMS[recognized.answers.form]
+    form = form.format(n=len(recognized.answers.labels), separator=recognized.answers.separator)
     if "within_one" in task.metrics:
         form = form.replace("a closed set of", "ratings in").replace("labels", "steps")
     meaning = str(plugins.load("metrics", task.primary_metric).__doc__).partition("\n")[0].rstrip(".")
-    scored = f"scored by {task.primary_metric}: {meaning}"
-    yield f"task: {_KINDS.get(recognized.kind, '')}{form}; {scored}"
+    yield f"task: {_KINDS.get(recognized.kind, '')}{form}; scored by {task.primary_metric}: {meaning}"
     by = f" by {recognized.fields['cluster'].strip('{}')}" if "cluster" in recognized.fields else ""
     if not by and any(example.cluster != example.id for example in items.train):
         by = " by context" if recognized.kind == "question" else " by cluster"
@@ -264,10 +261,8 @@ def _describe_columns(task: Task, recognized: recognition.RecognizedRows, unused
         columns_by_role.setdefault(tell(name), []).append(name)
     named_fields = FIELD.findall(f"{task.fields.prompt} {task.fields.reference}")
     columns = dict.fromkeys(name.partition(".")[0] for name in named_fields if "." in name)
-    held = [
-        (c, value) for c in columns for row in recognized.rows if isinstance(value := row.fields.get(c), dict)
-    ]
-    parts = dict.fromkeys(f"{column}.{part}" for column, value in held for part in value)
+    held = [(column, row.fields.get(column)) for column in columns for row in recognized.rows]
+    parts = dict.fromkeys(f"{c}.{part}" for c, value in held if isinstance(value, dict) for part in value)
     columns_by_role.setdefault("not used", []).extend(part for part in parts if part not in named_fields)
     described = [f"{', '.join(names)} → {role}" for role, names in columns_by_role.items() if names]
     return f"columns: {'; '.join(described)}"
@@ -304,8 +299,7 @@ def _warn_of_unread(
             )
     if request.data.startswith(HUB) or Path(request.data).expanduser().is_dir():
         data = recognition.absolute(request.data)
-        unread_parts = [part for part in readers.list_parts(data) if part in ("validation", "test")]
-        if unread_parts:
+        if unread_parts := [part for part in readers.list_parts(data) if part in ("validation", "test")]:
             named_parts = ", ".join(f"{part}: {json.dumps(data)}" for part in ("train", *unread_parts))
             yield (
                 f"{request.data}: its {' and '.join(unread_parts)} rows are not read, train is split again; "

@@ -72,10 +72,8 @@ def choose_method(
     shape = None if base is None else hub.shape(base)
     is_small = shape is not None and shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER
     methods = {name: plugins.method(name) for name in recipes}
-    ordered = sorted(
-        recipes,
-        key=lambda name: ((methods[name].makes == "model") != is_small, bool(methods[name].quantization)),
-    )
+    ordered = sorted(recipes, key=lambda name: bool(methods[name].quantization))
+    ordered.sort(key=lambda name: (methods[name].makes == "model") != is_small)
     if shape is None:
         why = "the size of the base is not known here, and an adapter needs the least memory"
         return MethodChoice(ordered[0], why)
@@ -89,9 +87,8 @@ def choose_method(
         reason = f"training {name} takes about {takes[name]}, and {free}"
         return MethodChoice(name, reason, f"{reason}; next: a smaller --base-model, or more memory")
     fits = f"about {takes[name]}, and {free}"
-    n_whole, n_trained = (
-        f"{count(n / 1e6)} million" if n >= 1e6 else count(n) for n in (shape.n_parameters, needs[name][1])
-    )
+    sizes = shape.n_parameters, needs[name][1]
+    n_whole, n_trained = (f"{count(n / 1e6)} million" if n >= 1e6 else count(n) for n in sizes)
     if methods[name].makes == "model":
         why = f"all {n_whole} parameters, no more than an adapter usually has; {fits}"
     elif methods[name].quantization and name != ordered[0]:
@@ -101,9 +98,8 @@ def choose_method(
         )
     else:
         whole = [takes[method_name] for method_name in ordered if methods[method_name].makes == "model"]
-        otherwise = f"; all parameters would take {whole[0]}, and forget more" if whole else ""
         why = f"trains {n_trained} of {n_whole} parameters in {fits}; merged, it answers as fast as the base"
-        why += otherwise
+        why += f"; all parameters would take {whole[0]}, and forget more" if whole else ""
     rows, steps = (recipes[name].get("params", {}).get(key) for key in _BATCH)
     if steps:  # a reduced batch size
         why += f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits"

@@ -61,11 +61,10 @@ def propose_gate(experiment: Experiment) -> tuple[GatePolicy, str]:
             gate = gate.model_copy(update={key: margin})
             if not power_warnings(suites, n, gate, n_members=members):
                 break
-    points = [f"{100 * float(margin or 0):g}" for margin in (gate.macro, gate.each, gate.safety)]
     if chance is None:
         return gate, "margins: nothing is judged of forgetting: no suite has a task that counts"
     among = f", as one of {members}," if members > 1 else ""
-    macro, each, safety = points
+    macro, each, safety = (f"{100 * float(margin or 0):g}" for margin in (gate.macro, gate.each, gate.safety))
     return gate, (
         f"margins: a fine-tune may lose {macro} points on average over the suites, {each} on one task and"
         f" {safety} on one of safety, the smallest that their items can show; one that"
@@ -256,8 +255,7 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> tuple[str, str, str]:
 
     Returns the suite's name if harness.yaml lists it, the text of its file if it is new, and a sentence.
     """
-    rows = (*items.train, *items.validation, *items.test)
-    code = find_language(example.prompt for example in rows) or "en"
+    code = find_language(e.prompt for e in (*items.train, *items.validation, *items.test)) or "en"
     language = SPOKEN.get(code)
     if language is None:
         return "", "", f"public tasks: none are known in the language of the rows, “{code}”"
@@ -289,39 +287,31 @@ def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
     """Name the source of tasks' data (the hub, a mirror or the hub's cache), and the available tasks."""
     if find_spec("lm_eval") is None:
         return "", set()
-    if _reaches_hub():
-        return "the hub", set(tasks)
-    from huggingface_hub import constants
-
-    mirror, cache = lm_eval_tasks.datasets_folder(None), Path(constants.HF_HUB_CACHE)
-
-    def is_here(task: str) -> bool:
-        with suppress(UserError):
-            members = lm_eval_tasks.members(task, "init")
-            cached = (cache / f"datasets--{m.dataset_path.replace('/', '--')}" / "snapshots" for m in members)
-            return all(
-                lm_eval_tasks.local_copy(m, mirror) or at.is_dir()
-                for m, at in zip(members, cached, strict=True)
-            )
-        return False
-
-    available_tasks = set(filter(is_here, tasks)) if mirror or any(cache.glob("datasets--*")) else set()
-    return ("the copies on this machine" if available_tasks else ""), available_tasks
-
-
-def _reaches_hub() -> bool:
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "0") not in ("", "0"):
-        return False
     answers: list[int] = []
 
     def ask() -> None:
         with suppress(Exception):
             answers.append(get_session().head(constants.ENDPOINT, timeout=_MOST_S).status_code)
 
-    # Name resolution has no timeout of its own.
-    thread = Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_MOST_S)
-    return bool(answers) and answers[0] < 500
+    if not constants.HF_HUB_OFFLINE and os.environ.get("HF_DATASETS_OFFLINE", "0") in ("", "0"):
+        # Name resolution has no timeout of its own.
+        thread = Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(_MOST_S)
+    if answers and answers[0] < 500:
+        return "the hub", set(tasks)
+    mirror, cache = lm_eval_tasks.datasets_folder(None), Path(constants.HF_HUB_CACHE)
+
+    def is_here(task: str) -> bool:
+        with suppress(UserError):
+            for member in lm_eval_tasks.members(task, "init"):
+                cached = cache / f"datasets--{member.dataset_path.replace('/', '--')}" / "snapshots"
+                if not lm_eval_tasks.local_copy(member, mirror) and not cached.is_dir():
+                    return False
+            return True
+        return False
+
+    available_tasks = set(filter(is_here, tasks)) if mirror or any(cache.glob("datasets--*")) else set()
+    return ("the copies on this machine" if available_tasks else ""), available_tasks

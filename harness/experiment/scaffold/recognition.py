@@ -147,9 +147,8 @@ def _recognise_answers(kind: Kind, examples: Sequence[Example], column: str) -> 
     n_words = sorted(len(pieces(reference)) for reference in references)
     if n_words[int(0.9 * (len(n_words) - 1))] > 8 or any("\n" in text.strip() for text in references):
         return Answers("long")
-    return Answers(
-        "number" if kind == "text" and all(map(_BEGINS_WITH_NUMBER.match, references)) else "short"
-    )
+    are_numbers = kind == "text" and all(map(_BEGINS_WITH_NUMBER.match, references))
+    return Answers("number" if are_numbers else "short")
 
 
 def examples_of(task: Task, content: readers.Rows) -> list[Any]:
@@ -218,14 +217,11 @@ _SEPARATORS = (";", "|", ",")
 
 def are_calls(texts: Sequence[str]) -> bool:
     """Tell whether texts are tool calls: one JSON call per line, or an empty list for none."""
-    parsed = [[_read_json(line) for line in text.splitlines()] for text in texts]
-    has_calls = [
-        bool(values) and all(isinstance(v, dict) and v.keys() == {"name", "arguments"} for v in values)
-        for values in parsed
-    ]
-    return any(has_calls) and all(
-        has or values == [[]] for has, values in zip(has_calls, parsed, strict=True)
-    )
+    parsed = ([_read_json(line) for line in text.splitlines()] for text in texts)
+    with_calls = [values for values in parsed if values != [[]]]
+    calls = [call for values in with_calls for call in values]
+    are_alike = all(isinstance(call, dict) and call.keys() == {"name", "arguments"} for call in calls)
+    return bool(with_calls) and all(with_calls) and are_alike
 
 
 def _are_json(texts: Sequence[str]) -> bool:

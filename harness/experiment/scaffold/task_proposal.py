@@ -44,8 +44,7 @@ def propose_task(
     extra_files = {"pairs": pairs, "documents": documents}
     data |= {key: recognition.absolute(path) for key, path in extra_files.items() if path}
     data |= {"invalid_rows": "drop"} if recognized.thumbs_down else {}  # they are not right answers
-    first_step = STEPS[0]
-    limits = {split: getattr(first_step, split) for split in SPLITS}
+    limits = {split: getattr(STEPS[0], split) for split in SPLITS}
     task["data"] = data | ({"limits": limits} if len(recognized.rows) > sum(limits.values()) else {})
     if recognized.fields:
         task["fields"] = recognized.fields
@@ -64,9 +63,8 @@ def propose_task(
     else:
         names = dict.fromkeys(key for row in recognized.rows for key in row.fields)
         roles = find_reading_roles(reading, recognized.layout, names)
-        asking = FIELD.findall(recognized.fields.get("prompt", "")) or [
-            c for c in names if c in roles.questions
-        ]
+        asking = FIELD.findall(recognized.fields.get("prompt", ""))
+        asking = asking or [name for name in names if name in roles.questions]
         answer = FIELD.findall(recognized.fields.get("reference", "")) or roles.answers
         columns = PromptColumns(tuple(asking), next(iter(answer), ""))
     answers, references = recognized.answers, [max(example.references, key=len) for example in examples]
@@ -102,12 +100,9 @@ def propose_task(
     elif recognized.answers.form == "joined labels":
         short = draft  # it names the labels
     role = f"You are an expert, and your answers are used as they stand. {draft}"
-    stressed = (
-        f"{draft} {_STRESSED.get(recognized.answers.form, 'Give the answer alone, without any other word.')}"
-    )
-    return {**task, "system": draft}, [
-        text for text in dict.fromkeys((role, stressed, short)) if text != draft
-    ]
+    stressed = _STRESSED.get(recognized.answers.form, "Give the answer alone, without any other word.")
+    variants = dict.fromkeys((role, f"{draft} {stressed}", short))
+    return {**task, "system": draft}, [text for text in variants if text != draft]
 
 
 _METRICS: dict[recognition.AnswerForm, list[str]] = {
@@ -140,8 +135,7 @@ def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
         tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()  # the file may enable both
     tokenizer.no_padding()
-    encoded = tokenizer.encode_batch([*texts], add_special_tokens=False)
-    return [len(encoding.ids) for encoding in encoded]
+    return [len(encoded.ids) for encoded in tokenizer.encode_batch([*texts], add_special_tokens=False)]
 
 
 def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskItems, str]:
@@ -237,8 +231,7 @@ class PromptColumns(NamedTuple):
     def compared(self) -> str:
         """Phrase for the input, or for two compared inputs, as in `text1` and `text2`."""
         stems = {name[:-1] for name in self.questions if name[-1:] in "12ab"}
-        is_pair = len(stems) == 1 < len(self.questions)
-        return f"the two {self.noun}s" if is_pair else f"the {self.noun}"
+        return f"the two {self.noun}s" if len(stems) == 1 < len(self.questions) else f"the {self.noun}"
 
     @property
     def task(self) -> str:
@@ -270,9 +263,7 @@ def draft_instruction(
         return f"{columns.task}." if columns.noun == "question" else f"Complete the {columns.noun}."
     names = [name.rpartition(".")[2].lower() for name in (*columns.questions[-1:], columns.answer)]
     languages = [_LANGUAGES.get(name, name.title()) for name in names]
-    if len(languages) == 2 and {*languages} <= {
-        *_LANGUAGES.values()
-    }:  # from columns such as `translation.de`
+    if len(languages) == 2 and {*languages} <= {*_LANGUAGES.values()}:  # columns such as `translation.de`
         source, target = languages
         return f"Translate the text from {source} to {target}. Reply with the translation {_NOTHING_ELSE}."
     if answers.form == "calls":
@@ -288,7 +279,7 @@ def draft_instruction(
         return f"{query} Reply with the query {_NOTHING_ELSE}."
     if answers.form in ("json", "spans"):
         return _ask_for_json(columns, references)
-    return (_ask_for_number if answers.form == "number" else _ask_for_text)(columns, references)
+    return _ask_for_text(columns, references, are_numbers=answers.form == "number")
 
 
 _STRESSED: dict[recognition.AnswerForm, str] = {
@@ -306,8 +297,7 @@ def is_rating(columns: PromptColumns, labels: Sequence[str]) -> bool:
 
 
 def _classify(columns: PromptColumns) -> str:
-    heads = {find_head(name) for name in columns.questions}
-    if {"premise", "hypothesis"} <= heads:
+    if {"premise", "hypothesis"} <= {find_head(name) for name in columns.questions}:
         return "Decide whether the hypothesis follows from the premise."
     if columns.noun == "question" and re.search("answer|decision", columns.answer):
         return f"{columns.task}."
@@ -341,18 +331,17 @@ def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
 _NUMBER = re.compile(r"\W*?(-?\d+(?:\.\d+)?)")
 
 
-def _ask_for_number(columns: PromptColumns, references: Sequence[str]) -> str:
-    values = [float(number[1]) for text in references if (number := _NUMBER.match(text))]
-    alone = all(_NUMBER.fullmatch(text.strip()) for text in references)
-    ends = f", between {min(values):g} and {max(values):g}," if values and alone else ""
-    name = "value" if find_head(columns.answer) in _GENERIC else spell(columns.answer)
-    wording = f"Estimate the {name} from {columns.compared}"
-    wording = columns.task if columns.noun == "question" else wording
-    return f"{wording}. Reply with one {'number' if alone else 'number with its unit'}{ends} {_NOTHING_ELSE}."
-
-
-def _ask_for_text(columns: PromptColumns, references: Sequence[str]) -> str:
+def _ask_for_text(columns: PromptColumns, references: Sequence[str], *, are_numbers: bool) -> str:
     head, n = find_head(columns.answer), median(len(text.split()) for text in references)
+    if are_numbers:
+        values = [float(number[1]) for text in references if (number := _NUMBER.match(text))]
+        alone = all(_NUMBER.fullmatch(text.strip()) for text in references)
+        ends = f", between {min(values):g} and {max(values):g}," if values and alone else ""
+        name = "value" if head in _GENERIC else spell(columns.answer)
+        wording = f"Estimate the {name} from {columns.compared}"
+        wording = columns.task if columns.noun == "question" else wording
+        unit = "" if alone else " with its unit"
+        return f"{wording}. Reply with one number{unit}{ends} {_NOTHING_ELSE}."
     length = f"in about {count(5 * round(n / 5) if n < 50 else 10 * round(n / 10))} words"
     length = "in a few words" if n <= 8 else length
     if head in _SUMMARIES:
