@@ -307,6 +307,12 @@ def methods(**traits: Any) -> list[str]:
     return [name for name, m in declarations.items() if all(getattr(m, t) == v for t, v in traits.items())]
 
 
+def alternatives() -> dict[str, MethodAlternative]:
+    """Map the methods that declare themselves an alternative to LoRA to what they declare."""
+    declared = {name: method(name).alternative for name in names("methods")}
+    return {name: alternative for name, alternative in declared.items() if alternative}
+
+
 def version(kind: str, name: str) -> int | str:
     """Return a plugin's version in `code_versions.toml`, or the digest of a file that is not listed there."""
     if listed := code_versions().get(f"{kind}/{name}"):

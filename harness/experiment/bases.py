@@ -27,7 +27,6 @@ from harness.models.weight_files import (
     read_config,
     refuse_damaged,
 )
-from harness.plugins import MethodAlternative
 from harness.spec import HUB, Experiment
 
 
@@ -165,7 +164,7 @@ def _propose(uses: Sequence[BaseUse], gpu_gb: float) -> Iterator[str]:
         more = f"LoRA on the base in 16 bits takes {plain:.1f} GB of {gpu_gb:.4g}"
         on_nf4 = f"on NF4 {qlora.peak.total:.1f}; it answers more slowly than in 16 bits"
         yield f"{qlora.name}: {more}, {on_nf4}"
-    for method, alternative in _alternatives().items():
+    for method, alternative in plugins.alternatives().items():
         if use := next((use for name, use in fits.items() if name.startswith(method)), None):
             reason = f"{alternative.reason}, from {use.peak.total:.1f} GB"
             yield f"{use.name}: {reason}; it answers as fast as the base"
@@ -201,7 +200,7 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
     if not quantized:
         trainings += [("QLoRA", shape, lora, "nf4"), (_WHOLE, shape, 0, "")]
         trainings += [(_WHOLE_IN_BF16, shape, 0, "")] if query.precision != "fp16" else []
-        for name, alternative in _alternatives().items():
+        for name, alternative in plugins.alternatives().items():
             method = plugins.method(name)
             n_part = method.n_parameters(shape, method.params(**alternative.params))
             trainings.append((" ".join([name, *alternative.params.values()]), shape, n_part, ""))
@@ -237,11 +236,6 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
             shared = _SHARED[stage].partition(" or ")[0] if quantization else _SHARED[stage]
             uses.append(BaseUse(name + shared, peak, fits, checkpointing, time_s, cost, why_not))
     return tuple(uses)
-
-
-def _alternatives() -> dict[str, MethodAlternative]:
-    declared = {name: plugins.method(name).alternative for name in plugins.names("methods")}
-    return {name: recipe for name, recipe in declared.items() if recipe}
 
 
 def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape]]:

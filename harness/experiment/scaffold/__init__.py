@@ -88,6 +88,9 @@ def propose(request: Request, resources: Resources | None = None) -> SetupPropos
     trial = ", the embedded model, which is for trying; --base-model NAME takes your own"
     named_base = f"base: {request.base_model}{trial if request.base_model in EMBEDDED else ''}"
     remarks, late = [named_base, f"{choice.name}: {choice.why}"], [choice.warning]
+    if choice.others:
+        to_add = "to try one, write it below candidates, as spectrum: spectrum"
+        remarks.append(f"other trainings that fit and answer as fast as the base: {choice.others}; {to_add}")
     if request.minutes is not None and base is not None:
         bounded = proposal_files.bound_time(request, task, candidates, resources.machine, request.minutes)
         task, candidates, items = bounded.task, bounded.candidates, load_task(bounded.task, 0)

@@ -37,11 +37,12 @@ class Resources(NamedTuple):
 
 
 class MethodChoice(NamedTuple):
-    """Name of the chosen method, the reason in one line, and a warning if none fits."""
+    """Name of the chosen method, the reason, a warning if none fits, and other trainings to try, with reasons."""
 
     name: str
     why: str
     warning: str = ""
+    others: str = ""
 
 
 def fit_batches(
@@ -103,7 +104,13 @@ def choose_method(
     rows, steps = (recipes[name].get("params", {}).get(key) for key in _BATCH)
     if steps:  # a reduced batch size
         why += f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits"
-    return MethodChoice(name, why)
+    others = []
+    for other, alternative in plugins.alternatives().items():
+        memory_gb = _need(other, {"params": alternative.params}, shape, resources, longest)[0]
+        if memory_gb <= room:
+            recipe_name = str(next(iter(alternative.params.values()), other)).lower()
+            others.append(f"{recipe_name} ({alternative.reason}, in about {size(memory_gb * 1e9)})")
+    return MethodChoice(name, why, others=", ".join(others))
 
 
 def _need(
