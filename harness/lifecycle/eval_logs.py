@@ -91,7 +91,23 @@ class Arm(NamedTuple):
 def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], tasks: Collection[str] = ()) -> Arm:
     """Read one arm from the path that an option gives; only the named `tasks`, if any."""
     finished = [evaluation for evaluation in evaluations if evaluation.tasks]
-    _refuse_several_models(option, path, finished)
+    models: list[Evaluation] = []  # the newest evaluation of each model
+    for evaluation in reversed(finished):
+        if not any(evaluation.is_like(model) for model in models):
+            models.insert(0, evaluation)
+    if len(models) != 1:
+        listing = ", ".join(f"{e.model or 'an unnamed one'} in {e.file.relative_to(path)}" for e in models)
+        difference = ""
+        if len({model.model for model in models}) < len(models):
+            identities = [model.identity or {} for model in models]
+            keys = sorted(set().union(*identities))
+            differing = [key for key in keys if any(d.get(key) != identities[0].get(key) for d in identities)]
+            difference = f"; they differ in {', '.join(differing) or 'nothing that names their model'}"
+        found = f"logs of {len(models)} models or configurations ({listing}{difference})"
+        others = [model.file for model in models if model.file.resolve() != path.resolve()]
+        choices = [f"{option} {as_argument(str(file))}" for file in others]
+        step = " or ".join([*choices, "move the files of each, results included, into a folder of its own"])
+        raise UserError(f"{option} {path}", found, "those of one model, each task once", step)
     counts = Counter(task for evaluation in finished for task in evaluation.tasks)
     if repeated := [task for task, n in counts.items() if n > 1]:
         files = [evaluation.file for evaluation in finished if repeated[0] in evaluation.tasks]
@@ -110,27 +126,6 @@ def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], tasks: 
         {name: problem for name, problem in read_tasks.items() if isinstance(problem, Problem)},
         tuple(sorted(unfinished - logged.keys())),
     )
-
-
-def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evaluation]) -> None:
-    models: list[Evaluation] = []  # the newest evaluation of each model
-    for evaluation in reversed(evaluations):
-        if not any(evaluation.is_like(model) for model in models):
-            models.append(evaluation)
-    if len(models) == 1:
-        return
-    models.reverse()
-    listing = ", ".join(f"{e.model or 'an unnamed one'} in {e.file.relative_to(path)}" for e in models)
-    difference = ""
-    if len({model.model for model in models}) < len(models):
-        identities = [model.identity or {} for model in models]
-        keys = sorted({key for identity in identities for key in identity})
-        differing = [key for key in keys if any(d.get(key) != identities[0].get(key) for d in identities)]
-        difference = f"; they differ in {', '.join(differing) or 'nothing that names their model'}"
-    found = f"logs of {len(models)} models or configurations ({listing}{difference})"
-    choices = [f"{option} {as_argument(str(e.file))}" for e in models if e.file.resolve() != path.resolve()]
-    step = " or ".join([*choices, "move the files of each, results included, into a folder of its own"])
-    raise UserError(f"{option} {path}", found, "those of one model, each task once", step)
 
 
 def refuse_large(path: Path) -> None:
@@ -246,7 +241,6 @@ _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+
 _RESULTS = re.compile(r"(?:results|(?!samples_).+?(?=_\d{4}-))(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.json$")
 _HASHES = {"doc_hash": "doc", "prompt_hash": "arguments", "target_hash": "target"}  # and the hashed fields
 _WHO = ("model_name", "model_source", "model", "precision", "engine")
-_WANTED = ("a metric such as acc or exact_match", "leave the task out")
 _MACHINE = ("batch_size", "batch_sizes", "device", "use_cache", "bootstrap_iters")
 _OF_TASKS = ("limit", "gen_kwargs", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 _SETTINGS = (
@@ -315,10 +309,22 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
             step = "keep the lines of one evaluation, or evaluate again"
             raise UserError(str(path), found, "every item once", step)
         samples = dict(reversed(first.items()))
-        metric = _deciding_metric(path, list(samples.values()))
-        if isinstance(metric, Problem):
-            return metric
-
+        # The first rate decides, else errors per word. These have no upper bound and are left out of means of
+        # tasks, for margins are losses from 0 to 1.
+        one = next(iter(samples.values()))
+        listed_names = one.get("metrics") or [
+            k for k, v in one.items() if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
+        ]
+        scored_names = [name for name in listed_names if isinstance(one.get(name), int | float)]
+        errors = [name for name in scored_names if is_named(name, ERROR_RATES)]
+        rates = [name for name in scored_names if is_rate(row.get(name) for row in samples.values())]
+        deciding = [*(name for name in rates if name not in errors), *errors]
+        if not deciding:
+            found = f"metrics that are not rates in [0, 1] ({', '.join(map(str, scored_names))})"
+            if not scored_names:
+                found = f"metrics without one number an item ({', '.join(map(str, listed_names)) or 'none'})"
+            return Problem(str(path), found, "a metric such as acc or exact_match", "leave the task out")
+        metric = str(deciding[0])
         scores = {item: row.get(metric) for item, row in samples.items()}
         unscored = [item for item, x in scores.items() if not isinstance(x, int | float) or not isfinite(x)]
         refuse_unscored(path, metric, unscored, len(scores), "evaluate again")
@@ -382,25 +388,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(str(path), "no samples", "one line an item", "evaluate again")
     return rows
-
-
-def _deciding_metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str | Problem:
-    """Return the first rate, else an error rate per word, or the reason why neither can be compared."""
-    # Margins are losses from 0 to 1. Errors per word have no upper bound and are left out of means of tasks.
-    row = rows[0]
-    listed_names = row.get("metrics") or [
-        k for k, v in row.items() if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
-    ]
-    scored_names = [name for name in listed_names if isinstance(row.get(name), int | float)]
-    if not scored_names:
-        found = f"metrics without one number an item ({', '.join(map(str, listed_names)) or 'none'})"
-        return Problem(str(path), found, *_WANTED)
-    errors = [name for name in scored_names if is_named(name, ERROR_RATES)]
-    rates = [name for name in scored_names if name not in errors and is_rate(row.get(name) for row in rows)]
-    if not rates + errors:
-        found = f"metrics that are not rates in [0, 1] ({', '.join(map(str, scored_names))})"
-        return Problem(str(path), found, *_WANTED)
-    return str((rates + errors)[0])
 
 
 def _dict(value: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -227,7 +227,6 @@ def _misread(where: str, column: str, found: str, expected: str) -> Problem:
 
 
 _EVERY = 500  # rows between progress reports
-_SHOWN = 3  # places shown per reason of rows left out
 
 
 class AddedFeedback(NamedTuple):
@@ -295,28 +294,6 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
         *(shown_path, added, n_rows - added, notes.left_out, dict(notes.unread), dict(masked)),
         *(n_with["thumb"], n_with["correction"], n_with["preference"], n_with["no_sender"]),
     )
-
-
-def describe_added(result: AddedFeedback) -> list[str]:
-    """Describe the result of adding a log in lines."""
-    known_text = f", {count(result.known)} are there already" if result.known else ""
-    lines = [f"{result.file}: {pluralize(result.added, 'row')} added{known_text}"]
-    if result.added:
-        parts = ("thumb", "correction", "preference")
-        lines.append("  " + ", ".join(pluralize(getattr(result, f"{name}s"), name) for name in parts))
-    if result.masked:
-        lines.append("  masked: " + ", ".join(f"{count(n)} {kind}" for kind, n in result.masked.items()))
-    if result.without_sender:
-        n_rows = pluralize(result.without_sender, "row")
-        lines.append(f"  {n_rows} without a sender: no cap per sender holds for them")
-    for reason, places in result.left_out.items():
-        more = ", …" if len(places) > _SHOWN else ""
-        lines.append(
-            f"  left out: {pluralize(len(places), 'row')}, {reason} ({', '.join(places[:_SHOWN])}{more})"
-        )
-    if result.unread:
-        lines.append(f"  columns that are not read: {', '.join(sorted(result.unread))}")
-    return lines
 
 
 def mask_example(example: Example, region: str) -> Example:

@@ -36,7 +36,7 @@ from harness.lifecycle.nightly_alarm import (
 )
 from harness.lifecycle.nightly_changes import NightArms
 from harness.lifecycle.watchlist import ItemBatch, NightItems, Rows, Target
-from harness.models.openai_api import PROTOCOLS
+from harness.models.openai_api import PROTOCOLS, Settings
 from harness.progress import Progress, SilentProgress
 from harness.records import digest
 from harness.store import Store
@@ -199,7 +199,10 @@ class _NightRun:
         since = served = ""
         if weights.kind in PROTOCOLS:
             since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
-            served = watchlist.describe_endpoint(target.candidate, since, self.day)
+            endpoint = Settings(**target.candidate.source.params).name
+            as_when = f"as since {since}" if since else "as in the reference"
+            how = "otherwise than before" if since == self.day else as_when
+            served = f"the endpoint ({endpoint}), which answers its anchors {how}"
         metric, task, judged = session.target.primary, session.target.task, None
         limit = session.experiment.gate.max_errors
         if is_judged(metric.name):

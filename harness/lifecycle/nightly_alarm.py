@@ -216,32 +216,23 @@ def _judge_candidate(
         changes = []
         for night in nights:
             entry = next((w for w in night.candidates if w.name == candidate.name and not w.error), None)
-            if (
-                entry
-                and entry.reference == candidate.reference
-                and key in entry.series
-                and entry.series[key].valid
-            ):
-                then = entry.series[key]
+            then = entry.series.get(key) if entry and entry.reference == candidate.reference else None
+            if entry and then and then.valid:
                 largest = 2.0 if then.adjusted else 1.0  # both arms can change by the metric's whole range
                 changes.append(NightChanges(then.changes, entry.tested, entry.making, largest))
         seeds = Seeds(policy.seed_sd, candidate.n_references)
         series[key] = judge(changes, policy.alpha, len(candidate.series), seeds)
     anchors = {key: fmean(s.anchors.values()) for key, s in candidate.series.items() if s.anchors and s.valid}
     lost = tuple(item for s in candidate.series.values() for item in s.lost)
-    if harness:
-        sentence = f"{candidate.name}: harness-drift: {harness}; nothing is said of {candidate.name}"
-        return CandidateVerdict(
-            candidate.name, "harness-drift", sentence, candidate.tests, series, anchors, lost
-        )
-    invalid: list[Verdict] = ["error" for s in candidate.series.values() if not s.valid]
-    judged: list[Verdict] = [*(evidence.verdict for evidence in series.values()), *invalid]
-    verdict: Verdict = max(judged, key=ORDER.index, default="ok")
+    judged = [evidence.verdict for evidence in series.values()]
+    judged += ["error" for s in candidate.series.values() if not s.valid]
+    verdict: Verdict = "harness-drift" if harness else max(judged, key=ORDER.index, default="ok")
     descriptions = (
         "; ".join(_describe_series(key, evidence, candidate)) or f"{key}: no new items were evaluated"
         for key, evidence in series.items()
     )
-    sentence = f"{candidate.name}: {verdict}: {'; '.join(descriptions)}"
+    reason = f"{harness}; nothing is said of {candidate.name}" if harness else "; ".join(descriptions)
+    sentence = f"{candidate.name}: {verdict}: {reason}"
     return CandidateVerdict(candidate.name, verdict, sentence, candidate.tests, series, anchors, lost)
 
 

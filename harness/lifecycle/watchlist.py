@@ -28,7 +28,6 @@ from harness.formatting import pluralize
 from harness.lifecycle.nightly_state import Reference
 from harness.lifecycle.release import candidate_runs
 from harness.models.hub import ModelSource
-from harness.models.openai_api import Settings
 from harness.records import Example, Run, SampleResult, digest, drop_defaults
 from harness.spec import MEAN_LOGPROB, Recipe
 from harness.store import Champion, Store
@@ -194,14 +193,6 @@ def describe_tested(
         differences.append(f"upgraded libraries or another machine ({changes})")
     differences.append("the harness" if differences else "only the harness: the weights answer as before")
     return tuple(differences)
-
-
-def describe_endpoint(candidate: ResolvedCandidate, since: str, night: str) -> str:
-    """Name an endpoint, and since when it has answered its anchors as tonight."""
-    settings = Settings(**candidate.source.params)
-    as_when = f"as since {since}" if since else "as in the reference"
-    how = "otherwise than before" if since == night else as_when
-    return f"the endpoint ({settings.name}), which answers its anchors {how}"
 
 
 Item = tuple[str, str]  # task, example id
