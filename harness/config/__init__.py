@@ -118,7 +118,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     for member in members.values():
         if isinstance(member.recipe, dict):
             tree.problems += problems_of(Recipe, member.recipe, tree, ("candidates", member.source))
-    checks.check(tree, members)
+    tree.problems += checks.check(tree, members)
     selected = _select(tree, members, candidates)
     if tree.problems:
         raise UserError(sorted(dict.fromkeys(tree.problems), key=_place))
@@ -195,39 +195,28 @@ def _walk(tree: Tree, names: Sequence[str], where: str) -> Keys:
     parent: Any = tree.data
     keys: Keys = ()
     for depth, key in enumerate(names, 1):
-        entry = _entry(parent, key, keys, where)
+        entry: str | int = key
+        if isinstance(parent, list):
+            entries = [(i, e) for i, e in enumerate(parent) if isinstance(e, dict)]
+            index_by_name = {e["name"]: i for i, e in entries if "name" in e}
+            if key not in index_by_name and not (key.isdigit() and int(key) < len(parent)):
+                hint = did_you_mean(key, map(str, index_by_name))
+                raise UserError(where, f"no entry {key!r}", "the name or index of an entry", hint)
+            entry = int(key) if key.isdigit() and int(key) < len(parent) else index_by_name[key]
+        elif not isinstance(parent, dict):
+            found = f"{'.'.join(map(str, keys))}: {parent!r}, which has no keys"
+            raise UserError(where, found, "a mapping", "set it as a whole")
         keys = (*keys, entry)
         if depth == len(names):
             return keys
         if isinstance(parent, dict) and parent.get(entry) is None:
-            candidates = tree.data.get("candidates")
-            if (
-                len(keys) == 2
-                and keys[0] == "candidates"
-                and isinstance(candidates, dict)
-                and key not in candidates
-            ):
-                problem, hint = f"unknown candidate {key!r}", did_you_mean(key, candidates)
+            if keys[:-1] == ("candidates",) and key not in parent:
+                problem, hint = f"unknown candidate {key!r}", did_you_mean(key, parent)
                 raise UserError(where, problem, "a candidate of the experiment", hint)
             parent[entry] = {}
             tree.marks[keys] = where
         parent = parent[entry]
     return keys
-
-
-def _entry(parent: Any, key: str, keys: Keys, where: str) -> str | int:
-    if isinstance(parent, dict):
-        return key
-    if not isinstance(parent, list):
-        found = f"{'.'.join(map(str, keys))}: {parent!r}, which has no keys"
-        raise UserError(where, found, "a mapping", "set it as a whole")
-    index_by_name = {e["name"]: i for i, e in enumerate(parent) if isinstance(e, dict) and "name" in e}
-    if key.isdigit() and int(key) < len(parent):
-        return int(key)
-    if key in index_by_name:
-        return int(index_by_name[key])
-    hint = did_you_mean(key, map(str, index_by_name))
-    raise UserError(where, f"no entry {key!r}", "the name or index of an entry", hint)
 
 
 def _select(tree: Tree, members: Mapping[str, Any], texts: Sequence[str]) -> tuple[str, ...]:
