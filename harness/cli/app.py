@@ -115,11 +115,12 @@ def take_global_options(
     """Take the options before a verb."""
 
 
-def say(line: str) -> None:
-    """Print a line on stderr, without control characters."""
+def say(*lines: str) -> None:
+    """Print lines on stderr, without control characters."""
     from harness.report.escape import clean_lines
 
-    print(clean_lines(line), file=sys.stderr)
+    for line in lines:
+        print(clean_lines(line), file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -153,14 +153,12 @@ def compare(
         _print_plan(costs, work, plan, grades, usd_of, as_json)
         jobs = experiment.describe_workers(session, ordered, stored, scope)
         stored_note = experiment.describe_stored(session.unknown_bases(), stored, missing_s)
-        for line in [*notes, stored_note, *filter(None, [jobs])]:
-            say(line)
+        say(*notes, stored_note, *filter(None, [jobs]))
         say("next: the same command without --dry-run runs it")
         return
     whole_s = sum(plan.values()) if computes else None
     say(experiment.first_line(session.experiment, session.machine, len(loaded.selected), whole_s, missing_s))
-    for line in notes:
-        say(line)
+    say(*notes)
     with progress.follow(missing_plan):
         experiment_report = experiment.run_all(
             session, loaded, scope, learning_curve=learning_curve, found=stored
@@ -222,8 +220,7 @@ def train(
         as_json,
     )
     for name, w in weights_by_name.items():
-        for line in describe_rewards(name, w.training):
-            say(line)
+        say(*describe_rewards(name, w.training))
 
 
 @verb(app, "harness worker", "harness worker /shared/project/runs", heading=EXPERIMENT)
@@ -369,8 +366,7 @@ def evaluate(
         say(prepared.first_line)
         scores = standalone.evaluate(prepared)
         written = standalone.write(scores, output_path, log_samples=log_samples) if output_path else ()
-        for line in [*(f"wrote {path}" for path in written), *scores.notes]:
-            say(line)
+        say(*(f"wrote {path}" for path in written), *scores.notes)
         document = ResultDocument("", [score_section(scores.scores)], "")
         print_result(standalone.to_json(scores), document, as_json)
         return

@@ -108,8 +108,7 @@ def data_clean(
         extras |= {"judge": judge} if judge else {}
     extras |= {"spellings": spelling_map} if spellings else {}
     extras |= _digests("decisions", [str(decisions)] if decisions else [])
-    parameters = {**roles._asdict(), "drop_lost": drop_lost, **extras}
-    edit = remarks.edit("clean", parameters, [file])
+    edit = remarks.edit("clean", {**roles._asdict(), "drop_lost": drop_lost, **extras}, [file])
     rows = readers.stream(file, "train")
     ids = RowIds(readers.stream(file, "train")) if new_ids else None
     cleaning = CleaningOptions(leading_spaces, spelling_map, ids, special, low_answers)
@@ -194,8 +193,7 @@ def data_split(
     roles = roles_of(content, columns)
     edit = remarks.edit("split", {**plan.parameters, **roles._asdict()}, [file])
     parts = split(content, roles, plan)
-    for warning in odd_shares(parts, plan):
-        say(warning)
+    say(*odd_shares(parts, plan))
     print_saved(save_split(edit, parts, out or Path(), row_suffix(file) or ".jsonl"), as_json)
 
 
@@ -259,8 +257,7 @@ def data_sample(
     refuse_no_rows(n_rows)
     content = read_all(file, balance=balance)
     _doubt_headers([content])
-    parameters = {"rows": n_rows, "balance": balance, "seed": seed}
-    edit = remarks.edit("sample", parameters, [file])
+    edit = remarks.edit("sample", {"rows": n_rows, "balance": balance, "seed": seed}, [file])
     _save(edit, sample(content, n_rows, balance, seed), out, as_json=as_json)
 
 
@@ -360,8 +357,7 @@ def save_made(new_rows: "MadeRows", out: Path, as_json: bool) -> None:
     from harness.data.edit.save import save
 
     print_saved(save(new_rows.edit, new_rows.outcomes, out), as_json)
-    for note in new_rows.notes:
-        say(note)
+    say(*new_rows.notes)
 
 
 def print_saved(saved: "SavedEdit", as_json: bool) -> None:

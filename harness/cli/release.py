@@ -127,8 +127,7 @@ def _read_history(at: ExperimentFile) -> "History":
     target = loaded.experiment.target.name
     store.read_champion(loaded.folder, target)
     history = store.read_history(loaded.folder, target)
-    for note in history.notes:
-        say(note)
+    say(*history.notes)
     if not history.entries:
         say(f"{target} never had a champion; next: {at.command_line().command('promote', 'RUN')}")
     return history
@@ -175,8 +174,7 @@ def promote(
     elif family := release.family_note(at.config, champion, at.settings):
         say(family)
     say_registered(at)
-    for failure in release.list_failed_exports(at.config, champion.run_id, at.settings):
-        say(failure)
+    say(*release.list_failed_exports(at.config, champion.run_id, at.settings))
     facts = {name: getattr(champion, name) for name in _PROMOTED}
     if not as_json:
         scores = champion.scores.items()
@@ -261,8 +259,7 @@ def export(
     session, loaded = at.open_session()
     stored_run = release.find_run(release.load_study(loaded), run)
     plan = exports.plan_export(session, stored_run, to, quantize, out)
-    for note in plan.notes:
-        say(f"note: {note}")
+    say(*(f"note: {note}" for note in plan.notes))
     if dry_run:
         summary = {"folder": str(plan.folder), "format": plan.format, "quantization": plan.quantization}
         estimated = {"n_bytes": round(plan.n_bytes), "seconds": round(plan.seconds)}
@@ -348,8 +345,7 @@ def nightly_run(
     from harness.lifecycle import nightly
 
     def publish(new_report: nightly.NightReport) -> None:
-        for path in nightly.write(new_report, at.reports):
-            say(f"wrote {path}")
+        say(*(f"wrote {path}" for path in nightly.write(new_report, at.reports)))
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(summary).open("a", encoding="utf-8") as page:
                 page.write(report.markdown(nightly.night_document(new_report)))
@@ -428,8 +424,7 @@ def nightly_install(
     scheduler = chosen_names[0]
     files = install.units(scheduler, config, at)
     if write:
-        for path in install.write(files):
-            say(f"wrote {path}")
+        say(*(f"wrote {path}" for path in install.write(files)))
     else:
         for path, text in files.items():
             print(f"# {path}\n{text}" if len(files) > 1 else text, end="")
@@ -476,8 +471,7 @@ def run_rescue(prepared: "PreparedRescue", folder: Path) -> "Rescue":
     names = ", ".join(trial.says for trial in prepared.schedule.trials)
     say(f"rescue of {prepared.case.facts.label}, one after the other until one passes: {names}")
     result = rescuing.run(prepared)
-    for path in rescuing.write(result, folder):
-        say(f"wrote {path}")
+    say(*(f"wrote {path}" for path in rescuing.write(result, folder)))
     return result
 
 

@@ -247,8 +247,7 @@ def runs_list(stored: StoredRuns, as_json: Json = False) -> None:
             line = f"trial of {trial.run.candidate} for a run that is not stored, {trial_line(trial)}"
             listed[trial.run.run_id] = f"{line}, {size(freed.get(trial.run.run_id, 0))}"
     print_value(listed, as_json)
-    for problem in unreadable:
-        say(f"left out, as damaged: {problem}; next: repair or delete it")
+    say(*(f"left out, as damaged: {problem}; next: repair or delete it" for problem in unreadable))
     if not stored_runs:
         step = f"{stored.command_line().command('compare')}, or name another folder with --runs"
         say(f"no run is stored in {stored.folder}; next: {step}")

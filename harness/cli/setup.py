@@ -73,11 +73,9 @@ def init(
     progress = TerminalProgress()
     with progress.stage(f"reading {rows}"):
         proposal = scaffold.propose(request)
-    for line in _check(request, progress) if data else ():
-        say(f"data: {line}")
+    say(*(f"data: {line}" for line in (_check(request, progress) if data else ())))
     written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
-    for line in proposal.warnings:
-        say(line)
+    say(*proposal.warnings)
     plain = {
         "task": proposal.kind,
         "metrics": proposal.task.metrics,
@@ -174,10 +172,8 @@ def doctor(
     print_result(to_plain(checkup), ResultDocument("", sections, ""), as_json)
     if checkup.data:
         say(f"all of the data's findings: {checkup.data.command}")
-    for line in (*checkup.recipes, *checkup.judges):
-        say(line)
-    for problem in checkup.problems:
-        say(f"error: {problem}")
+    say(*checkup.recipes, *checkup.judges)
+    say(*(f"error: {problem}" for problem in checkup.problems))
     options = "".join(f" {shlex.quote(setting)}" for setting in at.settings) + at.option
     step = f"fix that, then harness doctor{options}" if checkup.problems else f"harness compare{options}"
     say(f"next: {step}")

@@ -137,8 +137,7 @@ def _announce(plan: "WriterPlan", *lines: str, dry_run: bool, as_json: bool) -> 
     if dry_run:
         print_result(plan._asdict(), all_lines, as_json)
     if as_json or not dry_run:
-        for line in all_lines:
-            say(line)
+        say(*all_lines)
     if dry_run:
         say("a dry run sends no request and writes nothing")
     return not dry_run

@@ -158,8 +158,7 @@ def gate_policy(overrides: Sequence[str]) -> GatePolicy:
 def read_suites(folder: Path) -> list[Suite]:
     """Read every suite file of a folder; if it does not exist, those that the package ships."""
     trees = [files.read_file(path, path.parent, "the keys of a suite") for path in files.suite_files(folder)]
-    problems = [problem for tree in trees for problem in problems_of(Suite, tree.data, tree)]
-    refuse(problems)
+    refuse([problem for tree in trees for problem in problems_of(Suite, tree.data, tree)])
     return [Suite.model_validate(tree.data) for tree in trees]
 
 

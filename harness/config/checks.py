@@ -254,8 +254,7 @@ class Range(NamedTuple):
 @cache
 def ranges() -> tuple[Range, ...]:
     """Read the table."""
-    rows = tomllib.loads(TABLE.read_text("utf-8"))["range"]
-    return tuple(Range(**row) for row in rows)
+    return tuple(Range(**row) for row in tomllib.loads(TABLE.read_text("utf-8"))["range"])
 
 
 def lint(

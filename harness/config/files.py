@@ -182,8 +182,7 @@ def _inline_file(tree: Tree, keys: Keys, relative: str, kind: str) -> None:
             name, subfolder = Path(relative).stem, "baselines"
             expected = "a recipe of baselines/, or a mapping such as {method: lora}"
         stems = {file.stem for root in (tree.folder, *_SHIPPED) for file in (root / subfolder).glob("*.yaml")}
-        hint = did_you_mean(name, stems)
-        tree.problems.append(Problem(where, f"unknown {kind} {name!r}", expected, hint))
+        tree.problems.append(Problem(where, f"unknown {kind} {name!r}", expected, did_you_mean(name, stems)))
         return
     try:
         loaded = read_file(path, tree.folder, f"the keys of a {kind}")

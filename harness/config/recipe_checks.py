@@ -276,8 +276,7 @@ def _check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterato
         is_chat = mapping(recipe_data.get("params")).get("protocol") == "chat"
         if decoding.by == spec.MEAN_LOGPROB and plugins.method(method).is_remote and is_chat:
             found = "by: mean_logprob of an endpoint that is asked by chat, which gives none of them"
-            step = "choose: majority, or by: judge:./FILE.yaml"
-            yield Problem(where, found, "protocol: completions", step)
+            yield Problem(where, found, "protocol: completions", "choose: majority, or by: judge:./FILE.yaml")
     where_by = written.where("decoding", "by")
     if reward := decoding.reward_model:
         expected = f"{spec.MEAN_LOGPROB}, {spec.JUDGE}./FILE.yaml, or a candidate that makes a reward model"

@@ -107,8 +107,7 @@ def _parse_once(text: str, shown_path: str) -> tuple[Any, dict[Keys, str]]:
         return plain(loaded), marks
     except YAMLError as error:
         if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(shown_path, reason, "YAML", "fix the file") from None
+            raise UserError(shown_path, " ".join(str(error).split())[:120], "YAML", "fix the file") from None
         where = f"{shown_path}:{error.problem_mark.line + 1}"
         found = str(error.problem).split(" with value")[0].removeprefix("found ")
         expected, step = "valid YAML", "check quotes, brackets and indentation"

@@ -68,8 +68,7 @@ def _make(
         kind = {"rows": "correction", "pairs": "preference"}[row_kind]
         step = f"harness feedback add FILE, with a column {kind}"
         raise UserError(f"harness feedback {row_kind}", f"no stored {kind}", "at least one", step)
-    region = session.experiment.feedback.region
-    evaluated = _mask_rows(region, writers.list_evaluated(session.tasks))
+    evaluated = _mask_rows(session.experiment.feedback.region, writers.list_evaluated(session.tasks))
     leaks, n_of_sender = _find_leaks(rows, evaluated), Counter[str]()
     outcomes, kept_rows = list[EditedRow](), list[SourcedExample]()
     for row in reversed(rows):  # newest first

@@ -214,8 +214,7 @@ def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, Logged
 
 def is_rate(scores: Iterable[object]) -> bool:
     """Tell whether all finite scores are in [0, 1], as the gate's margins require."""
-    finite_scores = [x for x in scores if isinstance(x, int | float) and isfinite(x)]
-    return all(0 <= x <= 1 for x in finite_scores)
+    return all(0 <= x <= 1 for x in scores if isinstance(x, int | float) and isfinite(x))
 
 
 def is_lower_better(metric: str) -> bool:
@@ -274,8 +273,7 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
         results = read_object(results_file) or {}
         if not results:
             found, step = "no results that can be read", "copy the file again, or evaluate again"
-            expected = "what lm-eval wrote next to the samples, as JSON"
-            raise UserError(str(results_file), found, expected, step)
+            raise UserError(str(results_file), found, "what lm-eval wrote next to the samples, as JSON", step)
     # The model's configuration without device and request settings.
     other_keys = (*_MACHINE, *_OF_TASKS)
     configuration = {key: value for key, value in _dict(results, "config").items() if key not in other_keys}

@@ -205,8 +205,7 @@ def _read_time(value: Any, where: str) -> str:
             moment = datetime.fromtimestamp(seconds / 1000 if seconds >= _MILLISECONDS else seconds, UTC)
         return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
-        expected = "ISO 8601, or seconds since 1970"
-        raise UserError(_misread(where, "time", "another value", expected)) from None
+        raise UserError(_misread(where, "time", "another value", "ISO 8601, or seconds since 1970")) from None
 
 
 def _check_name(name: str, column: str, where: str) -> str:

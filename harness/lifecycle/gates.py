@@ -238,8 +238,7 @@ def best_run(stored: Study, runs: list[Run]) -> Run:
     """Return the run that is best on validation."""
     if len(runs) == 1:
         return runs[0]
-    facts = [reached_on_target(stored, run) for run in runs]
-    chosen = best(facts)
+    chosen = best([reached_on_target(stored, run) for run in runs])
     return next((run for run in runs if chosen and run.run_id == chosen.run_id), runs[0])
 
 

@@ -59,8 +59,7 @@ def find_case(session: Session, selected: Sequence[str], run_name: str) -> Rescu
     if run_name not in selected:
         if run_name not in runs:
             expected = "a candidate of the file, or a run's id"
-            hint = did_you_mean(run_name, [*selected, *runs])
-            raise UserError("run", repr(run_name), expected, hint)
+            raise UserError("run", repr(run_name), expected, did_you_mean(run_name, [*selected, *runs]))
         run = runs[run_name]
         if run.state == "failed":
             _refuse(run_name, f"a run that failed: {run.error}", "a finished one", _AGAIN)

@@ -52,8 +52,7 @@ def _read_margin(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     try:
         return handler(value)
     except ValidationError:
-        text = "a number between 0 and 1 or a share such as 10%"
-        raise PydanticCustomError("margin", text) from None
+        raise PydanticCustomError("margin", "a number between 0 and 1 or a share such as 10%") from None
 
 
 # How margins are written; analysis/margins.py says what loss each allows. Above 0 % and below 100 %: no

@@ -145,8 +145,7 @@ class _UsedParts:
         own_paths += [store.rows(row) for row in set(run.rows.values()) if not self._is_used(row)]
         if key and not self._is_used(key) and not self._is_used(run.weights_digest):
             own_paths.append(store.weights(key))
-        tried_keys = _list_tried_keys(run)
-        trials = {t.run.run_id: t for key in tried_keys for t in self._trials_by_key.get(key, ())}
+        trials = {t.run.run_id: t for key in _list_tried_keys(run) for t in self._trials_by_key.get(key, ())}
         if run.run_id in self._trial_by_id:
             trials[run.run_id] = self._trial_by_id[run.run_id]
         row_counts = Counter(row for trial in trials.values() for row in set(trial.run.rows.values()))
