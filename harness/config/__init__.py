@@ -99,7 +99,14 @@ class LoadedExperiment(NamedTuple):
 
 def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()) -> LoadedExperiment:
     """Read an experiment; `candidates` selects by name, or by a grid's name all its members."""
-    tree = files.read_experiment(path)
+    file = path.absolute()
+    if file.is_dir():
+        raise UserError(str(file), "a folder", "an experiment file", f"-c {file / 'harness.yaml'}")
+    if not file.is_file():
+        step = "write one: harness init DIR --data FILE; or name another with -c"
+        raise UserError(files.describe_missing_file(file, str(file), "an experiment file", step))
+    folder = file.parent.resolve()
+    tree = files.read_file(folder / file.name, folder, "name:, target: and candidates:")
     settings = _parse_settings(overrides, tree)
     # Settings that replace the name of a file apply before the file is read.
     list_keys = ("candidates", "suites", "more_targets")

@@ -29,18 +29,6 @@ _IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]+")  # so that a path as a value ma
 _WORDS = 3  # of a text, in the name of its candidate
 
 
-def read_experiment(path: Path) -> Tree:
-    """Read harness.yaml itself."""
-    path = path.absolute()
-    if path.is_dir():
-        raise UserError(str(path), "a folder", "an experiment file", f"-c {path / 'harness.yaml'}")
-    if not path.is_file():
-        step = "write one: harness init DIR --data FILE; or name another with -c"
-        raise UserError(describe_missing_file(path, str(path), "an experiment file", step))
-    folder = path.parent.resolve()
-    return read_file(folder / path.name, folder, "name:, target: and candidates:")
-
-
 def read_file(path: Path, folder: Path, expected: str) -> Tree:
     """Read a suite or a recipe, with absolute paths in its tasks; shown paths are relative to `folder`."""
     shown_path = str(path.relative_to(folder) if path.is_relative_to(folder) else path)

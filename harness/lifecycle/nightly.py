@@ -22,6 +22,7 @@ from harness.evaluation.row_sets import RowSet, suite_sets
 from harness.evaluation.session import Session
 from harness.experiment import Scope, ensure_weights, prepare_session, refuse_folds, stands_on
 from harness.experiment.study import judge_labels
+from harness.formatting import p_value, pluralize
 from harness.lifecycle import nightly_changes, nightly_state, production, watchlist
 from harness.lifecycle.nightly_alarm import (
     HARNESS,
@@ -158,11 +159,16 @@ class _NightRun:
                 candidates.append(entry)
         # Drift in the feedback stored since the last night; empty without feedback.
         since = datetime.fromisoformat(self.nights[-1].started) if self.nights else None
+        drift_lines: list[str] = []
         try:
             rows = store.read_feedback(self.session.store, added_since=since)
-            drift_lines = production.summarize(production.find_drift(self.loaded, rows)) if rows else ()
+            if rows:
+                drift = production.find_drift(self.loaded, rows)
+                drift_lines = [f"production, {pluralize(drift.n_requests, 'request')}: {drift.sentence}"]
+                for t in (t for t in drift.tests if t.has_moved):
+                    drift_lines.append(f"{t.of}, {t.trait}: {t.effect} (p by Holm {p_value(t.p_adjusted)})")
         except Exception as error:  # noqa: BLE001 (it must not end the night)
-            drift_lines = (f"production was not compared: {one_line(error)}",)
+            drift_lines = [f"production was not compared: {one_line(error)}"]
         night = nightly_state.Night(
             night=self.day,
             started=started,
@@ -174,7 +180,7 @@ class _NightRun:
             candidates=tuple(candidates),
             taken={key: items.taken for key, items in self.plan.items()},
             left={key: items.left for key, items in self.plan.items()},
-            production=drift_lines,
+            production=tuple(drift_lines),
         )
         return night, self.references
 

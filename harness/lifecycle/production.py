@@ -300,16 +300,6 @@ def _conclude(tests: Sequence[DriftTest], power: Mapping[float, float], n: int, 
     return f"nothing is shown to have moved: {text}; no need to measure the champion anew"
 
 
-def summarize(drift: Drift) -> tuple[str, ...]:
-    """Describe what moved and what to do, a line each, without the tests that show nothing."""
-    moved = (
-        f"{t.of}, {t.trait}: {t.effect} (p by Holm {p_value(t.p_adjusted)})"
-        for t in drift.tests
-        if t.has_moved
-    )
-    return (f"production, {pluralize(drift.n_requests, 'request')}: {drift.sentence}", *moved)
-
-
 def drift_document(drift: Drift) -> ResultDocument:
     """Return the document of drift: a row per test, then the nearest rows and notes about the samples."""
     rows = [[f"{t.of}: {t.trait}", t.effect, p_value(t.p_adjusted)] for t in drift.tests]

@@ -143,43 +143,34 @@ def _change_params(step: str, source: Recipe, mark: str, says: str, params: dict
     return RescueTrial(step, mark, recipe, True, says)
 
 
-def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
-    """List what to try for a run, its sweep settled as it was chosen."""
-    candidate = session.candidates[run.candidate]
-    source = experiment.settle_sweep(candidate.source, run)
-    params_of = {
-        adapter.name: adapter.source.params
-        for adapter in _list_other_adapters(session.candidates, candidate)
-        if experiment.find_stored_weights(session, adapter, run.seed)
-    }
-    case = _situation(session, candidate, source)._replace(others=params_of, tracked=run.training.tracked)
-    return schedule_trials(run.candidate, candidate.recipe, source, case)
+def describe_situation(
+    session: Session, candidate: ResolvedCandidate, source: Recipe, run: Run | None = None
+) -> RescueSituation:
+    """Describe what to rescue: a run, or what a candidate might need before its sweep has chosen anything.
 
-
-def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -> RescueSituation:
-    """Describe what to rescue; a margin relative to the base's skill counts as the usual one."""
-    macro, shape = session.experiment.gate.macro, hub.shape(candidate.base)
-    return RescueSituation(
-        session.experiment.rescue,
-        {**experiment.find_adapter_config(candidate), **source.params},
-        shape.n_layers if shape else None,
-        margin=scale_share(macro) or _USUAL_MARGIN,
-        sign=session.target.primary.unit.sign,  # −1 where a lower score of the target is better
-        makes=candidate.makes,
-    )
-
-
-def _list_other_adapters(
-    candidates: Mapping[str, ResolvedCandidate], candidate: ResolvedCandidate
-) -> list[ResolvedCandidate]:
-    return [
-        peer
-        for peer in candidates.values()
+    A margin relative to the base's skill counts as the usual one.
+    """
+    others = {
+        peer.name: peer.source.params
+        for peer in session.candidates.values()
         if peer.method.trains
         and peer.method.makes == "adapter"
         and peer.source_name == peer.name != candidate.source_name
         and peer.served_base == candidate.served_base
-    ]
+        and (run is None or experiment.find_stored_weights(session, peer, run.seed))
+    }
+    tracked = (_ANY_POINT,) if candidate.source.track else ()
+    shape = hub.shape(candidate.base)
+    return RescueSituation(
+        session.experiment.rescue,
+        {**experiment.find_adapter_config(candidate), **source.params},
+        shape.n_layers if shape else None,
+        others=others,
+        tracked=run.training.tracked if run else tracked,
+        margin=scale_share(session.experiment.gate.macro) or _USUAL_MARGIN,
+        sign=session.target.primary.unit.sign,  # −1 where a lower score of the target is better
+        makes=candidate.makes,
+    )
 
 
 class TrialCost(NamedTuple):
@@ -235,12 +226,7 @@ def largest_work(session: Session, selected: Sequence[str]) -> Work:
         candidate = session.candidates[name]
         if candidate.method.tunes and not candidate.is_remote:  # before its sweep has chosen anything
             first = candidate.trials[0].source
-            params_of = {
-                adapter.name: adapter.source.params
-                for adapter in _list_other_adapters(session.candidates, candidate)
-            }
-            tracked = (_ANY_POINT,) if candidate.source.track else ()
-            case = _situation(session, candidate, first)._replace(others=params_of, tracked=tracked)
+            case = describe_situation(session, candidate, first)
             trials = schedule_trials(name, candidate.recipe, first, case).trials
             works.append(sum((_work(session, trial, 0) for trial in trials), Work()))
     return max(works, key=session.seconds)
