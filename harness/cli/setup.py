@@ -29,8 +29,6 @@ from harness.formatting import UNKNOWN, count, percent, plain, pluralize, second
 if TYPE_CHECKING:
     from harness.experiment.bases import BaseFit
     from harness.experiment.preflight import Cost
-    from harness.experiment.scaffold import Request
-    from harness.progress import Progress
     from harness.report import ResultDocument
 
 
@@ -73,7 +71,15 @@ def init(
     progress = TerminalProgress()
     with progress.stage(f"reading {rows}"):
         proposal = scaffold.propose(request)
-    say(*(f"data: {line}" for line in (_check(request, progress) if data else ())))
+    if data:
+        from harness.experiment.check_rows import RowCheck, check_briefly
+
+        try:
+            options = RowCheck([rows], prompt=request.prompt, reference=request.reference)
+            brief = check_briefly(options, progress)
+            say(*(f"data: {line}" for line in (*brief.lines, f"the whole page: {brief.command}")))
+        except UserError as error:
+            say(*(f"data: {problem}" for problem in error.problems))
     written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
     say(*proposal.warnings)
     plain = {
@@ -86,17 +92,6 @@ def init(
     command = f"harness compare{config_option(folder / 'harness.yaml')}"
     step = f"next: {command} --dry-run estimates tokens and time; {command} runs it"
     print_result(plain, [*proposal.lines, f"wrote {' and '.join(written)}", step], as_json)
-
-
-def _check(request: "Request", progress: "Progress") -> tuple[str, ...]:
-    from harness.experiment.check_rows import RowCheck, check_briefly
-
-    options = RowCheck([request.data], prompt=request.prompt, reference=request.reference)
-    try:
-        brief = check_briefly(options, progress)
-        return (*brief.lines, f"the whole page: {brief.command}")
-    except UserError as error:
-        return tuple(map(str, error.problems))
 
 
 @verb(

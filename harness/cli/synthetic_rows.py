@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from harness.evaluation.session import Session
     from harness.experiment.augmentation import Rewriting
     from harness.experiment.writers import Writer, WriterPlan
-    from harness.models.openai_api import Settings
 
 _ADDRESS = re.compile(r"https?://")
 
@@ -103,7 +102,11 @@ def data_augment(
     rewriting = _write_prompts(wording)
     content = read_all(file)
     roles = roles_of(content, columns)
-    session = _session(by_whom, config, dry_run=dry_run)
+    at, session = ExperimentFile(config=config), None
+    if not _ADDRESS.match(by_whom):
+        session = at.open_candidate(by_whom, "--with", dry_run=dry_run)[0]
+    elif config.is_file():
+        session = at.open_session(dry_run=True)[0]
     writer = _writer(session, by_whom, endpoint, rewriting)
     tasks = session.tasks if session else ()
     evaluated_sets = [find_evaluated(tasks)] if tasks else []
@@ -172,16 +175,12 @@ def _write_prompts(wording: Wording) -> "Rewriting":
     return rewriting._replace(seed=seed, max_cost=max_cost)
 
 
-def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
-    at = ExperimentFile(config=config)
-    if _ADDRESS.match(by_whom):
-        return at.open_session(dry_run=True)[0] if config.is_file() else None
-    return at.open_candidate(by_whom, "--with", dry_run=dry_run)[0]
-
-
 def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, rewriting: "Rewriting") -> "Writer":
+    from pydantic import ValidationError
+
     from harness.evaluation.runner import sensitive_problems
     from harness.experiment.writers import candidate_writer, endpoint_writer
+    from harness.models.openai_api import Settings, problems
 
     address_options = {f"--{name.replace('_', '-')}": value for name, value in endpoint._asdict().items()}
     if not _ADDRESS.match(by_whom):
@@ -190,40 +189,29 @@ def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, rewriti
             found = f"{', '.join(given_options)} and the candidate {by_whom}, whose recipe says that already"
             raise UserError("--with", found, "options of an address, http://…/v1", "leave them out")
         return candidate_writer(session, by_whom, rewriting.max_cost)
-    settings = _settings(by_whom, endpoint)
-    step = "--with an address of your network, a candidate that answers here, or remove sensitive_data"
-    arguments = (settings, "a writer", "--with", step)
-    if session and (problems := list(sensitive_problems(session.experiment, *arguments))):
-        raise UserError(problems)
-    if rewriting.max_cost is not None and settings.usd_per_million_tokens is None:
-        step = "--prices READ,WRITTEN"
-        raise UserError("--max-cost", "no prices to count it by", "prices of the endpoint", step)
-    return endpoint_writer(settings)
-
-
-def _settings(url: str, endpoint: Endpoint) -> "Settings":
-    from pydantic import ValidationError
-
-    from harness.models.openai_api import Settings, problems
-
     model, api_key_env, prices = endpoint
     if model is None:
-        raise UserError("--with", f"{url} without --model", "the model to ask there", "--model NAME")
-    written = prices.split(",") if prices is not None else None
-    rates = None if written is None else dict(zip(("input", "output"), written, strict=False))
+        raise UserError("--with", f"{by_whom} without --model", "the model to ask there", "--model NAME")
+    written = None if prices is None else prices.split(",")
     if written is not None and len(written) != 2:
         expected = "USD for a million tokens read and written"
         raise UserError("--prices", repr(prices), expected, "such as 0.15,0.6")
+    rates = written and dict(zip(("input", "output"), written, strict=True))
+    server = {"base_url": by_whom, "model": model, "protocol": "chat", "api_key_env": api_key_env}
     try:
-        settings = Settings(
-            base_url=url, model=model, protocol="chat", api_key_env=api_key_env, usd_per_million_tokens=rates
-        )
+        settings = Settings.model_validate({**server, "usd_per_million_tokens": rates})
     except ValidationError as error:
         first_error = error.errors()[0]  # never its input, which may hold a secret
         reason = f"{first_error['loc'][0]}: {first_error['msg'].removeprefix('Value error, ')}"
         raise UserError("--with", reason, "settings of an endpoint", "correct it") from None
     refuse(problems(settings, "--with"))
-    return settings
+    step = "--with an address of your network, a candidate that answers here, or remove sensitive_data"
+    arguments = (settings, "a writer", "--with", step)
+    refuse(sensitive_problems(session.experiment, *arguments) if session else None)
+    if rewriting.max_cost is not None and settings.usd_per_million_tokens is None:
+        step = "--prices READ,WRITTEN"
+        raise UserError("--max-cost", "no prices to count it by", "prices of the endpoint", step)
+    return endpoint_writer(settings)
 
 
 @verb(

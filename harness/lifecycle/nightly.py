@@ -165,8 +165,10 @@ class _NightRun:
             if rows:
                 drift = production.find_drift(self.loaded, rows)
                 drift_lines = [f"production, {pluralize(drift.n_requests, 'request')}: {drift.sentence}"]
-                for t in (t for t in drift.tests if t.has_moved):
-                    drift_lines.append(f"{t.of}, {t.trait}: {t.effect} (p by Holm {p_value(t.p_adjusted)})")
+                moved = (t for t in drift.tests if t.has_moved)
+                drift_lines += (
+                    f"{t.of}, {t.trait}: {t.effect} (p by Holm {p_value(t.p_adjusted)})" for t in moved
+                )
         except Exception as error:  # noqa: BLE001 (it must not end the night)
             drift_lines = [f"production was not compared: {one_line(error)}"]
         night = nightly_state.Night(
