@@ -74,8 +74,8 @@ app = typer.Typer(
 
 def group(name: str, panel: str, purpose: str, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
     """Add a verb that has verbs of its own, under a heading of the help."""
-    verbs = typer.Typer(cls=cls, help=purpose, no_args_is_help=True, rich_markup_mode=None)
-    app.add_typer(verbs, name=name, rich_help_panel=panel)
+    verbs = typer.Typer(name=name, cls=cls, help=purpose, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(verbs, rich_help_panel=panel)
     return verbs
 
 

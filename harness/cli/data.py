@@ -44,7 +44,7 @@ class Remarks(NamedTuple):
         return Edit(name, parameters, files, self.licenses or (), self.notes or (), cost_usd=cost_usd)
 
 
-@verb(data_app, "harness data clean tickets.csv --out clean.csv", name="clean")
+@verb(data_app, "harness data clean tickets.csv --out clean.csv")
 def data_clean(
     file: File,
     *,
@@ -120,7 +120,6 @@ def data_clean(
     data_app,
     "harness data dedup clean.csv --out unique.csv",
     "harness data dedup train.csv --against test.csv --out unique.csv",
-    name="dedup",
 )
 def data_dedup(
     file: File,
@@ -157,7 +156,6 @@ def data_dedup(
     data_app,
     "harness data split clean.csv --stratify label --out tickets",
     "harness data split clean.csv --group customer --out tickets",
-    name="split",
 )
 def data_split(
     file: File,
@@ -197,7 +195,7 @@ def data_split(
     print_saved(save_split(edit, parts, out or Path(), row_suffix(file) or ".jsonl"), as_json)
 
 
-@verb(data_app, "harness data mix tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl", name="mix")
+@verb(data_app, "harness data mix tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl")
 def data_mix(
     files: Annotated[list[str], Argument("Two files of rows or more.")],
     *,
@@ -236,7 +234,7 @@ def data_mix(
     _save(edit, mix(contents, mixture), out, as_json=as_json)
 
 
-@verb(data_app, "harness data sample clean.csv --rows 200 --balance label --out few.csv", name="sample")
+@verb(data_app, "harness data sample clean.csv --rows 200 --balance label --out few.csv")
 def data_sample(
     file: File,
     n_rows: Annotated[int, Option("How many rows.", "--rows")],

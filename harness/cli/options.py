@@ -84,7 +84,10 @@ class Argument(NamedTuple):
 def verb(
     group: typer.Typer, *commands: str, name: str | None = None, heading: str | None = None
 ) -> Callable[[_Verb], _Verb]:
-    """Add a function as a verb of a group, with commands as examples at the end of its help."""
+    """Add a function as a verb of a group, with commands as examples at the end of its help.
+
+    By default the verb has the function's name, without that of the group before it.
+    """
 
     def add(function: _Verb) -> _Verb:
         # Every field of a tuple of options becomes a parameter; the function receives the tuples.
@@ -107,7 +110,8 @@ def verb(
         parameters = list(_parameters(kinds, defaults))
         vars(call)["__signature__"] = Signature(parameters)
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        group.command(name, rich_help_panel=heading, epilog=examples(*commands))(call)
+        verb_name = name or function.__name__.removeprefix(f"{group.info.name}_").replace("_", "-")
+        group.command(verb_name, rich_help_panel=heading, epilog=examples(*commands))(call)
         return function
 
     return add

@@ -44,7 +44,7 @@ Number = Annotated[int | None, Argument("The number of an entry, as `champions l
 _ENTRY = ("event", "promoted", "when", "who", "why")
 
 
-@verb(champions_app, "harness champions list", name="list")
+@verb(champions_app, "harness champions list")
 def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
     """List the promotions, rollbacks and retirements of the target.
 
@@ -65,7 +65,7 @@ def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
     print_value(listed, as_json)
 
 
-@verb(champions_app, "harness champions show", "harness champions show 1 --json", name="show")
+@verb(champions_app, "harness champions show", "harness champions show 1 --json")
 def champions_show(number: Number = None, config: Config = CONFIG, as_json: Json = False) -> None:
     """Show the present champion, or an entry of the history."""
     at = ExperimentFile(config=config)
@@ -79,7 +79,7 @@ def champions_show(number: Number = None, config: Config = CONFIG, as_json: Json
     print_value(asdict(shown_entry), as_json)
 
 
-@verb(champions_app, "harness champions rollback", "harness champions rollback 1", name="rollback")
+@verb(champions_app, "harness champions rollback", "harness champions rollback 1")
 def champions_rollback(
     number: Number = None, config: Config = CONFIG, reason: Reason = "", by: By = "", as_json: Json = False
 ) -> None:
@@ -97,7 +97,7 @@ def champions_rollback(
     _print_entry(entry, config, as_json)
 
 
-@verb(champions_app, "harness champions retire", "harness champions retire 1", name="retire")
+@verb(champions_app, "harness champions retire", "harness champions retire 1")
 def champions_retire(
     number: Number = None, config: Config = CONFIG, reason: Reason = "", by: By = "", as_json: Json = False
 ) -> None:
@@ -188,7 +188,7 @@ def promote(
     print_value({name: value for name, value in facts.items() if value}, as_json)
 
 
-@verb(regressions_app, "harness regressions add lora chat_facts/capital-austria", name="add")
+@verb(regressions_app, "harness regressions add lora chat_facts/capital-austria")
 def regressions_add(
     run: Annotated[str, Argument("The run that lost the items, or its candidate.")],
     items: Annotated[list[str], Argument("Items, each as task/item.")],
@@ -207,7 +207,7 @@ def regressions_add(
         say(f"add {path.stem} to suites: in {config}, then {step} measures the base on it")
 
 
-@verb(regressions_app, "harness regressions confirm lora", name="confirm")
+@verb(regressions_app, "harness regressions confirm lora")
 def regressions_confirm(
     run: Annotated[str, Argument("The run whose lost pinned items are in doubt.")], config: Config = CONFIG
 ) -> None:
@@ -329,7 +329,7 @@ _AT = "02:30"
 _DAY, _DATE = ("%Y-%m-%d",), "YYYY-MM-DD"
 
 
-@verb(nightly_app, "harness nightly run", name="run")
+@verb(nightly_app, "harness nightly run")
 def nightly_run(
     at: ExperimentFile,
     night: Annotated[datetime | None, Option("Its date, if not today.", formats=_DAY, metavar=_DATE)] = None,
@@ -360,7 +360,7 @@ def nightly_run(
     raise typer.Exit(night_report.exit_code)
 
 
-@verb(nightly_app, "harness nightly status", name="status")
+@verb(nightly_app, "harness nightly status")
 def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
     """Show the last night, open alarms and missed nights."""
     from harness.lifecycle import nightly
@@ -379,7 +379,7 @@ def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
     print_result(to_plain(state), document, as_json)
 
 
-@verb(nightly_app, "harness nightly ack lora", "harness nightly ack lora --new-reference", name="ack")
+@verb(nightly_app, "harness nightly ack lora", "harness nightly ack lora --new-reference")
 def nightly_ack(
     about: Annotated[str | None, Argument("A candidate, or harness; without it all alarms.")] = None,
     config: Config = CONFIG,
@@ -396,12 +396,7 @@ def nightly_ack(
     print_value({"closed": [f"{a.about}: {a.verdict} of {a.night}" for a in closed]}, as_json)
 
 
-@verb(
-    nightly_app,
-    "harness nightly install --cron --at 02:30",
-    "harness nightly install --systemd --write",
-    name="install",
-)
+@verb(nightly_app, "harness nightly install --cron --at 02:30", "harness nightly install --systemd --write")
 def nightly_install(
     cron: Annotated[bool, Option("A line for crontab.")] = False,
     systemd: Annotated[bool, Option("A service and a timer of the user.")] = False,

@@ -214,7 +214,7 @@ def app_file() -> Path:
     return next((folder / _SERVER for folder in folders if folder.is_dir()), folders[0] / _SERVER)
 
 
-@verb(runs_app, "harness runs list", "harness runs list --json", name="list")
+@verb(runs_app, "harness runs list", "harness runs list --json")
 def runs_list(stored: StoredRuns, as_json: Json = False) -> None:
     """List stored runs and their trials, with their disk use.
 
@@ -257,7 +257,7 @@ def runs_list(stored: StoredRuns, as_json: Json = False) -> None:
     say(f"{shared.path}: {size(shared.n_bytes)} of base models' answers, for all experiments on this machine")
 
 
-@verb(runs_app, "harness runs show RUN", name="show")
+@verb(runs_app, "harness runs show RUN")
 def runs_show(
     run_id: Annotated[str, Argument("A run's id.", "RUN")], stored: StoredRuns, as_json: Json = False
 ) -> None:
@@ -271,7 +271,7 @@ def runs_show(
     print_value(facts | ({"weights_folder": str(folder)} if folder else {}), as_json)
 
 
-@verb(runs_app, "harness runs diff RUN OTHER", name="diff")
+@verb(runs_app, "harness runs diff RUN OTHER")
 def runs_diff(
     a: Annotated[str, Argument("A run's id.", "RUN")],
     b: Annotated[str, Argument("Another run's id.", "OTHER")],
@@ -311,9 +311,7 @@ def runs_diff(
         say(f"nothing that is stored differs between {a} and {b}")
 
 
-@verb(
-    runs_app, "harness runs rm RUN", "harness runs rm --unused", "harness runs rm --unused --yes", name="rm"
-)
+@verb(runs_app, "harness runs rm RUN", "harness runs rm --unused", "harness runs rm --unused --yes")
 def runs_rm(
     run_id: Annotated[str | None, Argument("A run's id.", "RUN")] = None,
     *,

@@ -265,7 +265,6 @@ def memory_texts(cost: "Cost") -> tuple[str, str]:
     data_app,
     "harness data check tickets.csv",
     "harness data check train.jsonl --test test.jsonl --html check.html",
-    name="check",
 )
 def data_check(
     files: Annotated[list[str], Argument("Rows: files, or hub:owner/name.", "FILE...")],

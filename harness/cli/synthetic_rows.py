@@ -70,7 +70,6 @@ class Endpoint(NamedTuple):
     data_app,
     "harness data augment train.csv --with lora --out more.csv",
     "harness data augment train.csv --with http://localhost:8000/v1 --model qwen --out more.csv",
-    name="augment",
     heading=BY_A_MODEL,
 )
 def data_augment(
@@ -218,7 +217,6 @@ def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, rewriti
     data_app,
     "harness data distill large --dry-run",
     "harness data distill large --out taught.jsonl --max-cost 5",
-    name="distill",
     heading=BY_A_MODEL,
 )
 def data_distill(
@@ -259,7 +257,6 @@ def data_distill(
     pairs_app,
     "harness pairs make lora --samples 8 --out pairs.jsonl",
     "harness pairs make lora --rank judge:./rubric.yaml --max-cost 5 --out judged.jsonl",
-    name="make",
 )
 def pairs_make(
     candidate: Annotated[str, Argument("A candidate of the experiment, whose answers are sampled.")],
@@ -296,12 +293,7 @@ def pairs_make(
     say(f"next: {train}, or the file as pairs: in data: of the target")
 
 
-@verb(
-    data_app,
-    "harness data propose-prompts large --n 8 --out proposed.yaml",
-    name="propose-prompts",
-    heading=BY_A_MODEL,
-)
+@verb(data_app, "harness data propose-prompts large --n 8 --out proposed.yaml", heading=BY_A_MODEL)
 def data_propose_prompts(
     proposer: Annotated[str, Argument("A candidate of the experiment, such as a larger model's.")],
     at: ExperimentFile,
