@@ -255,9 +255,8 @@ def _places_in(folder: Path, _changed: int) -> dict[str, Place]:
                 declared = {ast.literal_eval(key): Place(file, value.id) for key, value in pairs}
             except (SyntaxError, ValueError, AttributeError):
                 expected = 'PLUGINS = {"name": Class, …}, with classes of the file'
-                raise UserError(
-                    str(file), "a PLUGINS that is not understood", expected, "write it so"
-                ) from None
+                found = "a PLUGINS that is not understood"
+                raise UserError(str(file), found, expected, "write it so") from None
         for name, place in (declared or {file.stem: Place(file)}).items():
             if name in place_by_name:
                 twice = f"{name!r}, which {place_by_name[name].file.name} declares too"

@@ -218,11 +218,8 @@ def data_mix(
         step = "name each once; --weights sets the files' shares"
         raise UserError("harness data mix", ", ".join(files), "two different files or more", step)
     if weights is not None and temperature != 1:
-        found, step = (
-            "--weights as well, which are the shares themselves",
-            "leave out --temperature, or --weights",
-        )
-        raise UserError("--temperature", found, "one of the two", step)
+        found = "--weights as well, which are the shares themselves"
+        raise UserError("--temperature", found, "one of the two", "leave out --temperature, or --weights")
     if n_rows is not None:
         refuse_no_rows(n_rows)
     shares = None if weights is None else _numbers("--weights", weights)
@@ -364,9 +361,8 @@ def print_saved(saved: "SavedEdit", as_json: bool) -> None:
         print_json(saved.manifest)
         return
     counts = saved.manifest["counts"]
-    print(
-        ", ".join(f"{count(n)} {label}" for label, n in counts.items() if n or label in ("read", "written"))
-    )
+    shown = (f"{count(n)} {label}" for label, n in counts.items() if n or label in ("read", "written"))
+    print(", ".join(shown))
     for reason, n in saved.manifest["reasons"].items():
         print(f"  {count(n)} {reason}")
     for kind, n in saved.manifest.get("personal_data", {}).items():

@@ -150,9 +150,8 @@ def feedback_add(
 
     loaded = at.load()
     with TerminalProgress().stage(f"masking {file}") as advance:
-        added = add_feedback(
-            Store(loaded.folder / "runs"), str(file), loaded.experiment.feedback.region, advance
-        )
+        region = loaded.experiment.feedback.region
+        added = add_feedback(Store(loaded.folder / "runs"), str(file), region, advance)
     known_text = f", {count(added.known)} are there already" if added.known else ""
     lines = [f"{added.file}: {pluralize(added.added, 'row')} added{known_text}"]
     if added.added:

@@ -164,9 +164,8 @@ def promote(
     if force != bool(reason):
         given_option, missing_option = ("--force", "--reason") if force else ("--reason", "--force")
         raise UserError(given_option, f"no {missing_option}", "both of them", "add --force --reason REASON")
-    progress = TerminalProgress()
     path, champion = release.promote_named(
-        at.config, run, at.settings, despite=reason, by=by, progress=progress
+        at.config, run, at.settings, despite=reason, by=by, progress=TerminalProgress()
     )
     say(f"wrote {path}")
     if champion.verdict != "pass":
@@ -177,14 +176,10 @@ def promote(
     say(*release.list_failed_exports(at.config, champion.run_id, at.settings))
     facts = {name: getattr(champion, name) for name in _PROMOTED}
     if not as_json:
-        scores = champion.scores.items()
-        loss = champion.cumulative
-        facts["cumulative"] = (
-            f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
-        )
-        facts["scores"] = {
-            key: format_score(champion.units.get(key, RATE), *numbers) for key, numbers in scores
-        }
+        units, loss = champion.units, champion.cumulative
+        change = f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
+        scores = {key: format_score(units.get(key, RATE), *n) for key, n in champion.scores.items()}
+        facts |= {"cumulative": change, "scores": scores}
     print_value({name: value for name, value in facts.items() if value}, as_json)
 
 

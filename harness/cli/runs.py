@@ -340,9 +340,7 @@ def runs_rm(
     shared = store.base_rows_use()
     list_or_remove = champions.remove_unreferenced if yes else champions.list_unreferenced
     leftovers = list_or_remove(run_store, unfinished=unfinished)
-    listed = {
-        str(entry.path.relative_to(run_store.folder)): size(entry.n_bytes) for entry in leftovers.removable
-    }
+    listed = {str(e.path.relative_to(run_store.folder)): size(e.n_bytes) for e in leftovers.removable}
     if shared.n_bytes:  # they are computed again when needed
         listed[str(shared.path)] = f"{size(shared.n_bytes)}, of every folder on this machine"
     print_value(listed, as_json=False)

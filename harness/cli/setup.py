@@ -65,17 +65,15 @@ def init(
     if folder.is_file() and data is None:  # the argument is a file of rows
         folder, data = Path(), str(folder)
     rows = data or str(scaffold.write_example(folder))
-    request = scaffold.Request(
-        folder, rows, base_model, pairs, documents, *columns, task, minutes, instruction
-    )
+    asked = scaffold.Request(folder, rows, base_model, pairs, documents, *columns, task, minutes, instruction)
     progress = TerminalProgress()
     with progress.stage(f"reading {rows}"):
-        proposal = scaffold.propose(request)
+        proposal = scaffold.propose(asked)
     if data:
         from harness.experiment.check_rows import RowCheck, check_briefly
 
         try:
-            options = RowCheck([rows], prompt=request.prompt, reference=request.reference)
+            options = RowCheck([rows], prompt=columns.prompt, reference=columns.reference)
             brief = check_briefly(options, progress)
             say(*(f"data: {line}" for line in (*brief.lines, f"the whole page: {brief.command}")))
         except UserError as error:

@@ -125,9 +125,8 @@ def data_augment(
         return
     rows = prepared.make()
     settings = {**rows.edit.parameters, "rows": n_rows, "against": tests, **roles._asdict()}
-    save_made(
-        rows._replace(edit=remarks.edit("augment", settings, [file], rows.edit.cost_usd)), written_to, as_json
-    )
+    edit = remarks.edit("augment", settings, [file], rows.edit.cost_usd)
+    save_made(rows._replace(edit=edit), written_to, as_json)
     command = shlex.join(["harness", "data", "check", as_operand(str(written_to)), *column_options(*columns)])
     train = f"train: {name_beside(config, written_to)} on a candidate in {config}"
     say(f"next: {command}, then {train}; its test items stay as they are")

@@ -237,9 +237,7 @@ def _select(tree: Tree, members: Mapping[str, Any], texts: Sequence[str]) -> tup
         return tuple(name for name, m in members.items() if name in requested or m.source in requested)
     methods = {name: mapping(member.recipe).get("method", BASE) for name, member in members.items()}
     names = plugins.names("methods")
-    return tuple(
-        name for name, method in methods.items() if method not in names or plugins.method(method).answers
-    )
+    return tuple(name for name, m in methods.items() if m not in names or plugins.method(m).answers)
 
 
 def _place(problem: Problem) -> tuple[str, int]:

@@ -100,10 +100,8 @@ def _task(task: spec.Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
             continue
         judge = spec.metric_name(name)
         if task.kind != "generate":
-            found, step = (
-                f"{judge} on a task of kind {task.kind}",
-                "kind: generate, or a metric such as accuracy",
-            )
+            found = f"{judge} on a task of kind {task.kind}"
+            step = "kind: generate, or a metric such as accuracy"
             yield Problem(at, found, "answers in text to be graded", step)
         if [spec.metric_name(metric) for metric in task.metrics].count(judge) > 1:
             yield Problem(at, f"{judge} twice", "each name of a rubric once", "rename one of the files")
@@ -127,9 +125,7 @@ def _sensitive(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[
     if policy is None or "sensitive_data" not in policy.needs:
         return
     gate = read_valid(spec.GatePolicy, tree.data.get("gate", {}))
-    metrics = [
-        ((*keys, "metrics", i), metric) for keys, task in tasks for i, metric in enumerate(task.metrics)
-    ]
+    metrics = [((*keys, "metrics", i), m) for keys, task in tasks for i, m in enumerate(task.metrics)]
     metrics += [(("gate", "target", "by"), gate.target.by)] if gate else []
     for metric_keys, written in metrics:
         rubric = try_to_read(written, tree.folder, "") if is_judged(written) else []

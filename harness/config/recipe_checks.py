@@ -82,9 +82,7 @@ class WrittenRecipe(NamedTuple):
         while to_visit:
             recipe = read_valid(spec.Recipe, self.members[to_visit.pop()].recipe)
             sources = {recipe.init_from, *recipe.merges} if recipe else set()
-            parents = {
-                parent for parent in sources if parent is not None and parent in self.members
-            } - ancestors
+            parents = {p for p in sources if p is not None and p in self.members} - ancestors
             ancestors |= parents
             to_visit += parents
         return ancestors
@@ -148,9 +146,8 @@ def _check_weights_of_and_role(written: WrittenRecipe) -> Iterator[Problem]:
     source, where = recipe.weights_of, written.where("weights_of")
     lender = members.get(source or "")
     if source == name:
-        yield Problem(
-            where, f"{name} taking its own weights", "the name of another candidate", _others(written)
-        )
+        found = f"{name} taking its own weights"
+        yield Problem(where, found, "the name of another candidate", _others(written))
     elif source is not None and lender is None:
         yield written.unknown("weights_of", source)
     elif lender and mapping(lender.recipe).get("weights_of"):
@@ -284,9 +281,7 @@ def _check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterato
         if reward not in members:
             is_metric = reward in plugins.names("metrics")
             why = "needs the reference, and no user has it" if is_metric else "is not a candidate"
-            reward_models = {
-                name for name, member in members.items() if mapping(member.recipe).get("method") in makers
-            }
+            reward_models = {name for name, m in members.items() if mapping(m.recipe).get("method") in makers}
             found = f"the best by {reward!r}, which {why}"
             yield Problem(where_by, found, expected, did_you_mean(reward, reward_models))
         elif (made_by := mapping(members[reward].recipe).get("method", spec.BASE)) not in makers:
@@ -302,9 +297,8 @@ def _check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterato
         if name == target.primary_metric:
             found = f"{name}, which chooses the best answer and is the primary metric"
             expected = "another one to decide: a judge that scores its own choice counts its errors as a gain"
-            yield Problem(
-                where_by, found, expected, "write primary: with another metric, or by: mean_logprob"
-            )
+            step = "write primary: with another metric, or by: mean_logprob"
+            yield Problem(where_by, found, expected, step)
         rubric = try_to_read(judge, Path(), where_by)  # its problems are reported with the task's metrics
         if not isinstance(rubric, list) and rubric.needs_references:
             found = f"{name}, whose rubric shows the judge the reference"
@@ -346,9 +340,8 @@ def _check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
             found = f"{name} with the method {recipe.method}, {why}"
             yield Problem(where, found, f"one of the methods {takers}", f"remove {name}")
         elif name in regularizers and (refusal := find_refusal(name)):
-            penalties = " or ".join(
-                n for n in plugins.penalties(method, recipe.params) if not find_refusal(n)
-            )
+            usable = (n for n in plugins.penalties(method, recipe.params) if not find_refusal(n))
+            penalties = " or ".join(usable)
             step = f"remove {name}{f', or take {penalties}' if penalties else ''}"
             expected = "an adapter whose matrices are added to the base's"
             yield Problem(where, f"{name} with {refusal}", expected, step)

@@ -165,9 +165,8 @@ def differences(old: TaskLog, new: TaskLog) -> list[str]:
     missing = old.items.keys() ^ new.items.keys()
     if missing:
         ids = ", ".join(sorted(missing)[:5])
-        problems.append(
-            f"{old.task}: {len(missing)} items are in one of the two only ({ids}); {old.same_items}"
-        )
+        only = f"{len(missing)} items are in one of the two only ({ids})"
+        problems.append(f"{old.task}: {only}; {old.same_items}")
     shared = old.items.keys() & new.items.keys()
     for name in dict.fromkeys(name for i in shared for name in old.items[i].digests):
         n = sum(old.items[i].digests.get(name) != new.items[i].digests.get(name) for i in shared)

@@ -127,9 +127,7 @@ def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Lift the keys of objects within a row; outer and earlier keys take precedence."""
     parsed = {name: _parse(name, value) for name, value in fields.items()}
     parsed = {name: value for name, value in parsed.items() if value is not None and value != ""}
-    flat = {
-        name: value for name, value in parsed.items() if not (name in _WITHIN and isinstance(value, Mapping))
-    }
+    flat = {k: v for k, v in parsed.items() if not (k in _WITHIN and isinstance(v, Mapping))}
     for name in _WITHIN:
         if isinstance(value := parsed.get(name), Mapping):
             flat = {**({"answer": value} if "role" in value else _flatten(value)), **flat}

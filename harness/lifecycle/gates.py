@@ -290,9 +290,7 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
             f"{', '.join(new.names)}); expected the same; "
             "next: evaluate both models on the same tasks with one evaluator"
         )
-    problems = [
-        problem for name in shared for problem in eval_logs.differences(old.tasks[name], new.tasks[name])
-    ]
+    problems = [p for name in shared for p in eval_logs.differences(old.tasks[name], new.tasks[name])]
     if problems:
         raise IncompatibleRuns("\n".join(problems))
     answers = [

@@ -155,10 +155,7 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
         scores = {name: [sampled.get(metric) for sampled in epochs] for name, epochs in item_scores.items()}
         unscored = [name for name, values in scores.items() if None in values]
         eval_logs.refuse_unscored(log.path, metric, unscored, len(scores), _AGAIN)
-        items = {
-            name: _item(by_item[name], [x for x in values if x is not None])
-            for name, values in scores.items()
-        }
+        items = {n: _item(by_item[n], [x for x in values if x is not None]) for n, values in scores.items()}
         return TaskLog(
             task,
             metric,

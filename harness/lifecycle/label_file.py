@@ -225,10 +225,8 @@ def import_labels(
             step = f"--scale {low},{high} where they are the rubric's grades, else --scale 0,1"
             raise UserError(f"{file}: label", found, "the scale of the labels", step)
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # because a later import replaces it
-    label_set = LabelSet(
-        "", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric)
-    )
-    store.save_labels(at, replace(label_set, id=digest(asdict(label_set))))
+    entry = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
+    store.save_labels(at, replace(entry, id=digest(asdict(entry))))
     latest, by_run = read_labels(at, task, metric), dict[str, int]()
     for run in runs:
         scored_rows = [row for row in stored.rows.with_drawn(run, task) if metric in row.parts]

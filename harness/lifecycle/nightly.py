@@ -67,9 +67,8 @@ def run_prepared(
     session: Session, loaded: LoadedExperiment, day: date, publish: Publish | None = None
 ) -> NightReport:
     """Run one night on a prepared session, and publish it like `run_night`."""
-    refuse_folds(
-        session.folds, "harness nightly run", "whose rows are those that the champion was trained on"
-    )
+    why = "whose rows are those that the champion was trained on"
+    refuse_folds(session.folds, "harness nightly run", why)
     folder, experiment = nightly_state.home(session.store, session.experiment.name), session.experiment
     with _night_lock(folder):
         state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
@@ -90,9 +89,8 @@ def run_prepared(
         if publish is not None:
             publish(report)
         if report.new:
-            nightly_state.write_state(
-                session.store, folder, replace(state, alarms=(*state.alarms, *report.new))
-            )
+            alarms = (*state.alarms, *report.new)
+            nightly_state.write_state(session.store, folder, replace(state, alarms=alarms))
     return report
 
 
@@ -120,9 +118,8 @@ class _NightRun:
     ) -> None:
         self.session, self.loaded, self.day, self.nights = session, loaded, day.isoformat(), nights
         self.folder, self.home, self.state = folder / self.day, folder, state
-        self.environment = store.keep_environment(
-            session.store, provenance.describe_environment(session.machine.name)
-        )
+        environment = provenance.describe_environment(session.machine.name)
+        self.environment = store.keep_environment(session.store, environment)
         # The tasks of each series, one series per target; `harness compare` covers bits per byte and safety.
         suites = [m for m in session.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
         self.tasks = {
@@ -159,18 +156,16 @@ class _NightRun:
                 candidates.append(entry)
         # Drift in the feedback stored since the last night; empty without feedback.
         since = datetime.fromisoformat(self.nights[-1].started) if self.nights else None
-        drift_lines: list[str] = []
+        lines: list[str] = []
         try:
             rows = store.read_feedback(self.session.store, added_since=since)
             if rows:
                 drift = production.find_drift(self.loaded, rows)
-                drift_lines = [f"production, {pluralize(drift.n_requests, 'request')}: {drift.sentence}"]
+                lines = [f"production, {pluralize(drift.n_requests, 'request')}: {drift.sentence}"]
                 moved = (t for t in drift.tests if t.has_moved)
-                drift_lines += (
-                    f"{t.of}, {t.trait}: {t.effect} (p by Holm {p_value(t.p_adjusted)})" for t in moved
-                )
+                lines += (f"{t.of}, {t.trait}: {t.effect} (p by Holm {p_value(t.p_adjusted)})" for t in moved)
         except Exception as error:  # noqa: BLE001 (it must not end the night)
-            drift_lines = [f"production was not compared: {one_line(error)}"]
+            lines = [f"production was not compared: {one_line(error)}"]
         night = nightly_state.Night(
             night=self.day,
             started=started,
@@ -182,7 +177,7 @@ class _NightRun:
             candidates=tuple(candidates),
             taken={key: items.taken for key, items in self.plan.items()},
             left={key: items.left for key, items in self.plan.items()},
-            production=tuple(drift_lines),
+            production=tuple(lines),
         )
         return night, self.references
 
@@ -227,10 +222,8 @@ class _NightRun:
             arms = NightArms(now, then, None, None)
             if control is not None and any(item[0] in tasks for item in control.then):
                 arms = arms._replace(base_now=control.now, base_then=control.then)
-            items = self.plan[key]
-            series[key] = nightly_changes.compare_series(
-                arms, items.anchors, items.fresh, self.metrics, limit
-            )
+            plan = self.plan[key]
+            series[key] = nightly_changes.compare_series(arms, plan.anchors, plan.fresh, self.metrics, limit)
         return nightly_state.NightCandidate(
             name=target.name,
             reference=reference.id,

@@ -131,9 +131,8 @@ def build_report(
             if signs:
                 drifts[night.night] = signs[0]  # the strongest sign
     sound_nights = [n for n in nights if n.night not in drifts]
-    harness = (
-        drifts.get(last.night, "") if last in nightly_state.nights_since_ack(state, *_DRIFT, nights) else ""
-    )
+    recent = nightly_state.nights_since_ack(state, *_DRIFT, nights)
+    harness = drifts.get(last.night, "") if last in recent else ""
     lines = []
     for candidate in last.candidates:
         line = _judge_candidate(policy, candidate, sound_nights, state, harness)
@@ -141,10 +140,8 @@ def build_report(
         if candidate.judged and (judged_text := describe_judged_change(candidate.judged)):
             remarks += f"; {judged_text}"
         if candidate.unwatched:
-            ack_command = typed._replace(overrides=()).command(
-                "nightly", "ack", candidate.name, "--new-reference"
-            )
-            pin = typed.command("promote") if candidate.name.startswith("champion ") else ack_command
+            ack = typed._replace(overrides=()).command("nightly", "ack", candidate.name, "--new-reference")
+            pin = typed.command("promote") if candidate.name.startswith("champion ") else ack
             missing_targets = f"{', '.join(candidate.unwatched)}, which the reference holds no rows of"
             remarks += f"; not watched: {missing_targets}; next: {typed.command('compare')}, then {pin}"
         lines.append(replace(line, sentence=remarks))

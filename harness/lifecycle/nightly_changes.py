@@ -89,9 +89,7 @@ def compare_base(
     """Compare the base with the reference, and its anchors with the last night."""
     rotating = {item for cluster in fresh for item in cluster}
     shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
-    flips = {
-        name(item): is_flipped(then[item], now[item], metrics[item[0]]) for item in shared if item in rotating
-    }
+    flips = {name(i): is_flipped(then[i], now[i], metrics[i[0]]) for i in shared if i in rotating}
     answer = attrgetter("prompt_digest", "text", "status")
     differing = [name(i) for i, row in last.items() if i in now and answer(now[i]) != answer(row)]
     reworded = [name(i) for i in shared if now[i].prompt_digest != then[i].prompt_digest]

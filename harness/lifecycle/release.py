@@ -135,9 +135,8 @@ def advise_more_items(
 def phrase_with_base(option: str) -> Problem:
     """Describe an option for stored runs that was given with --base."""
     found = f"{option} as well, which is for stored runs"
-    return Problem(
-        "--base", found, "two folders and the gate's settings alone", f"leave out {option} or --base"
-    )
+    step = f"leave out {option} or --base"
+    return Problem("--base", found, "two folders and the gate's settings alone", step)
 
 
 def promote_named(
@@ -235,9 +234,7 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
     """
     stored = load_study(config.load(path))
     run = candidate_runs(stored, name)[0]
-    tasks = {
-        t.name: t for suite in stored.experiment.suites if suite.role != "regression" for t in suite.tasks
-    }
+    tasks = {t.name: t for s in stored.experiment.suites if s.role != "regression" for t in s.tasks}
     chosen: dict[str, tuple[Task, list[Example]]] = {}
     problems: list[Problem] = []
     for item in dict.fromkeys(items):
@@ -253,9 +250,8 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
             continue
         items_of_task = {e.id: e for e in load_task(listed_task, stored.experiment.seeds[0]).test}
         if ident not in items_of_task:
-            problems.append(
-                Problem("ITEM", repr(item), f"an item of {name}", did_you_mean(ident, items_of_task))
-            )
+            hint = did_you_mean(ident, items_of_task)
+            problems.append(Problem("ITEM", repr(item), f"an item of {name}", hint))
         else:
             chosen.setdefault(name, (listed_task, []))[1].append(items_of_task[ident])
     refuse(problems)

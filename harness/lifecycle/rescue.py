@@ -76,9 +76,8 @@ def answer_whole_tasks(session: Session, selected: Sequence[str], run_name: str)
     newest = {(run.candidate, run.seed): run for run in sampled if run.candidate in {*selected, *recipe}}
     needed = []
     for run in newest.values():
-        is_tuned = (
-            run.weights_digest != run.base_digest and plugins.find_method(run.method).makes_language_model
-        )
+        makes_model = plugins.find_method(run.method).makes_language_model
+        is_tuned = run.weights_digest != run.base_digest and makes_model
         if run.candidate in recipe or not is_tuned:
             needed.append(run)
     whole = {run.run_id: experiment.answer_all_items(session, run).run_id for run in needed}
@@ -175,9 +174,8 @@ def prepare(session: Session, selected: Sequence[str], run_name: str) -> Prepare
 
     A run that cannot or need not be rescued is refused.
     """
-    experiment.refuse_folds(
-        session.folds, "harness rescue", "where every trial would have to be made again in each"
-    )
+    why = "where every trial would have to be made again in each"
+    experiment.refuse_folds(session.folds, "harness rescue", why)
     run_name = answer_whole_tasks(session, selected, run_name)
     runs = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
     name = run_name
@@ -247,11 +245,10 @@ def run(prepared: PreparedRescue) -> Rescue:
                 targets.append(_OtherTarget(m.task.name, m, untrained, prompt_run, _shows_gain(score)))
         reference = store.get_run(session.store, case.reference.run_id)
         context = _Context(session, reader, study, reference, tuple(targets))
-        recipe = context.session.experiment.candidates[case.facts.name].model_dump(mode="json")
+        name = case.facts.name
+        recipe = session.experiment.candidates[name].model_dump(mode="json")
         verdict = _judge_search(context, case.run)
-        original = TrialResult(
-            case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, verdict
-        )
+        original = TrialResult(name, "", "as it is", {name: recipe}, case.facts, verdict)
         results: list[TrialResult] = []
         for trial in schedule.trials:
             result, trial_run = _run_trial(context, trial, case.run.seed)
@@ -295,9 +292,7 @@ def _notes(context: _Context, run: Run) -> Iterator[str]:
             yield f"too few clusters on the {half} half to judge {', '.join(absent_names)} there"
     gain_names = [target.name for target in context.others if target.gains]
     no_gain_names = [target.name for target in context.others if not target.gains]
-    no_row_names = [
-        target.name for target in context.others if target.gains and not target.measured.size("validation")
-    ]
+    no_row_names = [t.name for t in context.others if t.gains and not t.measured.size("validation")]
     alone = "no validation rows, so the gain is judged on test alone, of the confirmed trial"
     for names, note in (
         (gain_names, "the gain on {} must be kept as well"),
@@ -326,9 +321,8 @@ def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialR
         for target in context.others
         if experiment.is_answered(study, run, target.measured.task)
     )
-    facts = replace(
-        facts, vs_untrained=experiment.compare_on(study, run, context.reference), more_targets=more
-    )
+    gain = experiment.compare_on(study, run, context.reference)
+    facts = replace(facts, vs_untrained=gain, more_targets=more)
     verdict = _judge_search(context, run)
     session.progress.finish(trial.name, f"{trial.name}: {verdict.sentence}")
     return TrialResult(trial.name, trial.step, trial.says, recipes, facts, verdict), run

@@ -133,12 +133,10 @@ class Rescue:
             trial = next(t for t in self.tried if t.name == self.rescued_trial)
             target = report.target_text(trial.facts)
             g = gain(trial.facts.vs_untrained)
-            gained = (
-                f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {self.reference}" if g else ""
-            )
+            over = f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {self.reference}" if g else ""
             skill = trial.confirm.verdict.macro if trial.confirm else None
             skill_text = f", capability {formatting.points(*skill[:3])} on the other half" if skill else ""
-            scores_text = f"{self.metric} {target}{gained}{skill_text}"
+            scores_text = f"{self.metric} {target}{over}{skill_text}"
             return f"Rescued: {trial.name} ({trial.says}) passes on both halves: {scores_text}."
         if (winner := self.confirmed_trial) and winner.confirm:
             return (

@@ -111,9 +111,8 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
             key, rank = next(iter(lowered.items()))
             return [_change_params("rank", source, f"{key}={rank}", f"rank {rank}", lowered)]
         rate = float(f"{params.learning_rate / _SLOWER:.6g}")  # 3e-3 / 10 is not 3e-4 in binary
-        return [
-            _change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})
-        ]
+        changed = {"learning_rate": rate}
+        return [_change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", changed)]
     why = f"the training of {source.method} does not take it"
     for name, declared in plugins.map_mending_regularizers(step).items():
         takes = plugins.takes(method, name, source.params)
@@ -131,9 +130,7 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
         elif leaving := [setting for setting in settings if setting.leaves_out]:
             params = method.params(**source.params)
             without = [(s, method.leave_out(params, s.leaves_out)) for s in leaving if not source.init_from]
-            changes = [
-                _change_params(step, source, s.mark, s.says, reduced) for s, reduced in without if reduced
-            ]
+            changes = [_change_params(step, source, s.mark, s.says, fewer) for s, fewer in without if fewer]
             return changes or "a part of the layers is left out already, or settled by another candidate"
     return why
 

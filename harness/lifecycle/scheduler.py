@@ -136,9 +136,8 @@ def write(files: dict[Path, str]) -> list[Path]:
         raise UserError("--write", "a cron line", "files", step)
     conflicts = [path for path, text in files.items() if path.exists() and path.read_text("utf-8") != text]
     if conflicts:
-        raise UserError(
-            [Problem(str(p), "a file with another content", "no file", "move it away") for p in conflicts]
-        )
+        found = "a file with another content"
+        raise UserError([Problem(str(p), found, "no file", "move it away") for p in conflicts])
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")

@@ -81,9 +81,8 @@ def targets(
     for name in names:
         pinned, candidate = references.get(name), candidates[name]
         if pinned is not None:
-            entries.append(
-                (name, Target(name, candidate, pinned.seed, pinned.rows, pinned.id, pinned.weights))
-            )
+            reference = (pinned.seed, pinned.rows, pinned.id, pinned.weights)
+            entries.append((name, Target(name, candidate, *reference)))
             continue
         try:
             runs = candidate_runs(load_study(loaded), name)

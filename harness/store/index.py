@@ -105,11 +105,8 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
                 try:
                     _refuse_newer(db)
                     if ingest.is_current(db, store):
-                        changes = (
-                            *ingest.find_changed_files(db, store),
-                            *ingest.find_changed_rows(db, store),
-                        )
-                        if despite_skipped or not any(changes):
+                        new = (*ingest.find_changed_files(db, store), *ingest.find_changed_rows(db, store))
+                        if despite_skipped or not any(new):
                             return db
                 except BaseException:
                     db.close()

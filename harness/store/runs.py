@@ -208,9 +208,8 @@ def save_run(store: Store, run: records.Run) -> None:
 
 def read_sampling(store: Store, run_id: str) -> records.SamplingRecord | None:
     """Read the items sampled for a run; None if the record is missing or damaged."""
-    return next(
-        iter(records.load_files(records.SamplingRecord, [store.place(run_id, "sampling.json")])), None
-    )
+    file = store.place(run_id, "sampling.json")
+    return next(iter(records.load_files(records.SamplingRecord, [file])), None)
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[records.Run]:
