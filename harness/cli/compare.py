@@ -160,20 +160,18 @@ def compare(
     say(experiment.first_line(session.experiment, session.machine, len(loaded.selected), whole_s, missing_s))
     say(*notes)
     with progress.follow(missing_plan):
-        experiment_report = experiment.run_all(
-            session, loaded, scope, learning_curve=learning_curve, found=stored
-        )
-    experiment_report = write_report(experiment_report, at, candidates or [], session)
+        result = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)
+    result = write_report(result, at, candidates or [], session)
     if rescue and not scope.smoke:
-        prepared = prepare_from_report(session, experiment_report)
-        _print_with_rescue(prepared, experiment_report, loaded.folder / "reports", as_json)
+        prepared = prepare_from_report(session, result)
+        _print_with_rescue(prepared, result, loaded.folder / "reports", as_json)
     else:
-        print_report(experiment_report, as_json, verbose)
+        print_report(result, as_json, verbose)
     if rescue and scope.smoke:
         say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
     if gate and scope.smoke:
         say("a smoke run is no evidence, so --gate ends as undecided (4); leave out --quick and --limit")
-    raise typer.Exit(exit_code(experiment_report, session.experiment.gate, by_verdict=gate))
+    raise typer.Exit(exit_code(result, session.experiment.gate, by_verdict=gate))
 
 
 def _print_with_rescue(

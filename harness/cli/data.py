@@ -143,9 +143,8 @@ def data_dedup(
     require_out(out, [file, *tests], dry_run=dry_run)
     content, contents = read_all(file), list(map(read_all, tests))
     roles = roles_of(content, columns)
-    test_rows = [
-        (row, test_roles) for c in contents for test_roles in [roles_of_test(c, columns)] for row in c.rows
-    ]
+    held_out = [(content, roles_of_test(content, columns)) for content in contents]
+    test_rows = [(row, test_roles) for content, test_roles in held_out for row in content.rows]
     parameters = {"alike": alike, "conflicts": conflicts, **_digests("against", tests)}
     edit = remarks.edit("dedup", {**parameters, **roles._asdict()}, [file])
     outcomes = dedup(content.rows, roles, alike=alike, conflicts=conflicts, against=test_rows)

@@ -188,11 +188,8 @@ def dashboard(
     # Open a browser only if a person uses the screen of this machine.
     has_display = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     has_screen = sys.stderr.isatty() and (sys.platform in ("darwin", "win32") or has_display)
-    os.execve(
-        sys.executable,
-        server_command(host, port),
-        server_environment(config, token, address if has_screen else ""),
-    )
+    environment = server_environment(config, token, address if has_screen else "")
+    os.execve(sys.executable, server_command(host, port), environment)
 
 
 def server_command(host: str, port: int) -> list[str]:
@@ -383,9 +380,8 @@ def _facts(run: "Run") -> dict[str, Any]:
 
 def _trial_facts(trial_run: "TrialRun") -> dict[str, Any]:
     names = ("params", "validation", "forgetting", "pruned_at", "fit_key")
-    return {"state": trial_run.state, "metric": trial_run.metric} | {
-        name: getattr(trial_run.trial, name) for name in names
-    }
+    chosen = {name: getattr(trial_run.trial, name) for name in names}
+    return {"state": trial_run.state, "metric": trial_run.metric} | chosen
 
 
 @verb(app, "harness score lora", heading=STORED)

@@ -114,9 +114,8 @@ def data_augment(
         evaluated_sets.append(read_evaluated(test_content, roles_of_test(test_content, columns), roles))
     if not evaluated_sets:
         say("warning: rows are held against no test items; name them: --against FILE, or -c harness.yaml")
-    chosen_rows = choose_rows(
-        content, roles, evaluated_sets, n_rows, rewriting, session.target.task.labels if session else ()
-    )
+    labels = session.target.task.labels if session else ()
+    chosen_rows = choose_rows(content, roles, evaluated_sets, n_rows, rewriting, labels)
     task = "write new questions from" if rewriting.by == "new-questions" else "reword"
     first_line = f"{len(chosen_rows.texts):,} of {len(content.rows):,} rows to {task} by {writer.name}"
     in_columns = not row_suffix(written_to.name).startswith(".json")

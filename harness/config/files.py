@@ -342,11 +342,8 @@ def _choose_from_grids(recipe: Any, point: dict[Keys, Any]) -> Any:
         return recipe
     heads = {keys[0] for keys in point}
     nested = {key: {keys[1:]: value for keys, value in point.items() if keys[0] == key} for key in heads}
-    changed = {
-        key: inner[()] if () in inner else _choose_from_grids(recipe[key], inner)
-        for key, inner in nested.items()
-    }
-    return {**recipe, **changed}
+    chosen = {k: v[()] if () in v else _choose_from_grids(recipe[k], v) for k, v in nested.items()}
+    return {**recipe, **chosen}
 
 
 def _label(keys: Keys, values: list[Any], value: Any) -> str:

@@ -319,10 +319,8 @@ def _check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
 
     # The parameters, with each tried value of a parameter that decides which hooks the method calls.
     values_by_name = {name: recipe.tried[name] for name in hooks if name in recipe.tried}
-    settings = [
-        {**recipe.params, **dict(zip(values_by_name, values, strict=True))}
-        for values in product(*values_by_name.values())
-    ]
+    points = product(*values_by_name.values())
+    settings = [recipe.params | dict(zip(values_by_name, values, strict=True)) for values in points]
     for name, params in recipe.regularize.items():
         where = written.where("regularize", name)
         if name in regularizers and not all(plugins.takes(method, name, setting) for setting in settings):

@@ -116,9 +116,8 @@ def _read_row(row: Row, notes: LogNotes) -> FeedbackRow:
     model = _check_name(text("model"), "model", row.where)
     when, sender = _read_time(take(*_TIMES), row.where), text(*_SENDERS)
     assignment = _check_name(text("assignment"), "assignment", row.where)
-    notes.unread.update(
-        name if _COLUMN.fullmatch(name) and _is_name(name) else "…" for name in fields.keys() - read_names
-    )
+    unread = fields.keys() - read_names
+    notes.unread.update(n if _COLUMN.fullmatch(n) and _is_name(n) else "…" for n in unread)
     values = (answer, _THUMBS[spelt], correction, preference, model, when, sender, assignment, row.where)
     return FeedbackRow("", canonical_json(messages), *values)
 

@@ -294,8 +294,7 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     if problems:
         raise IncompatibleRuns("\n".join(problems))
     answers = [
-        {name: [item.answer for _, item in sorted(arm.tasks[name].items.items())] for name in shared}
-        for arm in (old, new)
+        {n: [item.answer for _, item in sorted(arm.tasks[n].items.items())] for n in shared} for arm in arms
     ]
     same = [name for name in shared if answers[0][name] == answers[1][name]]
     if same == shared:
@@ -344,11 +343,7 @@ def _list_notes(
         yield f"the logs of both arms name one model, {new.model}, under one configuration"
     if same:
         yield f"the same answers to every item in both arms, as if copied: {', '.join(same)}"
-    unknown = [
-        name
-        for name in shared
-        if not all("doc_hash" in item.digests for item in old.tasks[name].items.values())
-    ]
+    unknown = [n for n in shared if any("doc_hash" not in i.digests for i in old.tasks[n].items.values())]
     if unknown:
         yield f"items paired by their id alone, as no document is logged: {', '.join(unknown)}"
     guessed = [

@@ -249,10 +249,8 @@ class _NightRun:
         history = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (name, reference)]
         since = next((w.since for w in reversed(history) if not w.error), "")
         if since:
-            parts = [
-                (batch.rows, store.read_measured(watchlist.batch_file(self.home / since, name, batch)) or ())
-                for batch in fixed
-            ]
+            files = [watchlist.batch_file(self.home / since, name, batch) for batch in fixed]
+            parts = [(b.rows, store.read_measured(file) or ()) for b, file in zip(fixed, files, strict=True)]
             earlier = watchlist.index_by_item(row for rows in grade_rows(self.session, parts) for row in rows)
             then = earlier or then  # no rows are found if the evaluation code has changed since
         anchors = {(batch.rows.measured.task.name, i) for batch in fixed for i in batch.ids}
@@ -270,12 +268,8 @@ class _NightRun:
             # Anchors of the first night in this environment since a drift was acknowledged.
             nights = nightly_state.nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
             first = next((self.home / n.night for n in nights if n.environment == self.environment), None)
-            fixed = (
-                [watchlist.batch_file(first, label, batch) for batch in batches if batch.kind == "anchors"]
-                if first
-                else []
-            )
-            last = watchlist.index_by_item(row for file in fixed for row in store.read_measured(file) or ())
+            files = [watchlist.batch_file(first, label, b) for b in batches if first and b.kind == "anchors"]
+            last = watchlist.index_by_item(row for file in files for row in store.read_measured(file) or ())
             base_night = nightly_changes.compare_base(now, then, fresh, last, self.metrics)
             self.controls[source.name] = _BaseRows(now, then, base_night)
         return self.controls[source.name]

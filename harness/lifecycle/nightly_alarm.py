@@ -101,26 +101,23 @@ def build_report(
     last = nights[-1]
     drifts: dict[str, str] = {}  # the nights with drift; evidence restarts after an acknowledgement
     acks = [a.acknowledged for a in state.alarms if (a.about, a.verdict) == _DRIFT and a.acknowledged]
-    counted_items: set[tuple[str, str, str]] = set()
+    counted: set[tuple[str, str, str]] = set()
     flips: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for night in nights:
         n_acks = sum(ack < night.night for ack in acks)
         rate = aa_rate(night.precision)
-        for base, base_changes in night.bases.items():
-            fresh = {
-                i: flipped
-                for i, flipped in base_changes.flips.items()
-                if (base, night.environment, i) not in counted_items
-            }
-            counted_items |= {(base, night.environment, item) for item in fresh}
+        for base, control in night.bases.items():
+            source = (base, night.environment)
+            fresh = {i: flip for i, flip in control.flips.items() if (*source, i) not in counted}
+            counted |= {(*source, item) for item in fresh}
             base_flips = flips.setdefault((base, n_acks), [])
             base_flips.append((sum(fresh.values()), len(fresh)))
             otherwise = "anchors of the base came back otherwise than before in the same environment"
             signs = [
                 f"{formatting.count(len(items))} {sign} ({', '.join(items[:3])} …)"
                 for items, sign in (
-                    (base_changes.reworded, "prompts of the base are other tokens than in the reference"),
-                    (base_changes.differing, otherwise),
+                    (control.reworded, "prompts of the base are other tokens than in the reference"),
+                    (control.differing, otherwise),
                 )
                 if items
             ]
@@ -204,9 +201,8 @@ def _judge_candidate(
     harness: str,
 ) -> CandidateVerdict:
     if candidate.error:
-        return CandidateVerdict(
-            candidate.name, "error", f"{candidate.name}: failed: {candidate.error}", candidate.tests
-        )
+        failed = f"{candidate.name}: failed: {candidate.error}"
+        return CandidateVerdict(candidate.name, "error", failed, candidate.tests)
     nights = nightly_state.nights_since_ack(state, candidate.name, "regression", sound_nights)
     series: dict[str, Evidence] = {}
     for key in candidate.series:

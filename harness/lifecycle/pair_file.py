@@ -135,9 +135,8 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
         sides = _Sides((by_id[run_a], by_id[run_b]), rows)
         pair_label = " and ".join(run.label for run in sides.runs)
         by_pair[pair_label] = len(human_preferences.map_preference_shares(all_ratings, *sides.rows))
-        counted[pair_label] = len(
-            human_preferences.map_counted_shares(all_ratings, _pair_rows(at, task, sides), *sides.rows)
-        )
+        shown = _pair_rows(at, task, sides)
+        counted[pair_label] = len(human_preferences.map_counted_shares(all_ratings, shown, *sides.rows))
     return {"n_ratings": len(ratings), "n_blank": n_blank, "by_pair": by_pair, "counted": counted}
 
 

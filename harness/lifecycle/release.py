@@ -159,9 +159,8 @@ def promote_named(
     run = best_run(stored, candidate_runs(stored, name, sampled=True))
     if is_sampled(stored.experiment, run):
         _judge_or_explain(stored, run, None, despite)
-        run = experiment.answer_all_items(
-            experiment.prepare_session(loaded, experiment.Scope(), progress or SilentProgress()), run
-        )
+        session = experiment.prepare_session(loaded, experiment.Scope(), progress or SilentProgress())
+        run = experiment.answer_all_items(session, run)
     with store.hold_champions(stored.store):
         stored = load_study(loaded)
         champion = store.read_champion(stored.folder, stored.experiment.target.name)

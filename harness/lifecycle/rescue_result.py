@@ -111,14 +111,11 @@ class Rescue:
     @property
     def front(self) -> tuple[str, ...]:
         """Name the runs on the Pareto front of target score and capability."""
-        scored_trials = [
-            (t, f, k)
-            for t in (self.original, *self.tried)
-            if (f := t.facts.target) and (k := t.capability_change)
-        ]
-        points = [(target.unit.sign * target.score, skill.score) for _, target, skill in scored_trials]
+        trials = (self.original, *self.tried)
+        scored = [(t, f, k) for t in trials if (f := t.facts.target) and (k := t.capability_change)]
+        points = [(target.unit.sign * target.score, skill.score) for _, target, skill in scored]
         best = stats.pareto_front(points) if points else []
-        return tuple(scored_trials[i][0].name for i in best)
+        return tuple(scored[i][0].name for i in best)
 
     @property
     def path(self) -> list[tuple[float, TrialResult]]:

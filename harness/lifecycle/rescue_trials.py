@@ -211,9 +211,8 @@ def plan_document(plan: Sequence[TrialCost], left_out: Sequence[str]) -> ResultD
     total_s, total_usd = sum(o.time_s for o in open_), sum(o.cost_usd for o in open_)
     total = f"at most {formatting.seconds(total_s)} and {formatting.usd(total_usd)} USD"
     notes = [f"not tried: {reason}" for reason in left_out]
-    return ResultDocument(
-        "", [Section(columns=columns, rows=rows, notes=notes)], f"{total}; the first that passes ends it"
-    )
+    section = Section(columns=columns, rows=rows, notes=notes)
+    return ResultDocument("", [section], f"{total}; the first that passes ends it")
 
 
 def largest_work(session: Session, selected: Sequence[str]) -> Work:

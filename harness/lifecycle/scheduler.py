@@ -102,10 +102,8 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
     service = _SERVICE.format(
         name=name, folder=_escape(str(folder)), command=_escape(command), path=_escape(programs)
     )
-    return {
-        home / f"{unit}.service": service,
-        home / f"{unit}.timer": _TIMER.format(at=f"{hour:02d}:{minute:02d}"),
-    }
+    timer = _TIMER.format(at=f"{hour:02d}:{minute:02d}")
+    return {home / f"{unit}.service": service, home / f"{unit}.timer": timer}
 
 
 def next_step(

@@ -215,11 +215,8 @@ def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> No
     )
     stored_digests = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
     whole_files = [row_files.pattern(Store(folder).parquet(digest)) for (digest,) in stored_digests]
-    feedback_paths = [
-        row_files.pattern(path)
-        for path in row_files.feedback_files(Store(folder))
-        if not row_files.is_damaged(path)
-    ]
+    all_paths = row_files.feedback_files(Store(folder))
+    feedback_paths = [row_files.pattern(path) for path in all_paths if not row_files.is_damaged(path)]
     columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in row_files.SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
     sample_query = f"read_json({row_files.quote_texts(sample_files)}, columns = {{{columns}}}, {options})"
