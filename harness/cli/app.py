@@ -55,11 +55,7 @@ class HeadedGroup(TyperGroup):
                     formatter.write_dl(rows)
 
 
-_START = (
-    "harness init tickets --data tickets.csv",
-    "harness compare -c tickets/harness.yaml",
-    "harness VERB --help",
-)
+_START = ("init tickets --data tickets.csv", "compare -c tickets/harness.yaml", "VERB --help")
 
 app = typer.Typer(
     cls=HeadedGroup,

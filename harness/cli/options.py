@@ -118,8 +118,8 @@ def verb(
 
 
 def examples(*commands: str) -> str:
-    """Format commands for the end of a verb's help, one per line."""
-    return "\n".join((*_BEFORE, *(f"  {command}" for command in commands)))
+    """Format commands, written without `harness`, for the end of a verb's help, one per line."""
+    return "\n".join((*_BEFORE, *(f"  harness {command}" for command in commands)))
 
 
 def example_commands(command: Any) -> list[str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 File = Annotated[Path, Argument("The file of answers and labels.", "FILE.csv")]
 
 
-@verb(rate_app, "harness rate export labels.csv", "harness rate export pairs.csv --pairs")
+@verb(rate_app, "rate export labels.csv", "rate export pairs.csv --pairs")
 def rate_export(
     file: File,
     at: ExperimentFile,
@@ -77,11 +77,7 @@ def rate_export(
     say(f"next: {fill}, then {written}")
 
 
-@verb(
-    rate_app,
-    "harness rate import labels.csv --rater ann",
-    "harness rate import labels.csv --rater ann --scale 1,5",
-)
+@verb(rate_app, "rate import labels.csv --rater ann", "rate import labels.csv --rater ann --scale 1,5")
 def rate_import(
     file: File,
     at: ExperimentFile,
@@ -134,7 +130,7 @@ PerSender = Annotated[int, Option("Rows of one sender, at most; the newest stay.
 _PLACES_SHOWN = 3  # for each reason of rows left out
 
 
-@verb(feedback_app, "harness feedback add log.jsonl", "harness feedback add thumbs.csv")
+@verb(feedback_app, "feedback add log.jsonl", "feedback add thumbs.csv")
 def feedback_add(
     file: Annotated[Path, Argument("A log: OpenAI's JSON Lines, or a table of requests and answers.")],
     at: ExperimentFile,
@@ -175,8 +171,8 @@ def feedback_add(
 
 @verb(
     feedback_app,
-    "harness feedback rows --out corrections.jsonl",
-    "harness feedback rows --test-items marked.csv --out items.jsonl",
+    "feedback rows --out corrections.jsonl",
+    "feedback rows --test-items marked.csv --out items.jsonl",
 )
 def feedback_rows(
     at: ExperimentFile,
@@ -203,7 +199,7 @@ def feedback_rows(
     say(f"next: {check}, then train: {name_beside(at.config, out)} on a candidate in {at.config}")
 
 
-@verb(feedback_app, "harness feedback pairs --out preferences.jsonl")
+@verb(feedback_app, "feedback pairs --out preferences.jsonl")
 def feedback_pairs(
     at: ExperimentFile, out: Out = None, per_sender: PerSender = 3, as_json: Json = False
 ) -> None:

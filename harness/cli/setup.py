@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 @verb(
     app,
-    "harness init tickets --data tickets.csv",
-    "harness init faq --data faq.jsonl --documents manual.jsonl",
-    "harness init chat --data hub:owner/name --base-model Qwen/Qwen2.5-0.5B-Instruct",
+    "init tickets --data tickets.csv",
+    "init faq --data faq.jsonl --documents manual.jsonl",
+    "init chat --data hub:owner/name --base-model Qwen/Qwen2.5-0.5B-Instruct",
     heading=EXPERIMENT,
 )
 def init(
@@ -92,13 +92,7 @@ def init(
     print_result(plain, [*proposal.lines, f"wrote {' and '.join(written)}", step], as_json)
 
 
-@verb(
-    app,
-    "harness doctor",
-    "harness doctor --noise",
-    "harness doctor --base Qwen/Qwen3-8B --gpu 24GB",
-    heading=EXPERIMENT,
-)
+@verb(app, "doctor", "doctor --noise", "doctor --base Qwen/Qwen3-8B --gpu 24GB", heading=EXPERIMENT)
 def doctor(
     at: ExperimentFile,
     noise: Annotated[bool, Option("Count the base's answers that flip in other batches.", env=True)] = False,
@@ -259,11 +253,7 @@ def memory_texts(cost: "Cost") -> tuple[str, str]:
     return gib, {True: "yes", False: "no", None: UNKNOWN}[cost.fits]
 
 
-@verb(
-    data_app,
-    "harness data check tickets.csv",
-    "harness data check train.jsonl --test test.jsonl --html check.html",
-)
+@verb(data_app, "data check tickets.csv", "data check train.jsonl --test test.jsonl --html check.html")
 def data_check(
     files: Annotated[list[str], Argument("Rows: files, or hub:owner/name.", "FILE...")],
     test: Annotated[list[str] | None, Option("Rows to test on, for contamination and likeness.")] = None,
