@@ -33,6 +33,8 @@ _LOWER = (
     f"{ERROR_RATES}|cer|perplexity|ppl|bits_per_byte|brier|loss|error|errors|distance|mae|mse|rmse"
     "|toxicity|toxic|hallucination|hallucinations|violation|violations|harm|harmful|unsafe|bias"
 )
+# By evaluator, advice if the items of two logs differ.
+_SAME_ITEMS = {"lm-eval": "use the same --limit", "inspect": "use the same --limit and --sample-id"}
 MOST_BYTES = 2**31  # of a file or archive member that is read as a whole
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
@@ -49,7 +51,7 @@ class LoggedItem(NamedTuple):
 
 
 class TaskLog(NamedTuple):
-    """One task as answered by one model; unknown `settings` are None, `same_items` is advice."""
+    """One task as answered by one model; unknown `settings` are None."""
 
     task: str
     metric: str
@@ -58,7 +60,6 @@ class TaskLog(NamedTuple):
     settings: dict[str, Any]
     kind: Kind
     evaluator: str
-    same_items: str  # advice if the items differ
     bounds: tuple[float, float] = (0.0, 1.0)
     is_direction_logged: bool = False
 
@@ -166,7 +167,7 @@ def differences(old: TaskLog, new: TaskLog) -> list[str]:
     if missing:
         ids = ", ".join(sorted(missing)[:5])
         only = f"{len(missing)} items are in one of the two only ({ids})"
-        problems.append(f"{old.task}: {only}; {old.same_items}")
+        problems.append(f"{old.task}: {only}; {_SAME_ITEMS[old.evaluator]}")
     shared = old.items.keys() & new.items.keys()
     for name in dict.fromkeys(name for i in shared for name in old.items[i].digests):
         n = sum(old.items[i].digests.get(name) != new.items[i].digests.get(name) for i in shared)
@@ -339,19 +340,9 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
         settings["num_fewshot"] = _dict(results, "n-shot").get(task)
         settings["filter"] = rows[0].get("filter")
         items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
+        is_logged = direction is not None
         # Kind "choice": whether an answer was unparsable or truncated is not in these files.
-        return TaskLog(
-            task,
-            metric,
-            higher,
-            items,
-            settings,
-            "choice",
-            "lm-eval",
-            "use the same --limit",
-            bounds,
-            direction is not None,
-        )
+        return TaskLog(task, metric, higher, items, settings, "choice", "lm-eval", bounds, is_logged)
 
 
 def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:

@@ -156,16 +156,8 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
         unscored = [name for name, values in scores.items() if None in values]
         eval_logs.refuse_unscored(log.path, metric, unscored, len(scores), _AGAIN)
         items = {n: _item(by_item[n], [x for x in values if x is not None]) for n, values in scores.items()}
-        return TaskLog(
-            task,
-            metric,
-            not eval_logs.is_lower_better(metric),
-            eval_logs.join_copies(log.path, items),
-            _settings(log.header),
-            "generate",
-            "inspect",
-            "use the same --limit and --sample-id",
-        )
+        higher, joined = not eval_logs.is_lower_better(metric), eval_logs.join_copies(log.path, items)
+        return TaskLog(task, metric, higher, joined, _settings(log.header), "generate", "inspect")
 
 
 def _scores(sample: Mapping[str, Any]) -> dict[str, float | None]:
