@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 
 @verb(
     app,
-    "compare --dry-run",
-    "compare",
-    "compare --candidates prompt,lora --seeds 0,1,2",
-    "compare candidates.lora.params.r=8",
+    "--dry-run",
+    "",
+    "--candidates prompt,lora --seeds 0,1,2",
+    "candidates.lora.params.r=8",
     heading=EXPERIMENT,
 )
 def compare(
@@ -194,7 +194,7 @@ def _print_with_rescue(
         say("nothing to rescue: no fine-tune gains and fails the gate by what it forgot")
 
 
-@verb(app, "train lora", heading=EXPERIMENT)
+@verb(app, "lora", heading=EXPERIMENT)
 def train(
     candidate: Annotated[str, Argument("A candidate of the experiment.")],
     at: ExperimentFile,
@@ -221,7 +221,7 @@ def train(
         say(*describe_rewards(name, w.training))
 
 
-@verb(app, "worker", "worker /shared/project/runs", heading=EXPERIMENT)
+@verb(app, "", "/shared/project/runs", heading=EXPERIMENT)
 def worker(
     runs: Annotated[Path, Argument("Runs folder of a comparison that has workers.", "RUNS")] = Path("runs"),
     until_input_ends: Annotated[bool, Option("End as soon as standard input ends.")] = False,
@@ -312,7 +312,7 @@ def exit_code(experiment_report: "ExperimentReport", policy: "GatePolicy", *, by
     return gating.exit_code(verdict, policy)
 
 
-@verb(app, "eval lora", "eval smollm2-135m -t piqa,arc_easy -L 300", name="eval", heading=EXPERIMENT)
+@verb(app, "lora", "smollm2-135m -t piqa,arc_easy -L 300", name="eval", heading=EXPERIMENT)
 def evaluate(
     candidate: Annotated[str, Argument("A candidate of the experiment; with --tasks also any model.")],
     at: ExperimentFile,
@@ -384,7 +384,7 @@ def evaluate(
     print_scores(scores_by_candidate, as_json)
 
 
-@verb(app, 'ask lora "Where is my parcel?"', "ask prompt --item support-012", name="ask", heading=EXPERIMENT)
+@verb(app, 'lora "Where is my parcel?"', "prompt --item support-012", name="ask", heading=EXPERIMENT)
 def ask_one(
     candidate: Annotated[str, Argument("A candidate of the experiment.")],
     text: Annotated[str, Argument("A question, as a row of the target would ask it.")] = "",

@@ -44,7 +44,7 @@ class Remarks(NamedTuple):
         return Edit(name, parameters, files, self.licenses or (), self.notes or (), cost_usd=cost_usd)
 
 
-@verb(data_app, "data clean tickets.csv --out clean.csv")
+@verb(data_app, "tickets.csv --out clean.csv")
 def data_clean(
     file: File,
     *,
@@ -116,11 +116,7 @@ def data_clean(
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
-@verb(
-    data_app,
-    "data dedup clean.csv --out unique.csv",
-    "data dedup train.csv --against test.csv --out unique.csv",
-)
+@verb(data_app, "clean.csv --out unique.csv", "train.csv --against test.csv --out unique.csv")
 def data_dedup(
     file: File,
     *,
@@ -151,11 +147,7 @@ def data_dedup(
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
-@verb(
-    data_app,
-    "data split clean.csv --stratify label --out tickets",
-    "data split clean.csv --group customer --out tickets",
-)
+@verb(data_app, "clean.csv --stratify label --out tickets", "clean.csv --group customer --out tickets")
 def data_split(
     file: File,
     *,
@@ -194,7 +186,7 @@ def data_split(
     print_saved(save_split(edit, parts, out or Path(), row_suffix(file) or ".jsonl"), as_json)
 
 
-@verb(data_app, "data mix tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl")
+@verb(data_app, "tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl")
 def data_mix(
     files: Annotated[list[str], Argument("Two files of rows or more.")],
     *,
@@ -230,7 +222,7 @@ def data_mix(
     _save(edit, mix(contents, mixture), out, as_json=as_json)
 
 
-@verb(data_app, "data sample clean.csv --rows 200 --balance label --out few.csv")
+@verb(data_app, "clean.csv --rows 200 --balance label --out few.csv")
 def data_sample(
     file: File,
     n_rows: Annotated[int, Option("How many rows.", "--rows")],

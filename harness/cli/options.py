@@ -82,12 +82,13 @@ class Argument(NamedTuple):
 
 
 def verb(
-    group: typer.Typer, *commands: str, name: str | None = None, heading: str | None = None
+    group: typer.Typer, *arguments: str, name: str | None = None, heading: str | None = None
 ) -> Callable[[_Verb], _Verb]:
-    """Add a function as a verb of a group, with commands as examples at the end of its help.
+    """Add a function as a verb of a group, with examples of its arguments at the end of its help.
 
     By default the verb has the function's name, without that of the group before it.
     """
+    of_group = f"{group.info.name} " if isinstance(group.info.name, str) else ""
 
     def add(function: _Verb) -> _Verb:
         # Every field of a tuple of options becomes a parameter; the function receives the tuples.
@@ -110,7 +111,8 @@ def verb(
         parameters = list(_parameters(kinds, defaults))
         vars(call)["__signature__"] = Signature(parameters)
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        verb_name = name or function.__name__.removeprefix(f"{group.info.name}_").replace("_", "-")
+        verb_name = name or function.__name__.removeprefix(of_group.replace(" ", "_")).replace("_", "-")
+        commands = (f"{of_group}{verb_name} {example}".rstrip() for example in arguments)
         group.command(verb_name, rich_help_panel=heading, epilog=examples(*commands))(call)
         return function
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 File = Annotated[Path, Argument("The file of answers and labels.", "FILE.csv")]
 
 
-@verb(rate_app, "rate export labels.csv", "rate export pairs.csv --pairs")
+@verb(rate_app, "labels.csv", "pairs.csv --pairs")
 def rate_export(
     file: File,
     at: ExperimentFile,
@@ -77,7 +77,7 @@ def rate_export(
     say(f"next: {fill}, then {written}")
 
 
-@verb(rate_app, "rate import labels.csv --rater ann", "rate import labels.csv --rater ann --scale 1,5")
+@verb(rate_app, "labels.csv --rater ann", "labels.csv --rater ann --scale 1,5")
 def rate_import(
     file: File,
     at: ExperimentFile,
@@ -130,7 +130,7 @@ PerSender = Annotated[int, Option("Rows of one sender, at most; the newest stay.
 _PLACES_SHOWN = 3  # for each reason of rows left out
 
 
-@verb(feedback_app, "feedback add log.jsonl", "feedback add thumbs.csv")
+@verb(feedback_app, "log.jsonl", "thumbs.csv")
 def feedback_add(
     file: Annotated[Path, Argument("A log: OpenAI's JSON Lines, or a table of requests and answers.")],
     at: ExperimentFile,
@@ -169,11 +169,7 @@ def feedback_add(
     say(f"next: {at.command_line().command(*command)}")
 
 
-@verb(
-    feedback_app,
-    "feedback rows --out corrections.jsonl",
-    "feedback rows --test-items marked.csv --out items.jsonl",
-)
+@verb(feedback_app, "--out corrections.jsonl", "--test-items marked.csv --out items.jsonl")
 def feedback_rows(
     at: ExperimentFile,
     out: Out = None,
@@ -199,7 +195,7 @@ def feedback_rows(
     say(f"next: {check}, then train: {name_beside(at.config, out)} on a candidate in {at.config}")
 
 
-@verb(feedback_app, "feedback pairs --out preferences.jsonl")
+@verb(feedback_app, "--out preferences.jsonl")
 def feedback_pairs(
     at: ExperimentFile, out: Out = None, per_sender: PerSender = 3, as_json: Json = False
 ) -> None:

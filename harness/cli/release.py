@@ -44,7 +44,7 @@ Number = Annotated[int | None, Argument("The number of an entry, as `champions l
 _ENTRY = ("event", "promoted", "when", "who", "why")
 
 
-@verb(champions_app, "champions list")
+@verb(champions_app, "")
 def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
     """List the promotions, rollbacks and retirements of the target.
 
@@ -65,7 +65,7 @@ def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
     print_value(listed, as_json)
 
 
-@verb(champions_app, "champions show", "champions show 1 --json")
+@verb(champions_app, "", "1 --json")
 def champions_show(number: Number = None, config: Config = CONFIG, as_json: Json = False) -> None:
     """Show the present champion, or an entry of the history."""
     at = ExperimentFile(config=config)
@@ -79,7 +79,7 @@ def champions_show(number: Number = None, config: Config = CONFIG, as_json: Json
     print_value(asdict(shown_entry), as_json)
 
 
-@verb(champions_app, "champions rollback", "champions rollback 1")
+@verb(champions_app, "", "1")
 def champions_rollback(
     number: Number = None, config: Config = CONFIG, reason: Reason = "", by: By = "", as_json: Json = False
 ) -> None:
@@ -97,7 +97,7 @@ def champions_rollback(
     _print_entry(entry, config, as_json)
 
 
-@verb(champions_app, "champions retire", "champions retire 1")
+@verb(champions_app, "", "1")
 def champions_retire(
     number: Number = None, config: Config = CONFIG, reason: Reason = "", by: By = "", as_json: Json = False
 ) -> None:
@@ -145,7 +145,7 @@ def say_registered(at: ExperimentFile) -> None:
 _PROMOTED = ("run_id", "target", "verdict", "despite", "first_base", "cumulative", "scores")
 
 
-@verb(app, "promote lora", 'promote lora --force --reason "tested by hand"', heading=RELEASE)
+@verb(app, "lora", 'lora --force --reason "tested by hand"', heading=RELEASE)
 def promote(
     run: Annotated[str, Argument("A run's id, or a candidate (its best seed on validation).")],
     at: ExperimentFile,
@@ -183,7 +183,7 @@ def promote(
     print_value({name: value for name, value in facts.items() if value}, as_json)
 
 
-@verb(regressions_app, "regressions add lora chat_facts/capital-austria")
+@verb(regressions_app, "lora chat_facts/capital-austria")
 def regressions_add(
     run: Annotated[str, Argument("The run that lost the items, or its candidate.")],
     items: Annotated[list[str], Argument("Items, each as task/item.")],
@@ -202,7 +202,7 @@ def regressions_add(
         say(f"add {path.stem} to suites: in {config}, then {step} measures the base on it")
 
 
-@verb(regressions_app, "regressions confirm lora")
+@verb(regressions_app, "lora")
 def regressions_confirm(
     run: Annotated[str, Argument("The run whose lost pinned items are in doubt.")], config: Config = CONFIG
 ) -> None:
@@ -228,7 +228,7 @@ def regressions_confirm(
 _EXPORTED = ("format", "quantization", "run_id", "weights_digest", "types", "limits", "versions", "notes")
 
 
-@verb(app, "export lora --to merged", "export lora --to gguf --quantize q4_k_m --dry-run", heading=RELEASE)
+@verb(app, "lora --to merged", "lora --to gguf --quantize q4_k_m --dry-run", heading=RELEASE)
 def export(
     run: Annotated[str, Argument("A run's id, a candidate (its best seed), or the target of a champion.")],
     at: ExperimentFile,
@@ -266,8 +266,8 @@ def export(
 
 @verb(
     app,
-    "serve lora --to gguf",
-    "serve support --host 0.0.0.0 --port 8080 --api-key-env SERVE_KEY --to gguf",
+    "lora --to gguf",
+    "support --host 0.0.0.0 --port 8080 --api-key-env SERVE_KEY --to gguf",
     heading=RELEASE,
 )
 def serve(
@@ -319,7 +319,7 @@ _AT = "02:30"
 _DAY, _DATE = ("%Y-%m-%d",), "YYYY-MM-DD"
 
 
-@verb(nightly_app, "nightly run")
+@verb(nightly_app, "")
 def nightly_run(
     at: ExperimentFile,
     night: Annotated[datetime | None, Option("Its date, if not today.", formats=_DAY, metavar=_DATE)] = None,
@@ -350,7 +350,7 @@ def nightly_run(
     raise typer.Exit(night_report.exit_code)
 
 
-@verb(nightly_app, "nightly status")
+@verb(nightly_app, "")
 def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
     """Show the last night, open alarms and missed nights."""
     from harness.lifecycle import nightly
@@ -369,7 +369,7 @@ def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
     print_result(to_plain(state), document, as_json)
 
 
-@verb(nightly_app, "nightly ack lora", "nightly ack lora --new-reference")
+@verb(nightly_app, "lora", "lora --new-reference")
 def nightly_ack(
     about: Annotated[str | None, Argument("A candidate, or harness; without it all alarms.")] = None,
     config: Config = CONFIG,
@@ -386,7 +386,7 @@ def nightly_ack(
     print_value({"closed": [f"{a.about}: {a.verdict} of {a.night}" for a in closed]}, as_json)
 
 
-@verb(nightly_app, "nightly install --cron --at 02:30", "nightly install --systemd --write")
+@verb(nightly_app, "--cron --at 02:30", "--systemd --write")
 def nightly_install(
     cron: Annotated[bool, Option("A line for crontab.")] = False,
     systemd: Annotated[bool, Option("A service and a timer of the user.")] = False,
@@ -421,7 +421,7 @@ def _today() -> date:
     return datetime.now().astimezone().date()
 
 
-@verb(app, "rescue lora --dry-run", "rescue lora", heading=RELEASE)
+@verb(app, "lora --dry-run", "lora", heading=RELEASE)
 def rescue(
     run: Annotated[str, Argument("A candidate whose gate does not pass, or a run's id.")],
     at: ExperimentFile,
@@ -460,7 +460,7 @@ def run_rescue(prepared: "PreparedRescue", folder: Path) -> "Rescue":
     return result
 
 
-@verb(app, "monitor", "monitor --since 2026-11-01 --json", heading=RELEASE)
+@verb(app, "", "--since 2026-11-01 --json", heading=RELEASE)
 def monitor(
     at: ExperimentFile,
     since: Annotated[

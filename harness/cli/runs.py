@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from harness.store import TrialRun
 
 
-@verb(app, "report", "report --candidates prompt,lora", heading=EXPERIMENT)
+@verb(app, "", "--candidates prompt,lora", heading=EXPERIMENT)
 def report(
     at: ExperimentFile, candidates: Candidates = None, verbose: Verbose = False, as_json: Json = False
 ) -> None:
@@ -66,7 +66,7 @@ def report(
     print_report(experiment_report, as_json, verbose)
 
 
-@verb(app, "decide", "decide decide.requests_per_month=1000000", heading=EXPERIMENT)
+@verb(app, "", "decide.requests_per_month=1000000", heading=EXPERIMENT)
 def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = False) -> None:
     """Say what to ship, with the reasons, from stored runs."""
     from harness import experiment
@@ -95,8 +95,8 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
 
 @verb(
     app,
-    "gate --candidate lora --junit gate.xml",
-    "gate --base out/base --candidate out/tuned gate.macro=0.02",
+    "--candidate lora --junit gate.xml",
+    "--base out/base --candidate out/tuned gate.macro=0.02",
     heading=RELEASE,
 )
 def gate(
@@ -163,7 +163,7 @@ _SETTINGS = {
 }
 
 
-@verb(app, "dashboard", "dashboard -c tickets/harness.yaml --port 8502", heading=EXPERIMENT)
+@verb(app, "", "-c tickets/harness.yaml --port 8502", heading=EXPERIMENT)
 def dashboard(
     config: Config = CONFIG,
     host: Annotated[str, Option("The address to listen on.", env=True)] = "localhost",
@@ -211,7 +211,7 @@ def app_file() -> Path:
     return next((folder / _SERVER for folder in folders if folder.is_dir()), folders[0] / _SERVER)
 
 
-@verb(runs_app, "runs list", "runs list --json")
+@verb(runs_app, "", "--json")
 def runs_list(stored: StoredRuns, as_json: Json = False) -> None:
     """List stored runs and their trials, with their disk use.
 
@@ -254,7 +254,7 @@ def runs_list(stored: StoredRuns, as_json: Json = False) -> None:
     say(f"{shared.path}: {size(shared.n_bytes)} of base models' answers, for all experiments on this machine")
 
 
-@verb(runs_app, "runs show RUN")
+@verb(runs_app, "RUN")
 def runs_show(
     run_id: Annotated[str, Argument("A run's id.", "RUN")], stored: StoredRuns, as_json: Json = False
 ) -> None:
@@ -268,7 +268,7 @@ def runs_show(
     print_value(facts | ({"weights_folder": str(folder)} if folder else {}), as_json)
 
 
-@verb(runs_app, "runs diff RUN OTHER")
+@verb(runs_app, "RUN OTHER")
 def runs_diff(
     a: Annotated[str, Argument("A run's id.", "RUN")],
     b: Annotated[str, Argument("Another run's id.", "OTHER")],
@@ -308,7 +308,7 @@ def runs_diff(
         say(f"nothing that is stored differs between {a} and {b}")
 
 
-@verb(runs_app, "runs rm RUN", "runs rm --unused", "runs rm --unused --yes")
+@verb(runs_app, "RUN", "--unused", "--unused --yes")
 def runs_rm(
     run_id: Annotated[str | None, Argument("A run's id.", "RUN")] = None,
     *,
@@ -350,7 +350,7 @@ def runs_rm(
     say(f"removed {total}" if yes else f"would free {total}; nothing is removed without --yes")
 
 
-@verb(app, "ls metrics", "ls keys", "ls lm-eval", heading=NAMES)
+@verb(app, "metrics", "keys", "lm-eval", heading=NAMES)
 def ls(
     what: Annotated[
         str, Argument("methods, prompting, metrics, regularizers, keys, suites, tasks or lm-eval")
@@ -363,7 +363,7 @@ def ls(
     print_value(map_purposes(what), as_json)
 
 
-@verb(app, "reindex", heading=STORED)
+@verb(app, "", heading=STORED)
 def reindex(stored: StoredRuns, as_json: Json = False) -> None:
     """Rebuild the DuckDB index from the stored runs."""
     from harness import store
@@ -384,7 +384,7 @@ def _trial_facts(trial_run: "TrialRun") -> dict[str, Any]:
     return {"state": trial_run.state, "metric": trial_run.metric} | chosen
 
 
-@verb(app, "score lora", heading=STORED)
+@verb(app, "lora", heading=STORED)
 def score(
     run: Annotated[str, Argument("A run's id, or a candidate (all its seeds).")],
     at: ExperimentFile,
@@ -407,7 +407,7 @@ def score(
     print_scores(scores_by_run, as_json)
 
 
-@verb(app, "schema > harness.schema.json", heading=NAMES)
+@verb(app, "> harness.schema.json", heading=NAMES)
 def schema() -> None:
     """Print the JSON schema of harness.yaml, for editors."""
     from harness.config import json_schema
@@ -418,7 +418,7 @@ def schema() -> None:
 _WIDEST = 60  # characters of a cell
 
 
-@verb(app, "sql --tables", 'sql "SELECT candidate, outcome FROM verdicts"', heading=STORED)
+@verb(app, "--tables", '"SELECT candidate, outcome FROM verdicts"', heading=STORED)
 def sql(
     query: Annotated[str, Argument("One SELECT, in DuckDB's SQL.", "SELECT")] = "",
     *,

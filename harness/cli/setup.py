@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 @verb(
     app,
-    "init tickets --data tickets.csv",
-    "init faq --data faq.jsonl --documents manual.jsonl",
-    "init chat --data hub:owner/name --base-model Qwen/Qwen2.5-0.5B-Instruct",
+    "tickets --data tickets.csv",
+    "faq --data faq.jsonl --documents manual.jsonl",
+    "chat --data hub:owner/name --base-model Qwen/Qwen2.5-0.5B-Instruct",
     heading=EXPERIMENT,
 )
 def init(
@@ -92,7 +92,7 @@ def init(
     print_result(plain, [*proposal.lines, f"wrote {' and '.join(written)}", step], as_json)
 
 
-@verb(app, "doctor", "doctor --noise", "doctor --base Qwen/Qwen3-8B --gpu 24GB", heading=EXPERIMENT)
+@verb(app, "", "--noise", "--base Qwen/Qwen3-8B --gpu 24GB", heading=EXPERIMENT)
 def doctor(
     at: ExperimentFile,
     noise: Annotated[bool, Option("Count the base's answers that flip in other batches.", env=True)] = False,
@@ -253,7 +253,7 @@ def memory_texts(cost: "Cost") -> tuple[str, str]:
     return gib, {True: "yes", False: "no", None: UNKNOWN}[cost.fits]
 
 
-@verb(data_app, "data check tickets.csv", "data check train.jsonl --test test.jsonl --html check.html")
+@verb(data_app, "tickets.csv", "train.jsonl --test test.jsonl --html check.html")
 def data_check(
     files: Annotated[list[str], Argument("Rows: files, or hub:owner/name.", "FILE...")],
     test: Annotated[list[str] | None, Option("Rows to test on, for contamination and likeness.")] = None,

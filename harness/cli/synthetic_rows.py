@@ -68,8 +68,8 @@ class Endpoint(NamedTuple):
 
 @verb(
     data_app,
-    "data augment train.csv --with lora --out more.csv",
-    "data augment train.csv --with http://localhost:8000/v1 --model qwen --out more.csv",
+    "train.csv --with lora --out more.csv",
+    "train.csv --with http://localhost:8000/v1 --model qwen --out more.csv",
     heading=BY_A_MODEL,
 )
 def data_augment(
@@ -211,12 +211,7 @@ def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, rewriti
     return endpoint_writer(settings)
 
 
-@verb(
-    data_app,
-    "data distill large --dry-run",
-    "data distill large --out taught.jsonl --max-cost 5",
-    heading=BY_A_MODEL,
-)
+@verb(data_app, "large --dry-run", "large --out taught.jsonl --max-cost 5", heading=BY_A_MODEL)
 def data_distill(
     teacher: Annotated[str, Argument("A candidate of the experiment, such as a larger model's.")],
     at: ExperimentFile,
@@ -253,8 +248,8 @@ def data_distill(
 
 @verb(
     pairs_app,
-    "pairs make lora --samples 8 --out pairs.jsonl",
-    "pairs make lora --rank judge:./rubric.yaml --max-cost 5 --out judged.jsonl",
+    "lora --samples 8 --out pairs.jsonl",
+    "lora --rank judge:./rubric.yaml --max-cost 5 --out judged.jsonl",
 )
 def pairs_make(
     candidate: Annotated[str, Argument("A candidate of the experiment, whose answers are sampled.")],
@@ -291,7 +286,7 @@ def pairs_make(
     say(f"next: {train}, or the file as pairs: in data: of the target")
 
 
-@verb(data_app, "data propose-prompts large --n 8 --out proposed.yaml", heading=BY_A_MODEL)
+@verb(data_app, "large --n 8 --out proposed.yaml", heading=BY_A_MODEL)
 def data_propose_prompts(
     proposer: Annotated[str, Argument("A candidate of the experiment, such as a larger model's.")],
     at: ExperimentFile,
