@@ -320,12 +320,7 @@ def _digests(option: str, files: list[str]) -> dict[str, list[dict[str, str]]]:
 
 
 def _save(
-    edit: "Edit",
-    outcomes: "Iterable[EditedRow]",
-    out: Path | None,
-    *,
-    dry_run: bool = False,
-    as_json: bool = False,
+    edit: "Edit", outcomes: "Iterable[EditedRow]", out: Path | None, *, dry_run: bool = False, as_json: bool
 ) -> None:
     from harness.data.edit.save import save
 

@@ -257,9 +257,7 @@ def config_option(config: Path) -> str:
     return "" if config == CONFIG else f" -c {shlex.quote(str(config))}"
 
 
-def require_out(
-    out: Path | None, inputs: Sequence[str], *, dry_run: bool = False, folder: bool = False
-) -> Path:
+def require_out(out: Path | None, inputs: list[str], *, dry_run: bool = False, folder: bool = False) -> Path:
     """Return the file or folder to write, if it can be written; a dry run needs none."""
     from harness.data.edit.save import refuse_output
 

@@ -23,6 +23,7 @@ from harness.config import CommandLine
 from harness.errors import UserError
 from harness.lifecycle import nightly_state
 from harness.lifecycle.nightly_changes import Evidence, NightChanges, Seeds, Verdict, judge
+from harness.lifecycle.nightly_state import Alarm, JudgedChange, Night, NightCandidate, State
 from harness.report import ResultDocument, Section
 from harness.report.escape import clean
 from harness.spec import NightlyPolicy
@@ -75,8 +76,8 @@ class NightReport:
     sentence: str
     harness: str
     lines: tuple[CandidateVerdict, ...]
-    new: tuple[nightly_state.Alarm, ...]
-    open: tuple[nightly_state.Alarm, ...]
+    new: tuple[Alarm, ...]
+    open: tuple[Alarm, ...]
     missed: tuple[str, ...]
     pool: tuple[str, ...]
     commit: str
@@ -91,11 +92,7 @@ class NightReport:
 
 
 def build_report(
-    experiment: str,
-    policy: NightlyPolicy,
-    nights: Sequence[nightly_state.Night],
-    state: nightly_state.State,
-    typed: CommandLine = _HERE,
+    experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State, typed: CommandLine = _HERE
 ) -> NightReport:
     """Report on the last of the finished nights; the alarms that it raises are not yet in the state."""
     last = nights[-1]
@@ -144,12 +141,12 @@ def build_report(
         lines.append(replace(line, sentence=remarks))
     verdict: Verdict = max((line.verdict for line in lines), key=ORDER.index, default="ok")
     raised = [
-        nightly_state.Alarm(line.name, "regression", last.night, line.sentence)
+        Alarm(line.name, "regression", last.night, line.sentence)
         for line in lines
         if line.verdict == "regression"
     ]
     if harness:
-        raised.append(nightly_state.Alarm(*_DRIFT, last.night, harness))
+        raised.append(Alarm(*_DRIFT, last.night, harness))
     open_alarms = nightly_state.open_alarms(state)
     open_keys = {(a.about, a.verdict) for a in open_alarms}
     new = tuple(a for a in raised if (a.about, a.verdict) not in open_keys)
@@ -183,7 +180,7 @@ def build_report(
     )
 
 
-def list_missed_nights(nights: Sequence[nightly_state.Night], today: str = "") -> list[str]:
+def list_missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
     """List the dates without a finished night, from the first night to the day before `today`."""
     finished_dates = [date.fromisoformat(n.night) for n in nights]
     if not finished_dates:
@@ -195,9 +192,9 @@ def list_missed_nights(nights: Sequence[nightly_state.Night], today: str = "") -
 
 def _judge_candidate(
     policy: NightlyPolicy,
-    candidate: nightly_state.NightCandidate,
-    sound_nights: Sequence[nightly_state.Night],
-    state: nightly_state.State,
+    candidate: NightCandidate,
+    sound_nights: Sequence[Night],
+    state: State,
     harness: str,
 ) -> CandidateVerdict:
     if candidate.error:
@@ -229,7 +226,7 @@ def _judge_candidate(
     return CandidateVerdict(candidate.name, verdict, sentence, candidate.tests, series, anchors, lost)
 
 
-def _describe_series(key: str, e: Evidence, candidate: nightly_state.NightCandidate) -> Iterator[str]:
+def _describe_series(key: str, e: Evidence, candidate: NightCandidate) -> Iterator[str]:
     series = candidate.series[key]
     if series.errors:
         share = formatting.percent(series.errors / series.n_asked)
@@ -267,7 +264,7 @@ def _strength(e_value: float) -> str:
     return formatting.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
 
 
-def describe_judged_change(change: nightly_state.JudgedChange) -> str:
+def describe_judged_change(change: JudgedChange) -> str:
     """Describe changes by a judge's grades, and as corrected by people's labels; empty if none."""
     if not change.n_changed:
         return ""
@@ -332,7 +329,7 @@ def issue(night: NightReport) -> str:
     return f"{title}\n\n{report.markdown(night_document(night))}\n{step}\n"
 
 
-def slack(alarms: Sequence[nightly_state.Alarm], experiment: str) -> dict[str, str]:
+def slack(alarms: Sequence[Alarm], experiment: str) -> dict[str, str]:
     """Return the message for a webhook in Slack's format."""
     lines = [f"harness nightly, {experiment}: {a.verdict} ({a.night}): {a.sentence}" for a in alarms]
     text = "\n".join(clean(line) for line in lines)
@@ -347,7 +344,7 @@ def refuse_webhook(webhook: str) -> None:
         raise UserError("--webhook", found, expected, step)
 
 
-def tell(alarms: Sequence[nightly_state.Alarm], experiment: str, webhook: str) -> str:
+def tell(alarms: Sequence[Alarm], experiment: str, webhook: str) -> str:
     """Send alarms to a webhook; return the error, if any."""
     refuse_webhook(webhook)
     body = json.dumps(slack(alarms, experiment)).encode()
