@@ -161,9 +161,7 @@ def export_answers(
         found = f"no answer without a label for {measured.name}, of {labels_of}"
         failed = sum(arm.n_failed for arm in chosen_arms)
         also = f" ({count(failed)} failed or could not be scored)" if failed else ""
-        raise IncompatibleRuns(
-            f"{at.folder}: found {found}{also}; expected one to label; next: harness report"
-        )
+        raise IncompatibleRuns(str(at.folder), f"{found}{also}", "one to label", "harness report")
     begins, rows = _key_begins(task, measured.name), list[tuple[str, ...]]()
     for item in open_[:n_items]:
         answers = [arm[item] for arm in arms if item in arm]
@@ -267,10 +265,8 @@ def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
             measured.append((run, reached_on_target(stored, run, metric)))
     within = apply_budgets([f for _, f in measured], stored.experiment.decide)
     if not measured:
-        raise IncompatibleRuns(
-            f"{stored.store.folder}: found no run with answers to {task.name}; expected one to label; "
-            f"next: {stored.typed.command('compare')}"
-        )
+        where, step = str(stored.store.folder), stored.typed.command("compare")
+        raise IncompatibleRuns(where, f"no run with answers to {task.name}", "one to label", step)
     return [(run, f) for (run, _), f in zip(measured, within, strict=True)]
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from harness import config, provenance, store
 from harness.analysis.answers import add_samples
 from harness.config import LoadedExperiment, is_judged
-from harness.errors import HarnessError, Problem, UserError, one_line
+from harness.errors import HarnessError, UserError, one_line
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judging_stage import grade_rows
 from harness.evaluation.row_sets import RowSet, suite_sets
@@ -96,7 +96,7 @@ def run_prepared(
 
 def _night_lock(folder: Path) -> AbstractContextManager[None]:
     found, step = "another nightly run at work there", "wait until it has finished"
-    busy = HarnessError(str(Problem(str(folder), found, "to be alone", step)))
+    busy = HarnessError(str(folder), found, "to be alone", step)
     return store.hold_file(folder / ".lock", busy, wait_s=0)
 
 

@@ -88,11 +88,9 @@ def export_pairs(
     samples = [_draw(at, task, ratings, *runs) for runs in pairs]
     open_samples = sorted((s for s in samples if s.open_), key=lambda s: s.n_rated)
     if not open_samples:
-        found = "; ".join(f"{' and '.join(s.names)}, {s.n_rated} that differ, all rated" for s in samples)
-        raise IncompatibleRuns(
-            f"{stored.store.folder}: found no pair of answers without a rating ({found}); expected one; "
-            f"next: {stored.typed.command('report')}"
-        )
+        rated = "; ".join(f"{' and '.join(s.names)}, {s.n_rated} that differ, all rated" for s in samples)
+        found = f"no pair of answers without a rating ({rated})"
+        raise IncompatibleRuns(str(at.folder), found, "one", stored.typed.command("report"))
     names, sides, answer_pairs, open_, _ = open_samples[0]
     waiting = tuple(s.names[0] for s in open_samples[1:])
     rows = []

@@ -75,10 +75,9 @@ def gate(
     target = stored.experiment.target.name
     champion = store.read_champion(stored.folder, target)
     if baseline == "champion" and champion is None:
-        raise IncompatibleRuns(
-            f"champion of {target}: found none in {stored.folder / 'baselines'}; expected a promoted run; "
-            f"next: {stored.typed.command('promote', 'RUN')}, or --baseline base"
-        )
+        found = f"none in {stored.folder / 'baselines'}"
+        step = f"{stored.typed.command('promote', 'RUN')}, or --baseline base"
+        raise IncompatibleRuns(f"champion of {target}", found, "a promoted run", step)
     runs = candidate_runs(stored, candidate, sampled=True)
     if any(is_target_only(run.method, run.recipe) for run in runs):
         expected, step = "a candidate that is judged", "name another, or leave role out of its recipe"

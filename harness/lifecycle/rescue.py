@@ -188,17 +188,14 @@ def prepare(session: Session, selected: Sequence[str], run_name: str) -> Prepare
             _refuse(run_name, f"a run that failed: {run.error}", "a finished one", _AGAIN)
         name, now = run.candidate, session.experiment.candidates.get(run.candidate)
         if now is None or not now.is_stored_as(run.recipe, session.store.folder.parent):
-            raise IncompatibleRuns(
-                f"{run_name}: found a run of a recipe that the file does not have now; expected {name} as it "
-                "was; next: write it down as it was, or harness compare"
-            )
+            found = "a run of a recipe that the file does not have now"
+            step = "write it down as it was, or harness compare"
+            raise IncompatibleRuns(run_name, found, f"{name} as it was", step)
     report = experiment.report_stored(session, selected, name)
     matches = [f for f in report.facts if f.name == name and run_name in (name, f.run_id)]
     if not matches:
-        raise IncompatibleRuns(
-            f"{run_name}: found a run of other items or code than now; expected one of {name} as written "
-            f"now; next: harness rescue {name}"
-        )
+        found, step = "a run of other items or code than now", f"harness rescue {name}"
+        raise IncompatibleRuns(run_name, found, f"one of {name} as written now", step)
     # A recipe passes with all of its seeds; the first that does not pass is rescued.
     facts = next((f for f in matches if f.verdict is None or f.verdict.outcome != "pass"), matches[0])
     return _prepare(session, _case(report, runs, facts))

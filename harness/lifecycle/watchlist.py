@@ -116,10 +116,8 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
         _refuse_missing(session.store, rows)
     target_key, *more_keys = (f"{m.task.name}/test" for m in (session.target, *session.more_targets))
     if lacking := sorted(base.keys() & test_rows.keys() - stored_base.keys() - {target_key, *more_keys}):
-        raise IncompatibleRuns(
-            f"{session.store.folder}: found no rows of the base on {', '.join(lacking)}; expected them "
-            f"with {target.reference}; next: {NEXT}"
-        )
+        where, found = str(session.store.folder), f"no rows of the base on {', '.join(lacking)}"
+        raise IncompatibleRuns(where, found, f"them with {target.reference}", NEXT)
     origins = store.origins(session.store, test_rows[target_key])
     return Reference(
         id=target.reference,
@@ -140,10 +138,9 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
 
 def _refuse_missing(at: Store, rows: Mapping[str, str]) -> None:
     if lost := sorted(key for key, rows_digest in rows.items() if not at.parquet(rows_digest).exists()):
-        raise IncompatibleRuns(
-            f"{at.folder}: found no rows of the reference on {', '.join(lost)}; expected what it was pinned "
-            f"with; next: {NEXT}, then harness nightly ack --new-reference"
-        )
+        found = f"no rows of the reference on {', '.join(lost)}"
+        step = f"{NEXT}, then harness nightly ack --new-reference"
+        raise IncompatibleRuns(str(at.folder), found, "what it was pinned with", step)
 
 
 def base_sets(session: Session, source: ModelSource) -> list[RowSet]:

@@ -304,7 +304,7 @@ def all_runs(store: Store) -> list[records.Run]:
     on_disk, unreadable = runs_on_disk(store)
     if unreadable:
         expected = "readable run files, which tell what is shared"
-        raise layout.failure("runs", "; ".join(unreadable), expected, "repair or delete them")
+        raise HarnessError("runs", "; ".join(unreadable), expected, "repair or delete them")
     return on_disk
 
 
