@@ -362,13 +362,8 @@ def evaluate(
         document = ResultDocument("", [score_section(scores.scores)], "")
         print_result(standalone.to_json(scores), document, as_json)
         return
-    given_options = {
-        "--limit": limit,
-        "--num-fewshot": num_fewshot,
-        "--output-path": output_path,
-        "--log-samples": log_samples,
-        "--engine": engine,
-    }
+    given_options: dict[str, object] = {"--limit": limit, "--num-fewshot": num_fewshot}
+    given_options |= {"--output-path": output_path, "--log-samples": log_samples, "--engine": engine}
     if wrong := [name for name, value in given_options.items() if value]:
         found, expected = f"{', '.join(wrong)} without --tasks", "the tasks of lm-eval it is for"
         raise UserError("harness eval", found, expected, "add -t piqa,arc_easy")

@@ -116,10 +116,9 @@ def _edit_row(row: FeedbackRow, prompt: str, answers: _Answers | str, leaks: _Le
 def _find_leaks(rows: Sequence[FeedbackRow], other_rows: Sequence[SourcedExample]) -> _Leaks:
     sourced = [_sourced(row) for row in rows]
     questions, other_questions = ([key(row.example) for row in group] for group in (sourced, other_rows))
-    leaks = {
-        rows[alike.training].row_id: (other_rows[alike.evaluated].where, " in other words")
-        for alike in overlaps(questions, other_questions)
-    }
+    pairs = overlaps(questions, other_questions)
+    how = " in other words"
+    leaks = {rows[pair.training].row_id: (other_rows[pair.evaluated].where, how) for pair in pairs}
     exact = find_contaminated_rows(sourced, other_rows)
     return leaks | {leak.training.example.id: (leak.evaluated.where, "") for leak in exact}
 

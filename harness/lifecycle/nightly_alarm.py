@@ -140,11 +140,8 @@ def build_report(
             remarks += f"; not watched: {missing_targets}; next: {typed.command('compare')}, then {pin}"
         lines.append(replace(line, sentence=remarks))
     verdict: Verdict = max((line.verdict for line in lines), key=ORDER.index, default="ok")
-    raised = [
-        Alarm(line.name, "regression", last.night, line.sentence)
-        for line in lines
-        if line.verdict == "regression"
-    ]
+    worse = [line for line in lines if line.verdict == "regression"]
+    raised = [Alarm(line.name, "regression", last.night, line.sentence) for line in worse]
     if harness:
         raised.append(Alarm(*_DRIFT, last.night, harness))
     open_alarms = nightly_state.open_alarms(state)

@@ -318,10 +318,8 @@ class Task(Spec):
     @property
     def is_judged(self) -> bool:
         """Whether another model computes the deciding metric."""
-        return any(
-            metric_name(written) == self.primary_metric and written.startswith((JUDGE, ENTAILMENT))
-            for written in self.metrics
-        )
+        judged = (written for written in self.metrics if written.startswith((JUDGE, ENTAILMENT)))
+        return self.primary_metric in map(metric_name, judged)
 
 
 class Suite(Spec):

@@ -141,10 +141,8 @@ def find_changed_files(
 
 def find_changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str], dict[str, int]]:
     """Return the digests of row sets that are gone, and those that the index lacks with their times."""
-    used_rows = db.execute(
-        "SELECT rowset FROM stored.run_rows UNION "
-        "SELECT base_rowset FROM stored.run_rows WHERE base_rowset <> ''"
-    ).fetchall()
+    base_rows = "SELECT base_rowset FROM stored.run_rows WHERE base_rowset <> ''"
+    used_rows = db.execute(f"SELECT rowset FROM stored.run_rows UNION {base_rows}").fetchall()
     on_disk: dict[str, int] = {}
     for (digest,) in used_rows:
         with suppress(FileNotFoundError):
