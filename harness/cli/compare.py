@@ -209,14 +209,12 @@ def train(
     for name in loaded.selected:
         session.begin(name, seed)
     weights_by_name = {name: ensure_weights(session, candidates[name], seed) for name in loaded.selected}
-    print_value(
-        {
-            name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or "")}
-            | {"training": w.training.to_plain()}
-            for name, w in weights_by_name.items()
-        },
-        as_json,
-    )
+    plain = {
+        name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or "")}
+        | {"training": w.training.to_plain()}
+        for name, w in weights_by_name.items()
+    }
+    print_value(plain, as_json)
     for name, w in weights_by_name.items():
         say(*describe_rewards(name, w.training))
 

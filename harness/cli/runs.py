@@ -82,11 +82,8 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
         step = at.command_line(candidates or ()).command("compare")
         raise HarnessError(f"no decision: found no finished candidate; next: {step}")
     thumbs = compare_thumbs(read_feedback(session.store, texts=False))
-    gains = {
-        fact.label: points(gain.delta, gain.low, gain.high)
-        for fact in stored.facts
-        if (gain := fact.vs_untrained) and stored.unit.is_rate
-    }
+    gained = [(fact.label, fact.vs_untrained) for fact in stored.facts if stored.unit.is_rate]
+    gains = {label: points(gain.delta, gain.low, gain.high) for label, gain in gained if gain}
     lines = [*decision.reasons, *arithmetic_lines(decision, stored.unit), *describe_thumbs(thumbs, gains)]
     print_result({**to_plain(decision), "production": thumbs}, lines, as_json)
     if not as_json:

@@ -80,13 +80,8 @@ def init(
             say(*(f"data: {problem}" for problem in error.problems))
     written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
     say(*proposal.warnings)
-    plain = {
-        "task": proposal.kind,
-        "metrics": proposal.task.metrics,
-        "candidates": list(proposal.candidates),
-        "said": proposal.lines,
-        "files": written,
-    }
+    plain: dict[str, object] = {"task": proposal.kind, "metrics": proposal.task.metrics}
+    plain |= {"candidates": list(proposal.candidates), "said": proposal.lines, "files": written}
     command = f"harness compare{config_option(folder / 'harness.yaml')}"
     step = f"next: {command} --dry-run estimates tokens and time; {command} runs it"
     print_result(plain, [*proposal.lines, f"wrote {' and '.join(written)}", step], as_json)
@@ -190,7 +185,7 @@ def base_document(fit: "BaseFit") -> "ResultDocument":
             f"{use.name}, checkpointing" if use.checkpointing else use.name,
             *(f"{gb:.1f}" for gb in (*use.peak, use.peak.total)),
             "yes" if use.fits else "no",
-            UNKNOWN if use.time_s is None else seconds(use.time_s),
+            seconds(use.time_s),
             usd(use.cost_usd),
         )
         for use in fit.ways
@@ -231,13 +226,7 @@ def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
     arms = list(dict.fromkeys(arm for task in noise.tasks for arm in task.flips))
     columns = ("task", "items", *(f"other {arm}" for arm in arms), "largest difference, nats")
     rows = [
-        (
-            t.task,
-            count(t.n),
-            *(count(t.flips.get(arm)) for arm in arms),
-            UNKNOWN if t.largest_nats is None else plain(t.largest_nats),
-        )
-        for t in noise.tasks
+        (t.task, count(t.n), *map(count, map(t.flips.get, arms)), plain(t.largest_nats)) for t in noise.tasks
     ]
     share = percent(noise.flips / noise.n) if noise.n else UNKNOWN
     flipped = f"{count(noise.flips)} of {count(noise.n)} answers flipped ({share} %)"

@@ -393,13 +393,9 @@ def _check_points(written: WrittenRecipe, key: str) -> Iterator[Problem]:
     def find(params: Mapping[str, Any], *keys: str) -> list[Problem]:
         return problems_of(method.params, {**recipe.params, **params}, tree, (*written.keys, *keys))
 
-    value_problems = [
-        problem
-        for name, values in tried_values.items()
-        for value in values
-        for problem in find({name: value}, key, name)
-        if problem.found.startswith(f"{name}:")
-    ]
+    tried = ((name, value) for name, values in tried_values.items() for value in values)
+    found = ((name, problem) for name, value in tried for problem in find({name: value}, key, name))
+    value_problems = [problem for name, problem in found if problem.found.startswith(f"{name}:")]
     yield from value_problems
     if not value_problems and prod(map(len, tried_values.values())) <= _MOST_TRIALS:
         params_problems = set(find({}, "params"))

@@ -279,9 +279,7 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     problems = [p for name in shared for p in eval_logs.differences(old.tasks[name], new.tasks[name])]
     if problems:
         raise IncompatibleRuns("\n".join(problems))
-    answers = [
-        {n: [item.answer for _, item in sorted(arm.tasks[n].items.items())] for n in shared} for arm in arms
-    ]
+    answers = [{n: [i.answer for _, i in sorted(arm.tasks[n].items.items())] for n in shared} for arm in arms]
     same = [name for name in shared if answers[0][name] == answers[1][name]]
     if same == shared:
         n = sum(len(old.tasks[name].items) for name in shared)

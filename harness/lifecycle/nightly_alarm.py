@@ -214,10 +214,8 @@ def _judge_candidate(
     judged = [evidence.verdict for evidence in series.values()]
     judged += ["error" for s in candidate.series.values() if not s.valid]
     verdict: Verdict = "harness-drift" if harness else max(judged, key=ORDER.index, default="ok")
-    descriptions = (
-        "; ".join(_describe_series(key, evidence, candidate)) or f"{key}: no new items were evaluated"
-        for key, evidence in series.items()
-    )
+    texts = {key: "; ".join(_describe_series(key, e, candidate)) for key, e in series.items()}
+    descriptions = (text or f"{key}: no new items were evaluated" for key, text in texts.items())
     reason = f"{harness}; nothing is said of {candidate.name}" if harness else "; ".join(descriptions)
     sentence = f"{candidate.name}: {verdict}: {reason}"
     return CandidateVerdict(candidate.name, verdict, sentence, candidate.tests, series, anchors, lost)

@@ -264,11 +264,9 @@ def write(rescue: Rescue, folder: Path) -> list[Path]:
         decision=Decision("fine-tune", rescue.rescued_trial, rescue.sentence, (), {}, ()),
         macro_margin=rescue.macro_margin,
     )
-    forms = {
-        ".md": report.markdown(rescue_document(rescue)),
-        ".json": json.dumps(to_json(rescue), indent=2, ensure_ascii=False) + "\n",
-        ".front.svg": report.front_file(picture_report),
-    }
+    page, picture = report.markdown(rescue_document(rescue)), report.front_file(picture_report)
+    plain = json.dumps(to_json(rescue), indent=2, ensure_ascii=False) + "\n"
+    forms = {".md": page, ".json": plain, ".front.svg": picture}
     return report.write_forms(folder, stem, forms)
 
 

@@ -122,10 +122,10 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
         if isinstance(settings, str):
             why = settings
         elif takes:
+            regularized = [{**source.regularize, name: s.params} for s in settings]
+            recipes = [source.model_copy(update={"regularize": more}) for more in regularized]
             return [
-                RescueTrial(step, s.mark, source.model_copy(update={"regularize": more}), True, s.says)
-                for s in settings
-                for more in [{**source.regularize, name: s.params}]
+                RescueTrial(step, s.mark, r, True, s.says) for s, r in zip(settings, recipes, strict=True)
             ]
         elif leaving := [setting for setting in settings if setting.leaves_out]:
             params = method.params(**source.params)

@@ -62,11 +62,10 @@ def targets(
     def watch(label: str, candidate: ResolvedCandidate, source: Champion | Run, runs: Sequence[Run]) -> None:
         """Add a candidate, with the test rows of other trainings that cover all test rows of `source`."""
         test_keys = [key for key in source.rows if key.endswith("/test")]
-        makings = {
-            run.weights_digest: {key: run.rows[key] for key in test_keys}
-            for run in runs
-            if run.weights_digest != source.weights_digest and all(key in run.rows for key in test_keys)
-        }
+        others = [
+            r for r in runs if r.weights_digest != source.weights_digest and r.rows.keys() >= {*test_keys}
+        ]
+        makings = {r.weights_digest: {key: r.rows[key] for key in test_keys} for r in others}
         reference = (source.seed, source.rows, source.run_id, source.weights_digest)
         entries.append((label, Target(label, candidate, *reference, tuple(makings.values()))))
 
@@ -280,11 +279,8 @@ def reevaluate(
     """Return the rows of the batches, evaluated now or earlier in the same night."""
     files = [batch_file(folder, name, batch) for batch in batches]
     stored_rows = [store.read_measured(file) for file in files]
-    missing = [
-        at
-        for at, (rows, batch) in enumerate(zip(stored_rows, batches, strict=True))
-        if rows is None or [row.example_id for row in rows] != list(batch.ids)
-    ]
+    known = [[row.example_id for row in rows or ()] for rows in stored_rows]
+    missing = [i for i, (ids, batch) in enumerate(zip(known, batches, strict=True)) if ids != list(batch.ids)]
     if missing:
         with (
             open_weights(session, weights) as candidate,

@@ -160,14 +160,11 @@ def _run_rows(store: Store, run: Run) -> Iterator[tuple[str, ...]]:
             base = replace(read_identity(store, digest), weights_digest=run.base_digest).digest
         except HarnessError:  # a row set without its identity is compared with nothing
             base = ""
-        units = {
-            name: {
-                "higher_is_better": metric.higher_is_better,
-                "scale": 100.0 if metric.is_rate else 1.0,
-                "worst": metric.worst,
-            }
-            for name, metric in run.metrics.get(task, {}).items()
-        }
+        units = {}
+        for name, metric in run.metrics.get(task, {}).items():
+            scale = 100.0 if metric.is_rate else 1.0
+            direction = metric.higher_is_better
+            units[name] = {"higher_is_better": direction, "scale": scale, "worst": metric.worst}
         yield run.run_id, task, split, digest, base if base != digest else "", json.dumps(units)
 
 

@@ -255,11 +255,9 @@ def get_run(store: Store, run_id: str) -> records.Run:
     if run_id not in runs:
         where = str(store.run_file(run_id))
         expected, step = "what harness compare wrote", "repair or delete it"
-        refuse(
-            Problem(where, damage.removeprefix(f"{where}: "), expected, step)
-            for damage in runs_on_disk(store)[1]
-            if damage.startswith(f"{where}: ")
-        )
+        begin = f"{where}: "
+        damages = [damage for damage in runs_on_disk(store)[1] if damage.startswith(begin)]
+        refuse(Problem(where, damage.removeprefix(begin), expected, step) for damage in damages)
         next_step = did_you_mean(run_id, runs) if runs else "make one: harness compare"
         raise UserError("run", repr(run_id), f"a run in {store.folder}", next_step)
     return runs[run_id]
