@@ -346,13 +346,10 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
 
 
 def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
+    logged = ((name, field) for name, field in _HASHES.items() if name in row or field in row)
     return LoggedItem(
         score=float(row[metric]),
-        digests={
-            name: str(row.get(name) or digest_logged(row[field]))
-            for name, field in _HASHES.items()
-            if name in row or field in row
-        },
+        digests={name: str(row.get(name) or digest_logged(row[field])) for name, field in logged},
         answer=digest_logged([row.get("resps"), row[metric]]),
         cluster=find_text_cluster(row.get("doc")),
         n_choices=len(row.get("resps") or row.get("arguments") or ()),

@@ -330,12 +330,11 @@ def _list_notes(
     unknown = [n for n in shared if any("doc_hash" not in i.digests for i in old.tasks[n].items.values())]
     if unknown:
         yield f"items paired by their id alone, as no document is logged: {', '.join(unknown)}"
+    without = [(n, log) for n, log in new.tasks.items() if n in shared and not log.is_direction_logged]
     guessed = [
         f"{log.metric} of {name}, {'higher' if log.higher_is_better else 'lower'}"
-        for name, log in new.tasks.items()
-        if name in shared
-        and not log.is_direction_logged
-        and not eval_logs.is_named(log.metric, eval_logs.HIGHER)
+        for name, log in without
+        if not eval_logs.is_named(log.metric, eval_logs.HIGHER)
     ]
     if guessed:
         yield f"whether higher or lower is better is not logged and told by the name: {', '.join(guessed)}"

@@ -192,6 +192,7 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
     messages = first.get("messages") or ()
     turns = (i for i, m in enumerate(messages) if m.get("role") == "assistant" and m.get("source") != "input")
     prompt = list(messages[: next(turns, len(messages))])
+    logged = [[sample.get(key) for key in ("uuid", "output", "scores")] for sample in samples]
     return LoggedItem(
         score=fmean(scores),
         digests={
@@ -199,9 +200,7 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
             "prompt_hash": digest(_content(prompt)),
             "target_hash": digest(first.get("target")),
         },
-        answer=eval_logs.digest_logged(
-            [[sample.get("uuid"), sample.get("output"), sample.get("scores")] for sample in samples]
-        ),
+        answer=eval_logs.digest_logged(logged),
         cluster=eval_logs.find_text_cluster(first.get("metadata")),
         n_choices=len(choices) if one_is_right else 0,
         status=next((status for status in stop_statuses if status != "ok"), "ok"),

@@ -224,13 +224,12 @@ class _NightRun:
                 arms = arms._replace(base_now=control.now, base_then=control.then)
             plan = self.plan[key]
             series[key] = nightly_changes.compare_series(arms, plan.anchors, plan.fresh, self.metrics, limit)
+        tests = watchlist.describe_tested(session, reference, weights, promptings, self.environment, served)
         return nightly_state.NightCandidate(
             name=target.name,
             reference=reference.id,
             tested=digest([weights.digest, promptings, self.environment, since]),
-            tests=watchlist.describe_tested(
-                session, reference, weights, promptings, self.environment, served
-            ),
+            tests=tests,
             since=since,
             fit_keys=tuple(stands_on(weights)),
             making=making,

@@ -118,16 +118,13 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
         where, found = str(session.store.folder), f"no rows of the base on {', '.join(lacking)}"
         raise IncompatibleRuns(where, found, f"them with {target.reference}", NEXT)
     origins = store.origins(session.store, test_rows[target_key])
+    known = [key for key in (target_key, *more_keys) if key in test_rows]
     return Reference(
         id=target.reference,
         rows=test_rows,
         base=stored_base,
         weights=target.weights,
-        promptings={
-            key: store.read_identity(session.store, test_rows[key]).prompting_digest
-            for key in (target_key, *more_keys)
-            if key in test_rows
-        },
+        promptings={k: store.read_identity(session.store, test_rows[k]).prompting_digest for k in known},
         data=data_digest(session.target, session.training.values()),
         environment=next(iter(origins.values())).environment if origins else "",
         seed=target.seed,
@@ -176,9 +173,8 @@ def describe_tested(
     differences = [served] if served else []
     if weights.digest != reference.weights:
         differences.append("the recipe trained again" + ("" if same_data else " on new data"))
-    if changed := [
-        key for key, prompting in promptings.items() if prompting != reference.promptings.get(key)
-    ]:
+    changed = [key for key, prompting in promptings.items() if prompting != reference.promptings.get(key)]
+    if changed:
         tasks = ", ".join(key.removesuffix("/test") for key in changed)
         on_data = "" if same_data else ", on new data"
         differences.append(f"another prompting, other shots or passages on {tasks}{on_data}")
@@ -282,10 +278,8 @@ def reevaluate(
     known = [[row.example_id for row in rows or ()] for rows in stored_rows]
     missing = [i for i, (ids, batch) in enumerate(zip(known, batches, strict=True)) if ids != list(batch.ids)]
     if missing:
-        with (
-            open_weights(session, weights) as candidate,
-            session.progress.stage(f"{name}: {pluralize(len(missing), 'task')}") as advance,
-        ):
+        stage = session.progress.stage(f"{name}: {pluralize(len(missing), 'task')}")
+        with open_weights(session, weights) as candidate, stage as advance:
             for n_done, at in enumerate(missing):
                 whole, evaluate = batches[at].rows.answers.job(), batches[at].rows.measured.evaluate
                 by_id = {e.id: e for e in whole.examples}
