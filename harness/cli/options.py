@@ -178,11 +178,6 @@ class ExperimentFile(NamedTuple):
         return self.overrides or []
 
     @property
-    def option(self) -> str:
-        """The option that names the file, quoted for a shell; empty for the default."""
-        return config_option(self.config)
-
-    @property
     def reports(self) -> Path:
         """The folder of reports next to the file."""
         return self.config.parent / "reports"

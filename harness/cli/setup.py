@@ -156,7 +156,7 @@ def doctor(
         say(f"all of the data's findings: {checkup.data.command}")
     say(*checkup.recipes, *checkup.judges)
     say(*(f"error: {problem}" for problem in checkup.problems))
-    options = "".join(f" {shlex.quote(setting)}" for setting in at.settings) + at.option
+    options = "".join(f" {shlex.quote(setting)}" for setting in at.settings) + config_option(at.config)
     step = f"fix that, then harness doctor{options}" if checkup.problems else f"harness compare{options}"
     say(f"next: {step}")
     raise typer.Exit(2 if checkup.problems else 0)
