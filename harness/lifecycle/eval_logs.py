@@ -101,7 +101,7 @@ def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], tasks: 
         difference = ""
         if len({model.model for model in models}) < len(models):
             identities = [model.identity or {} for model in models]
-            keys = sorted(set().union(*identities))
+            keys = sorted(set[str]().union(*identities))
             differing = [key for key in keys if any(d.get(key) != identities[0].get(key) for d in identities)]
             difference = f"; they differ in {', '.join(differing) or 'nothing that names their model'}"
         found = f"logs of {len(models)} models or configurations ({listing}{difference})"
