@@ -160,7 +160,7 @@ def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
 def _policies(
     tasks: Sequence[tuple[Keys, spec.Task]], tree: Tree, members: Mapping[str, GridMember], all_valid: bool
 ) -> Iterator[Problem]:
-    """Yield names in gate, rescue and nightly that nothing has, and their unusable files."""
+    """Yield the problems of gate, rescue and nightly: unknown names and unusable files."""
     named: list[tuple[Keys, str, Sequence[str], Collection[str]]] = []  # keys, kind, names, known names
     gate = read_valid(spec.GatePolicy, tree.data.get("gate", {}))
     if gate and all_valid and not tree.failed:  # else an unknown name may be that of a refused task

@@ -309,11 +309,13 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
         samples = dict(reversed(first.items()))
         # The first rate decides, else errors per word. These have no upper bound and are left out of means of
         # tasks, for margins are losses from 0 to 1.
-        one = next(iter(samples.values()))
-        listed_names = one.get("metrics") or [
-            k for k, v in one.items() if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
+        sample = next(iter(samples.values()))
+        listed_names = sample.get("metrics") or [
+            k
+            for k, v in sample.items()
+            if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
         ]
-        scored_names = [name for name in listed_names if isinstance(one.get(name), int | float)]
+        scored_names = [name for name in listed_names if isinstance(sample.get(name), int | float)]
         errors = [name for name in scored_names if is_named(name, ERROR_RATES)]
         rates = [name for name in scored_names if is_rate(row.get(name) for row in samples.values())]
         deciding = [*(name for name in rates if name not in errors), *errors]

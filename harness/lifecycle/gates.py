@@ -330,10 +330,10 @@ def _list_notes(
     unknown = [n for n in shared if any("doc_hash" not in i.digests for i in old.tasks[n].items.values())]
     if unknown:
         yield f"items paired by their id alone, as no document is logged: {', '.join(unknown)}"
-    without = [(n, log) for n, log in new.tasks.items() if n in shared and not log.is_direction_logged]
+    unlogged = [(n, log) for n, log in new.tasks.items() if n in shared and not log.is_direction_logged]
     guessed = [
         f"{log.metric} of {name}, {'higher' if log.higher_is_better else 'lower'}"
-        for name, log in without
+        for name, log in unlogged
         if not eval_logs.is_named(log.metric, eval_logs.HIGHER)
     ]
     if guessed:
