@@ -310,11 +310,9 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
         # The first rate decides, else errors per word. These have no upper bound and are left out of means of
         # tasks, for margins are losses from 0 to 1.
         sample = next(iter(samples.values()))
-        listed_names = sample.get("metrics") or [
-            k
-            for k, v in sample.items()
-            if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
-        ]
+        numbers = [name for name, value in sample.items() if isinstance(value, int | float)]
+        unrated = ("doc_id", "metabench_idx")
+        listed_names = sample.get("metrics") or [name for name in numbers if name not in unrated]
         scored_names = [name for name in listed_names if isinstance(sample.get(name), int | float)]
         errors = [name for name in scored_names if is_named(name, ERROR_RATES)]
         rates = [name for name in scored_names if is_rate(row.get(name) for row in samples.values())]
