@@ -83,8 +83,9 @@ def _make(
         found = f"{len(rows):,} stored rows, all left out: {', '.join(reasons)}"
         step = "collect more feedback"
         raise UserError(f"harness feedback {row_kind}", found, "at least one row", step)
-    split = "train" if row_kind == "rows" else "pairs"
-    notes = writers.check_contamination(session.tasks, kept_rows, split, out_file)
+    notes = writers.check_contamination(
+        session.tasks, kept_rows, "train" if row_kind == "rows" else "pairs", out_file
+    )
     used = {
         "feedback": {path.parent.name: checksum(path) for path in feedback_files(session.store)},
         "per_sender": per_sender,
