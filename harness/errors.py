@@ -42,10 +42,16 @@ class Problem:
 
 
 class HarnessError(Exception):
-    """Something failed while working; `complete` adds required options to the command in its text."""
+    """Something failed while working: a text, or the four texts of a problem.
+
+    `complete` adds required options to the command in its text.
+    """
 
     exit_code = 1
     complete: Callable[[str], str] = staticmethod(str)
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__(str(Problem(*texts)) if len(texts) > 1 else texts[0])
 
 
 class UserError(HarnessError):

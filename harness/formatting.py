@@ -39,26 +39,25 @@ class Unit:
 
 
 RATE = Unit()
+Value = float | None  # None and NaN are unknown
 
 
-def percent(x: float | None) -> str:
+def percent(x: Value) -> str:
     """Format a rate in [0, 1] in percent with one decimal, without the percent sign: `81.0`."""
     return _format_fixed(100 * x, 1) if _is_known(x) else UNKNOWN
 
 
-def interval(x: float | None, low: float | None, high: float | None, *, whole: bool = False) -> str:
+def interval(x: Value, low: Value, high: Value, *, whole: bool = False) -> str:
     """Format a rate with its interval in percent: `81.0 [75, 86]`; `whole` ends save space."""
     return _add_ends(x, low, high, "", whole)
 
 
-def points(
-    delta: float | None, low: float | None = None, high: float | None = None, *, whole: bool = False
-) -> str:
+def points(delta: Value, low: Value = None, high: Value = None, *, whole: bool = False) -> str:
     """Format a difference of rates in percentage points: `+7.0 [+2, +12]`, `−0.4 [−1.5, +0.7]`."""
     return _add_ends(delta, low, high, "+", whole)
 
 
-def plain(x: float | None, low: float | None = None, high: float | None = None, *, sign: bool = False) -> str:
+def plain(x: Value, low: Value = None, high: Value = None, *, sign: bool = False) -> str:
     """Format a value other than a rate (bits per byte, loss) with three decimals: `1.088 [1.071, 1.105]`."""
     if not _is_known(x):
         return UNKNOWN
@@ -68,9 +67,7 @@ def plain(x: float | None, low: float | None = None, high: float | None = None, 
     return f"{_format_fixed(x, 3, plus)} [{_format_fixed(low, 3, plus)}, {_format_fixed(high, 3, plus)}]"
 
 
-def score(
-    unit: Unit, x: float | None, low: float | None = None, high: float | None = None, *, whole: bool = False
-) -> str:
+def score(unit: Unit, x: Value, low: Value = None, high: Value = None, *, whole: bool = False) -> str:
     """Format a metric's value with its interval: rates in percent, others in their own unit."""
     return interval(x, low, high, whole=whole) if unit.is_rate else plain(x, low, high)
 
@@ -80,19 +77,12 @@ def errors(n: int) -> str:
     return f" ({pluralize(n, 'error')})" if n else ""
 
 
-def change(
-    unit: Unit,
-    delta: float | None,
-    low: float | None = None,
-    high: float | None = None,
-    *,
-    whole: bool = False,
-) -> str:
+def change(unit: Unit, delta: Value, low: Value = None, high: Value = None, *, whole: bool = False) -> str:
     """Format a difference of a metric with its interval, signed, in the unit that `unit.name` names."""
     return points(delta, low, high, whole=whole) if unit.is_rate else plain(delta, low, high, sign=True)
 
 
-def usd(x: float | None) -> str:
+def usd(x: Value) -> str:
     """Format an amount in USD without currency: `0.11`, `0.0004`, `1,250`, `∞`."""
     if not _is_known(x):
         return UNKNOWN
@@ -105,12 +95,12 @@ def usd(x: float | None) -> str:
     return _format_fixed(x, 1 - floor(log10(abs(x)))).rstrip("0")  # two significant digits, never an exponent
 
 
-def price(cost_usd: float | None) -> str:
+def price(cost_usd: Value) -> str:
     """Format a cost: `0.11 USD`, or `an unknown cost`."""
     return "an unknown cost" if cost_usd is None else f"{usd(cost_usd)} USD"
 
 
-def seconds(x: float | None) -> str:
+def seconds(x: Value) -> str:
     """Format a time span: `<1 ms`, `34 ms`, `0.2 s`, `45 s`, `3 min 20 s`, `2 h 5 min`."""
     if not _is_known(x):
         return UNKNOWN
@@ -125,7 +115,7 @@ def seconds(x: float | None) -> str:
     return f"{round(x / 60) // 60:,} h {round(x / 60) % 60} min"
 
 
-def count(n: float | None) -> str:
+def count(n: Value) -> str:
     """Format a count: `31`, `3,080`, `∞`."""
     if not _is_known(n):
         return UNKNOWN
@@ -147,12 +137,12 @@ def quote(text: str) -> str:
     return f"“{line[:_LONGEST_QUOTE]}…”" if len(line) > _LONGEST_QUOTE else f"“{line}”"
 
 
-def round_up(n: float | None) -> str:
+def round_up(n: Value) -> str:
     """Format a number rounded up: `1,163` for 1,162.2."""
     return count(ceil(n) if n is not None and isfinite(n) else n)
 
 
-def figure(x: float | None, low: float | None = None, high: float | None = None) -> str:
+def figure(x: Value, low: Value = None, high: Value = None) -> str:
     """Format a value with its own unit with at most four digits and four decimals: `14 [4, 24]`, `0.0023`."""
     if not (_is_known(low) and _is_known(high)):
         return _four_digits(x) if _is_known(x) else UNKNOWN
@@ -172,7 +162,7 @@ def tick(x: float, step: float, *, sign: bool = False) -> str:
     return _format_fixed(x, max(0, -floor(log10(step) + 1e-9)), "+" if sign else "")
 
 
-def p_value(p: float | None) -> str:
+def p_value(p: Value) -> str:
     """Format a p-value: `0.049`, `<0.001`; two digits from .1 on."""
     if not _is_known(p):
         return UNKNOWN
@@ -184,7 +174,7 @@ def chance(p: float) -> str:
     return "<1 %" if p < 0.005 else ">99 %" if p > 0.995 else f"{100 * p:.0f} %"
 
 
-def _is_known(x: float | None) -> TypeGuard[float]:
+def _is_known(x: Value) -> TypeGuard[float]:
     return x is not None and not isnan(x)
 
 
@@ -204,7 +194,7 @@ def _four_digits(x: float) -> str:
     return f"{'−' if rounded < 0 else ''}{abs(rounded):.4g}"
 
 
-def _add_ends(x: float | None, low: float | None, high: float | None, plus: str, whole: bool) -> str:
+def _add_ends(x: Value, low: Value, high: Value, plus: str, whole: bool) -> str:
     if not _is_known(x):
         return UNKNOWN
     middle = _format_fixed(100 * x, 1, plus)

@@ -78,9 +78,7 @@ def mask_file(file: Path) -> None:
 def mask_values(value: Any, *, secret: bool = False) -> Any:
     """Return plain values with secrets masked by form, key or option; every text if `secret`."""
     if isinstance(value, Mapping):
-        return {
-            key: mask_values(inner, secret=secret or _names_secret(str(key))) for key, inner in value.items()
-        }
+        return {k: mask_values(inner, secret=secret or _names_secret(str(k))) for k, inner in value.items()}
     if isinstance(value, list | tuple):
         previous = ["", *value]
         return [

@@ -241,32 +241,28 @@ def places(kind: str) -> dict[str, Place]:
 def _places_in(folder: Path, _changed: int) -> dict[str, Place]:
     place_by_name: dict[str, Place] = {}
     for file in sorted(file for file in folder.glob("[!_.]*.py") if file.is_file()):
-        declared = _read_declared(file)
+        with refuse_unreadable(file, "a Python file", "repair the file, or move it out of the folder"):
+            try:
+                with tokenize.open(file) as text:
+                    plugins_match = _SEVERAL.search(text.read())
+            except SyntaxError as error:  # of the line that names its encoding
+                raise ValueError(error.msg) from None
+        declared = dict[str, Place]()
+        if plugins_match:
+            try:
+                written: Any = ast.parse(plugins_match[1].strip(), mode="eval").body
+                pairs = zip(written.keys, written.values, strict=True)
+                declared = {ast.literal_eval(key): Place(file, value.id) for key, value in pairs}
+            except (SyntaxError, ValueError, AttributeError):
+                expected = 'PLUGINS = {"name": Class, …}, with classes of the file'
+                found = "a PLUGINS that is not understood"
+                raise UserError(str(file), found, expected, "write it so") from None
         for name, place in (declared or {file.stem: Place(file)}).items():
             if name in place_by_name:
                 twice = f"{name!r}, which {place_by_name[name].file.name} declares too"
                 raise UserError(str(file), twice, "a name of its own", "rename one of them")
             place_by_name[name] = place
     return dict(sorted(place_by_name.items()))
-
-
-def _read_declared(file: Path) -> dict[str, Place]:
-    """Return the places of a file's PLUGINS by name; empty without it, UserError if it is not understood."""
-    with refuse_unreadable(file, "a Python file", "repair the file, or move it out of the folder"):
-        try:
-            with tokenize.open(file) as text:
-                plugins_match = _SEVERAL.search(text.read())
-        except SyntaxError as error:  # of the line that names its encoding
-            raise ValueError(error.msg) from None
-    if plugins_match is None:
-        return {}
-    try:
-        written: Any = ast.parse(plugins_match[1].strip(), mode="eval").body
-        pairs = zip(written.keys, written.values, strict=True)
-        return {ast.literal_eval(key): Place(file, value.id) for key, value in pairs}
-    except (SyntaxError, ValueError, AttributeError):
-        expected = 'PLUGINS = {"name": Class, …}, with classes of the file'
-        raise UserError(str(file), "a PLUGINS that is not understood", expected, "write it so") from None
 
 
 def load(kind: str, name: str, where: str = "") -> Any:

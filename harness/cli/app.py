@@ -55,11 +55,7 @@ class HeadedGroup(TyperGroup):
                     formatter.write_dl(rows)
 
 
-_START = (
-    "harness init tickets --data tickets.csv",
-    "harness compare -c tickets/harness.yaml",
-    "harness VERB --help",
-)
+_START = ("init tickets --data tickets.csv", "compare -c tickets/harness.yaml", "VERB --help")
 
 app = typer.Typer(
     cls=HeadedGroup,
@@ -74,8 +70,8 @@ app = typer.Typer(
 
 def group(name: str, panel: str, purpose: str, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
     """Add a verb that has verbs of its own, under a heading of the help."""
-    verbs = typer.Typer(cls=cls, help=purpose, no_args_is_help=True, rich_markup_mode=None)
-    app.add_typer(verbs, name=name, rich_help_panel=panel)
+    verbs = typer.Typer(name=name, cls=cls, help=purpose, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(verbs, rich_help_panel=panel)
     return verbs
 
 
@@ -115,11 +111,12 @@ def take_global_options(
     """Take the options before a verb."""
 
 
-def say(line: str) -> None:
-    """Print a line on stderr, without control characters."""
+def say(*lines: str) -> None:
+    """Print lines on stderr, without control characters."""
     from harness.report.escape import clean_lines
 
-    print(clean_lines(line), file=sys.stderr)
+    for line in lines:
+        print(clean_lines(line), file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

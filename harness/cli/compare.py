@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 
 @verb(
     app,
-    "harness compare --dry-run",
-    "harness compare",
-    "harness compare --candidates prompt,lora --seeds 0,1,2",
-    "harness compare candidates.lora.params.r=8",
+    "--dry-run",
+    "",
+    "--candidates prompt,lora --seeds 0,1,2",
+    "candidates.lora.params.r=8",
     heading=EXPERIMENT,
 )
 def compare(
@@ -153,29 +153,25 @@ def compare(
         _print_plan(costs, work, plan, grades, usd_of, as_json)
         jobs = experiment.describe_workers(session, ordered, stored, scope)
         stored_note = experiment.describe_stored(session.unknown_bases(), stored, missing_s)
-        for line in [*notes, stored_note, *filter(None, [jobs])]:
-            say(line)
+        say(*notes, stored_note, *filter(None, [jobs]))
         say("next: the same command without --dry-run runs it")
         return
     whole_s = sum(plan.values()) if computes else None
     say(experiment.first_line(session.experiment, session.machine, len(loaded.selected), whole_s, missing_s))
-    for line in notes:
-        say(line)
+    say(*notes)
     with progress.follow(missing_plan):
-        experiment_report = experiment.run_all(
-            session, loaded, scope, learning_curve=learning_curve, found=stored
-        )
-    experiment_report = write_report(experiment_report, at, candidates or [], session)
+        result = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)
+    result = write_report(result, at, candidates or [], session)
     if rescue and not scope.smoke:
-        prepared = prepare_from_report(session, experiment_report)
-        _print_with_rescue(prepared, experiment_report, loaded.folder / "reports", as_json)
+        prepared = prepare_from_report(session, result)
+        _print_with_rescue(prepared, result, loaded.folder / "reports", as_json)
     else:
-        print_report(experiment_report, as_json, verbose)
+        print_report(result, as_json, verbose)
     if rescue and scope.smoke:
         say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
     if gate and scope.smoke:
         say("a smoke run is no evidence, so --gate ends as undecided (4); leave out --quick and --limit")
-    raise typer.Exit(exit_code(experiment_report, session.experiment.gate, by_verdict=gate))
+    raise typer.Exit(exit_code(result, session.experiment.gate, by_verdict=gate))
 
 
 def _print_with_rescue(
@@ -198,7 +194,7 @@ def _print_with_rescue(
         say("nothing to rescue: no fine-tune gains and fails the gate by what it forgot")
 
 
-@verb(app, "harness train lora", heading=EXPERIMENT)
+@verb(app, "lora", heading=EXPERIMENT)
 def train(
     candidate: Annotated[str, Argument("A candidate of the experiment.")],
     at: ExperimentFile,
@@ -213,20 +209,17 @@ def train(
     for name in loaded.selected:
         session.begin(name, seed)
     weights_by_name = {name: ensure_weights(session, candidates[name], seed) for name in loaded.selected}
-    print_value(
-        {
-            name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or "")}
-            | {"training": w.training.to_plain()}
-            for name, w in weights_by_name.items()
-        },
-        as_json,
-    )
+    plain = {
+        name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or "")}
+        | {"training": w.training.to_plain()}
+        for name, w in weights_by_name.items()
+    }
+    print_value(plain, as_json)
     for name, w in weights_by_name.items():
-        for line in describe_rewards(name, w.training):
-            say(line)
+        say(*describe_rewards(name, w.training))
 
 
-@verb(app, "harness worker", "harness worker /shared/project/runs", heading=EXPERIMENT)
+@verb(app, "", "/shared/project/runs", heading=EXPERIMENT)
 def worker(
     runs: Annotated[Path, Argument("Runs folder of a comparison that has workers.", "RUNS")] = Path("runs"),
     until_input_ends: Annotated[bool, Option("End as soon as standard input ends.")] = False,
@@ -317,13 +310,7 @@ def exit_code(experiment_report: "ExperimentReport", policy: "GatePolicy", *, by
     return gating.exit_code(verdict, policy)
 
 
-@verb(
-    app,
-    "harness eval lora",
-    "harness eval smollm2-135m -t piqa,arc_easy -L 300",
-    name="eval",
-    heading=EXPERIMENT,
-)
+@verb(app, "lora", "smollm2-135m -t piqa,arc_easy -L 300", name="eval", heading=EXPERIMENT)
 def evaluate(
     candidate: Annotated[str, Argument("A candidate of the experiment; with --tasks also any model.")],
     at: ExperimentFile,
@@ -369,18 +356,12 @@ def evaluate(
         say(prepared.first_line)
         scores = standalone.evaluate(prepared)
         written = standalone.write(scores, output_path, log_samples=log_samples) if output_path else ()
-        for line in [*(f"wrote {path}" for path in written), *scores.notes]:
-            say(line)
+        say(*(f"wrote {path}" for path in written), *scores.notes)
         document = ResultDocument("", [score_section(scores.scores)], "")
         print_result(standalone.to_json(scores), document, as_json)
         return
-    given_options = {
-        "--limit": limit,
-        "--num-fewshot": num_fewshot,
-        "--output-path": output_path,
-        "--log-samples": log_samples,
-        "--engine": engine,
-    }
+    given_options: dict[str, object] = {"--limit": limit, "--num-fewshot": num_fewshot}
+    given_options |= {"--output-path": output_path, "--log-samples": log_samples, "--engine": engine}
     if wrong := [name for name, value in given_options.items() if value]:
         found, expected = f"{', '.join(wrong)} without --tasks", "the tasks of lm-eval it is for"
         raise UserError("harness eval", found, expected, "add -t piqa,arc_easy")
@@ -396,13 +377,7 @@ def evaluate(
     print_scores(scores_by_candidate, as_json)
 
 
-@verb(
-    app,
-    'harness ask lora "Where is my parcel?"',
-    "harness ask prompt --item support-012",
-    name="ask",
-    heading=EXPERIMENT,
-)
+@verb(app, 'lora "Where is my parcel?"', "prompt --item support-012", name="ask", heading=EXPERIMENT)
 def ask_one(
     candidate: Annotated[str, Argument("A candidate of the experiment.")],
     text: Annotated[str, Argument("A question, as a row of the target would ask it.")] = "",

@@ -44,7 +44,7 @@ class Remarks(NamedTuple):
         return Edit(name, parameters, files, self.licenses or (), self.notes or (), cost_usd=cost_usd)
 
 
-@verb(data_app, "harness data clean tickets.csv --out clean.csv", name="clean")
+@verb(data_app, "tickets.csv --out clean.csv")
 def data_clean(
     file: File,
     *,
@@ -108,8 +108,7 @@ def data_clean(
         extras |= {"judge": judge} if judge else {}
     extras |= {"spellings": spelling_map} if spellings else {}
     extras |= _digests("decisions", [str(decisions)] if decisions else [])
-    parameters = {**roles._asdict(), "drop_lost": drop_lost, **extras}
-    edit = remarks.edit("clean", parameters, [file])
+    edit = remarks.edit("clean", {**roles._asdict(), "drop_lost": drop_lost, **extras}, [file])
     rows = readers.stream(file, "train")
     ids = RowIds(readers.stream(file, "train")) if new_ids else None
     cleaning = CleaningOptions(leading_spaces, spelling_map, ids, special, low_answers)
@@ -117,12 +116,7 @@ def data_clean(
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
-@verb(
-    data_app,
-    "harness data dedup clean.csv --out unique.csv",
-    "harness data dedup train.csv --against test.csv --out unique.csv",
-    name="dedup",
-)
+@verb(data_app, "clean.csv --out unique.csv", "train.csv --against test.csv --out unique.csv")
 def data_dedup(
     file: File,
     *,
@@ -145,21 +139,15 @@ def data_dedup(
     require_out(out, [file, *tests], dry_run=dry_run)
     content, contents = read_all(file), list(map(read_all, tests))
     roles = roles_of(content, columns)
-    test_rows = [
-        (row, test_roles) for c in contents for test_roles in [roles_of_test(c, columns)] for row in c.rows
-    ]
+    held_out = [(content, roles_of_test(content, columns)) for content in contents]
+    test_rows = [(row, test_roles) for content, test_roles in held_out for row in content.rows]
     parameters = {"alike": alike, "conflicts": conflicts, **_digests("against", tests)}
     edit = remarks.edit("dedup", {**parameters, **roles._asdict()}, [file])
     outcomes = dedup(content.rows, roles, alike=alike, conflicts=conflicts, against=test_rows)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
-@verb(
-    data_app,
-    "harness data split clean.csv --stratify label --out tickets",
-    "harness data split clean.csv --group customer --out tickets",
-    name="split",
-)
+@verb(data_app, "clean.csv --stratify label --out tickets", "clean.csv --group customer --out tickets")
 def data_split(
     file: File,
     *,
@@ -194,12 +182,11 @@ def data_split(
     roles = roles_of(content, columns)
     edit = remarks.edit("split", {**plan.parameters, **roles._asdict()}, [file])
     parts = split(content, roles, plan)
-    for warning in odd_shares(parts, plan):
-        say(warning)
+    say(*odd_shares(parts, plan))
     print_saved(save_split(edit, parts, out or Path(), row_suffix(file) or ".jsonl"), as_json)
 
 
-@verb(data_app, "harness data mix tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl", name="mix")
+@verb(data_app, "tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl")
 def data_mix(
     files: Annotated[list[str], Argument("Two files of rows or more.")],
     *,
@@ -222,11 +209,8 @@ def data_mix(
         step = "name each once; --weights sets the files' shares"
         raise UserError("harness data mix", ", ".join(files), "two different files or more", step)
     if weights is not None and temperature != 1:
-        found, step = (
-            "--weights as well, which are the shares themselves",
-            "leave out --temperature, or --weights",
-        )
-        raise UserError("--temperature", found, "one of the two", step)
+        found = "--weights as well, which are the shares themselves"
+        raise UserError("--temperature", found, "one of the two", "leave out --temperature, or --weights")
     if n_rows is not None:
         refuse_no_rows(n_rows)
     shares = None if weights is None else _numbers("--weights", weights)
@@ -238,7 +222,7 @@ def data_mix(
     _save(edit, mix(contents, mixture), out, as_json=as_json)
 
 
-@verb(data_app, "harness data sample clean.csv --rows 200 --balance label --out few.csv", name="sample")
+@verb(data_app, "clean.csv --rows 200 --balance label --out few.csv")
 def data_sample(
     file: File,
     n_rows: Annotated[int, Option("How many rows.", "--rows")],
@@ -259,8 +243,7 @@ def data_sample(
     refuse_no_rows(n_rows)
     content = read_all(file, balance=balance)
     _doubt_headers([content])
-    parameters = {"rows": n_rows, "balance": balance, "seed": seed}
-    edit = remarks.edit("sample", parameters, [file])
+    edit = remarks.edit("sample", {"rows": n_rows, "balance": balance, "seed": seed}, [file])
     _save(edit, sample(content, n_rows, balance, seed), out, as_json=as_json)
 
 
@@ -337,12 +320,7 @@ def _digests(option: str, files: list[str]) -> dict[str, list[dict[str, str]]]:
 
 
 def _save(
-    edit: "Edit",
-    outcomes: "Iterable[EditedRow]",
-    out: Path | None,
-    *,
-    dry_run: bool = False,
-    as_json: bool = False,
+    edit: "Edit", outcomes: "Iterable[EditedRow]", out: Path | None, *, dry_run: bool = False, as_json: bool
 ) -> None:
     from harness.data.edit.save import save
 
@@ -360,8 +338,7 @@ def save_made(new_rows: "MadeRows", out: Path, as_json: bool) -> None:
     from harness.data.edit.save import save
 
     print_saved(save(new_rows.edit, new_rows.outcomes, out), as_json)
-    for note in new_rows.notes:
-        say(note)
+    say(*new_rows.notes)
 
 
 def print_saved(saved: "SavedEdit", as_json: bool) -> None:
@@ -370,9 +347,8 @@ def print_saved(saved: "SavedEdit", as_json: bool) -> None:
         print_json(saved.manifest)
         return
     counts = saved.manifest["counts"]
-    print(
-        ", ".join(f"{count(n)} {label}" for label, n in counts.items() if n or label in ("read", "written"))
-    )
+    shown = (f"{count(n)} {label}" for label, n in counts.items() if n or label in ("read", "written"))
+    print(", ".join(shown))
     for reason, n in saved.manifest["reasons"].items():
         print(f"  {count(n)} {reason}")
     for kind, n in saved.manifest.get("personal_data", {}).items():

@@ -82,9 +82,13 @@ class Argument(NamedTuple):
 
 
 def verb(
-    group: typer.Typer, *commands: str, name: str | None = None, heading: str | None = None
+    group: typer.Typer, *arguments: str, name: str | None = None, heading: str | None = None
 ) -> Callable[[_Verb], _Verb]:
-    """Add a function as a verb of a group, with commands as examples at the end of its help."""
+    """Add a function as a verb of a group, with examples of its arguments at the end of its help.
+
+    By default the verb has the function's name, without that of the group before it.
+    """
+    of_group = f"{group.info.name} " if isinstance(group.info.name, str) else ""
 
     def add(function: _Verb) -> _Verb:
         # Every field of a tuple of options becomes a parameter; the function receives the tuples.
@@ -107,15 +111,17 @@ def verb(
         parameters = list(_parameters(kinds, defaults))
         vars(call)["__signature__"] = Signature(parameters)
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        group.command(name, rich_help_panel=heading, epilog=examples(*commands))(call)
+        verb_name = name or function.__name__.removeprefix(of_group.replace(" ", "_")).replace("_", "-")
+        commands = (f"{of_group}{verb_name} {example}".rstrip() for example in arguments)
+        group.command(verb_name, rich_help_panel=heading, epilog=examples(*commands))(call)
         return function
 
     return add
 
 
 def examples(*commands: str) -> str:
-    """Format commands for the end of a verb's help, one per line."""
-    return "\n".join((*_BEFORE, *(f"  {command}" for command in commands)))
+    """Format commands, written without `harness`, for the end of a verb's help, one per line."""
+    return "\n".join((*_BEFORE, *(f"  harness {command}" for command in commands)))
 
 
 def example_commands(command: Any) -> list[str]:
@@ -170,11 +176,6 @@ class ExperimentFile(NamedTuple):
     def settings(self) -> list[str]:
         """The overrides, each as a.b=value."""
         return self.overrides or []
-
-    @property
-    def option(self) -> str:
-        """The option that names the file, quoted for a shell; empty for the default."""
-        return config_option(self.config)
 
     @property
     def reports(self) -> Path:
@@ -251,9 +252,7 @@ def config_option(config: Path) -> str:
     return "" if config == CONFIG else f" -c {shlex.quote(str(config))}"
 
 
-def require_out(
-    out: Path | None, inputs: Sequence[str], *, dry_run: bool = False, folder: bool = False
-) -> Path:
+def require_out(out: Path | None, inputs: list[str], *, dry_run: bool = False, folder: bool = False) -> Path:
     """Return the file or folder to write, if it can be written; a dry run needs none."""
     from harness.data.edit.save import refuse_output
 

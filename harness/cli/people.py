@@ -19,7 +19,7 @@ from harness.cli.options import (
     verb,
 )
 from harness.errors import UserError, as_operand
-from harness.formatting import count
+from harness.formatting import count, pluralize
 
 if TYPE_CHECKING:
     from harness.evaluation.session import Session
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 File = Annotated[Path, Argument("The file of answers and labels.", "FILE.csv")]
 
 
-@verb(rate_app, "harness rate export labels.csv", "harness rate export pairs.csv --pairs", name="export")
+@verb(rate_app, "labels.csv", "pairs.csv --pairs")
 def rate_export(
     file: File,
     at: ExperimentFile,
@@ -77,12 +77,7 @@ def rate_export(
     say(f"next: {fill}, then {written}")
 
 
-@verb(
-    rate_app,
-    "harness rate import labels.csv --rater ann",
-    "harness rate import labels.csv --rater ann --scale 1,5",
-    name="import",
-)
+@verb(rate_app, "labels.csv --rater ann", "labels.csv --rater ann --scale 1,5")
 def rate_import(
     file: File,
     at: ExperimentFile,
@@ -132,9 +127,10 @@ def rate_import(
 
 Out = Annotated[Path | None, Option("The new file. A manifest is written next to it.")]
 PerSender = Annotated[int, Option("Rows of one sender, at most; the newest stay.", min=1)]
+_PLACES_SHOWN = 3  # for each reason of rows left out
 
 
-@verb(feedback_app, "harness feedback add log.jsonl", "harness feedback add thumbs.csv", name="add")
+@verb(feedback_app, "log.jsonl", "thumbs.csv")
 def feedback_add(
     file: Annotated[Path, Argument("A log: OpenAI's JSON Lines, or a table of requests and answers.")],
     at: ExperimentFile,
@@ -145,26 +141,35 @@ def feedback_add(
     A row that is stored already is not stored again. Names of persons are not found.
     """
     from harness.cli.progress_bar import TerminalProgress
-    from harness.lifecycle.feedback import add_feedback, describe_added
+    from harness.lifecycle.feedback import add_feedback
     from harness.store import Store
 
     loaded = at.load()
     with TerminalProgress().stage(f"masking {file}") as advance:
-        added = add_feedback(
-            Store(loaded.folder / "runs"), str(file), loaded.experiment.feedback.region, advance
-        )
-    print_result(added._asdict(), describe_added(added), as_json)
+        region = loaded.experiment.feedback.region
+        added = add_feedback(Store(loaded.folder / "runs"), str(file), region, advance)
+    known_text = f", {count(added.known)} are there already" if added.known else ""
+    lines = [f"{added.file}: {pluralize(added.added, 'row')} added{known_text}"]
+    if added.added:
+        parts = ("thumb", "correction", "preference")
+        lines.append("  " + ", ".join(pluralize(getattr(added, f"{name}s"), name) for name in parts))
+    if added.masked:
+        lines.append("  masked: " + ", ".join(f"{count(n)} {kind}" for kind, n in added.masked.items()))
+    if added.without_sender:
+        n_rows = pluralize(added.without_sender, "row")
+        lines.append(f"  {n_rows} without a sender: no cap per sender holds for them")
+    for reason, places in added.left_out.items():
+        shown = ", ".join(places[:_PLACES_SHOWN]) + (", …" if len(places) > _PLACES_SHOWN else "")
+        lines.append(f"  left out: {pluralize(len(places), 'row')}, {reason} ({shown})")
+    if added.unread:
+        lines.append(f"  columns that are not read: {', '.join(sorted(added.unread))}")
+    print_result(added._asdict(), lines, as_json)
     kind = "rows" if added.corrections else "pairs" if added.preferences else ""
     command = ("feedback", kind, "--out", f"{kind}.jsonl") if kind else ("decide",)
     say(f"next: {at.command_line().command(*command)}")
 
 
-@verb(
-    feedback_app,
-    "harness feedback rows --out corrections.jsonl",
-    "harness feedback rows --test-items marked.csv --out items.jsonl",
-    name="rows",
-)
+@verb(feedback_app, "--out corrections.jsonl", "--test-items marked.csv --out items.jsonl")
 def feedback_rows(
     at: ExperimentFile,
     out: Out = None,
@@ -190,7 +195,7 @@ def feedback_rows(
     say(f"next: {check}, then train: {name_beside(at.config, out)} on a candidate in {at.config}")
 
 
-@verb(feedback_app, "harness feedback pairs --out preferences.jsonl", name="pairs")
+@verb(feedback_app, "--out preferences.jsonl")
 def feedback_pairs(
     at: ExperimentFile, out: Out = None, per_sender: PerSender = 3, as_json: Json = False
 ) -> None:

@@ -44,7 +44,7 @@ Number = Annotated[int | None, Argument("The number of an entry, as `champions l
 _ENTRY = ("event", "promoted", "when", "who", "why")
 
 
-@verb(champions_app, "harness champions list", name="list")
+@verb(champions_app, "")
 def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
     """List the promotions, rollbacks and retirements of the target.
 
@@ -65,7 +65,7 @@ def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
     print_value(listed, as_json)
 
 
-@verb(champions_app, "harness champions show", "harness champions show 1 --json", name="show")
+@verb(champions_app, "", "1 --json")
 def champions_show(number: Number = None, config: Config = CONFIG, as_json: Json = False) -> None:
     """Show the present champion, or an entry of the history."""
     at = ExperimentFile(config=config)
@@ -79,7 +79,7 @@ def champions_show(number: Number = None, config: Config = CONFIG, as_json: Json
     print_value(asdict(shown_entry), as_json)
 
 
-@verb(champions_app, "harness champions rollback", "harness champions rollback 1", name="rollback")
+@verb(champions_app, "", "1")
 def champions_rollback(
     number: Number = None, config: Config = CONFIG, reason: Reason = "", by: By = "", as_json: Json = False
 ) -> None:
@@ -97,7 +97,7 @@ def champions_rollback(
     _print_entry(entry, config, as_json)
 
 
-@verb(champions_app, "harness champions retire", "harness champions retire 1", name="retire")
+@verb(champions_app, "", "1")
 def champions_retire(
     number: Number = None, config: Config = CONFIG, reason: Reason = "", by: By = "", as_json: Json = False
 ) -> None:
@@ -127,8 +127,7 @@ def _read_history(at: ExperimentFile) -> "History":
     target = loaded.experiment.target.name
     store.read_champion(loaded.folder, target)
     history = store.read_history(loaded.folder, target)
-    for note in history.notes:
-        say(note)
+    say(*history.notes)
     if not history.entries:
         say(f"{target} never had a champion; next: {at.command_line().command('promote', 'RUN')}")
     return history
@@ -146,7 +145,7 @@ def say_registered(at: ExperimentFile) -> None:
 _PROMOTED = ("run_id", "target", "verdict", "despite", "first_base", "cumulative", "scores")
 
 
-@verb(app, "harness promote lora", 'harness promote lora --force --reason "tested by hand"', heading=RELEASE)
+@verb(app, "lora", 'lora --force --reason "tested by hand"', heading=RELEASE)
 def promote(
     run: Annotated[str, Argument("A run's id, or a candidate (its best seed on validation).")],
     at: ExperimentFile,
@@ -165,9 +164,8 @@ def promote(
     if force != bool(reason):
         given_option, missing_option = ("--force", "--reason") if force else ("--reason", "--force")
         raise UserError(given_option, f"no {missing_option}", "both of them", "add --force --reason REASON")
-    progress = TerminalProgress()
     path, champion = release.promote_named(
-        at.config, run, at.settings, despite=reason, by=by, progress=progress
+        at.config, run, at.settings, despite=reason, by=by, progress=TerminalProgress()
     )
     say(f"wrote {path}")
     if champion.verdict != "pass":
@@ -175,22 +173,17 @@ def promote(
     elif family := release.family_note(at.config, champion, at.settings):
         say(family)
     say_registered(at)
-    for failure in release.list_failed_exports(at.config, champion.run_id, at.settings):
-        say(failure)
+    say(*release.list_failed_exports(at.config, champion.run_id, at.settings))
     facts = {name: getattr(champion, name) for name in _PROMOTED}
     if not as_json:
-        scores = champion.scores.items()
-        loss = champion.cumulative
-        facts["cumulative"] = (
-            f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
-        )
-        facts["scores"] = {
-            key: format_score(champion.units.get(key, RATE), *numbers) for key, numbers in scores
-        }
+        units, loss = champion.units, champion.cumulative
+        change = f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
+        scores = {key: format_score(units.get(key, RATE), *n) for key, n in champion.scores.items()}
+        facts |= {"cumulative": change, "scores": scores}
     print_value({name: value for name, value in facts.items() if value}, as_json)
 
 
-@verb(regressions_app, "harness regressions add lora chat_facts/capital-austria", name="add")
+@verb(regressions_app, "lora chat_facts/capital-austria")
 def regressions_add(
     run: Annotated[str, Argument("The run that lost the items, or its candidate.")],
     items: Annotated[list[str], Argument("Items, each as task/item.")],
@@ -209,7 +202,7 @@ def regressions_add(
         say(f"add {path.stem} to suites: in {config}, then {step} measures the base on it")
 
 
-@verb(regressions_app, "harness regressions confirm lora", name="confirm")
+@verb(regressions_app, "lora")
 def regressions_confirm(
     run: Annotated[str, Argument("The run whose lost pinned items are in doubt.")], config: Config = CONFIG
 ) -> None:
@@ -235,12 +228,7 @@ def regressions_confirm(
 _EXPORTED = ("format", "quantization", "run_id", "weights_digest", "types", "limits", "versions", "notes")
 
 
-@verb(
-    app,
-    "harness export lora --to merged",
-    "harness export lora --to gguf --quantize q4_k_m --dry-run",
-    heading=RELEASE,
-)
+@verb(app, "lora --to merged", "lora --to gguf --quantize q4_k_m --dry-run", heading=RELEASE)
 def export(
     run: Annotated[str, Argument("A run's id, a candidate (its best seed), or the target of a champion.")],
     at: ExperimentFile,
@@ -261,8 +249,7 @@ def export(
     session, loaded = at.open_session()
     stored_run = release.find_run(release.load_study(loaded), run)
     plan = exports.plan_export(session, stored_run, to, quantize, out)
-    for note in plan.notes:
-        say(f"note: {note}")
+    say(*(f"note: {note}" for note in plan.notes))
     if dry_run:
         summary = {"folder": str(plan.folder), "format": plan.format, "quantization": plan.quantization}
         estimated = {"n_bytes": round(plan.n_bytes), "seconds": round(plan.seconds)}
@@ -279,8 +266,8 @@ def export(
 
 @verb(
     app,
-    "harness serve lora --to gguf",
-    "harness serve support --host 0.0.0.0 --port 8080 --api-key-env SERVE_KEY --to gguf",
+    "lora --to gguf",
+    "support --host 0.0.0.0 --port 8080 --api-key-env SERVE_KEY --to gguf",
     heading=RELEASE,
 )
 def serve(
@@ -332,7 +319,7 @@ _AT = "02:30"
 _DAY, _DATE = ("%Y-%m-%d",), "YYYY-MM-DD"
 
 
-@verb(nightly_app, "harness nightly run", name="run")
+@verb(nightly_app, "")
 def nightly_run(
     at: ExperimentFile,
     night: Annotated[datetime | None, Option("Its date, if not today.", formats=_DAY, metavar=_DATE)] = None,
@@ -348,8 +335,7 @@ def nightly_run(
     from harness.lifecycle import nightly
 
     def publish(new_report: nightly.NightReport) -> None:
-        for path in nightly.write(new_report, at.reports):
-            say(f"wrote {path}")
+        say(*(f"wrote {path}" for path in nightly.write(new_report, at.reports)))
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(summary).open("a", encoding="utf-8") as page:
                 page.write(report.markdown(nightly.night_document(new_report)))
@@ -364,7 +350,7 @@ def nightly_run(
     raise typer.Exit(night_report.exit_code)
 
 
-@verb(nightly_app, "harness nightly status", name="status")
+@verb(nightly_app, "")
 def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
     """Show the last night, open alarms and missed nights."""
     from harness.lifecycle import nightly
@@ -383,7 +369,7 @@ def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
     print_result(to_plain(state), document, as_json)
 
 
-@verb(nightly_app, "harness nightly ack lora", "harness nightly ack lora --new-reference", name="ack")
+@verb(nightly_app, "lora", "lora --new-reference")
 def nightly_ack(
     about: Annotated[str | None, Argument("A candidate, or harness; without it all alarms.")] = None,
     config: Config = CONFIG,
@@ -400,12 +386,7 @@ def nightly_ack(
     print_value({"closed": [f"{a.about}: {a.verdict} of {a.night}" for a in closed]}, as_json)
 
 
-@verb(
-    nightly_app,
-    "harness nightly install --cron --at 02:30",
-    "harness nightly install --systemd --write",
-    name="install",
-)
+@verb(nightly_app, "--cron --at 02:30", "--systemd --write")
 def nightly_install(
     cron: Annotated[bool, Option("A line for crontab.")] = False,
     systemd: Annotated[bool, Option("A service and a timer of the user.")] = False,
@@ -428,8 +409,7 @@ def nightly_install(
     scheduler = chosen_names[0]
     files = install.units(scheduler, config, at)
     if write:
-        for path in install.write(files):
-            say(f"wrote {path}")
+        say(*(f"wrote {path}" for path in install.write(files)))
     else:
         for path, text in files.items():
             print(f"# {path}\n{text}" if len(files) > 1 else text, end="")
@@ -441,7 +421,7 @@ def _today() -> date:
     return datetime.now().astimezone().date()
 
 
-@verb(app, "harness rescue lora --dry-run", "harness rescue lora", heading=RELEASE)
+@verb(app, "lora --dry-run", "lora", heading=RELEASE)
 def rescue(
     run: Annotated[str, Argument("A candidate whose gate does not pass, or a run's id.")],
     at: ExperimentFile,
@@ -476,12 +456,11 @@ def run_rescue(prepared: "PreparedRescue", folder: Path) -> "Rescue":
     names = ", ".join(trial.says for trial in prepared.schedule.trials)
     say(f"rescue of {prepared.case.facts.label}, one after the other until one passes: {names}")
     result = rescuing.run(prepared)
-    for path in rescuing.write(result, folder):
-        say(f"wrote {path}")
+    say(*(f"wrote {path}" for path in rescuing.write(result, folder)))
     return result
 
 
-@verb(app, "harness monitor", "harness monitor --since 2026-11-01 --json", heading=RELEASE)
+@verb(app, "", "--since 2026-11-01 --json", heading=RELEASE)
 def monitor(
     at: ExperimentFile,
     since: Annotated[

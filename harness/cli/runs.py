@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from harness.store import TrialRun
 
 
-@verb(app, "harness report", "harness report --candidates prompt,lora", heading=EXPERIMENT)
+@verb(app, "", "--candidates prompt,lora", heading=EXPERIMENT)
 def report(
     at: ExperimentFile, candidates: Candidates = None, verbose: Verbose = False, as_json: Json = False
 ) -> None:
@@ -66,7 +66,7 @@ def report(
     print_report(experiment_report, as_json, verbose)
 
 
-@verb(app, "harness decide", "harness decide decide.requests_per_month=1000000", heading=EXPERIMENT)
+@verb(app, "", "decide.requests_per_month=1000000", heading=EXPERIMENT)
 def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = False) -> None:
     """Say what to ship, with the reasons, from stored runs."""
     from harness import experiment
@@ -82,11 +82,8 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
         step = at.command_line(candidates or ()).command("compare")
         raise HarnessError(f"no decision: found no finished candidate; next: {step}")
     thumbs = compare_thumbs(read_feedback(session.store, texts=False))
-    gains = {
-        fact.label: points(gain.delta, gain.low, gain.high)
-        for fact in stored.facts
-        if (gain := fact.vs_untrained) and stored.unit.is_rate
-    }
+    gained = [(fact.label, fact.vs_untrained) for fact in stored.facts if stored.unit.is_rate]
+    gains = {label: points(gain.delta, gain.low, gain.high) for label, gain in gained if gain}
     lines = [*decision.reasons, *arithmetic_lines(decision, stored.unit), *describe_thumbs(thumbs, gains)]
     print_result({**to_plain(decision), "production": thumbs}, lines, as_json)
     if not as_json:
@@ -95,8 +92,8 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
 
 @verb(
     app,
-    "harness gate --candidate lora --junit gate.xml",
-    "harness gate --base out/base --candidate out/tuned gate.macro=0.02",
+    "--candidate lora --junit gate.xml",
+    "--base out/base --candidate out/tuned gate.macro=0.02",
     heading=RELEASE,
 )
 def gate(
@@ -163,7 +160,7 @@ _SETTINGS = {
 }
 
 
-@verb(app, "harness dashboard", "harness dashboard -c tickets/harness.yaml --port 8502", heading=EXPERIMENT)
+@verb(app, "", "-c tickets/harness.yaml --port 8502", heading=EXPERIMENT)
 def dashboard(
     config: Config = CONFIG,
     host: Annotated[str, Option("The address to listen on.", env=True)] = "localhost",
@@ -188,11 +185,8 @@ def dashboard(
     # Open a browser only if a person uses the screen of this machine.
     has_display = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     has_screen = sys.stderr.isatty() and (sys.platform in ("darwin", "win32") or has_display)
-    os.execve(
-        sys.executable,
-        server_command(host, port),
-        server_environment(config, token, address if has_screen else ""),
-    )
+    environment = server_environment(config, token, address if has_screen else "")
+    os.execve(sys.executable, server_command(host, port), environment)
 
 
 def server_command(host: str, port: int) -> list[str]:
@@ -214,7 +208,7 @@ def app_file() -> Path:
     return next((folder / _SERVER for folder in folders if folder.is_dir()), folders[0] / _SERVER)
 
 
-@verb(runs_app, "harness runs list", "harness runs list --json", name="list")
+@verb(runs_app, "", "--json")
 def runs_list(stored: StoredRuns, as_json: Json = False) -> None:
     """List stored runs and their trials, with their disk use.
 
@@ -247,8 +241,7 @@ def runs_list(stored: StoredRuns, as_json: Json = False) -> None:
             line = f"trial of {trial.run.candidate} for a run that is not stored, {trial_line(trial)}"
             listed[trial.run.run_id] = f"{line}, {size(freed.get(trial.run.run_id, 0))}"
     print_value(listed, as_json)
-    for problem in unreadable:
-        say(f"left out, as damaged: {problem}; next: repair or delete it")
+    say(*(f"left out, as damaged: {problem}; next: repair or delete it" for problem in unreadable))
     if not stored_runs:
         step = f"{stored.command_line().command('compare')}, or name another folder with --runs"
         say(f"no run is stored in {stored.folder}; next: {step}")
@@ -258,7 +251,7 @@ def runs_list(stored: StoredRuns, as_json: Json = False) -> None:
     say(f"{shared.path}: {size(shared.n_bytes)} of base models' answers, for all experiments on this machine")
 
 
-@verb(runs_app, "harness runs show RUN", name="show")
+@verb(runs_app, "RUN")
 def runs_show(
     run_id: Annotated[str, Argument("A run's id.", "RUN")], stored: StoredRuns, as_json: Json = False
 ) -> None:
@@ -272,7 +265,7 @@ def runs_show(
     print_value(facts | ({"weights_folder": str(folder)} if folder else {}), as_json)
 
 
-@verb(runs_app, "harness runs diff RUN OTHER", name="diff")
+@verb(runs_app, "RUN OTHER")
 def runs_diff(
     a: Annotated[str, Argument("A run's id.", "RUN")],
     b: Annotated[str, Argument("Another run's id.", "OTHER")],
@@ -312,9 +305,7 @@ def runs_diff(
         say(f"nothing that is stored differs between {a} and {b}")
 
 
-@verb(
-    runs_app, "harness runs rm RUN", "harness runs rm --unused", "harness runs rm --unused --yes", name="rm"
-)
+@verb(runs_app, "RUN", "--unused", "--unused --yes")
 def runs_rm(
     run_id: Annotated[str | None, Argument("A run's id.", "RUN")] = None,
     *,
@@ -343,9 +334,7 @@ def runs_rm(
     shared = store.base_rows_use()
     list_or_remove = champions.remove_unreferenced if yes else champions.list_unreferenced
     leftovers = list_or_remove(run_store, unfinished=unfinished)
-    listed = {
-        str(entry.path.relative_to(run_store.folder)): size(entry.n_bytes) for entry in leftovers.removable
-    }
+    listed = {str(e.path.relative_to(run_store.folder)): size(e.n_bytes) for e in leftovers.removable}
     if shared.n_bytes:  # they are computed again when needed
         listed[str(shared.path)] = f"{size(shared.n_bytes)}, of every folder on this machine"
     print_value(listed, as_json=False)
@@ -358,7 +347,7 @@ def runs_rm(
     say(f"removed {total}" if yes else f"would free {total}; nothing is removed without --yes")
 
 
-@verb(app, "harness ls metrics", "harness ls keys", "harness ls lm-eval", heading=NAMES)
+@verb(app, "metrics", "keys", "lm-eval", heading=NAMES)
 def ls(
     what: Annotated[
         str, Argument("methods, prompting, metrics, regularizers, keys, suites, tasks or lm-eval")
@@ -371,7 +360,7 @@ def ls(
     print_value(map_purposes(what), as_json)
 
 
-@verb(app, "harness reindex", heading=STORED)
+@verb(app, "", heading=STORED)
 def reindex(stored: StoredRuns, as_json: Json = False) -> None:
     """Rebuild the DuckDB index from the stored runs."""
     from harness import store
@@ -388,12 +377,11 @@ def _facts(run: "Run") -> dict[str, Any]:
 
 def _trial_facts(trial_run: "TrialRun") -> dict[str, Any]:
     names = ("params", "validation", "forgetting", "pruned_at", "fit_key")
-    return {"state": trial_run.state, "metric": trial_run.metric} | {
-        name: getattr(trial_run.trial, name) for name in names
-    }
+    chosen = {name: getattr(trial_run.trial, name) for name in names}
+    return {"state": trial_run.state, "metric": trial_run.metric} | chosen
 
 
-@verb(app, "harness score lora", heading=STORED)
+@verb(app, "lora", heading=STORED)
 def score(
     run: Annotated[str, Argument("A run's id, or a candidate (all its seeds).")],
     at: ExperimentFile,
@@ -416,7 +404,7 @@ def score(
     print_scores(scores_by_run, as_json)
 
 
-@verb(app, "harness schema > harness.schema.json", heading=NAMES)
+@verb(app, "> harness.schema.json", heading=NAMES)
 def schema() -> None:
     """Print the JSON schema of harness.yaml, for editors."""
     from harness.config import json_schema
@@ -427,7 +415,7 @@ def schema() -> None:
 _WIDEST = 60  # characters of a cell
 
 
-@verb(app, "harness sql --tables", 'harness sql "SELECT candidate, outcome FROM verdicts"', heading=STORED)
+@verb(app, "--tables", '"SELECT candidate, outcome FROM verdicts"', heading=STORED)
 def sql(
     query: Annotated[str, Argument("One SELECT, in DuckDB's SQL.", "SELECT")] = "",
     *,

@@ -29,16 +29,14 @@ from harness.formatting import UNKNOWN, count, percent, plain, pluralize, second
 if TYPE_CHECKING:
     from harness.experiment.bases import BaseFit
     from harness.experiment.preflight import Cost
-    from harness.experiment.scaffold import Request
-    from harness.progress import Progress
     from harness.report import ResultDocument
 
 
 @verb(
     app,
-    "harness init tickets --data tickets.csv",
-    "harness init faq --data faq.jsonl --documents manual.jsonl",
-    "harness init chat --data hub:owner/name --base-model Qwen/Qwen2.5-0.5B-Instruct",
+    "tickets --data tickets.csv",
+    "faq --data faq.jsonl --documents manual.jsonl",
+    "chat --data hub:owner/name --base-model Qwen/Qwen2.5-0.5B-Instruct",
     heading=EXPERIMENT,
 )
 def init(
@@ -67,47 +65,29 @@ def init(
     if folder.is_file() and data is None:  # the argument is a file of rows
         folder, data = Path(), str(folder)
     rows = data or str(scaffold.write_example(folder))
-    request = scaffold.Request(
-        folder, rows, base_model, pairs, documents, *columns, task, minutes, instruction
-    )
+    asked = scaffold.Request(folder, rows, base_model, pairs, documents, *columns, task, minutes, instruction)
     progress = TerminalProgress()
     with progress.stage(f"reading {rows}"):
-        proposal = scaffold.propose(request)
-    for line in _check(request, progress) if data else ():
-        say(f"data: {line}")
+        proposal = scaffold.propose(asked)
+    if data:
+        from harness.experiment.check_rows import RowCheck, check_briefly
+
+        try:
+            options = RowCheck([rows], prompt=columns.prompt, reference=columns.reference)
+            brief = check_briefly(options, progress)
+            say(*(f"data: {line}" for line in (*brief.lines, f"the whole page: {brief.command}")))
+        except UserError as error:
+            say(*(f"data: {problem}" for problem in error.problems))
     written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
-    for line in proposal.warnings:
-        say(line)
-    plain = {
-        "task": proposal.kind,
-        "metrics": proposal.task.metrics,
-        "candidates": list(proposal.candidates),
-        "said": proposal.lines,
-        "files": written,
-    }
+    say(*proposal.warnings)
+    plain: dict[str, object] = {"task": proposal.kind, "metrics": proposal.task.metrics}
+    plain |= {"candidates": list(proposal.candidates), "said": proposal.lines, "files": written}
     command = f"harness compare{config_option(folder / 'harness.yaml')}"
     step = f"next: {command} --dry-run estimates tokens and time; {command} runs it"
     print_result(plain, [*proposal.lines, f"wrote {' and '.join(written)}", step], as_json)
 
 
-def _check(request: "Request", progress: "Progress") -> tuple[str, ...]:
-    from harness.experiment.check_rows import RowCheck, check_briefly
-
-    options = RowCheck([request.data], prompt=request.prompt, reference=request.reference)
-    try:
-        brief = check_briefly(options, progress)
-        return (*brief.lines, f"the whole page: {brief.command}")
-    except UserError as error:
-        return tuple(map(str, error.problems))
-
-
-@verb(
-    app,
-    "harness doctor",
-    "harness doctor --noise",
-    "harness doctor --base Qwen/Qwen3-8B --gpu 24GB",
-    heading=EXPERIMENT,
-)
+@verb(app, "", "--noise", "--base Qwen/Qwen3-8B --gpu 24GB", heading=EXPERIMENT)
 def doctor(
     at: ExperimentFile,
     noise: Annotated[bool, Option("Count the base's answers that flip in other batches.", env=True)] = False,
@@ -174,11 +154,9 @@ def doctor(
     print_result(to_plain(checkup), ResultDocument("", sections, ""), as_json)
     if checkup.data:
         say(f"all of the data's findings: {checkup.data.command}")
-    for line in (*checkup.recipes, *checkup.judges):
-        say(line)
-    for problem in checkup.problems:
-        say(f"error: {problem}")
-    options = "".join(f" {shlex.quote(setting)}" for setting in at.settings) + at.option
+    say(*checkup.recipes, *checkup.judges)
+    say(*(f"error: {problem}" for problem in checkup.problems))
+    options = "".join(f" {shlex.quote(setting)}" for setting in at.settings) + config_option(at.config)
     step = f"fix that, then harness doctor{options}" if checkup.problems else f"harness compare{options}"
     say(f"next: {step}")
     raise typer.Exit(2 if checkup.problems else 0)
@@ -207,7 +185,7 @@ def base_document(fit: "BaseFit") -> "ResultDocument":
             f"{use.name}, checkpointing" if use.checkpointing else use.name,
             *(f"{gb:.1f}" for gb in (*use.peak, use.peak.total)),
             "yes" if use.fits else "no",
-            UNKNOWN if use.time_s is None else seconds(use.time_s),
+            seconds(use.time_s),
             usd(use.cost_usd),
         )
         for use in fit.ways
@@ -248,13 +226,7 @@ def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
     arms = list(dict.fromkeys(arm for task in noise.tasks for arm in task.flips))
     columns = ("task", "items", *(f"other {arm}" for arm in arms), "largest difference, nats")
     rows = [
-        (
-            t.task,
-            count(t.n),
-            *(count(t.flips.get(arm)) for arm in arms),
-            UNKNOWN if t.largest_nats is None else plain(t.largest_nats),
-        )
-        for t in noise.tasks
+        (t.task, count(t.n), *map(count, map(t.flips.get, arms)), plain(t.largest_nats)) for t in noise.tasks
     ]
     share = percent(noise.flips / noise.n) if noise.n else UNKNOWN
     flipped = f"{count(noise.flips)} of {count(noise.n)} answers flipped ({share} %)"
@@ -270,12 +242,7 @@ def memory_texts(cost: "Cost") -> tuple[str, str]:
     return gib, {True: "yes", False: "no", None: UNKNOWN}[cost.fits]
 
 
-@verb(
-    data_app,
-    "harness data check tickets.csv",
-    "harness data check train.jsonl --test test.jsonl --html check.html",
-    name="check",
-)
+@verb(data_app, "tickets.csv", "train.jsonl --test test.jsonl --html check.html")
 def data_check(
     files: Annotated[list[str], Argument("Rows: files, or hub:owner/name.", "FILE...")],
     test: Annotated[list[str] | None, Option("Rows to test on, for contamination and likeness.")] = None,

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from harness.evaluation.session import Session
     from harness.experiment.augmentation import Rewriting
     from harness.experiment.writers import Writer, WriterPlan
-    from harness.models.openai_api import Settings
 
 _ADDRESS = re.compile(r"https?://")
 
@@ -69,9 +68,8 @@ class Endpoint(NamedTuple):
 
 @verb(
     data_app,
-    "harness data augment train.csv --with lora --out more.csv",
-    "harness data augment train.csv --with http://localhost:8000/v1 --model qwen --out more.csv",
-    name="augment",
+    "train.csv --with lora --out more.csv",
+    "train.csv --with http://localhost:8000/v1 --model qwen --out more.csv",
     heading=BY_A_MODEL,
 )
 def data_augment(
@@ -103,7 +101,11 @@ def data_augment(
     rewriting = _write_prompts(wording)
     content = read_all(file)
     roles = roles_of(content, columns)
-    session = _session(by_whom, config, dry_run=dry_run)
+    at, session = ExperimentFile(config=config), None
+    if not _ADDRESS.match(by_whom):
+        session = at.open_candidate(by_whom, "--with", dry_run=dry_run)[0]
+    elif config.is_file():
+        session = at.open_session(dry_run=True)[0]
     writer = _writer(session, by_whom, endpoint, rewriting)
     tasks = session.tasks if session else ()
     evaluated_sets = [find_evaluated(tasks)] if tasks else []
@@ -112,9 +114,8 @@ def data_augment(
         evaluated_sets.append(read_evaluated(test_content, roles_of_test(test_content, columns), roles))
     if not evaluated_sets:
         say("warning: rows are held against no test items; name them: --against FILE, or -c harness.yaml")
-    chosen_rows = choose_rows(
-        content, roles, evaluated_sets, n_rows, rewriting, session.target.task.labels if session else ()
-    )
+    labels = session.target.task.labels if session else ()
+    chosen_rows = choose_rows(content, roles, evaluated_sets, n_rows, rewriting, labels)
     task = "write new questions from" if rewriting.by == "new-questions" else "reword"
     first_line = f"{len(chosen_rows.texts):,} of {len(content.rows):,} rows to {task} by {writer.name}"
     in_columns = not row_suffix(written_to.name).startswith(".json")
@@ -123,9 +124,8 @@ def data_augment(
         return
     rows = prepared.make()
     settings = {**rows.edit.parameters, "rows": n_rows, "against": tests, **roles._asdict()}
-    save_made(
-        rows._replace(edit=remarks.edit("augment", settings, [file], rows.edit.cost_usd)), written_to, as_json
-    )
+    edit = remarks.edit("augment", settings, [file], rows.edit.cost_usd)
+    save_made(rows._replace(edit=edit), written_to, as_json)
     command = shlex.join(["harness", "data", "check", as_operand(str(written_to)), *column_options(*columns)])
     train = f"train: {name_beside(config, written_to)} on a candidate in {config}"
     say(f"next: {command}, then {train}; its test items stay as they are")
@@ -137,8 +137,7 @@ def _announce(plan: "WriterPlan", *lines: str, dry_run: bool, as_json: bool) -> 
     if dry_run:
         print_result(plan._asdict(), all_lines, as_json)
     if as_json or not dry_run:
-        for line in all_lines:
-            say(line)
+        say(*all_lines)
     if dry_run:
         say("a dry run sends no request and writes nothing")
     return not dry_run
@@ -173,16 +172,12 @@ def _write_prompts(wording: Wording) -> "Rewriting":
     return rewriting._replace(seed=seed, max_cost=max_cost)
 
 
-def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
-    at = ExperimentFile(config=config)
-    if _ADDRESS.match(by_whom):
-        return at.open_session(dry_run=True)[0] if config.is_file() else None
-    return at.open_candidate(by_whom, "--with", dry_run=dry_run)[0]
-
-
 def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, rewriting: "Rewriting") -> "Writer":
+    from pydantic import ValidationError
+
     from harness.evaluation.runner import sensitive_problems
     from harness.experiment.writers import candidate_writer, endpoint_writer
+    from harness.models.openai_api import Settings, problems
 
     address_options = {f"--{name.replace('_', '-')}": value for name, value in endpoint._asdict().items()}
     if not _ADDRESS.match(by_whom):
@@ -191,49 +186,32 @@ def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, rewriti
             found = f"{', '.join(given_options)} and the candidate {by_whom}, whose recipe says that already"
             raise UserError("--with", found, "options of an address, http://…/v1", "leave them out")
         return candidate_writer(session, by_whom, rewriting.max_cost)
-    settings = _settings(by_whom, endpoint)
+    model, api_key_env, prices = endpoint
+    if model is None:
+        raise UserError("--with", f"{by_whom} without --model", "the model to ask there", "--model NAME")
+    written = None if prices is None else prices.split(",")
+    if written is not None and len(written) != 2:
+        expected = "USD for a million tokens read and written"
+        raise UserError("--prices", repr(prices), expected, "such as 0.15,0.6")
+    rates = written and dict(zip(("input", "output"), written, strict=True))
+    server = {"base_url": by_whom, "model": model, "protocol": "chat", "api_key_env": api_key_env}
+    try:
+        settings = Settings.model_validate({**server, "usd_per_million_tokens": rates})
+    except ValidationError as error:
+        first_error = error.errors()[0]  # never its input, which may hold a secret
+        reason = f"{first_error['loc'][0]}: {first_error['msg'].removeprefix('Value error, ')}"
+        raise UserError("--with", reason, "settings of an endpoint", "correct it") from None
+    refuse(problems(settings, "--with"))
     step = "--with an address of your network, a candidate that answers here, or remove sensitive_data"
     arguments = (settings, "a writer", "--with", step)
-    if session and (problems := list(sensitive_problems(session.experiment, *arguments))):
-        raise UserError(problems)
+    refuse(sensitive_problems(session.experiment, *arguments) if session else None)
     if rewriting.max_cost is not None and settings.usd_per_million_tokens is None:
         step = "--prices READ,WRITTEN"
         raise UserError("--max-cost", "no prices to count it by", "prices of the endpoint", step)
     return endpoint_writer(settings)
 
 
-def _settings(url: str, endpoint: Endpoint) -> "Settings":
-    from pydantic import ValidationError
-
-    from harness.models.openai_api import Settings, problems
-
-    model, api_key_env, prices = endpoint
-    if model is None:
-        raise UserError("--with", f"{url} without --model", "the model to ask there", "--model NAME")
-    written = prices.split(",") if prices is not None else None
-    rates = None if written is None else dict(zip(("input", "output"), written, strict=False))
-    if written is not None and len(written) != 2:
-        expected = "USD for a million tokens read and written"
-        raise UserError("--prices", repr(prices), expected, "such as 0.15,0.6")
-    try:
-        settings = Settings(
-            base_url=url, model=model, protocol="chat", api_key_env=api_key_env, usd_per_million_tokens=rates
-        )
-    except ValidationError as error:
-        first_error = error.errors()[0]  # never its input, which may hold a secret
-        reason = f"{first_error['loc'][0]}: {first_error['msg'].removeprefix('Value error, ')}"
-        raise UserError("--with", reason, "settings of an endpoint", "correct it") from None
-    refuse(problems(settings, "--with"))
-    return settings
-
-
-@verb(
-    data_app,
-    "harness data distill large --dry-run",
-    "harness data distill large --out taught.jsonl --max-cost 5",
-    name="distill",
-    heading=BY_A_MODEL,
-)
+@verb(data_app, "large --dry-run", "large --out taught.jsonl --max-cost 5", heading=BY_A_MODEL)
 def data_distill(
     teacher: Annotated[str, Argument("A candidate of the experiment, such as a larger model's.")],
     at: ExperimentFile,
@@ -270,9 +248,8 @@ def data_distill(
 
 @verb(
     pairs_app,
-    "harness pairs make lora --samples 8 --out pairs.jsonl",
-    "harness pairs make lora --rank judge:./rubric.yaml --max-cost 5 --out judged.jsonl",
-    name="make",
+    "lora --samples 8 --out pairs.jsonl",
+    "lora --rank judge:./rubric.yaml --max-cost 5 --out judged.jsonl",
 )
 def pairs_make(
     candidate: Annotated[str, Argument("A candidate of the experiment, whose answers are sampled.")],
@@ -309,12 +286,7 @@ def pairs_make(
     say(f"next: {train}, or the file as pairs: in data: of the target")
 
 
-@verb(
-    data_app,
-    "harness data propose-prompts large --n 8 --out proposed.yaml",
-    name="propose-prompts",
-    heading=BY_A_MODEL,
-)
+@verb(data_app, "large --n 8 --out proposed.yaml", heading=BY_A_MODEL)
 def data_propose_prompts(
     proposer: Annotated[str, Argument("A candidate of the experiment, such as a larger model's.")],
     at: ExperimentFile,

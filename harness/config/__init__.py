@@ -99,7 +99,14 @@ class LoadedExperiment(NamedTuple):
 
 def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()) -> LoadedExperiment:
     """Read an experiment; `candidates` selects by name, or by a grid's name all its members."""
-    tree = files.read_experiment(path)
+    file = path.absolute()
+    if file.is_dir():
+        raise UserError(str(file), "a folder", "an experiment file", f"-c {file / 'harness.yaml'}")
+    if not file.is_file():
+        step = "write one: harness init DIR --data FILE; or name another with -c"
+        raise UserError(files.describe_missing_file(file, str(file), "an experiment file", step))
+    folder = file.parent.resolve()
+    tree = files.read_file(folder / file.name, folder, "name:, target: and candidates:")
     settings = _parse_settings(overrides, tree)
     # Settings that replace the name of a file apply before the file is read.
     list_keys = ("candidates", "suites", "more_targets")
@@ -118,7 +125,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     for member in members.values():
         if isinstance(member.recipe, dict):
             tree.problems += problems_of(Recipe, member.recipe, tree, ("candidates", member.source))
-    checks.check(tree, members)
+    tree.problems += checks.check(tree, members)
     selected = _select(tree, members, candidates)
     if tree.problems:
         raise UserError(sorted(dict.fromkeys(tree.problems), key=_place))
@@ -158,8 +165,7 @@ def gate_policy(overrides: Sequence[str]) -> GatePolicy:
 def read_suites(folder: Path) -> list[Suite]:
     """Read every suite file of a folder; if it does not exist, those that the package ships."""
     trees = [files.read_file(path, path.parent, "the keys of a suite") for path in files.suite_files(folder)]
-    problems = [problem for tree in trees for problem in problems_of(Suite, tree.data, tree)]
-    refuse(problems)
+    refuse([problem for tree in trees for problem in problems_of(Suite, tree.data, tree)])
     return [Suite.model_validate(tree.data) for tree in trees]
 
 
@@ -195,39 +201,28 @@ def _walk(tree: Tree, names: Sequence[str], where: str) -> Keys:
     parent: Any = tree.data
     keys: Keys = ()
     for depth, key in enumerate(names, 1):
-        entry = _entry(parent, key, keys, where)
+        entry: str | int = key
+        if isinstance(parent, list):
+            entries = [(i, e) for i, e in enumerate(parent) if isinstance(e, dict)]
+            index_by_name = {e["name"]: i for i, e in entries if "name" in e}
+            if key not in index_by_name and not (key.isdigit() and int(key) < len(parent)):
+                hint = did_you_mean(key, map(str, index_by_name))
+                raise UserError(where, f"no entry {key!r}", "the name or index of an entry", hint)
+            entry = int(key) if key.isdigit() and int(key) < len(parent) else index_by_name[key]
+        elif not isinstance(parent, dict):
+            found = f"{'.'.join(map(str, keys))}: {parent!r}, which has no keys"
+            raise UserError(where, found, "a mapping", "set it as a whole")
         keys = (*keys, entry)
         if depth == len(names):
             return keys
         if isinstance(parent, dict) and parent.get(entry) is None:
-            candidates = tree.data.get("candidates")
-            if (
-                len(keys) == 2
-                and keys[0] == "candidates"
-                and isinstance(candidates, dict)
-                and key not in candidates
-            ):
-                problem, hint = f"unknown candidate {key!r}", did_you_mean(key, candidates)
+            if keys[:-1] == ("candidates",) and key not in parent:
+                problem, hint = f"unknown candidate {key!r}", did_you_mean(key, parent)
                 raise UserError(where, problem, "a candidate of the experiment", hint)
             parent[entry] = {}
             tree.marks[keys] = where
         parent = parent[entry]
     return keys
-
-
-def _entry(parent: Any, key: str, keys: Keys, where: str) -> str | int:
-    if isinstance(parent, dict):
-        return key
-    if not isinstance(parent, list):
-        found = f"{'.'.join(map(str, keys))}: {parent!r}, which has no keys"
-        raise UserError(where, found, "a mapping", "set it as a whole")
-    index_by_name = {e["name"]: i for i, e in enumerate(parent) if isinstance(e, dict) and "name" in e}
-    if key.isdigit() and int(key) < len(parent):
-        return int(key)
-    if key in index_by_name:
-        return int(index_by_name[key])
-    hint = did_you_mean(key, map(str, index_by_name))
-    raise UserError(where, f"no entry {key!r}", "the name or index of an entry", hint)
 
 
 def _select(tree: Tree, members: Mapping[str, Any], texts: Sequence[str]) -> tuple[str, ...]:
@@ -242,9 +237,7 @@ def _select(tree: Tree, members: Mapping[str, Any], texts: Sequence[str]) -> tup
         return tuple(name for name, m in members.items() if name in requested or m.source in requested)
     methods = {name: mapping(member.recipe).get("method", BASE) for name, member in members.items()}
     names = plugins.names("methods")
-    return tuple(
-        name for name, method in methods.items() if method not in names or plugins.method(method).answers
-    )
+    return tuple(name for name, m in methods.items() if m not in names or plugins.method(m).answers)
 
 
 def _place(problem: Problem) -> tuple[str, int]:

@@ -6,7 +6,7 @@ names settings outside the ranges of `recipe_ranges.toml`, with all sources that
 
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -33,20 +33,31 @@ _WARMUP = "warmup_steps"  # below 1 a share of all
 SHARE = "warmup_share"
 _KEYS = {BATCH: {*_FACTORS}, SHARE: {_WARMUP}}  # by setting, where it is not its own key
 _BILLION = 1e9
+_LISTED = "one that is listed under suites:"
 
 
-def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
-    """Add all inconsistencies between keys to the tree's problems."""
+def check(tree: Tree, members: Mapping[str, GridMember]) -> Iterator[Problem]:
+    """Yield all inconsistencies between keys."""
     tasks = [(keys, read_valid(spec.Task, task)) for keys, task in raw_tasks(tree)]
     valid_tasks = [(keys, task) for keys, task in tasks if task is not None]
     target = next((task for keys, task in valid_tasks if keys == ("target",)), None)
     for keys, task in valid_tasks:
-        tree.problems += _task(task, keys, tree)
-    tree.problems += _sensitive(valid_tasks, tree)
-    tree.problems += _names_and_roles(valid_tasks, tree)
-    if len(valid_tasks) == len(tasks):  # else an unknown name may be that of a refused task
-        tree.problems += _gate_problems(valid_tasks, tree)
-    tree.problems += _rescue_and_nightly(tree, members)
+        yield from _task(task, keys, tree)
+    yield from _sensitive(valid_tasks, tree)
+    places: dict[str, str] = {}
+    labelled_keys = [(f"task {task.name!r}", (*keys, "name")) for keys, task in valid_tasks]
+    labelled_keys += [(f"suite {suite.get('name')!r}", ("suites", i, "name")) for i, suite in _suites(tree)]
+    for name, keys in labelled_keys:
+        where = tree.where(keys)
+        if name in places:
+            yield Problem(where, f"a second {name}", "every name once", f"the first is at {places[name]}")
+        places.setdefault(name, where)
+    for i, suite in _suites(tree):
+        if suite.get("role", "target") == "target":
+            where = tree.where(("suites", i, "role"))
+            found = f"suite {suite.get('name')!r} with the role target"
+            yield Problem(where, found, "the role capability, safety or regression", "add role: capability")
+    yield from _policies(valid_tasks, tree, members, len(valid_tasks) == len(tasks))
     for name, member in members.items():
         recipe = read_valid(spec.Recipe, member.recipe)
         if recipe is not None:
@@ -58,17 +69,17 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
                     with suppress(ValidationError):  # reported at its own position
                         recipes.append(recipe.with_prompt({key: value}))
             problems = (_recipe(variant, keys, target, tree) for variant in recipes)
-            tree.problems += dict.fromkeys(chain.from_iterable(problems))
-            tree.problems += check_recipe(WrittenRecipe(name, recipe, members, tree), target)
+            yield from dict.fromkeys(chain.from_iterable(problems))
+            yield from check_recipe(WrittenRecipe(name, recipe, members, tree), target)
     experiment = str(tree.data.get("name"))
     for name, member in members.items():
         where = tree.where(("candidates", member.source))
         if not re.fullmatch(spec.NAME, member.source):
-            tree.problems += [Problem(where, f"candidate {member.source!r}", NAME_IN_WORDS, "rename it")]
+            yield Problem(where, f"candidate {member.source!r}", NAME_IN_WORDS, "rename it")
         elif (n := len(f"{experiment}{name}".encode())) > _LONGEST_NAMES:
             found = f"candidate {name!r}, with the name of the experiment {n} bytes"
             step = "shorten one of the names, or values of a grid"
-            tree.problems += [Problem(where, found, f"{_LONGEST_NAMES} at most", step)]
+            yield Problem(where, found, f"{_LONGEST_NAMES} at most", step)
 
 
 def _task(task: spec.Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
@@ -89,10 +100,8 @@ def _task(task: spec.Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
             continue
         judge = spec.metric_name(name)
         if task.kind != "generate":
-            found, step = (
-                f"{judge} on a task of kind {task.kind}",
-                "kind: generate, or a metric such as accuracy",
-            )
+            found = f"{judge} on a task of kind {task.kind}"
+            step = "kind: generate, or a metric such as accuracy"
             yield Problem(at, found, "answers in text to be graded", step)
         if [spec.metric_name(metric) for metric in task.metrics].count(judge) > 1:
             yield Problem(at, f"{judge} twice", "each name of a rubric once", "rename one of the files")
@@ -116,9 +125,7 @@ def _sensitive(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[
     if policy is None or "sensitive_data" not in policy.needs:
         return
     gate = read_valid(spec.GatePolicy, tree.data.get("gate", {}))
-    metrics = [
-        ((*keys, "metrics", i), metric) for keys, task in tasks for i, metric in enumerate(task.metrics)
-    ]
+    metrics = [((*keys, "metrics", i), m) for keys, task in tasks for i, m in enumerate(task.metrics)]
     metrics += [(("gate", "target", "by"), gate.target.by)] if gate else []
     for metric_keys, written in metrics:
         rubric = try_to_read(written, tree.folder, "") if is_judged(written) else []
@@ -150,64 +157,39 @@ def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
         yield from (replace(problem, where=where) for problem in problems_of(params_model, params, tree))
 
 
-def _names_and_roles(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
-    places: dict[str, str] = {}
-    suites = _suites(tree)
-    labelled_keys = [(f"task {task.name!r}", (*keys, "name")) for keys, task in tasks]
-    labelled_keys += [(f"suite {suite.get('name')!r}", ("suites", i, "name")) for i, suite in suites]
-    for name, keys in labelled_keys:
-        where = tree.where(keys)
-        if name in places:
-            yield Problem(where, f"a second {name}", "every name once", f"the first is at {places[name]}")
-        places.setdefault(name, where)
-    for i, suite in suites:
-        if suite.get("role", "target") == "target":
-            where = tree.where(("suites", i, "role"))
-            found = f"suite {suite.get('name')!r} with the role target"
-            yield Problem(where, found, "the role capability, safety or regression", "add role: capability")
-
-
-def _rescue_and_nightly(tree: Tree, members: Mapping[str, GridMember]) -> Iterator[Problem]:
+def _policies(
+    tasks: Sequence[tuple[Keys, spec.Task]], tree: Tree, members: Mapping[str, GridMember], all_valid: bool
+) -> Iterator[Problem]:
+    """Yield the problems of gate, rescue and nightly: unknown names and unusable files."""
+    named: list[tuple[Keys, str, Sequence[str], Collection[str]]] = []  # keys, kind, names, known names
+    gate = read_valid(spec.GatePolicy, tree.data.get("gate", {}))
+    if gate and all_valid and not tree.failed:  # else an unknown name may be that of a refused task
+        suite_tasks = {task.name for keys, task in tasks if keys[0] == "suites"}
+        with_suites = suite_tasks | {str(suite.get("name")) for _, suite in _suites(tree)}
+        named.append((("gate", "critical"), "task or suite", gate.critical, with_suites))
+        named.append((("gate", "tasks"), "task", gate.tasks, suite_tasks))
+        if gate.target.by != spec.PEOPLE:
+            where = tree.where(("gate", "target", "by"))
+            rubric = try_to_read(gate.target.by, tree.folder, where)
+            if isinstance(rubric, list):
+                yield from rubric
+            elif rubric.mode != "pairwise":
+                found = f"{spec.metric_name(gate.target.by)}, whose mode is {rubric.mode}"
+                expected, step = "mode: pairwise, which compares two answers", "write another rubric"
+                yield Problem(where, found, expected, step)
     if rescue := read_valid(spec.RescuePolicy, tree.data.get("rescue", {})):
         yield from check_rows_file(rescue.replay, tree.where(("rescue", "replay")), GENERAL_ROWS)
-        step_names = plugins.rescue_steps() if rescue.steps else ()  # loads all methods
-        for index, step in enumerate(rescue.steps or ()):
-            if step not in step_names:
-                yield _unknown(tree, ("rescue", "steps", index), "step", step, step_names)
+        if rescue.steps:  # known ones load all methods
+            named.append((("rescue", "steps"), "step", rescue.steps, plugins.rescue_steps()))
     nightly = read_valid(spec.NightlyPolicy, tree.data.get("nightly", {}))
-    for index, name in enumerate(nightly.candidates if nightly and members else ()):
-        if name not in members:
-            yield _unknown(tree, ("nightly", "candidates", index), "candidate", name, members)
-
-
-def _unknown(tree: Tree, keys: Keys, kind: str, name: str, known_names: Collection[str]) -> Problem:
-    expected = "a step of a rescue" if kind == "step" else "a candidate"
-    expected = "one that is listed under suites:" if keys[0] == "gate" else expected
-    return Problem(tree.where(keys), f"unknown {kind} {name!r}", expected, did_you_mean(name, known_names))
-
-
-def _gate_problems(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
-    gate = read_valid(spec.GatePolicy, tree.data.get("gate", {}))
-    suites = _suites(tree)
-    if tree.failed or gate is None:
-        return
-    suite_tasks = {task.name for keys, task in tasks if keys[0] == "suites"}
-    name_lists = (
-        ("critical", "task or suite", gate.critical, suite_tasks | {str(s.get("name")) for _, s in suites}),
-        ("tasks", "task", gate.tasks, suite_tasks),
-    )
-    if gate.target.by != spec.PEOPLE:
-        where = tree.where(("gate", "target", "by"))
-        rubric = try_to_read(gate.target.by, tree.folder, where)
-        if isinstance(rubric, list):
-            yield from rubric
-        elif rubric.mode != "pairwise":
-            found = f"{spec.metric_name(gate.target.by)}, whose mode is {rubric.mode}"
-            yield Problem(where, found, "mode: pairwise, which compares two answers", "write another rubric")
-    for key, kind, names, known_names in name_lists:
+    if nightly and members:
+        named.append((("nightly", "candidates"), "candidate", nightly.candidates, members))
+    for keys, kind, names, known_names in named:
+        expected = {"step": "a step of a rescue", "candidate": "a candidate"}.get(kind, _LISTED)
         for index, name in enumerate(names):
             if name not in known_names:
-                yield _unknown(tree, ("gate", key, index), kind, name, known_names)
+                where, hint = tree.where((*keys, index)), did_you_mean(name, known_names)
+                yield Problem(where, f"unknown {kind} {name!r}", expected, hint)
 
 
 def _recipe(recipe: spec.Recipe, keys: Keys, target: spec.Task | None, tree: Tree) -> Iterator[Problem]:
@@ -269,8 +251,7 @@ class Range(NamedTuple):
 @cache
 def ranges() -> tuple[Range, ...]:
     """Read the table."""
-    rows = tomllib.loads(TABLE.read_text("utf-8"))["range"]
-    return tuple(Range(**row) for row in rows)
+    return tuple(Range(**row) for row in tomllib.loads(TABLE.read_text("utf-8"))["range"])
 
 
 def lint(

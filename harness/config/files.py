@@ -15,21 +15,9 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 
-from harness import plugins
+from harness import plugins, spec
 from harness.config.yaml_loading import Keys, Tree, mapping, parse, problems_of
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import (
-    BASE,
-    DATA_FILES,
-    HUB,
-    JUDGE,
-    PLUGINS,
-    Decoding,
-    Suite,
-    is_path,
-    metric_parts,
-    spell_out,
-)
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE, _PACKAGE.parent)
@@ -39,18 +27,6 @@ GRID_KEYS = ("system", "template", "answer")  # keys of a recipe whose lists are
 _WORD = re.compile(r"[a-z0-9]+")
 _IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]+")  # so that a path as a value makes no folder
 _WORDS = 3  # of a text, in the name of its candidate
-
-
-def read_experiment(path: Path) -> Tree:
-    """Read harness.yaml itself."""
-    path = path.absolute()
-    if path.is_dir():
-        raise UserError(str(path), "a folder", "an experiment file", f"-c {path / 'harness.yaml'}")
-    if not path.is_file():
-        step = "write one: harness init DIR --data FILE; or name another with -c"
-        raise UserError(describe_missing_file(path, str(path), "an experiment file", step))
-    folder = path.parent.resolve()
-    return read_file(folder / path.name, folder, "name:, target: and candidates:")
 
 
 def read_file(path: Path, folder: Path, expected: str) -> Tree:
@@ -99,7 +75,7 @@ def inline(tree: Tree) -> None:
         if not suite.keys() & {"tasks", "role"}:
             continue
         suite_data = {**suite, "tasks": [{"name": "checked-as-the-target", "data": {}}]}
-        tree.problems += problems_of(Suite, suite_data, tree, keys)
+        tree.problems += problems_of(spec.Suite, suite_data, tree, keys)
         tasks, prefix = suite.get("tasks"), (*keys, "tasks", 0)
         if not isinstance(tasks, list) or len(tasks) != 1 or not isinstance(tasks[0], dict):
             tree.failed.add(keys)
@@ -194,8 +170,7 @@ def _inline_file(tree: Tree, keys: Keys, relative: str, kind: str) -> None:
             name, subfolder = Path(relative).stem, "baselines"
             expected = "a recipe of baselines/, or a mapping such as {method: lora}"
         stems = {file.stem for root in (tree.folder, *_SHIPPED) for file in (root / subfolder).glob("*.yaml")}
-        hint = did_you_mean(name, stems)
-        tree.problems.append(Problem(where, f"unknown {kind} {name!r}", expected, hint))
+        tree.problems.append(Problem(where, f"unknown {kind} {name!r}", expected, did_you_mean(name, stems)))
         return
     try:
         loaded = read_file(path, tree.folder, f"the keys of a {kind}")
@@ -220,12 +195,12 @@ def _spell_out_recipes(tree: Tree) -> None:
             short: Keys = ("candidates", name, "replay")
             full: Keys = ("candidates", name, "regularize", "replay")
             tree.marks |= {(*full, *k[3:]): mark for k, mark in tree.marks.items() if k[:3] == short}
-            tree.data["candidates"][name] = spell_out(recipe)
+            tree.data["candidates"][name] = spec.spell_out(recipe)
 
 
 def _resolve(task: dict[str, Any], folder: Path) -> None:
     data = mapping(task.get("data"))
-    for split in DATA_FILES:
+    for split in spec.DATA_FILES:
         _resolve_file(data, split, folder)
     metrics = task.get("metrics")
     if isinstance(metrics, list):
@@ -247,8 +222,8 @@ def resolve_model(holder: dict[str, Any], key: str, folder: Path) -> None:
 def _resolve_metric(written: Any, folder: Path) -> Any:
     if not isinstance(written, str):
         return written
-    prefix, name, key = metric_parts(written)
-    if prefix != JUDGE and not is_path(name):
+    prefix, name, key = spec.metric_parts(written)
+    if prefix != spec.JUDGE and not spec.is_path(name):
         return written
     return f"{prefix}{_absolute(name, folder)}{key}"
 
@@ -264,7 +239,7 @@ def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
         for key in ("model", "rerank"):
             resolve_model(mapping(params), key, folder)
     _resolve_file(recipe, "path", folder)
-    if is_path(str(recipe.get("reward", ""))):
+    if spec.is_path(str(recipe.get("reward", ""))):
         _resolve_file(recipe, "reward", folder)
     for params in mapping(recipe.get("regularize")).values():
         _resolve_file(mapping(params), "data", folder)
@@ -275,7 +250,7 @@ def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
 
 def _resolve_row_files(written: Any, folder: Path) -> Any:
     if isinstance(written, str):
-        return written if written.startswith(HUB) else _absolute(written, folder)
+        return written if written.startswith(spec.HUB) else _absolute(written, folder)
     if isinstance(written, list):
         return [_resolve_row_files(entry, folder) for entry in written]
     if isinstance(written, dict) and "files" in written:
@@ -287,7 +262,7 @@ def _resolve_row_files(written: Any, folder: Path) -> Any:
 
 def _resolve_file(holder: dict[str, Any], key: str, folder: Path) -> None:
     path = holder.get(key)
-    if isinstance(path, str) and not path.startswith(HUB):
+    if isinstance(path, str) and not path.startswith(spec.HUB):
         holder[key] = _absolute(path, folder)
 
 
@@ -322,12 +297,12 @@ def expand_grids(tree: Tree) -> dict[str, GridMember]:
     for source, recipe in mapping(tree.data.get("candidates")).items():
         grids: dict[Keys, list[Any]] = {}
         if isinstance(recipe, dict):
-            grids |= _grids_of("methods", recipe.get("method", BASE), recipe.get("params"), ("params",))
+            grids |= _grids_of("methods", recipe.get("method", spec.BASE), recipe.get("params"), ("params",))
             grids |= {(key,): recipe[key] for key in GRID_KEYS if isinstance(recipe.get(key), list)}
             for key, value in mapping(recipe.get("decoding")).items():
-                if key in Decoding.model_fields and isinstance(value, list):
+                if key in spec.Decoding.model_fields and isinstance(value, list):
                     grids["decoding", key] = value
-            for key, kind in PLUGINS.items():
+            for key, kind in spec.PLUGINS.items():
                 for name, params in mapping(recipe.get(key)).items():
                     grids |= _grids_of(kind, name, params, (key, name))
         for keys, grid_values in grids.items():
@@ -367,11 +342,8 @@ def _choose_from_grids(recipe: Any, point: dict[Keys, Any]) -> Any:
         return recipe
     heads = {keys[0] for keys in point}
     nested = {key: {keys[1:]: value for keys, value in point.items() if keys[0] == key} for key in heads}
-    changed = {
-        key: inner[()] if () in inner else _choose_from_grids(recipe[key], inner)
-        for key, inner in nested.items()
-    }
-    return {**recipe, **changed}
+    chosen = {k: v[()] if () in v else _choose_from_grids(recipe[k], v) for k, v in nested.items()}
+    return {**recipe, **chosen}
 
 
 def _label(keys: Keys, values: list[Any], value: Any) -> str:

@@ -6,7 +6,7 @@ made.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,9 +82,7 @@ class WrittenRecipe(NamedTuple):
         while to_visit:
             recipe = read_valid(spec.Recipe, self.members[to_visit.pop()].recipe)
             sources = {recipe.init_from, *recipe.merges} if recipe else set()
-            parents = {
-                parent for parent in sources if parent is not None and parent in self.members
-            } - ancestors
+            parents = {p for p in sources if p is not None and p in self.members} - ancestors
             ancestors |= parents
             to_visit += parents
         return ancestors
@@ -114,9 +112,8 @@ def check_recipe(written: WrittenRecipe, target: spec.Task | None) -> Iterator[P
                 expected = f"{'one of the methods' if len(takers) > 1 else 'the method'} {', '.join(takers)}"
                 step = f"remove {key}, or set method: {'lora' if 'lora' in takers else takers[0]}"
                 yield Problem(written.where(key), found, expected, step)
-        yield from _check_init_from(written)
+        yield from _check_sources(written)
         yield from _check_reward(written)
-        yield from _check_merges(written)
         yield from _check_files(written)
         recipe, method, tree = written.recipe, written.method, written.tree
         key, tried_values = ("search", recipe.search) if recipe.search else ("sweep", recipe.sweep)
@@ -149,9 +146,8 @@ def _check_weights_of_and_role(written: WrittenRecipe) -> Iterator[Problem]:
     source, where = recipe.weights_of, written.where("weights_of")
     lender = members.get(source or "")
     if source == name:
-        yield Problem(
-            where, f"{name} taking its own weights", "the name of another candidate", _others(written)
-        )
+        found = f"{name} taking its own weights"
+        yield Problem(where, found, "the name of another candidate", _others(written))
     elif source is not None and lender is None:
         yield written.unknown("weights_of", source)
     elif lender and mapping(lender.recipe).get("weights_of"):
@@ -174,23 +170,37 @@ def _others(written: WrittenRecipe) -> str:
     return f"one of: {', '.join(names)}" if names else "give it a method"
 
 
-def _check_init_from(written: WrittenRecipe) -> Iterator[Problem]:
-    name, source, wanted_kinds = written.name, written.recipe.init_from, written.method.init_from
-    if source is None or not wanted_kinds:
-        return
-    if source not in written.members:
+def _check_sources(written: WrittenRecipe) -> Iterator[Problem]:
+    """Yield the problems of the candidates that a recipe starts from or merges."""
+    name, recipe, method = written.name, written.recipe, written.method
+    source, wanted_kinds = recipe.init_from, method.init_from.split(plugins.OR)
+    if source is None or not method.init_from:
+        pass
+    elif source not in written.members:
         yield written.unknown("init_from", source)
     elif name in written.ancestors(name):
         found, expected = f"{name} starting from itself", "a candidate that is made before it"
         yield Problem(written.where("init_from"), found, expected, _others(written))
-    elif not {*wanted_kinds.split(plugins.OR)} & {*written.kind_of(source).split(plugins.OR)}:
-        trainers = (plugins.methods(trains_on_rows=True, makes=k) for k in wanted_kinds.split(plugins.OR))
-        makers = " or ".join(maker for methods in trainers for maker in methods)
-        step = f"name a candidate with the method {makers}"
-        yield written.of_another_kind("init_from", source, wanted_kinds, step)
-    elif shape := ", ".join(sorted(written.recipe.params.keys() & set(written.method.fixed))):
+    elif not {*wanted_kinds} & {*written.kind_of(source).split(plugins.OR)}:
+        trainers = (plugins.methods(trains_on_rows=True, makes=kind) for kind in wanted_kinds)
+        step = f"name a candidate with the method {' or '.join(chain.from_iterable(trainers))}"
+        yield written.of_another_kind("init_from", source, method.init_from, step)
+    elif shape := ", ".join(sorted(recipe.params.keys() & set(method.fixed))):
         found = f"{shape} of an adapter that {source} has made already"
         yield Problem(written.where("params"), found, "its shape as it is", f"remove {shape}")
+    merges = recipe.merges if method.merges else ()
+    if method.merges and (len(set(merges)) < 2 or len(set(merges)) < len(merges)):
+        found = f"{recipe.method} of {', '.join(merges) or 'nothing'}"
+        step = "add merges: [lora, other], the names of candidates"
+        yield Problem(written.where("merges"), found, "two candidates or more, each once", step)
+    for merged in merges:
+        if merged not in written.members:
+            yield written.unknown("merges", merged)
+        elif name == merged or name in written.ancestors(merged):
+            found, step = f"{name} merging itself", f"leave {merged} out of merges"
+            yield Problem(written.where("merges"), found, "candidates that are made before it", step)
+        elif method.makes not in written.kind_of(merged).split(plugins.OR):
+            yield written.of_another_kind("merges", merged, method.makes, "name another")
 
 
 def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
@@ -213,24 +223,6 @@ def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
         makers = {candidate for candidate in members if written.kind_of(candidate) == "reward"}
         step = did_you_mean(reward, {*metric_names, *makers})
         yield Problem(written.where("reward"), f"unknown reward {reward!r}", expected, step)
-
-
-def _check_merges(written: WrittenRecipe) -> Iterator[Problem]:
-    name, merges, method = written.name, written.recipe.merges, written.method
-    if not method.merges:
-        return
-    if len(set(merges)) < 2 or len(set(merges)) < len(merges):
-        found = f"{written.recipe.method} of {', '.join(merges) or 'nothing'}"
-        step = "add merges: [lora, other], the names of candidates"
-        yield Problem(written.where("merges"), found, "two candidates or more, each once", step)
-    for source in merges:
-        if source not in written.members:
-            yield written.unknown("merges", source)
-        elif name == source or name in written.ancestors(source):
-            found, step = f"{name} merging itself", f"leave {source} out of merges"
-            yield Problem(written.where("merges"), found, "candidates that are made before it", step)
-        elif method.makes not in written.kind_of(source).split(plugins.OR):
-            yield written.of_another_kind("merges", source, method.makes, "name another")
 
 
 def _check_files(written: WrittenRecipe) -> Iterator[Problem]:
@@ -281,8 +273,7 @@ def _check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterato
         is_chat = mapping(recipe_data.get("params")).get("protocol") == "chat"
         if decoding.by == spec.MEAN_LOGPROB and plugins.method(method).is_remote and is_chat:
             found = "by: mean_logprob of an endpoint that is asked by chat, which gives none of them"
-            step = "choose: majority, or by: judge:./FILE.yaml"
-            yield Problem(where, found, "protocol: completions", step)
+            yield Problem(where, found, "protocol: completions", "choose: majority, or by: judge:./FILE.yaml")
     where_by = written.where("decoding", "by")
     if reward := decoding.reward_model:
         expected = f"{spec.MEAN_LOGPROB}, {spec.JUDGE}./FILE.yaml, or a candidate that makes a reward model"
@@ -290,32 +281,28 @@ def _check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterato
         if reward not in members:
             is_metric = reward in plugins.names("metrics")
             why = "needs the reference, and no user has it" if is_metric else "is not a candidate"
-            reward_models = {
-                name for name, member in members.items() if mapping(member.recipe).get("method") in makers
-            }
+            reward_models = {name for name, m in members.items() if mapping(m.recipe).get("method") in makers}
             found = f"the best by {reward!r}, which {why}"
             yield Problem(where_by, found, expected, did_you_mean(reward, reward_models))
         elif (made_by := mapping(members[reward].recipe).get("method", spec.BASE)) not in makers:
             found = f"the best by {reward}, whose method {made_by} makes no reward model"
             yield Problem(where_by, found, expected, f"a candidate with the method {' or '.join(makers)}")
     elif target and decoding.by and decoding.by != spec.MEAN_LOGPROB:
-        yield from _check_judge(decoding.by, target, where_by)
-
-
-def _check_judge(by: str, target: spec.Task, where: str) -> Iterator[Problem]:
-    name = spec.metric_name(by)
-    written = next((metric for metric in target.metrics if spec.metric_name(metric) == name), None)
-    if written is None:
-        yield Problem(where, f"{by}, which is none of the target's metrics", "one of them", "list it there")
-        return
-    if name == target.primary_metric:
-        found = f"{name}, which chooses the best answer and is the primary metric"
-        expected = "another one to decide: a judge that scores its own choice counts its errors as a gain"
-        yield Problem(where, found, expected, "write primary: with another metric, or by: mean_logprob")
-    rubric = try_to_read(written, Path(), where)  # its problems are reported with the task's metrics
-    if not isinstance(rubric, list) and rubric.needs_references:
-        found = f"{name}, whose rubric shows the judge the reference"
-        yield Problem(where, found, "what a user could choose by, who has none", "reference: false")
+        name = spec.metric_name(decoding.by)
+        judge = next((metric for metric in target.metrics if spec.metric_name(metric) == name), None)
+        if judge is None:
+            found = f"{decoding.by}, which is none of the target's metrics"
+            yield Problem(where_by, found, "one of them", "list it there")
+            return
+        if name == target.primary_metric:
+            found = f"{name}, which chooses the best answer and is the primary metric"
+            expected = "another one to decide: a judge that scores its own choice counts its errors as a gain"
+            step = "write primary: with another metric, or by: mean_logprob"
+            yield Problem(where_by, found, expected, step)
+        rubric = try_to_read(judge, Path(), where_by)  # its problems are reported with the task's metrics
+        if not isinstance(rubric, list) and rubric.needs_references:
+            found = f"{name}, whose rubric shows the judge the reference"
+            yield Problem(where_by, found, "what a user could choose by, who has none", "reference: false")
 
 
 def _check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
@@ -332,10 +319,8 @@ def _check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
 
     # The parameters, with each tried value of a parameter that decides which hooks the method calls.
     values_by_name = {name: recipe.tried[name] for name in hooks if name in recipe.tried}
-    settings = [
-        {**recipe.params, **dict(zip(values_by_name, values, strict=True))}
-        for values in product(*values_by_name.values())
-    ]
+    points = product(*values_by_name.values())
+    settings = [recipe.params | dict(zip(values_by_name, values, strict=True)) for values in points]
     for name, params in recipe.regularize.items():
         where = written.where("regularize", name)
         if name in regularizers and not all(plugins.takes(method, name, setting) for setting in settings):
@@ -353,9 +338,8 @@ def _check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
             found = f"{name} with the method {recipe.method}, {why}"
             yield Problem(where, found, f"one of the methods {takers}", f"remove {name}")
         elif name in regularizers and (refusal := find_refusal(name)):
-            penalties = " or ".join(
-                n for n in plugins.penalties(method, recipe.params) if not find_refusal(n)
-            )
+            usable = (n for n in plugins.penalties(method, recipe.params) if not find_refusal(n))
+            penalties = " or ".join(usable)
             step = f"remove {name}{f', or take {penalties}' if penalties else ''}"
             expected = "an adapter whose matrices are added to the base's"
             yield Problem(where, f"{name} with {refusal}", expected, step)
@@ -409,13 +393,9 @@ def _check_points(written: WrittenRecipe, key: str) -> Iterator[Problem]:
     def find(params: Mapping[str, Any], *keys: str) -> list[Problem]:
         return problems_of(method.params, {**recipe.params, **params}, tree, (*written.keys, *keys))
 
-    value_problems = [
-        problem
-        for name, values in tried_values.items()
-        for value in values
-        for problem in find({name: value}, key, name)
-        if problem.found.startswith(f"{name}:")
-    ]
+    tried = ((name, value) for name, values in tried_values.items() for value in values)
+    found = ((name, problem) for name, value in tried for problem in find({name: value}, key, name))
+    value_problems = [problem for name, problem in found if problem.found.startswith(f"{name}:")]
     yield from value_problems
     if not value_problems and prod(map(len, tried_values.values())) <= _MOST_TRIALS:
         params_problems = set(find({}, "params"))

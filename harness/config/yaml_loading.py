@@ -107,8 +107,7 @@ def _parse_once(text: str, shown_path: str) -> tuple[Any, dict[Keys, str]]:
         return plain(loaded), marks
     except YAMLError as error:
         if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(shown_path, reason, "YAML", "fix the file") from None
+            raise UserError(shown_path, " ".join(str(error).split())[:120], "YAML", "fix the file") from None
         where = f"{shown_path}:{error.problem_mark.line + 1}"
         found = str(error.problem).split(" with value")[0].removeprefix("found ")
         expected, step = "valid YAML", "check quotes, brackets and indentation"
@@ -203,25 +202,10 @@ def _mark(value: Any, keys: Keys, shown_path: str, marks: dict[Keys, str]) -> No
 
 
 def problems_of(model: type[BaseModel], value: Any, tree: Tree, keys: Keys = ()) -> list[Problem]:
-    """Return a model's problems with the value at these keys of the tree."""
-    errors = [(error, (*keys, *error["loc"])) for error in _errors(model, value)]
-    return [
-        _problem(error, model, tree, keys)
-        for error, at in errors
-        if not any(at[:n] in tree.failed for n in range(len(at) + 1))  # neither it nor an enclosing value
-    ]
+    """Return a model's problems with the value at these keys of the tree.
 
-
-def read_valid(model: type[_Model], value: Any) -> _Model | None:
-    """Read a value; None if the model refuses it, for the reasons that `problems_of` returns."""
-    try:
-        return model.model_validate(value)
-    except ValidationError:
-        return None
-
-
-def _errors(model: type[BaseModel], value: Any) -> list[Any]:
-    """List pydantic's errors: one for each value, and one for each disagreement between keys."""
+    There is one for each value, and one for each disagreement between keys.
+    """
     try:
         model.model_validate(value)
         return []
@@ -232,15 +216,34 @@ def _errors(model: type[BaseModel], value: Any) -> list[Any]:
         # A list whose entries were refused counts as too short as well: one problem, not two.
         if e["type"] == "too_short" and e["input"]:
             continue
+        expected = _EXPECTED.get(e["type"]) or e["msg"].removeprefix("Input should be ").split(", ")[0]
+        if e["type"] == "literal_error":
+            expected = f"one of {e['ctx']['expected']}"
+        elif expected.startswith(("greater", "less")):
+            expected = f"a value {expected}"
         loc, raised = _descend(model, e["loc"])[1], e.get("ctx", {}).get("error")
         # Only rules between keys may give several messages about one value.
         disagreements = raised.problems if isinstance(raised, Disagreements) else ()
         for message in disagreements or [str(raised) if e["type"] == "value_error" else ""]:
             entry = merged.setdefault((loc, message), {**e, "loc": loc, "said": message, "expected": []})
-            entry["expected"].append(_describe_expected(e))
+            entry["expected"].append(expected)
     # A value whose keys break a rule has the type of that rule: drop its errors as another type.
     rule_locs = {loc for loc, message in merged if message}
-    return [error for (loc, message), error in merged.items() if message or loc not in rule_locs]
+    errors = [error for (loc, message), error in merged.items() if message or loc not in rule_locs]
+    places = [(error, (*keys, *error["loc"])) for error in errors]
+    return [
+        _problem(error, model, tree, keys)
+        for error, at in places
+        if not any(at[:n] in tree.failed for n in range(len(at) + 1))  # neither it nor an enclosing value
+    ]
+
+
+def read_valid(model: type[_Model], value: Any) -> _Model | None:
+    """Read a value; None if the model refuses it, for the reasons that `problems_of` returns."""
+    try:
+        return model.model_validate(value)
+    except ValidationError:
+        return None
 
 
 def _descend(model: Any, loc: Keys) -> tuple[Any, Keys]:
@@ -308,15 +311,6 @@ def _inner(annotation: Any) -> Any:
 
 def _kinds(annotation: Any) -> list[Any]:
     return [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)]
-
-
-def _describe_expected(error: Any) -> str:
-    if error["type"] in _EXPECTED:
-        return _EXPECTED[error["type"]]
-    if error["type"] == "literal_error":
-        return f"one of {error['ctx']['expected']}"
-    expected = str(error["msg"]).removeprefix("Input should be ").split(", ")[0]
-    return f"a value {expected}" if expected.startswith(("greater", "less")) else expected
 
 
 def short_repr(value: Any) -> str:

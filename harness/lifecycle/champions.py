@@ -133,10 +133,8 @@ def missing_files(at: Store, champion: Champion) -> list[str]:
 
 
 def _hash_exports(at: Store, run_id: str) -> dict[str, dict[str, str]]:
-    return {
-        folder.name: {name: file.sha256 for name, file in export.files.items()}
-        for folder, export in store.exports_of(at, run_id).items()
-    }
+    exports = store.exports_of(at, run_id).items()
+    return {path.name: {name: f.sha256 for name, f in export.files.items()} for path, export in exports}
 
 
 class UnreferencedFiles(NamedTuple):

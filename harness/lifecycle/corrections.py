@@ -6,7 +6,6 @@ row; the rows of one sender are capped. A test item needs a file that names the 
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from harness.data import SourcedExample, readers
 from harness.data.check.personal_data import redact
@@ -68,8 +67,7 @@ def _make(
         kind = {"rows": "correction", "pairs": "preference"}[row_kind]
         step = f"harness feedback add FILE, with a column {kind}"
         raise UserError(f"harness feedback {row_kind}", f"no stored {kind}", "at least one", step)
-    region = session.experiment.feedback.region
-    evaluated = _mask_rows(region, writers.list_evaluated(session.tasks))
+    evaluated = _mask_rows(session.experiment.feedback.region, writers.list_evaluated(session.tasks))
     leaks, n_of_sender = _find_leaks(rows, evaluated), Counter[str]()
     outcomes, kept_rows = list[EditedRow](), list[SourcedExample]()
     for row in reversed(rows):  # newest first
@@ -107,18 +105,21 @@ def _edit_row(row: FeedbackRow, prompt: str, answers: _Answers | str, leaks: _Le
         return drop(source, f"{leak}{how}", where)
     if isinstance(answers, str):
         return drop(source, answers)
-    if (fields := _fields(row, prompt, answers)) is None:
-        return drop(source, f"several turns, which the column {prompt!r} cannot hold")
-    return EditedRow(source._replace(fields=fields))
+    question, groups = writers.write_question(_sourced(row).example)
+    if prompt != "prompt":
+        if "prompt" not in question:
+            return drop(source, f"several turns, which the column {prompt!r} cannot hold")
+        question = {"id": question["id"], prompt: question["prompt"]}
+    origin = {name: getattr(row, name) for name in FEEDBACK_ORIGIN}
+    return EditedRow(source._replace(fields={**question, **answers, **groups, **origin}))
 
 
 def _find_leaks(rows: Sequence[FeedbackRow], other_rows: Sequence[SourcedExample]) -> _Leaks:
     sourced = [_sourced(row) for row in rows]
     questions, other_questions = ([key(row.example) for row in group] for group in (sourced, other_rows))
-    leaks = {
-        rows[alike.training].row_id: (other_rows[alike.evaluated].where, " in other words")
-        for alike in overlaps(questions, other_questions)
-    }
+    pairs = overlaps(questions, other_questions)
+    how = " in other words"
+    leaks = {rows[pair.training].row_id: (other_rows[pair.evaluated].where, how) for pair in pairs}
     exact = find_contaminated_rows(sourced, other_rows)
     return leaks | {leak.training.example.id: (leak.evaluated.where, "") for leak in exact}
 
@@ -172,13 +173,3 @@ def _columns(task: Task) -> tuple[str, str]:
 
 def _sourced(row: FeedbackRow) -> SourcedExample:
     return SourcedExample(Example(row.row_id, row.conversation, cluster=row.sender), row.source)
-
-
-def _fields(row: FeedbackRow, prompt: str, answers: _Answers) -> dict[str, Any] | None:
-    """Return a row's columns and origin; None if the task has no column for several turns."""
-    question, groups = writers.write_question(_sourced(row).example)
-    if prompt != "prompt":
-        if "prompt" not in question:
-            return None
-        question = {"id": question["id"], prompt: question["prompt"]}
-    return {**question, **answers, **groups, **{name: getattr(row, name) for name in FEEDBACK_ORIGIN}}

@@ -33,6 +33,8 @@ _LOWER = (
     f"{ERROR_RATES}|cer|perplexity|ppl|bits_per_byte|brier|loss|error|errors|distance|mae|mse|rmse"
     "|toxicity|toxic|hallucination|hallucinations|violation|violations|harm|harmful|unsafe|bias"
 )
+# By evaluator, advice if the items of two logs differ.
+_SAME_ITEMS = {"lm-eval": "use the same --limit", "inspect": "use the same --limit and --sample-id"}
 MOST_BYTES = 2**31  # of a file or archive member that is read as a whole
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
@@ -49,7 +51,7 @@ class LoggedItem(NamedTuple):
 
 
 class TaskLog(NamedTuple):
-    """One task as answered by one model; unknown `settings` are None, `same_items` is advice."""
+    """One task as answered by one model; unknown `settings` are None."""
 
     task: str
     metric: str
@@ -58,7 +60,6 @@ class TaskLog(NamedTuple):
     settings: dict[str, Any]
     kind: Kind
     evaluator: str
-    same_items: str  # advice if the items differ
     bounds: tuple[float, float] = (0.0, 1.0)
     is_direction_logged: bool = False
 
@@ -91,7 +92,23 @@ class Arm(NamedTuple):
 def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], tasks: Collection[str] = ()) -> Arm:
     """Read one arm from the path that an option gives; only the named `tasks`, if any."""
     finished = [evaluation for evaluation in evaluations if evaluation.tasks]
-    _refuse_several_models(option, path, finished)
+    models: list[Evaluation] = []  # the newest evaluation of each model
+    for evaluation in reversed(finished):
+        if not any(evaluation.is_like(model) for model in models):
+            models.insert(0, evaluation)
+    if len(models) != 1:
+        listing = ", ".join(f"{e.model or 'an unnamed one'} in {e.file.relative_to(path)}" for e in models)
+        difference = ""
+        if len({model.model for model in models}) < len(models):
+            identities = [model.identity or {} for model in models]
+            keys = sorted(set[str]().union(*identities))
+            differing = [key for key in keys if any(d.get(key) != identities[0].get(key) for d in identities)]
+            difference = f"; they differ in {', '.join(differing) or 'nothing that names their model'}"
+        found = f"logs of {len(models)} models or configurations ({listing}{difference})"
+        others = [model.file for model in models if model.file.resolve() != path.resolve()]
+        choices = [f"{option} {as_argument(str(file))}" for file in others]
+        step = " or ".join([*choices, "move the files of each, results included, into a folder of its own"])
+        raise UserError(f"{option} {path}", found, "those of one model, each task once", step)
     counts = Counter(task for evaluation in finished for task in evaluation.tasks)
     if repeated := [task for task, n in counts.items() if n > 1]:
         files = [evaluation.file for evaluation in finished if repeated[0] in evaluation.tasks]
@@ -110,27 +127,6 @@ def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], tasks: 
         {name: problem for name, problem in read_tasks.items() if isinstance(problem, Problem)},
         tuple(sorted(unfinished - logged.keys())),
     )
-
-
-def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evaluation]) -> None:
-    models: list[Evaluation] = []  # the newest evaluation of each model
-    for evaluation in reversed(evaluations):
-        if not any(evaluation.is_like(model) for model in models):
-            models.append(evaluation)
-    if len(models) == 1:
-        return
-    models.reverse()
-    listing = ", ".join(f"{e.model or 'an unnamed one'} in {e.file.relative_to(path)}" for e in models)
-    difference = ""
-    if len({model.model for model in models}) < len(models):
-        identities = [model.identity or {} for model in models]
-        keys = sorted({key for identity in identities for key in identity})
-        differing = [key for key in keys if any(d.get(key) != identities[0].get(key) for d in identities)]
-        difference = f"; they differ in {', '.join(differing) or 'nothing that names their model'}"
-    found = f"logs of {len(models)} models or configurations ({listing}{difference})"
-    choices = [f"{option} {as_argument(str(e.file))}" for e in models if e.file.resolve() != path.resolve()]
-    step = " or ".join([*choices, "move the files of each, results included, into a folder of its own"])
-    raise UserError(f"{option} {path}", found, "those of one model, each task once", step)
 
 
 def refuse_large(path: Path) -> None:
@@ -170,9 +166,8 @@ def differences(old: TaskLog, new: TaskLog) -> list[str]:
     missing = old.items.keys() ^ new.items.keys()
     if missing:
         ids = ", ".join(sorted(missing)[:5])
-        problems.append(
-            f"{old.task}: {len(missing)} items are in one of the two only ({ids}); {old.same_items}"
-        )
+        only = f"{len(missing)} items are in one of the two only ({ids})"
+        problems.append(f"{old.task}: {only}; {_SAME_ITEMS[old.evaluator]}")
     shared = old.items.keys() & new.items.keys()
     for name in dict.fromkeys(name for i in shared for name in old.items[i].digests):
         n = sum(old.items[i].digests.get(name) != new.items[i].digests.get(name) for i in shared)
@@ -219,8 +214,7 @@ def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, Logged
 
 def is_rate(scores: Iterable[object]) -> bool:
     """Tell whether all finite scores are in [0, 1], as the gate's margins require."""
-    finite_scores = [x for x in scores if isinstance(x, int | float) and isfinite(x)]
-    return all(0 <= x <= 1 for x in finite_scores)
+    return all(0 <= x <= 1 for x in scores if isinstance(x, int | float) and isfinite(x))
 
 
 def is_lower_better(metric: str) -> bool:
@@ -246,7 +240,6 @@ _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+
 _RESULTS = re.compile(r"(?:results|(?!samples_).+?(?=_\d{4}-))(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.json$")
 _HASHES = {"doc_hash": "doc", "prompt_hash": "arguments", "target_hash": "target"}  # and the hashed fields
 _WHO = ("model_name", "model_source", "model", "precision", "engine")
-_WANTED = ("a metric such as acc or exact_match", "leave the task out")
 _MACHINE = ("batch_size", "batch_sizes", "device", "use_cache", "bootstrap_iters")
 _OF_TASKS = ("limit", "gen_kwargs", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 _SETTINGS = (
@@ -280,8 +273,7 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
         results = read_object(results_file) or {}
         if not results:
             found, step = "no results that can be read", "copy the file again, or evaluate again"
-            expected = "what lm-eval wrote next to the samples, as JSON"
-            raise UserError(str(results_file), found, expected, step)
+            raise UserError(str(results_file), found, "what lm-eval wrote next to the samples, as JSON", step)
     # The model's configuration without device and request settings.
     other_keys = (*_MACHINE, *_OF_TASKS)
     configuration = {key: value for key, value in _dict(results, "config").items() if key not in other_keys}
@@ -315,10 +307,22 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
             step = "keep the lines of one evaluation, or evaluate again"
             raise UserError(str(path), found, "every item once", step)
         samples = dict(reversed(first.items()))
-        metric = _deciding_metric(path, list(samples.values()))
-        if isinstance(metric, Problem):
-            return metric
-
+        # The first rate decides, else errors per word. These have no upper bound and are left out of means of
+        # tasks, for margins are losses from 0 to 1.
+        sample = next(iter(samples.values()))
+        numbers = [name for name, value in sample.items() if isinstance(value, int | float)]
+        unrated = ("doc_id", "metabench_idx")
+        listed_names = sample.get("metrics") or [name for name in numbers if name not in unrated]
+        scored_names = [name for name in listed_names if isinstance(sample.get(name), int | float)]
+        errors = [name for name in scored_names if is_named(name, ERROR_RATES)]
+        rates = [name for name in scored_names if is_rate(row.get(name) for row in samples.values())]
+        deciding = [*(name for name in rates if name not in errors), *errors]
+        if not deciding:
+            found = f"metrics that are not rates in [0, 1] ({', '.join(map(str, scored_names))})"
+            if not scored_names:
+                found = f"metrics without one number an item ({', '.join(map(str, listed_names)) or 'none'})"
+            return Problem(str(path), found, "a metric such as acc or exact_match", "leave the task out")
+        metric = str(deciding[0])
         scores = {item: row.get(metric) for item, row in samples.items()}
         unscored = [item for item, x in scores.items() if not isinstance(x, int | float) or not isfinite(x)]
         refuse_unscored(path, metric, unscored, len(scores), "evaluate again")
@@ -336,29 +340,16 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
         settings["num_fewshot"] = _dict(results, "n-shot").get(task)
         settings["filter"] = rows[0].get("filter")
         items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
+        is_logged = direction is not None
         # Kind "choice": whether an answer was unparsable or truncated is not in these files.
-        return TaskLog(
-            task,
-            metric,
-            higher,
-            items,
-            settings,
-            "choice",
-            "lm-eval",
-            "use the same --limit",
-            bounds,
-            direction is not None,
-        )
+        return TaskLog(task, metric, higher, items, settings, "choice", "lm-eval", bounds, is_logged)
 
 
 def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
+    logged = ((name, field) for name, field in _HASHES.items() if name in row or field in row)
     return LoggedItem(
         score=float(row[metric]),
-        digests={
-            name: str(row.get(name) or digest_logged(row[field]))
-            for name, field in _HASHES.items()
-            if name in row or field in row
-        },
+        digests={name: str(row.get(name) or digest_logged(row[field])) for name, field in logged},
         answer=digest_logged([row.get("resps"), row[metric]]),
         cluster=find_text_cluster(row.get("doc")),
         n_choices=len(row.get("resps") or row.get("arguments") or ()),
@@ -382,25 +373,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(str(path), "no samples", "one line an item", "evaluate again")
     return rows
-
-
-def _deciding_metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str | Problem:
-    """Return the first rate, else an error rate per word, or the reason why neither can be compared."""
-    # Margins are losses from 0 to 1. Errors per word have no upper bound and are left out of means of tasks.
-    row = rows[0]
-    listed_names = row.get("metrics") or [
-        k for k, v in row.items() if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
-    ]
-    scored_names = [name for name in listed_names if isinstance(row.get(name), int | float)]
-    if not scored_names:
-        found = f"metrics without one number an item ({', '.join(map(str, listed_names)) or 'none'})"
-        return Problem(str(path), found, *_WANTED)
-    errors = [name for name in scored_names if is_named(name, ERROR_RATES)]
-    rates = [name for name in scored_names if name not in errors and is_rate(row.get(name) for row in rows)]
-    if not rates + errors:
-        found = f"metrics that are not rates in [0, 1] ({', '.join(map(str, scored_names))})"
-        return Problem(str(path), found, *_WANTED)
-    return str((rates + errors)[0])
 
 
 def _dict(value: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -116,9 +116,8 @@ def _read_row(row: Row, notes: LogNotes) -> FeedbackRow:
     model = _check_name(text("model"), "model", row.where)
     when, sender = _read_time(take(*_TIMES), row.where), text(*_SENDERS)
     assignment = _check_name(text("assignment"), "assignment", row.where)
-    notes.unread.update(
-        name if _COLUMN.fullmatch(name) and _is_name(name) else "…" for name in fields.keys() - read_names
-    )
+    unread = fields.keys() - read_names
+    notes.unread.update(n if _COLUMN.fullmatch(n) and _is_name(n) else "…" for n in unread)
     values = (answer, _THUMBS[spelt], correction, preference, model, when, sender, assignment, row.where)
     return FeedbackRow("", canonical_json(messages), *values)
 
@@ -127,9 +126,7 @@ def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Lift the keys of objects within a row; outer and earlier keys take precedence."""
     parsed = {name: _parse(name, value) for name, value in fields.items()}
     parsed = {name: value for name, value in parsed.items() if value is not None and value != ""}
-    flat = {
-        name: value for name, value in parsed.items() if not (name in _WITHIN and isinstance(value, Mapping))
-    }
+    flat = {k: v for k, v in parsed.items() if not (k in _WITHIN and isinstance(v, Mapping))}
     for name in _WITHIN:
         if isinstance(value := parsed.get(name), Mapping):
             flat = {**({"answer": value} if "role" in value else _flatten(value)), **flat}
@@ -205,8 +202,7 @@ def _read_time(value: Any, where: str) -> str:
             moment = datetime.fromtimestamp(seconds / 1000 if seconds >= _MILLISECONDS else seconds, UTC)
         return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
-        expected = "ISO 8601, or seconds since 1970"
-        raise UserError(_misread(where, "time", "another value", expected)) from None
+        raise UserError(_misread(where, "time", "another value", "ISO 8601, or seconds since 1970")) from None
 
 
 def _check_name(name: str, column: str, where: str) -> str:
@@ -227,7 +223,6 @@ def _misread(where: str, column: str, found: str, expected: str) -> Problem:
 
 
 _EVERY = 500  # rows between progress reports
-_SHOWN = 3  # places shown per reason of rows left out
 
 
 class AddedFeedback(NamedTuple):
@@ -295,28 +290,6 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
         *(shown_path, added, n_rows - added, notes.left_out, dict(notes.unread), dict(masked)),
         *(n_with["thumb"], n_with["correction"], n_with["preference"], n_with["no_sender"]),
     )
-
-
-def describe_added(result: AddedFeedback) -> list[str]:
-    """Describe the result of adding a log in lines."""
-    known_text = f", {count(result.known)} are there already" if result.known else ""
-    lines = [f"{result.file}: {pluralize(result.added, 'row')} added{known_text}"]
-    if result.added:
-        parts = ("thumb", "correction", "preference")
-        lines.append("  " + ", ".join(pluralize(getattr(result, f"{name}s"), name) for name in parts))
-    if result.masked:
-        lines.append("  masked: " + ", ".join(f"{count(n)} {kind}" for kind, n in result.masked.items()))
-    if result.without_sender:
-        n_rows = pluralize(result.without_sender, "row")
-        lines.append(f"  {n_rows} without a sender: no cap per sender holds for them")
-    for reason, places in result.left_out.items():
-        more = ", …" if len(places) > _SHOWN else ""
-        lines.append(
-            f"  left out: {pluralize(len(places), 'row')}, {reason} ({', '.join(places[:_SHOWN])}{more})"
-        )
-    if result.unread:
-        lines.append(f"  columns that are not read: {', '.join(sorted(result.unread))}")
-    return lines
 
 
 def mask_example(example: Example, region: str) -> Example:

@@ -53,10 +53,8 @@ def select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
     seed_runs = [run for run in runs if seed in (None, run.seed)]
     if not seed_runs:
         seeds = ", ".join(str(run.seed) for run in runs)
-        raise IncompatibleRuns(
-            f"{candidate}: found no run of seed {seed}; expected one of its seeds ({seeds}); "
-            "next: name one of these, or none for the worst of all"
-        )
+        step = "name one of these, or none for the worst of all"
+        raise IncompatibleRuns(candidate, f"no run of seed {seed}", f"one of its seeds ({seeds})", step)
     return seed_runs
 
 
@@ -68,7 +66,7 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
     """
     recipes, runs = stored.experiment.candidates, store.list_runs(stored.store)
     if candidate in recipes:
-        recipe = recipes[candidate]
+        recipe, compare = recipes[candidate], stored.typed.command("compare", "--candidates", candidate)
         if not plugins.find_method(recipe.method).answers:
             raise UserError(phrase_silent(candidate, recipe.method))
         whole = stored.experiment.name
@@ -80,18 +78,14 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
             trained = any(plugins.find_method(r.method).seeded for r in newest.values())
             missing = sorted(set(stored.experiment.seeds) - set(newest)) if trained else []
             if missing:
-                lacking = f"no finished run of seed {', '.join(map(str, missing))}"
-                raise IncompatibleRuns(
-                    f"{candidate}: found {lacking}; expected one of each, because a recipe passes with all of"
-                    f" them; next: {stored.typed.command('compare', '--candidates', candidate)}, or add "
-                    f"'seeds=[{','.join(map(str, sorted(newest)))}]' to this command"
-                )
+                found = f"no finished run of seed {', '.join(map(str, missing))}"
+                expected = "one of each, because a recipe passes with all of them"
+                step = f"{compare}, or add 'seeds=[{','.join(map(str, sorted(newest)))}]' to this command"
+                raise IncompatibleRuns(candidate, found, expected, step)
             return [newest[seed] for seed in sorted(newest)]
         found = "only runs of another recipe, or failed ones" if own_runs else "no run"
-        raise IncompatibleRuns(
-            f"{stored.store.folder}: found {found} of {candidate}; expected a finished run of it as written "
-            f"now; next: {stored.typed.command('compare', '--candidates', candidate)}"
-        )
+        where, expected = str(stored.store.folder), "a finished run of it as written now"
+        raise IncompatibleRuns(where, f"{found} of {candidate}", expected, compare)
     by_id = {r.run_id: r for r in runs if r.state == "done"}
     if candidate in by_id:
         return [by_id[candidate]]
@@ -108,15 +102,13 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
         sampling = store.read_sampling(stored.store, run.run_id)
         sequential = stored.typed.command("compare", "--sequential")
         if sampling is None:
-            raise IncompatibleRuns(
-                f"{run.run_id}: found no record of how its items were sampled; expected sampling.json next"
-                f" to run.json; next: {sequential}, which evaluates nothing again, or --all-items"
-            )
+            found, expected = "no record of how its items were sampled", "sampling.json next to run.json"
+            step = f"{sequential}, which evaluates nothing again, or --all-items"
+            raise IncompatibleRuns(run.run_id, found, expected, step)
         if sampling.of_alpha != stored.experiment.gate.alpha:
-            raise IncompatibleRuns(
-                f"{run.run_id}: found interim analyses planned for gate.alpha {sampling.of_alpha:g}; expected"
-                f" {stored.experiment.gate.alpha:g}, the gate's own; next: {sequential}, which plans again"
-            )
+            found = f"interim analyses planned for gate.alpha {sampling.of_alpha:g}"
+            expected = f"{stored.experiment.gate.alpha:g}, the gate's own"
+            raise IncompatibleRuns(run.run_id, found, expected, f"{sequential}, which plans again")
         # The study as its interim analysis sees it: the sampled items, its name, its alpha.
         gate = stored.experiment.gate.model_copy(update={"alpha": sampling.alpha})
         experiment = stored.experiment.model_copy(update={"name": run.experiment, "gate": gate})
@@ -164,11 +156,9 @@ def _refuse_unfit(
             found = f"the method {run.method}, which answers no task of the suites"
             step = f"{study.typed.command('decide')}, which compares it on {study.target.name}"
             raise UserError(run.candidate, found, "a language model, with capability to lose", step)
-        raise IncompatibleRuns(
-            f"{run.run_id}: found no answers to {', '.join(t.task.name for t in tasks)}; expected those"
-            " to the suites as written now; next:"
-            f" {study.typed.command('compare', '--candidates', run.candidate)}"
-        )
+        found = f"no answers to {', '.join(t.task.name for t in tasks)}"
+        step = study.typed.command("compare", "--candidates", run.candidate)
+        raise IncompatibleRuns(run.run_id, found, "those to the suites as written now", step)
     # Compare the versions of its rows with those of the current files; for a sampled task, the version of the
     # whole task. A run of another experiment (such as a limited one, named by id) answered other items on
     # purpose.
@@ -184,11 +174,9 @@ def _refuse_unfit(
             if then != now:
                 changed.append(f"{key} (task_version {then!r} then, {now!r} now)")
     if changed:
-        raise IncompatibleRuns(
-            f"{run.run_id}: found other items, definitions or evaluation code than it answered: "
-            f"{'; '.join(changed)}; expected the files as they were; next: "
-            f"{study.typed.command('compare')}, which computes what changed"
-        )
+        found = f"other items, definitions or evaluation code than it answered: {'; '.join(changed)}"
+        step = f"{study.typed.command('compare')}, which computes what changed"
+        raise IncompatibleRuns(run.run_id, found, "the files as they were", step)
     refuse_regraded(study, run)
     goal = study.experiment.gate.target
     if (goal.gain, goal.win_rate) != (None, None):
@@ -220,11 +208,9 @@ def _refuse_other_grades(stored: Study, task: Task, role: Role, run: Run) -> Non
     if then not in {
         scoring_digest(task, role, judged, unspaced) for judged in graded for unspaced in (False, True)
     }:
-        raise IncompatibleRuns(
-            f"{run.run_id}: found grades of {key} by another judge or rubric, or another scoring of it; "
-            "expected those of the files as they are now; next: "
-            f"{stored.typed.command('compare')}, which grades the same answers again"
-        )
+        found = f"grades of {key} by another judge or rubric, or another scoring of it"
+        step = f"{stored.typed.command('compare')}, which grades the same answers again"
+        raise IncompatibleRuns(run.run_id, found, "those of the files as they are now", step)
 
 
 def find_run(stored: Study, name: str) -> Run:
@@ -238,8 +224,7 @@ def best_run(stored: Study, runs: list[Run]) -> Run:
     """Return the run that is best on validation."""
     if len(runs) == 1:
         return runs[0]
-    facts = [reached_on_target(stored, run) for run in runs]
-    chosen = best(facts)
+    chosen = best([reached_on_target(stored, run) for run in runs])
     return next((run for run in runs if chosen and run.run_id == chosen.run_id), runs[0])
 
 
@@ -291,15 +276,10 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
             f"{', '.join(new.names)}); expected the same; "
             "next: evaluate both models on the same tasks with one evaluator"
         )
-    problems = [
-        problem for name in shared for problem in eval_logs.differences(old.tasks[name], new.tasks[name])
-    ]
+    problems = [p for name in shared for p in eval_logs.differences(old.tasks[name], new.tasks[name])]
     if problems:
         raise IncompatibleRuns("\n".join(problems))
-    answers = [
-        {name: [item.answer for _, item in sorted(arm.tasks[name].items.items())] for name in shared}
-        for arm in (old, new)
-    ]
+    answers = [{n: [i.answer for _, i in sorted(arm.tasks[n].items.items())] for n in shared} for arm in arms]
     same = [name for name in shared if answers[0][name] == answers[1][name]]
     if same == shared:
         n = sum(len(old.tasks[name].items) for name in shared)
@@ -347,19 +327,14 @@ def _list_notes(
         yield f"the logs of both arms name one model, {new.model}, under one configuration"
     if same:
         yield f"the same answers to every item in both arms, as if copied: {', '.join(same)}"
-    unknown = [
-        name
-        for name in shared
-        if not all("doc_hash" in item.digests for item in old.tasks[name].items.values())
-    ]
+    unknown = [n for n in shared if any("doc_hash" not in i.digests for i in old.tasks[n].items.values())]
     if unknown:
         yield f"items paired by their id alone, as no document is logged: {', '.join(unknown)}"
+    unlogged = [(n, log) for n, log in new.tasks.items() if n in shared and not log.is_direction_logged]
     guessed = [
         f"{log.metric} of {name}, {'higher' if log.higher_is_better else 'lower'}"
-        for name, log in new.tasks.items()
-        if name in shared
-        and not log.is_direction_logged
-        and not eval_logs.is_named(log.metric, eval_logs.HIGHER)
+        for name, log in unlogged
+        if not eval_logs.is_named(log.metric, eval_logs.HIGHER)
     ]
     if guessed:
         yield f"whether higher or lower is better is not logged and told by the name: {', '.join(guessed)}"

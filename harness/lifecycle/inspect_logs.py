@@ -155,20 +155,9 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
         scores = {name: [sampled.get(metric) for sampled in epochs] for name, epochs in item_scores.items()}
         unscored = [name for name, values in scores.items() if None in values]
         eval_logs.refuse_unscored(log.path, metric, unscored, len(scores), _AGAIN)
-        items = {
-            name: _item(by_item[name], [x for x in values if x is not None])
-            for name, values in scores.items()
-        }
-        return TaskLog(
-            task,
-            metric,
-            not eval_logs.is_lower_better(metric),
-            eval_logs.join_copies(log.path, items),
-            _settings(log.header),
-            "generate",
-            "inspect",
-            "use the same --limit and --sample-id",
-        )
+        items = {n: _item(by_item[n], [x for x in values if x is not None]) for n, values in scores.items()}
+        higher, joined = not eval_logs.is_lower_better(metric), eval_logs.join_copies(log.path, items)
+        return TaskLog(task, metric, higher, joined, _settings(log.header), "generate", "inspect")
 
 
 def _scores(sample: Mapping[str, Any]) -> dict[str, float | None]:
@@ -203,6 +192,7 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
     messages = first.get("messages") or ()
     turns = (i for i, m in enumerate(messages) if m.get("role") == "assistant" and m.get("source") != "input")
     prompt = list(messages[: next(turns, len(messages))])
+    logged = [[sample.get(key) for key in ("uuid", "output", "scores")] for sample in samples]
     return LoggedItem(
         score=fmean(scores),
         digests={
@@ -210,9 +200,7 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
             "prompt_hash": digest(_content(prompt)),
             "target_hash": digest(first.get("target")),
         },
-        answer=eval_logs.digest_logged(
-            [[sample.get("uuid"), sample.get("output"), sample.get("scores")] for sample in samples]
-        ),
+        answer=eval_logs.digest_logged(logged),
         cluster=eval_logs.find_text_cluster(first.get("metadata")),
         n_choices=len(choices) if one_is_right else 0,
         status=next((status for status in stop_statuses if status != "ok"), "ok"),
@@ -246,12 +234,38 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name
 
 
 def _read_members(path: Path, is_wanted: Callable[[str], bool]) -> list[bytes]:
+    contents: list[bytes] = []
     with path.open("rb") as raw:
         archive = _open_archive(raw)
         members = [info for info in archive.infolist() if is_wanted(info.filename)]
         step = "if that is meant: inspect log convert, to JSON"
         refuse_bomb(str(path), sum(info.file_size for info in members), path.stat().st_size, step)
-        return [_read_member(archive, raw, info) for info in members]
+        for info in members:
+            if info.file_size > eval_logs.MOST_BYTES:
+                raise zipfile.BadZipFile(f"{info.filename}: more than {eval_logs.MOST_BYTES:,} bytes")
+            if info.compress_type != _ZSTANDARD:
+                try:
+                    contents.append(archive.read(info))
+                except (NotImplementedError, RuntimeError, zlib.error) as error:
+                    raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
+                continue
+            raw.seek(info.header_offset)
+            local_header = raw.read(_LOCAL_HEADER.size)
+            if len(local_header) < _LOCAL_HEADER.size or not local_header.startswith(b"PK\x03\x04"):
+                raise zipfile.BadZipFile(f"{info.filename}: no local header")
+            _, n_name, n_extra = _LOCAL_HEADER.unpack(local_header)
+            raw.seek(n_name + n_extra, 1)
+            import pyarrow
+
+            try:
+                packed = raw.read(info.compress_size)
+                content = pyarrow.decompress(packed, info.file_size, codec="zstd", asbytes=True)
+            except (pyarrow.ArrowInvalid, OSError) as error:
+                raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
+            if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
+                raise zipfile.BadZipFile(f"{info.filename}: bad checksum")
+            contents.append(content)
+    return contents
 
 
 def _open_archive(raw: BinaryIO) -> zipfile.ZipFile:
@@ -259,30 +273,3 @@ def _open_archive(raw: BinaryIO) -> zipfile.ZipFile:
         return zipfile.ZipFile(raw)
     except NotImplementedError as error:  # a newer version of the format, or a damaged byte
         raise zipfile.BadZipFile(str(error)) from error
-
-
-def _read_member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > eval_logs.MOST_BYTES:
-        raise zipfile.BadZipFile(f"{info.filename}: more than {eval_logs.MOST_BYTES:,} bytes")
-    if info.compress_type != _ZSTANDARD:
-        try:
-            return archive.read(info)
-        except (NotImplementedError, RuntimeError, zlib.error) as error:
-            raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
-    raw.seek(info.header_offset)
-    local_header = raw.read(_LOCAL_HEADER.size)
-    if len(local_header) < _LOCAL_HEADER.size or not local_header.startswith(b"PK\x03\x04"):
-        raise zipfile.BadZipFile(f"{info.filename}: no local header")
-    _, n_name, n_extra = _LOCAL_HEADER.unpack(local_header)
-    raw.seek(n_name + n_extra, 1)
-    import pyarrow
-
-    try:
-        content: bytes = pyarrow.decompress(
-            raw.read(info.compress_size), info.file_size, codec="zstd", asbytes=True
-        )
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
-    if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
-        raise zipfile.BadZipFile(f"{info.filename}: bad checksum")
-    return content

@@ -139,7 +139,7 @@ def export_answers(
         found = f"{metric!r}, the judge of the win rate"
         raise UserError("--metric", found, "a metric of single answers", f"{file} --pairs rates pairs")
     measured = _metric(task, metric)
-    labels, stored_rows = read_labels(at, task, measured.name), stored.rows
+    labels, drawn = read_labels(at, task, measured.name), stored.rows.with_drawn
     if candidates:
         chosen_runs = [candidate_runs(stored, name) for name in candidates]
     else:
@@ -148,10 +148,7 @@ def export_answers(
         chosen = [f for f in (strongest_run(facts), alternative(facts)) if f is not None]
         measured_runs.sort(key=lambda run_facts: run_facts[1] not in chosen)
         chosen_runs = [[run for run, f in measured_runs if f.name == choice.name] for choice in chosen]
-    seeds = [
-        [_arm(measured.name, run, stored_rows.with_drawn(run, task), labels) for run in of_recipe]
-        for of_recipe in chosen_runs
-    ]
+    seeds = [[_arm(measured.name, run, drawn(run, task), labels) for run in runs] for runs in chosen_runs]
     chosen_arms = [max(of_recipe, key=lambda arm: len(arm.open_)) for of_recipe in seeds]
     arms = [arm.rows for arm in chosen_arms]
     shared = draw_items(set[str]().union(*arms), task.name, measured.name)
@@ -161,9 +158,7 @@ def export_answers(
         found = f"no answer without a label for {measured.name}, of {labels_of}"
         failed = sum(arm.n_failed for arm in chosen_arms)
         also = f" ({count(failed)} failed or could not be scored)" if failed else ""
-        raise IncompatibleRuns(
-            f"{at.folder}: found {found}{also}; expected one to label; next: harness report"
-        )
+        raise IncompatibleRuns(str(at.folder), f"{found}{also}", "one to label", "harness report")
     begins, rows = _key_begins(task, measured.name), list[tuple[str, ...]]()
     for item in open_[:n_items]:
         answers = [arm[item] for arm in arms if item in arm]
@@ -209,12 +204,8 @@ def import_labels(
     digests = dict.fromkeys(run.rows[f"{task.name}/test"] for run in runs)
     rows = [row for rows_digest in digests for row in store.read_rows(at, rows_digest)]
     metrics = load_metrics(task)
-    answers_by_key = {
-        _KEY + answer_digest(metric, row): (metric, row.example_id)
-        for row in rows
-        for metric in metrics
-        if metric in row.parts
-    }
+    scored = ((metric, row) for row in rows for metric in metrics if metric in row.parts)
+    answers_by_key = {_KEY + answer_digest(metric, row): (metric, row.example_id) for metric, row in scored}
     metric, labels, n_labels, n_blank = _read(file, answers_by_key, scale or (0.0, 1.0), task)
     if scale is None and (rubric := rubric_of(task, metric)):
         # Numbers that fit both the scale of a judge's rubric and the range from 0 to 1.
@@ -225,10 +216,8 @@ def import_labels(
             step = f"--scale {low},{high} where they are the rubric's grades, else --scale 0,1"
             raise UserError(f"{file}: label", found, "the scale of the labels", step)
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # because a later import replaces it
-    label_set = LabelSet(
-        "", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric)
-    )
-    store.save_labels(at, replace(label_set, id=digest(asdict(label_set))))
+    entry = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
+    store.save_labels(at, replace(entry, id=digest(asdict(entry))))
     latest, by_run = read_labels(at, task, metric), dict[str, int]()
     for run in runs:
         scored_rows = [row for row in stored.rows.with_drawn(run, task) if metric in row.parts]
@@ -269,10 +258,8 @@ def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
             measured.append((run, reached_on_target(stored, run, metric)))
     within = apply_budgets([f for _, f in measured], stored.experiment.decide)
     if not measured:
-        raise IncompatibleRuns(
-            f"{stored.store.folder}: found no run with answers to {task.name}; expected one to label; "
-            f"next: {stored.typed.command('compare')}"
-        )
+        where, step = str(stored.store.folder), stored.typed.command("compare")
+        raise IncompatibleRuns(where, f"no run with answers to {task.name}", "one to label", step)
     return [(run, f) for (run, _), f in zip(measured, within, strict=True)]
 
 

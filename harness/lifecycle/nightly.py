@@ -15,13 +15,14 @@ from typing import NamedTuple
 from harness import config, provenance, store
 from harness.analysis.answers import add_samples
 from harness.config import LoadedExperiment, is_judged
-from harness.errors import HarnessError, Problem, UserError, one_line
+from harness.errors import HarnessError, UserError, one_line
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judging_stage import grade_rows
 from harness.evaluation.row_sets import RowSet, suite_sets
 from harness.evaluation.session import Session
 from harness.experiment import Scope, ensure_weights, prepare_session, refuse_folds, stands_on
 from harness.experiment.study import judge_labels
+from harness.formatting import p_value, pluralize
 from harness.lifecycle import nightly_changes, nightly_state, production, watchlist
 from harness.lifecycle.nightly_alarm import (
     HARNESS,
@@ -36,7 +37,7 @@ from harness.lifecycle.nightly_alarm import (
 )
 from harness.lifecycle.nightly_changes import NightArms
 from harness.lifecycle.watchlist import ItemBatch, NightItems, Rows, Target
-from harness.models.openai_api import PROTOCOLS
+from harness.models.openai_api import PROTOCOLS, Settings
 from harness.progress import Progress, SilentProgress
 from harness.records import digest
 from harness.store import Store
@@ -66,9 +67,8 @@ def run_prepared(
     session: Session, loaded: LoadedExperiment, day: date, publish: Publish | None = None
 ) -> NightReport:
     """Run one night on a prepared session, and publish it like `run_night`."""
-    refuse_folds(
-        session.folds, "harness nightly run", "whose rows are those that the champion was trained on"
-    )
+    why = "whose rows are those that the champion was trained on"
+    refuse_folds(session.folds, "harness nightly run", why)
     folder, experiment = nightly_state.home(session.store, session.experiment.name), session.experiment
     with _night_lock(folder):
         state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
@@ -89,15 +89,14 @@ def run_prepared(
         if publish is not None:
             publish(report)
         if report.new:
-            nightly_state.write_state(
-                session.store, folder, replace(state, alarms=(*state.alarms, *report.new))
-            )
+            alarms = (*state.alarms, *report.new)
+            nightly_state.write_state(session.store, folder, replace(state, alarms=alarms))
     return report
 
 
 def _night_lock(folder: Path) -> AbstractContextManager[None]:
     found, step = "another nightly run at work there", "wait until it has finished"
-    busy = HarnessError(str(Problem(str(folder), found, "to be alone", step)))
+    busy = HarnessError(str(folder), found, "to be alone", step)
     return store.hold_file(folder / ".lock", busy, wait_s=0)
 
 
@@ -119,9 +118,8 @@ class _NightRun:
     ) -> None:
         self.session, self.loaded, self.day, self.nights = session, loaded, day.isoformat(), nights
         self.folder, self.home, self.state = folder / self.day, folder, state
-        self.environment = store.keep_environment(
-            session.store, provenance.describe_environment(session.machine.name)
-        )
+        environment = provenance.describe_environment(session.machine.name)
+        self.environment = store.keep_environment(session.store, environment)
         # The tasks of each series, one series per target; `harness compare` covers bits per byte and safety.
         suites = [m for m in session.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
         self.tasks = {
@@ -158,11 +156,16 @@ class _NightRun:
                 candidates.append(entry)
         # Drift in the feedback stored since the last night; empty without feedback.
         since = datetime.fromisoformat(self.nights[-1].started) if self.nights else None
+        lines: list[str] = []
         try:
             rows = store.read_feedback(self.session.store, added_since=since)
-            drift_lines = production.summarize(production.find_drift(self.loaded, rows)) if rows else ()
+            if rows:
+                drift = production.find_drift(self.loaded, rows)
+                lines = [f"production, {pluralize(drift.n_requests, 'request')}: {drift.sentence}"]
+                moved = (t for t in drift.tests if t.has_moved)
+                lines += (f"{t.of}, {t.trait}: {t.effect} (p by Holm {p_value(t.p_adjusted)})" for t in moved)
         except Exception as error:  # noqa: BLE001 (it must not end the night)
-            drift_lines = (f"production was not compared: {one_line(error)}",)
+            lines = [f"production was not compared: {one_line(error)}"]
         night = nightly_state.Night(
             night=self.day,
             started=started,
@@ -174,7 +177,7 @@ class _NightRun:
             candidates=tuple(candidates),
             taken={key: items.taken for key, items in self.plan.items()},
             left={key: items.left for key, items in self.plan.items()},
-            production=drift_lines,
+            production=tuple(lines),
         )
         return night, self.references
 
@@ -199,7 +202,10 @@ class _NightRun:
         since = served = ""
         if weights.kind in PROTOCOLS:
             since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
-            served = watchlist.describe_endpoint(target.candidate, since, self.day)
+            endpoint = Settings(**target.candidate.source.params).name
+            as_when = f"as since {since}" if since else "as in the reference"
+            how = "otherwise than before" if since == self.day else as_when
+            served = f"the endpoint ({endpoint}), which answers its anchors {how}"
         metric, task, judged = session.target.primary, session.target.task, None
         limit = session.experiment.gate.max_errors
         if is_judged(metric.name):
@@ -216,17 +222,14 @@ class _NightRun:
             arms = NightArms(now, then, None, None)
             if control is not None and any(item[0] in tasks for item in control.then):
                 arms = arms._replace(base_now=control.now, base_then=control.then)
-            items = self.plan[key]
-            series[key] = nightly_changes.compare_series(
-                arms, items.anchors, items.fresh, self.metrics, limit
-            )
+            plan = self.plan[key]
+            series[key] = nightly_changes.compare_series(arms, plan.anchors, plan.fresh, self.metrics, limit)
+        tests = watchlist.describe_tested(session, reference, weights, promptings, self.environment, served)
         return nightly_state.NightCandidate(
             name=target.name,
             reference=reference.id,
             tested=digest([weights.digest, promptings, self.environment, since]),
-            tests=watchlist.describe_tested(
-                session, reference, weights, promptings, self.environment, served
-            ),
+            tests=tests,
             since=since,
             fit_keys=tuple(stands_on(weights)),
             making=making,
@@ -245,10 +248,8 @@ class _NightRun:
         history = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (name, reference)]
         since = next((w.since for w in reversed(history) if not w.error), "")
         if since:
-            parts = [
-                (batch.rows, store.read_measured(watchlist.batch_file(self.home / since, name, batch)) or ())
-                for batch in fixed
-            ]
+            files = [watchlist.batch_file(self.home / since, name, batch) for batch in fixed]
+            parts = [(b.rows, store.read_measured(file) or ()) for b, file in zip(fixed, files, strict=True)]
             earlier = watchlist.index_by_item(row for rows in grade_rows(self.session, parts) for row in rows)
             then = earlier or then  # no rows are found if the evaluation code has changed since
         anchors = {(batch.rows.measured.task.name, i) for batch in fixed for i in batch.ids}
@@ -266,12 +267,8 @@ class _NightRun:
             # Anchors of the first night in this environment since a drift was acknowledged.
             nights = nightly_state.nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
             first = next((self.home / n.night for n in nights if n.environment == self.environment), None)
-            fixed = (
-                [watchlist.batch_file(first, label, batch) for batch in batches if batch.kind == "anchors"]
-                if first
-                else []
-            )
-            last = watchlist.index_by_item(row for file in fixed for row in store.read_measured(file) or ())
+            files = [watchlist.batch_file(first, label, b) for b in batches if first and b.kind == "anchors"]
+            last = watchlist.index_by_item(row for file in files for row in store.read_measured(file) or ())
             base_night = nightly_changes.compare_base(now, then, fresh, last, self.metrics)
             self.controls[source.name] = _BaseRows(now, then, base_night)
         return self.controls[source.name]

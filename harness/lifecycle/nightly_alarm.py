@@ -23,6 +23,7 @@ from harness.config import CommandLine
 from harness.errors import UserError
 from harness.lifecycle import nightly_state
 from harness.lifecycle.nightly_changes import Evidence, NightChanges, Seeds, Verdict, judge
+from harness.lifecycle.nightly_state import Alarm, JudgedChange, Night, NightCandidate, State
 from harness.report import ResultDocument, Section
 from harness.report.escape import clean
 from harness.spec import NightlyPolicy
@@ -75,8 +76,8 @@ class NightReport:
     sentence: str
     harness: str
     lines: tuple[CandidateVerdict, ...]
-    new: tuple[nightly_state.Alarm, ...]
-    open: tuple[nightly_state.Alarm, ...]
+    new: tuple[Alarm, ...]
+    open: tuple[Alarm, ...]
     missed: tuple[str, ...]
     pool: tuple[str, ...]
     commit: str
@@ -91,36 +92,29 @@ class NightReport:
 
 
 def build_report(
-    experiment: str,
-    policy: NightlyPolicy,
-    nights: Sequence[nightly_state.Night],
-    state: nightly_state.State,
-    typed: CommandLine = _HERE,
+    experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State, typed: CommandLine = _HERE
 ) -> NightReport:
     """Report on the last of the finished nights; the alarms that it raises are not yet in the state."""
     last = nights[-1]
     drifts: dict[str, str] = {}  # the nights with drift; evidence restarts after an acknowledgement
     acks = [a.acknowledged for a in state.alarms if (a.about, a.verdict) == _DRIFT and a.acknowledged]
-    counted_items: set[tuple[str, str, str]] = set()
+    counted: set[tuple[str, str, str]] = set()
     flips: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for night in nights:
         n_acks = sum(ack < night.night for ack in acks)
         rate = aa_rate(night.precision)
-        for base, base_changes in night.bases.items():
-            fresh = {
-                i: flipped
-                for i, flipped in base_changes.flips.items()
-                if (base, night.environment, i) not in counted_items
-            }
-            counted_items |= {(base, night.environment, item) for item in fresh}
+        for base, control in night.bases.items():
+            source = (base, night.environment)
+            fresh = {i: flip for i, flip in control.flips.items() if (*source, i) not in counted}
+            counted |= {(*source, item) for item in fresh}
             base_flips = flips.setdefault((base, n_acks), [])
             base_flips.append((sum(fresh.values()), len(fresh)))
             otherwise = "anchors of the base came back otherwise than before in the same environment"
             signs = [
                 f"{formatting.count(len(items))} {sign} ({', '.join(items[:3])} …)"
                 for items, sign in (
-                    (base_changes.reworded, "prompts of the base are other tokens than in the reference"),
-                    (base_changes.differing, otherwise),
+                    (control.reworded, "prompts of the base are other tokens than in the reference"),
+                    (control.differing, otherwise),
                 )
                 if items
             ]
@@ -131,9 +125,8 @@ def build_report(
             if signs:
                 drifts[night.night] = signs[0]  # the strongest sign
     sound_nights = [n for n in nights if n.night not in drifts]
-    harness = (
-        drifts.get(last.night, "") if last in nightly_state.nights_since_ack(state, *_DRIFT, nights) else ""
-    )
+    recent = nightly_state.nights_since_ack(state, *_DRIFT, nights)
+    harness = drifts.get(last.night, "") if last in recent else ""
     lines = []
     for candidate in last.candidates:
         line = _judge_candidate(policy, candidate, sound_nights, state, harness)
@@ -141,21 +134,16 @@ def build_report(
         if candidate.judged and (judged_text := describe_judged_change(candidate.judged)):
             remarks += f"; {judged_text}"
         if candidate.unwatched:
-            ack_command = typed._replace(overrides=()).command(
-                "nightly", "ack", candidate.name, "--new-reference"
-            )
-            pin = typed.command("promote") if candidate.name.startswith("champion ") else ack_command
+            ack = typed._replace(overrides=()).command("nightly", "ack", candidate.name, "--new-reference")
+            pin = typed.command("promote") if candidate.name.startswith("champion ") else ack
             missing_targets = f"{', '.join(candidate.unwatched)}, which the reference holds no rows of"
             remarks += f"; not watched: {missing_targets}; next: {typed.command('compare')}, then {pin}"
         lines.append(replace(line, sentence=remarks))
     verdict: Verdict = max((line.verdict for line in lines), key=ORDER.index, default="ok")
-    raised = [
-        nightly_state.Alarm(line.name, "regression", last.night, line.sentence)
-        for line in lines
-        if line.verdict == "regression"
-    ]
+    worse = [line for line in lines if line.verdict == "regression"]
+    raised = [Alarm(line.name, "regression", last.night, line.sentence) for line in worse]
     if harness:
-        raised.append(nightly_state.Alarm(*_DRIFT, last.night, harness))
+        raised.append(Alarm(*_DRIFT, last.night, harness))
     open_alarms = nightly_state.open_alarms(state)
     open_keys = {(a.about, a.verdict) for a in open_alarms}
     new = tuple(a for a in raised if (a.about, a.verdict) not in open_keys)
@@ -189,7 +177,7 @@ def build_report(
     )
 
 
-def list_missed_nights(nights: Sequence[nightly_state.Night], today: str = "") -> list[str]:
+def list_missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
     """List the dates without a finished night, from the first night to the day before `today`."""
     finished_dates = [date.fromisoformat(n.night) for n in nights]
     if not finished_dates:
@@ -201,51 +189,39 @@ def list_missed_nights(nights: Sequence[nightly_state.Night], today: str = "") -
 
 def _judge_candidate(
     policy: NightlyPolicy,
-    candidate: nightly_state.NightCandidate,
-    sound_nights: Sequence[nightly_state.Night],
-    state: nightly_state.State,
+    candidate: NightCandidate,
+    sound_nights: Sequence[Night],
+    state: State,
     harness: str,
 ) -> CandidateVerdict:
     if candidate.error:
-        return CandidateVerdict(
-            candidate.name, "error", f"{candidate.name}: failed: {candidate.error}", candidate.tests
-        )
+        failed = f"{candidate.name}: failed: {candidate.error}"
+        return CandidateVerdict(candidate.name, "error", failed, candidate.tests)
     nights = nightly_state.nights_since_ack(state, candidate.name, "regression", sound_nights)
     series: dict[str, Evidence] = {}
     for key in candidate.series:
         changes = []
         for night in nights:
             entry = next((w for w in night.candidates if w.name == candidate.name and not w.error), None)
-            if (
-                entry
-                and entry.reference == candidate.reference
-                and key in entry.series
-                and entry.series[key].valid
-            ):
-                then = entry.series[key]
+            then = entry.series.get(key) if entry and entry.reference == candidate.reference else None
+            if entry and then and then.valid:
                 largest = 2.0 if then.adjusted else 1.0  # both arms can change by the metric's whole range
                 changes.append(NightChanges(then.changes, entry.tested, entry.making, largest))
         seeds = Seeds(policy.seed_sd, candidate.n_references)
         series[key] = judge(changes, policy.alpha, len(candidate.series), seeds)
     anchors = {key: fmean(s.anchors.values()) for key, s in candidate.series.items() if s.anchors and s.valid}
     lost = tuple(item for s in candidate.series.values() for item in s.lost)
-    if harness:
-        sentence = f"{candidate.name}: harness-drift: {harness}; nothing is said of {candidate.name}"
-        return CandidateVerdict(
-            candidate.name, "harness-drift", sentence, candidate.tests, series, anchors, lost
-        )
-    invalid: list[Verdict] = ["error" for s in candidate.series.values() if not s.valid]
-    judged: list[Verdict] = [*(evidence.verdict for evidence in series.values()), *invalid]
-    verdict: Verdict = max(judged, key=ORDER.index, default="ok")
-    descriptions = (
-        "; ".join(_describe_series(key, evidence, candidate)) or f"{key}: no new items were evaluated"
-        for key, evidence in series.items()
-    )
-    sentence = f"{candidate.name}: {verdict}: {'; '.join(descriptions)}"
+    judged = [evidence.verdict for evidence in series.values()]
+    judged += ["error" for s in candidate.series.values() if not s.valid]
+    verdict: Verdict = "harness-drift" if harness else max(judged, key=ORDER.index, default="ok")
+    texts = {key: "; ".join(_describe_series(key, e, candidate)) for key, e in series.items()}
+    descriptions = (text or f"{key}: no new items were evaluated" for key, text in texts.items())
+    reason = f"{harness}; nothing is said of {candidate.name}" if harness else "; ".join(descriptions)
+    sentence = f"{candidate.name}: {verdict}: {reason}"
     return CandidateVerdict(candidate.name, verdict, sentence, candidate.tests, series, anchors, lost)
 
 
-def _describe_series(key: str, e: Evidence, candidate: nightly_state.NightCandidate) -> Iterator[str]:
+def _describe_series(key: str, e: Evidence, candidate: NightCandidate) -> Iterator[str]:
     series = candidate.series[key]
     if series.errors:
         share = formatting.percent(series.errors / series.n_asked)
@@ -283,7 +259,7 @@ def _strength(e_value: float) -> str:
     return formatting.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
 
 
-def describe_judged_change(change: nightly_state.JudgedChange) -> str:
+def describe_judged_change(change: JudgedChange) -> str:
     """Describe changes by a judge's grades, and as corrected by people's labels; empty if none."""
     if not change.n_changed:
         return ""
@@ -348,7 +324,7 @@ def issue(night: NightReport) -> str:
     return f"{title}\n\n{report.markdown(night_document(night))}\n{step}\n"
 
 
-def slack(alarms: Sequence[nightly_state.Alarm], experiment: str) -> dict[str, str]:
+def slack(alarms: Sequence[Alarm], experiment: str) -> dict[str, str]:
     """Return the message for a webhook in Slack's format."""
     lines = [f"harness nightly, {experiment}: {a.verdict} ({a.night}): {a.sentence}" for a in alarms]
     text = "\n".join(clean(line) for line in lines)
@@ -363,7 +339,7 @@ def refuse_webhook(webhook: str) -> None:
         raise UserError("--webhook", found, expected, step)
 
 
-def tell(alarms: Sequence[nightly_state.Alarm], experiment: str, webhook: str) -> str:
+def tell(alarms: Sequence[Alarm], experiment: str, webhook: str) -> str:
     """Send alarms to a webhook; return the error, if any."""
     refuse_webhook(webhook)
     body = json.dumps(slack(alarms, experiment)).encode()

@@ -89,9 +89,7 @@ def compare_base(
     """Compare the base with the reference, and its anchors with the last night."""
     rotating = {item for cluster in fresh for item in cluster}
     shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
-    flips = {
-        name(item): is_flipped(then[item], now[item], metrics[item[0]]) for item in shared if item in rotating
-    }
+    flips = {name(i): is_flipped(then[i], now[i], metrics[i[0]]) for i in shared if i in rotating}
     answer = attrgetter("prompt_digest", "text", "status")
     differing = [name(i) for i, row in last.items() if i in now and answer(now[i]) != answer(row)]
     reworded = [name(i) for i in shared if now[i].prompt_digest != then[i].prompt_digest]
@@ -267,9 +265,19 @@ def judge(
     Tests that the mean change is at least 0; if weights are trained again, beyond the variation between
     seeds.
     """
+    # Changes belong to passes by how often their cluster was counted; repeated answers are skipped.
+    digests_of, groups_of = defaultdict[str, set[str]](set), defaultdict[int, list[_MakingGroup]](list)
+    for night in nights:
+        new = defaultdict[int, list[float]](list)
+        for cluster, change in night.changes.items():
+            if night.tested not in (digests := digests_of[cluster]):
+                digests.add(night.tested)
+                new[len(digests)].append(change)
+        for number, changes in new.items():
+            groups_of[number].append(_MakingGroup(np.array(changes), night.making, night.largest))
     passes = [
-        _Pass(k, groups, _log_wealth(groups, seeds), n_series / pass_alpha(k, alpha))
-        for k, groups in _sort_by_pass(nights).items()
+        _Pass(k, groups_of[k], _log_wealth(groups_of[k], seeds), n_series / pass_alpha(k, alpha))
+        for k in sorted(groups_of)
     ]
     if not passes:
         return Evidence("ok", 0, 0, 0, 0, None, None, None, 1.0, n_series / pass_alpha(1, alpha))
@@ -302,23 +310,6 @@ def pass_alpha(number: int, alpha: float) -> float:
     return (1 - _FIRST_PASS) * alpha * 6 / (pi * (number - 1)) ** 2
 
 
-def _sort_by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_MakingGroup]]:
-    """Assign changes to passes by how often their cluster was counted; repeated answers are skipped."""
-    digests_of: dict[str, set[str]] = {}
-    passes: dict[int, list[_MakingGroup]] = {}
-    for night in nights:
-        new: dict[int, list[float]] = {}
-        for cluster, change in night.changes.items():
-            digests = digests_of.setdefault(cluster, set())
-            if night.tested not in digests:
-                digests.add(night.tested)
-                new.setdefault(len(digests), []).append(change)
-        for number, changes in new.items():
-            group = _MakingGroup(np.array(changes), night.making, night.largest)
-            passes.setdefault(number, []).append(group)
-    return dict(sorted(passes.items()))
-
-
 def _log_wealth(groups: Sequence[_MakingGroup], seeds: Seeds, mean: float = 0.0, sign: int = 1) -> Array:
     """Return the log-wealth (t, b) of bets that the mean change is lower (sign −1: higher)."""
     changes = [sign * g.changes for g in groups]
@@ -344,14 +335,13 @@ def _upper_end(pass_: _Pass, seeds: Seeds, sign: int) -> float:
 def _chart(nights: Iterable[NightChanges], seeds: Seeds) -> float:
     # Later answers count here: each is charted against the mean of its cluster's earlier answers, so that
     # random luck of the reference is not charted again in each pass.
-    before: dict[str, set[str]] = {}  # digests of what has answered the cluster
+    before = defaultdict[str, set[str]](set)  # digests of what has answered the cluster
     total = defaultdict[str, float](float)  # sum of the cluster's changes
     groups, makings = [], []
     for night in nights:
         changes = []
         for cluster, change in night.changes.items():
-            earlier = before.setdefault(cluster, set())
-            if night.tested not in earlier:
+            if night.tested not in (earlier := before[cluster]):
                 changes.append(change - total[cluster] / (len(earlier) or 1))
                 earlier.add(night.tested)
                 total[cluster] += change

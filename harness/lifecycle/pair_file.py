@@ -5,7 +5,7 @@ sampled as on the Rate page, in an order that later exports continue. A file is 
 all.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import combinations, product
 from pathlib import Path
@@ -18,7 +18,7 @@ from harness.analysis.human_preferences import Turn
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.judging_stage import map_shown_pairs
 from harness.experiment import StoredRows
-from harness.experiment.study import Study, load_study
+from harness.experiment.study import load_study
 from harness.lifecycle import label_file
 from harness.lifecycle.gates import candidate_runs
 from harness.records import Rating, Run, SampleResult, digest
@@ -66,14 +66,31 @@ def export_pairs(
     stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     ratings = store.list_ratings(at, task.name)
-    samples = [_draw(at, task, ratings, *runs) for runs in _pairs_of_runs(stored, candidates)]
+    pairs: list[tuple[Run, Run]] = []  # one for each seed of the fine-tunes, the best first
+    if candidates:
+        named_runs = [candidate_runs(stored, name) for name in candidates]
+        labels = [runs[0].label for runs in named_runs]
+        if len(named_runs) == 2 and named_runs[0][0].candidate != named_runs[1][0].candidate:
+            pairs = list(product(named_runs[0], named_runs[1]))
+    else:
+        measured = label_file.list_measured_runs(stored)
+        facts = [f for _, f in measured]
+        best, untrained = strongest_run(facts), alternative(facts)
+        labels = [f.label for f in (best or untrained,) if f is not None]
+        if best and untrained and best.name != untrained.name:
+            untrained_run = next(run for run, f in measured if f is untrained)
+            tuned = [(run, f) for run, f in measured if is_fine_tuned(f)]
+            tuned.sort(key=lambda pair: (pair[1].name != best.name, pair[1] is not best))
+            pairs = [(run, untrained_run) for run, _ in tuned]
+    if not pairs:
+        step = "name them: --candidates tuned,prompt"
+        raise UserError("--pairs", ", ".join(labels) or "none", "two candidates", step)
+    samples = [_draw(at, task, ratings, *runs) for runs in pairs]
     open_samples = sorted((s for s in samples if s.open_), key=lambda s: s.n_rated)
     if not open_samples:
-        found = "; ".join(f"{' and '.join(s.names)}, {s.n_rated} that differ, all rated" for s in samples)
-        raise IncompatibleRuns(
-            f"{stored.store.folder}: found no pair of answers without a rating ({found}); expected one; "
-            f"next: {stored.typed.command('report')}"
-        )
+        rated = "; ".join(f"{' and '.join(s.names)}, {s.n_rated} that differ, all rated" for s in samples)
+        found = f"no pair of answers without a rating ({rated})"
+        raise IncompatibleRuns(str(at.folder), found, "one", stored.typed.command("report"))
     names, sides, answer_pairs, open_, _ = open_samples[0]
     waiting = tuple(s.names[0] for s in open_samples[1:])
     rows = []
@@ -85,29 +102,6 @@ def export_pairs(
         rows.append((_key(sides, turn), question, left.text, right.text, reference, ""))
     label_file.write_rows(file, COLUMNS, rows)
     return {"runs": names, "n_pairs": len(rows), "n_left": len(open_) - len(rows), "waiting": waiting}
-
-
-def _pairs_of_runs(stored: Study, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
-    """List pairs of runs to compare, one for each seed of the fine-tunes, the best first."""
-    if candidates:
-        named_runs = [candidate_runs(stored, name) for name in candidates]
-        if len(named_runs) == 2 and named_runs[0][0].candidate != named_runs[1][0].candidate:
-            return list(product(named_runs[0], named_runs[1]))
-        raise _phrase_not_two(runs[0].label for runs in named_runs)
-    measured = label_file.list_measured_runs(stored)
-    facts = [f for _, f in measured]
-    best, untrained = strongest_run(facts), alternative(facts)
-    if best is None or untrained is None or best.name == untrained.name:
-        raise _phrase_not_two(f.label for f in (best or untrained,) if f is not None)
-    untrained_run = next(run for run, f in measured if f is untrained)
-    tuned = [(run, f) for run, f in measured if is_fine_tuned(f)]
-    tuned.sort(key=lambda pair: (pair[1].name != best.name, pair[1] is not best))
-    return [(run, untrained_run) for run, _ in tuned]
-
-
-def _phrase_not_two(labels: Iterable[str]) -> UserError:
-    found = ", ".join(labels) or "none"
-    return UserError("--pairs", found, "two candidates", "name them: --candidates tuned,prompt")
 
 
 def _draw(at: Store, task: Task, ratings: Sequence[Rating], run_a: Run, run_b: Run) -> _PairSample:
@@ -139,9 +133,8 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
         sides = _Sides((by_id[run_a], by_id[run_b]), rows)
         pair_label = " and ".join(run.label for run in sides.runs)
         by_pair[pair_label] = len(human_preferences.map_preference_shares(all_ratings, *sides.rows))
-        counted[pair_label] = len(
-            human_preferences.map_counted_shares(all_ratings, _pair_rows(at, task, sides), *sides.rows)
-        )
+        shown = _pair_rows(at, task, sides)
+        counted[pair_label] = len(human_preferences.map_counted_shares(all_ratings, shown, *sides.rows))
     return {"n_ratings": len(ratings), "n_blank": n_blank, "by_pair": by_pair, "counted": counted}
 
 

@@ -238,9 +238,7 @@ def _test_requests(weights: stats.Weights, kernel: stats.Weights, requests: _Tex
     languages = [classify(text[:_READ]) for text in requests.texts]
     shares = {name: requests.shares([language == name for language in languages]) for name in set(languages)}
     largest = sorted(shares, key=lambda name: (-abs(shares[name][1] - shares[name][0]), name))[:3]
-    effect = ", ".join(
-        f"{name} {percent(shares[name][0])} → {percent(shares[name][1])} %" for name in largest
-    )
+    effect = ", ".join(f"{n} {percent(shares[n][0])} → {percent(shares[n][1])} %" for n in largest)
     yield _test("requests", "language", effect, stats.category_distances(weights, languages))
 
 
@@ -282,9 +280,8 @@ def _nearest(vectors: Array, kernel: stats.Weights, samples: _Texts) -> Iterator
 
 def _conclude(tests: Sequence[DriftTest], power: Mapping[float, float], n: int, measure: str) -> str:
     """Describe what moved and whether to measure the champion anew; else what would have been detected."""
-    moved = {
-        kind: [t.trait for t in tests if t.of == kind and t.has_moved] for kind in ("requests", "answers")
-    }
+    kinds = ("requests", "answers")
+    moved = {kind: [t.trait for t in tests if t.of == kind and t.has_moved] for kind in kinds}
     moved_text = "; ".join(f"{kind} moved: {', '.join(names)}" for kind, names in moved.items() if names)
     if moved["requests"]:
         step = "the test set stands for them no longer: add test items like them"
@@ -298,16 +295,6 @@ def _conclude(tests: Sequence[DriftTest], power: Mapping[float, float], n: int, 
         return f"nothing is shown to have moved, but {doubt}: collect more before you rely on it"
     text = f"{percent(share)} % of requests that turn to one topic would be seen ({percent(_POWER)} % power)"
     return f"nothing is shown to have moved: {text}; no need to measure the champion anew"
-
-
-def summarize(drift: Drift) -> tuple[str, ...]:
-    """Describe what moved and what to do, a line each, without the tests that show nothing."""
-    moved = (
-        f"{t.of}, {t.trait}: {t.effect} (p by Holm {p_value(t.p_adjusted)})"
-        for t in drift.tests
-        if t.has_moved
-    )
-    return (f"production, {pluralize(drift.n_requests, 'request')}: {drift.sentence}", *moved)
 
 
 def drift_document(drift: Drift) -> ResultDocument:

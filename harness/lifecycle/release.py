@@ -75,10 +75,9 @@ def gate(
     target = stored.experiment.target.name
     champion = store.read_champion(stored.folder, target)
     if baseline == "champion" and champion is None:
-        raise IncompatibleRuns(
-            f"champion of {target}: found none in {stored.folder / 'baselines'}; expected a promoted run; "
-            f"next: {stored.typed.command('promote', 'RUN')}, or --baseline base"
-        )
+        found = f"none in {stored.folder / 'baselines'}"
+        step = f"{stored.typed.command('promote', 'RUN')}, or --baseline base"
+        raise IncompatibleRuns(f"champion of {target}", found, "a promoted run", step)
     runs = candidate_runs(stored, candidate, sampled=True)
     if any(is_target_only(run.method, run.recipe) for run in runs):
         expected, step = "a candidate that is judged", "name another, or leave role out of its recipe"
@@ -135,9 +134,8 @@ def advise_more_items(
 def phrase_with_base(option: str) -> Problem:
     """Describe an option for stored runs that was given with --base."""
     found = f"{option} as well, which is for stored runs"
-    return Problem(
-        "--base", found, "two folders and the gate's settings alone", f"leave out {option} or --base"
-    )
+    step = f"leave out {option} or --base"
+    return Problem("--base", found, "two folders and the gate's settings alone", step)
 
 
 def promote_named(
@@ -160,9 +158,8 @@ def promote_named(
     run = best_run(stored, candidate_runs(stored, name, sampled=True))
     if is_sampled(stored.experiment, run):
         _judge_or_explain(stored, run, None, despite)
-        run = experiment.answer_all_items(
-            experiment.prepare_session(loaded, experiment.Scope(), progress or SilentProgress()), run
-        )
+        session = experiment.prepare_session(loaded, experiment.Scope(), progress or SilentProgress())
+        run = experiment.answer_all_items(session, run)
     with store.hold_champions(stored.store):
         stored = load_study(loaded)
         champion = store.read_champion(stored.folder, stored.experiment.target.name)
@@ -235,9 +232,7 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
     """
     stored = load_study(config.load(path))
     run = candidate_runs(stored, name)[0]
-    tasks = {
-        t.name: t for suite in stored.experiment.suites if suite.role != "regression" for t in suite.tasks
-    }
+    tasks = {t.name: t for s in stored.experiment.suites if s.role != "regression" for t in s.tasks}
     chosen: dict[str, tuple[Task, list[Example]]] = {}
     problems: list[Problem] = []
     for item in dict.fromkeys(items):
@@ -253,9 +248,8 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
             continue
         items_of_task = {e.id: e for e in load_task(listed_task, stored.experiment.seeds[0]).test}
         if ident not in items_of_task:
-            problems.append(
-                Problem("ITEM", repr(item), f"an item of {name}", did_you_mean(ident, items_of_task))
-            )
+            hint = did_you_mean(ident, items_of_task)
+            problems.append(Problem("ITEM", repr(item), f"an item of {name}", hint))
         else:
             chosen.setdefault(name, (listed_task, []))[1].append(items_of_task[ident])
     refuse(problems)

@@ -31,10 +31,11 @@ from harness.lifecycle.rescue_result import (
 from harness.lifecycle.rescue_trials import (
     RescueTrial,
     TrialSchedule,
+    describe_situation,
     estimate_trials,
     largest_work,
     plan_document,
-    schedule_for_run,
+    schedule_trials,
 )
 from harness.records import FEWER, Run
 from harness.report import ExperimentReport, live_line
@@ -50,36 +51,6 @@ class RescueCase(NamedTuple):
     run: Run
     reference: candidate_facts.CandidateFacts
     runs: Mapping[str, Run] = {}
-
-
-def find_case(session: Session, selected: Sequence[str], run_name: str) -> RescueCase:
-    """Find the run with a name or id, and refuse it if it cannot or need not be rescued."""
-    runs = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
-    name = run_name
-    if run_name not in selected:
-        if run_name not in runs:
-            expected = "a candidate of the file, or a run's id"
-            hint = did_you_mean(run_name, [*selected, *runs])
-            raise UserError("run", repr(run_name), expected, hint)
-        run = runs[run_name]
-        if run.state == "failed":
-            _refuse(run_name, f"a run that failed: {run.error}", "a finished one", _AGAIN)
-        name, now = run.candidate, session.experiment.candidates.get(run.candidate)
-        if now is None or not now.is_stored_as(run.recipe, session.store.folder.parent):
-            raise IncompatibleRuns(
-                f"{run_name}: found a run of a recipe that the file does not have now; expected {name} as it "
-                "was; next: write it down as it was, or harness compare"
-            )
-    report = experiment.report_stored(session, selected, name)
-    matches = [f for f in report.facts if f.name == name and run_name in (name, f.run_id)]
-    if not matches:
-        raise IncompatibleRuns(
-            f"{run_name}: found a run of other items or code than now; expected one of {name} as written "
-            f"now; next: harness rescue {name}"
-        )
-    # A recipe passes with all of its seeds; the first that does not pass is rescued.
-    facts = next((f for f in matches if f.verdict is None or f.verdict.outcome != "pass"), matches[0])
-    return _case(report, runs, facts)
 
 
 def answer_whole_tasks(session: Session, selected: Sequence[str], run_name: str) -> str:
@@ -105,9 +76,8 @@ def answer_whole_tasks(session: Session, selected: Sequence[str], run_name: str)
     newest = {(run.candidate, run.seed): run for run in sampled if run.candidate in {*selected, *recipe}}
     needed = []
     for run in newest.values():
-        is_tuned = (
-            run.weights_digest != run.base_digest and plugins.find_method(run.method).makes_language_model
-        )
+        makes_model = plugins.find_method(run.method).makes_language_model
+        is_tuned = run.weights_digest != run.base_digest and makes_model
         if run.candidate in recipe or not is_tuned:
             needed.append(run)
     whole = {run.run_id: experiment.answer_all_items(session, run).run_id for run in needed}
@@ -200,11 +170,35 @@ class PreparedRescue(NamedTuple):
 
 
 def prepare(session: Session, selected: Sequence[str], run_name: str) -> PreparedRescue:
-    """Find the run with a candidate's name or a run's id, and list its trials."""
-    experiment.refuse_folds(
-        session.folds, "harness rescue", "where every trial would have to be made again in each"
-    )
-    return _prepare(session, find_case(session, selected, answer_whole_tasks(session, selected, run_name)))
+    """Find the run with a candidate's name or a run's id, and list its trials.
+
+    A run that cannot or need not be rescued is refused.
+    """
+    why = "where every trial would have to be made again in each"
+    experiment.refuse_folds(session.folds, "harness rescue", why)
+    run_name = answer_whole_tasks(session, selected, run_name)
+    runs = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
+    name = run_name
+    if run_name not in selected:
+        if run_name not in runs:
+            expected = "a candidate of the file, or a run's id"
+            raise UserError("run", repr(run_name), expected, did_you_mean(run_name, [*selected, *runs]))
+        run = runs[run_name]
+        if run.state == "failed":
+            _refuse(run_name, f"a run that failed: {run.error}", "a finished one", _AGAIN)
+        name, now = run.candidate, session.experiment.candidates.get(run.candidate)
+        if now is None or not now.is_stored_as(run.recipe, session.store.folder.parent):
+            found = "a run of a recipe that the file does not have now"
+            step = "write it down as it was, or harness compare"
+            raise IncompatibleRuns(run_name, found, f"{name} as it was", step)
+    report = experiment.report_stored(session, selected, name)
+    matches = [f for f in report.facts if f.name == name and run_name in (name, f.run_id)]
+    if not matches:
+        found, step = "a run of other items or code than now", f"harness rescue {name}"
+        raise IncompatibleRuns(run_name, found, f"one of {name} as written now", step)
+    # A recipe passes with all of its seeds; the first that does not pass is rescued.
+    facts = next((f for f in matches if f.verdict is None or f.verdict.outcome != "pass"), matches[0])
+    return _prepare(session, _case(report, runs, facts))
 
 
 def prepare_from_report(session: Session, report: ExperimentReport) -> PreparedRescue | None:
@@ -216,7 +210,10 @@ def prepare_from_report(session: Session, report: ExperimentReport) -> PreparedR
 
 
 def _prepare(session: Session, case: RescueCase) -> PreparedRescue:
-    schedule = schedule_for_run(session, case.run)
+    candidate = session.candidates[case.run.candidate]
+    source = experiment.settle_sweep(candidate.source, case.run)  # as it was chosen
+    situation = describe_situation(session, candidate, source, case.run)
+    schedule = schedule_trials(case.run.candidate, candidate.recipe, source, situation)
     problems: dict[Problem, None] = {}
     for trial in schedule.trials:
         context = session.mix_context(trial.source, session.first_seed)
@@ -245,17 +242,27 @@ def run(prepared: PreparedRescue) -> Rescue:
                 targets.append(_OtherTarget(m.task.name, m, untrained, prompt_run, _shows_gain(score)))
         reference = store.get_run(session.store, case.reference.run_id)
         context = _Context(session, reader, study, reference, tuple(targets))
-        recipe = context.session.experiment.candidates[case.facts.name].model_dump(mode="json")
+        name = case.facts.name
+        recipe = session.experiment.candidates[name].model_dump(mode="json")
         verdict = _judge_search(context, case.run)
-        original = TrialResult(
-            case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, verdict
-        )
+        original = TrialResult(name, "", "as it is", {name: recipe}, case.facts, verdict)
         results: list[TrialResult] = []
         for trial in schedule.trials:
             result, trial_run = _run_trial(context, trial, case.run.seed)
-            passes = result.search is not None and result.search.passes
-            results.append(_confirm(context, result, trial_run) if passes else result)
-            if passes:
+            results.append(result)
+            if result.search is not None and result.search.passes:
+                # The other half judges it, and the judge of pairs is asked now.
+                experiment.judge_pairs(session, reader, [trial_run], reference)
+                g = candidate_facts.gain(result.facts.vs_untrained)
+                confirmed = _judge_half(context, trial_run, "confirm", gains=g is not None and g.low > 0)
+                gain_names = {score.task for score in result.facts.more_targets if _shows_gain(score)}
+                confirmed = replace(
+                    confirmed,
+                    lost_on=tuple(o.name for o in targets if o.gains and o.name not in gain_names),
+                    labels_missing=experiment.count_missing(study, trial_run, reference),
+                )
+                session.progress.finish(result.name, f"{result.name}: {confirmed.sentence}")
+                results[-1] = replace(result, confirm=confirmed)
                 break
     rest = [f"{t.says}: an earlier one passed on the search half" for t in schedule.trials[len(results) :]]
     policy = session.experiment.gate
@@ -282,9 +289,7 @@ def _notes(context: _Context, run: Run) -> Iterator[str]:
             yield f"too few clusters on the {half} half to judge {', '.join(absent_names)} there"
     gain_names = [target.name for target in context.others if target.gains]
     no_gain_names = [target.name for target in context.others if not target.gains]
-    no_row_names = [
-        target.name for target in context.others if target.gains and not target.measured.size("validation")
-    ]
+    no_row_names = [t.name for t in context.others if t.gains and not t.measured.size("validation")]
     alone = "no validation rows, so the gain is judged on test alone, of the confirmed trial"
     for names, note in (
         (gain_names, "the gain on {} must be kept as well"),
@@ -313,9 +318,8 @@ def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialR
         for target in context.others
         if experiment.is_answered(study, run, target.measured.task)
     )
-    facts = replace(
-        facts, vs_untrained=experiment.compare_on(study, run, context.reference), more_targets=more
-    )
+    gain = experiment.compare_on(study, run, context.reference)
+    facts = replace(facts, vs_untrained=gain, more_targets=more)
     verdict = _judge_search(context, run)
     session.progress.finish(trial.name, f"{trial.name}: {verdict.sentence}")
     return TrialResult(trial.name, trial.step, trial.says, recipes, facts, verdict), run
@@ -335,24 +339,6 @@ def _judge_search(context: _Context, run: Run) -> HalfVerdict:
         and not experiment.is_better_on_validation(study, run, reference, target.measured.task)
     )
     return replace(verdict, lost_on=lost_on)
-
-
-def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
-    facts, g = tried.facts, candidate_facts.gain(tried.facts.vs_untrained)
-    experiment.judge_pairs(
-        context.session, context.reader, [run], context.reference
-    )  # the judge of pairs is asked now
-    verdict = _judge_half(context, run, "confirm", gains=g is not None and g.low > 0)
-    gain_names = {score.task for score in facts.more_targets if _shows_gain(score)}
-    verdict = replace(
-        verdict,
-        lost_on=tuple(
-            target.name for target in context.others if target.gains and target.name not in gain_names
-        ),
-        labels_missing=experiment.count_missing(context.study, run, context.reference),
-    )
-    context.session.progress.finish(tried.name, f"{tried.name}: {verdict.sentence}")
-    return replace(tried, confirm=verdict)
 
 
 def _judge_half(context: _Context, run: Run, half: Half, *, gains: bool) -> HalfVerdict:

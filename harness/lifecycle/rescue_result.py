@@ -111,14 +111,11 @@ class Rescue:
     @property
     def front(self) -> tuple[str, ...]:
         """Name the runs on the Pareto front of target score and capability."""
-        scored_trials = [
-            (t, f, k)
-            for t in (self.original, *self.tried)
-            if (f := t.facts.target) and (k := t.capability_change)
-        ]
-        points = [(target.unit.sign * target.score, skill.score) for _, target, skill in scored_trials]
+        trials = (self.original, *self.tried)
+        scored = [(t, f, k) for t in trials if (f := t.facts.target) and (k := t.capability_change)]
+        points = [(target.unit.sign * target.score, skill.score) for _, target, skill in scored]
         best = stats.pareto_front(points) if points else []
-        return tuple(scored_trials[i][0].name for i in best)
+        return tuple(scored[i][0].name for i in best)
 
     @property
     def path(self) -> list[tuple[float, TrialResult]]:
@@ -133,12 +130,10 @@ class Rescue:
             trial = next(t for t in self.tried if t.name == self.rescued_trial)
             target = report.target_text(trial.facts)
             g = gain(trial.facts.vs_untrained)
-            gained = (
-                f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {self.reference}" if g else ""
-            )
+            over = f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {self.reference}" if g else ""
             skill = trial.confirm.verdict.macro if trial.confirm else None
             skill_text = f", capability {formatting.points(*skill[:3])} on the other half" if skill else ""
-            scores_text = f"{self.metric} {target}{gained}{skill_text}"
+            scores_text = f"{self.metric} {target}{over}{skill_text}"
             return f"Rescued: {trial.name} ({trial.says}) passes on both halves: {scores_text}."
         if (winner := self.confirmed_trial) and winner.confirm:
             return (
@@ -269,11 +264,9 @@ def write(rescue: Rescue, folder: Path) -> list[Path]:
         decision=Decision("fine-tune", rescue.rescued_trial, rescue.sentence, (), {}, ()),
         macro_margin=rescue.macro_margin,
     )
-    forms = {
-        ".md": report.markdown(rescue_document(rescue)),
-        ".json": json.dumps(to_json(rescue), indent=2, ensure_ascii=False) + "\n",
-        ".front.svg": report.front_file(picture_report),
-    }
+    page, picture = report.markdown(rescue_document(rescue)), report.front_file(picture_report)
+    plain = json.dumps(to_json(rescue), indent=2, ensure_ascii=False) + "\n"
+    forms = {".md": page, ".json": plain, ".front.svg": picture}
     return report.write_forms(folder, stem, forms)
 
 

@@ -111,9 +111,8 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
             key, rank = next(iter(lowered.items()))
             return [_change_params("rank", source, f"{key}={rank}", f"rank {rank}", lowered)]
         rate = float(f"{params.learning_rate / _SLOWER:.6g}")  # 3e-3 / 10 is not 3e-4 in binary
-        return [
-            _change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})
-        ]
+        changed = {"learning_rate": rate}
+        return [_change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", changed)]
     why = f"the training of {source.method} does not take it"
     for name, declared in plugins.map_mending_regularizers(step).items():
         takes = plugins.takes(method, name, source.params)
@@ -123,17 +122,15 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
         if isinstance(settings, str):
             why = settings
         elif takes:
+            regularized = [{**source.regularize, name: s.params} for s in settings]
+            recipes = [source.model_copy(update={"regularize": more}) for more in regularized]
             return [
-                RescueTrial(step, s.mark, source.model_copy(update={"regularize": more}), True, s.says)
-                for s in settings
-                for more in [{**source.regularize, name: s.params}]
+                RescueTrial(step, s.mark, r, True, s.says) for s, r in zip(settings, recipes, strict=True)
             ]
         elif leaving := [setting for setting in settings if setting.leaves_out]:
             params = method.params(**source.params)
             without = [(s, method.leave_out(params, s.leaves_out)) for s in leaving if not source.init_from]
-            changes = [
-                _change_params(step, source, s.mark, s.says, reduced) for s, reduced in without if reduced
-            ]
+            changes = [_change_params(step, source, s.mark, s.says, fewer) for s, fewer in without if fewer]
             return changes or "a part of the layers is left out already, or settled by another candidate"
     return why
 
@@ -143,43 +140,34 @@ def _change_params(step: str, source: Recipe, mark: str, says: str, params: dict
     return RescueTrial(step, mark, recipe, True, says)
 
 
-def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
-    """List what to try for a run, its sweep settled as it was chosen."""
-    candidate = session.candidates[run.candidate]
-    source = experiment.settle_sweep(candidate.source, run)
-    params_of = {
-        adapter.name: adapter.source.params
-        for adapter in _list_other_adapters(session.candidates, candidate)
-        if experiment.find_stored_weights(session, adapter, run.seed)
-    }
-    case = _situation(session, candidate, source)._replace(others=params_of, tracked=run.training.tracked)
-    return schedule_trials(run.candidate, candidate.recipe, source, case)
+def describe_situation(
+    session: Session, candidate: ResolvedCandidate, source: Recipe, run: Run | None = None
+) -> RescueSituation:
+    """Describe what to rescue: a run, or what a candidate might need before its sweep has chosen anything.
 
-
-def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -> RescueSituation:
-    """Describe what to rescue; a margin relative to the base's skill counts as the usual one."""
-    macro, shape = session.experiment.gate.macro, hub.shape(candidate.base)
-    return RescueSituation(
-        session.experiment.rescue,
-        {**experiment.find_adapter_config(candidate), **source.params},
-        shape.n_layers if shape else None,
-        margin=scale_share(macro) or _USUAL_MARGIN,
-        sign=session.target.primary.unit.sign,  # −1 where a lower score of the target is better
-        makes=candidate.makes,
-    )
-
-
-def _list_other_adapters(
-    candidates: Mapping[str, ResolvedCandidate], candidate: ResolvedCandidate
-) -> list[ResolvedCandidate]:
-    return [
-        peer
-        for peer in candidates.values()
+    A margin relative to the base's skill counts as the usual one.
+    """
+    others = {
+        peer.name: peer.source.params
+        for peer in session.candidates.values()
         if peer.method.trains
         and peer.method.makes == "adapter"
         and peer.source_name == peer.name != candidate.source_name
         and peer.served_base == candidate.served_base
-    ]
+        and (run is None or experiment.find_stored_weights(session, peer, run.seed))
+    }
+    tracked = (_ANY_POINT,) if candidate.source.track else ()
+    shape = hub.shape(candidate.base)
+    return RescueSituation(
+        session.experiment.rescue,
+        {**experiment.find_adapter_config(candidate), **source.params},
+        shape.n_layers if shape else None,
+        others=others,
+        tracked=run.training.tracked if run else tracked,
+        margin=scale_share(session.experiment.gate.macro) or _USUAL_MARGIN,
+        sign=session.target.primary.unit.sign,  # −1 where a lower score of the target is better
+        makes=candidate.makes,
+    )
 
 
 class TrialCost(NamedTuple):
@@ -223,9 +211,8 @@ def plan_document(plan: Sequence[TrialCost], left_out: Sequence[str]) -> ResultD
     total_s, total_usd = sum(o.time_s for o in open_), sum(o.cost_usd for o in open_)
     total = f"at most {formatting.seconds(total_s)} and {formatting.usd(total_usd)} USD"
     notes = [f"not tried: {reason}" for reason in left_out]
-    return ResultDocument(
-        "", [Section(columns=columns, rows=rows, notes=notes)], f"{total}; the first that passes ends it"
-    )
+    section = Section(columns=columns, rows=rows, notes=notes)
+    return ResultDocument("", [section], f"{total}; the first that passes ends it")
 
 
 def largest_work(session: Session, selected: Sequence[str]) -> Work:
@@ -235,12 +222,7 @@ def largest_work(session: Session, selected: Sequence[str]) -> Work:
         candidate = session.candidates[name]
         if candidate.method.tunes and not candidate.is_remote:  # before its sweep has chosen anything
             first = candidate.trials[0].source
-            params_of = {
-                adapter.name: adapter.source.params
-                for adapter in _list_other_adapters(session.candidates, candidate)
-            }
-            tracked = (_ANY_POINT,) if candidate.source.track else ()
-            case = _situation(session, candidate, first)._replace(others=params_of, tracked=tracked)
+            case = describe_situation(session, candidate, first)
             trials = schedule_trials(name, candidate.recipe, first, case).trials
             works.append(sum((_work(session, trial, 0) for trial in trials), Work()))
     return max(works, key=session.seconds)

@@ -102,10 +102,8 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
     service = _SERVICE.format(
         name=name, folder=_escape(str(folder)), command=_escape(command), path=_escape(programs)
     )
-    return {
-        home / f"{unit}.service": service,
-        home / f"{unit}.timer": _TIMER.format(at=f"{hour:02d}:{minute:02d}"),
-    }
+    timer = _TIMER.format(at=f"{hour:02d}:{minute:02d}")
+    return {home / f"{unit}.service": service, home / f"{unit}.timer": timer}
 
 
 def next_step(
@@ -136,9 +134,8 @@ def write(files: dict[Path, str]) -> list[Path]:
         raise UserError("--write", "a cron line", "files", step)
     conflicts = [path for path, text in files.items() if path.exists() and path.read_text("utf-8") != text]
     if conflicts:
-        raise UserError(
-            [Problem(str(p), "a file with another content", "no file", "move it away") for p in conflicts]
-        )
+        found = "a file with another content"
+        raise UserError([Problem(str(p), found, "no file", "move it away") for p in conflicts])
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")

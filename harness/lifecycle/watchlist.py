@@ -28,7 +28,6 @@ from harness.formatting import pluralize
 from harness.lifecycle.nightly_state import Reference
 from harness.lifecycle.release import candidate_runs
 from harness.models.hub import ModelSource
-from harness.models.openai_api import Settings
 from harness.records import Example, Run, SampleResult, digest, drop_defaults
 from harness.spec import MEAN_LOGPROB, Recipe
 from harness.store import Champion, Store
@@ -63,11 +62,10 @@ def targets(
     def watch(label: str, candidate: ResolvedCandidate, source: Champion | Run, runs: Sequence[Run]) -> None:
         """Add a candidate, with the test rows of other trainings that cover all test rows of `source`."""
         test_keys = [key for key in source.rows if key.endswith("/test")]
-        makings = {
-            run.weights_digest: {key: run.rows[key] for key in test_keys}
-            for run in runs
-            if run.weights_digest != source.weights_digest and all(key in run.rows for key in test_keys)
-        }
+        others = [
+            r for r in runs if r.weights_digest != source.weights_digest and r.rows.keys() >= {*test_keys}
+        ]
+        makings = {r.weights_digest: {key: r.rows[key] for key in test_keys} for r in others}
         reference = (source.seed, source.rows, source.run_id, source.weights_digest)
         entries.append((label, Target(label, candidate, *reference, tuple(makings.values()))))
 
@@ -82,9 +80,8 @@ def targets(
     for name in names:
         pinned, candidate = references.get(name), candidates[name]
         if pinned is not None:
-            entries.append(
-                (name, Target(name, candidate, pinned.seed, pinned.rows, pinned.id, pinned.weights))
-            )
+            reference = (pinned.seed, pinned.rows, pinned.id, pinned.weights)
+            entries.append((name, Target(name, candidate, *reference)))
             continue
         try:
             runs = candidate_runs(load_study(loaded), name)
@@ -118,21 +115,16 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
         _refuse_missing(session.store, rows)
     target_key, *more_keys = (f"{m.task.name}/test" for m in (session.target, *session.more_targets))
     if lacking := sorted(base.keys() & test_rows.keys() - stored_base.keys() - {target_key, *more_keys}):
-        raise IncompatibleRuns(
-            f"{session.store.folder}: found no rows of the base on {', '.join(lacking)}; expected them "
-            f"with {target.reference}; next: {NEXT}"
-        )
+        where, found = str(session.store.folder), f"no rows of the base on {', '.join(lacking)}"
+        raise IncompatibleRuns(where, found, f"them with {target.reference}", NEXT)
     origins = store.origins(session.store, test_rows[target_key])
+    known = [key for key in (target_key, *more_keys) if key in test_rows]
     return Reference(
         id=target.reference,
         rows=test_rows,
         base=stored_base,
         weights=target.weights,
-        promptings={
-            key: store.read_identity(session.store, test_rows[key]).prompting_digest
-            for key in (target_key, *more_keys)
-            if key in test_rows
-        },
+        promptings={k: store.read_identity(session.store, test_rows[k]).prompting_digest for k in known},
         data=data_digest(session.target, session.training.values()),
         environment=next(iter(origins.values())).environment if origins else "",
         seed=target.seed,
@@ -142,10 +134,9 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
 
 def _refuse_missing(at: Store, rows: Mapping[str, str]) -> None:
     if lost := sorted(key for key, rows_digest in rows.items() if not at.parquet(rows_digest).exists()):
-        raise IncompatibleRuns(
-            f"{at.folder}: found no rows of the reference on {', '.join(lost)}; expected what it was pinned "
-            f"with; next: {NEXT}, then harness nightly ack --new-reference"
-        )
+        found = f"no rows of the reference on {', '.join(lost)}"
+        step = f"{NEXT}, then harness nightly ack --new-reference"
+        raise IncompatibleRuns(str(at.folder), found, "what it was pinned with", step)
 
 
 def base_sets(session: Session, source: ModelSource) -> list[RowSet]:
@@ -182,9 +173,8 @@ def describe_tested(
     differences = [served] if served else []
     if weights.digest != reference.weights:
         differences.append("the recipe trained again" + ("" if same_data else " on new data"))
-    if changed := [
-        key for key, prompting in promptings.items() if prompting != reference.promptings.get(key)
-    ]:
+    changed = [key for key, prompting in promptings.items() if prompting != reference.promptings.get(key)]
+    if changed:
         tasks = ", ".join(key.removesuffix("/test") for key in changed)
         on_data = "" if same_data else ", on new data"
         differences.append(f"another prompting, other shots or passages on {tasks}{on_data}")
@@ -194,14 +184,6 @@ def describe_tested(
         differences.append(f"upgraded libraries or another machine ({changes})")
     differences.append("the harness" if differences else "only the harness: the weights answer as before")
     return tuple(differences)
-
-
-def describe_endpoint(candidate: ResolvedCandidate, since: str, night: str) -> str:
-    """Name an endpoint, and since when it has answered its anchors as tonight."""
-    settings = Settings(**candidate.source.params)
-    as_when = f"as since {since}" if since else "as in the reference"
-    how = "otherwise than before" if since == night else as_when
-    return f"the endpoint ({settings.name}), which answers its anchors {how}"
 
 
 Item = tuple[str, str]  # task, example id
@@ -293,16 +275,11 @@ def reevaluate(
     """Return the rows of the batches, evaluated now or earlier in the same night."""
     files = [batch_file(folder, name, batch) for batch in batches]
     stored_rows = [store.read_measured(file) for file in files]
-    missing = [
-        at
-        for at, (rows, batch) in enumerate(zip(stored_rows, batches, strict=True))
-        if rows is None or [row.example_id for row in rows] != list(batch.ids)
-    ]
+    known = [[row.example_id for row in rows or ()] for rows in stored_rows]
+    missing = [i for i, (ids, batch) in enumerate(zip(known, batches, strict=True)) if ids != list(batch.ids)]
     if missing:
-        with (
-            open_weights(session, weights) as candidate,
-            session.progress.stage(f"{name}: {pluralize(len(missing), 'task')}") as advance,
-        ):
+        stage = session.progress.stage(f"{name}: {pluralize(len(missing), 'task')}")
+        with open_weights(session, weights) as candidate, stage as advance:
             for n_done, at in enumerate(missing):
                 whole, evaluate = batches[at].rows.answers.job(), batches[at].rows.measured.evaluate
                 by_id = {e.id: e for e in whole.examples}

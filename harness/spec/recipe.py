@@ -132,14 +132,11 @@ def ends(values: Sequence[Any]) -> list[Any]:
 
 def spread(space: Mapping[str, Sequence[Any]], n: int) -> list[dict[str, Any]]:
     """Return `n` points spread over a space, from the lower to the upper ends."""
-    shares = [i / max(1, n - 1) for i in range(n)]
-    return [
-        {
-            name: span_of(values).at(share) if is_span(values) else values[i % len(values)]
-            for name, values in space.items()
-        }
-        for i, share in enumerate(shares)
-    ]
+    points = []
+    for i in range(n):
+        share = i / max(1, n - 1)
+        points.append({k: span_of(v).at(share) if is_span(v) else v[i % len(v)] for k, v in space.items()})
+    return points
 
 
 class Mix(Spec):

@@ -52,8 +52,7 @@ def _read_margin(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     try:
         return handler(value)
     except ValidationError:
-        text = "a number between 0 and 1 or a share such as 10%"
-        raise PydanticCustomError("margin", text) from None
+        raise PydanticCustomError("margin", "a number between 0 and 1 or a share such as 10%") from None
 
 
 # How margins are written; analysis/margins.py says what loss each allows. Above 0 % and below 100 %: no
@@ -319,10 +318,8 @@ class Task(Spec):
     @property
     def is_judged(self) -> bool:
         """Whether another model computes the deciding metric."""
-        return any(
-            metric_name(written) == self.primary_metric and written.startswith((JUDGE, ENTAILMENT))
-            for written in self.metrics
-        )
+        judged = (written for written in self.metrics if written.startswith((JUDGE, ENTAILMENT)))
+        return self.primary_metric in map(metric_name, judged)
 
 
 class Suite(Spec):

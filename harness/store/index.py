@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import HarnessError, UserError, did_you_mean
 from harness.store import ingest, row_files
-from harness.store.layout import ANEW, Store, clear_errors, failure, first_line, hold_file, rename_when_whole
+from harness.store.layout import ANEW, Store, clear_errors, first_line, hold_file, rename_when_whole
 from harness.store.sql_schema import TABLES
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def reindex(store: Store) -> Counts:
             return _rebuild(store)
     except _IndexLocked:
         found = f"another process that has been writing it for {store.wait_s:g} s"
-        raise failure(str(store.index), found, "one writer at a time", f"wait, then: {REINDEX}") from None
+        step = f"wait, then: {REINDEX}"
+        raise HarnessError(str(store.index), found, "one writer at a time", step) from None
 
 
 @contextmanager
@@ -105,11 +106,8 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
                 try:
                     _refuse_newer(db)
                     if ingest.is_current(db, store):
-                        changes = (
-                            *ingest.find_changed_files(db, store),
-                            *ingest.find_changed_rows(db, store),
-                        )
-                        if despite_skipped or not any(changes):
+                        new = (*ingest.find_changed_files(db, store), *ingest.find_changed_rows(db, store))
+                        if despite_skipped or not any(new):
                             return db
                 except BaseException:
                     db.close()
@@ -150,7 +148,7 @@ def _refuse_newer(db: "DuckDBPyConnection") -> None:
     if version > ingest.VERSION:
         found = f"version {version} of the index, written by a newer harness"
         expected = f"version {ingest.VERSION} at most"
-        raise failure("index", found, expected, f"upgrade harness, or rebuild the index: {REINDEX}")
+        raise HarnessError("index", found, expected, f"upgrade harness, or rebuild the index: {REINDEX}")
 
 
 def _connect(store: Store, wait_s: float, *, read_only: bool) -> "DuckDBPyConnection":

@@ -141,10 +141,8 @@ def find_changed_files(
 
 def find_changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str], dict[str, int]]:
     """Return the digests of row sets that are gone, and those that the index lacks with their times."""
-    used_rows = db.execute(
-        "SELECT rowset FROM stored.run_rows UNION "
-        "SELECT base_rowset FROM stored.run_rows WHERE base_rowset <> ''"
-    ).fetchall()
+    base_rows = "SELECT base_rowset FROM stored.run_rows WHERE base_rowset <> ''"
+    used_rows = db.execute(f"SELECT rowset FROM stored.run_rows UNION {base_rows}").fetchall()
     on_disk: dict[str, int] = {}
     for (digest,) in used_rows:
         with suppress(FileNotFoundError):
@@ -162,14 +160,11 @@ def _run_rows(store: Store, run: Run) -> Iterator[tuple[str, ...]]:
             base = replace(read_identity(store, digest), weights_digest=run.base_digest).digest
         except HarnessError:  # a row set without its identity is compared with nothing
             base = ""
-        units = {
-            name: {
-                "higher_is_better": metric.higher_is_better,
-                "scale": 100.0 if metric.is_rate else 1.0,
-                "worst": metric.worst,
-            }
-            for name, metric in run.metrics.get(task, {}).items()
-        }
+        units = {}
+        for name, metric in run.metrics.get(task, {}).items():
+            scale = 100.0 if metric.is_rate else 1.0
+            direction = metric.higher_is_better
+            units[name] = {"higher_is_better": direction, "scale": scale, "worst": metric.worst}
         yield run.run_id, task, split, digest, base if base != digest else "", json.dumps(units)
 
 
@@ -215,11 +210,8 @@ def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> No
     )
     stored_digests = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
     whole_files = [row_files.pattern(Store(folder).parquet(digest)) for (digest,) in stored_digests]
-    feedback_paths = [
-        row_files.pattern(path)
-        for path in row_files.feedback_files(Store(folder))
-        if not row_files.is_damaged(path)
-    ]
+    all_paths = row_files.feedback_files(Store(folder))
+    feedback_paths = [row_files.pattern(path) for path in all_paths if not row_files.is_damaged(path)]
     columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in row_files.SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
     sample_query = f"read_json({row_files.quote_texts(sample_files)}, columns = {{{columns}}}, {options})"

@@ -87,7 +87,7 @@ class Store:
 def hold(store: Store) -> Iterator[None]:
     """Hold a store while runs are created or removed in it; a killed holder's progress note is deleted."""
     where, found = f"{store.folder} is in use", "another harness compare at work there"
-    busy = failure(where, found, "to be alone", "wait until it has finished")
+    busy = HarnessError(where, found, "to be alone", "wait until it has finished")
     with hold_file(store.folder / "compare.lock", busy, wait_s=1):
         with suppress(OSError):
             store.progress.unlink(missing_ok=True)
@@ -219,17 +219,10 @@ def in_own_folder(run: Run, file: Path) -> Run:
     return run
 
 
-def failure(
-    where: str, found: str, expected: str, next_step: str, kind: type[HarnessError] = HarnessError
-) -> HarnessError:
-    """Build an error that is not the user's fault."""
-    return kind(str(Problem(where, found, expected, next_step)))
-
-
 def describe_missing_rows(store: Store, digests: Sequence[str]) -> HarnessError:
     """Build the error for row sets that are missing or incomplete."""
     found = f"no complete rows {', '.join(sorted(set(digests)))}"
-    return failure(str(store.folder / "rows"), found, "rows.parquet", "harness compare", NotStored)
+    return NotStored(str(store.folder / "rows"), found, "rows.parquet", "harness compare")
 
 
 def is_no_room(error: BaseException) -> bool:
@@ -259,7 +252,7 @@ def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
         programming_errors = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException)
         if not isinstance(error, duckdb.Error) or isinstance(error, programming_errors):
             raise
-        raise failure(where, first_line(error), "a file that DuckDB can use", next_step) from error
+        raise HarnessError(where, first_line(error), "a file that DuckDB can use", next_step) from error
 
 
 def first_line(error: BaseException) -> str:

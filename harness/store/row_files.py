@@ -94,7 +94,7 @@ def whole_feedback_files(store: Store) -> list[Path]:
     for path in filter(is_damaged, files := feedback_files(store)):
         found, step = "other bytes than were written", f"rm -r {as_argument(str(path.parent))}"
         step += ", then add its log again"
-        raise layout.failure(str(path), found, "the file as it was written", step, NotStored)
+        raise NotStored(str(path), found, "the file as it was written", step)
     return files
 
 
@@ -114,7 +114,7 @@ def whole_file(path: Path) -> str:
         if is_damaged(path):
             found = f"{path} of other bytes than were written"
             expected = "the file as it was written"
-            raise layout.failure(f"rows {path.parent.name}", found, expected, layout.ANEW, NotStored)
+            raise NotStored(f"rows {path.parent.name}", found, expected, layout.ANEW)
     return pattern(path)
 
 

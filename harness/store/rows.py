@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.errors import HarnessError
 from harness.records import (
     BLOCK,
     RowsIdentity,
@@ -102,7 +103,7 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
         if n_whole < n_rows:
             where = f"rows {identity.digest} of {identity.task}/{identity.split}"
             found = f"{n_whole:,} of {n_rows:,} rows; block {n_whole // BLOCK} is missing or cut short"
-            raise layout.failure(where, found, "every block", layout.AGAIN)
+            raise HarnessError(where, found, "every block", layout.AGAIN)
         n_kept = int(n_whole) if n_distinct == n_whole else n_rows
         select = f"SELECT * FROM merged WHERE position < {n_kept} ORDER BY position"
         with layout.rename_when_whole(store, path) as temp_path:
@@ -174,7 +175,7 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
     if identity := _read_identity(path):
         return identity
     step = f"remove {path.parent}, then harness compare, which computes its rows again"
-    raise layout.failure(str(path), "a damaged file", f"what the rows {rows_digest} depend on", step)
+    raise HarnessError(str(path), "a damaged file", f"what the rows {rows_digest} depend on", step)
 
 
 def _read_identity(path: Path) -> RowsIdentity | None:
@@ -306,4 +307,4 @@ def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
     except (OSError, ValueError) as error:
         step = f"remove {path}, then harness compare, which writes it again"
         cause = str(error).splitlines()[0]
-        raise layout.failure(str(path), f"damaged ({cause})", "the fold of each item", step) from None
+        raise HarnessError(str(path), f"damaged ({cause})", "the fold of each item", step) from None

@@ -145,8 +145,7 @@ class _UsedParts:
         own_paths += [store.rows(row) for row in set(run.rows.values()) if not self._is_used(row)]
         if key and not self._is_used(key) and not self._is_used(run.weights_digest):
             own_paths.append(store.weights(key))
-        tried_keys = _list_tried_keys(run)
-        trials = {t.run.run_id: t for key in tried_keys for t in self._trials_by_key.get(key, ())}
+        trials = {t.run.run_id: t for key in _list_tried_keys(run) for t in self._trials_by_key.get(key, ())}
         if run.run_id in self._trial_by_id:
             trials[run.run_id] = self._trial_by_id[run.run_id]
         row_counts = Counter(row for trial in trials.values() for row in set(trial.run.rows.values()))
@@ -209,9 +208,8 @@ def save_run(store: Store, run: records.Run) -> None:
 
 def read_sampling(store: Store, run_id: str) -> records.SamplingRecord | None:
     """Read the items sampled for a run; None if the record is missing or damaged."""
-    return next(
-        iter(records.load_files(records.SamplingRecord, [store.place(run_id, "sampling.json")])), None
-    )
+    file = store.place(run_id, "sampling.json")
+    return next(iter(records.load_files(records.SamplingRecord, [file])), None)
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[records.Run]:
@@ -257,11 +255,9 @@ def get_run(store: Store, run_id: str) -> records.Run:
     if run_id not in runs:
         where = str(store.run_file(run_id))
         expected, step = "what harness compare wrote", "repair or delete it"
-        refuse(
-            Problem(where, damage.removeprefix(f"{where}: "), expected, step)
-            for damage in runs_on_disk(store)[1]
-            if damage.startswith(f"{where}: ")
-        )
+        begin = f"{where}: "
+        damages = [damage for damage in runs_on_disk(store)[1] if damage.startswith(begin)]
+        refuse(Problem(where, damage.removeprefix(begin), expected, step) for damage in damages)
         next_step = did_you_mean(run_id, runs) if runs else "make one: harness compare"
         raise UserError("run", repr(run_id), f"a run in {store.folder}", next_step)
     return runs[run_id]
@@ -306,7 +302,7 @@ def all_runs(store: Store) -> list[records.Run]:
     on_disk, unreadable = runs_on_disk(store)
     if unreadable:
         expected = "readable run files, which tell what is shared"
-        raise layout.failure("runs", "; ".join(unreadable), expected, "repair or delete them")
+        raise HarnessError("runs", "; ".join(unreadable), expected, "repair or delete them")
     return on_disk
 
 
