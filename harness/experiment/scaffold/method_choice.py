@@ -37,7 +37,7 @@ class Resources(NamedTuple):
 
 
 class MethodChoice(NamedTuple):
-    """Name of the chosen method, the reason, a warning if none fits, and other trainings to try, with reasons."""
+    """Name of the chosen method, the reason, a warning if none fits, and other trainings that fit."""
 
     name: str
     why: str
