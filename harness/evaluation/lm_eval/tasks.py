@@ -15,7 +15,7 @@ import random
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from importlib import metadata, util
@@ -41,7 +41,6 @@ class RegisteredTask(NamedTuple):
     name: str
     path: str
     dataset_path: str
-    dataset_name: str | None
     overrides: dict[str, Any]
 
 
@@ -87,7 +86,7 @@ def _walk(name: str, overrides: Mapping[str, Any], where: str) -> Iterator[Regis
     entry = _entries()[name]
     if entry["kind"] == "task":
         data = {**entry, **overrides}
-        yield RegisteredTask(name, entry["path"], data["dataset_path"], data["dataset_name"], dict(overrides))
+        yield RegisteredTask(name, entry["path"], data["dataset_path"], dict(overrides))
         return
     for child in entry["members"]:
         own_changes = (
@@ -121,8 +120,8 @@ def _scan() -> dict[str, dict[str, Any]]:
     for name, entry in TaskManager().task_index.items():
         config, kind = entry.cfg or {}, entry.kind.name.lower().replace("py_task", "task")
         if kind == "task":
-            dataset = {key: config.get(key) for key in ("dataset_path", "dataset_name")}
-            entries[name] = {"kind": kind, "path": str(entry.yaml_path), **dataset}
+            path, data = str(entry.yaml_path), config.get("dataset_path")
+            entries[name] = {"kind": kind, "path": path, "dataset_path": data}
             continue
         children = sorted(entry.tags) if kind == "tag" else config.get("task") or []
         child_list = children if isinstance(children, list) else [children]
@@ -152,17 +151,36 @@ def load(
     member: RegisteredTask, num_fewshot: int | None, datasets_dir: Path | None, *, trusted: bool, where: str
 ) -> Any:
     """Load one task with its data as before a run; its own `num_fewshot: 0` is kept (lm-eval's rule)."""
-    _refuse_without_nltk_data(member, where)
+    if "ifeval" in Path(member.path).parent.name.lower():  # it would crash when it scores
+        import nltk
+
+        try:
+            nltk.data.find("tokenizers/punkt_tab")
+        except LookupError:
+            offline = (os.environ.get(name, "0") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
+            if any(value not in ("", "0") for value in offline):
+                found = f"{member.name} without the nltk data punkt_tab, and no network to fetch it"
+                expected = "punkt_tab in a folder that nltk searches (NLTK_DATA)"
+                next_step = "python -m nltk.downloader punkt_tab, on a machine with a network"
+                raise UserError(where, found, expected, next_step) from None
     quiet_libraries()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     folder = local_copy(member, datasets_dir)
     changes = {**member.overrides, **({"dataset_path": str(folder)} if folder else {}), "task": member.name}
     with tempfile.TemporaryDirectory() as scratch, _fix_seeds():
         path = Path(scratch) / "task.yaml"
         path.write_text(json.dumps({"include": member.path, **changes}))  # JSON is YAML
-        _refuse_remote_code(member, path, trusted, where)
+        wants = False
+        with suppress(OSError, ValueError, AttributeError):  # loading the file reports the error
+            kwargs = load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}
+            wants = kwargs.get("trust_remote_code")
+        if wants and not trusted:
+            found = f"{member.name}, whose data set brings code of its own to run"
+            expected = "data without code, or your word that this code may run"
+            raise UserError(where, found, expected, "write trust_remote_code: true at this task")
         try:
             task = TaskManager(include_defaults=False).load(str(path))["tasks"][member.name]
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, LookupError) as error:
@@ -274,36 +292,6 @@ def _fix_seeds() -> Iterator[None]:
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
-
-
-def _refuse_remote_code(member: RegisteredTask, path: Path, trusted: bool, where: str) -> None:
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    try:
-        wants = (load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}).get("trust_remote_code")
-    except (OSError, ValueError, AttributeError):
-        return  # loading the file reports the error
-    if wants and not trusted:
-        found = f"{member.name}, whose data set brings code of its own to run"
-        expected = "data without code, or your word that this code may run"
-        raise UserError(where, found, expected, "write trust_remote_code: true at this task")
-
-
-def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:
-    """Refuse IFEval offline without nltk's data: it would crash when it scores."""
-    if "ifeval" not in Path(member.path).parent.name.lower():
-        return
-    import nltk
-
-    try:
-        nltk.data.find("tokenizers/punkt_tab")
-    except LookupError:
-        offline = (os.environ.get(name, "0") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
-        if any(value not in ("", "0") for value in offline):
-            found = f"{member.name} without the nltk data punkt_tab, and no network to fetch it"
-            expected = "punkt_tab in a folder that nltk searches (NLTK_DATA)"
-            next_step = "python -m nltk.downloader punkt_tab, on a machine with a network"
-            raise UserError(where, found, expected, next_step) from None
 
 
 def _describe_load_error(
