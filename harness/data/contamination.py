@@ -266,11 +266,9 @@ def load_encoder(model: str, kind: str, where: str, alternative: str) -> Any:
     try:
         import sentence_transformers
     except ImportError:
-        step, expected = (
-            f"pip install 'harness-evals[dense]', or {alternative}",
-            "the package that embeds texts",
-        )
-        raise UserError(where, "no package sentence-transformers", expected, step) from None
+        found, expected = "no package sentence-transformers", "the package that embeds texts"
+        step = f"pip install 'harness-evals[dense]', or {alternative}"
+        raise UserError(where, found, expected, step) from None
     folder = Path(model).expanduser()
     try:
         model_path = str(folder) if folder.is_dir() else model
@@ -334,9 +332,8 @@ def overlap_notes(
     word_overlaps = [Overlap(*values) for values in stored_overlaps]
     known_rows = {overlap.training for overlap in word_overlaps}
     close_overlaps = _close_embeddings(questions, items, encode) if encode else []
-    sense_overlaps = sorted(
-        (o for o in close_overlaps if o.training not in known_rows), key=lambda o: -o.similarity
-    )
+    sense_overlaps = [o for o in close_overlaps if o.training not in known_rows]
+    sense_overlaps.sort(key=lambda o: -o.similarity)
     notes = []
     for group in filter(None, (word_overlaps, sense_overlaps)):
         pairs = [(training[o.training].where, evaluated[o.evaluated].where) for o in group]

@@ -123,10 +123,8 @@ def read_choices(row: Row, forms: AnswerForms) -> tuple[object, list[str], objec
             continue
         other_answer = _read_answer(row, name)
         if other_answer.choices and right_choice not in other_answer.choices.values():
-            found = (
-                f"{other_answer.written!r} in {name!r}, and {fields[column]!r} in {column!r}, "
-                f"which is {right_choice!r}"
-            )
+            written = f"{fields[column]!r} in {column!r}, which is {right_choice!r}"
+            found = f"{other_answer.written!r} in {name!r}, and {written}"
             raise UserError(row.where, found, "columns that name one right choice", MEND_ROW)
     return question, texts, right_choice
 
@@ -144,9 +142,8 @@ def settle_forms(rows: Iterable[Row], stated_form: str | None = None) -> AnswerF
     problems: list[Problem] = []
     numbers = (stated_form,) if stated_form in _NUMBERS else _settle(answers[True], _NUMBERS, problems)
     if not numbers:
-        not_from_1, not_from_0 = (
-            next(a for a in answers[True] if f not in a.choices) for f in (_FROM_1, _FROM_0)
-        )
+        forms = _FROM_1, _FROM_0
+        not_from_1, not_from_0 = (next(a for a in answers[True] if f not in a.choices) for f in forms)
         description = f"{not_from_1.written!r} in {not_from_1.column!r}, which is not a place from 1"
         found = f"{description}, and {not_from_0.written!r} in {not_from_0.where}, which is none from 0"
         expected = "places that count from 0, or from 1, in all rows"
@@ -186,9 +183,8 @@ def _read_answer(row: Row, column: str = "") -> _Answer:
     texts, column = _texts(row), column or find_column(row.fields, RIGHT) or ""
     labels, raw_answer = list_choices(row.fields)[0], row.fields[column]
     value = (str(raw_answer).lower() if isinstance(raw_answer, bool) else str(raw_answer)).strip()
-    matching_texts = [text for text in texts if text == value] or [
-        t for t in texts if normalize(t) == normalize(value)
-    ]
+    matching_texts = [text for text in texts if text == value]
+    matching_texts = matching_texts or [text for text in texts if normalize(text) == normalize(value)]
     choices = {_ITSELF: matching_texts[0]} if len(matching_texts) == 1 else {}
     is_own_label = value in labels
     is_number = _NUMBER.fullmatch(value) is not None and not is_own_label
@@ -337,21 +333,15 @@ def _conversation(row: Row, field: str) -> Turns | None:
     if not isinstance(value, str) or not is_transcript(value):
         return None
     parts = _SPEAKER.split(f"\n\n{value.lstrip()}")[1:]
-    speakers = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": speakers[speaker], "content": text.strip()}
-        for speaker, text in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    roles = ("user" if speaker == "Human" else "assistant" for speaker in parts[::2])
+    return [{"role": role, "content": text.strip()} for role, text in zip(roles, parts[1::2], strict=True)]
 
 
 def name_question(row: Row) -> Row:
     """Write a pair's question from another tool's field into our field `messages`."""
     fields = row.fields
-    turn_fields = (
-        name
-        for name in ("messages", "prompt", "conversations")
-        if fields.get(name) and not is_plain(fields[name])
-    )
+    usual_names = "messages", "prompt", "conversations"
+    turn_fields = (name for name in usual_names if fields.get(name) and not is_plain(fields[name]))
     parts = [fields.get("question") or fields.get("instruction"), fields.get("input")]
     text = fields.get("prompt") or "\n\n".join(str(part) for part in parts if part)
     if name := next(turn_fields, None):

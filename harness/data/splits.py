@@ -276,7 +276,17 @@ def spread_labels(
     part_of = {row.example.id: number for number, part in enumerate(parts) for row in part}
     groups = groups_of([row.example for row in rows], with_choices)
     drawn_parts = [part_of[rows[group[0]].example.id] for group in groups]
-    new_parts = cover(labels_of(rows, groups), list(map(len, groups)), drawn_parts, len(parts))
+    labels, counts = labels_of(rows, groups), Counter[str]()
+    for group_labels in labels:
+        counts.update(group_labels)
+    part_labels = {(part, name) for part, names in zip(drawn_parts, labels, strict=True) for name in names}
+    lacking = {name for name in counts if any((part, name) not in part_labels for part in range(len(parts)))}
+    new_parts = None
+    if lacking and min(counts.values()) >= len(parts):
+        few_groups = [g for g, group_labels in enumerate(labels) if lacking & group_labels]
+        sizes, n_parts = list(map(len, groups)), len(parts)
+        new_parts = _solve(labels, sizes, drawn_parts, n_parts, few_groups)
+        new_parts = new_parts or _solve(labels, sizes, drawn_parts, n_parts, range(len(groups)))
     for number, group in zip(new_parts or drawn_parts, groups, strict=True):
         part_of |= {rows[i].example.id: number for i in group}
     return [[row for row in rows if part_of[row.example.id] == number] for number in range(len(parts))]
@@ -314,24 +324,6 @@ def _find_missing_labels(folds: Sequence[Sequence[SourcedExample]], where: str) 
 
 
 Classes = Sequence[Collection[str]]  # of each group
-
-
-def cover(classes: Classes, sizes: Sequence[int], parts: Sequence[int], n_parts: int) -> list[int] | None:
-    """Return the part of each group, with every class in every part; None if that is impossible.
-
-    `sizes` are the numbers of rows of the groups and `parts` their drawn parts, in [0, n_parts).
-    """
-    part_classes = {(part, name) for part, group in zip(parts, classes, strict=True) for name in group}
-    names = sorted({name for group in classes for name in group})
-    lacking = {name for name in names if any((part, name) not in part_classes for part in range(n_parts))}
-    if not lacking:
-        return list(parts)
-    counts = Counter(name for group in classes for name in {*group})
-    if any(counts[name] < n_parts for name in names):
-        return None
-    few_groups = [g for g, group in enumerate(classes) if lacking.intersection(group)]
-    solution = _solve(classes, sizes, parts, n_parts, few_groups)
-    return solution or _solve(classes, sizes, parts, n_parts, range(len(classes)))
 
 
 def _solve(

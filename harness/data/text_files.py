@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from itertools import chain, count, islice, zip_longest
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TextIO, cast
@@ -65,10 +65,8 @@ def open_text(file: Path, shown_path: str, newline: str = "") -> Iterator[TextIO
                 try:
                     line.decode()
                 except UnicodeDecodeError as error:
-                    where, found = (
-                        f"{shown_path}:{number}",
-                        f"byte 0x{line[error.start]:02x}, which is not UTF-8",
-                    )
+                    where = f"{shown_path}:{number}"
+                    found = f"byte 0x{line[error.start]:02x}, which is not UTF-8"
                     break
         step = f"save it as UTF-8; from Windows-1252: {_recode_command(shown_path, 'WINDOWS-1252')}"
         raise UserError(where, found, "text in UTF-8", step) from None
@@ -211,10 +209,8 @@ def read_csv(file: Path, shown_path: str) -> Iterator[Row]:
         # Without quoted fields, a quote after a blank opens a field, as in `1, "a, b"`.
         unquoted_lines = [re.sub(rf'(?:^|(?<={escaped}))"(?:[^"]|"")*"', "", line) for line in head]
         skips_blanks = delimiter != "\t" and any(re.search(rf'{escaped} +"', line) for line in unquoted_lines)
-        reader = csv.reader(
-            chain(head, text), delimiter=delimiter, strict=True, skipinitialspace=skips_blanks
-        )
-        list_columns = _list_columns(csv.reader(head, delimiter=delimiter, skipinitialspace=skips_blanks))
+        read = partial(csv.reader, delimiter=delimiter, skipinitialspace=skips_blanks)
+        reader, list_columns = read(chain(head, text), strict=True), _list_columns(read(head))
         line, header = 1, list[str]()
         try:
             for position, cell in enumerate(next(reader, []), start=1):  # numbered if names repeat
@@ -449,7 +445,5 @@ def find_special(texts: Iterable[str], own_tokens: tuple[str, ...] = ()) -> str:
 
 def cut_special(text: str, own_tokens: tuple[str, ...] = ()) -> str:
     """Return an answer without the special tokens around it; `own_tokens` are only cut at its end."""
-    leading, trailing = (
-        compile_special(tokens).pattern.replace("?P<token>", "?:") for tokens in ((), own_tokens)
-    )
+    leading, trailing = (compile_special(t).pattern.replace("?P<token>", "?:") for t in ((), own_tokens))
     return re.sub(rf"(?:\s*(?:{trailing}))+\s*\Z", "", re.sub(rf"\A(?:\s*(?:{leading}))+\s*", "", text))
