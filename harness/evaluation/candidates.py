@@ -37,8 +37,8 @@ class ResolvedCandidate:
     `source` is the recipe that makes its weights, under `source_name` (its own unless it borrows them), and
     `method` that recipe's. `init` is the candidate that the source starts from, `reward` and `choosers` are
     those whose reward models train it and choose among its answers. `base` is the published base,
-    `trained_base` the one that is trained, `served_base` the one that answers. `seeds` is a single one if
     `trained_base` the one that is trained, `served_base` the one that answers. `seeds` is a single seed if
+    others would make the same weights. `given` is the model if nothing has to be made. `prompt_trials` are
     the prompts that validation chose from.
     """
 

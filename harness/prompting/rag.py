@@ -97,20 +97,19 @@ def build(context: PromptingContext, params: Params) -> Step:
 
 def passages(context: PromptingContext, params: Params) -> list[Document]:
     """Cut the documents into the passages that the retrieval chooses from."""
-    return [chunk for document in context.documents for chunk in _chunks(document, params)]
+    chunks: list[Document] = []
+    for document in context.documents:
+        words = pieces(document.text)
+        step = params.chunk_words - params.chunk_overlap
+        for start in range(0, max(len(words) - params.chunk_overlap, 1), step):
+            text = "".join(words[start : start + params.chunk_words]).strip()
+            chunks.append(document._replace(text=text))
+    return chunks
 
 
 def _best_first(scores: Sequence[float], places: Sequence[int]) -> list[int]:
     ordered = sorted(zip(scores, range(len(places)), strict=True), key=lambda s: (-s[0], s[1]))
     return [places[i] for _, i in ordered]
-
-
-def _chunks(document: Document, params: Params) -> list[Document]:
-    words = pieces(document.text)
-    step = params.chunk_words - params.chunk_overlap
-    starts = range(0, max(len(words) - params.chunk_overlap, 1), step)
-    texts = ("".join(words[start : start + params.chunk_words]).strip() for start in starts)
-    return [document._replace(text=text) for text in texts]
 
 
 def _bm25(texts: list[str]) -> Scores:
