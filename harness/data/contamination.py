@@ -286,8 +286,7 @@ def _close_embeddings(training: Sequence[str], evaluated: Sequence[str], encode:
     close_overlaps = []
     for start in range(0, len(rows), _BLOCK):
         cosines = rows[start : start + _BLOCK] @ items.T  # (rows, items)
-        best_items = cosines.argmax(axis=1)
-        for i, j in enumerate(best_items.tolist()):
+        for i, j in enumerate(cosines.argmax(axis=1).tolist()):
             if cosines[i, j] >= EMBEDDINGS:
                 close_overlaps.append(Overlap(start + i, j, "embeddings", min(1.0, float(cosines[i, j]))))
     return close_overlaps

@@ -161,8 +161,7 @@ def documents(content: text_files.Rows) -> list[Document]:
     def read_document(row: text_files.Row, name: str) -> Document:
         text = _fill(row, "{text}")
         if not text.strip():
-            step = "fill it in or remove the row"
-            raise UserError(row.where, "an empty document", "a text", step)
+            raise UserError(row.where, "an empty document", "a text", "fill it in or remove the row")
         return Document(_fill_own(row, None, "id") or name, _fill_own(row, None, "title"), text)
 
     return _make_each(content, read_document)
@@ -330,8 +329,7 @@ def _references(row: text_files.Row, template: str, *, only_read: bool) -> tuple
         labels = [text for label in value if (text := text_files.text_of_cell(label)) is not None]
         if len(labels) < len(value) or any(";" in text for text in labels):
             found = f"{field[1]!r} of another form, or a label with a semicolon"
-            step = f'such as "{field[1]}": ["…"]'
-            raise UserError(row.where, found, "a list of labels", step)
+            raise UserError(row.where, found, "a list of labels", f'such as "{field[1]}": ["…"]')
         return ("; ".join(labels) or "none",)
     if field and isinstance(value, list):
         accepted_answers = _texts(row, field[1])

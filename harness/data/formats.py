@@ -154,8 +154,7 @@ def _conversation(name: str, form: str, column: str) -> Layout:
             last_role = turns[-1]["role"] if turns else ""
             found = f"{column} that end with the {last_role}" if last_role else f"empty {column}"
             found = f"{column} whose last turn is empty" if last_role == "assistant" else found
-            expected = "turns that end with an answer of the assistant"
-            raise row_forms.misfit(row, found, expected)
+            raise row_forms.misfit(row, found, "turns that end with an answer of the assistant")
         return {"messages": turns[:-1], "references": [turns[-1]["content"].strip()]}
 
     return Layout(name, form, _has(column), reads, column=column)

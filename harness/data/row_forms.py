@@ -226,8 +226,7 @@ def make_judged_pair(row: Row) -> Row:
         if len({score for _, score in scored_answers}) > 1:
             pair = {"chosen": scored_answers[0][0].strip(), "rejected": scored_answers[-1][0].strip()}
             return row._replace(fields={**row.fields, "messages": messages, **pair})
-    expected = "two answers, one rated higher than the other"
-    raise misfit(row, "no two answers of different ratings", expected)
+    raise misfit(row, "no two answers of different ratings", "two answers, one rated higher than the other")
 
 
 def _read_rated(row: Row) -> RatedConversation:

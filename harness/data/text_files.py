@@ -45,8 +45,7 @@ def open_text(file: Path, shown_path: str, newline: str = "") -> Iterator[TextIO
     try:
         with open_bytes(file, shown_path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
             beginning = raw.read(BEGINNING)
-            marked_encodings = (name for name, marks in _WIDE_MARKS.items() if beginning.startswith(marks))
-            encoding = next(marked_encodings, "")
+            encoding = next((name for name, marks in _WIDE_MARKS.items() if beginning.startswith(marks)), "")
             n_zeros = [beginning[start::2].count(0) for start in (0, 1)]
             if not encoding and 4 * max(n_zeros) > len(beginning):  # every other byte is mostly 0
                 encoding = "UTF-16BE" if n_zeros[0] > n_zeros[1] else "UTF-16LE"
@@ -112,8 +111,7 @@ class _BoundedLines(io.RawIOBase):
         if self._line > self._longest:
             found = f"a line of more than {self._longest >> 20} MiB"
             step = "shorten or split the row; a long list of JSON is read as JSON Lines, one object a line"
-            where = f"{self._shown}:{self._n_lines + 1}"
-            raise UserError(where, found, "rows that memory holds", step)
+            raise UserError(f"{self._shown}:{self._n_lines + 1}", found, "rows that memory holds", step)
         if isinstance(self._raw, gzip.GzipFile):
             step = f"where that is meant: gzip -dk {as_argument(self._shown)}, and name the plain file"
             refuse_bomb(self._shown, self._n_bytes, cast("IO[bytes]", self._raw.fileobj).tell(), step)

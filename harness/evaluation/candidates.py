@@ -88,8 +88,7 @@ class ResolvedCandidate:
     @property
     def lineage(self) -> dict[str, Recipe]:
         """The recipes that make its weights or choose its answers, its source first."""
-        dependencies = filter(None, (self.init, self.reward, *self.merges, *self.choosers))
-        lineages = (d.lineage for d in dependencies)
+        lineages = (d.lineage for d in filter(None, (self.init, self.reward, *self.merges, *self.choosers)))
         return {self.source_name: self.source} | {n: r for lineage in lineages for n, r in lineage.items()}
 
     @property

@@ -80,8 +80,7 @@ def measure_control(session: Session, source: ModelSource) -> str:
     control_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     environment = origin(at, session.machine.name).environment
     base_fields = (source.weights_digest, session.machine.precision, environment)
-    again_blocks = tuple(block for block, _ in compared_blocks)
-    control = Control(control_id, now.isoformat(), *base_fields, again_blocks)
+    control = Control(control_id, now.isoformat(), *base_fields, tuple(block for block, _ in compared_blocks))
     store.save_control(at, control, compared_blocks)
     session.controls[source.weights_digest] = control_id
     return control_id

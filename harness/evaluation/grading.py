@@ -112,8 +112,7 @@ def _say(candidate: ChatCandidate, budget: Budget | None, answer: UngradedAnswer
 def _grade_in_words(candidate: ChatCandidate, answer: UngradedAnswer) -> Grade:
     """Ask for one grade in words, at temperature 0; with log-probabilities the mean of all grades counts."""
     rubric = answer.judged.rubric
-    prompt = candidate.encode(_messages(answer)).context
-    (output,) = candidate.generate([prompt], judges.LIMITS)
+    (output,) = candidate.generate([candidate.encode(_messages(answer)).context], judges.LIMITS)
     if output.finish_reason == "error":
         return _grade(answer, output, "", None)
     grade = judges.read_grade(rubric, output.text)

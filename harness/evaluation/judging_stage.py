@@ -84,8 +84,7 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
 
 def is_measured(session: Session, source: ModelSource) -> bool:
     """Tell whether a base is fully evaluated on the suites, here or earlier in another folder."""
-    sets = suite_sets(session, base_weights(source))
-    return not find_base_rows(session, score_answered(session, sets))
+    return not find_base_rows(session, score_answered(session, suite_sets(session, base_weights(source))))
 
 
 def grade_answers(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:

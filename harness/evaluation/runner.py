@@ -251,8 +251,7 @@ def verify_weights(at: store.Store, base: ModelSource, weights: Weights, run: Ru
         problems.append(Problem(run.run_id, found, expected, _AGAIN))
     if source.weights_digest not in (run.base_digest, run.served_digest, run.weights_digest):
         found, expected = f"a base with the digest {source.weights_digest}", f"{run.base_digest}, the run's"
-        step = "name the base_model that it was trained on"
-        problems.append(Problem(run.run_id, found, expected, step))
+        problems.append(Problem(run.run_id, found, expected, "name the base_model that it was trained on"))
     for champion in store.kept_champions(at.folder.parent):
         if champion.run_id != run.run_id or not champion.files:
             continue

@@ -282,8 +282,7 @@ def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, tuple[int
     running = ServerProcess(program.name, supervisor, address.url, log, [])
     try:
         with session.progress.stage(f"{program.name} starts") as advance:
-            timeout_s = session.experiment.vllm.start_timeout
-            if not running.is_started(timeout_s, "vllm.start_timeout", advance):
+            if not running.is_started(session.experiment.vllm.start_timeout, "vllm.start_timeout", advance):
                 raise HarnessError(running.describe_end())
         with session.progress.stage(f"{pluralize(len(pairs), 'stored answer')} asked again"):
             return running, _compare(settings, plan, pairs)

@@ -298,8 +298,7 @@ def check_class_balance(table: RowTable, context: CheckContext) -> Iterator[Find
         title = f"{len(small_labels):,} labels with fewer than {_FEWEST_OF_LABEL} rows"
         meaning = "validation or test may hold none of them, so nothing is known of them"
         example = ", ".join(f"{label!r} {counts[label]}" for label in sorted(small_labels)[:5])
-        step = "collect more rows of them"
-        yield Finding("warning", title, meaning, rows, example, step, of=n)
+        yield Finding("warning", title, meaning, rows, example, "collect more rows of them", of=n)
     if context.test:
         test_answers = Counter(entry.answer for entry in context.test.entries)
         if new_labels := [label for label in test_answers if label not in table.labels]:

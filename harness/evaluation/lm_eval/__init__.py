@@ -155,8 +155,7 @@ class LmEvalTask:
         order = np.random.default_rng(int(version, 16)).permutation(len(places))[:limit]
         docs, documents = [task.eval_docs for task in objects], []
         for member, i in (places[k] for k in order):
-            texts = tuple(tasks.texts(docs[member][i]))
-            documents.append(TaskDocument(member, i, hashes[member][i], texts))
+            documents.append(TaskDocument(member, i, hashes[member][i], tuple(tasks.texts(docs[member][i]))))
         limits = requests.limits_of(objects[0].get_config("generation_kwargs") or {})
         description = Description(
             version=version,

@@ -175,8 +175,7 @@ def load(
         path.write_text(json.dumps({"include": member.path, **changes}))  # JSON is YAML
         wants = False
         with suppress(OSError, ValueError, AttributeError):  # loading the file reports the error
-            kwargs = load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}
-            wants = kwargs.get("trust_remote_code")
+            wants = (load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}).get("trust_remote_code")
         if wants and not trusted:
             found = f"{member.name}, whose data set brings code of its own to run"
             expected = "data without code, or your word that this code may run"
