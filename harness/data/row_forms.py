@@ -210,25 +210,6 @@ def best_answer(row: Row, context_apart: bool = False) -> dict[str, Any]:
     return {"messages": messages, "references": [answers[0][0].strip()]}
 
 
-def make_judged_pair(row: Row) -> Row:
-    """Return a row with `messages`, `chosen` and `rejected`; for a tree, the first pair on its best path."""
-    filled_fields = {name for name, value in row.fields.items() if value is not None}
-    if filled_fields >= PREFERRED:
-        question = row.fields["input"]
-        turns = question.get("messages") if isinstance(question, dict) else None
-        pair = {"chosen": row.fields["preferred_output"], "rejected": row.fields["non_preferred_output"]}
-        tools = {"tools": question["tools"]} if isinstance(question, dict) and "tools" in question else {}
-        return row._replace(fields={**row.fields, "prompt": turns, **pair, **tools})
-    if not (filled_fields >= RATED or filled_fields >= TREE):
-        return row
-    for messages, answers in [_read_rated(row)] if filled_fields >= RATED else _tree(row):
-        scored_answers = [answer for answer in answers if answer[1] > -math.inf]
-        if len({score for _, score in scored_answers}) > 1:
-            pair = {"chosen": scored_answers[0][0].strip(), "rejected": scored_answers[-1][0].strip()}
-            return row._replace(fields={**row.fields, "messages": messages, **pair})
-    raise misfit(row, "no two answers of different ratings", "two answers, one rated higher than the other")
-
-
 def _read_rated(row: Row) -> RatedConversation:
     completions = row.fields["completions"]
     if not isinstance(completions, list) or not all(isinstance(c, dict) for c in completions):
@@ -296,8 +277,26 @@ OWN_QUESTION = {"prompt", "messages"}
 
 
 def read_pair(row: Row) -> Row:
-    """Return a preference pair with its prompt as messages, and its two answers as texts."""
-    row = make_judged_pair(row)
+    """Return a preference pair with its prompt as messages, and its two answers as texts.
+
+    A rated row gives its best and its worst answer; a tree the first such pair on its best path.
+    """
+    filled_fields = find_known_fields(row)
+    if filled_fields >= PREFERRED:
+        question = row.fields["input"] if isinstance(row.fields["input"], dict) else {}
+        tools = {"tools": question["tools"]} if "tools" in question else {}
+        pair = {"chosen": row.fields["preferred_output"], "rejected": row.fields["non_preferred_output"]}
+        row = row._replace(fields={**row.fields, "prompt": question.get("messages"), **pair, **tools})
+    elif filled_fields >= RATED or filled_fields >= TREE:
+        for messages, answers in [_read_rated(row)] if filled_fields >= RATED else _tree(row):
+            scored_answers = [answer for answer in answers if answer[1] > -math.inf]
+            if len({score for _, score in scored_answers}) > 1:
+                pair = {"chosen": scored_answers[0][0].strip(), "rejected": scored_answers[-1][0].strip()}
+                row = row._replace(fields={**row.fields, "messages": messages, **pair})
+                break
+        else:
+            expected = "two answers, one rated higher than the other"
+            raise misfit(row, "no two answers of different ratings", expected)
     if not {"chosen", "rejected"} <= find_known_fields(row):
         return row
     chosen, rejected = _conversation(row, "chosen"), _conversation(row, "rejected")

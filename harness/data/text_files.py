@@ -15,7 +15,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
@@ -202,7 +202,13 @@ def read_csv(file: Path, shown_path: str) -> Iterator[Row]:
         marker = _NAMED_SEPARATOR.match(first_line)
         head = [*([] if marker else [first_line]), *islice(text, _TRIED)]
         is_tsv = file.name.lower().removesuffix(".gz").endswith(".tsv")
-        delimiter = marker[1] if marker else "\t" if is_tsv else _separator(head)
+        unquoted_header = re.sub(r'"[^"]*"', "", first_line)
+        separators = [separator for separator in _SEPARATORS if separator in unquoted_header] or [","]
+        delimiter = marker[1] if marker else "\t" if is_tsv else separators[0]
+        if not (marker or is_tsv) and len(separators) > 1:  # most of the first rows have the header's width
+            parsed = {s: filter(any, csv.reader(head, delimiter=s)) for s in separators}
+            widths = {s: list(map(len, rows)) for s, rows in parsed.items()}
+            delimiter = max(separators, key=lambda s: widths[s].count(widths[s][0]) if widths[s] else 0)
         escaped = re.escape(delimiter)
         # Without quoted fields, a quote after a blank opens a field, as in `1, "a, b"`.
         unquoted_lines = [re.sub(rf'(?:^|(?<={escaped}))"(?:[^"]|"")*"', "", line) for line in head]
@@ -261,16 +267,6 @@ def _read_list(cell: str) -> Any:
         entries = ast.literal_eval(text)
         return entries if {*map(type, entries)} in ({str}, {int}, set()) else cell
     return cell
-
-
-def _separator(lines: Sequence[str]) -> str:
-    """Return the separator in the header that gives most of the first rows the header's width."""
-    unquoted_header = re.sub(r'"[^"]*"', "", lines[0])
-    separators = [separator for separator in _SEPARATORS if separator in unquoted_header] or [","]
-    if len(separators) == 1:
-        return separators[0]
-    widths = {s: [len(cells) for cells in csv.reader(lines, delimiter=s) if any(cells)] for s in separators}
-    return max(separators, key=lambda s: widths[s].count(widths[s][0]) if widths[s] else 0)
 
 
 def is_csv(path: str) -> bool:

@@ -93,7 +93,7 @@ class Unused(NamedTuple):
 class _Read(NamedTuple):
     fields: Mapping[str, object]
     question: str
-    answers: Sequence[str]
+    answer: str
 
 
 @dataclass
@@ -116,7 +116,7 @@ class UnusedCounter:
         self.keys += turns.count_unused_keys(row.fields)
         if example and len(self.first) < _FIRST:
             question = "\n".join(turn["content"] for turn in example.messages if turn["role"] == "user")
-            self.first.append(_Read(row.fields, question, example.references))
+            self.first.append(_Read(row.fields, question, "".join(example.references[:1])))
         names, fields, layout, task = row.fields, self.task.fields, self.layout, self.task
         roles = columns.find_reading_roles(task, layout, names)
         read_columns = {*roles.questions}
@@ -273,9 +273,9 @@ def _find_contexts(
         # A column that copies the answer, or follows from it as its group does, is not a context.
         by_answer, n_copied, n_asking = defaultdict[str, list[str]](list), 0, 0
         for text, row in pairs:
-            by_answer[_answer(row)].append(text)
+            by_answer[row.answer].append(text)
             question, folded = _fold(row.question), _fold(text)
-            n_copied += folded == _fold(_answer(row))
+            n_copied += folded == _fold(row.answer)
             longest = _fold(max((p for p in row.question.split("\n\n") if p.strip()), key=len, default=""))
             n_asking += folded in question or (bool(longest) and longest in folded)
         groups = [group for group in by_answer.values() if len(group) > 1]
@@ -287,8 +287,8 @@ def _find_contexts(
         # Rows with one question and several answers that the column tells apart.
         answers, with_text = defaultdict[str, set[str]](set), defaultdict[tuple[str, str], set[str]](set)
         for text, row in pairs:
-            answers[_fold(row.question)].add(_answer(row))
-            with_text[_fold(row.question), text].add(_answer(row))
+            answers[_fold(row.question)].add(row.answer)
+            with_text[_fold(row.question), text].add(row.answer)
         cases = [(text, row) for text, row in pairs if len(answers[_fold(row.question)]) > 1]
         n_told = sum(len(with_text[_fold(row.question), text]) == 1 for text, row in cases)
         is_name = len({*texts}) == len(texts) and not any(" " in text.strip() for text in texts)
@@ -296,7 +296,7 @@ def _find_contexts(
         # Rows whose answer is in the column and not in the question, beyond chance.
         folded_texts, n_own, n_other = list(map(_fold, texts)), 0, 0
         for i, row in enumerate(nonempty):
-            answer = _fold(_answer(row))
+            answer = _fold(row.answer)
             if len(answer) > 2 and answer not in _fold(row.question):
                 n_own += answer in folded_texts[i]
                 n_other += answer in folded_texts[i - 1]
@@ -307,10 +307,6 @@ def _find_contexts(
             reasons.append(f"it holds the answer in {percent(n_own / len(nonempty))} % of rows")
         if reasons:
             yield ContextColumn(name, filled[name], ", ".join(reasons), explains)
-
-
-def _answer(row: _Read) -> str:
-    return row.answers[0] if row.answers else ""
 
 
 def _fold(text: str) -> str:

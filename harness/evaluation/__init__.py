@@ -251,9 +251,14 @@ def score_output(job: EvaluationJob, example: Example, output: Output) -> Answer
     status = "ok" if status == "refused" and job.role == "safety" else status
     scores: dict[str, Parts | None] = {}
     unscored: dict[str, str] = {}
-    for name in job.metrics:
+    is_cut = status == "truncated" and job.task.truncated_scores
+    for name, metric in job.metrics.items():
+        is_read = status == "refused" and is_judged(name)  # a rubric may want refusals
+        counts = status == "ok" or is_read or is_cut or (metric.reads_any and status == "unparsable")
         try:
-            scores[name] = _parts(job, name, status, output, example)
+            scores[name] = None
+            if status != "error" and metric.reads(example):
+                scores[name] = metric.score(output, example) if counts else metric.worst(example)
         except Unscored as error:
             scores[name], unscored[name] = None, f"metric {name}: item {example.id}: {error}"
     not_finite = [n for n, parts in scores.items() if parts is not None and not np.isfinite(parts).all()]
@@ -284,14 +289,3 @@ def answer_status(text: str, choices: Iterable[str]) -> Status:
     if not text.strip() or (normalized_choices and normalize(text) not in normalized_choices):
         return "unparsable"
     return "refused" if is_refusal(text) else "ok"
-
-
-def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, example: Example) -> Parts | None:
-    """Score an answer; the worst parts if it does not count, None for an error or an unread item."""
-    scores = job.metrics[metric]
-    if status == "error" or not scores.reads(example):
-        return None
-    is_read = status == "refused" and is_judged(metric)  # a rubric may want refusals
-    is_cut = status == "truncated" and job.task.truncated_scores
-    counts = status == "ok" or is_read or is_cut or (scores.reads_any and status == "unparsable")
-    return scores.score(output, example) if counts else scores.worst(example)

@@ -82,30 +82,25 @@ def check_missing_values(table: RowTable, context: CheckContext) -> Iterator[Fin
             example = f"the first {rarest}: {column.of_kind[rarest][0]}"
             step, n = "write the column as texts alone", column.kinds[rarest]
             yield Finding("warning", title, meaning, places, example, step, count=n, of=table.n)
-    yield from _list_unused(table)
-
-
-def _list_unused(table: RowTable) -> Iterator[Finding]:
-    unused = table.unused
-    check_command = f"harness data check {' '.join(map(as_argument, table.files))}"
+    unused, check_command = table.unused, f"harness data check {' '.join(map(as_argument, table.files))}"
     if unused.contexts:
         command = f"{check_command} {unused.options()}"
-        explains = any(context.explains for context in unused.contexts)
+        explains = any(column.explains for column in unused.contexts)
         severity: Severity = "error" if explains else "warning"
         meaning = f"without it a question may have no answer; {OFFER}, write {unused.line()} in the suite"
         steps = (command,) if explains else ()
         yield Finding(severity, name_contexts(unused), meaning, command=command, steps=steps)
-    for other_columns in unused.others:
-        if getattr(table.reading, other_columns.option) is None:
-            command = f"{check_command} {other_columns.options}"
-            yield Finding("note", other_columns.sentence, "where it does, name that column", command=command)
-    if media_sentence := name_media(unused):
-        yield Finding("warning", media_sentence, "without it a question may have no answer")
-    if columns_sentence := name_columns(unused):
-        yield Finding("note", columns_sentence, "no prompt shows them, and nothing is trained on them")
-    if keys_sentence := name_keys(unused):
-        severity = "warning" if THOUGHTS & unused.keys.keys() else "note"
-        yield Finding(severity, keys_sentence, "they are in the file, but in no prompt and no answer")
+    for others in unused.others:
+        if getattr(table.reading, others.option) is None:
+            command = f"{check_command} {others.options}"
+            yield Finding("note", others.sentence, "where it does, name that column", command=command)
+    severity = "warning" if THOUGHTS & unused.keys.keys() else "note"
+    sentences: list[tuple[Severity, str, str]] = [
+        ("warning", name_media(unused), "without it a question may have no answer"),
+        ("note", name_columns(unused), "no prompt shows them, and nothing is trained on them"),
+        (severity, name_keys(unused), "they are in the file, but in no prompt and no answer"),
+    ]
+    yield from (Finding(*sentence) for sentence in sentences if sentence[1])
 
 
 def check_amount(table: RowTable, context: CheckContext) -> Iterator[Finding]:

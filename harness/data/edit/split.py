@@ -229,7 +229,24 @@ def _nearest(
 
 def _split_by_time(content: Rows, questions: list[str], options: SplitOptions) -> SplitRows:
     """Cut at two times, ties in the earlier part; rows that repeat an earlier part's are dropped."""
-    times = _times(content, options)
+    # In seconds or as numbers; a time without a zone is UTC.
+    times, problems, first_places = list[float](), list[Problem](), dict[bool, str]()
+    values = [row.fields.get(options.time or "") for row in content.rows]
+    with_days = all(map(is_day, filter(EIGHT_DIGITS.fullmatch, map(str, values))))
+    for row, value in zip(content.rows, values, strict=True):
+        try:
+            time, is_number = read_moment(value, options.time_format, with_days=with_days)
+            times.append(time)
+            first_places.setdefault(is_number, row.where)
+        except (ValueError, OverflowError):
+            is_empty = value is None or not str(value).strip()
+            found = f"no time in {options.time!r}"
+            found = found if is_empty else f"{value!r} in {options.time!r}, which is not a time"
+            problems.append(Problem(row.where, found, _TIMES, "fix the row, or drop it"))
+    if len(first_places) > 1 and not problems:
+        found = f"a number in {options.time!r}, where {first_places[False]} has a date"
+        problems = [Problem(first_places[True], found, "dates or numbers in all rows", "fix the rows")]
+    refuse(cap_problems(problems, content.shown, "times that cannot be read"))
     order = sorted(range(len(times)), key=times.__getitem__)
     parts: dict[str, list[int]] = {}
     start, share = 0, 0.0
@@ -253,29 +270,6 @@ def _split_by_time(content: Rows, questions: list[str], options: SplitOptions) -
         row_by_group = {groups[i]: i for i in part if groups[i]} | row_by_group
     kept_rows = {name: [content.rows[i] for i in part if i not in changes] for name, part in parts.items()}
     return SplitRows(kept_rows, [changes[i] for i in sorted(changes)])
-
-
-def _times(content: Rows, options: SplitOptions) -> list[float]:
-    """Read the time of every row, in seconds or as its number; a time without a zone is UTC."""
-    times, problems = [], []
-    first_places: dict[bool, str] = {}
-    values = [row.fields.get(options.time or "") for row in content.rows]
-    with_days = all(map(is_day, filter(EIGHT_DIGITS.fullmatch, map(str, values))))
-    for row, value in zip(content.rows, values, strict=True):
-        try:
-            time, is_number = read_moment(value, options.time_format, with_days=with_days)
-            times.append(time)
-            first_places.setdefault(is_number, row.where)
-        except (ValueError, OverflowError):
-            is_empty = value is None or not str(value).strip()
-            found = f"no time in {options.time!r}"
-            found = found if is_empty else f"{value!r} in {options.time!r}, which is not a time"
-            problems.append(Problem(row.where, found, _TIMES, "fix the row, or drop it"))
-    if len(first_places) > 1 and not problems:
-        found = f"a number in {options.time!r}, where {first_places[False]} has a date"
-        problems = [Problem(first_places[True], found, "dates or numbers in all rows", "fix the rows")]
-    refuse(cap_problems(problems, content.shown, "times that cannot be read"))
-    return times
 
 
 def _refuse_empty_parts(shown_path: str, result: SplitRows, options: SplitOptions) -> None:

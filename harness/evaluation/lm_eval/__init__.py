@@ -2,15 +2,17 @@
 
 Invariant: a description depends only on the installed lm-eval, the task, its shots and its data, and is
 cached under their digest, so that an unchanged run neither imports nor builds a task. Prompts, filters and
-scores of an item are lm-eval's own; the choice of items, the blocks and the digests are ours.
+scores of an item are lm-eval's own; the choice of items, the blocks and the digests are ours. Logged
+documents, prompts, targets and hashes are lm-eval's; the keys of our row are added, `resps` are left out.
 Source: EleutherAI's lm-evaluation-harness 0.4.13, https://github.com/EleutherAI/lm-evaluation-harness
 """
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import EvaluationJob
 from harness.evaluation.lm_eval import requests, tasks
 from harness.evaluation.lm_eval.requests import RequestResponse, Score, UnfitRequest
-from harness.evaluation.lm_eval.tasks import datasets_folder, names, sample_records
+from harness.evaluation.lm_eval.tasks import datasets_folder, names
 from harness.metrics import Parts
 from harness.models import Candidate
 from harness.provenance import versions_of
@@ -214,13 +216,36 @@ class LmEvalTask:
         return [self._described.place(e.id) for e in job.examples[index * BLOCK : (index + 1) * BLOCK]]
 
     def samples(self, rows: Sequence[SampleResult]) -> Iterator[dict[str, Any]]:
-        """Yield rows in lm-eval's log format; a group's samples keep their task's name in `slice`."""
+        """Yield each row by filter in lm-eval's log format; a group's task is named in `slice`."""
+        from lm_eval.utils import handle_non_serializable, hash_string
+
+        def plain(value: Any) -> Any:
+            return json.loads(json.dumps(value, default=handle_non_serializable))
+
         places = [self._described.place(row.example_id) for row in rows]
         self._build(places)
         for row, place in zip(rows, places, strict=True):
             instances = self._requests[place]
-            target = self._load(place[0]).doc_to_target(instances[0].doc)
-            yield from sample_records(row, place[1], target, instances, self._described.scores)
+            first = instances[0]
+            target = self._load(place[0]).doc_to_target(first.doc)
+            document = json.dumps(first.doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+            arguments = {f"gen_args_{i}": plain(instance.args) for i, instance in enumerate(instances)}
+            for name in dict.fromkeys(score.filter for score in self._described.scores):
+                parts = {s.metric: row.parts[s.name] for s in self._described.scores if s.filter == name}
+                values = {metric: p[0] if p is not None and len(p) == 1 else p for metric, p in parts.items()}
+                yield {
+                    **asdict(row),
+                    "doc_id": place[1],
+                    "doc": plain(first.doc),
+                    "target": plain(target),
+                    "arguments": {k: {f"arg_{i}": a for i, a in enumerate(v)} for k, v in arguments.items()},
+                    "filter": name,
+                    "metrics": list(values),
+                    "doc_hash": hash_string(document),
+                    "prompt_hash": hash_string(first.arguments[0]),
+                    "target_hash": hash_string(str(target)),
+                    **values,
+                }
 
     def _build(self, places: Iterable[tuple[int, int]]) -> None:
         documents_by_member: dict[int, list[int]] = defaultdict(list)

@@ -266,11 +266,6 @@ def primary(scores: Sequence[Score], requested: str, where: str) -> str:
     raise UserError(where, found, "one primary score", f'add primary: "{candidates[0]}" to the task')
 
 
-def _two(value: Any) -> Sequence[Any]:
-    first, second = value
-    return first, second
-
-
 def _counts(value: Any) -> Sequence[Any]:
     """Count one (gold, predicted) pair of binary labels: true and false positives and negatives."""
     gold, predicted = (int(v) for v in value)
@@ -310,8 +305,8 @@ _FORMS: Mapping[str, _Form] = {
     "perplexity": _Form(
         ("logprob",), lambda value: (value,), lambda p, w: np.exp(-weighted_mean(p, w)), (0.0, inf)
     ),
-    "weighted_perplexity": _Form(("logprob", "size"), _two, lambda p, w: np.exp(-_rate(p, w)), (0.0, inf)),
-    "bits_per_byte": _Form(("logprob", "bytes"), _two, lambda p, w: -_rate(p, w) / np.log(2), (0.0, inf)),
+    "weighted_perplexity": _Form(("logprob", "size"), tuple, lambda p, w: np.exp(-_rate(p, w)), (0.0, inf)),
+    "bits_per_byte": _Form(("logprob", "bytes"), tuple, lambda p, w: -_rate(p, w) / np.log(2), (0.0, inf)),
     "f1": _Form(_LABELS, _counts, _f1, (0.0, 1.0)),
     "matthews_corrcoef": _Form(_LABELS, _counts, _correlation, (-1.0, 1.0)),
     "brier_score": _Form(("value",), _brier, weighted_mean, (0.0, 2.0)),

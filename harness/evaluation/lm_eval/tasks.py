@@ -1,9 +1,8 @@
-"""lm-eval's tasks: their names and files, the task objects, requests of some documents, and rows as its logs.
+"""lm-eval's tasks: their names and files, the task objects, and requests of some documents.
 
 Invariant: lm-eval's scan of its 14,000 task files takes five seconds; it runs once per installed version. A
 document is named by its index in the evaluated split and the hash of its content; its few-shot examples are
-those of a run over the whole split. Logged documents, prompts, targets and hashes are lm-eval's own; the keys
-of our row are added, and `resps` are left out.
+those of a run over the whole split.
 Source: lm_eval/evaluator.py and lm_eval/loggers/evaluation_tracker.py, version 0.4.13.
 """
 
@@ -16,7 +15,6 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
@@ -27,9 +25,9 @@ import numpy as np
 
 from harness.cache import memo
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
-from harness.evaluation.lm_eval.requests import Score, is_sampled
+from harness.evaluation.lm_eval.requests import is_sampled
 from harness.progress import quiet_environment, quiet_libraries
-from harness.records import SampleResult, canonical_json, digest, pieces
+from harness.records import canonical_json, digest, pieces
 
 _INSTALL = "pip install 'harness-evals[lm-eval]'"
 _GROUP_KEYS = {"group", "group_alias", "task", "aggregate_metric_list", "tag", "metadata", "include"}
@@ -308,33 +306,3 @@ def _describe_load_error(
         return Problem(where, found, expected, f"put it in {folder_hint}, as {source}/")
     found = f"{name}: {source}: {type(error).__name__}: {message[:200]}"
     return Problem(where, found, "a task that lm-eval can load", "leave it out, or try lm-eval itself")
-
-
-def sample_records(
-    row: SampleResult, doc_id: int, target: Any, instances: Sequence[Any], scores: Sequence[Score]
-) -> Iterator[dict[str, Any]]:
-    """Yield one sample of a row per filter, as plain types; `instances` are the document's requests."""
-    from lm_eval.utils import handle_non_serializable, hash_string
-
-    def plain(value: Any) -> Any:
-        return json.loads(json.dumps(value, default=handle_non_serializable))
-
-    first = instances[0]
-    document = json.dumps(first.doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    for name in dict.fromkeys(score.filter for score in scores):
-        parts = {s.metric: row.parts[s.name] for s in scores if s.filter == name}
-        values = {metric: p[0] if p is not None and len(p) == 1 else p for metric, p in parts.items()}
-        arguments = {f"gen_args_{i}": plain(instance.args) for i, instance in enumerate(instances)}
-        yield {
-            **asdict(row),
-            "doc_id": doc_id,
-            "doc": plain(first.doc),
-            "target": plain(target),
-            "arguments": {k: {f"arg_{i}": a for i, a in enumerate(args)} for k, args in arguments.items()},
-            "filter": name,
-            "metrics": list(values),
-            "doc_hash": hash_string(document),
-            "prompt_hash": hash_string(first.arguments[0]),
-            "target_hash": hash_string(str(target)),
-            **values,
-        }
