@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.cache import memo
-from harness.data.examples import Notes, SourcedExample
+from harness.data.examples import Notes, SourcedExample, SourcedRows
 from harness.data.near_duplicates import MOST, N, are_alike, fold_words, nearest, similarity
 from harness.data.readers import file_of
 from harness.data.text_files import cap_problems
@@ -77,7 +77,7 @@ def drop_contaminated(
 
 
 def drop_related(
-    training: Iterable[SourcedExample], evaluated: Sequence[SourcedExample], with_choices: bool = False
+    training: Iterable[SourcedExample], evaluated: SourcedRows, with_choices: bool = False
 ) -> list[SourcedExample]:
     """Return the training rows without an evaluated question or cluster."""
     training = list(training)
@@ -307,8 +307,8 @@ def repeats_by_sense(
 
 
 def overlap_notes(
-    training: Sequence[SourcedExample],
-    evaluated: Sequence[SourcedExample],
+    training: SourcedRows,
+    evaluated: SourcedRows,
     where: str,
     with_choices: bool = False,
     encode: Encode | None = None,

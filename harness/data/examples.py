@@ -38,6 +38,7 @@ class SourcedExample(NamedTuple):
     origins: tuple[SourceText, ...] = ()
 
 
+SourcedRows = Sequence[SourcedExample]
 _Made = TypeVar("_Made", SourcedExample, Document)
 
 

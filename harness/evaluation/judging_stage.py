@@ -41,6 +41,7 @@ from harness.records import (
 from harness.store import read_rechecks
 from harness.training import Weights, open_scorer
 
+Rows = Sequence[SampleResult]
 _TOGETHER = 32  # answers that a local judge scores and stores together
 
 
@@ -123,9 +124,7 @@ def _grade_book(session: Session, answers: Sequence[UngradedAnswer]) -> None:
             raise SharedFailure(f"{judged.metric}: {error.reason}", error.knob) from None
 
 
-def grade_rows(
-    session: Session, parts: Sequence[tuple[RowSet, Sequence[SampleResult]]]
-) -> list[list[SampleResult]]:
+def grade_rows(session: Session, parts: Sequence[tuple[RowSet, Rows]]) -> list[list[SampleResult]]:
     """Score answers to some items of sets; a judge grades those that it has not graded yet."""
     ungraded: list[UngradedAnswer] = []
     scored_parts = [score_by_grades(rows, results, ungraded) for rows, results in parts]
@@ -206,7 +205,6 @@ def _remark_of(
 
 _ORDERS: tuple[Order, ...] = ("first", "second")
 _TIE = 0.5
-Rows = Sequence[SampleResult]
 
 
 def list_ungraded_pairs(
@@ -305,9 +303,7 @@ def rescore_stored(
     return [rows for rows in incomplete if not _rescore(session, rows, stored_identities, ungraded)]
 
 
-def score_by_grades(
-    rows: RowSet, results: Sequence[SampleResult], ungraded: list[UngradedAnswer]
-) -> list[SampleResult]:
+def score_by_grades(rows: RowSet, results: Rows, ungraded: list[UngradedAnswer]) -> list[SampleResult]:
     """Score answers by the existing grades; unjudged metrics stay, missing grades are added to `ungraded`."""
     if not rows.measured.judged:
         return list(results)
@@ -370,9 +366,7 @@ def _rescore(
     return True
 
 
-def _score_rewards(
-    machine: Machine, rows: RowSet, chooser: Chooser, block: Sequence[SampleResult]
-) -> Rewards:
+def _score_rewards(machine: Machine, rows: RowSet, chooser: Chooser, block: Rows) -> Rewards:
     folder = chooser.weights.folder
     assert folder is not None, "a reward model is trained into a folder"
     step, item_by_id = chooser.step(), {example.id: example for example in rows.measured.examples(rows.split)}

@@ -314,10 +314,7 @@ class CheckContext:
 
 
 def check_rows(
-    table: RowTable,
-    context: CheckContext,
-    only: Iterable[str] | None = None,
-    advance: "Advance | None" = None,
+    table: RowTable, context: CheckContext, only: Iterable[str] | None, advance: "Advance | None" = None
 ) -> list[Finding]:
     """Run the checks, all or the named ones, and return their findings, the worst first."""
     from harness.data.check.personal_data import mask_text

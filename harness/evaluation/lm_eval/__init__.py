@@ -183,7 +183,7 @@ class LmEvalTask:
 
     def encode(self, candidate: Candidate, job: EvaluationJob, index: int) -> EncodedDocuments:
         """Encode the requests of one block of documents."""
-        places = self._places(job, index)
+        places = [self._described.place(e.id) for e in job.examples[index * BLOCK : (index + 1) * BLOCK]]
         self._build(self._described.place(e.id) for e in job.examples)  # all of them, at the first block
         instances = [i for place in places for i in self._requests[place]]
         ids = iter(requests.encode_requests(candidate, instances))
@@ -193,7 +193,8 @@ class LmEvalTask:
         self, candidate: Candidate, job: EvaluationJob, index: int, encoded: EncodedDocuments | None = None
     ) -> list[SampleResult]:
         """Let the candidate answer one block of documents, and score the answers as lm-eval does."""
-        examples, places = job.examples[index * BLOCK : (index + 1) * BLOCK], self._places(job, index)
+        examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
+        places = [self._described.place(example.id) for example in examples]
         ids = encoded or self.encode(candidate, job, index)
         start = time.perf_counter()
         responses_by_place: dict[tuple[int, int], list[RequestResponse | UnfitRequest]] = {}
@@ -211,9 +212,6 @@ class LmEvalTask:
             self._row(job, index * BLOCK + i, e, responses_by_place[p], values.get(p), share)
             for i, (e, p) in enumerate(zip(examples, places, strict=True))
         ]
-
-    def _places(self, job: EvaluationJob, index: int) -> list[tuple[int, int]]:
-        return [self._described.place(e.id) for e in job.examples[index * BLOCK : (index + 1) * BLOCK]]
 
     def samples(self, rows: Sequence[SampleResult]) -> Iterator[dict[str, Any]]:
         """Yield each row by filter in lm-eval's log format; a group's task is named in `slice`."""

@@ -87,25 +87,22 @@ def answer(
 
 def encode_requests(candidate: Candidate, instances: Sequence[Any]) -> list[Encoded]:
     """Encode requests as lm-eval does for causal models; each text once, all in one call."""
-    prompts = [_prompts(instance) for instance in instances]
+    prompts = []
+    for instance in instances:
+        text, *rest_args = instance.args
+        texts = [_plain(text)]
+        if instance.request_type == _ROLLING:
+            texts = [PromptText((), " ", chat_template=False), *(texts if text else [])]
+        elif instance.request_type == _PAIR:
+            context = text.rstrip()
+            continuation = text[len(context) :] + rest_args[0]
+            texts = [_plain(context), _plain(context + continuation)]
+            if not context:
+                texts = [PromptText((), continuation, chat_template=False, is_written=True)]
+        prompts.append(texts)
     ids = iter(candidate.encode_all([text for texts in prompts for text in texts]))
-    return [
-        _JOINS[instance.request_type]([next(ids) for _ in texts])
-        for instance, texts in zip(instances, prompts, strict=True)
-    ]
-
-
-def _prompts(instance: Any) -> list[PromptText]:
-    text, *rest_args = instance.args
-    if instance.request_type == _GENERATE:
-        return [_plain(text)]
-    if instance.request_type == _ROLLING:
-        return [PromptText((), " ", chat_template=False), *([_plain(text)] if text else [])]
-    context = text.rstrip()
-    continuation = text[len(context) :] + rest_args[0]
-    if not context:
-        return [PromptText((), continuation, chat_template=False, is_written=True)]
-    return [_plain(context), _plain(context + continuation)]
+    joins = (_JOINS[instance.request_type] for instance in instances)
+    return [join([next(ids) for _ in texts]) for join, texts in zip(joins, prompts, strict=True)]
 
 
 def _plain(text: str) -> PromptText:
