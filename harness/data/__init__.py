@@ -121,6 +121,8 @@ def load_task(task: Task, seed: int) -> TaskItems:
             repeats = f"{pluralize(n_repeats, 'repeat')} of questions in {part}"
             files.notes.read_as.append(f"{source}: {repeats}; each question counts as one item")
     files = files._replace(validation=evaluated["validation"], test=evaluated["test"])
+    parts = {part: getattr(files, part) for part in (*SPLITS, "pairs")}
+    places = {f"{part}/{row.example.id}": row.where for part, rows in parts.items() for row in rows}
     limits = task.data.limits
     n_test = min((n for n in (limits.test, task.limit) if n is not None), default=None)
     return TaskItems(
@@ -131,11 +133,7 @@ def load_task(task: Task, seed: int) -> TaskItems:
         documents=tuple(files.documents),
         removed=tuple(dict.fromkeys(files.notes.removed)),
         read_as=tuple(dict.fromkeys(files.notes.read_as)),
-        places={
-            f"{part}/{row.example.id}": row.where
-            for part in (*SPLITS, "pairs")
-            for row in getattr(files, part)
-        },
+        places=places,
         evaluated={"validation": files.validation, "test": files.test},
         folds=files.folds,
     )

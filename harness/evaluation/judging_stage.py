@@ -155,11 +155,7 @@ def judge_remarks(
         if run.state == "done":
             makers.setdefault(run.weights_digest, []).append(run.label)
     all_judged = [*metric_by_books.values(), *([pair_metric] if pair_metric else [])]
-    judge_by_book = {
-        (judged_metric.metric, judge.book): judge
-        for judged_metric in all_judged
-        for judge in judged_metric.judges
-    }
+    judge_by_book = {(m.metric, judge.book): judge for m in all_judged for judge in m.judges}
     for (metric, _), judge in judge_by_book.items():
         if judge.weights and (labels := makers.get(judge.weights.digest)):
             text = f"{metric}: {judge.name} grades answers of its own weights ({', '.join(labels)})"
@@ -167,11 +163,9 @@ def judge_remarks(
             yield f"{text}, and models prefer what they would say themselves; {step}"
     limit = f"{percent(max_errors)} % of items (gate.max_errors)"
     effect = f"make their items half a win, beyond {limit} the win rate is left open"
-    for judge, pair_grades in (
-        zip(pair_metric.judges, pair_metric.grades(), strict=True) if pair_metric else ()
-    ):
-        if pair_metric and pair_grades:
-            yield _remark_of(pair_metric, judge, pair_grades, ("comparisons made", "preferences"), effect)
+    for judge, grades in zip(pair_metric.judges, pair_metric.grades(), strict=True) if pair_metric else ():
+        if pair_metric and grades:
+            yield _remark_of(pair_metric, judge, grades, ("comparisons made", "preferences"), effect)
 
 
 def _remark_of(
@@ -337,21 +331,16 @@ def _rescore(
                 rewards: Rewards = {}
                 if rows.chooser and source.choice == identity.choice:
                     name = rows.chooser.metric
-                    rewards = {
-                        (row.example_id, s.text): {name: s.parts.get(name)}
-                        for row in block
-                        for s in row.samples
-                    }
+                    samples = ((row.example_id, s) for row in block for s in row.samples)
+                    rewards = {(item, s.text): {name: s.parts.get(name)} for item, s in samples}
                 elif rows.chooser:
                     if session.machine.device == "cuda" or session.experiment.engine == "vllm":
                         session.unload()  # a reward model has its own base; a GPU rarely has room for two
                     rewards = _score_rewards(session.machine, rows, rows.chooser, block)
                 n_ungraded = len(grades.ungraded)
                 examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
-                scored_rows = [
-                    _row(job, example, row, grades, rewards)
-                    for example, row in zip(examples, block, strict=True)
-                ]
+                pairs = zip(examples, block, strict=True)
+                scored_rows = [_row(job, example, row, grades, rewards) for example, row in pairs]
                 if len(grades.ungraded) > n_ungraded:  # a block that lacks a grade
                     continue
                 if index in origins:

@@ -110,11 +110,8 @@ def _is_shared(m: MeasuredTask, targets: Iterable[MeasuredTask]) -> bool:
         files = [Path(path) for part in DATA_FILES if (path := getattr(task.data, part))]
         if not files or not all(map(is_shipped, files)) or task.system is not None or task.fields != Fields():
             return False
-    target_examples = [
-        example
-        for split in (target.items for target in targets)
-        for example in (*split.train, *split.validation, *split.test, *split.pairs)
-    ]
+    parts = ((*t.items.train, *t.items.validation, *t.items.test, *t.items.pairs) for t in targets)
+    target_examples = [example for part in parts for example in part]
     items = [*m.items.train, *m.items.test]
     # lm-eval numbers the items of each task from 0.
     same_id = not task.lm_eval and not {e.id for e in items}.isdisjoint(e.id for e in target_examples)

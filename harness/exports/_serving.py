@@ -317,13 +317,11 @@ def _compare(
     finally:
         server.api.close()
     rows = [row for row, _ in pairs]
-    lengths = [
-        f"the prompt of {row.example_id} has {answer.n_prompt_tokens} tokens, stored {row.n_prompt_tokens}"
-        for row, answer in zip(rows, answers, strict=True)
-        if answer.n_prompt_tokens not in (0, row.n_prompt_tokens)
-    ]
-    misses = []
+    lengths, misses = list[str](), list[str]()
     for row, answer in zip(rows, answers, strict=True):
+        n, n_stored = answer.n_prompt_tokens, row.n_prompt_tokens
+        if n not in (0, n_stored):
+            lengths.append(f"the prompt of {row.example_id} has {n} tokens, stored {n_stored}")
         text, stored = answer.text.rstrip("\ufffd").strip(), row.text.strip()
         # Only the first tokens of a longer answer are compared.
         is_same = text == stored or (answer.finish_reason == "length" and stored.startswith(text))

@@ -398,9 +398,8 @@ def check_suspect_labels(table: RowTable, context: CheckContext) -> Iterator[Fin
         if best[i] != targets[i]
     ]
     accuracy = float((best == targets).mean())
-    n_sure = int(
-        ((best != targets) & (p[np.arange(len(targets)), targets] < _OWN) & (p.max(axis=1) > _OTHER)).sum()
-    )
+    is_sure = (p[np.arange(len(targets)), targets] < _OWN) & (p.max(axis=1) > _OTHER)
+    n_sure = int(((best != targets) & is_sure).sum())
     majority_label, n_majority = counts.most_common(1)[0]
     share = n_majority / len(entries)
     if accuracy - share < _SKILL * (1 - share):
@@ -416,11 +415,9 @@ def check_suspect_labels(table: RowTable, context: CheckContext) -> Iterator[Fin
     percent_suspect, hardly = 100 * len(suspects) / n, "hardly more than where all are right"
     sample_note = f", of {n:,} judged (sampled by class, of labels with {_FEWEST_OF_LABEL} rows or more)"
     sample_note = sample_note if n < len(table.digests) else ""
-    title = (
-        f"label accuracy: about {100 - percent_suspect:.1f} %{sample_note}"
-        if is_alarm
-        else f"label accuracy: {percent_suspect:.1f} % of the labels are suspect, {hardly}{sample_note}"
-    )
+    title = f"label accuracy: about {100 - percent_suspect:.1f} %{sample_note}"
+    if not is_alarm:
+        title = f"label accuracy: {percent_suspect:.1f} % of the labels are suspect, {hardly}{sample_note}"
     meaning = (
         f"a classifier of words is sure of another label in {100 * n_sure / n:.1f} % of the rows, "
         f"where all labels are right in up to {100 * _EXPECTED:.1f} %"
