@@ -307,11 +307,11 @@ def read_pair(row: Row) -> Row:
     pairs = enumerate(zip(chosen, rejected, strict=False))
     n = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
     n -= n == len(chosen) == len(rejected)  # equal throughout: the last turn is the answer of both
-    answers = chosen[n:], rejected[n:]
-    if any(len(turns) > 1 or turns[0]["role"] != "assistant" for turns in answers if turns):
+    endings = chosen[n:], rejected[n:]
+    if any(len(turns) > 1 or turns[0]["role"] != "assistant" for turns in endings if turns):
         expected = "chosen and rejected with the same turns up to one last answer each"
         raise misfit(row, "two conversations that part before the last answer", expected)
-    texts = [turns[0]["content"] if turns else "" for turns in answers]
+    texts = [turns[0]["content"] if turns else "" for turns in endings]
     fields = {**row.fields, "chosen": texts[0], "rejected": texts[1]}
     return _check_pair(name_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
 

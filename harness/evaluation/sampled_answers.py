@@ -91,15 +91,15 @@ def settle(
         grades = [-inf if (parts := sample.parts[name]) is None else parts[0] for sample in valid]
         winner = valid[grades.index(max(grades))]
     else:
-        parts: dict[str, Parts | None] = {}
+        mean_parts: dict[str, Parts | None] = {}
         for metric in samples[0].parts:
             # An answer that failed or could not be scored has the worst parts.
             lost = worst.get(metric)
             scores = [s.parts[metric] or (lost if s.status == "error" or s.error else None) for s in samples]
             scored_parts = [values for values in scores if values is not None]
-            parts[metric] = tuple(map(fmean, zip(*scored_parts, strict=True))) if scored_parts else None
+            mean_parts[metric] = tuple(map(fmean, zip(*scored_parts, strict=True))) if scored_parts else None
         ((status, _),) = Counter(sample.status for sample in answered_samples).most_common(1)
-        winner = replace(answered_samples[0], status=status, parts=parts)
+        winner = replace(answered_samples[0], status=status, parts=mean_parts)
     if not failed_samples:
         return winner
     reason = f"{len(failed_samples)} of {len(samples)} answers failed: {failed_samples[0].error}"

@@ -193,9 +193,8 @@ def export_run(session: Session, plan: ExportPlan) -> tuple[Path, Export, bool]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir(mode=0o700)
         try:
-            written = plugins.load("exports", plan.format).FORMAT.write(
-                ExportJob(session, plan, advance), work
-            )
+            job = ExportJob(session, plan, advance)
+            written = plugins.load("exports", plan.format).FORMAT.write(job, work)
             _write_passages(session, plan, work)
             export = _describe(session.target.task, plan, written, work)
             text = json.dumps(asdict(export), indent=2, ensure_ascii=False, allow_nan=False)

@@ -123,9 +123,8 @@ class LmEvalTask:
         self.task = task.model_copy(update=settings)
         self.items = TaskItems((), (), tuple(items), (), (), ())
         pairs = zip(items, described.documents, strict=True)
-        self.texts = tuple(
-            _text_example(f"{e.id}/{i}", text) for e, d in pairs for i, text in enumerate(d.texts)
-        )
+        texts = ((f"{item.id}/{i}", text) for item, d in pairs for i, text in enumerate(d.texts))
+        self.texts = tuple(_text_example(name, text) for name, text in texts)
         self.metrics = {s.name: requests.metric_of(s) for s in scores}
         self.version, self.left_out = described.version, described.left_out
         self.num_fewshot, self.n_documents = described.num_fewshot, sum(map(len, described.hashes))
@@ -301,8 +300,9 @@ class LmEvalTask:
     ) -> SampleResult:
         prompt = str(self._requests[self._described.place(example.id)][0].args[0])
         unscored: dict[str, Parts | None] = {s.name: None for s in self._described.scores}
-        row_fields = (job.task.name, job.split, example.id, position, "error", "", prompt, (), unscored)
-        row = SampleResult(*row_fields, example.cluster, example.slice, compute_s=share)
+        row_fields = (job.task.name, job.split, example.id, position)
+        groups = (example.cluster, example.slice)
+        row = SampleResult(*row_fields, "error", "", prompt, (), unscored, *groups, compute_s=share)
         unfit = next((a for a in answers if isinstance(a, UnfitRequest)), None)
         if unfit or scoring is None:
             n, reason = (unfit.n_tokens, unfit.reason) if unfit else (0, "no answer")

@@ -87,10 +87,9 @@ def _walk(name: str, overrides: Mapping[str, Any], where: str) -> Iterator[Regis
         yield RegisteredTask(name, entry["path"], data["dataset_path"], dict(overrides))
         return
     for child in entry["members"]:
-        own_changes = (
-            {} if isinstance(child, str) else {k: v for k, v in child.items() if k not in ("task", "group")}
-        )
-        child_name = child if isinstance(child, str) else child.get("task", child.get("group"))
+        written = {"task": child} if isinstance(child, str) else child
+        own_changes = {key: value for key, value in written.items() if key not in ("task", "group")}
+        child_name = written.get("task", written.get("group"))
         if not isinstance(child_name, str) or child_name not in _entries():
             found = f"{name}, a group that defines {child_name!r} inside itself"
             raise UserError(where, found, "a group of tasks that have names", "name single tasks")
@@ -171,7 +170,7 @@ def load(
     with tempfile.TemporaryDirectory() as scratch, _fix_seeds():
         path = Path(scratch) / "task.yaml"
         path.write_text(json.dumps({"include": member.path, **changes}))  # JSON is YAML
-        wants = False
+        wants: Any = False
         with suppress(OSError, ValueError, AttributeError):  # loading the file reports the error
             wants = (load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}).get("trust_remote_code")
         if wants and not trusted:
