@@ -205,7 +205,8 @@ def read_csv(file: Path, shown_path: str) -> Iterator[Row]:
         unquoted_header = re.sub(r'"[^"]*"', "", first_line)
         separators = [separator for separator in _SEPARATORS if separator in unquoted_header] or [","]
         delimiter = marker[1] if marker else "\t" if is_tsv else separators[0]
-        if not (marker or is_tsv) and len(separators) > 1:  # most of the first rows have the header's width
+        if not (marker or is_tsv) and len(separators) > 1:
+            # The separator that gives most of the first rows the header's width.
             parsed = {s: filter(any, csv.reader(head, delimiter=s)) for s in separators}
             widths = {s: list(map(len, rows)) for s, rows in parsed.items()}
             delimiter = max(separators, key=lambda s: widths[s].count(widths[s][0]) if widths[s] else 0)

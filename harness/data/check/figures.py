@@ -37,7 +37,7 @@ _FEWEST_COMPARED = 20  # rows of each side
 
 
 def check_missing_values(table: RowTable, context: CheckContext) -> Iterator[Finding]:
-    """List rows that no comparison can use, repeated ids, empty cells, and columns of texts and numbers.
+    """List unusable rows, repeated ids, empty cells, columns of texts and numbers, and what no prompt shows.
 
     False alarms: a long text that was written when the answer was known is listed as a possible context.
     """

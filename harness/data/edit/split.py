@@ -229,7 +229,7 @@ def _nearest(
 
 def _split_by_time(content: Rows, questions: list[str], options: SplitOptions) -> SplitRows:
     """Cut at two times, ties in the earlier part; rows that repeat an earlier part's are dropped."""
-    # In seconds or as numbers; a time without a zone is UTC.
+    # The time of every row, in seconds or as its number; a time without a zone is UTC.
     times, problems, first_places = list[float](), list[Problem](), dict[bool, str]()
     values = [row.fields.get(options.time or "") for row in content.rows]
     with_days = all(map(is_day, filter(EIGHT_DIGITS.fullmatch, map(str, values))))

@@ -148,7 +148,7 @@ def load(
     member: RegisteredTask, num_fewshot: int | None, datasets_dir: Path | None, *, trusted: bool, where: str
 ) -> Any:
     """Load one task with its data as before a run; its own `num_fewshot: 0` is kept (lm-eval's rule)."""
-    if "ifeval" in Path(member.path).parent.name.lower():  # it would crash when it scores
+    if "ifeval" in Path(member.path).parent.name.lower():  # without nltk's data it would crash when it scores
         import nltk
 
         try:
