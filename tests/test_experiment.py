@@ -220,14 +220,14 @@ def test_a_base_that_answers_as_stored_passes_its_rows_stay_and_where_all_is_reu
 
 @pytest.mark.e2e
 def test_each_measurement_asks_generated_answers_and_the_next_other_block_unless_a_limit_cuts_it(path):
-    session = tiny_experiment.session(path)
     for _ in range(2):
-        measure_control(session, session.source, 2)
+        session = tiny_experiment.session(path, "gate.control_blocks=2")
+        measure_control(session, session.source)
     tasks_by_control = [{block.task for block in c.blocks} for c in store.controls(open_store(path))]
     assert all("facts" in tasks for tasks in tasks_by_control)
     assert set().union(*tasks_by_control) == {"facts", "sums", "prose"}
-    session = tiny_experiment.session(path, limit=3)
-    assert measure_control(session, session.source, 3) == ""
+    session = tiny_experiment.session(path, "gate.control_blocks=3", limit=3)
+    assert measure_control(session, session.source) == ""
 
 
 @pytest.mark.e2e
@@ -286,8 +286,8 @@ def test_the_same_answers_elsewhere_are_no_drift_and_their_flips_make_the_rate_o
     (run,) = [run for run in store.list_runs(open_store(path)) if run.candidate == "shots"]
     (first_control,) = StoredRows(open_store(path)).controls_of(run)
     assert (first_control.aa_flips, first_control.aa_n) == (0.5, 120.0)
-    session = tiny_experiment.session(path)
-    later_control = measure_control(session, session.source, 2)
+    session = tiny_experiment.session(path, "gate.control_blocks=2")
+    later_control = measure_control(session, session.source)
     for digest in run.rows.values():
         store.keep_origin(open_store(path), digest, 0, Origin("", later_control))
     (second_control,) = StoredRows(open_store(path)).controls_of(run)

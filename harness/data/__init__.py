@@ -9,7 +9,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -122,6 +121,8 @@ def load_task(task: Task, seed: int) -> TaskItems:
             repeats = f"{pluralize(n_repeats, 'repeat')} of questions in {part}"
             files.notes.read_as.append(f"{source}: {repeats}; each question counts as one item")
     files = files._replace(validation=evaluated["validation"], test=evaluated["test"])
+    parts = {part: getattr(files, part) for part in (*SPLITS, "pairs")}
+    places = {f"{part}/{row.example.id}": row.where for part, rows in parts.items() for row in rows}
     limits = task.data.limits
     n_test = min((n for n in (limits.test, task.limit) if n is not None), default=None)
     return TaskItems(
@@ -132,11 +133,7 @@ def load_task(task: Task, seed: int) -> TaskItems:
         documents=tuple(files.documents),
         removed=tuple(dict.fromkeys(files.notes.removed)),
         read_as=tuple(dict.fromkeys(files.notes.read_as)),
-        places={
-            f"{part}/{row.example.id}": row.where
-            for part in (*SPLITS, "pairs")
-            for row in getattr(files, part)
-        },
+        places=places,
         evaluated={"validation": files.validation, "test": files.test},
         folds=files.folds,
     )
@@ -300,18 +297,31 @@ def load_training_rows(
 
     With `pairs` they replace the task's preference pairs. Rows that the task holds out are dropped.
     """
-    notes, problems = Notes([], []), list[Problem]()
+    notes, problems, is_choice = Notes([], []), list[Problem](), task.kind == "choice"
+    is_held_out = {"validation": task.data.validation is None, "test": bool(task.data.all or task.data.folds)}
+    own_files = [row for split in items.evaluated if not is_held_out[split] for row in items.evaluated[split]]
+    held_out = [row for split in items.evaluated if is_held_out[split] for row in items.evaluated[split]]
     files: list[list[SourcedExample]] = []
     for path in mix.paths if mix else train:
-        n_problems = len(problems)
+        n_problems, source = len(problems), readers.display_path(path)
         with gather(problems):
             content = readers.read(path, "train")
             if pairs:
                 file_rows = items_of.pairs(task, content, notes)
             else:
                 file_rows = read_split(task, content, "train", notes, items.documents, problems)
-            if file_rows or len(problems) == n_problems:
-                files.append(_drop_contaminated(task, items, file_rows, path, notes))
+            if not file_rows and len(problems) > n_problems:
+                continue
+            rows = contamination.drop_contaminated(task, file_rows, own_files, source, notes, is_choice)
+            unrelated = contamination.drop_related(rows, held_out, is_choice)
+            if n := len(rows) - len(unrelated):
+                left_out = f"{pluralize(n, 'row')} left out, set aside for validation or test"
+                notes.removed.append(f"{source}: {left_out}")
+            originals = [row for row in unrelated if not row.origins]
+            files.append(splits.keep_with_origins(unrelated, originals, [*own_files, *held_out]))
+            notes.removed.extend(splits.describe_augmented_left_out(unrelated, files[-1], source))
+            if not files[-1]:
+                raise UserError(contamination.phrase_only_evaluated(source, "rows"))
     refuse(problems)
     if mix:
         contents = [
@@ -323,7 +333,12 @@ def load_training_rows(
         for index, (file, n) in enumerate(zip(files, numbers, strict=True)):
             indices = mixing.draw(range(len(file)), n, f"{seed}/{index}", replacement=mix.replacement)
             files[index] = [file[i] for i in indices]
-    rows = _distinct_ids([row for file in files for row in file])
+    rows = [row for file in files for row in file]
+    # Files may share ids, and a row may be drawn twice.
+    ids = mixing.RowIds(Row(row.where, {"id": row.example.id}) for row in rows)
+    for i, row in enumerate(rows):
+        if (ident := str(ids.give(row.example.id))) != row.example.id:
+            rows[i] = SourcedExample(replace(row.example, id=ident), row.where)
     limit = None if pairs else task.data.limits.train
     drawn_rows = splits.draw(rows, limit, random.Random(f"{seed}/{task.name}/train"))
     part = "pairs" if pairs else "train"
@@ -331,39 +346,6 @@ def load_training_rows(
     read_as, removed = (tuple(dict.fromkeys(sentences)) for sentences in notes)
     items = replace(items, removed=removed, read_as=read_as, overlap=(), places=places)
     return replace(items, pairs=drawn_rows) if pairs else replace(items, train=drawn_rows, pairs=())
-
-
-def _drop_contaminated(
-    task: Task, items: TaskItems, rows: list[SourcedExample], path: str, notes: Notes
-) -> list[SourcedExample]:
-    source, is_choice = readers.display_path(path), task.kind == "choice"
-    is_held_out = {"validation": task.data.validation is None, "test": bool(task.data.all or task.data.folds)}
-    own_files = [row for split in items.evaluated if not is_held_out[split] for row in items.evaluated[split]]
-    held_out = [row for split in items.evaluated if is_held_out[split] for row in items.evaluated[split]]
-    uncontaminated = contamination.drop_contaminated(task, rows, own_files, source, notes, is_choice)
-    unrelated = contamination.drop_related(uncontaminated, held_out, is_choice)
-    if n := len(uncontaminated) - len(unrelated):
-        notes.removed.append(f"{source}: {pluralize(n, 'row')} left out, set aside for validation or test")
-    originals = [row for row in unrelated if not row.origins]
-    kept_rows = splits.keep_with_origins(unrelated, originals, [*own_files, *held_out])
-    notes.removed.extend(splits.describe_augmented_left_out(unrelated, kept_rows, source))
-    if not kept_rows:
-        raise UserError(contamination.phrase_only_evaluated(source, "rows"))
-    return kept_rows
-
-
-def _distinct_ids(rows: Sequence[SourcedExample]) -> list[SourcedExample]:
-    """Number the rows with one id: files may share ids, and a row may be drawn twice."""
-    taken_ids, n_by_id, result = {row.example.id for row in rows}, Counter[str](), list[SourcedExample]()
-    for row in rows:
-        ident = row.example.id
-        n_by_id[ident] += 1
-        if n_by_id[ident] > 1:
-            name = next(name for k in count(n_by_id[ident]) if (name := f"{ident}-{k}") not in taken_ids)
-            taken_ids.add(name)
-            row = SourcedExample(replace(row.example, id=name), row.where)
-        result.append(row)
-    return result
 
 
 def describe_source(recipe: Recipe) -> str:

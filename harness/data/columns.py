@@ -67,10 +67,7 @@ class QuestionAndAnswers(NamedTuple):
 
 _ROLES = {layout.name: Roles(layout.asking, layout.answering) for layout in formats.LAYOUTS if layout.asking}
 PAIRS = _ROLES["preference"]
-RATED = (
-    _ROLES["OASST tree"],
-    _ROLES["UltraFeedback"],
-)  # several answers per row; ratings name the best
+RATED = (_ROLES["OASST tree"], _ROLES["UltraFeedback"])  # several answers per row; ratings name the best
 
 
 def find_roles(content: Rows, prompt: str | None = None, reference: str | None = None) -> Roles:
@@ -80,9 +77,8 @@ def find_roles(content: Rows, prompt: str | None = None, reference: str | None =
     named_columns = {"prompt": columns_of(prompt, names), "reference": columns_of(reference, names)}
     layout = formats.recognise(content.rows)
     layout_columns = _layout_roles(layout, names).questions if layout else ()
-    named_columns["prompt"] = _put_in_whole(
-        named_columns["prompt"], tuple(name for name in layout_columns if name in names)
-    )
+    present_columns = tuple(name for name in layout_columns if name in names)
+    named_columns["prompt"] = _put_in_whole(named_columns["prompt"], present_columns)
     for option, columns in named_columns.items():
         for column in columns:
             require_column(content.shown, names, column, f"--{option}")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.cache import memo
-from harness.data.examples import Notes, SourcedExample
+from harness.data.examples import Notes, SourcedExample, SourcedRows
 from harness.data.near_duplicates import MOST, N, are_alike, fold_words, nearest, similarity
 from harness.data.readers import file_of
 from harness.data.text_files import cap_problems
@@ -77,7 +77,7 @@ def drop_contaminated(
 
 
 def drop_related(
-    training: Iterable[SourcedExample], evaluated: Sequence[SourcedExample], with_choices: bool = False
+    training: Iterable[SourcedExample], evaluated: SourcedRows, with_choices: bool = False
 ) -> list[SourcedExample]:
     """Return the training rows without an evaluated question or cluster."""
     training = list(training)
@@ -266,11 +266,9 @@ def load_encoder(model: str, kind: str, where: str, alternative: str) -> Any:
     try:
         import sentence_transformers
     except ImportError:
-        step, expected = (
-            f"pip install 'harness-evals[dense]', or {alternative}",
-            "the package that embeds texts",
-        )
-        raise UserError(where, "no package sentence-transformers", expected, step) from None
+        found, expected = "no package sentence-transformers", "the package that embeds texts"
+        step = f"pip install 'harness-evals[dense]', or {alternative}"
+        raise UserError(where, found, expected, step) from None
     folder = Path(model).expanduser()
     try:
         model_path = str(folder) if folder.is_dir() else model
@@ -288,8 +286,7 @@ def _close_embeddings(training: Sequence[str], evaluated: Sequence[str], encode:
     close_overlaps = []
     for start in range(0, len(rows), _BLOCK):
         cosines = rows[start : start + _BLOCK] @ items.T  # (rows, items)
-        best_items = cosines.argmax(axis=1)
-        for i, j in enumerate(best_items.tolist()):
+        for i, j in enumerate(cosines.argmax(axis=1).tolist()):
             if cosines[i, j] >= EMBEDDINGS:
                 close_overlaps.append(Overlap(start + i, j, "embeddings", min(1.0, float(cosines[i, j]))))
     return close_overlaps
@@ -310,8 +307,8 @@ def repeats_by_sense(
 
 
 def overlap_notes(
-    training: Sequence[SourcedExample],
-    evaluated: Sequence[SourcedExample],
+    training: SourcedRows,
+    evaluated: SourcedRows,
     where: str,
     with_choices: bool = False,
     encode: Encode | None = None,
@@ -334,9 +331,8 @@ def overlap_notes(
     word_overlaps = [Overlap(*values) for values in stored_overlaps]
     known_rows = {overlap.training for overlap in word_overlaps}
     close_overlaps = _close_embeddings(questions, items, encode) if encode else []
-    sense_overlaps = sorted(
-        (o for o in close_overlaps if o.training not in known_rows), key=lambda o: -o.similarity
-    )
+    sense_overlaps = [o for o in close_overlaps if o.training not in known_rows]
+    sense_overlaps.sort(key=lambda o: -o.similarity)
     notes = []
     for group in filter(None, (word_overlaps, sense_overlaps)):
         pairs = [(training[o.training].where, evaluated[o.evaluated].where) for o in group]

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats, text_files, turns
@@ -38,6 +39,7 @@ class SourcedExample(NamedTuple):
     origins: tuple[SourceText, ...] = ()
 
 
+SourcedRows = Sequence[SourcedExample]
 _Made = TypeVar("_Made", SourcedExample, Document)
 
 
@@ -77,9 +79,8 @@ def examples(
         return SourcedExample(example, row.where)
 
     answer_match = FIELD.fullmatch(task.fields.reference)
-    content = content._replace(
-        rows=[*text_files.write_empty_lists(answer_match[1] if answer_match else "", content.rows)]
-    )
+    answer_column = answer_match[1] if answer_match else ""
+    content = content._replace(rows=[*text_files.write_empty_lists(answer_column, content.rows)])
     row_problems: list[Problem] = []
     sourced_rows = _make_each(content, read_example, task.data.invalid_rows, notes.removed, row_problems)
     kept_rows: list[SourcedExample] = []
@@ -133,12 +134,7 @@ def unusable_templates(fields: Fields, content: text_files.Rows) -> Iterator[Pro
 
 def pairs(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedExample]:
     """Make examples of pairs and of thumbs: `references` has the chosen answer, `rejected` the other one."""
-    return _make_each(
-        content,
-        lambda row, name: SourcedExample(_pair(task, row, name), row.where),
-        task.data.invalid_rows,
-        notes.removed,
-    )
+    return _make_each(content, partial(_pair, task), task.data.invalid_rows, notes.removed)
 
 
 def prompts(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedExample]:
@@ -161,8 +157,7 @@ def documents(content: text_files.Rows) -> list[Document]:
     def read_document(row: text_files.Row, name: str) -> Document:
         text = _fill(row, "{text}")
         if not text.strip():
-            step = "fill it in or remove the row"
-            raise UserError(row.where, "an empty document", "a text", step)
+            raise UserError(row.where, "an empty document", "a text", "fill it in or remove the row")
         return Document(_fill_own(row, None, "id") or name, _fill_own(row, None, "title"), text)
 
     return _make_each(content, read_document)
@@ -244,7 +239,7 @@ def _example(task: Task, row: text_files.Row, name: str) -> Example:
     )
 
 
-def _pair(task: Task, raw_row: text_files.Row, name: str) -> Example:
+def _pair(task: Task, raw_row: text_files.Row, name: str) -> SourcedExample:
     filled = text_files.find_known_fields(raw_row)
     if {"completion", "label"} <= filled and not {"chosen", "rejected"} <= filled:  # a thumb, in TRL's form
         label, answer = raw_row.fields["label"], raw_row.fields["completion"]
@@ -272,7 +267,8 @@ def _pair(task: Task, raw_row: text_files.Row, name: str) -> Example:
         cluster = None
     messages, slice_name = _messages(row, prompt), _fill_own(row, None, "slice")
     cluster = _fill_own(row, cluster, "cluster") or ident
-    return Example(ident, messages, chosen, rejected=rejected, cluster=cluster, slice=slice_name)
+    example = Example(ident, messages, chosen, rejected=rejected, cluster=cluster, slice=slice_name)
+    return SourcedExample(example, row.where)
 
 
 def _messages(row: text_files.Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
@@ -330,8 +326,7 @@ def _references(row: text_files.Row, template: str, *, only_read: bool) -> tuple
         labels = [text for label in value if (text := text_files.text_of_cell(label)) is not None]
         if len(labels) < len(value) or any(";" in text for text in labels):
             found = f"{field[1]!r} of another form, or a label with a semicolon"
-            step = f'such as "{field[1]}": ["…"]'
-            raise UserError(row.where, found, "a list of labels", step)
+            raise UserError(row.where, found, "a list of labels", f'such as "{field[1]}": ["…"]')
         return ("; ".join(labels) or "none",)
     if field and isinstance(value, list):
         accepted_answers = _texts(row, field[1])

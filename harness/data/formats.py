@@ -10,16 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from harness.data import row_forms
-from harness.data.text_files import (
-    Row,
-    Rows,
-    find_known_fields,
-    is_object,
-    read_flag,
-    text_of_cell,
-    write_json,
-)
+from harness.data import row_forms, text_files
+from harness.data.text_files import Row, Rows, find_known_fields, is_object, read_flag, write_json
 from harness.data.turns import (
     MEND_ROW,
     TAG_NAMES,
@@ -154,8 +146,7 @@ def _conversation(name: str, form: str, column: str) -> Layout:
             last_role = turns[-1]["role"] if turns else ""
             found = f"{column} that end with the {last_role}" if last_role else f"empty {column}"
             found = f"{column} whose last turn is empty" if last_role == "assistant" else found
-            expected = "turns that end with an answer of the assistant"
-            raise row_forms.misfit(row, found, expected)
+            raise row_forms.misfit(row, found, "turns that end with an answer of the assistant")
         return {"messages": turns[:-1], "references": [turns[-1]["content"].strip()]}
 
     return Layout(name, form, _has(column), reads, column=column)
@@ -218,7 +209,7 @@ def _question(row: Row, context_apart: bool) -> dict[str, Any]:
         value = value.get("text") or [value.get("value"), *(value.get("aliases") or ())]
     entries = value if isinstance(value, list) else [value]
     texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
-    answers = [answer for text in texts if (answer := (text_of_cell(text) or "").strip())]
+    answers = [answer for text in texts if (answer := (text_files.text_of_cell(text) or "").strip())]
     if not answers:
         raise row_forms.misfit(row, f"no answer in {field!r}", "at least one accepted answer")
     result: dict[str, Any] = {"references": list(dict.fromkeys(answers))}
@@ -249,11 +240,9 @@ def _questions_in_turn(row: Row, context_apart: bool) -> dict[str, Any]:
     if len(questions) != len(answer_sets):
         counts = f"{len(questions)} questions and {len(answer_sets)} answers"
         raise row_forms.misfit(row, counts, "an answer for each question")
-    turns = [
-        {"role": role, "content": text}
-        for question, answer in zip(questions, answer_sets, strict=True)
-        for role, text in (("user", question), ("assistant", answer[0]))
-    ]
+    pairs = zip(questions, answer_sets, strict=True)
+    said = [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer[0]))]
+    turns = [{"role": role, "content": text} for role, text in said]
     intro = [text_of(row.fields[name]) for name in ("background", "context", "story") if row.fields.get(name)]
     turns[0] = {"role": "user", "content": "\n\n".join([*intro, questions[0]])}
     return {"messages": turns[:-1], "references": answer_sets[-1]}

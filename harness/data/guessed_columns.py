@@ -225,18 +225,15 @@ NAME_THEM = "name them: "
 
 def _advise_columns(content: Rows, prompt: str | None, answers: str | None) -> str:
     """Write the options that read a file: texts ask; a column of labels, or else the last text, answers."""
-    flags = [
-        n
-        for n in content.names
-        if all(text_files.read_flag(row.fields.get(n)) is not None for row in content.rows)
-    ]
+    cells = {name: [row.fields.get(name) for row in content.rows] for name in content.names}
+    flags = [name for name, values in cells.items() if None not in map(text_files.read_flag, values)]
     if answers is None and len(flags) > 1:
         advice = f'write those that apply as a list, such as "labels": ["{flags[0]}"]'
         return f"the columns {', '.join(flags)} say yes or no each: {advice}"
     texts: dict[str, list[str]] = {}
-    for name in (name for name in content.names if not is_id(name) and name not in SYSTEMS):
-        values = [row.fields.get(name) for row in content.rows]
-        if all(isinstance(value, str | int | float) and value != "" for value in values):
+    for name, values in cells.items():
+        are_texts = all(isinstance(value, str | int | float) and value != "" for value in values)
+        if are_texts and not is_id(name) and name not in SYSTEMS:
             texts[name] = [str(value) for value in values]
     used_columns = {*columns_of(prompt, texts), *columns_of(answers, texts)}
     unused = [name for name in texts if name not in used_columns]

@@ -126,9 +126,8 @@ def nearest(
     index, indices = _Index([*by_text, *distinct_texts], threshold, other_texts), list(by_text.values())
     for j in range(len(by_text)):
         index.add(j)
-    matches: dict[_NormalizedText, TextMatch | None] = {
-        text: TextMatch(i, 1.0) for text, i in by_text.items() if text.words
-    }
+    equal_texts = ((text, i) for text, i in by_text.items() if text.words)
+    matches: dict[_NormalizedText, TextMatch | None] = {text: TextMatch(i, 1.0) for text, i in equal_texts}
     for i, text in enumerate(distinct_texts, start=len(by_text)):
         match = index.find(i)
         matches[text] = TextMatch(indices[match.row], match.similarity) if match else None
@@ -303,10 +302,8 @@ def _signatures(words: list[str], chosen: list[int], unit: _Unit) -> NDArray[np.
         block = chosen[start : start + _BLOCK]
         separator = "" if unit == "letters" else " "
         sets = ([separator.join(s).encode() for s in _shingles(words[i], unit)] for i in block)
-        signatures[block] = [
-            minhash.hashvalues
-            for minhash in MinHash.generator(sets, num_perm=PERMUTATIONS, seed=_SEED, hashfunc=zlib.crc32)
-        ]
+        hashes = MinHash.generator(sets, num_perm=PERMUTATIONS, seed=_SEED, hashfunc=zlib.crc32)
+        signatures[block] = [minhash.hashvalues for minhash in hashes]
     return signatures
 
 

@@ -122,12 +122,10 @@ def stream_set(reference: str, split: str) -> Iterator[Row]:
             n += 1
     except read_errors as error:
         reason = " ".join(str(error.__cause__ or error).split())[:_LONGEST_REASON]
-        found = (
-            f"{n:,} rows of {split} and then one that cannot be read" if n else f"no {split} rows to be had"
-        )
-        expected = "a data set on the hub or a copy"
+        found, expected = f"no {split} rows to be had", "a data set on the hub or a copy"
         step = "name its part, as in hub:owner/name:config:split; offline, HARNESS_DATASETS_DIR names copies"
         if n:
+            found = f"{n:,} rows of {split} and then one that cannot be read"
             step = "fix its files, or fetch them again"
         elif not reference.startswith(HUB):
             expected, step = "a file of rows, or a folder in the hub's layout", "name a file of rows"

@@ -123,10 +123,8 @@ def read_choices(row: Row, forms: AnswerForms) -> tuple[object, list[str], objec
             continue
         other_answer = _read_answer(row, name)
         if other_answer.choices and right_choice not in other_answer.choices.values():
-            found = (
-                f"{other_answer.written!r} in {name!r}, and {fields[column]!r} in {column!r}, "
-                f"which is {right_choice!r}"
-            )
+            written = f"{fields[column]!r} in {column!r}, which is {right_choice!r}"
+            found = f"{other_answer.written!r} in {name!r}, and {written}"
             raise UserError(row.where, found, "columns that name one right choice", MEND_ROW)
     return question, texts, right_choice
 
@@ -144,9 +142,8 @@ def settle_forms(rows: Iterable[Row], stated_form: str | None = None) -> AnswerF
     problems: list[Problem] = []
     numbers = (stated_form,) if stated_form in _NUMBERS else _settle(answers[True], _NUMBERS, problems)
     if not numbers:
-        not_from_1, not_from_0 = (
-            next(a for a in answers[True] if f not in a.choices) for f in (_FROM_1, _FROM_0)
-        )
+        forms = _FROM_1, _FROM_0
+        not_from_1, not_from_0 = (next(a for a in answers[True] if f not in a.choices) for f in forms)
         description = f"{not_from_1.written!r} in {not_from_1.column!r}, which is not a place from 1"
         found = f"{description}, and {not_from_0.written!r} in {not_from_0.where}, which is none from 0"
         expected = "places that count from 0, or from 1, in all rows"
@@ -186,9 +183,8 @@ def _read_answer(row: Row, column: str = "") -> _Answer:
     texts, column = _texts(row), column or find_column(row.fields, RIGHT) or ""
     labels, raw_answer = list_choices(row.fields)[0], row.fields[column]
     value = (str(raw_answer).lower() if isinstance(raw_answer, bool) else str(raw_answer)).strip()
-    matching_texts = [text for text in texts if text == value] or [
-        t for t in texts if normalize(t) == normalize(value)
-    ]
+    matching_texts = [text for text in texts if text == value]
+    matching_texts = matching_texts or [text for text in texts if normalize(text) == normalize(value)]
     choices = {_ITSELF: matching_texts[0]} if len(matching_texts) == 1 else {}
     is_own_label = value in labels
     is_number = _NUMBER.fullmatch(value) is not None and not is_own_label
@@ -212,26 +208,6 @@ def best_answer(row: Row, context_apart: bool = False) -> dict[str, Any]:
     """Read a row as an item whose reference is the best answer; for a tree, the last on the best path."""
     messages, answers = _read_rated(row) if row.fields.keys() >= RATED else _tree(row)[-1]
     return {"messages": messages, "references": [answers[0][0].strip()]}
-
-
-def make_judged_pair(row: Row) -> Row:
-    """Return a row with `messages`, `chosen` and `rejected`; for a tree, the first pair on its best path."""
-    filled_fields = {name for name, value in row.fields.items() if value is not None}
-    if filled_fields >= PREFERRED:
-        question = row.fields["input"]
-        turns = question.get("messages") if isinstance(question, dict) else None
-        pair = {"chosen": row.fields["preferred_output"], "rejected": row.fields["non_preferred_output"]}
-        tools = {"tools": question["tools"]} if isinstance(question, dict) and "tools" in question else {}
-        return row._replace(fields={**row.fields, "prompt": turns, **pair, **tools})
-    if not (filled_fields >= RATED or filled_fields >= TREE):
-        return row
-    for messages, answers in [_read_rated(row)] if filled_fields >= RATED else _tree(row):
-        scored_answers = [answer for answer in answers if answer[1] > -math.inf]
-        if len({score for _, score in scored_answers}) > 1:
-            pair = {"chosen": scored_answers[0][0].strip(), "rejected": scored_answers[-1][0].strip()}
-            return row._replace(fields={**row.fields, "messages": messages, **pair})
-    expected = "two answers, one rated higher than the other"
-    raise misfit(row, "no two answers of different ratings", expected)
 
 
 def _read_rated(row: Row) -> RatedConversation:
@@ -301,8 +277,26 @@ OWN_QUESTION = {"prompt", "messages"}
 
 
 def read_pair(row: Row) -> Row:
-    """Return a preference pair with its prompt as messages, and its two answers as texts."""
-    row = make_judged_pair(row)
+    """Return a preference pair with its prompt as messages, and its two answers as texts.
+
+    A rated row gives its best and its worst answer; a tree the first such pair on its best path.
+    """
+    filled_fields = find_known_fields(row)
+    if filled_fields >= PREFERRED:
+        question = row.fields["input"] if isinstance(row.fields["input"], dict) else {}
+        tools = {"tools": question["tools"]} if "tools" in question else {}
+        pair = {"chosen": row.fields["preferred_output"], "rejected": row.fields["non_preferred_output"]}
+        row = row._replace(fields={**row.fields, "prompt": question.get("messages"), **pair, **tools})
+    elif filled_fields >= RATED or filled_fields >= TREE:
+        for messages, answers in [_read_rated(row)] if filled_fields >= RATED else _tree(row):
+            scored_answers = [answer for answer in answers if answer[1] > -math.inf]
+            if len({score for _, score in scored_answers}) > 1:
+                pair = {"chosen": scored_answers[0][0].strip(), "rejected": scored_answers[-1][0].strip()}
+                row = row._replace(fields={**row.fields, "messages": messages, **pair})
+                break
+        else:
+            expected = "two answers, one rated higher than the other"
+            raise misfit(row, "no two answers of different ratings", expected)
     if not {"chosen", "rejected"} <= find_known_fields(row):
         return row
     chosen, rejected = _conversation(row, "chosen"), _conversation(row, "rejected")
@@ -313,11 +307,11 @@ def read_pair(row: Row) -> Row:
     pairs = enumerate(zip(chosen, rejected, strict=False))
     n = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
     n -= n == len(chosen) == len(rejected)  # equal throughout: the last turn is the answer of both
-    answers = chosen[n:], rejected[n:]
-    if any(len(turns) > 1 or turns[0]["role"] != "assistant" for turns in answers if turns):
+    endings = chosen[n:], rejected[n:]
+    if any(len(turns) > 1 or turns[0]["role"] != "assistant" for turns in endings if turns):
         expected = "chosen and rejected with the same turns up to one last answer each"
         raise misfit(row, "two conversations that part before the last answer", expected)
-    texts = [turns[0]["content"] if turns else "" for turns in answers]
+    texts = [turns[0]["content"] if turns else "" for turns in endings]
     fields = {**row.fields, "chosen": texts[0], "rejected": texts[1]}
     return _check_pair(name_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
 
@@ -337,21 +331,15 @@ def _conversation(row: Row, field: str) -> Turns | None:
     if not isinstance(value, str) or not is_transcript(value):
         return None
     parts = _SPEAKER.split(f"\n\n{value.lstrip()}")[1:]
-    speakers = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": speakers[speaker], "content": text.strip()}
-        for speaker, text in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    roles = ("user" if speaker == "Human" else "assistant" for speaker in parts[::2])
+    return [{"role": role, "content": text.strip()} for role, text in zip(roles, parts[1::2], strict=True)]
 
 
 def name_question(row: Row) -> Row:
     """Write a pair's question from another tool's field into our field `messages`."""
     fields = row.fields
-    turn_fields = (
-        name
-        for name in ("messages", "prompt", "conversations")
-        if fields.get(name) and not is_plain(fields[name])
-    )
+    usual_names = "messages", "prompt", "conversations"
+    turn_fields = (name for name in usual_names if fields.get(name) and not is_plain(fields[name]))
     parts = [fields.get("question") or fields.get("instruction"), fields.get("input")]
     text = fields.get("prompt") or "\n\n".join(str(part) for part in parts if part)
     if name := next(turn_fields, None):

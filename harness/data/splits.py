@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from harness.data.contamination import key
-from harness.data.examples import SourcedExample, SourceText
+from harness.data.examples import SourcedExample, SourcedRows, SourceText
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
@@ -27,12 +27,7 @@ SHARE = 0.2
 
 
 def set_aside(
-    rows: Sequence[SourcedExample],
-    rng: random.Random,
-    with_choices: bool = False,
-    share: float = SHARE,
-    *,
-    leave: int = 1,
+    rows: SourcedRows, rng: random.Random, with_choices: bool = False, share: float = SHARE, *, leave: int = 1
 ) -> tuple[list[SourcedExample], list[SourcedExample]]:
     """Split rows into training and another split (a share of them, at least one) by whole groups."""
     groups = groups_of([row.example for row in rows], with_choices)
@@ -53,10 +48,7 @@ def set_aside(
 
 
 def draw(
-    rows: Sequence[SourcedExample],
-    limit: int | None,
-    rng: random.Random,
-    folds: Mapping[str, int] = MappingProxyType({}),
+    rows: SourcedRows, limit: int | None, rng: random.Random, folds: Mapping[str, int] = MappingProxyType({})
 ) -> tuple[Example, ...]:
     """Draw at most `limit` examples, every label (or slice) by its share, in the order of the file.
 
@@ -107,7 +99,7 @@ def groups_of(examples: Sequence[Example], with_choices: bool = False) -> list[l
     return join([(("cluster", e.cluster), ("question", key(e, with_choices))) for e in examples])
 
 
-def cluster_repeats(rows: Sequence[SourcedExample]) -> tuple[list[SourcedExample], int]:
+def cluster_repeats(rows: SourcedRows) -> tuple[list[SourcedExample], int]:
     """Give rows with the same question the same cluster, and count the rows whose cluster is replaced."""
     clustered_rows, n_replaced = list(rows), 0
     for group in join([(("cluster", e.cluster), ("question", _fold_question(e))) for e, *_ in rows]):
@@ -184,11 +176,7 @@ def origins(rows: Sequence[Row]) -> dict[str, tuple[SourceText, ...]]:
 
 
 def keep_with_origins(
-    rows: Sequence[SourcedExample],
-    kept_rows: Collection[SourcedExample],
-    evaluated: Sequence[SourcedExample],
-    *,
-    without_original: bool = True,
+    rows: SourcedRows, kept_rows: SourcedRows, evaluated: SourcedRows, *, without_original: bool = True
 ) -> list[SourcedExample]:
     """Return the kept rows and the augmented ones whose originals are kept, in the order of the file.
 
@@ -212,9 +200,7 @@ def keep_with_origins(
     return [row for row in rows if stays(row)]
 
 
-def describe_augmented_left_out(
-    before: Sequence[SourcedExample], after: Sequence[SourcedExample], where: str
-) -> list[str]:
+def describe_augmented_left_out(before: SourcedRows, after: SourcedRows, where: str) -> list[str]:
     """Return sentences on the augmented rows that were left out."""
     kept_places = {row.where for row in after}
     dropped_origins = [row.origins for row in before if row.origins and row.where not in kept_places]
@@ -236,7 +222,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def deal(
-    rows: Sequence[SourcedExample], k: int, rng: random.Random, with_choices: bool = False
+    rows: SourcedRows, k: int, rng: random.Random, with_choices: bool = False
 ) -> list[list[SourcedExample]]:
     """Deal rows into k folds by whole groups, every label (or slice) by its share, in the order of the file.
 
@@ -270,25 +256,35 @@ def deal(
 
 
 def spread_labels(
-    rows: Sequence[SourcedExample], parts: Sequence[Sequence[SourcedExample]], with_choices: bool = False
+    rows: SourcedRows, parts: Sequence[SourcedRows], with_choices: bool = False
 ) -> list[list[SourcedExample]]:
     """Move the fewest rows between parts, by whole groups, so that each has every label, if possible."""
     part_of = {row.example.id: number for number, part in enumerate(parts) for row in part}
     groups = groups_of([row.example for row in rows], with_choices)
     drawn_parts = [part_of[rows[group[0]].example.id] for group in groups]
-    new_parts = cover(labels_of(rows, groups), list(map(len, groups)), drawn_parts, len(parts))
+    labels, counts = labels_of(rows, groups), Counter[str]()
+    for group_labels in labels:
+        counts.update(group_labels)
+    part_labels = {(part, name) for part, names in zip(drawn_parts, labels, strict=True) for name in names}
+    lacking = {name for name in counts if any((part, name) not in part_labels for part in range(len(parts)))}
+    new_parts = None
+    if lacking and min(counts.values()) >= len(parts):
+        few_groups = [g for g, group_labels in enumerate(labels) if lacking & group_labels]
+        sizes, n_parts = list(map(len, groups)), len(parts)
+        new_parts = _solve(labels, sizes, drawn_parts, n_parts, few_groups)
+        new_parts = new_parts or _solve(labels, sizes, drawn_parts, n_parts, range(len(groups)))
     for number, group in zip(new_parts or drawn_parts, groups, strict=True):
         part_of |= {rows[i].example.id: number for i in group}
     return [[row for row in rows if part_of[row.example.id] == number] for number in range(len(parts))]
 
 
-def labels_of(rows: Sequence[SourcedExample], groups: Sequence[Sequence[int]]) -> list[set[str]]:
+def labels_of(rows: SourcedRows, groups: Sequence[Sequence[int]]) -> list[set[str]]:
     """List the labels (or slices) of each group of rows."""
     return [{stratum_of([rows[i].example]) for i in group} for group in groups]
 
 
 def assign_folds(
-    task: str, rows: Sequence[SourcedExample], k: int, where: str, with_choices: bool = False
+    task: str, rows: SourcedRows, k: int, where: str, with_choices: bool = False
 ) -> dict[str, int]:
     """Return the fold of every row by its id, from 1; a label that a fold lacks is refused at `where`."""
     folds = deal(rows, k, random.Random(f"{task}/folds"), with_choices)
@@ -298,7 +294,7 @@ def assign_folds(
     return {row.example.id: fold for fold, rows in enumerate(folds, start=1) for row in rows}
 
 
-def _find_missing_labels(folds: Sequence[Sequence[SourcedExample]], where: str) -> Iterator[Problem]:
+def _find_missing_labels(folds: Sequence[SourcedRows], where: str) -> Iterator[Problem]:
     # Choices that differ from row to row are not labels.
     if len({frozenset(row.example.choices) for fold in folds for row in fold}) > 1:
         return
@@ -314,24 +310,6 @@ def _find_missing_labels(folds: Sequence[Sequence[SourcedExample]], where: str) 
 
 
 Classes = Sequence[Collection[str]]  # of each group
-
-
-def cover(classes: Classes, sizes: Sequence[int], parts: Sequence[int], n_parts: int) -> list[int] | None:
-    """Return the part of each group, with every class in every part; None if that is impossible.
-
-    `sizes` are the numbers of rows of the groups and `parts` their drawn parts, in [0, n_parts).
-    """
-    part_classes = {(part, name) for part, group in zip(parts, classes, strict=True) for name in group}
-    names = sorted({name for group in classes for name in group})
-    lacking = {name for name in names if any((part, name) not in part_classes for part in range(n_parts))}
-    if not lacking:
-        return list(parts)
-    counts = Counter(name for group in classes for name in {*group})
-    if any(counts[name] < n_parts for name in names):
-        return None
-    few_groups = [g for g, group in enumerate(classes) if lacking.intersection(group)]
-    solution = _solve(classes, sizes, parts, n_parts, few_groups)
-    return solution or _solve(classes, sizes, parts, n_parts, range(len(classes)))
 
 
 def _solve(

@@ -15,12 +15,12 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from itertools import chain, count, islice, zip_longest
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TextIO, cast
@@ -45,8 +45,7 @@ def open_text(file: Path, shown_path: str, newline: str = "") -> Iterator[TextIO
     try:
         with open_bytes(file, shown_path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
             beginning = raw.read(BEGINNING)
-            marked_encodings = (name for name, marks in _WIDE_MARKS.items() if beginning.startswith(marks))
-            encoding = next(marked_encodings, "")
+            encoding = next((name for name, marks in _WIDE_MARKS.items() if beginning.startswith(marks)), "")
             n_zeros = [beginning[start::2].count(0) for start in (0, 1)]
             if not encoding and 4 * max(n_zeros) > len(beginning):  # every other byte is mostly 0
                 encoding = "UTF-16BE" if n_zeros[0] > n_zeros[1] else "UTF-16LE"
@@ -65,10 +64,8 @@ def open_text(file: Path, shown_path: str, newline: str = "") -> Iterator[TextIO
                 try:
                     line.decode()
                 except UnicodeDecodeError as error:
-                    where, found = (
-                        f"{shown_path}:{number}",
-                        f"byte 0x{line[error.start]:02x}, which is not UTF-8",
-                    )
+                    where = f"{shown_path}:{number}"
+                    found = f"byte 0x{line[error.start]:02x}, which is not UTF-8"
                     break
         step = f"save it as UTF-8; from Windows-1252: {_recode_command(shown_path, 'WINDOWS-1252')}"
         raise UserError(where, found, "text in UTF-8", step) from None
@@ -114,8 +111,7 @@ class _BoundedLines(io.RawIOBase):
         if self._line > self._longest:
             found = f"a line of more than {self._longest >> 20} MiB"
             step = "shorten or split the row; a long list of JSON is read as JSON Lines, one object a line"
-            where = f"{self._shown}:{self._n_lines + 1}"
-            raise UserError(where, found, "rows that memory holds", step)
+            raise UserError(f"{self._shown}:{self._n_lines + 1}", found, "rows that memory holds", step)
         if isinstance(self._raw, gzip.GzipFile):
             step = f"where that is meant: gzip -dk {as_argument(self._shown)}, and name the plain file"
             refuse_bomb(self._shown, self._n_bytes, cast("IO[bytes]", self._raw.fileobj).tell(), step)
@@ -206,15 +202,20 @@ def read_csv(file: Path, shown_path: str) -> Iterator[Row]:
         marker = _NAMED_SEPARATOR.match(first_line)
         head = [*([] if marker else [first_line]), *islice(text, _TRIED)]
         is_tsv = file.name.lower().removesuffix(".gz").endswith(".tsv")
-        delimiter = marker[1] if marker else "\t" if is_tsv else _separator(head)
+        unquoted_header = re.sub(r'"[^"]*"', "", first_line)
+        separators = [separator for separator in _SEPARATORS if separator in unquoted_header] or [","]
+        delimiter = marker[1] if marker else "\t" if is_tsv else separators[0]
+        if not (marker or is_tsv) and len(separators) > 1:
+            # The separator that gives most of the first rows the header's width.
+            parsed = {s: filter(any, csv.reader(head, delimiter=s)) for s in separators}
+            widths = {s: list(map(len, rows)) for s, rows in parsed.items()}
+            delimiter = max(separators, key=lambda s: widths[s].count(widths[s][0]) if widths[s] else 0)
         escaped = re.escape(delimiter)
         # Without quoted fields, a quote after a blank opens a field, as in `1, "a, b"`.
         unquoted_lines = [re.sub(rf'(?:^|(?<={escaped}))"(?:[^"]|"")*"', "", line) for line in head]
         skips_blanks = delimiter != "\t" and any(re.search(rf'{escaped} +"', line) for line in unquoted_lines)
-        reader = csv.reader(
-            chain(head, text), delimiter=delimiter, strict=True, skipinitialspace=skips_blanks
-        )
-        list_columns = _list_columns(csv.reader(head, delimiter=delimiter, skipinitialspace=skips_blanks))
+        read = partial(csv.reader, delimiter=delimiter, skipinitialspace=skips_blanks)
+        reader, list_columns = read(chain(head, text), strict=True), _list_columns(read(head))
         line, header = 1, list[str]()
         try:
             for position, cell in enumerate(next(reader, []), start=1):  # numbered if names repeat
@@ -267,16 +268,6 @@ def _read_list(cell: str) -> Any:
         entries = ast.literal_eval(text)
         return entries if {*map(type, entries)} in ({str}, {int}, set()) else cell
     return cell
-
-
-def _separator(lines: Sequence[str]) -> str:
-    """Return the separator in the header that gives most of the first rows the header's width."""
-    unquoted_header = re.sub(r'"[^"]*"', "", lines[0])
-    separators = [separator for separator in _SEPARATORS if separator in unquoted_header] or [","]
-    if len(separators) == 1:
-        return separators[0]
-    widths = {s: [len(cells) for cells in csv.reader(lines, delimiter=s) if any(cells)] for s in separators}
-    return max(separators, key=lambda s: widths[s].count(widths[s][0]) if widths[s] else 0)
 
 
 def is_csv(path: str) -> bool:
@@ -449,7 +440,5 @@ def find_special(texts: Iterable[str], own_tokens: tuple[str, ...] = ()) -> str:
 
 def cut_special(text: str, own_tokens: tuple[str, ...] = ()) -> str:
     """Return an answer without the special tokens around it; `own_tokens` are only cut at its end."""
-    leading, trailing = (
-        compile_special(tokens).pattern.replace("?P<token>", "?:") for tokens in ((), own_tokens)
-    )
+    leading, trailing = (compile_special(t).pattern.replace("?P<token>", "?:") for t in ((), own_tokens))
     return re.sub(rf"(?:\s*(?:{trailing}))+\s*\Z", "", re.sub(rf"\A(?:\s*(?:{leading}))+\s*", "", text))

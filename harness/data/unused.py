@@ -93,7 +93,7 @@ class Unused(NamedTuple):
 class _Read(NamedTuple):
     fields: Mapping[str, object]
     question: str
-    answers: Sequence[str]
+    answer: str
 
 
 @dataclass
@@ -113,13 +113,10 @@ class UnusedCounter:
         self.n += 1
         augmented_columns = {SOURCE, ORIGIN} if is_augmented(row) else ()
         self.filled.update(name for name in turns.drop_empty(row.fields) if name not in augmented_columns)
-        self.shown.update(self._list_read_columns(row))
         self.keys += turns.count_unused_keys(row.fields)
         if example and len(self.first) < _FIRST:
             question = "\n".join(turn["content"] for turn in example.messages if turn["role"] == "user")
-            self.first.append(_Read(row.fields, question, example.references))
-
-    def _list_read_columns(self, row: Row) -> set[str]:
+            self.first.append(_Read(row.fields, question, "".join(example.references[:1])))
         names, fields, layout, task = row.fields, self.task.fields, self.layout, self.task
         roles = columns.find_reading_roles(task, layout, names)
         read_columns = {*roles.questions}
@@ -147,7 +144,7 @@ class UnusedCounter:
             read_columns |= {*list_choice_columns(names)}
         if names.keys() >= {*FEEDBACK_ORIGIN}:
             read_columns |= {*FEEDBACK_ORIGIN, "marked_by"}
-        return read_columns | ({"documents"} if task.data.documents else set())
+        self.shown.update(read_columns | ({"documents"} if task.data.documents else set()))
 
     def find(self) -> Unused:
         """Return the parts of the rows that are not read."""
@@ -243,9 +240,8 @@ def name_media(unused: Unused) -> str:
 def name_columns(unused: Unused) -> str:
     """Name the other columns that are not read; "" without any."""
     elsewhere = {*unused.media, *(context.name for context in unused.contexts)}
-    quoted = [
-        f"{name!r}{_in_rows(n, unused.n_rows)}" for name, n in unused.columns.items() if name not in elsewhere
-    ]
+    others = ((name, n) for name, n in unused.columns.items() if name not in elsewhere)
+    quoted = [f"{name!r}{_in_rows(n, unused.n_rows)}" for name, n in others]
     more_note = f" and {count(len(quoted) - _NAMED)} more" if len(quoted) > _NAMED else ""
     return f"columns that are not read: {', '.join(quoted[:_NAMED])}{more_note}" if quoted else ""
 
@@ -277,9 +273,9 @@ def _find_contexts(
         # A column that copies the answer, or follows from it as its group does, is not a context.
         by_answer, n_copied, n_asking = defaultdict[str, list[str]](list), 0, 0
         for text, row in pairs:
-            by_answer[_answer(row)].append(text)
+            by_answer[row.answer].append(text)
             question, folded = _fold(row.question), _fold(text)
-            n_copied += folded == _fold(_answer(row))
+            n_copied += folded == _fold(row.answer)
             longest = _fold(max((p for p in row.question.split("\n\n") if p.strip()), key=len, default=""))
             n_asking += folded in question or (bool(longest) and longest in folded)
         groups = [group for group in by_answer.values() if len(group) > 1]
@@ -288,41 +284,29 @@ def _find_contexts(
             continue
         is_long = median(len(text) for text in texts) >= _LONG and len({*texts}) > 1
         are_words = 2 * sum(" " in text.strip() or not text.isascii() for text in texts) > len(texts)
-        explained = _describe_explained(texts, nonempty)
-        reasons = ["long texts" if is_long and are_words else "", explained, _describe_held(texts, nonempty)]
-        if reason := ", ".join(filter(None, reasons)):
-            yield ContextColumn(name, filled[name], reason, bool(explained))
-
-
-def _describe_explained(texts: Sequence[str], rows: Sequence[_Read]) -> str:
-    """Say how many rows with one question and several answers the column distinguishes."""
-    answers, with_text = defaultdict[str, set[str]](set), defaultdict[tuple[str, str], set[str]](set)
-    for text, row in zip(texts, rows, strict=True):
-        answers[_fold(row.question)].add(_answer(row))
-        with_text[_fold(row.question), text].add(_answer(row))
-    cases = [(t, row) for t, row in zip(texts, rows, strict=True) if len(answers[_fold(row.question)]) > 1]
-    n = sum(len(with_text[_fold(row.question), text]) == 1 for text, row in cases)
-    is_name = len({*texts}) == len(texts) and not any(" " in text.strip() for text in texts)
-    if n < _FEWEST or n < 0.8 * len(cases) or is_name:
-        return ""
-    return f"it tells apart {pluralize(n, 'row')} with one question and several answers"
-
-
-def _describe_held(texts: Sequence[str], rows: Sequence[_Read]) -> str:
-    """Say in how many rows the column holds an answer that the question does not, beyond chance."""
-    questions = [_fold(row.question) for row in rows]
-    answers = [_fold(_answer(row)) for row in rows]
-    lacking_rows = [i for i, answer in enumerate(answers) if len(answer) > 2 and answer not in questions[i]]
-    folded = [_fold(text) for text in texts]
-    n_own = sum(answers[i] in folded[i] for i in lacking_rows)
-    n_other = sum(answers[i] in folded[i - 1] for i in lacking_rows)
-    if n_own < _FEWEST or n_own - n_other < _HELD * len(rows):
-        return ""
-    return f"it holds the answer in {percent(n_own / len(rows))} % of rows"
-
-
-def _answer(row: _Read) -> str:
-    return row.answers[0] if row.answers else ""
+        # Rows with one question and several answers that the column tells apart.
+        answers, with_text = defaultdict[str, set[str]](set), defaultdict[tuple[str, str], set[str]](set)
+        for text, row in pairs:
+            answers[_fold(row.question)].add(row.answer)
+            with_text[_fold(row.question), text].add(row.answer)
+        cases = [(text, row) for text, row in pairs if len(answers[_fold(row.question)]) > 1]
+        n_told = sum(len(with_text[_fold(row.question), text]) == 1 for text, row in cases)
+        is_name = len({*texts}) == len(texts) and not any(" " in text.strip() for text in texts)
+        explains = n_told >= _FEWEST and n_told >= 0.8 * len(cases) and not is_name
+        # Rows whose answer is in the column and not in the question, beyond chance.
+        folded_texts, n_own, n_other = list(map(_fold, texts)), 0, 0
+        for i, row in enumerate(nonempty):
+            answer = _fold(row.answer)
+            if len(answer) > 2 and answer not in _fold(row.question):
+                n_own += answer in folded_texts[i]
+                n_other += answer in folded_texts[i - 1]
+        reasons = ["long texts"] if is_long and are_words else []
+        if explains:
+            reasons.append(f"it tells apart {pluralize(n_told, 'row')} with one question and several answers")
+        if n_own >= _FEWEST and n_own - n_other >= _HELD * len(nonempty):
+            reasons.append(f"it holds the answer in {percent(n_own / len(nonempty))} % of rows")
+        if reasons:
+            yield ContextColumn(name, filled[name], ", ".join(reasons), explains)
 
 
 def _fold(text: str) -> str:

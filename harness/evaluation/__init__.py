@@ -35,6 +35,7 @@ from harness.records import (
 from harness.spec import Decoding, Recipe, Role, Task
 
 _PLACE = re.compile(r"\{[^{}]*\}")  # a placeholder in a template
+_STATUS: Mapping[str, Status] = {"error": "error", "ranked": "ok", "length": "truncated"}  # by finish reason
 _ROUNDING = 1e-9  # relative rounding error of a score, allowed beyond its metric's bounds
 
 
@@ -67,10 +68,8 @@ def wrap_prompt(example: Example, system: str | None, template: str | None) -> E
     """Merge the recipe's system text with the item's (templates refuse two), and apply its template."""
     messages: tuple[Message, ...] = example.messages
     if template and messages:
-        messages = (
-            *messages[:-1],
-            {**messages[-1], "content": template.replace("{prompt}", messages[-1]["content"])},
-        )
+        text = template.replace("{prompt}", messages[-1]["content"])
+        messages = (*messages[:-1], {**messages[-1], "content": text})
     if system is not None and messages:
         item_system = [messages[0]["content"]] if example.has_system else []
         text = "\n\n".join(filter(None, (system, *item_system)))
@@ -132,7 +131,15 @@ def evaluate_block(
     sizes = [len(item.context.context) for item in items]
     outputs = {i: _unfit(n, room) for i, n in enumerate(sizes) if n > room}
     texts_by_item = {i: item.scored for i, item in enumerate(items) if item.scored and i not in outputs}
-    outputs |= _score_texts(candidate, job, examples, texts_by_item)
+    longest, room = {i: max(map(_size, texts)) for i, texts in texts_by_item.items()}, candidate.max_context
+    outputs |= {i: _unfit(n, room) for i, n in longest.items() if n > room}
+    if fit := {i: texts for i, texts in texts_by_item.items() if i not in outputs}:
+        start = time.perf_counter()
+        pairs = [(e.context, e.continuation) for texts in fit.values() for e in texts]
+        scores = iter(candidate.loglikelihood(pairs))
+        logprobs = {i: [next(scores).logprob for _ in texts] for i, texts in fit.items()}
+        share = (time.perf_counter() - start) / len(fit)
+        outputs |= {i: _choose(job, examples[i], fit[i], logprobs[i], share) for i in fit}
     remaining = [i for i in range(len(examples)) if i not in outputs]
     if job.decoding is not None:
         pending_items = [(examples[i], items[i].context) for i in remaining]
@@ -152,25 +159,6 @@ def _unfit(n_tokens: int, room: int) -> Output:
 
 def _size(encoded: Encoded) -> int:
     return len(encoded.context) + len(encoded.continuation)
-
-
-def _score_texts(
-    candidate: Candidate,
-    job: EvaluationJob,
-    examples: Sequence[Example],
-    encoded: Mapping[int, Sequence[Encoded]],
-) -> dict[int, Output]:
-    room = candidate.max_context
-    unfit = {i: _unfit(n, room) for i, texts in encoded.items() if (n := max(map(_size, texts))) > room}
-    fit = {i: texts for i, texts in encoded.items() if i not in unfit}
-    if not fit:
-        return unfit
-    start = time.perf_counter()
-    pairs = [(e.context, e.continuation) for texts in fit.values() for e in texts]
-    scores = iter(candidate.loglikelihood(pairs))
-    logprobs = {i: [next(scores).logprob for _ in texts] for i, texts in fit.items()}
-    share = (time.perf_counter() - start) / len(fit)
-    return unfit | {i: _choose(job, examples[i], fit[i], logprobs[i], share) for i in fit}
 
 
 def _choose(
@@ -259,12 +247,18 @@ def _sample(index: int, output: Output, answer_score: "AnswerScore") -> Sample:
 
 def score_output(job: EvaluationJob, example: Example, output: Output) -> AnswerScore:
     """Return an answer's status and scores, or an error without a primary score; UserError: out of bounds."""
-    status = _status(job, example, output)
+    status = _STATUS.get(output.finish_reason) or answer_status(output.text, example.choices)
+    status = "ok" if status == "refused" and job.role == "safety" else status
     scores: dict[str, Parts | None] = {}
     unscored: dict[str, str] = {}
-    for name in job.metrics:
+    is_cut = status == "truncated" and job.task.truncated_scores
+    for name, metric in job.metrics.items():
+        is_read = status == "refused" and is_judged(name)  # a rubric may want refusals
+        counts = status == "ok" or is_read or is_cut or (metric.reads_any and status == "unparsable")
         try:
-            scores[name] = _parts(job, name, status, output, example)
+            scores[name] = None
+            if status != "error" and metric.reads(example):
+                scores[name] = metric.score(output, example) if counts else metric.worst(example)
         except Unscored as error:
             scores[name], unscored[name] = None, f"metric {name}: item {example.id}: {error}"
     not_finite = [n for n, parts in scores.items() if parts is not None and not np.isfinite(parts).all()]
@@ -289,31 +283,9 @@ def score_output(job: EvaluationJob, example: Example, output: Output) -> Answer
     return AnswerScore("error" if is_failed else status, parts, "; ".join(reasons))
 
 
-def _status(job: EvaluationJob, example: Example, output: Output) -> Status:
-    if output.finish_reason == "error":
-        return "error"
-    if output.finish_reason == "ranked":
-        return "ok"
-    if output.finish_reason == "length":
-        return "truncated"
-    status = answer_status(output.text, example.choices)
-    return "ok" if status == "refused" and job.role == "safety" else status
-
-
 def answer_status(text: str, choices: Iterable[str]) -> Status:
     """Tell whether a finished answer is readable, as one of any `choices`, and whether it is a refusal."""
     normalized_choices = {normalize(c) for c in choices}
     if not text.strip() or (normalized_choices and normalize(text) not in normalized_choices):
         return "unparsable"
     return "refused" if is_refusal(text) else "ok"
-
-
-def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, example: Example) -> Parts | None:
-    """Score an answer; the worst parts if it does not count, None for an error or an unread item."""
-    scores = job.metrics[metric]
-    if status == "error" or not scores.reads(example):
-        return None
-    is_read = status == "refused" and is_judged(metric)  # a rubric may want refusals
-    is_cut = status == "truncated" and job.task.truncated_scores
-    counts = status == "ok" or is_read or is_cut or (scores.reads_any and status == "unparsable")
-    return scores.score(output, example) if counts else scores.worst(example)

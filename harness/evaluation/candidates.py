@@ -37,8 +37,8 @@ class ResolvedCandidate:
     `source` is the recipe that makes its weights, under `source_name` (its own unless it borrows them), and
     `method` that recipe's. `init` is the candidate that the source starts from, `reward` and `choosers` are
     those whose reward models train it and choose among its answers. `base` is the published base,
-    `trained_base` the one that is trained, `served_base` the one that answers. `seeds` is a single one if
     `trained_base` the one that is trained, `served_base` the one that answers. `seeds` is a single seed if
+    others would make the same weights. `given` is the model if nothing has to be made. `prompt_trials` are
     the prompts that validation chose from.
     """
 
@@ -88,8 +88,7 @@ class ResolvedCandidate:
     @property
     def lineage(self) -> dict[str, Recipe]:
         """The recipes that make its weights or choose its answers, its source first."""
-        dependencies = filter(None, (self.init, self.reward, *self.merges, *self.choosers))
-        lineages = (d.lineage for d in dependencies)
+        lineages = (d.lineage for d in filter(None, (self.init, self.reward, *self.merges, *self.choosers)))
         return {self.source_name: self.source} | {n: r for lineage in lineages for n, r in lineage.items()}
 
     @property

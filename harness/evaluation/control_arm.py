@@ -31,19 +31,14 @@ def origin(at: store.Store, device: str, control: str = "") -> Origin:
     return Origin(store.keep_environment(at, provenance.describe_environment(device)), control)
 
 
-def measure_control_once(session: Session, source: ModelSource) -> str:
-    """Measure the control arm of a base once per session; return the measurement's id, empty without one."""
-    control_by_base = session.controls
-    if source.weights_digest not in control_by_base:
-        control_by_base[source.weights_digest] = measure_control(
-            session, source, session.experiment.gate.control_blocks
-        )
-    return control_by_base[source.weights_digest]
+def measure_control(session: Session, source: ModelSource) -> str:
+    """Let a base answer some stored blocks again, once per session; return the measurement's id, or "".
 
-
-def measure_control(session: Session, source: ModelSource, n_blocks: int) -> str:
-    """Let a base answer some stored blocks again, different ones each time; return the measurement's id."""
-    at = session.store
+    Each measurement takes other blocks.
+    """
+    if (known_id := session.controls.get(source.weights_digest)) is not None:
+        return known_id
+    at, n_blocks = session.store, session.experiment.gate.control_blocks
     sets = [s for s in suite_sets(session, base_weights(source)) if n_blocks and s.is_there(at)]
     n_earlier = sum(c.base_digest == source.weights_digest for c in store.controls(at))
     # Generated answers and other tasks alternate, in a seeded order.
@@ -64,6 +59,7 @@ def measure_control(session: Session, source: ModelSource, n_blocks: int) -> str
         if len(chosen_blocks) == n_blocks:
             break
     if not chosen_blocks:
+        session.controls[source.weights_digest] = ""
         return ""
     start, base = load(), session.host(source).base
     blocks, label = [(row_set, index) for row_set, index, _ in chosen_blocks], "control arm: the base again"
@@ -84,10 +80,10 @@ def measure_control(session: Session, source: ModelSource, n_blocks: int) -> str
     control_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     environment = origin(at, session.machine.name).environment
     base_fields = (source.weights_digest, session.machine.precision, environment)
-    again_blocks = tuple(block for block, _ in compared_blocks)
-    control = Control(control_id, now.isoformat(), *base_fields, again_blocks)
+    control = Control(control_id, now.isoformat(), *base_fields, tuple(block for block, _ in compared_blocks))
     store.save_control(at, control, compared_blocks)
-    return control.id
+    session.controls[source.weights_digest] = control_id
+    return control_id
 
 
 def reevaluate(
@@ -121,11 +117,10 @@ def differs(old: SampleResult, new: SampleResult) -> bool:
     names = old.parts.keys() | new.parts.keys()
     scores = [(old.parts.get(name), new.parts.get(name)) for name in names]
     single = [None if row.gold_logprob is None else (row.gold_logprob,) for row in (old, new)]
-    return any(_differ(a, b) for a, b in [*scores, (single[0], single[1])])
-
-
-def _differ(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
-    if a is None or b is None:
-        return a is not b
-    are_close = [isclose(x, y, rel_tol=_ROUNDING, abs_tol=1e-9) for x, y in zip(a, b, strict=False)]
-    return len(a) != len(b) or not all(are_close)
+    for a, b in [*scores, (single[0], single[1])]:
+        if a is None or b is None or len(a) != len(b):
+            if a is not b:
+                return True
+        elif not all(isclose(x, y, rel_tol=_ROUNDING, abs_tol=1e-9) for x, y in zip(a, b, strict=True)):
+            return True
+    return False

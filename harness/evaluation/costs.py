@@ -161,8 +161,7 @@ def record_pace(
     sums_by_kind = _read(machine, n_parameters)
     discount, old_sums = exp(-expected_s / _MEMORY_S), sums_by_kind.get(kind, _Sums())
     s = estimated_s * machine.gflops
-    terms = (s * s, s * n, n * n, s * took_s, n * took_s)
-    pairs = zip(old_sums, terms, strict=True)
+    pairs = zip(old_sums, (s * s, s * n, n * n, s * took_s, n * took_s), strict=True)
     sums_by_kind[kind] = _Sums(*(discount * before + new / expected_s for before, new in pairs))
     with suppress(OSError):  # a read-only cache only costs accuracy
         remember(_file(machine, n_parameters), sums_by_kind)
@@ -309,5 +308,4 @@ def request_usd(tokens: TokenCounts, prices: TokenPrices) -> float:
 
 def price_usd(seconds: float, device: str, device_hour_usd: float | None) -> float:
     """Price device time; the default price per hour is the device's."""
-    hour = DEVICE_HOUR_USD[device] if device_hour_usd is None else device_hour_usd
-    return seconds * hour / 3600
+    return seconds * (DEVICE_HOUR_USD[device] if device_hour_usd is None else device_hour_usd) / 3600

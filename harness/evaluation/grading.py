@@ -11,7 +11,7 @@ Source: G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2; Fisher's exact tes
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
@@ -99,21 +99,14 @@ def _ask_each(server: Server, say: Say, answers: Sequence[UngradedAnswer], keep:
 
 
 def _say(candidate: ChatCandidate, budget: Budget | None, answer: UngradedAnswer) -> Grade:
-    if budget is None:
-        return _grade_in_words(candidate, answer)
-    prices, messages = answer.judge.prices, _messages(answer)
-    n_prompt = sum(costs.tokens(message["content"]) for message in messages)
-    with budget.reserve(n_prompt, judges.LIMITS.max_new_tokens) as spend:
-        grade = _grade_in_words(candidate, answer)
-        spend(cost_usd([grade], prices), grade.n_prompt_tokens, grade.n_output_tokens)
-    return grade
-
-
-def _grade_in_words(candidate: ChatCandidate, answer: UngradedAnswer) -> Grade:
     """Ask for one grade in words, at temperature 0; with log-probabilities the mean of all grades counts."""
-    rubric = answer.judged.rubric
-    prompt = candidate.encode(_messages(answer)).context
-    (output,) = candidate.generate([prompt], judges.LIMITS)
+    rubric, messages = answer.judged.rubric, _messages(answer)
+    n_prompt = sum(costs.tokens(message["content"]) for message in messages)
+    with budget.reserve(n_prompt, judges.LIMITS.max_new_tokens) if budget else nullcontext() as spend:
+        (output,) = candidate.generate([candidate.encode(messages).context], judges.LIMITS)
+        if spend is not None:
+            cost = cost_usd([_grade(answer, output, "", None)], answer.judge.prices)
+            spend(cost, output.n_prompt_tokens, output.n_output_tokens)
     if output.finish_reason == "error":
         return _grade(answer, output, "", None)
     grade = judges.read_grade(rubric, output.text)
@@ -188,13 +181,7 @@ ALPHA = 0.01  # chance of an alarm about a judge that did not change, at each ch
 _NEXT = "the judge as it was, or another version: in the rubric, by which all answers are graded again"
 
 
-def check_anchors(
-    judged: JudgedMetric,
-    judge: Judge,
-    ask: Callable[[UngradedAnswer], Grade],
-    *,
-    graded_now: Collection[str] = (),
-) -> None:
+def check_anchors(judged: JudgedMetric, judge: Judge, ask: Say, *, graded_now: Collection[str] = ()) -> None:
     """Let a judge grade its anchors again; CandidateFailed if more grades change than its noise explains.
 
     With `graded_now` only anchors with these keys are graded again, which measures today's noise. Otherwise

@@ -90,11 +90,8 @@ def read_judged_metrics(
     task: Task, items: TaskItems, store: Store, judging: Mapping[str, Weights | str], machine: Machine
 ) -> dict[str, JudgedMetric]:
     """Read the rubrics of a task's judged metrics; UserError if one shows references that items lack."""
-    judged = {
-        metric_name(written): open_judged(written, store, judging, machine)
-        for written in task.metrics
-        if is_judged(written)
-    }
+    written = filter(is_judged, task.metrics)
+    judged = {metric_name(metric): open_judged(metric, store, judging, machine) for metric in written}
     lacking_ids = [e.id for e in (*items.validation, *items.test) if not any(e.references)]
     for name, metric in judged.items() if lacking_ids else ():
         if metric.rubric.needs_references:
@@ -130,9 +127,8 @@ def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
     written = [metric for metric in task.metrics if is_judged(metric)]
     books = [_list_stored_books(_rubric(metric), store) for metric in written]
     for choice in product(*(product(*grades) for grades in books)):
-        yield {
-            metric_name(metric): digest(list(grades)) for metric, grades in zip(written, choice, strict=True)
-        }
+        pairs = zip(map(metric_name, written), choice, strict=True)
+        yield {name: digest(list(grades)) for name, grades in pairs}
 
 
 def read_stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
@@ -153,13 +149,8 @@ def _list_stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
             books.append([_endpoint_judge(rubric, judge).score_key])
             continue
         name_fields, code = _name_fields(judge), _local_code(rubric)
-        books.append(
-            [
-                book
-                for book, identity in read_identities(store).items()
-                if name_fields.items() <= identity["judge"].items() and code.items() <= identity.items()
-            ]
-        )
+        stored = {book: i for book, i in read_identities(store).items() if code.items() <= i.items()}
+        books.append([book for book, i in stored.items() if name_fields.items() <= i["judge"].items()])
     return books
 
 

@@ -41,6 +41,7 @@ from harness.records import (
 from harness.store import read_rechecks
 from harness.training import Weights, open_scorer
 
+Rows = Sequence[SampleResult]
 _TOGETHER = 32  # answers that a local judge scores and stores together
 
 
@@ -84,8 +85,7 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
 
 def is_measured(session: Session, source: ModelSource) -> bool:
     """Tell whether a base is fully evaluated on the suites, here or earlier in another folder."""
-    sets = suite_sets(session, base_weights(source))
-    return not find_base_rows(session, score_answered(session, sets))
+    return not find_base_rows(session, score_answered(session, suite_sets(session, base_weights(source))))
 
 
 def grade_answers(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
@@ -124,9 +124,7 @@ def _grade_book(session: Session, answers: Sequence[UngradedAnswer]) -> None:
             raise SharedFailure(f"{judged.metric}: {error.reason}", error.knob) from None
 
 
-def grade_rows(
-    session: Session, parts: Sequence[tuple[RowSet, Sequence[SampleResult]]]
-) -> list[list[SampleResult]]:
+def grade_rows(session: Session, parts: Sequence[tuple[RowSet, Rows]]) -> list[list[SampleResult]]:
     """Score answers to some items of sets; a judge grades those that it has not graded yet."""
     ungraded: list[UngradedAnswer] = []
     scored_parts = [score_by_grades(rows, results, ungraded) for rows, results in parts]
@@ -157,11 +155,7 @@ def judge_remarks(
         if run.state == "done":
             makers.setdefault(run.weights_digest, []).append(run.label)
     all_judged = [*metric_by_books.values(), *([pair_metric] if pair_metric else [])]
-    judge_by_book = {
-        (judged_metric.metric, judge.book): judge
-        for judged_metric in all_judged
-        for judge in judged_metric.judges
-    }
+    judge_by_book = {(m.metric, judge.book): judge for m in all_judged for judge in m.judges}
     for (metric, _), judge in judge_by_book.items():
         if judge.weights and (labels := makers.get(judge.weights.digest)):
             text = f"{metric}: {judge.name} grades answers of its own weights ({', '.join(labels)})"
@@ -169,11 +163,9 @@ def judge_remarks(
             yield f"{text}, and models prefer what they would say themselves; {step}"
     limit = f"{percent(max_errors)} % of items (gate.max_errors)"
     effect = f"make their items half a win, beyond {limit} the win rate is left open"
-    for judge, pair_grades in (
-        zip(pair_metric.judges, pair_metric.grades(), strict=True) if pair_metric else ()
-    ):
-        if pair_metric and pair_grades:
-            yield _remark_of(pair_metric, judge, pair_grades, ("comparisons made", "preferences"), effect)
+    for judge, grades in zip(pair_metric.judges, pair_metric.grades(), strict=True) if pair_metric else ():
+        if pair_metric and grades:
+            yield _remark_of(pair_metric, judge, grades, ("comparisons made", "preferences"), effect)
 
 
 def _remark_of(
@@ -207,7 +199,6 @@ def _remark_of(
 
 _ORDERS: tuple[Order, ...] = ("first", "second")
 _TIE = 0.5
-Rows = Sequence[SampleResult]
 
 
 def list_ungraded_pairs(
@@ -306,9 +297,7 @@ def rescore_stored(
     return [rows for rows in incomplete if not _rescore(session, rows, stored_identities, ungraded)]
 
 
-def score_by_grades(
-    rows: RowSet, results: Sequence[SampleResult], ungraded: list[UngradedAnswer]
-) -> list[SampleResult]:
+def score_by_grades(rows: RowSet, results: Rows, ungraded: list[UngradedAnswer]) -> list[SampleResult]:
     """Score answers by the existing grades; unjudged metrics stay, missing grades are added to `ungraded`."""
     if not rows.measured.judged:
         return list(results)
@@ -342,21 +331,16 @@ def _rescore(
                 rewards: Rewards = {}
                 if rows.chooser and source.choice == identity.choice:
                     name = rows.chooser.metric
-                    rewards = {
-                        (row.example_id, s.text): {name: s.parts.get(name)}
-                        for row in block
-                        for s in row.samples
-                    }
+                    samples = ((row.example_id, s) for row in block for s in row.samples)
+                    rewards = {(item, s.text): {name: s.parts.get(name)} for item, s in samples}
                 elif rows.chooser:
                     if session.machine.device == "cuda" or session.experiment.engine == "vllm":
                         session.unload()  # a reward model has its own base; a GPU rarely has room for two
                     rewards = _score_rewards(session.machine, rows, rows.chooser, block)
                 n_ungraded = len(grades.ungraded)
                 examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
-                scored_rows = [
-                    _row(job, example, row, grades, rewards)
-                    for example, row in zip(examples, block, strict=True)
-                ]
+                pairs = zip(examples, block, strict=True)
+                scored_rows = [_row(job, example, row, grades, rewards) for example, row in pairs]
                 if len(grades.ungraded) > n_ungraded:  # a block that lacks a grade
                     continue
                 if index in origins:
@@ -371,9 +355,7 @@ def _rescore(
     return True
 
 
-def _score_rewards(
-    machine: Machine, rows: RowSet, chooser: Chooser, block: Sequence[SampleResult]
-) -> Rewards:
+def _score_rewards(machine: Machine, rows: RowSet, chooser: Chooser, block: Rows) -> Rewards:
     folder = chooser.weights.folder
     assert folder is not None, "a reward model is trained into a folder"
     step, item_by_id = chooser.step(), {example.id: example for example in rows.measured.examples(rows.split)}

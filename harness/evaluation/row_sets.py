@@ -100,8 +100,7 @@ class RowSet(NamedTuple):
     ) -> EvaluationJob:
         """Return the job that evaluates the items with their prompts, or `examples`, with existing grades."""
         m, items = self.measured, self.examples() if examples is None else examples
-        bound_metrics = (grades or self.grades()).bind(m.metrics)
-        fields = (m.task, m.role, self.split, items, bound_metrics)
+        fields = (m.task, m.role, self.split, items, (grades or self.grades()).bind(m.metrics))
         return EvaluationJob(*fields, self.answer, self.identity, self.decoding)
 
 

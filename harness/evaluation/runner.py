@@ -15,7 +15,7 @@ from copy import copy
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from harness import provenance, store
 from harness.config import is_shipped
@@ -23,7 +23,7 @@ from harness.data import suite_contamination
 from harness.errors import CandidateFailed, Problem, UserError, gather, refuse
 from harness.evaluation import EvaluationJob, prompt_text
 from harness.evaluation.candidates import ResolvedCandidate, refuse_damaged
-from harness.evaluation.control_arm import measure_control_once, origin
+from harness.evaluation.control_arm import measure_control, origin
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, work_of
 from harness.evaluation.session import MeasuredTask, Session
@@ -110,11 +110,8 @@ def _is_shared(m: MeasuredTask, targets: Iterable[MeasuredTask]) -> bool:
         files = [Path(path) for part in DATA_FILES if (path := getattr(task.data, part))]
         if not files or not all(map(is_shipped, files)) or task.system is not None or task.fields != Fields():
             return False
-    target_examples = [
-        example
-        for split in (target.items for target in targets)
-        for example in (*split.train, *split.validation, *split.test, *split.pairs)
-    ]
+    parts = ((*t.items.train, *t.items.validation, *t.items.test, *t.items.pairs) for t in targets)
+    target_examples = [example for part in parts for example in part]
     items = [*m.items.train, *m.items.test]
     # lm-eval numbers the items of each task from 0.
     same_id = not task.lm_eval and not {e.id for e in items}.isdisjoint(e.id for e in target_examples)
@@ -136,7 +133,7 @@ def open_and_fill(
     session: Session, weights: Weights, sets: Sequence[RowSet], name: str, base: ModelSource | None = None
 ) -> Iterator[Candidate]:
     """Open weights and let them answer sets, after measuring the control arm of `base`."""
-    control = measure_control_once(session, base) if base and sets and weights.is_language_model else ""
+    control = measure_control(session, base) if base and sets and weights.is_language_model else ""
     with open_weights(session, weights) as candidate:
         fill(session, candidate, sets, name, control=control)
         yield candidate
@@ -251,8 +248,7 @@ def verify_weights(at: store.Store, base: ModelSource, weights: Weights, run: Ru
         problems.append(Problem(run.run_id, found, expected, _AGAIN))
     if source.weights_digest not in (run.base_digest, run.served_digest, run.weights_digest):
         found, expected = f"a base with the digest {source.weights_digest}", f"{run.base_digest}, the run's"
-        step = "name the base_model that it was trained on"
-        problems.append(Problem(run.run_id, found, expected, step))
+        problems.append(Problem(run.run_id, found, expected, "name the base_model that it was trained on"))
     for champion in store.kept_champions(at.folder.parent):
         if champion.run_id != run.run_id or not champion.files:
             continue
@@ -281,22 +277,36 @@ def refuse_other_prompts(
         task = rows.measured.task
         if rows.split == "test" and task.chat_template and not task.lm_eval and task.kind != "bits_per_byte":
             prompts = [prompt_text(task, e) for e in rows.job().examples[:_N]]
-            texts = [[m["content"] for m in prompt.messages] for prompt in prompts]
-            is_plain = [not any(token in text for text in turns for token in special) for turns in texts]
-            prompts_by_task[task.name] = [prompt for prompt, ok in zip(prompts, is_plain, strict=True) if ok]
+            prompts_by_task[task.name] = [
+                prompt
+                for prompt in prompts
+                if not any(token in turn["content"] for turn in prompt.messages for token in special)
+            ]
     if not prompts_by_task:
         return
-    path = Path(candidate.source.path or "")
+    path, encoded = Path(candidate.source.path or ""), list[Sequence[tuple[int, ...]]]()
     if artefacts.format_of(path) == "gguf":
         with opened as model:
-            encoded = _encode_as_gguf(model, base, prompts_by_task.values())
+            assert isinstance(model, artefacts.ArtefactCandidate)
+            tokenizer, metadata = copy(base), model.metadata
+            tokenizer.chat_template = metadata[artefacts.TEMPLATE]
+            if not tokenizer.chat_template:
+                raise CandidateFailed(f"{model.worker.file} without a chat template", _STEP)
+            for name, key in (("bos_token", artefacts.BOS), ("eos_token", artefacts.EOS)):
+                if metadata[key].isdecimal():
+                    setattr(tokenizer, name, base.convert_ids_to_tokens(int(metadata[key])))
+            # The server adds this token itself and removes the template's.
+            bos_token = (metadata[artefacts.ADDS_BOS] == "true" and tokenizer.bos_token) or ""
+            for prompts in prompts_by_task.values():
+                texts = [render_chat(tokenizer, prompt.messages).text for prompt in prompts]
+                encoded.append(model.tokenize([text.removeprefix(bos_token) for text in texts]))
     else:  # by the tokenizer next to an ONNX file, or in a whole model's folder
         folder = artefacts.find_tokenizer_folder(path)
         source = candidate.base._replace(path=folder, switches="", template="")
         tokenizer = hub.load_tokenizer(source)
         tokenizer.chat_template = hub.chat_template(source) or None  # as other programs read it
         try:
-            encoded = [[e.context for e in encode_all(tokenizer, p)] for p in prompts_by_task.values()]
+            encoded += ([e.context for e in encode_all(tokenizer, p)] for p in prompts_by_task.values())
         except UserError as error:
             raise CandidateFailed(f"{folder}: {error.problems[0].found}", _STEP) from None
     for (name, prompts), ids in zip(prompts_by_task.items(), encoded, strict=True):
@@ -311,25 +321,3 @@ def refuse_other_prompts(
                 where = f"{name}, prompt {number}, token {at + 1}"
                 found = f"{where}: {its_text} by its own template and tokenizer, and {run_text} in the run"
                 raise CandidateFailed(found, _STEP)
-
-
-def _encode_as_gguf(
-    model: Candidate, base: Any, prompt_lists: Iterable[Sequence[PromptText]]
-) -> Sequence[Sequence[tuple[int, ...]]]:
-    assert isinstance(model, artefacts.ArtefactCandidate)
-    template = model.metadata[artefacts.TEMPLATE]
-    if not template:
-        raise CandidateFailed(f"{model.worker.file} without a chat template", _STEP)
-    tokenizer = copy(base)
-    tokenizer.chat_template = template
-    for name, key in (("bos_token", artefacts.BOS), ("eos_token", artefacts.EOS)):
-        if model.metadata[key].isdecimal():
-            setattr(tokenizer, name, base.convert_ids_to_tokens(int(model.metadata[key])))
-    bos_token = model.metadata[artefacts.ADDS_BOS] == "true" and tokenizer.bos_token
-    encoded = []
-    for prompts in prompt_lists:
-        texts = [render_chat(tokenizer, prompt.messages).text for prompt in prompts]
-        # The server adds the token itself and removes the template's.
-        texts = [text.removeprefix(bos_token) if bos_token else text for text in texts]
-        encoded.append(model.tokenize(texts))
-    return encoded

@@ -91,7 +91,15 @@ def settle(
         grades = [-inf if (parts := sample.parts[name]) is None else parts[0] for sample in valid]
         winner = valid[grades.index(max(grades))]
     else:
-        winner = _mean(samples, worst)
+        mean_parts: dict[str, Parts | None] = {}
+        for metric in samples[0].parts:
+            # An answer that failed or could not be scored has the worst parts.
+            lost = worst.get(metric)
+            scores = [s.parts[metric] or (lost if s.status == "error" or s.error else None) for s in samples]
+            scored_parts = [values for values in scores if values is not None]
+            mean_parts[metric] = tuple(map(fmean, zip(*scored_parts, strict=True))) if scored_parts else None
+        ((status, _),) = Counter(sample.status for sample in answered_samples).most_common(1)
+        winner = replace(answered_samples[0], status=status, parts=mean_parts)
     if not failed_samples:
         return winner
     reason = f"{len(failed_samples)} of {len(samples)} answers failed: {failed_samples[0].error}"
@@ -100,16 +108,3 @@ def settle(
 
 def _score_name(decoding: Decoding) -> str:
     return f"reward:{decoding.reward_model}" if decoding.reward_model else metric_name(decoding.by or "")
-
-
-def _mean(samples: Sequence[Sample], worst: Mapping[str, Parts | None]) -> Sample:
-    answered_samples = [sample for sample in samples if sample.status != "error"]
-    parts: dict[str, Parts | None] = {}
-    for name in samples[0].parts:
-        # An answer that failed or could not be scored has the worst parts.
-        worst_parts = worst.get(name)
-        scores = [s.parts[name] or (worst_parts if s.status == "error" or s.error else None) for s in samples]
-        scored_parts = [values for values in scores if values is not None]
-        parts[name] = tuple(map(fmean, zip(*scored_parts, strict=True))) if scored_parts else None
-    ((status, _),) = Counter(sample.status for sample in answered_samples).most_common(1)
-    return replace(answered_samples[0], status=status, parts=parts)

@@ -124,12 +124,10 @@ def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, al
     def se(n_drawn: Mapping[str, dict[str, int]]) -> float:
         return sqrt(fixed_variance + sum(plan_variance(pools[t], d) for t, d in n_drawn.items())) / n_tasks
 
-    def allocate(n: int) -> dict[str, dict[str, int]]:
-        return {t: _allocate(pool, _round_to_blocks(pool.n, n), {}) for t, pool in pools.items()}
-
-    quotas = range(BLOCK, largest, BLOCK)
-    enough = (n for n in quotas if stats.noninferiority_power(0.0, margin, se(allocate(n)), alpha) >= POWER)
-    last_quota = next(enough, largest)
+    for last_quota in (*range(BLOCK, largest, BLOCK), largest):
+        drawn = {t: _allocate(pool, _round_to_blocks(pool.n, last_quota), {}) for t, pool in pools.items()}
+        if stats.noninferiority_power(0.0, margin, se(drawn), alpha) >= POWER:
+            break
     n_drawn: dict[str, tuple[dict[str, int], ...]] = dict.fromkeys(pools, ())
     for look in range(1, N_LOOKS + 1):
         for task, pool in pools.items():

@@ -81,8 +81,7 @@ def time_requests(
                 break
             times.append(seconds(i))
         fast, slow = sorted((times[0], seconds(0)))
-        may_jump = over_network or ignores_load()
-        jumped = not may_jump and slow > _SPREAD * fast and slow - fast > _NOTICED_S
+        jumped = not (over_network or ignores_load()) and slow > _SPREAD * fast and slow - fast > _NOTICED_S
         return Latency(tuple(times), jumped or readings[-1].since(readings[0]).is_contended(n_threads))
 
     first = time_once()
@@ -256,5 +255,4 @@ def _mean_s(rows: Iterable[SampleResult]) -> float:
 
 
 def _n_threads(device: str, candidate: Candidate) -> int:
-    is_local = device == "cpu" and candidate.engine.startswith("transformers")
-    return 1 if is_local else 0
+    return 1 if (device == "cpu" and candidate.engine.startswith("transformers")) else 0

@@ -24,7 +24,7 @@ from harness import provenance, store
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.control_arm import measure_control_once
+from harness.evaluation.control_arm import measure_control
 from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
@@ -327,7 +327,7 @@ class _Worker(NamedTuple):
             bases = (source for candidate in session.candidates.values() for source in candidate.bases)
             base = next(source for source in bases if source.weights_digest == step.name)
             if step.kind == "control":
-                measured = measure_control_once(session, base)
+                measured = measure_control(session, base)
                 return self.outcome([store.control_file(at, measured)] if measured else [], measured)
             weights = base_weights(base)
             sets = suite_sets(session, weights)[step.part :: step.parts]

@@ -7,7 +7,7 @@ and must have the run's digest. The record, `export.json`, contains no machine p
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -99,17 +99,13 @@ class Written(NamedTuple):
 
 
 def plan_export(
-    session: Session,
-    run: Run,
-    format: str,  # noqa: A002  (as the record names it)
-    quantization: str = "",
-    out: Path | None = None,
+    session: Session, run: Run, format_name: str, quantization: str = "", out: Path | None = None
 ) -> ExportPlan:
     """Plan the export of a finished run; nothing is written."""
     formats = plugins.names("exports")
-    if format not in formats:
-        raise UserError("--to", repr(format), ", ".join(formats), did_you_mean(format, formats))
-    plugin: Format = plugins.load("exports", format).FORMAT
+    if format_name not in formats:
+        raise UserError("--to", repr(format_name), ", ".join(formats), did_you_mean(format_name, formats))
+    plugin: Format = plugins.load("exports", format_name).FORMAT
     candidate, weights = _find_weights(session, run)
     source = weights.source or session.source
     type_name = quantization.lower() or plugin.default or stored_precision(source.path)
@@ -118,24 +114,25 @@ def plan_export(
         raise UserError("--quantize", quantization, type_names, did_you_mean(type_name, plugin.bits))
     policy = session.experiment.export
     refuse(plugin.problems(policy, type_name))
-    default = session.store.place("exports", run.run_id) / f"{format}-{type_name}"
+    default = session.store.place("exports", run.run_id) / f"{format_name}-{type_name}"
     at_first, by_size = plugin.seconds
     bits, shape = plugin.bits[type_name], hub.shape(source)
     embedded = min(shape.in_embeddings if shape else 0.0, source.n_parameters)
+    # What else determined the run's answers besides weights, template and limits.
+    recipe, notes = candidate.recipe, list[str]()
+    if recipe.answer != "generate":
+        notes += [f"answer: {recipe.answer}: a server generates, and its answers were chosen among labels"]
+    if run.decoding and (run.decoding.get("samples") or 1) > 1:
+        notes += ["its answers were chosen among several samples; a server gives one"]
+    if methods := ", ".join(name for name in recipe.prompting if name not in ("zero_shot", "rag")):
+        notes += [f"prompting: {methods}: what it puts in front of a question is not in the folder"]
+    if rounded := source.quantization:
+        notes += [f"trained and judged on a base in {rounded}, whose rounded weights are exported"]
     by_rows = bits.others if shape and shape.hidden % 256 else bits.divided
-    return ExportPlan(
-        run,
-        candidate,
-        weights,
-        source,
-        format,
-        type_name,
-        out.absolute() if out else default,
-        policy,
-        (embedded * bits.embedded + (source.n_parameters - embedded) * by_rows) / 8,
-        at_first + by_size * source.n_parameters / 1e9,
-        tuple(_notes(run, candidate, source)),
-    )
+    n_bytes = (embedded * bits.embedded + (source.n_parameters - embedded) * by_rows) / 8
+    expected_s = at_first + by_size * source.n_parameters / 1e9
+    folder, made_of = out.absolute() if out else default, (run, candidate, weights, source)
+    return ExportPlan(*made_of, format_name, type_name, folder, policy, n_bytes, expected_s, tuple(notes))
 
 
 def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weights]:
@@ -177,20 +174,6 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
     return candidate, weights
 
 
-def _notes(run: Run, candidate: ResolvedCandidate, source: ModelSource) -> Iterator[str]:
-    """Yield what else determined the run's answers besides weights, template and limits."""
-    recipe = candidate.recipe
-    if recipe.answer != "generate":
-        yield f"answer: {recipe.answer}: a server generates, and its answers were chosen among labels"
-    if run.decoding and (run.decoding.get("samples") or 1) > 1:
-        yield "its answers were chosen among several samples; a server gives one"
-    methods = [name for name in recipe.prompting if name not in ("zero_shot", "rag")]
-    if methods:
-        yield f"prompting: {', '.join(methods)}: what it puts in front of a question is not in the folder"
-    if source.quantization:
-        yield f"trained and judged on a base in {source.quantization}, whose rounded weights are exported"
-
-
 def export_run(session: Session, plan: ExportPlan) -> tuple[Path, Export, bool]:
     """Return an export with its folder, and whether it is new; a complete one of the same weights is kept."""
     folder, work = plan.folder, plan.folder.with_name(f".{plan.folder.name}.{uuid4().hex}")
@@ -210,9 +193,8 @@ def export_run(session: Session, plan: ExportPlan) -> tuple[Path, Export, bool]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir(mode=0o700)
         try:
-            written = plugins.load("exports", plan.format).FORMAT.write(
-                ExportJob(session, plan, advance), work
-            )
+            job = ExportJob(session, plan, advance)
+            written = plugins.load("exports", plan.format).FORMAT.write(job, work)
             _write_passages(session, plan, work)
             export = _describe(session.target.task, plan, written, work)
             text = json.dumps(asdict(export), indent=2, ensure_ascii=False, allow_nan=False)

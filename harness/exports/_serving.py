@@ -86,11 +86,10 @@ class ServingProgram(NamedTuple):
     def as_shell(self) -> str:
         """Return the command for a shell."""
         # A server with an empty key would accept requests without one.
-        values = {
-            name: f"${{{value[1:]}:?}}" if value[:1] == "$" else value
-            for name, value in self.environment.items()
-        }
-        assignments = [f'{name}="{value}"' for name, value in values.items()]
+        assignments = []
+        for name, value in self.environment.items():
+            text = f"${{{value[1:]}:?}}" if value[:1] == "$" else value
+            assignments.append(f'{name}="{text}"')
         return " ".join(["cd", shlex.quote(str(self.folder)), "&&", *assignments, shlex.join(self.command)])
 
 
@@ -189,7 +188,20 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
         step = "harness export writes its weights for a server of your own"
         raise UserError(f"run {run.run_id}", found, "greedy answers to messages", step)
     is_artefact, policy = plugins.find_method(run.method).makes == "artefact", session.experiment.vllm
-    exports = _read_artefact(run) if is_artefact else exports_of(session.store, run.run_id)
+    exports = {} if is_artefact else exports_of(session.store, run.run_id)
+    if is_artefact:
+        path = Path(run.recipe["path"])
+        folder, step = artefacts.find_tokenizer_folder(path), ""
+        if not (folder / EXPORT_RECORD).is_file():
+            found, step = "no export.json", "harness export of the run that it was made from, then serve that"
+        elif artefacts.format_of(path) == "gguf" and run.weights_digest != content_digest(
+            artefacts.artefact_files(path)
+        ):
+            found = f"another content than {run.run_id} answered with"
+            step = f"harness compare --candidates {run.candidate}"
+        if step:
+            raise UserError(str(path), found, "the export that was measured", step)
+        exports = {folder: read_export(folder)}
     kind = _choose(session.experiment, to, list(exports.values()))
     refuse_server(kind, address, policy)
     if folders := [folder for folder, export in exports.items() if export.format == FORMATS[kind]]:
@@ -197,9 +209,8 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
         export = verify_export(folder)
         entries = store.read_history(session.store.folder.parent, task.name).entries
         promotions = [entry for entry in entries if entry.event == "promotion"]
-        hashes = [
-            entry.exports.get(folder.name) for entry in promotions if entry.champion.run_id == run.run_id
-        ]
+        promotions = [entry for entry in promotions if entry.champion.run_id == run.run_id]
+        hashes = [entry.exports.get(folder.name) for entry in promotions]
         if hashes and hashes[-1] not in (None, {name: file.sha256 for name, file in export.files.items()}):
             step = f"delete it, then harness export {run.run_id} --to {export.format}"
             raise UserError(str(folder), "other files than at the promotion", "those files", step)
@@ -212,21 +223,6 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
     file = main_file(folder, export)
     program = describe_program(kind, file, run.candidate, limits, address, policy)
     return ServingPlan(run, folder, export, limits, address, program)
-
-
-def _read_artefact(run: Run) -> dict[Path, Export]:
-    path = Path(run.recipe["path"])
-    folder, found = artefacts.find_tokenizer_folder(path), ""
-    if not (folder / EXPORT_RECORD).is_file():
-        found, step = "no export.json", "harness export of the run that it was made from, then serve that"
-    elif artefacts.format_of(path) == "gguf" and run.weights_digest != content_digest(
-        artefacts.artefact_files(path)
-    ):
-        found = f"another content than {run.run_id} answered with"
-        step = f"harness compare --candidates {run.candidate}"
-    if found:
-        raise UserError(str(path), found, "the export that was measured", step)
-    return {folder: read_export(folder)}
 
 
 def _choose(experiment: Experiment, to: str | None, exports: Sequence[Export]) -> Way:
@@ -286,8 +282,7 @@ def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, tuple[int
     running = ServerProcess(program.name, supervisor, address.url, log, [])
     try:
         with session.progress.stage(f"{program.name} starts") as advance:
-            timeout_s = session.experiment.vllm.start_timeout
-            if not running.is_started(timeout_s, "vllm.start_timeout", advance):
+            if not running.is_started(session.experiment.vllm.start_timeout, "vllm.start_timeout", advance):
                 raise HarnessError(running.describe_end())
         with session.progress.stage(f"{pluralize(len(pairs), 'stored answer')} asked again"):
             return running, _compare(settings, plan, pairs)
@@ -322,13 +317,11 @@ def _compare(
     finally:
         server.api.close()
     rows = [row for row, _ in pairs]
-    lengths = [
-        f"the prompt of {row.example_id} has {answer.n_prompt_tokens} tokens, stored {row.n_prompt_tokens}"
-        for row, answer in zip(rows, answers, strict=True)
-        if answer.n_prompt_tokens not in (0, row.n_prompt_tokens)
-    ]
-    misses = []
+    lengths, misses = list[str](), list[str]()
     for row, answer in zip(rows, answers, strict=True):
+        n, n_stored = answer.n_prompt_tokens, row.n_prompt_tokens
+        if n not in (0, n_stored):
+            lengths.append(f"the prompt of {row.example_id} has {n} tokens, stored {n_stored}")
         text, stored = answer.text.rstrip("\ufffd").strip(), row.text.strip()
         # Only the first tokens of a longer answer are compared.
         is_same = text == stored or (answer.finish_reason == "length" and stored.startswith(text))

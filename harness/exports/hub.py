@@ -88,11 +88,7 @@ def _rows(job: ExportJob) -> Section:
     trained = session.training.get(name, session.target)
     of_splits: list[tuple[MeasuredTask, Split]] = [(trained, "train"), (session.target, "validation")]
     of_splits += [(task, "test") for task in session.tasks]
-    rows = [
-        (f"{task.task.name}/{split}", str(task.size(split)), task.versions[split])
-        for task, split in of_splits
-        if task.size(split)
-    ]
+    rows = [(f"{m.task.name}/{s}", str(m.size(s)), m.versions[s]) for m, s in of_splits if m.size(s)]
     return Section("rows", "Data", ("rows", "number", "digest"), rows)
 
 

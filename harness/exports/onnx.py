@@ -51,8 +51,7 @@ def write(job: ExportJob, folder: Path) -> Written:
             found = f"an architecture that transformers does not export to ONNX ({one_line(error)})"
             raise CandidateFailed(found, "--to merged or gguf") from error
         OnnxExporter.save_program(exported.program, folder / _FILE)
-        limits = limits_of(job.session.target.task, plan.candidate.recipe.sampling)
-        save_beside(whole, folder, limits)
+        save_beside(whole, folder, limits_of(job.session.target.task, plan.candidate.recipe.sampling))
         types = Counter(str(t.dtype) for t in exported.program.graph.initializers.values() if t.dtype)
         return Written(types, {name: version(name) for name in _PACKAGES}, whole.gap)
 

@@ -14,15 +14,7 @@ from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 from harness import plugins
-from harness.records import (
-    Document,
-    Example,
-    Mark,
-    context_of,
-    question,
-    recall,
-    with_context,
-)
+from harness.records import Document, Example, Mark, context_of, question, recall, with_context
 from harness.spec import Task
 
 Step = Callable[[Example], Example]

@@ -6,7 +6,7 @@ dense retrieval by Reimers & Gurevych 2019, arXiv:1908.10084; reranking by a cro
 2019, arXiv:1901.04085.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -18,8 +18,6 @@ from harness.prompting import Mark, PromptingContext, Step, fold_widths, with_co
 from harness.provenance import source_digest as source_digest
 from harness.records import WORD, Document, Example, pieces, split_into_grams
 from harness.spec import Spec
-
-Scores = Callable[[str], list[float]]
 
 NEEDS = ("documents",)
 MODELS = ("model", "rerank")  # params that name weights
@@ -75,16 +73,35 @@ def build(context: PromptingContext, params: Params) -> Step:
     chunks = passages(context, params)
     texts = [f"{chunk.title} {chunk.text}" for chunk in chunks]
     where, reranker = f"task {context.task.name}", None
-    scores: Scores = lambda query: [0.0] * len(texts)  # noqa: E731  (a dry run takes the first passages)
     if params.model is None:
-        scores = _bm25(texts)
-    elif not context.dry_run:
-        scores = _dense(texts, params.model, where)
+        import bm25s
+
+        options = {"stopwords": "en", "return_ids": False, "show_progress": False}
+        words = partial(bm25s.tokenize, token_pattern=WORD, **options)
+        index = bm25s.BM25(method="lucene")
+        index.index(words([split_into_grams(fold_widths(text)) for text in texts]), show_progress=False)
+
+        def score(query: str) -> list[float]:
+            query_words = words([split_into_grams(fold_widths(query))])[0]
+            return list(map(float, index.get_scores(query_words))) if query_words else [0.0] * len(texts)
+    elif context.dry_run:
+
+        def score(query: str) -> list[float]:  # takes the first passages
+            return [0.0] * len(texts)
+    else:
+        dense = f"{where}: retriever dense"
+        encoder = load_encoder(params.model, "SentenceTransformer", dense, "use retriever: bm25")
+        options = {"normalize_embeddings": True, "show_progress_bar": False}
+        vectors = encoder.encode_document(texts, **options)  # (n, d)
+
+        def score(query: str) -> list[float]:
+            return list(map(float, vectors @ encoder.encode_query([query], **options)[0]))
+
     if params.rerank and not context.dry_run:
         reranker = load_encoder(params.rerank, "CrossEncoder", f"{where}: rerank", "leave rerank out")
 
     def retrieve(example: Example) -> Example:
-        ranked = _best_first(scores(example.prompt), range(len(chunks)))
+        ranked = _best_first(score(example.prompt), range(len(chunks)))
         if reranker:
             candidates = ranked[: params.n_reranked]
             pairs = [(example.prompt, texts[i]) for i in candidates]
@@ -97,43 +114,16 @@ def build(context: PromptingContext, params: Params) -> Step:
 
 def passages(context: PromptingContext, params: Params) -> list[Document]:
     """Cut the documents into the passages that the retrieval chooses from."""
-    return [chunk for document in context.documents for chunk in _chunks(document, params)]
+    chunks: list[Document] = []
+    for document in context.documents:
+        words = pieces(document.text)
+        step = params.chunk_words - params.chunk_overlap
+        for start in range(0, max(len(words) - params.chunk_overlap, 1), step):
+            text = "".join(words[start : start + params.chunk_words]).strip()
+            chunks.append(document._replace(text=text))
+    return chunks
 
 
 def _best_first(scores: Sequence[float], places: Sequence[int]) -> list[int]:
     ordered = sorted(zip(scores, range(len(places)), strict=True), key=lambda s: (-s[0], s[1]))
     return [places[i] for _, i in ordered]
-
-
-def _chunks(document: Document, params: Params) -> list[Document]:
-    words = pieces(document.text)
-    step = params.chunk_words - params.chunk_overlap
-    starts = range(0, max(len(words) - params.chunk_overlap, 1), step)
-    texts = ("".join(words[start : start + params.chunk_words]).strip() for start in starts)
-    return [document._replace(text=text) for text in texts]
-
-
-def _bm25(texts: list[str]) -> Scores:
-    import bm25s
-
-    words = partial(bm25s.tokenize, token_pattern=WORD, stopwords="en", return_ids=False, show_progress=False)
-    index = bm25s.BM25(method="lucene")
-    index.index(words([split_into_grams(fold_widths(text)) for text in texts]), show_progress=False)
-
-    def scores(query: str) -> list[float]:
-        query_words = words([split_into_grams(fold_widths(query))])[0]
-        return list(map(float, index.get_scores(query_words))) if query_words else [0.0] * len(texts)
-
-    return scores
-
-
-def _dense(texts: list[str], model: str, where: str) -> Scores:
-    where = f"{where}: retriever dense"
-    encoder = load_encoder(model, "SentenceTransformer", where, "use retriever: bm25")
-    vectors = encoder.encode_document(texts, normalize_embeddings=True, show_progress_bar=False)  # (n, d)
-
-    def scores(query: str) -> list[float]:
-        vector = encoder.encode_query([query], normalize_embeddings=True, show_progress_bar=False)[0]  # (d,)
-        return list(map(float, vectors @ vector))
-
-    return scores

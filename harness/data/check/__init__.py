@@ -188,7 +188,18 @@ class _Maker:
         draw = self.rng.random()
         if draw >= self.share:
             return
-        date = self.read_date(row)
+        date, value = None, row.fields.get(self.reading.date) if self.reading.date else None
+        try:
+            if value not in (None, ""):
+                seconds, is_number = text_files.read_moment(value, self.reading.date_format)
+                if is_number and abs(seconds) < 1e8:  # eight digits or fewer are not seconds
+                    raise ValueError(value)
+                date = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+        except (ValueError, OSError, OverflowError):
+            found = f"{str(value)[:40]!r} in {self.reading.date!r}"
+            expected = f"a date: {self.reading.date_format or text_files.FORMS}"
+            step = "name its form, such as --date-format %d.%m.%Y, or leave --date out"
+            self.no_dates.append(Problem(row.where, found, expected, step))
         texts = [placed.text for placed in list_written_answers(row.fields, roles)]
         spaced = tuple(text for text in texts if text.strip() not in ("", text))
         entry = TableEntry(row.where, example, question, answer, qa, date, draw, spaced, is_augmented(row))
@@ -198,22 +209,6 @@ class _Maker:
             self.share /= 2
             self.entries = [entry for entry in self.entries if entry.draw < self.share]
             self.size = sum(entry.n_bytes for entry in self.entries)
-
-    def read_date(self, row: Row) -> datetime | None:
-        value = row.fields.get(self.reading.date) if self.reading.date else None
-        if value in (None, ""):
-            return None
-        try:
-            seconds, is_number = text_files.read_moment(value, self.reading.date_format)
-            if is_number and abs(seconds) < 1e8:  # eight digits or fewer are not seconds
-                raise ValueError(value)
-            return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
-        except (ValueError, OSError, OverflowError):
-            found = f"{str(value)[:40]!r} in {self.reading.date!r}"
-            expected = f"a date: {self.reading.date_format or text_files.FORMS}"
-            step = "name its form, such as --date-format %d.%m.%Y, or leave --date out"
-            self.no_dates.append(Problem(row.where, found, expected, step))
-            return None
 
 
 def read_table(
@@ -319,10 +314,7 @@ class CheckContext:
 
 
 def check_rows(
-    table: RowTable,
-    context: CheckContext,
-    only: Iterable[str] | None = None,
-    advance: "Advance | None" = None,
+    table: RowTable, context: CheckContext, only: Iterable[str] | None, advance: "Advance | None" = None
 ) -> list[Finding]:
     """Run the checks, all or the named ones, and return their findings, the worst first."""
     from harness.data.check.personal_data import mask_text

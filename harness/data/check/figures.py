@@ -37,7 +37,7 @@ _FEWEST_COMPARED = 20  # rows of each side
 
 
 def check_missing_values(table: RowTable, context: CheckContext) -> Iterator[Finding]:
-    """List rows that no comparison can use, repeated ids, empty cells, and columns of texts and numbers.
+    """List unusable rows, repeated ids, empty cells, columns of texts and numbers, and what no prompt shows.
 
     False alarms: a long text that was written when the answer was known is listed as a possible context.
     """
@@ -82,30 +82,25 @@ def check_missing_values(table: RowTable, context: CheckContext) -> Iterator[Fin
             example = f"the first {rarest}: {column.of_kind[rarest][0]}"
             step, n = "write the column as texts alone", column.kinds[rarest]
             yield Finding("warning", title, meaning, places, example, step, count=n, of=table.n)
-    yield from _list_unused(table)
-
-
-def _list_unused(table: RowTable) -> Iterator[Finding]:
-    unused = table.unused
-    check_command = f"harness data check {' '.join(map(as_argument, table.files))}"
+    unused, check_command = table.unused, f"harness data check {' '.join(map(as_argument, table.files))}"
     if unused.contexts:
         command = f"{check_command} {unused.options()}"
-        explains = any(context.explains for context in unused.contexts)
+        explains = any(column.explains for column in unused.contexts)
         severity: Severity = "error" if explains else "warning"
         meaning = f"without it a question may have no answer; {OFFER}, write {unused.line()} in the suite"
         steps = (command,) if explains else ()
         yield Finding(severity, name_contexts(unused), meaning, command=command, steps=steps)
-    for other_columns in unused.others:
-        if getattr(table.reading, other_columns.option) is None:
-            command = f"{check_command} {other_columns.options}"
-            yield Finding("note", other_columns.sentence, "where it does, name that column", command=command)
-    if media_sentence := name_media(unused):
-        yield Finding("warning", media_sentence, "without it a question may have no answer")
-    if columns_sentence := name_columns(unused):
-        yield Finding("note", columns_sentence, "no prompt shows them, and nothing is trained on them")
-    if keys_sentence := name_keys(unused):
-        severity = "warning" if THOUGHTS & unused.keys.keys() else "note"
-        yield Finding(severity, keys_sentence, "they are in the file, but in no prompt and no answer")
+    for others in unused.others:
+        if getattr(table.reading, others.option) is None:
+            command = f"{check_command} {others.options}"
+            yield Finding("note", others.sentence, "where it does, name that column", command=command)
+    severity = "warning" if THOUGHTS & unused.keys.keys() else "note"
+    sentences: list[tuple[Severity, str, str]] = [
+        ("warning", name_media(unused), "without it a question may have no answer"),
+        ("note", name_columns(unused), "no prompt shows them, and nothing is trained on them"),
+        (severity, name_keys(unused), "they are in the file, but in no prompt and no answer"),
+    ]
+    yield from (Finding(*sentence) for sentence in sentences if sentence[1])
 
 
 def check_amount(table: RowTable, context: CheckContext) -> Iterator[Finding]:
@@ -298,8 +293,7 @@ def check_class_balance(table: RowTable, context: CheckContext) -> Iterator[Find
         title = f"{len(small_labels):,} labels with fewer than {_FEWEST_OF_LABEL} rows"
         meaning = "validation or test may hold none of them, so nothing is known of them"
         example = ", ".join(f"{label!r} {counts[label]}" for label in sorted(small_labels)[:5])
-        step = "collect more rows of them"
-        yield Finding("warning", title, meaning, rows, example, step, of=n)
+        yield Finding("warning", title, meaning, rows, example, "collect more rows of them", of=n)
     if context.test:
         test_answers = Counter(entry.answer for entry in context.test.entries)
         if new_labels := [label for label in test_answers if label not in table.labels]:
@@ -404,9 +398,8 @@ def check_suspect_labels(table: RowTable, context: CheckContext) -> Iterator[Fin
         if best[i] != targets[i]
     ]
     accuracy = float((best == targets).mean())
-    n_sure = int(
-        ((best != targets) & (p[np.arange(len(targets)), targets] < _OWN) & (p.max(axis=1) > _OTHER)).sum()
-    )
+    is_sure = (p[np.arange(len(targets)), targets] < _OWN) & (p.max(axis=1) > _OTHER)
+    n_sure = int(((best != targets) & is_sure).sum())
     majority_label, n_majority = counts.most_common(1)[0]
     share = n_majority / len(entries)
     if accuracy - share < _SKILL * (1 - share):
@@ -422,11 +415,9 @@ def check_suspect_labels(table: RowTable, context: CheckContext) -> Iterator[Fin
     percent_suspect, hardly = 100 * len(suspects) / n, "hardly more than where all are right"
     sample_note = f", of {n:,} judged (sampled by class, of labels with {_FEWEST_OF_LABEL} rows or more)"
     sample_note = sample_note if n < len(table.digests) else ""
-    title = (
-        f"label accuracy: about {100 - percent_suspect:.1f} %{sample_note}"
-        if is_alarm
-        else f"label accuracy: {percent_suspect:.1f} % of the labels are suspect, {hardly}{sample_note}"
-    )
+    title = f"label accuracy: about {100 - percent_suspect:.1f} %{sample_note}"
+    if not is_alarm:
+        title = f"label accuracy: {percent_suspect:.1f} % of the labels are suspect, {hardly}{sample_note}"
     meaning = (
         f"a classifier of words is sure of another label in {100 * n_sure / n:.1f} % of the rows, "
         f"where all labels are right in up to {100 * _EXPECTED:.1f} %"

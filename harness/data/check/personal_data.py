@@ -50,7 +50,12 @@ def _find_persons(text: str, region: str = "") -> Iterator[tuple[str, str]]:
         from stdnum import iban, luhn
         from stdnum.us import ssn
 
-        yield from (("IP addresses", match) for match in _IP.findall(text) if _is_of_a_machine(match))
+        for address in _IP.findall(text):
+            with suppress(ValueError):
+                ip = ip_address(address)
+                ip = getattr(ip, "ipv4_mapped", None) or ip
+                if not (ip.is_loopback or ip.is_unspecified or ip.is_multicast or ip.is_reserved):
+                    yield "IP addresses", address
         for match in _SSN.finditer(text):
             if ssn.is_valid(match[0].replace(" ", "-")):
                 yield "US social security numbers", match[0]
@@ -69,14 +74,6 @@ def _find_persons(text: str, region: str = "") -> Iterator[tuple[str, str]]:
                 nearby = text[max(0, digit_run.start() - _BEFORE) : digit_run.end() + _BEHIND]
                 matches = phonenumbers.PhoneNumberMatcher(nearby, region or _REGION)
                 yield from (("phone numbers", match.raw_string) for match in matches)
-
-
-def _is_of_a_machine(address: str) -> bool:
-    with suppress(ValueError):
-        ip = ip_address(address)
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        return not (ip.is_loopback or ip.is_unspecified or ip.is_multicast or ip.is_reserved)
-    return False
 
 
 def check_region(region: str) -> str:

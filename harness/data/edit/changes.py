@@ -282,11 +282,8 @@ def decisions_by_line(saved: RowDecisions, path: str, roles: Roles) -> dict[int,
     where = f"decisions on {readers.display_path(path)}"
     lines = {line_of(row) for row in readers.stream(path, "train")} if saved.rows else set[int]()
     step = "look at the rows again"
-    problems = [
-        Problem(f"{where}, row {line}", "no row in that line", "a line of a row", step)
-        for line in saved.rows
-        if line not in lines
-    ]
+    found, expected = "no row in that line", "a line of a row"
+    problems = [Problem(f"{where}, row {n}", found, expected, step) for n in saved.rows if n not in lines]
     relabels = any(decision.decision == "relabel" for decision in saved.rows.values())
     if relabels and (len(roles.answers) != 1 or roles in RATED):
         found, step = "relabel, where not one column answers", "drop the row, or fix it by hand"

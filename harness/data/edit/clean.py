@@ -97,7 +97,14 @@ def clean(
 def spellings_in(rows: Iterable[Row], roles: Roles, source: str) -> dict[str, str]:
     """Map the rarer spellings of cleaned labels to the most frequent one; other answers are refused."""
     where, step = f"{source}, --spellings", "leave --spellings out, or name the column: --reference COLUMN"
-    answers = [label for row in rows for label in _labels(row, roles)]
+    answers: list[str] = []
+    for row in rows:  # the choices and the first answer of each column; for pairs, of the first column
+        first_labels: dict[changes.Keys, str] = {}
+        for text, keys in changes.label_places(row.fields, roles):
+            column_keys = keys if keys[0] in CHOICES else keys[:1]
+            if not first_labels.get(column_keys):
+                first_labels[column_keys] = clean_text(text)[0].strip()
+        answers += islice(filter(None, first_labels.values()), 1 if roles == PAIRS else None)
     if not answers:
         raise UserError(where, "no column that answers", "a column of labels", step)
     if not label_set(answers, roles.answers[0]):
@@ -113,16 +120,6 @@ def low_quality(rows: Iterable[Row], roles: Roles, min_score: float, score: Scor
     answered_lines = {line: qa for line, qa in qa_by_line.items() if qa.question and qa.answers}
     scores = zip(answered_lines, score([*answered_lines.values()]), strict=True)
     return {line: f"quality below {min_score:g}: {q.trait}" for line, q in scores if q.score < min_score}
-
-
-def _labels(row: Row, roles: Roles) -> Iterator[str]:
-    """Yield the cleaned choices and the first answer of each column (for pairs, of the first column)."""
-    first_labels: dict[changes.Keys, str] = {}
-    for text, keys in changes.label_places(row.fields, roles):
-        column_keys = keys if keys[0] in CHOICES else keys[:1]
-        if not first_labels.get(column_keys):
-            first_labels[column_keys] = clean_text(text)[0].strip()
-    yield from islice(filter(None, first_labels.values()), 1 if roles == PAIRS else None)
 
 
 def _relabel(

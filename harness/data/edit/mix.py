@@ -52,8 +52,7 @@ def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
     ids = RowIds(row for content in files for row in content.rows)
     for file_index, (content, n) in enumerate(zip(files, numbers, strict=True)):
         seed = f"{mixture.seed}/{file_index}"
-        drawn_indices = draw(range(len(content.rows)), n, seed, replacement=mixture.replacement)
-        n_drawn = Counter(drawn_indices)
+        n_drawn = Counter(draw(range(len(content.rows)), n, seed, replacement=mixture.replacement))
         for i, row in enumerate(content.rows):
             if not n_drawn[i]:
                 yield drop(row, NOT_DRAWN)

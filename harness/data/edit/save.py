@@ -140,9 +140,8 @@ def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool 
                 yield row
 
     rows, manifest_file = _count_persons(tally(), persons), out.with_name(out.name + row_files.MANIFEST)
-    data_part, manifest_part = (
-        out.with_name(f".{out.name}{ending}.{os.getpid()}.part") for ending in ("", row_files.MANIFEST)
-    )
+    data_part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    manifest_part = out.with_name(f".{out.name}{row_files.MANIFEST}.{os.getpid()}.part")
     try:
         if dry_run:
             for _ in rows:
@@ -234,6 +233,7 @@ def manifest(
     if edit.cost_usd is not None and outputs:
         paid = row_files.join_payments([row_files.Payment(str(outputs[0]["sha256"]), edit.cost_usd), *paid])
     is_taught = edit.taught or (edit.inputs and all(map(row_files.is_taught, edit.inputs)))
+    licenses = chain(*map(_list_licenses, manifests, manifests.values()))
     libraries = {name: version(name) for name in _LIBRARIES} | {"unicode": unicodedata.unidata_version}
     return {
         "command": edit.command or f"harness data {edit.verb}",
@@ -243,16 +243,10 @@ def manifest(
         "outputs": list(outputs),
         "counts": dict(counts),
         "reasons": dict(Counter(f"{c.kind}: {reason}" for c in changes for reason in c.reasons)),
-        "licenses": list(
-            dict.fromkeys([*chain(*map(_list_licenses, manifests, manifests.values())), *edit.licenses])
-        ),
+        "licenses": list(dict.fromkeys([*licenses, *edit.licenses])),
         "notes": list(dict.fromkeys([*chain(*(m["notes"] for m in manifests.values() if m)), *edit.notes])),
         **({"personal_data": dict(sorted(persons.items()))} if persons else {}),
-        **(
-            {"cost_usd": row_files.total_usd(paid), "paid": [payment._asdict() for payment in paid]}
-            if paid
-            else {}
-        ),
+        **({"cost_usd": row_files.total_usd(paid), "paid": [p._asdict() for p in paid]} if paid else {}),
         **({"labels": row_files.TAUGHT} if is_taught else {}),
         "rows": [change.plain() for change in changes],
     }

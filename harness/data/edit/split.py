@@ -75,12 +75,31 @@ def split(content: Rows, roles: Roles, options: SplitOptions) -> SplitRows:
         step = "split the rows that they were made from, and augment each fold's training rows"
         raise UserError(content.shown, "augmented rows", "folds of rows that are tested", step)
     questions = [read_question_and_answers(row, roles).whole for row in source.rows]
-    result = (
-        _split_by_time(source, questions, options)
-        if options.time
-        else _split_at_random(source, questions, options)
-    )
-    result = _place_augmented(result, content, roles, options)
+    split_rows = _split_by_time if options.time else _split_at_random
+    result = split_rows(source, questions, options)
+    if origins_of := splits.origins(content.rows):
+        # Augmented rows are trained on with their originals, unless another part has a similar question.
+        changes = {change.where: change for change in result.changes}
+        trained_places = {row.where for row in result.parts["train"]}
+        for where, origins in origins_of.items():
+            if not all(origin.places for origin in origins):
+                changes[where] = Change(where, "dropped", ("augmented from a row that is not in the file",))
+            elif place := next((p for o in origins for p in o.places if p not in trained_places), None):
+                reason = "augmented from a row that is not trained on"
+                changes[where] = Change(where, "dropped", (reason,), place)
+        augmented = [row for row in content.rows if splits.is_augmented(row)]
+        other_rows = [row for name, part in result.parts.items() if name != "train" for row in part]
+        texts = {row.where: read_question_and_answers(row, roles).whole for row in content.rows}
+        new_texts, other_texts = ([texts[row.where] for row in group] for group in (augmented, other_rows))
+        matches = _nearest(new_texts, other_texts, options.alike, [*texts.values()])
+        for row, match in zip(augmented, matches, strict=True):
+            if match:
+                reason = "alike to a question of another part"
+                changes[row.where] = Change(row.where, "dropped", (reason,), other_rows[match.row].where)
+        trained_places |= origins_of.keys() - changes.keys()
+        train_rows = [row for row in content.rows if row.where in trained_places]
+        ordered_changes = [changes[row.where] for row in content.rows if row.where in changes]
+        result = SplitRows({**result.parts, "train": train_rows}, ordered_changes)
     _refuse_empty_parts(content.shown, result, options)
     return result
 
@@ -89,33 +108,6 @@ def keep_clusters(options: SplitOptions, content: Rows) -> SplitOptions:
     """Group by the rows' `cluster` column if no other is named, as a comparison does."""
     has_some = any(row.fields.get(CLUSTER) not in (None, "") for row in content.rows)
     return options._replace(group=CLUSTER) if options.group is None and has_some else options
-
-
-def _place_augmented(result: SplitRows, content: Rows, roles: Roles, options: SplitOptions) -> SplitRows:
-    """Put augmented rows into training with their originals, unless another part has a similar question."""
-    if not (origins_of := splits.origins(content.rows)):
-        return result
-    changes = {change.where: change for change in result.changes}
-    trained_places = {row.where for row in result.parts["train"]}
-    for where, origins in origins_of.items():
-        if not all(origin.places for origin in origins):
-            changes[where] = Change(where, "dropped", ("augmented from a row that is not in the file",))
-        elif place := next((p for o in origins for p in o.places if p not in trained_places), None):
-            changes[where] = Change(where, "dropped", ("augmented from a row that is not trained on",), place)
-    augmented = [row for row in content.rows if splits.is_augmented(row)]
-    other_rows = [row for name, part in result.parts.items() if name != "train" for row in part]
-    texts = {row.where: read_question_and_answers(row, roles).whole for row in content.rows}
-    new_texts, other_texts = ([texts[row.where] for row in group] for group in (augmented, other_rows))
-    for row, match in zip(
-        augmented, _nearest(new_texts, other_texts, options.alike, [*texts.values()]), strict=True
-    ):
-        if match:
-            reason = "alike to a question of another part"
-            changes[row.where] = Change(row.where, "dropped", (reason,), other_rows[match.row].where)
-    trained_places |= origins_of.keys() - changes.keys()
-    train_rows = [row for row in content.rows if row.where in trained_places]
-    ordered_changes = [changes[row.where] for row in content.rows if row.where in changes]
-    return SplitRows({**result.parts, "train": train_rows}, ordered_changes)
 
 
 def check_way(options: SplitOptions) -> None:
@@ -140,10 +132,8 @@ def odd_shares(result: SplitRows, options: SplitOptions) -> Iterator[str]:
     for name, share in options.parts.items():
         actual_share = sizes[name] / max(1, sum(sizes.values()))
         if abs(actual_share - share) > _FAR:
-            yield (
-                f"{name} has {100 * actual_share:.0f} % of the rows, not {100 * share:.0f} %: "
-                "rows that belong together cannot be parted"
-            )
+            shares = f"{100 * actual_share:.0f} % of the rows, not {100 * share:.0f} %"
+            yield f"{name} has {shares}: rows that belong together cannot be parted"
 
 
 def _split_at_random(content: Rows, questions: list[str], options: SplitOptions) -> SplitRows:
@@ -231,16 +221,32 @@ def _nearest(
     """Return for each question the most similar known one; with `alike` 1 the first equal one."""
     if alike < 1:
         return nearest(questions, known_questions, threshold=alike, among=all_questions)
-    index_by_text = {
-        text: i for i, question in reversed(list(enumerate(known_questions))) if (text := fold_text(question))
-    }
+    known_texts = [*enumerate(map(fold_text, known_questions))]
+    index_by_text = {text: i for i, text in reversed(known_texts) if text}
     indices = (index_by_text.get(fold_text(question)) for question in questions)
     return [None if index is None else TextMatch(index, 1.0) for index in indices]
 
 
 def _split_by_time(content: Rows, questions: list[str], options: SplitOptions) -> SplitRows:
     """Cut at two times, ties in the earlier part; rows that repeat an earlier part's are dropped."""
-    times = _times(content, options)
+    # The time of every row, in seconds or as its number; a time without a zone is UTC.
+    times, problems, first_places = list[float](), list[Problem](), dict[bool, str]()
+    values = [row.fields.get(options.time or "") for row in content.rows]
+    with_days = all(map(is_day, filter(EIGHT_DIGITS.fullmatch, map(str, values))))
+    for row, value in zip(content.rows, values, strict=True):
+        try:
+            time, is_number = read_moment(value, options.time_format, with_days=with_days)
+            times.append(time)
+            first_places.setdefault(is_number, row.where)
+        except (ValueError, OverflowError):
+            is_empty = value is None or not str(value).strip()
+            found = f"no time in {options.time!r}"
+            found = found if is_empty else f"{value!r} in {options.time!r}, which is not a time"
+            problems.append(Problem(row.where, found, _TIMES, "fix the row, or drop it"))
+    if len(first_places) > 1 and not problems:
+        found = f"a number in {options.time!r}, where {first_places[False]} has a date"
+        problems = [Problem(first_places[True], found, "dates or numbers in all rows", "fix the rows")]
+    refuse(cap_problems(problems, content.shown, "times that cannot be read"))
     order = sorted(range(len(times)), key=times.__getitem__)
     parts: dict[str, list[int]] = {}
     start, share = 0, 0.0
@@ -264,29 +270,6 @@ def _split_by_time(content: Rows, questions: list[str], options: SplitOptions) -
         row_by_group = {groups[i]: i for i in part if groups[i]} | row_by_group
     kept_rows = {name: [content.rows[i] for i in part if i not in changes] for name, part in parts.items()}
     return SplitRows(kept_rows, [changes[i] for i in sorted(changes)])
-
-
-def _times(content: Rows, options: SplitOptions) -> list[float]:
-    """Read the time of every row, in seconds or as its number; a time without a zone is UTC."""
-    times, problems = [], []
-    first_places: dict[bool, str] = {}
-    values = [row.fields.get(options.time or "") for row in content.rows]
-    with_days = all(map(is_day, filter(EIGHT_DIGITS.fullmatch, map(str, values))))
-    for row, value in zip(content.rows, values, strict=True):
-        try:
-            time, is_number = read_moment(value, options.time_format, with_days=with_days)
-            times.append(time)
-            first_places.setdefault(is_number, row.where)
-        except (ValueError, OverflowError):
-            is_empty = value is None or not str(value).strip()
-            found = f"no time in {options.time!r}"
-            found = found if is_empty else f"{value!r} in {options.time!r}, which is not a time"
-            problems.append(Problem(row.where, found, _TIMES, "fix the row, or drop it"))
-    if len(first_places) > 1 and not problems:
-        found = f"a number in {options.time!r}, where {first_places[False]} has a date"
-        problems = [Problem(first_places[True], found, "dates or numbers in all rows", "fix the rows")]
-    refuse(cap_problems(problems, content.shown, "times that cannot be read"))
-    return times
 
 
 def _refuse_empty_parts(shown_path: str, result: SplitRows, options: SplitOptions) -> None:

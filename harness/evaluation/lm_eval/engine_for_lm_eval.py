@@ -51,8 +51,7 @@ class HarnessLM(LM):  # type: ignore[misc]
                 if value not in choices
             )
             source = resolve(pretrained)
-            machine = probe(_DEVICES[device], precision, shape(source))
-            pretrained = ModelHost(source, machine).base
+            pretrained = ModelHost(source, probe(_DEVICES[device], precision, shape(source))).base
         self.candidate = pretrained
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

@@ -40,9 +40,6 @@ class UnfitRequest(NamedTuple):
     n_tokens: int
 
 
-_Responses = dict[int, RequestResponse | UnfitRequest]
-
-
 def answer(
     candidate: Candidate, instances: Sequence[Any], encoded: Sequence[Encoded] = (), *, cut: bool = False
 ) -> list[RequestResponse | UnfitRequest]:
@@ -51,43 +48,61 @@ def answer(
     by_kind: dict[str, dict[int, Encoded]] = {kind: {} for kind in _JOINS}
     for i, (instance, request_ids) in enumerate(zip(instances, ids, strict=True)):
         by_kind[instance.request_type][i] = request_ids
-    responses = _likelihoods(candidate, by_kind[_PAIR], cut) if by_kind[_PAIR] else {}
-    room, whole_texts = candidate.max_context, by_kind[_ROLLING]
+    room, pairs, whole_texts = candidate.max_context, by_kind[_PAIR], by_kind[_ROLLING]
+    responses: dict[int, RequestResponse | UnfitRequest] = {}
+    for i, pair in pairs.items():
+        n = _n_read(pair)
+        if cut and n > room:  # keeps at least one token of the context
+            pairs[i] = pair._replace(context=pair.context[min(n - room, len(pair.context) - 1) :])
+            n = _n_read(pairs[i])
+        if n > room:
+            responses[i] = _unfit(n, room)
+        if not pair.continuation:
+            responses[i] = UnfitRequest("a continuation without a token of its own", n)
+    if fit := {i: pair for i, pair in pairs.items() if i not in responses}:
+        scored = candidate.loglikelihood([(pair.context, pair.continuation) for pair in fit.values()])
+        scored_pairs = zip(fit.items(), scored, strict=True)
+        responses |= {i: RequestResponse(tuple(score), pair) for (i, pair), score in scored_pairs}
     parts_by_text = {i: list(windows(e.continuation, e.context[0], room)) for i, e in whole_texts.items()}
     if parts_by_text:
-        scores = iter(
-            candidate.loglikelihood(
-                [(w.context, w.continuation) for parts in parts_by_text.values() for w in parts]
-            )
-        )
+        all_windows = [(w.context, w.continuation) for parts in parts_by_text.values() for w in parts]
+        scores = iter(candidate.loglikelihood(all_windows))
         sums = {i: sum(next(scores).logprob for _ in parts) for i, parts in parts_by_text.items()}
         responses |= {i: RequestResponse(total, whole_texts[i]) for i, total in sums.items()}
     limits = {i: limits_of(instances[i].args[1]) for i in by_kind[_GENERATE]}
-    responses |= _generate(candidate, by_kind[_GENERATE], limits, cut) if limits else {}
+    prompts = {i: request_ids.context for i, request_ids in by_kind[_GENERATE].items()}
+    for i, prompt in prompts.items():
+        room = candidate.max_context - limits[i].max_new_tokens
+        if cut and room > 0:
+            prompts[i] = prompt[-room:]
+        elif len(prompt) > room:
+            responses[i] = _unfit(len(prompt), room)
+    for shared_limits in dict.fromkeys(limits.values()):
+        fitting = [i for i, limit in limits.items() if limit == shared_limits and i not in responses]
+        outputs = candidate.generate([prompts[i] for i in fitting], shared_limits) if fitting else []
+        for i, output in zip(fitting, outputs, strict=True):
+            responses[i] = RequestResponse(output.text, Encoded(prompts[i]), output)
     return [responses[i] for i in range(len(instances))]
 
 
 def encode_requests(candidate: Candidate, instances: Sequence[Any]) -> list[Encoded]:
     """Encode requests as lm-eval does for causal models; each text once, all in one call."""
-    prompts = [_prompts(instance) for instance in instances]
+    prompts = []
+    for instance in instances:
+        text, *rest_args = instance.args
+        texts = [_plain(text)]
+        if instance.request_type == _ROLLING:
+            texts = [PromptText((), " ", chat_template=False), *(texts if text else [])]
+        elif instance.request_type == _PAIR:
+            context = text.rstrip()
+            continuation = text[len(context) :] + rest_args[0]
+            texts = [_plain(context), _plain(context + continuation)]
+            if not context:
+                texts = [PromptText((), continuation, chat_template=False, is_written=True)]
+        prompts.append(texts)
     ids = iter(candidate.encode_all([text for texts in prompts for text in texts]))
-    return [
-        _JOINS[instance.request_type]([next(ids) for _ in texts])
-        for instance, texts in zip(instances, prompts, strict=True)
-    ]
-
-
-def _prompts(instance: Any) -> list[PromptText]:
-    text, *rest_args = instance.args
-    if instance.request_type == _GENERATE:
-        return [_plain(text)]
-    if instance.request_type == _ROLLING:
-        return [PromptText((), " ", chat_template=False), *([_plain(text)] if text else [])]
-    context = text.rstrip()
-    continuation = text[len(context) :] + rest_args[0]
-    if not context:
-        return [PromptText((), continuation, chat_template=False, is_written=True)]
-    return [_plain(context), _plain(context + continuation)]
+    joins = (_JOINS[instance.request_type] for instance in instances)
+    return [join([next(ids) for _ in texts]) for join, texts in zip(joins, prompts, strict=True)]
 
 
 def _plain(text: str) -> PromptText:
@@ -118,43 +133,9 @@ def _unfit(n_tokens: int, room: int) -> UnfitRequest:
     return UnfitRequest(f"prompt of {n_tokens} tokens, the context holds {room}", n_tokens)
 
 
-def _likelihoods(candidate: Candidate, requests: Mapping[int, Encoded], cut: bool) -> _Responses:
-    room, pairs, responses = candidate.max_context, dict(requests), _Responses()
-    for i, pair in requests.items():
-        excess = _n_read(pair) - room
-        if cut and excess > 0:  # keeps at least one token of the context
-            pairs[i] = pair._replace(context=pair.context[min(excess, len(pair.context) - 1) :])
-        if (n := _n_read(pairs[i])) > room:
-            responses[i] = _unfit(n, room)
-        if not pair.continuation:
-            responses[i] = UnfitRequest("a continuation without a token of its own", n)
-    fit = {i: pair for i, pair in pairs.items() if i not in responses}
-    scores = candidate.loglikelihood([(pair.context, pair.continuation) for pair in fit.values()])
-    scored_pairs = zip(fit.items(), scores, strict=True)
-    return responses | {i: RequestResponse(tuple(score), pair) for (i, pair), score in scored_pairs}
-
-
 def _n_read(pair: Encoded) -> int:
     """Count the tokens that the model reads: all but the last, which is only predicted."""
     return len(pair.context) + len(pair.continuation) - 1
-
-
-def _generate(
-    candidate: Candidate, requests: Mapping[int, Encoded], limits: Mapping[int, Limits], cut: bool
-) -> _Responses:
-    prompts, responses = {i: encoded.context for i, encoded in requests.items()}, _Responses()
-    for i, prompt in prompts.items():
-        room = candidate.max_context - limits[i].max_new_tokens
-        if cut and room > 0:
-            prompts[i] = prompt[-room:]
-        elif len(prompt) > room:
-            responses[i] = _unfit(len(prompt), room)
-    for shared_limits in dict.fromkeys(limits.values()):
-        fit = [i for i, limit in limits.items() if limit == shared_limits and i not in responses]
-        outputs = candidate.generate([prompts[i] for i in fit], shared_limits) if fit else []
-        for i, output in zip(fit, outputs, strict=True):
-            responses[i] = RequestResponse(output.text, Encoded(prompts[i]), output)
-    return responses
 
 
 def limits_of(settings: Mapping[str, Any]) -> Limits:
@@ -282,11 +263,6 @@ def primary(scores: Sequence[Score], requested: str, where: str) -> str:
     raise UserError(where, found, "one primary score", f'add primary: "{candidates[0]}" to the task')
 
 
-def _two(value: Any) -> Sequence[Any]:
-    first, second = value
-    return first, second
-
-
 def _counts(value: Any) -> Sequence[Any]:
     """Count one (gold, predicted) pair of binary labels: true and false positives and negatives."""
     gold, predicted = (int(v) for v in value)
@@ -326,8 +302,8 @@ _FORMS: Mapping[str, _Form] = {
     "perplexity": _Form(
         ("logprob",), lambda value: (value,), lambda p, w: np.exp(-weighted_mean(p, w)), (0.0, inf)
     ),
-    "weighted_perplexity": _Form(("logprob", "size"), _two, lambda p, w: np.exp(-_rate(p, w)), (0.0, inf)),
-    "bits_per_byte": _Form(("logprob", "bytes"), _two, lambda p, w: -_rate(p, w) / np.log(2), (0.0, inf)),
+    "weighted_perplexity": _Form(("logprob", "size"), tuple, lambda p, w: np.exp(-_rate(p, w)), (0.0, inf)),
+    "bits_per_byte": _Form(("logprob", "bytes"), tuple, lambda p, w: -_rate(p, w) / np.log(2), (0.0, inf)),
     "f1": _Form(_LABELS, _counts, _f1, (0.0, 1.0)),
     "matthews_corrcoef": _Form(_LABELS, _counts, _correlation, (-1.0, 1.0)),
     "brier_score": _Form(("value",), _brier, weighted_mean, (0.0, 2.0)),

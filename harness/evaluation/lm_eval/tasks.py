@@ -1,9 +1,8 @@
-"""lm-eval's tasks: their names and files, the task objects, requests of some documents, and rows as its logs.
+"""lm-eval's tasks: their names and files, the task objects, and requests of some documents.
 
 Invariant: lm-eval's scan of its 14,000 task files takes five seconds; it runs once per installed version. A
 document is named by its index in the evaluated split and the hash of its content; its few-shot examples are
-those of a run over the whole split. Logged documents, prompts, targets and hashes are lm-eval's own; the keys
-of our row are added, and `resps` are left out.
+those of a run over the whole split.
 Source: lm_eval/evaluator.py and lm_eval/loggers/evaluation_tracker.py, version 0.4.13.
 """
 
@@ -15,8 +14,7 @@ import random
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
@@ -27,9 +25,9 @@ import numpy as np
 
 from harness.cache import memo
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
-from harness.evaluation.lm_eval.requests import Score, is_sampled
+from harness.evaluation.lm_eval.requests import is_sampled
 from harness.progress import quiet_environment, quiet_libraries
-from harness.records import SampleResult, canonical_json, digest, pieces
+from harness.records import canonical_json, digest, pieces
 
 _INSTALL = "pip install 'harness-evals[lm-eval]'"
 _GROUP_KEYS = {"group", "group_alias", "task", "aggregate_metric_list", "tag", "metadata", "include"}
@@ -41,7 +39,6 @@ class RegisteredTask(NamedTuple):
     name: str
     path: str
     dataset_path: str
-    dataset_name: str | None
     overrides: dict[str, Any]
 
 
@@ -87,13 +84,12 @@ def _walk(name: str, overrides: Mapping[str, Any], where: str) -> Iterator[Regis
     entry = _entries()[name]
     if entry["kind"] == "task":
         data = {**entry, **overrides}
-        yield RegisteredTask(name, entry["path"], data["dataset_path"], data["dataset_name"], dict(overrides))
+        yield RegisteredTask(name, entry["path"], data["dataset_path"], dict(overrides))
         return
     for child in entry["members"]:
-        own_changes = (
-            {} if isinstance(child, str) else {k: v for k, v in child.items() if k not in ("task", "group")}
-        )
-        child_name = child if isinstance(child, str) else child.get("task", child.get("group"))
+        written = {"task": child} if isinstance(child, str) else child
+        own_changes = {key: value for key, value in written.items() if key not in ("task", "group")}
+        child_name = written.get("task", written.get("group"))
         if not isinstance(child_name, str) or child_name not in _entries():
             found = f"{name}, a group that defines {child_name!r} inside itself"
             raise UserError(where, found, "a group of tasks that have names", "name single tasks")
@@ -121,8 +117,8 @@ def _scan() -> dict[str, dict[str, Any]]:
     for name, entry in TaskManager().task_index.items():
         config, kind = entry.cfg or {}, entry.kind.name.lower().replace("py_task", "task")
         if kind == "task":
-            dataset = {key: config.get(key) for key in ("dataset_path", "dataset_name")}
-            entries[name] = {"kind": kind, "path": str(entry.yaml_path), **dataset}
+            path, data = str(entry.yaml_path), config.get("dataset_path")
+            entries[name] = {"kind": kind, "path": path, "dataset_path": data}
             continue
         children = sorted(entry.tags) if kind == "tag" else config.get("task") or []
         child_list = children if isinstance(children, list) else [children]
@@ -152,17 +148,35 @@ def load(
     member: RegisteredTask, num_fewshot: int | None, datasets_dir: Path | None, *, trusted: bool, where: str
 ) -> Any:
     """Load one task with its data as before a run; its own `num_fewshot: 0` is kept (lm-eval's rule)."""
-    _refuse_without_nltk_data(member, where)
+    if "ifeval" in Path(member.path).parent.name.lower():  # without nltk's data it would crash when it scores
+        import nltk
+
+        try:
+            nltk.data.find("tokenizers/punkt_tab")
+        except LookupError:
+            offline = (os.environ.get(name, "0") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
+            if any(value not in ("", "0") for value in offline):
+                found = f"{member.name} without the nltk data punkt_tab, and no network to fetch it"
+                expected = "punkt_tab in a folder that nltk searches (NLTK_DATA)"
+                next_step = "python -m nltk.downloader punkt_tab, on a machine with a network"
+                raise UserError(where, found, expected, next_step) from None
     quiet_libraries()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     folder = local_copy(member, datasets_dir)
     changes = {**member.overrides, **({"dataset_path": str(folder)} if folder else {}), "task": member.name}
     with tempfile.TemporaryDirectory() as scratch, _fix_seeds():
         path = Path(scratch) / "task.yaml"
         path.write_text(json.dumps({"include": member.path, **changes}))  # JSON is YAML
-        _refuse_remote_code(member, path, trusted, where)
+        wants: Any = False
+        with suppress(OSError, ValueError, AttributeError):  # loading the file reports the error
+            wants = (load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}).get("trust_remote_code")
+        if wants and not trusted:
+            found = f"{member.name}, whose data set brings code of its own to run"
+            expected = "data without code, or your word that this code may run"
+            raise UserError(where, found, expected, "write trust_remote_code: true at this task")
         try:
             task = TaskManager(include_defaults=False).load(str(path))["tasks"][member.name]
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, LookupError) as error:
@@ -276,36 +290,6 @@ def _fix_seeds() -> Iterator[None]:
         np.random.set_state(before[1])  # noqa: NPY002
 
 
-def _refuse_remote_code(member: RegisteredTask, path: Path, trusted: bool, where: str) -> None:
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    try:
-        wants = (load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}).get("trust_remote_code")
-    except (OSError, ValueError, AttributeError):
-        return  # loading the file reports the error
-    if wants and not trusted:
-        found = f"{member.name}, whose data set brings code of its own to run"
-        expected = "data without code, or your word that this code may run"
-        raise UserError(where, found, expected, "write trust_remote_code: true at this task")
-
-
-def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:
-    """Refuse IFEval offline without nltk's data: it would crash when it scores."""
-    if "ifeval" not in Path(member.path).parent.name.lower():
-        return
-    import nltk
-
-    try:
-        nltk.data.find("tokenizers/punkt_tab")
-    except LookupError:
-        offline = (os.environ.get(name, "0") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
-        if any(value not in ("", "0") for value in offline):
-            found = f"{member.name} without the nltk data punkt_tab, and no network to fetch it"
-            expected = "punkt_tab in a folder that nltk searches (NLTK_DATA)"
-            next_step = "python -m nltk.downloader punkt_tab, on a machine with a network"
-            raise UserError(where, found, expected, next_step) from None
-
-
 def _describe_load_error(
     member: RegisteredTask, folder: Path | None, datasets_dir: Path | None, error: Exception, where: str
 ) -> Problem:
@@ -321,33 +305,3 @@ def _describe_load_error(
         return Problem(where, found, expected, f"put it in {folder_hint}, as {source}/")
     found = f"{name}: {source}: {type(error).__name__}: {message[:200]}"
     return Problem(where, found, "a task that lm-eval can load", "leave it out, or try lm-eval itself")
-
-
-def sample_records(
-    row: SampleResult, doc_id: int, target: Any, instances: Sequence[Any], scores: Sequence[Score]
-) -> Iterator[dict[str, Any]]:
-    """Yield one sample of a row per filter, as plain types; `instances` are the document's requests."""
-    from lm_eval.utils import handle_non_serializable, hash_string
-
-    def plain(value: Any) -> Any:
-        return json.loads(json.dumps(value, default=handle_non_serializable))
-
-    first = instances[0]
-    document = json.dumps(first.doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    for name in dict.fromkeys(score.filter for score in scores):
-        parts = {s.metric: row.parts[s.name] for s in scores if s.filter == name}
-        values = {metric: p[0] if p is not None and len(p) == 1 else p for metric, p in parts.items()}
-        arguments = {f"gen_args_{i}": plain(instance.args) for i, instance in enumerate(instances)}
-        yield {
-            **asdict(row),
-            "doc_id": doc_id,
-            "doc": plain(first.doc),
-            "target": plain(target),
-            "arguments": {k: {f"arg_{i}": a for i, a in enumerate(args)} for k, args in arguments.items()},
-            "filter": name,
-            "metrics": list(values),
-            "doc_hash": hash_string(document),
-            "prompt_hash": hash_string(first.arguments[0]),
-            "target_hash": hash_string(str(target)),
-            **values,
-        }
