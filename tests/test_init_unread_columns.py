@@ -1,6 +1,7 @@
 """`harness init` names columns that it does not read and bounds the time of its proposal."""
 
 import json
+import re
 
 import pytest
 from checked_rows import write
@@ -149,15 +150,19 @@ def llama(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("billions", "free_gib", "device", "chosen", "said"),
+    ("billions", "free_gib", "device", "chosen", "said", "others"),
     [
-        (8.0, 80, "cuda", "lora", "merged, it answers as fast as the base; all parameters would take"),
-        (8.0, 16, "cuda", "qlora", "on the base in 4 bits, because lora would take"),
-        (1.0, 16, "cpu", "lora", "million of 1,000 million parameters"),
-        (0.03, 16, "cpu", "full", "all 30 million parameters"),
+        (8.0, 80, "cuda", "lora", "merged, it answers as fast as the base; all parameters would take", ["ia3", "spectrum"]),
+        (8.0, 24, "cuda", "lora", "merged, it answers as fast as the base; all parameters would take", ["ia3"]),
+        (8.0, 16, "cuda", "qlora", "on the base in 4 bits, because lora would take", []),
+        (1.0, 16, "cpu", "lora", "million of 1,000 million parameters", ["ia3", "spectrum"]),
+        (0.03, 16, "cpu", "full", "all 30 million parameters", ["ia3", "spectrum"]),
     ],
-)
-def test_the_method_follows_from_memory_and_size(llama, billions, free_gib, device, chosen, said):
+)  # fmt: skip
+def test_the_method_and_others_that_fit_follow_from_memory_and_size(
+    llama, billions, free_gib, device, chosen, said, others
+):
     choice = choose_method(RECIPES, llama(billions), resources(free_gib, device), longest=200)
     assert (choice.name, choice.warning) == (chosen, "")
     assert said in choice.why
+    assert re.findall(r"(\w+) \(trains [^()]+, in about [\d.]+ GB\)", choice.others) == others
