@@ -86,6 +86,10 @@ def test_edge_cases_are_counted_in_training_and_test_and_warned_of_where_trainin
     assert [(f.count, f.of) for f in warnings] == [(20, 200)] * 4
     assert {case for case in RULES for f in warnings if f"that test has: {case}: " in f.title} == set(RULES)
     assert {where.partition(":")[0] for f in warnings for where in f.rows} == {test}
+    errors = [row | {"text": f"{row['text']} crashed"} for row in clean[195:200]]
+    few = write(tmp_path / "few.jsonl", [*clean[100:195], *errors])
+    (warning,) = alarms(find(clean[:100], "edge_cases", test=[few]))
+    assert (warning.count, "that test has: edge: error handling" in warning.title) == (5, True)
 
     findings = find(plant_edge_cases(clean), "edge_cases", test=[test])
     assert [(f.severity, f.count, f.of) for f in findings] == [("note", 40, 400)] * 4
