@@ -115,8 +115,14 @@ def retrieval_use(
             references = []  # none of them occurs in a document
         grounded = is_supported(row.text, context)
         supported += [grounded] if references else []
-        is_found = _is_found(references, _words(context), example, row)
-        if is_found is None:
+        ids, passages = set(example.documents), _words(context)
+        is_found = not ids or bool(ids & set(row.passages))
+        is_found = is_found and any(text in passages for text in references)
+        # An answer such as `no` occurs in any passage and does not identify the right one.
+        words = " ".join(references).split()
+        if ids and not any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in words):
+            is_found = ids <= set(row.passages)
+        if not references and not ids:
             classes["unclear"] += 1
         elif score < RIGHT:
             classes["unused" if is_found else "missed"] += 1
@@ -152,18 +158,6 @@ def is_supported(answer: str, context: str) -> bool:
         if not numbers <= vocab or sum(word in vocab for word in telling) < _SUPPORTED * len(telling):
             return False
     return bool(_WORD.search(answer))
-
-
-def _is_found(references: Sequence[str], context: str, example: Example, row: SampleResult) -> bool | None:
-    """Tell whether the passages contain the answer; None if that is undecidable."""
-    if not references and not example.documents:
-        return None
-    needed, passages = set(example.documents), set(row.passages)
-    words = (word for reference in references for word in reference.split())
-    # An answer such as `no` occurs in any passage and does not identify the right one.
-    if needed and not any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in words):
-        return needed <= passages
-    return (not needed or bool(needed & passages)) and any(text in context for text in references)
 
 
 def _firsts(ids: Sequence[str], first_ids: Mapping[str, str]) -> tuple[str, ...]:
