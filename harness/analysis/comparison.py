@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.analysis import alignment, labelled_answers
-from harness.analysis.answers import COMMONEST, commonest_answer_arms
 from harness.analysis.estimators import (
     Comparison,
     Estimate,
@@ -170,16 +169,6 @@ def compare_validity(
     old = alignment.validity_rows(base, clusters)
     now = old if new == base else alignment.validity_rows(new, clusters)
     return compare_rows(metric, old, now, alpha=alpha, identical=identical, base_errors=base_errors)
-
-
-def compare_commonest_answers(
-    base: Sequence[SampleResult] | None, new: Sequence[SampleResult], *, alpha: float = 0.05
-) -> tuple[Comparison, ...]:
-    """Compare the share of each arm's commonest answer with the base's and the references'."""
-    return tuple(
-        compare_rows(COMMONEST, other_rows, new_rows, alpha=alpha, base_errors="bounds")
-        for other_rows, new_rows in commonest_answer_arms(base, new)
-    )
 
 
 def labels_missing(metric: str, labels: labelled_answers.Labels, *arms: Rows) -> int:

@@ -6,13 +6,20 @@ veto next to a pass; Clopper & Pearson 1934 for exact one-sided bounds.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from math import ceil
 from statistics import fmean
 from typing import Literal
 
 from harness import formatting, stats
-from harness.analysis.estimators import Comparison, Estimate, at_level, mean_change, orient, regression_p
+from harness.analysis.estimators import (
+    Comparison,
+    Estimate,
+    at_level,
+    is_judge,
+    mean_change,
+    orient,
+    regression_p,
+)
 from harness.analysis.gate_rules_on_answers import (
     Compared,
     ControlFacts,
@@ -21,7 +28,6 @@ from harness.analysis.gate_rules_on_answers import (
     errors_rule,
     mode_collapse_rule,
     regressions_rule,
-    require_calibration,
     target_rule,
     validity_rule,
 )
@@ -105,7 +111,18 @@ def apply_rules(
     validity = at_level(validity, strict_policy.alpha) if validity else None
     admitted = [t for t in tasks if is_in_macro(t)]
     macro = average_macro(admitted, strict_policy, shared) if admitted else None
-    calibrated = partial(require_calibration, policy=policy, identical=identical)
+
+    def calibrated(rule: Rule, judged: Sequence[TaskComparison]) -> Rule:
+        """Leave a rule open if it rests on a judge's grades of tasks, unless the policy allows that."""
+        names = [t.task.name for t in judged if is_judge(t.comparison.metric)]
+        if identical or not names or policy.uncalibrated_judge == "allow":
+            return rule
+        text = (
+            f"{rule.name}: {', '.join(names)} graded by a judge that no labels of people calibrate (they are"
+            " for the target alone); another primary metric, or gate.uncalibrated_judge: allow"
+        )
+        return Rule(rule.name, "inconclusive", text, {"judged": names})
+
     critical = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
     collapse = mode_collapse_rule(commonest or {}, strict_policy, identical)
     unanswered = []  # an unmeasured task may be the one that was lost

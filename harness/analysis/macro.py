@@ -97,8 +97,22 @@ def find_shared_items(
     sizes = {name: len(by_task[name].base) for name in sorted({name for pair in n_shared for name in pair})}
     clusters = {name: {row.cluster for row in m.base if row.cluster} for name, m in by_task.items()}
     linked = sorted({*n_shared, *((a, b) for a, b in combinations(clusters, 2) if clusters[a] & clusters[b])})
-    linked_names = dict.fromkeys(name for pair in linked for name in pair)
-    moves = {name: _moves(by_task[name], tasks[name], documents_by_task[name], cut) for name in linked_names}
+    moves: dict[str, _Moves] = {}
+    for name in dict.fromkeys(name for pair in linked for name in pair):
+        m, half, documents = by_task[name], tasks[name].half, documents_by_task[name]
+        base, new = (cut.rows(rows, half.name) if half else rows for rows in (m.base, m.new))
+        metric = m.metrics[m.task.primary_metric]
+        arms = align(metric, base, new)
+        changes = flips(metric, arms.base, arms.new)[0]  # (n,)
+        weights = arms.weights / arms.weights.sum()
+        names = {row.example_id: row.cluster for row in base if row.cluster}
+        id_clusters = [*zip(arms.ids, arms.clusters.tolist(), strict=True)]
+        moves[name] = _Moves(
+            share=np.bincount(arms.clusters, weights * (changes - weights @ changes)).astype(float),
+            moved=np.bincount(arms.clusters, np.abs(changes)) > stats.TIE,
+            cluster_of={documents[i]: cluster for i, cluster in id_clusters if i in documents},
+            named={names[i]: cluster for i, cluster in id_clusters if i in names},
+        )
     # Copies share at least nine in ten of the larger task's items.
     group_of: dict[str, tuple[str, ...]] = {name: (name,) for name in sizes}
     for (a, b), n in n_shared.items():
@@ -108,12 +122,12 @@ def find_shared_items(
     groups = sorted({group for group in group_of.values() if len(group) > 1})
     n_items = n_clusters = 0  # items, and clusters of only such items, that an earlier task also has
     seen_documents: set[str] = set()
-    for m in moves.values():
-        repeated = m.cluster_of.keys() & seen_documents
-        new_clusters = {cluster for document, cluster in m.cluster_of.items() if document not in repeated}
+    for cluster_of in (of_task.cluster_of for of_task in moves.values()):
+        repeated = cluster_of.keys() & seen_documents
+        new_clusters = {cluster for document, cluster in cluster_of.items() if document not in repeated}
         n_items += len(repeated)
-        n_clusters += len({m.cluster_of[document] for document in repeated} - new_clusters)
-        seen_documents |= m.cluster_of.keys()
+        n_clusters += len({cluster_of[document] for document in repeated} - new_clusters)
+        seen_documents |= cluster_of.keys()
     differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}
     texts = [
         f"{' and '.join(group)} hold {'nearly ' if differing & set(group) else ''}the same items and count "
@@ -128,24 +142,6 @@ def find_shared_items(
         tuple(texts + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partial]),
         n_items,
         n_clusters,
-    )
-
-
-def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut: HalfSplit) -> _Moves:
-    base, new = (cut.rows(rows, t.half.name) if t.half else rows for rows in (m.base, m.new))
-    metric = m.metrics[m.task.primary_metric]
-    arms = align(metric, base, new)
-    changes = flips(metric, arms.base, arms.new)[0]  # (n,)
-    weights = arms.weights / arms.weights.sum()
-    share = np.bincount(arms.clusters, weights * (changes - weights @ changes)).astype(float)
-    moved = np.bincount(arms.clusters, np.abs(changes)) > stats.TIE
-    id_clusters = list(zip(arms.ids, arms.clusters.tolist(), strict=True))
-    names = {row.example_id: row.cluster for row in base if row.cluster}
-    return _Moves(
-        share,
-        moved,
-        {documents[i]: cluster for i, cluster in id_clusters if i in documents},
-        {names[i]: cluster for i, cluster in id_clusters if i in names},
     )
 
 

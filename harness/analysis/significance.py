@@ -213,8 +213,25 @@ def power_warnings(
                 f" passes{member} only {100 * power:.0f} % of the time; some {formatting.count(needed)} items"
                 " make that 80 %"
             )
-    for vetoed, role in ((judged, "capability"), (refusing, "safety")):
-        warnings += [_warn_of_each(task, items, len(vetoed), policy, role) for task, _, items in vetoed]
+    vetoed = [(*planned, "capability", len(judged)) for planned in judged]
+    vetoed += [(*planned, "safety", len(refusing)) for planned in refusing]
+    for task, _, items, role, n_tasks in vetoed:
+        written, alpha = margins.task_margin(task, role, policy), policy.alpha / n_tasks
+        margin = margins.margin_share(written)
+        if margins.is_relative(written) or 2 * margin >= 1:  # no task can lose twice as much
+            continue
+        se = stats.paired_se(_ASSUMED_DISAGREEMENT, items, -2 * margin)
+        found_beyond = stats.noninferiority_power(2 * margin, -margin, se, alpha=0.5)
+        power = min(stats.noninferiority_power(2 * margin, 0.0, se, alpha), found_beyond)
+        if power >= margins.POWER:
+            continue
+        growths = [margins.find_settling_growth(se, *gap) for gap in ((2 * margin, alpha), (margin, 0.5))]
+        needed = ceil(items * max(growths)) if isfinite(max(growths)) else inf
+        warnings.append(
+            f"{task.name}, margin {formatting.percent(margin)} points: with {formatting.count(items)} items a"
+            f" real loss of {formatting.percent(2 * margin)} points is noticed {100 * power:.0f} % of the"
+            f" time; some {formatting.count(needed)} items make that 80 %"
+        )
     for task, _, items in critical:
         # Without any loss, the lower bound on the kept share is α^{1/n}.
         needed = ceil(log(strict_policy.alpha) / log1p(-margins.critical_rates(policy)[1]))
@@ -224,7 +241,7 @@ def power_warnings(
         too_few = f"{formatting.count(items)} items are too few for anything to pass{member}"
         requirement = f"it takes {formatting.count(needed)} items that the base passes"
         warnings.append(f"{task.name}, {limit}: {too_few}, even without a single loss; {requirement}")
-    return tuple(w for w in warnings if w)
+    return tuple(warnings)
 
 
 def miss_rates(
@@ -289,28 +306,6 @@ def _list_planned(
 
 def _macro_se(planned: Sequence[Planned]) -> float:
     return sqrt(sum(_ASSUMED_DISAGREEMENT / n for *_, n in planned)) / len(planned)
-
-
-def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: str) -> str:
-    task_margin, alpha = margins.task_margin(task, role, policy), policy.alpha / n_tasks
-    margin = margins.margin_share(task_margin)
-    if margins.is_relative(task_margin) or 2 * margin >= 1:  # no task can lose twice as much
-        return ""
-    delta = -2 * margin
-    se = stats.paired_se(_ASSUMED_DISAGREEMENT, n, delta)
-    found_beyond = stats.noninferiority_power(-delta, -margin, se, alpha=0.5)
-    power = min(stats.noninferiority_power(-delta, 0.0, se, alpha), found_beyond)
-    if power >= margins.POWER:
-        return ""
-    growth = max(
-        margins.find_settling_growth(se, 2 * margin, alpha), margins.find_settling_growth(se, margin, 0.5)
-    )
-    needed = ceil(n * growth) if isfinite(growth) else inf
-    return (
-        f"{task.name}, margin {formatting.percent(margin)} points: with {formatting.count(n)} items a real "
-        f"loss of {formatting.percent(2 * margin)} points is noticed {100 * power:.0f} % of the time; "
-        f"some {formatting.count(needed)} items make that 80 %"
-    )
 
 
 class SpareItems(NamedTuple):

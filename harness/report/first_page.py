@@ -10,7 +10,7 @@ from harness.analysis import candidate_facts
 from harness.analysis.economics import apply_budgets, list_more_seeds
 from harness.analysis.estimators import is_judge, orient
 from harness.analysis.labelled_answers import count_enough_labels
-from harness.analysis.next_step import judge_by_wins
+from harness.analysis.next_step import basis_text, judge_by_wins
 from harness.analysis.seeds import pool_seeds
 from harness.analysis.significance import SpareItems, find_settling
 from harness.analysis.verdict import WORDS, MissRate, Verdict, name_reasons
@@ -20,7 +20,6 @@ from harness.report.columns import explain_columns, result_headings, result_rows
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import ExperimentReport
 from harness.report.pictures import NARROW, front
-from harness.report.result_tables import wins_sentence
 from harness.spec import PEOPLE
 
 _TASKS_NAMED = 3  # number of tasks named with the largest losses
@@ -114,10 +113,15 @@ def reasons(report: ExperimentReport) -> Iterator[Reason]:
 def _gain_sentence(report: ExperimentReport, run: candidate_facts.CandidateFacts) -> str:
     by_metric = next((f for f in pool_seeds(report.facts) if f.run_id == run.run_id), run)
     g, best = candidate_facts.gain(by_metric.vs_untrained), candidate_facts.best_untrained(report.facts)
-    preferred = wins_sentence(run, report.declared)
     against = next((f for f in report.facts if f.name == best), None)
     reached = f"{run.label} reaches {wording.target_text(run)} {report.metric}"
-    reached = f"{run.label} is {preferred}. {reached}" if preferred else reached
+    if report.declared and report.declared.win_rate is not None and (wins := run.wins) and wins.rate:
+        won = f"{wording.score_text(wins.rate)} % of items {basis_text(wins)}"
+        required = f"{formatting.percent(report.declared.win_rate)} % is required"
+        more = (
+            f"; {formatting.pluralize(wins.lacking, 'more rating')} of people needed" if wins.lacking else ""
+        )
+        reached = f"{run.label} is preferred to {wins.over} on {won}, where {required}{more}. {reached}"
     if g is None or against is None:
         return f"{reached}; it was not compared with an untrained candidate."
     doubt = "" if g.low > 0 else ", which may be no gain at all" if g.high > 0 else ", which is a loss"

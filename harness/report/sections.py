@@ -1,28 +1,41 @@
 """Documents of an experiment and of a gate's verdict, and their tables about answers.
 
 Invariant: a corrected number is printed with the uncorrected one; a metric that is not shown to agree with
-people better than chance is marked.
+people better than chance is marked, as are disturbed figures of speed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import starmap
 from typing import Any
 
 from harness import formatting, plugins
 from harness.analysis import gating
-from harness.analysis.answers import AnswerCounts, AnswerDiversity
 from harness.analysis.candidate_facts import CandidateFacts, is_fine_tuned
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate, is_judge
 from harness.analysis.gating import GateResult
 from harness.analysis.judge_correction import MIN_LABELS, LengthFavour
 from harness.analysis.labelled_answers import ArmCalibration, MetricCalibration, PairCalibration
+from harness.analysis.seeds import VARIANCE_UNKNOWN
 from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, is_in_macro
 from harness.data.row_traits import RULES
-from harness.formatting import UNKNOWN, change, count, figure, percent, plain, pluralize, points, quote, score
+from harness.formatting import (
+    UNKNOWN,
+    change,
+    count,
+    figure,
+    percent,
+    plain,
+    pluralize,
+    score,
+    seconds,
+    usd,
+)
+from harness.records import PARITY
 from harness.report import pictures, result_tables, training_tables, wording
-from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, print_table
+from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, SPEED_TABLE, Result, print_table
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
 from harness.report.experiment_report import ExperimentReport
@@ -30,14 +43,21 @@ from harness.report.first_page import find_nearest_miss, first_page
 from harness.report.interchange import to_plain
 from harness.report.wording import change_text, score_text
 
-_DIVERSITY_COLUMNS = (
-    "task", "n", "commonest answer, base", "new", "change", "commonest reference",
-    "distinct answers, base", "new", "the commonest new answer",
+_SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
+_CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")
+_SPEED_LEAD = (
+    "p50 and p95: half and 95 % of single requests take no longer, each from the question to the answer with"
+    " its retrieval. Requests a second: answered in batches. Tokens: the mean of a request on test."
+)
+_PARITY_NOTE = "Flipped answers say nothing by themselves: the run against itself in fp32 is their floor."
+_LOAD_COLUMNS = (
+    "candidate", "at once", "requests a second", "first token p50", "first token p95", "first token alone",
 )  # fmt: skip
-_DIVERSITY_NOTE = (
-    "Generated answers: the share in % of the commonest one, and how many are distinct. "
-    "Mode collapse is a share far above both the base's and the commonest reference's: at least twice as "
-    "large, or leaving at most half as much, with a paired 95 % interval (Tango's) that excludes 0."
+_LOAD_NOTE = (
+    "Requests sent at once (concurrency), how many of them are answered a second, and the time after which"
+    " half and 95 % of them have their first token, retrieval included; next to it the first token of a"
+    " request that is sent alone. A model in the harness's own process answers them in one batch, so"
+    " their first tokens come together. At a server they are requests for one token."
 )
 _SEVERAL_COLUMNS = ("candidate", "items", "answers to an item", "distinct", "commonest")
 _SEVERAL_NOTE = (
@@ -107,12 +127,21 @@ def _body(report: ExperimentReport, finished: Sequence[CandidateFacts]) -> Itera
     yield Section("heat", HEAT_TITLE, ("change in points", *heat.labels), rows)
     yield from (result_tables.ablation_section(a, report.unit) for a in report.ablations)
     yield from (training_tables.sets_section(sets, report.unit) for sets in report.training_sets)
-    yield result_tables.seed_section(report.seeds, report.unit)
-    if report.curve:
-        section = result_tables.curve_section(report.curve)
+    rows = []
+    for s in (s for s in report.seeds if len(s.seeds) > 1):
+        each = ", ".join(score(report.unit, x) for x in s.scores)
+        over = score_text(s.score) if s.score else VARIANCE_UNKNOWN
+        pooled = f" (pooled over recipes, {count(s.seed_df)} df)" if s.is_pooled else ""
+        deviation = score(report.unit, s.seed_sd) + pooled
+        rows.append([s.candidate, ", ".join(map(str, s.seeds)), each, over, deviation, change_text(s.gain)])
+    yield Section("seeds", "Seeds", _SEED_COLUMNS, rows)
+    if curve := report.curve:  # the trained sizes, then the expected gains of more rows
+        rows = [[count(p.n_train), score_text(p.score), "", usd(p.training_cost_usd)] for p in curve.points]
+        rows[-1][2] = "(all)"
+        rows += [[count(a.n_train), "expected", change_text(a.gain), UNKNOWN] for a in curve.ahead]
         corrects_others = any(c.metric == report.metric for c in report.labels)
-        marks = (_AS_GRADED,) if is_judge(report.metric) and corrects_others else ()
-        yield replace(section, notes=(*section.notes, *marks))
+        notes = [_AS_GRADED] if is_judge(report.metric) and corrects_others else []
+        yield Section("curve", f"Learning curve: {curve.candidate}", _CURVE_COLUMNS, rows, notes=notes)
     sizes = {name: estimate.n for f in finished for name, estimate in f.slices.items() if name}
     columns = [f"{name} (n = {formatting.count(sizes[name])})" for name in sorted(sizes)]
     rows = []
@@ -122,40 +151,76 @@ def _body(report: ExperimentReport, finished: Sequence[CandidateFacts]) -> Itera
     notes = [f"{case}: {RULES[case]}" for case in sorted(RULES.keys() & sizes)]
     yield Section("slices", "Slices", ["candidate", *columns], rows, notes=notes)
     yield retrieval_section(finished)
-    yield from (
-        result_tables.targets_section(finished),
-        several_section(finished),
-        result_tables.parity_section(finished),
-    )
+    yield result_tables.targets_section(finished)
+    pairs = [(f.label, f.answers.several) for f in finished if f.answers.several]
+    ks = sorted({p.k for _, several in pairs for p in several.passes})
+    rows = []
+    for label, several in pairs:
+        passes = {p.k: p.estimate for p in several.passes}
+        shares = (several.distinct, several.commonest, *map(passes.get, ks))
+        rows.append([label, count(several.distinct.n), count(several.n_samples), *map(_share, shares)])
+    columns = [*_SEVERAL_COLUMNS, *(f"pass@{k}" for k in ks)]
+    yield Section("samples", "Several answers to an item", columns, rows, _SEVERAL_NOTE)
+    served = [f for f in finished if f.parity]
+    figures = [p for p in PARITY if any(p.name in f.parity for f in served)]
+    rows = [[f.label, *(wording.figure_text(p.name, f.parity.get(p.name)) for p in figures)] for f in served]
+    columns, notes = ["artefact", *(p.heading for p in figures)], [_PARITY_NOTE] if rows else []
+    yield Section("parity", "Parity of artefacts", columns, rows, notes=notes)
 
 
 def _appendix(report: ExperimentReport, finished: Sequence[CandidateFacts]) -> Iterator[Section]:
     tuned = [f for f in finished if is_fine_tuned(f)]
     notes = [
         *_list_reasons(report)[_EVIDENCE:],
-        *filter(None, (collapse_sentence(label, diversity) for label, diversity in report.diversity.items())),
+        *filter(None, starmap(result_tables.collapse_sentence, report.diversity.items())),
         *(f"{f.label}: {text}" for f in report.facts if (text := retrieval_text(f))),
         *report.notes,
     ]
     yield Section("notes", "More evidence, and notes", notes=notes)
     yield from (_show_forgetting(report, f) for f in tuned)
-    yield from (diversity_section(f.label, report.diversity.get(f.label, ())) for f in tuned)
-    yield from (result_tables.steps_section(f.label, report.steps.get(f.label, ())) for f in tuned)
+    yield from (result_tables.diversity_section(f.label, report.diversity.get(f.label, ())) for f in tuned)
+    for f in tuned:
+        steps = report.steps.get(f.label, ())
+        changes = [{c.task: c for c in reversed(s.tasks)} for s in steps]
+        tasks = dict.fromkeys(c.task for s in steps for c in s.tasks)
+        rows = [[task, *(change_text(by_task.get(task)) for by_task in changes)] for task in tasks]
+        if any(s.target for s in steps):
+            rows.insert(0, ["target", *(change_text(s.target) for s in steps)])
+        if any(s.macro for s in steps):
+            rows.append(["mean of the tasks that count", *(change_text(s.macro) for s in steps)])
+        columns = ["task", *(clean(f"{s.what}: {s.new} − {s.base}") for s in steps)]
+        yield Section("steps", f"Where the change of {f.label} comes from", columns, rows, label=f.label)
     yield from (_gate(report, f) for f in tuned)
     swept = [f for f in finished if f.training.sweep]
     yield from (_sweep(report, f) for f in swept if f in tuned)
     yield from map(_scan, tuned)
     yield from (_sweep(report, f) for f in swept if f not in tuned)
     local = (f for f in finished if not plugins.find_method(f.method).is_remote)
-    yield from (result_tables.speed_section(finished), result_tables.load_section(finished))
+    notes = list(filter(None, [wording.describe_disturbed(finished)]))
+    columns, rows = print_table(SPEED_TABLE, [Result(facts=f) for f in finished])
+    yield Section("speed", "Speed and tokens", columns, rows, _SPEED_LEAD, notes)
+    rows = []
+    for f, load in ((f, f.speed.under_load) for f in finished if f.speed.under_load):
+        times = (load.first_token_p50_s, load.first_token_p95_s, load.first_token_alone_s)
+        time_texts = (UNKNOWN if time is None else seconds(time) for time in times)
+        rows.append([f.label, count(load.n), figure(load.requests_per_s), *time_texts])
+    yield Section("load", "Under load", _LOAD_COLUMNS, rows, _LOAD_NOTE)
     yield training_tables.show_trainings([f for f in local if f.training.to_plain() or f.training_cost_usd])
     if report.decision:
-        rows, missing = (
-            result_tables.arithmetic_rows(report.decision, report.unit),
-            _list_missing(report.decision),
-        )
-        yield Section("arithmetic", "Arithmetic of the decision", ("input", "value"), rows, notes=missing)
-    yield from (Section("provenance", *table) for table in result_tables.provenance_tables(report.origins))
+        numbers = result_tables.arithmetic_rows(report.decision, report.unit)
+        notes = _list_missing(report.decision)
+        yield Section("arithmetic", "Arithmetic of the decision", ("input", "value"), numbers, notes=notes)
+    own = result_tables.OWN_ORIGINS
+    rows = []  # what the runs share, then each run's own
+    for name in dict.fromkeys(name for run in report.origins.values() for name in run if name not in own):
+        by_value: dict[str, list[str]] = {}
+        for label, run in report.origins.items():
+            by_value.setdefault(run.get(name, UNKNOWN), []).append(label)
+        value_texts = (f"{value} ({', '.join(labels)})" for value, labels in by_value.items())
+        rows.append([name.replace("_", " "), "; ".join(by_value if len(by_value) == 1 else value_texts)])
+    yield Section("provenance", "Provenance", ("what", "value"), rows)
+    rows = [[label, *(run.get(name, UNKNOWN) for name in own)] for label, run in report.origins.items()]
+    yield Section("provenance", "Runs", ("candidate", *own), rows)
 
 
 def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
@@ -264,48 +329,6 @@ def gate_json(judged: GateResult) -> dict[str, Any]:
         "policy": judged.policy.model_dump(mode="json"),
         "notes": list(judged.notes),
     }
-
-
-def diversity_section(label: str, diversities: Sequence[AnswerDiversity]) -> Section:
-    """Return the diversity table of generated answers, base and new, one row per task."""
-    rows = []
-    for d in diversities:
-        base, change, distinct = UNKNOWN, UNKNOWN, UNKNOWN
-        if d.base:
-            base, distinct = percent(d.base.share), _distinct(d.base)
-            change = points(d.new.share - d.base.share, d.low, d.high)
-        shares = (base, percent(d.new.share), change, percent(d.reference_share))
-        rows.append([d.task, count(d.n), *shares, distinct, _distinct(d.new), quote(d.new.commonest)])
-    title = f"How varied the answers of {label} are"
-    return Section("diversity", title, _DIVERSITY_COLUMNS, rows, _DIVERSITY_NOTE, label=label)
-
-
-def collapse_sentence(label: str, diversities: Sequence[AnswerDiversity]) -> str:
-    """Name the tasks on which the answers have collapsed; empty if none."""
-    parts = [
-        f"on {d.task} {quote(d.new.commonest)} is the answer to {percent(d.new.share)} % of the "
-        f"{count(d.n)} items, the base's commonest to {percent(d.base.share)} %"
-        for d in diversities
-        if d.collapsed and d.base
-    ]
-    return f"{label}: mode collapse, {'; '.join(parts)}" if parts else ""
-
-
-def _distinct(answers: AnswerCounts) -> str:
-    return f"{count(answers.n_distinct)} ({percent(answers.distinct_share)} %)"
-
-
-def several_section(facts: Sequence[CandidateFacts]) -> Section:
-    """Return a table with a row per candidate with several answers per item, and a column per pass@k."""
-    pairs = [(f.label, f.answers.several) for f in facts if f.answers.several]
-    ks = sorted({p.k for _, several in pairs for p in several.passes})
-    columns = [*_SEVERAL_COLUMNS, *(f"pass@{k}" for k in ks)]
-    rows = []
-    for label, several in pairs:
-        passes = {p.k: p.estimate for p in several.passes}
-        shares = (several.distinct, several.commonest, *map(passes.get, ks))
-        rows.append([label, count(several.distinct.n), count(several.n_samples), *map(_share, shares)])
-    return Section("samples", "Several answers to an item", columns, rows, _SEVERAL_NOTE)
 
 
 def _share(e: Estimate | None) -> str:

@@ -122,7 +122,9 @@ def process(request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_drawn", [2, pytest.param(20, marks=pytest.mark.weekly)])
-def test_a_process_that_is_killed_at_some_of_its_file_operations_changes_nothing_that_is_left(process, n_drawn):
+def test_a_process_that_is_killed_at_some_of_its_file_operations_changes_nothing_that_is_left(
+    process, n_drawn
+):
     moments, expected = run_undisturbed(process)
     for at, is_begun in random.Random(3).sample(moments, n_drawn):
         hold_to(process, at, is_begun, expected)
