@@ -4,7 +4,6 @@ Invariant: pure. A fine-tune is recommended only if its gain over the best untra
 gate passes and the fair alternatives were compared; every reason carries its numbers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,11 +36,8 @@ from harness.analysis.candidate_facts import (
 from harness.analysis.economics import apply_budgets, forecast_text
 from harness.analysis.explain import describe_power, reasons, seeds_text
 from harness.analysis.seeds import Family, FamilyMember, family_members, place_in_family, pool_seeds
-from harness.analysis.significance import SpareItems
-from harness.analysis.target_scores import LearningCurve, TrivialBaseline
 from harness.analysis.verdict import WORDS
 from harness.formatting import Unit
-from harness.spec import DecidePolicy
 
 NO_FAMILY = Family()
 
@@ -71,60 +67,43 @@ class _Recommendation(NamedTuple):
 
 
 def decide(
-    facts: Sequence[CandidateFacts],
-    policy: DecidePolicy,
+    case: Case,
     *,
     closed_labels: bool,
     has_documents: bool,
-    metric_name: str,
-    curve: LearningCurve | None = None,
     family: Family = NO_FAMILY,
     goal: float | None = None,
-    win_rate: float | None = None,
-    trivial: TrivialBaseline | None = None,
-    can_fold: bool = False,
-    spare: Sequence[SpareItems] = (),
-    relative: bool = False,
 ) -> Decision:
-    """Recommend one candidate, or say what has to be measured first.
+    """Recommend one candidate, or say what has to be measured first; `case` has no choices yet.
 
     `closed_labels` and `has_documents` say which alternatives the target allows. A fine-tune must pass its
     gate as one member of the `family`. With a `goal`, a level of the target's metric, the smallest base that
-    meets it is named. The other arguments are those of a `Case`.
+    meets it is named.
     """
+    facts = case.facts
     by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
     corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)
-    within = apply_budgets(facts, policy)
-    with_gain = within if win_rate is None else next_step.judge_by_wins(within)
+    within = apply_budgets(facts, case.policy)
+    with_gain = within if case.win_rate is None else next_step.judge_by_wins(within)
     facts = place_in_family(pool_seeds(with_gain), family)
-    case = Case(
+    case = case._replace(
         facts=facts,
-        policy=policy,
-        metric=metric_name,
         alternative=alternative(facts),
         winner=best(list_passing_runs(facts)),
         strongest=strongest_run(facts),
         missing=list_missing_alternatives(facts, closed_labels, has_documents),
-        curve=curve,
-        win_rate=win_rate,
         by_metric=by_metric,
         # There is a difference between arms that people's labels could have corrected.
         unchecked=not corrected
         and any(f.vs_untrained and f.vs_untrained.estimator != "identical" for f in facts),
-        trivial=trivial,
-        can_fold=can_fold,
-        spare=spare,
-        relative=relative,
     )
     numbers = economics_of(case)
     choice = _choose(case, numbers)
     members = family_members(facts, family) if family.size > 1 else ()
+    size = next_step.size_sentences(case, goal, choice.candidate)
     return Decision(
         *choice,
-        (
-            *reasons(case, numbers, *choice[:2], members),
-            *next_step.size_sentences(case, goal, choice.candidate),
-        ),
+        (*reasons(case, numbers, *choice[:2], members), *size),
         listing(numbers),
         tuple(missing_texts(case.missing)),
         members,

@@ -15,14 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import formatting, stats
-from harness.analysis.admission import (
-    HalfSplit,
-    Measurement,
-    compare_task,
-    cut_tasks,
-    documents_of,
-    select_half,
-)
+from harness.analysis import admission
 from harness.analysis.alignment import align
 from harness.analysis.estimators import Comparison, Estimate, mean_change
 from harness.analysis.margins import DeltaPart, find_planning_se, is_relative, lower_se, skill
@@ -83,12 +76,12 @@ class _Moves(NamedTuple):
 
 
 def find_shared_items(
-    measured: Sequence[Measurement], admitted: Sequence[TaskComparison], cut: HalfSplit
+    measured: Sequence[admission.Measurement], admitted: Sequence[TaskComparison], cut: admission.HalfSplit
 ) -> SharedItems:
     """Find admitted tasks that share documents, and correlate their deltas."""
     tasks = {t.task.name: t for t in admitted}
     by_task = {m.task.name: m for m in measured if m.task.name in tasks}
-    documents_by_task = {name: documents_of(m.base, m.documents) for name, m in by_task.items()}
+    documents_by_task = {name: admission.documents_of(m.base, m.documents) for name, m in by_task.items()}
     holders: dict[str, list[str]] = {}
     for name, documents in documents_by_task.items():
         for document in documents.values():
@@ -226,7 +219,7 @@ def plan_parts(
 
 
 def macro_between(
-    measured: Sequence[Measurement],
+    measured: Sequence[admission.Measurement],
     compared: Mapping[str, Comparison],
     admitted: Sequence[TaskComparison],
     seed: int,
@@ -236,14 +229,16 @@ def macro_between(
     `compared` are the two arms' comparisons of whole tasks, by name. `admitted` are the verdict's tasks,
     which it split with `seed`; those on which the arms cannot be compared are left out.
     """
-    by_task, cut = {m.task.name: m for m in measured}, cut_tasks(measured, seed)
+    by_task, cut = {m.task.name: m for m in measured}, admission.cut_tasks(measured, seed)
     between_tasks = []
     for t in admitted:
         if t.task.name not in by_task:
             continue
         whole, half = compared[t.task.name], t.half
         if half is not None:
-            half_comparison = compare_task(select_half(by_task[t.task.name], cut, half.name), whole.alpha)
+            half_comparison = admission.compare_task(
+                admission.select_half(by_task[t.task.name], cut, half.name), whole.alpha
+            )
             if half_comparison is None:
                 continue
             half = half._replace(comparison=half_comparison)

@@ -16,25 +16,32 @@ from harness.analysis.significance import SpareItems, find_settling
 from harness.analysis.verdict import WORDS, MissRate, Verdict, name_reasons
 from harness.config import CommandLine
 from harness.report import wording
-from harness.report.columns import explain_columns, result_headings, result_rows
+from harness.report.columns import RESULT_TABLE, heading, result_headings, result_rows
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import ExperimentReport
 from harness.report.pictures import NARROW, front
 from harness.spec import PEOPLE
 
+_NOT_EXPLAINED = ("candidate", "gain")  # columns of the table without an explanation below it
 _TASKS_NAMED = 3  # number of tasks named with the largest losses
 
 
 def first_page(report: ExperimentReport) -> FirstPage:
     """Return the first page of a report."""
     picture = front(report, NARROW)
-    unread = wording.describe_unread(wording.best_first(report), report.metric)
-    remarks = filter(None, [wording.describe_disturbed(report.facts), labels_note(report)])
+    # The table's columns that are specific to this program are explained below it.
+    margin = "" if report.macro_margin is None else f" ({100 * report.macro_margin:g} points on average)"
+    rules = (rule for f in report.facts if f.verdict for rule in f.verdict.rules)
+    n = max((n for rule in rules if isinstance(n := rule.numbers.get("n_items"), int)), default=0)
+    tasks = "items of these tasks" + (f", {formatting.count(n)} in all," if n else "")
+    explained = (column for column in RESULT_TABLE if column.name not in _NOT_EXPLAINED)
+    columns = " ".join(f"{heading(column)}: {column.meaning}.".replace("\n", " ") for column in explained)
+    columns = columns.replace("your margin", f"your margin{margin}").replace("items of these tasks", tasks)
     notes = [
-        *unread,
+        *wording.describe_unread(wording.best_first(report), report.metric),
         *wording.describe_stopped(wording.best_first(report)),
-        explain_columns(report),
-        *remarks,
+        f"{columns} In brackets: 95 % intervals.",
+        *filter(None, [wording.describe_disturbed(report.facts), labels_note(report)]),
     ]
     heads = [head.replace("\n", " ") for head in result_headings(report).values()]
     rows = [list(cells.values()) for cells in result_rows(report)]

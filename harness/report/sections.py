@@ -15,8 +15,8 @@ from harness.analysis.candidate_facts import CandidateFacts, is_fine_tuned
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate, is_judge
 from harness.analysis.gating import GateResult
-from harness.analysis.judge_correction import MIN_LABELS, LengthFavour
-from harness.analysis.labelled_answers import ArmCalibration, MetricCalibration, PairCalibration
+from harness.analysis.judge_correction import MIN_LABELS
+from harness.analysis.labelled_answers import MetricCalibration, PairCalibration
 from harness.analysis.seeds import VARIANCE_UNKNOWN
 from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, is_in_macro
@@ -399,7 +399,16 @@ def label_sentences(c: MetricCalibration) -> Iterator[str]:
     if all(arm.corrected is None for arm in c.arms):
         yield f"{c.metric} is corrected once {MIN_LABELS} answers of a candidate have a label"
         return
-    yield from (_confusion(c.metric, arm) for arm in c.arms if arm.confusion)
+    for arm, confusion in ((arm, arm.confusion) for arm in c.arms if arm.confusion):
+        n_both, judge_alone, people_alone, neither = map(count, confusion)
+        errors = f"sensitivity {score_text(arm.sensitivity)}, specificity {score_text(arm.specificity)}"
+        rate = f", by Rogan–Gladen {score_text(arm.rogan_gladen)}" if arm.rogan_gladen else ""
+        left_out = "is left out" if arm.n_split == 1 else "are left out"
+        split = f"; {pluralize(arm.n_split, 'answer')} on which as many raters said yes as no {left_out}"
+        yield (
+            f"{arm.name}: passed by both {n_both}, by {c.metric} alone {judge_alone}, by people alone"
+            f" {people_alone}, by neither {neither} ({errors}{rate}){split if arm.n_split else ''}"
+        )
     if c.is_near_chance:
         yield (
             f"{c.metric} is not shown to agree with people better than chance does: the corrected scores rest"
@@ -424,48 +433,37 @@ def label_sentences(c: MetricCalibration) -> Iterator[str]:
         evidence = "; ".join(favours) or "no pair with another model shows whether it prefers that"
         yield f"{c.metric} is graded by the model that {', '.join(c.own)} is made from: {evidence}"
     for pair in c.pairs:
-        if pair.favour and not pair.favour.low <= 0 <= pair.favour.high:
-            liked, rival = (pair.new, pair.base) if pair.favour.score > 0 else (pair.base, pair.new)
-            by = percent(abs(pair.favour.score))
-            yield f"{c.metric} favours {liked} over {rival} by {by} points more than people do"
-        if pair.longer:
-            yield _length_between(c.metric, pair, pair.longer)
-        if pair.corrected is not None:
-            yield _say_better(pair, pair.corrected)
+        yield from _pair_sentences(c.metric, pair)
 
 
-def _length_between(metric: str, pair: PairCalibration, longer: LengthFavour) -> str:
-    share = f"{pair.new}'s are {figure(longer.ratio)} times as long as {pair.base}'s"
-    share += f", the longer ones on {percent(longer.new_longer)} % of items"
-    if longer.favour.low <= 0 <= longer.favour.high:
-        by = f"{change_text(longer.favour)} points for the longer one, compared with people"
-        return f"of two answers to an item {metric} is not shown to favour a length: {by} ({share})"
-    which = "longer" if longer.favour.score > 0 else "shorter"
-    ends = sorted((abs(longer.favour.low), abs(longer.favour.high)))
-    by = score(longer.favour.unit, abs(longer.favour.score), *ends)
-    text = f"of two answers to an item {metric} favours the {which} one by {by} points more than people do"
-    also = "" if longer.is_length else "; what else sets the two candidates apart may be the cause as well"
-    return f"{text} ({share}){also}"
-
-
-def _confusion(metric: str, arm: ArmCalibration) -> str:
-    assert arm.confusion is not None
-    n_both, judge_alone, people_alone, neither = map(count, arm.confusion)
-    errors = f"sensitivity {score_text(arm.sensitivity)}, specificity {score_text(arm.specificity)}"
-    rate = f", by Rogan–Gladen {score_text(arm.rogan_gladen)}" if arm.rogan_gladen else ""
-    left_out = "is left out" if arm.n_split == 1 else "are left out"
-    split = f"; {pluralize(arm.n_split, 'answer')} on which as many raters said yes as no {left_out}"
-    return (
-        f"{arm.name}: passed by both {n_both}, by {metric} alone {judge_alone}, "
-        f"by people alone {people_alone}, by neither {neither} ({errors}{rate}){split if arm.n_split else ''}"
-    )
-
-
-def _say_better(pair: PairCalibration, corrected: Estimate) -> str:
-    difference = f"{pair.new} − {pair.base}: corrected {change_text(corrected)} points"
-    if pair.more_labels == 0:
-        return f"{difference}, which people's labels show"
-    if pair.more_labels is None:
-        return f"{difference}; no number of labels would settle that on {count(pair.n)} items"
-    more = pluralize(pair.more_labels, "more item")
-    return f"{difference}; labels of both answers to about {more} would probably settle it"
+def _pair_sentences(metric: str, pair: PairCalibration) -> Iterator[str]:
+    if pair.favour and not pair.favour.low <= 0 <= pair.favour.high:
+        liked, rival = (pair.new, pair.base) if pair.favour.score > 0 else (pair.base, pair.new)
+        by = percent(abs(pair.favour.score))
+        yield f"{metric} favours {liked} over {rival} by {by} points more than people do"
+    if pair.longer:
+        favour, ratio = pair.longer.favour, figure(pair.longer.ratio)
+        longer_ones = f"the longer ones on {percent(pair.longer.new_longer)} % of items"
+        share = f"{pair.new}'s are {ratio} times as long as {pair.base}'s, {longer_ones}"
+        text = f"of two answers to an item {metric}"
+        if favour.low <= 0 <= favour.high:
+            by = f"{change_text(favour)} points for the longer one, compared with people"
+            yield f"{text} is not shown to favour a length: {by} ({share})"
+        else:
+            which, ends = (
+                "longer" if favour.score > 0 else "shorter",
+                sorted((abs(favour.low), abs(favour.high))),
+            )
+            by = score(favour.unit, abs(favour.score), *ends)
+            also = "; what else sets the two candidates apart may be the cause as well"
+            also = "" if pair.longer.is_length else also
+            yield f"{text} favours the {which} one by {by} points more than people do ({share}){also}"
+    if pair.corrected is not None:
+        difference = f"{pair.new} − {pair.base}: corrected {change_text(pair.corrected)} points"
+        more = pluralize(pair.more_labels or 0, "more item")
+        outcome = f"; labels of both answers to about {more} would probably settle it"
+        if pair.more_labels is None:
+            outcome = f"; no number of labels would settle that on {count(pair.n)} items"
+        elif pair.more_labels == 0:
+            outcome = ", which people's labels show"
+        yield f"{difference}{outcome}"

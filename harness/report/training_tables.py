@@ -18,7 +18,7 @@ from harness.formatting import RATE, UNKNOWN, Unit, count, percent, plain, point
 from harness.records import TRAINING, Curve, TrackedPoint, TrainingRecord, Trial
 from harness.report.document import Section
 from harness.report.escape import clean
-from harness.report.pictures import AxisScale, axes, group, line, mark, path, picture, text
+from harness.report.pictures import AxisScale, group, line, mark, marks, path, picture, text
 from harness.report.wording import change_text, figure_text
 from harness.stats import pareto_front
 from harness.store import TrialRun
@@ -324,7 +324,14 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
     body += [line(150, 10, 170, 10, "train"), text(175, 14, "training, mean of a round", "small")]
     if validation:
         body += [mark("diamond", 338, 10, "validated"), text(350, 14, "validation", "small")]
-    body += axes(x, y, "step", name)
+    body += [text((_LEFT + _RIGHT) / 2, _BOTTOM + 36, "step", "head", "middle"), text(0, 34, name, "head")]
+    values, step_of_marks = marks(y.low, y.high, 4)
+    for value in values:
+        body.append(line(_LEFT, y(value), _RIGHT, y(value), "zero" if value == 0 else "grid"))
+        body.append(text(_LEFT - 8, y(value) + 4, formatting.tick(value, step_of_marks), "tick", "end"))
+    values, step_of_marks = marks(x.low, x.high, 5)
+    ticks = ((x(value), formatting.tick(value, step_of_marks)) for value in values)
+    body += [text(at, _BOTTOM + 18, tick, "tick", "middle") for at, tick in ticks]
     body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
     body.append(path(((x(step), y(loss)) for step, loss in smooth(training)), "train"))
     body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
