@@ -93,7 +93,6 @@ class HalfSplit(NamedTuple):
     """Assignment of clusters to halves."""
 
     half_of: Mapping[str, verdict.Half]
-    seed: int
 
     def rows(self, rows: Sequence[SampleResult], half: verdict.Half) -> list[SampleResult]:
         """Select the rows of one half."""
@@ -133,7 +132,7 @@ def split(
         half_of[cluster] = half = first if loads[0] <= loads[1] else second
         for task, n in counts:
             filled[half][task] += n
-    return HalfSplit(half_of | {name: half_of[group] for name, group in joined.items()}, seed)
+    return HalfSplit(half_of | {name: half_of[group] for name, group in joined.items()})
 
 
 class Measurement(NamedTuple):

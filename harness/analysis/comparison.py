@@ -264,19 +264,14 @@ def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"]) -> di
     ranks: dict[str, int] = {}
     leader = ""
     for rank, name in enumerate(sorted(signed_scores, key=lambda name: -signed_scores[name]), start=1):
-        if not leader or _differ(metric, same_items[leader], same_items[name]):
+        low = high = 0.0
+        if leader and (arms := _pair(same_items[leader], same_items[name])).ids:
+            low, high = estimate_difference(metric, arms).ends(_ALPHA)
+        if not leader or low > 0 or high < 0:
             leader, ranks[name] = name, rank
         else:
             ranks[name] = ranks[leader]
     return ranks
-
-
-def _differ(metric: Metric, leader: alignment.Arms, candidate: alignment.Arms) -> bool:
-    arms = _pair(leader, candidate)
-    if not arms.ids:
-        return False
-    low, high = estimate_difference(metric, arms).ends(_ALPHA)
-    return low > 0 or high < 0
 
 
 def _read(metric: Metric, columns: "MetricColumns") -> alignment.Arms:

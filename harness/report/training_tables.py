@@ -8,7 +8,6 @@ steps, which has rows of every length. Source: Goodfellow, Bengio and Courville 
 from collections.abc import Mapping, Sequence
 from math import ceil, isfinite
 from statistics import fmean
-from typing import Any
 
 from harness import formatting
 from harness.analysis.ablation import TrainingSets
@@ -51,7 +50,12 @@ LONGEST = 20  # cells of a title, which the legend follows
 
 def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
     """Show the measured figures of each training run, one row per candidate."""
-    figures = [_figures(f.training) for f in trained]
+    figures = []
+    for training in (f.training for f in trained):
+        values = {name: value for name, value in training.to_plain().items() if name not in _NOT_MEASURED}
+        values |= {"loss": mean} if (mean := smooth(training)) else {}
+        above_training = gap(training)
+        figures.append(values if above_training is None else values | {"overfitting_gap": above_training})
     names = list(dict.fromkeys(name for values in figures for name in values))
     columns = ["candidate", "training examples", "cost USD", *map(figure_title, names)]
     rows = [
@@ -69,14 +73,6 @@ def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
     notes += [f"{f.label} {sentence}." for f in trained if (sentence := describe_forgetting(f.training))]
     notes += [LIKELIHOOD] * (False in kinds) + [PREFERENCES] * (True in kinds)
     return Section("training", "Training", columns, rows, notes=notes)
-
-
-def _figures(training: TrainingRecord) -> dict[str, Any]:
-    values = {name: value for name, value in training.to_plain().items() if name not in _NOT_MEASURED}
-    if mean := smooth(training):
-        values["loss"] = mean
-    above_training = gap(training)
-    return values if above_training is None else {**values, "overfitting_gap": above_training}
 
 
 def figure_title(name: str) -> str:
