@@ -125,10 +125,9 @@ def _gain_sentence(report: ExperimentReport, run: candidate_facts.CandidateFacts
     if report.declared and report.declared.win_rate is not None and (wins := run.wins) and wins.rate:
         won = f"{wording.score_text(wins.rate)} % of items {basis_text(wins)}"
         required = f"{formatting.percent(report.declared.win_rate)} % is required"
-        more = (
-            f"; {formatting.pluralize(wins.lacking, 'more rating')} of people needed" if wins.lacking else ""
-        )
-        reached = f"{run.label} is preferred to {wins.over} on {won}, where {required}{more}. {reached}"
+        more = f"; {formatting.pluralize(wins.lacking, 'more rating')} of people needed"
+        required += more if wins.lacking else ""
+        reached = f"{run.label} is preferred to {wins.over} on {won}, where {required}. {reached}"
     if g is None or against is None:
         return f"{reached}; it was not compared with an untrained candidate."
     doubt = "" if g.low > 0 else ", which may be no gain at all" if g.high > 0 else ", which is a loss"

@@ -21,18 +21,7 @@ from harness.analysis.seeds import VARIANCE_UNKNOWN
 from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, is_in_macro
 from harness.data.row_traits import RULES
-from harness.formatting import (
-    UNKNOWN,
-    change,
-    count,
-    figure,
-    percent,
-    plain,
-    pluralize,
-    score,
-    seconds,
-    usd,
-)
+from harness.formatting import UNKNOWN, change, count, figure, percent, plain, pluralize, score, seconds
 from harness.records import PARITY
 from harness.report import pictures, result_tables, training_tables, wording
 from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, SPEED_TABLE, Result, print_table
@@ -136,19 +125,20 @@ def _body(report: ExperimentReport, finished: Sequence[CandidateFacts]) -> Itera
         rows.append([s.candidate, ", ".join(map(str, s.seeds)), each, over, deviation, change_text(s.gain)])
     yield Section("seeds", "Seeds", _SEED_COLUMNS, rows)
     if curve := report.curve:  # the trained sizes, then the expected gains of more rows
-        rows = [[count(p.n_train), score_text(p.score), "", usd(p.training_cost_usd)] for p in curve.points]
+        sizes = ((count(p.n_train), score_text(p.score), p.training_cost_usd) for p in curve.points)
+        rows = [[n_rows, reached, "", formatting.usd(cost)] for n_rows, reached, cost in sizes]
         rows[-1][2] = "(all)"
         rows += [[count(a.n_train), "expected", change_text(a.gain), UNKNOWN] for a in curve.ahead]
         corrects_others = any(c.metric == report.metric for c in report.labels)
         notes = [_AS_GRADED] if is_judge(report.metric) and corrects_others else []
         yield Section("curve", f"Learning curve: {curve.candidate}", _CURVE_COLUMNS, rows, notes=notes)
-    sizes = {name: estimate.n for f in finished for name, estimate in f.slices.items() if name}
-    columns = [f"{name} (n = {formatting.count(sizes[name])})" for name in sorted(sizes)]
+    slice_sizes = {name: estimate.n for f in finished for name, estimate in f.slices.items() if name}
+    columns = [f"{name} (n = {formatting.count(slice_sizes[name])})" for name in sorted(slice_sizes)]
     rows = []
     for f in finished if columns else ():
-        scores = (wording.answered_text(f.slices.get(name)) for name in sorted(sizes))
+        scores = (wording.answered_text(f.slices.get(name)) for name in sorted(slice_sizes))
         rows += [[f.label, *scores]] if f.slices else []
-    notes = [f"{case}: {RULES[case]}" for case in sorted(RULES.keys() & sizes)]
+    notes = [f"{case}: {RULES[case]}" for case in sorted(RULES.keys() & slice_sizes)]
     yield Section("slices", "Slices", ["candidate", *columns], rows, notes=notes)
     yield retrieval_section(finished)
     yield result_tables.targets_section(finished)
@@ -450,11 +440,8 @@ def _pair_sentences(metric: str, pair: PairCalibration) -> Iterator[str]:
             by = f"{change_text(favour)} points for the longer one, compared with people"
             yield f"{text} is not shown to favour a length: {by} ({share})"
         else:
-            which, ends = (
-                "longer" if favour.score > 0 else "shorter",
-                sorted((abs(favour.low), abs(favour.high))),
-            )
-            by = score(favour.unit, abs(favour.score), *ends)
+            which = "longer" if favour.score > 0 else "shorter"
+            by = score(favour.unit, abs(favour.score), *sorted((abs(favour.low), abs(favour.high))))
             also = "; what else sets the two candidates apart may be the cause as well"
             also = "" if pair.longer.is_length else also
             yield f"{text} favours the {which} one by {by} points more than people do ({share}){also}"
