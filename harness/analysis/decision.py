@@ -141,9 +141,9 @@ def _choose(case: Case, numbers: Economics) -> _Recommendation:
     if case.judged:
         return _choose_without_gain(case, numbers, case.judged, case.alternative)
     untrained = case.alternative
-    if failed := [f.label for f in case.facts if is_fine_tuned(f) and not f.over_budget]:
+    if unfinished := [f.label for f in case.facts if is_fine_tuned(f) and not f.over_budget]:
         return _leave_undecided(
-            f"{untrained.name} is the best untrained candidate, but {', '.join(failed)} failed",
+            f"{untrained.name} is the best untrained candidate, but {', '.join(unfinished)} failed",
             f"fix that and compare again{_meanwhile(case, untrained)}",
         )
     if untrained.over_budget:

@@ -210,7 +210,8 @@ def _fill(
             dashboard, options = f"{_DASHBOARD}{pages.get(path, '')}", steps.cleaned.get(path, ())
             file = path
             if path not in pages:
-                file, options, setup = steps.written.get(path, path), (), []
+                file, options = steps.written.get(path, path), ()
+                setup: list[str] = []
                 if file.startswith(HUB):
                     setup = [_command(_CommandStep("clean", (), ()), path, args, steps.names)]
                     file = name_output(steps.names, path, "clean")
