@@ -120,8 +120,8 @@ def retrieval_use(
         is_found = not ids or bool(ids & set(row.passages))
         is_found = is_found and any(text in passages for text in references)
         # An answer such as `no` occurs in any passage and does not identify the right one.
-        words = " ".join(references).split()
-        if ids and not any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in words):
+        all_words = " ".join(references).split()
+        if ids and not any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in all_words):
             is_found = ids <= set(row.passages)
         if not references and not ids:
             classes["unclear"] += 1

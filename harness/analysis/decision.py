@@ -277,7 +277,7 @@ def _choose_without_gain(
             why = f"{gains}, but what {subject} forgot was not measured"
             return _leave_undecided(why, f"add suites: and compare again{meanwhile}")
         open_ = (f for f in seeds if f.verdict and f.verdict.outcome == "inconclusive")
-        if undecided := {f.seed: verdict for f in open_ if (verdict := f.corrected or f.verdict)}:
+        if undecided := {f.seed: judged for f in open_ if (judged := f.corrected or f.verdict)}:
             gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text([*undecided])}"
             settle = next_step.more_items_text(case, [*undecided.values()])
             why = f"{gains}, but {gate} is {WORDS['inconclusive']}"
