@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from harness.analysis.candidate_facts import AnswerFacts, CandidateFacts, Speed
+from harness.analysis.candidate_facts import AnswerFacts, CandidateFacts, Case, Speed
 from harness.analysis.decision import Decision, decide
 from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.verdict import MissRate, Rule, Verdict
@@ -75,8 +75,9 @@ def alternatives(best: float = 0.74) -> list[CandidateFacts]:
 
 def make_decision(facts: Any, policy: DecidePolicy | None = None, **changes: Any) -> Decision:
     """Decide on a labelling task without documents, by default with the default policy."""
-    task: dict[str, Any] = {"closed_labels": True, "has_documents": False, "metric_name": "exact_match"}
-    return decide(facts, policy or DecidePolicy(), **(task | changes))
+    task: dict[str, Any] = {"closed_labels": True, "has_documents": False, "metric": "exact_match"} | changes
+    of_case = {name: task.pop(name) for name in Case._fields if name in task}
+    return decide(Case(facts, policy or DecidePolicy(), **of_case), **task)
 
 
 def find_reason(decision: Decision, words: str) -> str:

@@ -20,7 +20,7 @@ from fake_facts import verdict
 from harness import report, store
 from harness.analysis import comparison
 from harness.analysis import decision as decide
-from harness.analysis.candidate_facts import CandidateFacts, Speed, best_untrained
+from harness.analysis.candidate_facts import CandidateFacts, Case, Speed, best_untrained
 from harness.analysis.economics import apply_budgets
 from harness.analysis.estimators import Estimate
 from harness.lifecycle import nightly_alarm as alarm
@@ -127,9 +127,8 @@ def report_of(
         for run in runs
         if run.method != "base"
     }
-    decision = decide.decide(
-        facts, policy, closed_labels=False, has_documents=False, metric_name="exact_match"
-    )
+    case = Case(facts, policy, "exact_match")
+    decision = decide.decide(case, closed_labels=False, has_documents=False)
     return ExperimentReport(
         name, "tiny", "exact_match", tuple(facts), on_general, decision, task=target,
         margins={general: 0.05}, macro_margin=0.02, policy=policy,

@@ -31,7 +31,7 @@ from harness.spec import DecidePolicy, Need, Recipe, Task
 def make_decision(
     facts, *, closed_labels=True, has_documents=False, metric="exact_match", curve=None, **policy
 ) -> Decision:
-    task = {"closed_labels": closed_labels, "has_documents": has_documents, "metric_name": metric}
+    task = {"closed_labels": closed_labels, "has_documents": has_documents, "metric": metric}
     return fake_facts.make_decision(facts, DecidePolicy(**policy), curve=curve, **task)
 
 

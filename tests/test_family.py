@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from harness import config, store
 from harness.analysis import gating
 from harness.analysis.admission import Measurement, admit
-from harness.analysis.answers import AnswerCounts, answer_diversity
-from harness.analysis.comparison import compare_commonest_answers
+from harness.analysis.answers import AnswerCounts, answer_diversity, compare_commonest_answers
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate
 from harness.analysis.gate_rules import apply_rules

@@ -40,7 +40,7 @@ def pool_facts(facts):
 
 
 def decision(facts):
-    return make_decision([*alternatives(), *facts], metric_name="m")
+    return make_decision([*alternatives(), *facts], metric="m")
 
 
 # The formulas

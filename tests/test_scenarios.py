@@ -86,7 +86,7 @@ SMALL, LARGE = BaseSize("small", 135_000_000, 0.27), BaseSize("large", 1_700_000
 
 
 def sentence(*facts, goal, metric="exact_match"):
-    return find_reason(make_decision(list(facts), metric_name=metric, goal=goal), "meet the goal")
+    return find_reason(make_decision(list(facts), metric=metric, goal=goal), "meet the goal")
 
 
 def test_the_smallest_base_whose_whole_interval_reaches_the_goal_is_named():

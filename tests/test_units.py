@@ -38,7 +38,7 @@ UNTRAINED = [
 
 def a_report(*tuned_ones, untrained=UNTRAINED, metric="wer") -> ExperimentReport:
     facts = (*untrained, *tuned_ones)
-    decision = make_decision(facts, closed_labels=False, metric_name=metric)
+    decision = make_decision(facts, closed_labels=False, metric=metric)
     return ExperimentReport("e", "m", metric, facts, decision=decision, task="speech")
 
 

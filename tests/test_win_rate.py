@@ -273,7 +273,7 @@ JUDGED = Wins("knn", "judge:better", Estimate(0.9, 0.86, 0.94, 200), 20, 0.9, 80
 
 def make_decision(*facts, metric="token_f1", win_rate=0.6, **policy):
     all_facts, by = [*alternatives(), *facts], DecidePolicy(**policy)
-    return fake_facts.make_decision(all_facts, by, metric_name=metric, win_rate=win_rate)
+    return fake_facts.make_decision(all_facts, by, metric=metric, win_rate=win_rate)
 
 
 def test_a_fine_tune_that_people_prefer_is_shipped_though_the_targets_metric_contradicts():

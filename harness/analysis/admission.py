@@ -93,7 +93,6 @@ class HalfSplit(NamedTuple):
     """Assignment of clusters to halves."""
 
     half_of: Mapping[str, verdict.Half]
-    seed: int
 
     def rows(self, rows: Sequence[SampleResult], half: verdict.Half) -> list[SampleResult]:
         """Select the rows of one half."""
@@ -133,7 +132,7 @@ def split(
         half_of[cluster] = half = first if loads[0] <= loads[1] else second
         for task, n in counts:
             filled[half][task] += n
-    return HalfSplit(half_of | {name: half_of[group] for name, group in joined.items()}, seed)
+    return HalfSplit(half_of | {name: half_of[group] for name, group in joined.items()})
 
 
 class Measurement(NamedTuple):
@@ -215,12 +214,32 @@ def admit(
 def admit_tasks(
     measured: Sequence[Measurement], seed: int = 0, policy: GatePolicy | None = None
 ) -> AdmittedTasks:
-    """Split every task into halves, the judged ones alone, and admit each half by the base on the other."""
+    """Split every task into halves, the judged ones alone, and admit each half by the base on the other.
+
+    Rows of a single half are admitted together.
+    """
     judged = [m for m in measured if policy is None or verdict.is_judged(m.task.name, policy)]
     cut = cut_tasks(judged, seed)
     if len(judged) < len(measured):
         cut = cut._replace(half_of={**cut_tasks(measured, seed).half_of, **cut.half_of})
-    return AdmittedTasks(cut, {m.task.name: _admission(m, cut) for m in measured})
+    admitted_tasks: dict[str, tuple[tuple[verdict.Half, ...], str]] = {}
+    for m in measured:
+        name, metric = m.task.name, m.metrics[m.task.primary_metric]
+        prefix, parts = f"{name} cannot show forgetting", {half: cut.rows(m.base, half) for half in HALVES}
+        if reported := _explain_reported(m.task, metric):
+            admitted_tasks[name] = (), f"{name}: {reported}"
+        elif m.admitting is not None:
+            admitted, why = admit(m.task, metric, m.admitting, m.flip_rate)
+            admitted_tasks[name] = HALVES if admitted else (), f"{prefix}: on its other half {why}"
+        elif not all(parts.values()):
+            admitted_tasks[name] = (), f"{prefix}: its items form one cluster, which has no halves"
+        else:
+            by_half = {half: admit(m.task, metric, rows, m.flip_rate) for half, rows in parts.items()}
+            halves = tuple(h for h in HALVES if by_half[_OTHER_HALF[h]][0] and _is_scored(metric, parts[h]))
+            texts = zip(HALVES, ("one half of its items", "the other half"), strict=True)
+            why = " and ".join(f"on {text} {by_half[h][1]}" for h, text in texts if not by_half[h][0])
+            admitted_tasks[name] = halves, why if halves else f"{prefix}: {why}"
+    return AdmittedTasks(cut, admitted_tasks)
 
 
 def name_admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[str]:
@@ -257,25 +276,6 @@ def compare_metrics(
         may_be_admitted=may_be_admitted,
     )
     return comparisons
-
-
-def _admission(m: Measurement, cut: HalfSplit) -> tuple[tuple[verdict.Half, ...], str]:
-    """Admit each half of a task by the base's rows on the other; rows of a single half together."""
-    name, metric = m.task.name, m.metrics[m.task.primary_metric]
-    if reported := _explain_reported(m.task, metric):
-        return (), f"{name}: {reported}"
-    prefix = f"{name} cannot show forgetting"
-    if m.admitting is not None:
-        admitted, why = admit(m.task, metric, m.admitting, m.flip_rate)
-        return HALVES if admitted else (), f"{prefix}: on its other half {why}"
-    parts = {half: cut.rows(m.base, half) for half in HALVES}
-    if not all(parts.values()):
-        return (), f"{prefix}: its items form one cluster, which has no halves"
-    admissions = {half: admit(m.task, metric, rows, m.flip_rate) for half, rows in parts.items()}
-    halves = tuple(h for h in HALVES if admissions[_OTHER_HALF[h]][0] and _is_scored(metric, parts[h]))
-    halves_said = zip(HALVES, ("one half of its items", "the other half"), strict=True)
-    why = " and ".join(f"on {text} {admissions[h][1]}" for h, text in halves_said if not admissions[h][0])
-    return halves, why if halves else f"{prefix}: {why}"
 
 
 def _explain_reported(task: Task, metric: Metric) -> str:

@@ -195,47 +195,21 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
         runs = [run for kind in kinds if (run := best_of(case, kind))]
         scores = ", ".join(f"{run.name} reaches {score_text(case, run)}" for run in runs)
         return scores if len(runs) > 1 else ""
-    if need == "missing_capability":
-        return _describe_lack(case)
+    if need == "missing_capability":  # does the base, with prompts or examples, score above a trivial rule?
+        tries: tuple[Action, ...] = ("prompt", "few-shot", "rank")
+        runs = [run for kind in tries if (run := best_of(case, kind)) and run.target]
+        if not runs or not case.unit.is_rate or not case.unit.higher_is_better:
+            return ""
+        scores = " and ".join(f"{score_text(case, run)} with {run.name}" for run in runs)
+        share = case.trivial.share if case.trivial else 0.0
+        is_above = any(run.target and run.target.low > share for run in runs)
+        baseline = case.trivial.text if case.trivial else "no right answer at all"
+        result = f"{'' if is_above else 'not shown to be '}more than {baseline}"
+        tuned, gain_clause = case.judged, ""
+        if tuned and tuned.vs_prompt:
+            gain_clause = f"; {tuned.label} gains {gain_text(gain(tuned.vs_prompt))} over the prompt"
+        return f"the base reaches {scores}, which is {result}{gain_clause}"
     return _describe_fine_tune(case, need, case.judged) if case.judged else ""
-
-
-def _describe_lack(case: Case) -> str:
-    """Describe whether the base, with prompts or examples, scores above a trivial rule."""
-    kinds: tuple[Action, ...] = ("prompt", "few-shot", "rank")
-    runs = [run for kind in kinds if (run := best_of(case, kind)) and run.target]
-    if not runs or not case.unit.is_rate or not case.unit.higher_is_better:
-        return ""
-    scores = " and ".join(f"{score_text(case, run)} with {run.name}" for run in runs)
-    baseline = case.trivial.text if case.trivial else "no right answer at all"
-    share = case.trivial.share if case.trivial else 0.0
-    is_above = any(run.target and run.target.low > share for run in runs)
-    result = f"{'' if is_above else 'not shown to be '}more than {baseline}"
-    tuned, gain_clause = case.judged, ""
-    if tuned and tuned.vs_prompt:
-        gain_clause = f"; {tuned.label} gains {gain_text(gain(tuned.vs_prompt))} over the prompt"
-    return f"the base reaches {scores}, which is {result}{gain_clause}"
-
-
-def _describe_larger(case: Case, run: CandidateFacts) -> str:
-    """Compare a fine-tune with the best larger model: score, cost, and requests to break even."""
-
-    def is_larger(f: CandidateFacts) -> bool:
-        has_more = bool(f.base and run.base and f.base.n_parameters > run.base.n_parameters)
-        return f.name != run.name and (has_more or plugins.find_method(f.method).is_remote)
-
-    larger = best(filter(is_larger, case.facts))
-    if larger is None:
-        return ""
-    scores = f"reaches {score_text(case, larger)} and {run.label} {score_text(case, run)}"
-    text = f"{larger.name}, the larger model, {scores}"
-    prices = larger.cost_per_1k_usd, run.cost_per_1k_usd
-    if prices[0] is None or prices[1] is None:
-        return f"{text}; what {larger.name if prices[0] is None else run.label} costs is not known"
-    once, at = (run.rows_cost_usd, run.training_cost_usd), economics.break_even(run, larger, case.policy)
-    pays = "never paid back" if at in (None, inf) else f"paid back after {formatting.round_up(at)} requests"
-    costs, spent = (" and ".join(map(formatting.usd, usd)) for usd in (prices, once))
-    return f"{text}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent} USD, {pays}"
 
 
 def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
@@ -252,11 +226,25 @@ def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
         memory_text = f" and at most {formatting.plain(memory)} GiB" if memory else ""
         where = f" on {run.speed.measured_on}" if run.speed.measured_on else ""
         return f"training {run.label} took {formatting.seconds(run.training.total_s)}{memory_text}{where}"
-    if need == "cheaper_than_a_larger_model":
-        return _describe_larger(case, run)
     if need in ("new_domain", "low_resource_language") and run.vs_prompt:
         return f"{run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
-    return ""
+
+    def is_larger(f: CandidateFacts) -> bool:
+        has_more = bool(f.base and run.base and f.base.n_parameters > run.base.n_parameters)
+        return f.name != run.name and (has_more or plugins.find_method(f.method).is_remote)
+
+    larger = best(filter(is_larger, case.facts))
+    if need != "cheaper_than_a_larger_model" or larger is None:
+        return ""
+    scores = f"reaches {score_text(case, larger)} and {run.label} {score_text(case, run)}"
+    text = f"{larger.name}, the larger model, {scores}"
+    prices = larger.cost_per_1k_usd, run.cost_per_1k_usd
+    if prices[0] is None or prices[1] is None:
+        return f"{text}; what {larger.name if prices[0] is None else run.label} costs is not known"
+    once, at = (run.rows_cost_usd, run.training_cost_usd), economics.break_even(run, larger, case.policy)
+    pays = "never paid back" if at in (None, inf) else f"paid back after {formatting.round_up(at)} requests"
+    costs, spent = (" and ".join(map(formatting.usd, usd)) for usd in (prices, once))
+    return f"{text}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent} USD, {pays}"
 
 
 class Scenario(NamedTuple):

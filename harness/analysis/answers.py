@@ -18,7 +18,8 @@ import numpy as np
 
 from harness import stats
 from harness.analysis.alignment import align
-from harness.analysis.estimators import Estimate, identical_difference, tango_ends
+from harness.analysis.comparison import compare_rows
+from harness.analysis.estimators import Comparison, Estimate, identical_difference, tango_ends
 from harness.metrics import Metric, mean_metric, normalize
 from harness.prompting import context_of
 from harness.records import (
@@ -115,8 +116,14 @@ def retrieval_use(
             references = []  # none of them occurs in a document
         grounded = is_supported(row.text, context)
         supported += [grounded] if references else []
-        is_found = _is_found(references, _words(context), example, row)
-        if is_found is None:
+        ids, passages = set(example.documents), _words(context)
+        is_found = not ids or bool(ids & set(row.passages))
+        is_found = is_found and any(text in passages for text in references)
+        # An answer such as `no` occurs in any passage and does not identify the right one.
+        all_words = " ".join(references).split()
+        if ids and not any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in all_words):
+            is_found = ids <= set(row.passages)
+        if not references and not ids:
             classes["unclear"] += 1
         elif score < RIGHT:
             classes["unused" if is_found else "missed"] += 1
@@ -152,18 +159,6 @@ def is_supported(answer: str, context: str) -> bool:
         if not numbers <= vocab or sum(word in vocab for word in telling) < _SUPPORTED * len(telling):
             return False
     return bool(_WORD.search(answer))
-
-
-def _is_found(references: Sequence[str], context: str, example: Example, row: SampleResult) -> bool | None:
-    """Tell whether the passages contain the answer; None if that is undecidable."""
-    if not references and not example.documents:
-        return None
-    needed, passages = set(example.documents), set(row.passages)
-    words = (word for reference in references for word in reference.split())
-    # An answer such as `no` occurs in any passage and does not identify the right one.
-    if needed and not any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in words):
-        return needed <= passages
-    return (not needed or bool(needed & passages)) and any(text in context for text in references)
 
 
 def _firsts(ids: Sequence[str], first_ids: Mapping[str, str]) -> tuple[str, ...]:
@@ -306,27 +301,30 @@ def answer_diversity(
     return AnswerDiversity(task, n, new_counts, _answers(base_texts), low, high, reference_share, collapsed)
 
 
-def commonest_answer_arms(
-    base: Sequence[SampleResult] | None, new: Sequence[SampleResult]
-) -> list[tuple[list[SampleResult], list[SampleResult]]]:
-    """Pair the new rows with other arms' rows; their part `COMMONEST` is 1 for an arm's most frequent text.
+def compare_commonest_answers(
+    base: Sequence[SampleResult] | None, new: Sequence[SampleResult], *, alpha: float = 0.05
+) -> tuple[Comparison, ...]:
+    """Compare the share of each arm's commonest answer with the base's and the references'.
 
-    The other arms are the base, if it generated answers, and the references, if every item has one. A failed
-    answer has no part. Empty if the new arm generated nothing.
+    The base counts if it generated answers, the references if every item has one. A failed answer has no
+    part. Empty if the new arm generated nothing.
     """
     before = {row.example_id: row for row in base or ()}
     after = [row for row in new if base is None or row.example_id in before]
     if not _select_generated_rows(after):
-        return []
+        return ()
     old, references = [before[row.example_id] for row in after if before], _references(after)
-    other_arms = [_mark_commonest(old)] if _select_generated_rows(old) else []
+    other_arms = [old] if _select_generated_rows(old) else []
     if references:
-        answers = [
-            replace(row, text=text, status="ok", finish_reason=_GENERATED[0])
-            for row, text in zip(after, references, strict=True)
-        ]
-        other_arms.append(_mark_commonest(answers))
-    return [(other_rows, _mark_commonest(after)) for other_rows in other_arms]
+        answered = zip(after, references, strict=True)
+        other_arms.append(
+            [replace(row, text=text, status="ok", finish_reason=_GENERATED[0]) for row, text in answered]
+        )
+    new_rows = _mark_commonest(after)
+    return tuple(
+        compare_rows(COMMONEST, _mark_commonest(rows), new_rows, alpha=alpha, base_errors="bounds")
+        for rows in other_arms
+    )
 
 
 def _mark_commonest(rows: Sequence[SampleResult]) -> list[SampleResult]:

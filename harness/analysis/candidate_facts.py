@@ -389,10 +389,10 @@ class Case(NamedTuple):
     facts: Sequence[CandidateFacts]
     policy: DecidePolicy
     metric: str
-    alternative: CandidateFacts | None
-    winner: CandidateFacts | None
-    strongest: CandidateFacts | None
-    missing: Mapping[str, Sequence[str]]
+    alternative: CandidateFacts | None = None
+    winner: CandidateFacts | None = None
+    strongest: CandidateFacts | None = None
+    missing: Mapping[str, Sequence[str]] = {}
     curve: LearningCurve | None = None
     win_rate: float | None = None
     by_metric: Mapping[str, Comparison | None] | None = None

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.analysis import alignment, labelled_answers
-from harness.analysis.answers import COMMONEST, commonest_answer_arms
 from harness.analysis.estimators import (
     Comparison,
     Estimate,
@@ -172,16 +171,6 @@ def compare_validity(
     return compare_rows(metric, old, now, alpha=alpha, identical=identical, base_errors=base_errors)
 
 
-def compare_commonest_answers(
-    base: Sequence[SampleResult] | None, new: Sequence[SampleResult], *, alpha: float = 0.05
-) -> tuple[Comparison, ...]:
-    """Compare the share of each arm's commonest answer with the base's and the references'."""
-    return tuple(
-        compare_rows(COMMONEST, other_rows, new_rows, alpha=alpha, base_errors="bounds")
-        for other_rows, new_rows in commonest_answer_arms(base, new)
-    )
-
-
 def labels_missing(metric: str, labels: labelled_answers.Labels, *arms: Rows) -> int:
     """Count the labels that both arms still need before a judge's grades may decide; 0 for other metrics."""
     if not is_judge(metric):
@@ -275,19 +264,14 @@ def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"]) -> di
     ranks: dict[str, int] = {}
     leader = ""
     for rank, name in enumerate(sorted(signed_scores, key=lambda name: -signed_scores[name]), start=1):
-        if not leader or _differ(metric, same_items[leader], same_items[name]):
+        low = high = 0.0
+        if leader and (arms := _pair(same_items[leader], same_items[name])).ids:
+            low, high = estimate_difference(metric, arms).ends(_ALPHA)
+        if not leader or low > 0 or high < 0:
             leader, ranks[name] = name, rank
         else:
             ranks[name] = ranks[leader]
     return ranks
-
-
-def _differ(metric: Metric, leader: alignment.Arms, candidate: alignment.Arms) -> bool:
-    arms = _pair(leader, candidate)
-    if not arms.ids:
-        return False
-    low, high = estimate_difference(metric, arms).ends(_ALPHA)
-    return low > 0 or high < 0
 
 
 def _read(metric: Metric, columns: "MetricColumns") -> alignment.Arms:

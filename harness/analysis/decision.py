@@ -4,7 +4,6 @@ Invariant: pure. A fine-tune is recommended only if its gain over the best untra
 gate passes and the fair alternatives were compared; every reason carries its numbers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,11 +36,8 @@ from harness.analysis.candidate_facts import (
 from harness.analysis.economics import apply_budgets, forecast_text
 from harness.analysis.explain import describe_power, reasons, seeds_text
 from harness.analysis.seeds import Family, FamilyMember, family_members, place_in_family, pool_seeds
-from harness.analysis.significance import SpareItems
-from harness.analysis.target_scores import LearningCurve, TrivialBaseline
 from harness.analysis.verdict import WORDS
 from harness.formatting import Unit
-from harness.spec import DecidePolicy
 
 NO_FAMILY = Family()
 
@@ -71,60 +67,43 @@ class _Recommendation(NamedTuple):
 
 
 def decide(
-    facts: Sequence[CandidateFacts],
-    policy: DecidePolicy,
+    case: Case,
     *,
     closed_labels: bool,
     has_documents: bool,
-    metric_name: str,
-    curve: LearningCurve | None = None,
     family: Family = NO_FAMILY,
     goal: float | None = None,
-    win_rate: float | None = None,
-    trivial: TrivialBaseline | None = None,
-    can_fold: bool = False,
-    spare: Sequence[SpareItems] = (),
-    relative: bool = False,
 ) -> Decision:
-    """Recommend one candidate, or say what has to be measured first.
+    """Recommend one candidate, or say what has to be measured first; `case` has no choices yet.
 
     `closed_labels` and `has_documents` say which alternatives the target allows. A fine-tune must pass its
     gate as one member of the `family`. With a `goal`, a level of the target's metric, the smallest base that
-    meets it is named. The other arguments are those of a `Case`.
+    meets it is named.
     """
+    facts = case.facts
     by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
     corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)
-    within = apply_budgets(facts, policy)
-    with_gain = within if win_rate is None else next_step.judge_by_wins(within)
+    within = apply_budgets(facts, case.policy)
+    with_gain = within if case.win_rate is None else next_step.judge_by_wins(within)
     facts = place_in_family(pool_seeds(with_gain), family)
-    case = Case(
+    case = case._replace(
         facts=facts,
-        policy=policy,
-        metric=metric_name,
         alternative=alternative(facts),
         winner=best(list_passing_runs(facts)),
         strongest=strongest_run(facts),
         missing=list_missing_alternatives(facts, closed_labels, has_documents),
-        curve=curve,
-        win_rate=win_rate,
         by_metric=by_metric,
         # There is a difference between arms that people's labels could have corrected.
         unchecked=not corrected
         and any(f.vs_untrained and f.vs_untrained.estimator != "identical" for f in facts),
-        trivial=trivial,
-        can_fold=can_fold,
-        spare=spare,
-        relative=relative,
     )
     numbers = economics_of(case)
     choice = _choose(case, numbers)
     members = family_members(facts, family) if family.size > 1 else ()
+    size = next_step.size_sentences(case, goal, choice.candidate)
     return Decision(
         *choice,
-        (
-            *reasons(case, numbers, *choice[:2], members),
-            *next_step.size_sentences(case, goal, choice.candidate),
-        ),
+        (*reasons(case, numbers, *choice[:2], members), *size),
         listing(numbers),
         tuple(missing_texts(case.missing)),
         members,
@@ -155,13 +134,27 @@ def _choose(case: Case, numbers: Economics) -> _Recommendation:
             "harness rate export FILE, fill in its column label, harness rate import FILE; or set"
             " gate.uncalibrated_judge to allow",
         )
-    if case.strongest is None:
-        return _choose_untrained(case, case.alternative)
-    if case.alternative.over_budget:
-        return _choose_within_budget(case, numbers, case.strongest, case.alternative)
+    if case.judged and case.alternative.over_budget:
+        return _choose_within_budget(case, numbers, case.judged, case.alternative)
     if case.winner and is_gain_shown(case.winner):
         return _choose_with_gain(case, numbers, case.winner, case.alternative)
-    return _choose_without_gain(case, numbers, case.winner or case.strongest, case.alternative)
+    if case.judged:
+        return _choose_without_gain(case, numbers, case.judged, case.alternative)
+    untrained = case.alternative
+    if unfinished := [f.label for f in case.facts if is_fine_tuned(f) and not f.over_budget]:
+        return _leave_undecided(
+            f"{untrained.name} is the best untrained candidate, but {', '.join(unfinished)} failed",
+            f"fix that and compare again{_meanwhile(case, untrained)}",
+        )
+    if untrained.over_budget:
+        why = f"every candidate is left out, {untrained.name} because {untrained.over_budget}"
+        return _leave_undecided(why, "try others, or allow more")
+    fast = [f for f in case.facts if f.state == "done" and not f.over_budget]
+    several = f", {formatting.pluralize(n_settings(fast), 'setting')} tried"
+    best_of = f"the best of {formatting.count(len(fast))}{several if n_settings(fast) != len(fast) else ''}"
+    no_tune = "keeps the budgets" if any(map(is_fine_tuned, case.facts)) else "was compared"
+    why = f"{score_text(case, untrained)}, on validation {best_of}; no fine-tune {no_tune}"
+    return _ship(case, untrained, why)
 
 
 def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
@@ -206,33 +199,10 @@ def _leave_undecided(why: str, then: str) -> _Recommendation:
     return _Recommendation("undecided", None, f"Undecided: {why}; {then}.")
 
 
-def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Recommendation:
-    failed = [f.label for f in case.facts if is_fine_tuned(f) and not f.over_budget]
-    if failed:
-        return _leave_undecided(
-            f"{alternative.name} is the best untrained candidate, but {', '.join(failed)} failed",
-            f"fix that and compare again{_meanwhile(case, alternative)}",
-        )
-    if alternative.over_budget:
-        why = f"every candidate is left out, {alternative.name} because {alternative.over_budget}"
-        return _leave_undecided(why, "try others, or allow more")
-    fast = [f for f in case.facts if f.state == "done" and not f.over_budget]
-    n, tried = len(fast), n_settings(fast)
-    several = f", {formatting.pluralize(tried, 'setting')} tried" if tried != n else ""
-    slow = any(is_fine_tuned(f) for f in case.facts)
-    return _ship(
-        case,
-        alternative,
-        f"{score_text(case, alternative)}, on validation the best of {formatting.count(n)}{several};"
-        f" no fine-tune {'keeps the budgets' if slow else 'was compared'}",
-    )
-
-
 def _choose_within_budget(
-    case: Case, numbers: Economics, judged: CandidateFacts, slow: CandidateFacts
+    case: Case, numbers: Economics, run: CandidateFacts, slow: CandidateFacts
 ) -> _Recommendation:
     """Recommend a fine-tune if no untrained candidate keeps the budget and it beats the prompt."""
-    run = case.winner or judged
     g, over, ratio = gain(run.vs_prompt), "the prompt", numbers.points_per_usd_over_prompt
     if case.by_wins:
         g, over, ratio = gain(run.vs_untrained), slow.name, numbers.points_per_usd_over_untrained
@@ -301,8 +271,32 @@ def _choose_without_gain(
     if pending := [f for f in blocked if not list_failing(f)]:
         run = best(pending) or pending[0]
         gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over {alternative.name}"
-        why, settle = _open_gate(case, run)
-        return _leave_undecided(f"{gains}, but {why}", f"{settle}{_meanwhile(case, alternative)}")
+        meanwhile, seeds = _meanwhile(case, alternative), seeds_of(case.facts, run)
+        if unmeasured := [f.seed for f in seeds if f.verdict is None]:
+            subject = "it" if len(unmeasured) == len(seeds) else seeds_text(unmeasured)
+            why = f"{gains}, but what {subject} forgot was not measured"
+            return _leave_undecided(why, f"add suites: and compare again{meanwhile}")
+        open_ = (f for f in seeds if f.verdict and f.verdict.outcome == "inconclusive")
+        if undecided := {f.seed: judged for f in open_ if (judged := f.corrected or f.verdict)}:
+            gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text([*undecided])}"
+            settle = next_step.more_items_text(case, [*undecided.values()])
+            why = f"{gains}, but {gate} is {WORDS['inconclusive']}"
+            return _leave_undecided(why, f"{settle}{meanwhile}")
+        if failed := list_failed_seeds(case.facts, run):
+            why = f"{gains}, but {seeds_text(failed)} failed"
+            return _leave_undecided(why, f"fix that and compare again{meanwhile}")
+        f, standing = next((f, f.standing) for f in (run, *seeds) if passes_alone(f) and f.standing)
+        if standing.p is None:
+            why = f"of its grid {standing.chosen} is best on validation, and only that one is judged for it"
+            settle = "compare it as a recipe of its own on new test items"
+        else:
+            why = (
+                f"its gate passes alone (p {formatting.p_value(standing.p)}), not as one of {standing.n}"
+                f" fine-tunes (by Holm {formatting.p_value(standing.p_adjusted)}, below {standing.alpha:g} is"
+                " required)"
+            )
+            settle = next_step.more_items_text(case, [f.corrected] if f.corrected else [])
+        return _leave_undecided(f"{gains}, but {why}", f"{settle}{meanwhile}")
     if blocked:
         run = best(blocked) or blocked[0]
         gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over it"
@@ -331,26 +325,3 @@ def _choose_without_gain(
     if g.high >= 0:
         verdict = f"is not shown to help ({gain_text(g)}): {describe_power(case, compared)}"
     return _ship(case, alternative, f"{score_text(case, alternative)}; {compared.name}, {which}, {verdict}")
-
-
-def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
-    """Say why a recipe with no failing seed does not pass its gate, and what would settle that."""
-    seeds = seeds_of(case.facts, run)
-    if unmeasured := [f.seed for f in seeds if f.verdict is None]:
-        subject = "it" if len(unmeasured) == len(seeds) else seeds_text(unmeasured)
-        return f"what {subject} forgot was not measured", "add suites: and compare again"
-    open_ = (f for f in seeds if f.verdict and f.verdict.outcome == "inconclusive")
-    if undecided := {f.seed: verdict for f in open_ if (verdict := f.corrected or f.verdict)}:
-        gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text(list(undecided))}"
-        return f"{gate} is {WORDS['inconclusive']}", next_step.more_items_text(case, list(undecided.values()))
-    if failed := list_failed_seeds(case.facts, run):
-        return f"{seeds_text(failed)} failed", "fix that and compare again"
-    f, standing = next((f, f.standing) for f in (run, *seeds) if passes_alone(f) and f.standing)
-    if standing.p is None:
-        why = f"of its grid {standing.chosen} is best on validation, and only that one is judged for it"
-        return why, "compare it as a recipe of its own on new test items"
-    why = (
-        f"its gate passes alone (p {formatting.p_value(standing.p)}), not as one of {standing.n} fine-tunes"
-        f" (by Holm {formatting.p_value(standing.p_adjusted)}, below {standing.alpha:g} is required)"
-    )
-    return why, next_step.more_items_text(case, [f.corrected] if f.corrected else [])

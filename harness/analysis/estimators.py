@@ -263,14 +263,14 @@ def _score_in_folds(score: Estimate, metric: Metric, parts: Array, arms: Arms, f
     if not folds.any():
         return score
 
-    def score_of(mask: NDArray[np.bool_]) -> float:
-        return float(metric.aggregate(parts[mask], arms.weights[mask]))
-
     def ends(alpha: float) -> Interval:
         times = quantile(None, 1 - alpha / 2) / quantile(None, 0.975)
         return Interval(*(score.score + times * (end - score.score) for end in (score.low, score.high)))
 
-    low, high = interval_in_folds(ends, None, score.score, folds, score_of)[0](0.05)
+    widened, *_ = interval_in_folds(
+        ends, None, score.score, folds, lambda mask: float(metric.aggregate(parts[mask], arms.weights[mask]))
+    )
+    low, high = widened(0.05)
     return score._replace(low=max(low, metric.bounds[0]), high=min(high, metric.bounds[1]))
 
 

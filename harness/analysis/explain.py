@@ -52,13 +52,44 @@ def reasons(
     sentences: list[str] = []
     if case.judged and case.alternative:
         sentences += _gains(case, case.judged, case.alternative)
-        sentences.append(_per_usd(case, numbers, case.judged))
+        ratio, prompt = numbers.points_per_usd_over_untrained, numbers.points_per_usd_over_prompt
+        if ratio is None:
+            gained = gain_text(numbers.gain_over_untrained)
+            price = f"Training {case.judged.name} has no price, so the gain itself decides: {gained}."
+        else:
+            over_prompt = f", over the prompt {formatting.figure(*prompt)}" if prompt else ""
+            p = numbers.probability_above_tau
+            likely = "" if p is None else f"; shown with a probability of {formatting.percent(p)} %"
+            flips = f"at more than {formatting.figure(ratio.low)} the decision flips"
+            flips = flips if ratio.low > 0 else "at no value is it recommended"
+            price = (
+                f"Training cost {formatting.usd(numbers.training_cost_usd)} USD and brought"
+                f" {formatting.figure(*ratio)} {case.unit.name} per USD over the best untrained{over_prompt}."
+                f" You ask for more than {formatting.figure(case.policy.tau)} per USD (decide.tau{likely});"
+                f" {flips}."
+            )
+        sentences.append(price)
         sentences.append(_break_even(case, numbers, case.judged, case.alternative))
         sentences += _worth(case, numbers)
         sentences += next_step.sentences(case, numbers.spend)
     sentences += economics.budget_sentences(case.facts, case.policy)
     sentences += _gates(case)
-    sentences += filter(None, [_family(case, family), scenario_sentence(case, action, shipped)])
+    if family:
+        alpha = next((f.standing.alpha for f in case.facts if f.standing), 0.0)
+        passing = [
+            f"{m.candidate} {'shown' if m.p_adjusted < alpha else 'not shown'} (p {formatting.p_value(m.p)},"
+            f" corrected {formatting.p_value(m.p_adjusted)})"
+            for m in family
+            if m.p is not None
+        ]
+        chance = formatting.chance(bound_passing_chance(alpha, len(family)))
+        sentences.append(
+            f"{formatting.count(len(family))} fine-tunes are judged on the same items: if each had lost"
+            " exactly what the margin allows, one would still pass its own gate with a chance of up to"
+            f" {chance}. The choice is corrected for that (Holm at {formatting.percent(alpha)} %):"
+            f" {'; '.join(passing) or 'none passes even alone'}."
+        )
+    sentences += filter(None, [scenario_sentence(case, action, shipped)])
     sentences += failure_sentences(case)
     sentences += need_sentences(case, shipped)
     if case.judged:
@@ -140,24 +171,6 @@ def describe_power(case: Case, run: CandidateFacts) -> str:
         ways += ["--seeds 0,1,2"] if plugins.find_method(run.method).trains and is_of_few_seeds else []
         more = " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
     return f"{text}; for more: {more}"
-
-
-def _per_usd(case: Case, costs: Economics, run: CandidateFacts) -> str:
-    ratio, prompt = costs.points_per_usd_over_untrained, costs.points_per_usd_over_prompt
-    if ratio is None:
-        gain_clause = gain_text(costs.gain_over_untrained)
-        return f"Training {run.name} has no price, so the gain itself decides: {gain_clause}."
-    over_prompt = f", over the prompt {formatting.figure(*prompt)}" if prompt else ""
-    chance = costs.probability_above_tau
-    likely = f"; shown with a probability of {formatting.percent(chance)} %" if chance is not None else ""
-    flips = f"at more than {formatting.figure(ratio.low)} the decision flips"
-    if ratio.low <= 0:
-        flips = "at no value is it recommended"
-    return (
-        f"Training cost {formatting.usd(costs.training_cost_usd)} USD and brought {formatting.figure(*ratio)}"
-        f" {case.unit.name} per USD over the best untrained{over_prompt}. You ask for more than"
-        f" {formatting.figure(case.policy.tau)} per USD (decide.tau{likely}); {flips}."
-    )
 
 
 def _break_even(case: Case, numbers: Economics, run: CandidateFacts, alternative: CandidateFacts) -> str:
@@ -243,25 +256,6 @@ def _gates(case: Case) -> list[str]:
 def seeds_text(seeds: Sequence[int]) -> str:
     """Name seeds: `seed 1`, `seeds 1, 2`."""
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-
-
-def _family(case: Case, members: Sequence[FamilyMember]) -> str:
-    if not members:
-        return ""
-    alpha = next((f.standing.alpha for f in case.facts if f.standing), 0.0)
-    passing = [
-        f"{m.candidate} {'shown' if m.p_adjusted < alpha else 'not shown'} (p {formatting.p_value(m.p)},"
-        f" corrected {formatting.p_value(m.p_adjusted)})"
-        for m in members
-        if m.p is not None
-    ]
-    n, chance = len(members), formatting.chance(bound_passing_chance(alpha, len(members)))
-    return (
-        f"{formatting.count(n)} fine-tunes are judged on the same items: if each had lost exactly what the"
-        f" margin allows, one would still pass its own gate with a chance of up to {chance}. The choice is"
-        f" corrected for that (Holm at {formatting.percent(alpha)} %):"
-        f" {'; '.join(passing) or 'none passes even alone'}."
-    )
 
 
 def _seeds(run: CandidateFacts, n: int) -> str:

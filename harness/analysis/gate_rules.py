@@ -6,43 +6,14 @@ veto next to a pass; Clopper & Pearson 1934 for exact one-sided bounds.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from math import ceil
 from statistics import fmean
 from typing import Literal
 
 from harness import formatting, stats
-from harness.analysis.estimators import Comparison, Estimate, at_level, mean_change, orient, regression_p
-from harness.analysis.gate_rules_on_answers import (
-    Compared,
-    ControlFacts,
-    control_rule,
-    drift_rule,
-    errors_rule,
-    mode_collapse_rule,
-    regressions_rule,
-    require_calibration,
-    target_rule,
-    validity_rule,
-)
+from harness.analysis import estimators, margins
+from harness.analysis import gate_rules_on_answers as on_answers
 from harness.analysis.macro import NOTHING_SHARED, Macro, SharedItems, average_macro, plan_parts
-from harness.analysis.margins import (
-    MOST_ITEMS,
-    DeltaPart,
-    critical_rates,
-    describe_more_items,
-    find_facing_se,
-    find_planning_se,
-    is_relative,
-    loss_margin_text,
-    margin_of,
-    margin_outcome,
-    margin_share,
-    margin_text,
-    margin_verdict,
-    ruled_out,
-    upper_se,
-)
 from harness.analysis.significance import loss_rate_p, macro_p, miss_rates
 from harness.analysis.verdict import (
     NAMED,
@@ -72,17 +43,17 @@ def apply_rules(
     tasks: Sequence[TaskComparison],
     policy: GatePolicy,
     *,
-    validity: Comparison | None,
+    validity: estimators.Comparison | None,
     target: TargetFacts | None,
     identical: bool,
     confirmed: Mapping[str, Collection[str]] | None = None,
-    controls: Sequence[ControlFacts] = (),
+    controls: Sequence[on_answers.ControlFacts] = (),
     missing: Sequence[str] = (),
     shared: SharedItems = NOTHING_SHARED,
     level: float | None = None,
     cumulative: Rule | None = None,
     export: Rule | None = None,
-    commonest: Compared | None = None,
+    commonest: on_answers.Compared | None = None,
 ) -> Verdict:
     """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
 
@@ -96,18 +67,29 @@ def apply_rules(
             f"comparisons made at alpha {sorted(other_alphas)}, the policy's is {policy.alpha}: pass it to"
             " compare_rows"
         )
-    errors = None if identical else errors_rule(tasks, target, policy)
-    tasks = [t.change(orient) for t in tasks]
+    errors = None if identical else on_answers.errors_rule(tasks, target, policy)
+    tasks = [t.change(estimators.orient) for t in tasks]
     vetoing = [t for t in tasks if is_in_macro(t)]
     safety = [t for t in tasks if is_safety(t, policy)]
     strict_policy = policy if level is None else policy.model_copy(update={"alpha": level})
     tasks = [t.at_level(strict_policy.alpha) for t in tasks]
-    validity = at_level(validity, strict_policy.alpha) if validity else None
+    validity = estimators.at_level(validity, strict_policy.alpha) if validity else None
     admitted = [t for t in tasks if is_in_macro(t)]
     macro = average_macro(admitted, strict_policy, shared) if admitted else None
-    calibrated = partial(require_calibration, policy=policy, identical=identical)
+
+    def calibrated(rule: Rule, judged: Sequence[TaskComparison]) -> Rule:
+        """Leave a rule open if it rests on a judge's grades of tasks, unless the policy allows that."""
+        names = [t.task.name for t in judged if estimators.is_judge(t.comparison.metric)]
+        if identical or not names or policy.uncalibrated_judge == "allow":
+            return rule
+        text = (
+            f"{rule.name}: {', '.join(names)} graded by a judge that no labels of people calibrate (they are"
+            " for the target alone); another primary metric, or gate.uncalibrated_judge: allow"
+        )
+        return Rule(rule.name, "inconclusive", text, {"judged": names})
+
     critical = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
-    collapse = mode_collapse_rule(commonest or {}, strict_policy, identical)
+    collapse = on_answers.mode_collapse_rule(commonest or {}, strict_policy, identical)
     unanswered = []  # an unmeasured task may be the one that was lost
     if missing and not identical:
         problem = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({list_ids(missing)})"
@@ -119,12 +101,12 @@ def apply_rules(
         calibrated(judge_each(vetoing, policy, identical), vetoing),
         *([calibrated(judge_each(safety, policy, identical, "safety"), safety)] if safety else []),
         calibrated(critical_rule(tasks, strict_policy, identical), critical),
-        regressions_rule(tasks, identical, confirmed),
-        validity_rule(validity, strict_policy, identical),
-        target_rule(target, policy),
+        on_answers.regressions_rule(tasks, identical, confirmed),
+        on_answers.validity_rule(validity, strict_policy, identical),
+        on_answers.target_rule(target, policy),
         *([collapse] if collapse else []),
-        drift_rule(tasks, policy, identical),
-        control_rule(controls),
+        on_answers.drift_rule(tasks, policy, identical),
+        on_answers.control_rule(controls),
         *unanswered,
         *([cumulative] if cumulative else []),
         *([export] if export else []),
@@ -157,8 +139,18 @@ def macro_rule(
     shared: SharedItems,
 ) -> Rule:
     """Pass if the macro-average of the deltas is non-inferior, fail if a loss is shown."""
-    left_out = [f"{t.task.name}: {why}" for t in tasks if (why := _explain_left_out(t, policy))]
-    margin = margin_share(policy.macro)
+    left_out = []
+    for t in tasks:
+        is_judged = is_named_critical(t.task, t.suite, policy) or is_safety(t, policy) or is_in_macro(t)
+        if is_judged or t.role in ("target", "regression"):
+            continue
+        why = t.why_not
+        if t.role != "capability":
+            why = f"a {t.role} task is reported, not judged: gate.safety is null, or its metric has no bounds"
+        elif is_reported_only(t.task):
+            why = f"{'perplexity' if is_perplexity(t) else 'bits per byte'} is reported, not judged"
+        left_out += [f"{t.task.name}: {why}"] if why else []
+    margin = margins.margin_share(policy.macro)
     facts: dict[str, Number] = {"margin": margin, "n_tasks": len(admitted), "left_out": left_out}
     halves = [f"{t.task.name}: {t.half.why}" for t in admitted if t.half]
     facts |= {"one_half": halves} if halves else {}
@@ -181,25 +173,30 @@ def macro_rule(
         sentence = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
         return Rule("macro", "inconclusive", sentence + tail, facts)
     estimate = macro_estimate(admitted, macro, identical, shared)
-    outcome = margin_outcome(macro.lower, macro.upper, margin)
-    facing = find_facing_se(macro.delta, macro.lower, macro.upper, margin, policy.alpha)
+    outcome = margins.margin_outcome(macro.lower, macro.upper, margin)
+    facing = margins.find_facing_se(macro.delta, macro.lower, macro.upper, margin, policy.alpha)
     parts, correlations = plan_parts(admitted, macro, shared)
-    advice = describe_more_items(macro.delta, parts, margin, policy.alpha, facing, correlations)
+    advice = margins.describe_more_items(macro.delta, parts, margin, policy.alpha, facing, correlations)
     facts |= {"delta": estimate.score, "low": estimate.low, "high": estimate.high, "n_items": estimate.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
     facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted) - shared.n_repeated_clusters}
     facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
     of_skill = (
-        f", {formatting.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
+        f", {formatting.points(macro.delta)} % of the base's skill"
+        if margins.is_relative(policy.macro)
+        else ""
     )
     # The printed interval is in points, with which a share of the base's skill cannot be compared.
-    low = macro.lower if is_relative(policy.macro) else estimate.low
+    low = macro.lower if margins.is_relative(policy.macro) else estimate.low
     sentence = (
         f"macro over {formatting.pluralize(len(admitted), 'task')}: {formatting.points(*estimate[:3])} pp"
         f"{of_skill}, "
-        + margin_verdict(
-            outcome, margin_text(policy.macro), ruled_out(low, macro.lower, margin, policy), advice
+        + margins.margin_verdict(
+            outcome,
+            margins.margin_text(policy.macro),
+            margins.ruled_out(low, macro.lower, margin, policy),
+            advice,
         )
     )
     if outcome == "inconclusive" and advice.by_task:
@@ -209,23 +206,12 @@ def macro_rule(
 
 def macro_estimate(
     admitted: Sequence[TaskComparison], macro: Macro, identical: bool, shared: SharedItems
-) -> Estimate:
+) -> estimators.Estimate:
     """Return the macro delta with its 95 % interval, each item of the admitted tasks counted once."""
     comparisons = [t.counted for t in admitted]
     if identical:
-        return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.n_repeated)
-    return mean_change(comparisons, macro.weights, macro.correlations, shared.n_repeated)
-
-
-def _explain_left_out(t: TaskComparison, policy: GatePolicy) -> str:
-    """Say why a task is left out of the verdict; empty if a rule judges it."""
-    is_judged = is_named_critical(t.task, t.suite, policy) or is_safety(t, policy) or is_in_macro(t)
-    if is_judged or t.role in ("target", "regression"):
-        return ""
-    if t.role != "capability":
-        return f"a {t.role} task is reported, not judged: gate.safety is null, or its metric has no bounds"
-    unit = "perplexity" if is_perplexity(t) else "bits per byte"
-    return f"{unit} is reported, not judged" if is_reported_only(t.task) else t.why_not
+        return estimators.Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.n_repeated)
+    return estimators.mean_change(comparisons, macro.weights, macro.correlations, shared.n_repeated)
 
 
 def judge_each(
@@ -245,13 +231,15 @@ def judge_each(
     if not admitted:
         kind = "admitted capability" if name == "each" else "safety"
         return Rule(name, "skipped", f"{name}: no {kind} task was measured", {})
-    margins, alpha = [margin_of(t, policy) for t in admitted], policy.alpha / len(admitted)
-    loss_ps = stats.holm([regression_p(t.counted, 0.0) for t in admitted])
-    beyond_ps = stats.holm([regression_p(t.counted, m) for t, m in zip(admitted, margins, strict=True)])
+    allowed, alpha = [margins.margin_of(t, policy) for t in admitted], policy.alpha / len(admitted)
+    loss_ps = stats.holm([estimators.regression_p(t.counted, 0.0) for t in admitted])
+    beyond_ps = stats.holm(
+        [estimators.regression_p(t.counted, m) for t, m in zip(admitted, allowed, strict=True)]
+    )
     vetoed = [t for t, p in zip(admitted, beyond_ps, strict=True) if p < policy.alpha]
     beyond_margin = [
         (t, p)
-        for t, p, margin in zip(admitted, loss_ps, margins, strict=True)
+        for t, p, margin in zip(admitted, loss_ps, allowed, strict=True)
         if t.counted.delta < -margin and t not in vetoed
     ]
     doubtful = [t for t, p in beyond_margin if p < policy.alpha]
@@ -270,22 +258,28 @@ def judge_each(
         "p_smallest": min(beyond_ps),
     }
     if vetoed:
-        loss_texts = "; ".join(loss_margin_text(t, policy) for t in vetoed)
+        loss_texts = "; ".join(margins.loss_margin_text(t, policy) for t in vetoed)
         return Rule(name, "fail", f"{name}: more than the margin was lost: {loss_texts}", facts)
     if doubtful:
         task_texts, more = [], dict[str, int | None]()
         for t in doubtful:
-            c, margin = t.counted, margin_of(t, policy)
-            part = DeltaPart(t.task.name, find_planning_se(c, upper_se(c)), c.n, t.room)
-            advice = describe_more_items(
-                c.delta, [part], margin, alpha, find_facing_se(c.delta, c.lower, c.upper, margin, c.alpha)
+            c, margin = t.counted, margins.margin_of(t, policy)
+            part = margins.DeltaPart(
+                t.task.name, margins.find_planning_se(c, margins.upper_se(c)), c.n, t.room
             )
-            task_texts.append(f"{loss_margin_text(t, policy)} ({advice.sentence})")
+            advice = margins.describe_more_items(
+                c.delta,
+                [part],
+                margin,
+                alpha,
+                margins.find_facing_se(c.delta, c.lower, c.upper, margin, c.alpha),
+            )
+            task_texts.append(f"{margins.loss_margin_text(t, policy)} ({advice.sentence})")
             more[t.task.name] = advice.items
         sentence = f"{name}: whether more than the margin was lost is open: {'; '.join(task_texts)}"
         return Rule(name, "inconclusive", sentence, add_items_needed(facts, "inconclusive", more))
     if too_small:
-        loss_texts = "; ".join(loss_margin_text(t, policy) for t in too_small)
+        loss_texts = "; ".join(margins.loss_margin_text(t, policy) for t in too_small)
         return Rule(name, "inconclusive", f"{name}: too few items to tell: {loss_texts}", facts)
     lowest = min(admitted, key=lambda t: t.counted.delta)
     n_tasks = formatting.pluralize(len(admitted), "task")
@@ -319,7 +313,7 @@ def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical
 def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
     """Judge the loss rate among the items that the base passed by its exact one-sided bounds."""
     c, name = t.comparison, t.task.name
-    allowed, passing = critical_rates(policy)
+    allowed, passing = margins.critical_rates(policy)
     if not c.base_passed:
         why = "its scores are not 0 or 1" if c.base_passed is None else "the base passed no item"
         return Rule("critical", "inconclusive", f"{name}: losses cannot be counted, {why}", {})
@@ -350,10 +344,10 @@ def _loss_bounds(lost: float, passed: float, effect: float, alpha: float) -> Int
     return stats.clopper_pearson(lost / effect, passed / effect, 2 * alpha)
 
 
-def _count_critical_items(c: Comparison, policy: GatePolicy) -> int | None:
+def _count_critical_items(c: estimators.Comparison, policy: GatePolicy) -> int | None:
     """Grow the sample at the observed loss rate until one of the bounds decides; None if none does."""
-    factor, (allowed, passing) = 1.0, critical_rates(policy)
-    while c.base_passed and factor < MOST_ITEMS:
+    factor, (allowed, passing) = 1.0, margins.critical_rates(policy)
+    while c.base_passed and factor < margins.MOST_ITEMS:
         factor *= 1.1
         low, high = _loss_bounds(len(c.lost) * factor, c.base_passed * factor, c.design_effect, policy.alpha)
         if low > allowed or high < passing:

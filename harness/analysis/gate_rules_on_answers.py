@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from harness import formatting, stats
 from harness.analysis import margins
-from harness.analysis.estimators import Comparison, at_level, is_judge, orient
+from harness.analysis.estimators import Comparison, at_level, orient
 from harness.analysis.human_preferences import OpenRating, find_open_rating
 from harness.analysis.significance import noninferiority_p, target_p
 from harness.analysis.verdict import (
@@ -256,20 +256,6 @@ def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) 
         f"{formatting.percent(c.new)} %, {rise} pp, limit {margins.margin_text(limit)}: {_WORDS[outcome]}"
     )
     return Rule("mode collapse", outcome, sentence, facts)
-
-
-def require_calibration(
-    rule: Rule, tasks: Sequence[TaskComparison], policy: GatePolicy, *, identical: bool
-) -> Rule:
-    """Leave a rule open if it rests on a judge's grades of these tasks, unless the policy allows that."""
-    judged = [t.task.name for t in tasks if is_judge(t.comparison.metric)]
-    if identical or not judged or policy.uncalibrated_judge == "allow":
-        return rule
-    text = (
-        f"{rule.name}: {', '.join(judged)} graded by a judge that no labels of people calibrate (they are for"
-        " the target alone); another primary metric, or gate.uncalibrated_judge: allow"
-    )
-    return Rule(rule.name, "inconclusive", text, {"judged": judged})
 
 
 def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:

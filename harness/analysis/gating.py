@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from harness.analysis import admission, comparison
 from harness.analysis.alignment import name_pooled_cluster
+from harness.analysis.answers import compare_commonest_answers
 from harness.analysis.estimators import Comparison
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.gate_rules_on_answers import ControlFacts
@@ -135,9 +136,7 @@ def judge(
     if policy.mode_collapse is not None and not identical:
         for m in judged:
             if m.role == "capability" and m.task.kind == "generate":
-                commonest[m.task.name] = comparison.compare_commonest_answers(
-                    m.base, m.new, alpha=policy.alpha
-                )
+                commonest[m.task.name] = compare_commonest_answers(m.base, m.new, alpha=policy.alpha)
         commonest |= {"the target": target.commonest} if target else {}
     verdict = apply_rules(
         tasks,

@@ -15,14 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import formatting, stats
-from harness.analysis.admission import (
-    HalfSplit,
-    Measurement,
-    compare_task,
-    cut_tasks,
-    documents_of,
-    select_half,
-)
+from harness.analysis import admission
 from harness.analysis.alignment import align
 from harness.analysis.estimators import Comparison, Estimate, mean_change
 from harness.analysis.margins import DeltaPart, find_planning_se, is_relative, lower_se, skill
@@ -83,12 +76,12 @@ class _Moves(NamedTuple):
 
 
 def find_shared_items(
-    measured: Sequence[Measurement], admitted: Sequence[TaskComparison], cut: HalfSplit
+    measured: Sequence[admission.Measurement], admitted: Sequence[TaskComparison], cut: admission.HalfSplit
 ) -> SharedItems:
     """Find admitted tasks that share documents, and correlate their deltas."""
     tasks = {t.task.name: t for t in admitted}
     by_task = {m.task.name: m for m in measured if m.task.name in tasks}
-    documents_by_task = {name: documents_of(m.base, m.documents) for name, m in by_task.items()}
+    documents_by_task = {name: admission.documents_of(m.base, m.documents) for name, m in by_task.items()}
     holders: dict[str, list[str]] = {}
     for name, documents in documents_by_task.items():
         for document in documents.values():
@@ -97,8 +90,22 @@ def find_shared_items(
     sizes = {name: len(by_task[name].base) for name in sorted({name for pair in n_shared for name in pair})}
     clusters = {name: {row.cluster for row in m.base if row.cluster} for name, m in by_task.items()}
     linked = sorted({*n_shared, *((a, b) for a, b in combinations(clusters, 2) if clusters[a] & clusters[b])})
-    linked_names = dict.fromkeys(name for pair in linked for name in pair)
-    moves = {name: _moves(by_task[name], tasks[name], documents_by_task[name], cut) for name in linked_names}
+    moves: dict[str, _Moves] = {}
+    for name in dict.fromkeys(name for pair in linked for name in pair):
+        m, half, documents = by_task[name], tasks[name].half, documents_by_task[name]
+        base, new = (cut.rows(rows, half.name) if half else rows for rows in (m.base, m.new))
+        metric = m.metrics[m.task.primary_metric]
+        arms = align(metric, base, new)
+        changes = flips(metric, arms.base, arms.new)[0]  # (n,)
+        weights = arms.weights / arms.weights.sum()
+        names = {row.example_id: row.cluster for row in base if row.cluster}
+        id_clusters = [*zip(arms.ids, arms.clusters.tolist(), strict=True)]
+        moves[name] = _Moves(
+            share=np.bincount(arms.clusters, weights * (changes - weights @ changes)).astype(float),
+            moved=np.bincount(arms.clusters, np.abs(changes)) > stats.TIE,
+            cluster_of={documents[i]: cluster for i, cluster in id_clusters if i in documents},
+            named={names[i]: cluster for i, cluster in id_clusters if i in names},
+        )
     # Copies share at least nine in ten of the larger task's items.
     group_of: dict[str, tuple[str, ...]] = {name: (name,) for name in sizes}
     for (a, b), n in n_shared.items():
@@ -108,12 +115,12 @@ def find_shared_items(
     groups = sorted({group for group in group_of.values() if len(group) > 1})
     n_items = n_clusters = 0  # items, and clusters of only such items, that an earlier task also has
     seen_documents: set[str] = set()
-    for m in moves.values():
-        repeated = m.cluster_of.keys() & seen_documents
-        new_clusters = {cluster for document, cluster in m.cluster_of.items() if document not in repeated}
+    for cluster_of in (of_task.cluster_of for of_task in moves.values()):
+        repeated = cluster_of.keys() & seen_documents
+        new_clusters = {cluster for document, cluster in cluster_of.items() if document not in repeated}
         n_items += len(repeated)
-        n_clusters += len({m.cluster_of[document] for document in repeated} - new_clusters)
-        seen_documents |= m.cluster_of.keys()
+        n_clusters += len({cluster_of[document] for document in repeated} - new_clusters)
+        seen_documents |= cluster_of.keys()
     differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}
     texts = [
         f"{' and '.join(group)} hold {'nearly ' if differing & set(group) else ''}the same items and count "
@@ -128,24 +135,6 @@ def find_shared_items(
         tuple(texts + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partial]),
         n_items,
         n_clusters,
-    )
-
-
-def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut: HalfSplit) -> _Moves:
-    base, new = (cut.rows(rows, t.half.name) if t.half else rows for rows in (m.base, m.new))
-    metric = m.metrics[m.task.primary_metric]
-    arms = align(metric, base, new)
-    changes = flips(metric, arms.base, arms.new)[0]  # (n,)
-    weights = arms.weights / arms.weights.sum()
-    share = np.bincount(arms.clusters, weights * (changes - weights @ changes)).astype(float)
-    moved = np.bincount(arms.clusters, np.abs(changes)) > stats.TIE
-    id_clusters = list(zip(arms.ids, arms.clusters.tolist(), strict=True))
-    names = {row.example_id: row.cluster for row in base if row.cluster}
-    return _Moves(
-        share,
-        moved,
-        {documents[i]: cluster for i, cluster in id_clusters if i in documents},
-        {names[i]: cluster for i, cluster in id_clusters if i in names},
     )
 
 
@@ -230,7 +219,7 @@ def plan_parts(
 
 
 def macro_between(
-    measured: Sequence[Measurement],
+    measured: Sequence[admission.Measurement],
     compared: Mapping[str, Comparison],
     admitted: Sequence[TaskComparison],
     seed: int,
@@ -240,14 +229,16 @@ def macro_between(
     `compared` are the two arms' comparisons of whole tasks, by name. `admitted` are the verdict's tasks,
     which it split with `seed`; those on which the arms cannot be compared are left out.
     """
-    by_task, cut = {m.task.name: m for m in measured}, cut_tasks(measured, seed)
+    by_task, cut = {m.task.name: m for m in measured}, admission.cut_tasks(measured, seed)
     between_tasks = []
     for t in admitted:
         if t.task.name not in by_task:
             continue
         whole, half = compared[t.task.name], t.half
         if half is not None:
-            half_comparison = compare_task(select_half(by_task[t.task.name], cut, half.name), whole.alpha)
+            half_comparison = admission.compare_task(
+                admission.select_half(by_task[t.task.name], cut, half.name), whole.alpha
+            )
             if half_comparison is None:
                 continue
             half = half._replace(comparison=half_comparison)

@@ -116,7 +116,7 @@ class Stop(NamedTuple):
 
 def stops(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) -> list[Stop]:
     """Compute for each task the chance that it stops `each` at a true delta, by a veto or a doubt."""
-    alpha = policy.alpha / len(admitted)
+    z_alpha = stats.z_quantile(1 - policy.alpha / len(admitted))
     # Shrink each task's share of differing items toward the pooled share, by the true spread between tasks.
     # Add one differing and one equal item, so that an event never observed is not taken to be impossible.
     comparisons = [t.counted for t in admitted]
@@ -129,47 +129,36 @@ def stops(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) 
     scale = float(weights.sum() - weights @ weights / weights.sum())
     between = max(spread / scale, 0.0) if scale > 0 else 0.0
     shares: list[float] = (pooled + between / (between + variance) * (observed_shares - pooled)).tolist()
-    return [
-        _stop(t.counted, delta, share, margins.margin_of(t, policy), alpha)
-        for t, share in zip(admitted, shares, strict=True)
-    ]
-
-
-def _stop(c: Comparison, delta: float, disagreement: float, margin: float, alpha: float) -> Stop:
-    if c.base_passed is None:
-        found_se = margins.upper_se(c) or margins.find_planning_se(c, 0.0)  # 0 where all items rose
-        se = se_at(c, delta, found_se)
-        if not isfinite(se):  # too few clusters to show anything
-            return Stop(0.0, -margin)
-        beyond = max(margin, stats.z_quantile(1 - alpha) * se)
-        z = (-beyond - delta) / se
-        chance = float(special.ndtr(z))
-        density = float(np.exp(-(z**2) / 2)) / sqrt(2 * np.pi)
-        return Stop(chance, delta - se * density / chance if chance else -beyond)
-    # Sum over the number D of differing items, L of them lost: 2L − D > max(margin · n, z √D).
-    n, share = max(1, round(c.n / c.design_effect)), min(max(disagreement, abs(delta)), 1.0)
-    lost = (1 - delta / share) / 2
-    centre, reach = n * share, _TAIL * sqrt(n * share * (1 - share)) + _TAIL
-    differing = np.arange(max(0, floor(centre - reach)), min(n, floor(centre + reach)) + 1)  # (D,)
-    weights = special.bdtr(differing, n, share) - np.where(
-        differing > 0, special.bdtr(differing - 1, n, share), 0.0
-    )
-    excess = np.maximum(floor(margin * n + _ROUNDING), stats.z_quantile(1 - alpha) * np.sqrt(differing))
-    least_lost = np.floor((differing + excess) / 2 + _ROUNDING) + 1  # smallest L beyond the margin
-    over = np.where(least_lost <= differing, special.bdtrc(least_lost - 1, differing, lost), 0.0)
-    fewer = np.maximum(differing - 1, 0)
-    lost_then = (
-        differing
-        * lost
-        * np.where(
-            least_lost <= differing,
-            np.where(least_lost >= 2, special.bdtrc(least_lost - 2, fewer, lost), 1.0),
-            0.0,
-        )
-    )
-    chance = float(weights @ over)
-    mean = float(weights @ (2 * lost_then - differing * over)) / chance if chance > 0 else margin * n
-    return Stop(chance, -mean / n)
+    found_stops = []
+    for t, c, disagreement in zip(admitted, comparisons, shares, strict=True):
+        margin = margins.margin_of(t, policy)
+        if c.base_passed is None:
+            se = se_at(c, delta, margins.upper_se(c) or margins.find_planning_se(c, 0.0))  # 0: all items rose
+            if not isfinite(se):  # too few clusters to show anything
+                found_stops.append(Stop(0.0, -margin))
+                continue
+            beyond = max(margin, z_alpha * se)
+            z = (-beyond - delta) / se
+            chance, density = float(special.ndtr(z)), float(np.exp(-(z**2) / 2)) / sqrt(2 * np.pi)
+            found_stops.append(Stop(chance, delta - se * density / chance if chance else -beyond))
+            continue
+        # Sum over the number D of differing items, L of them lost: 2L − D > max(margin · n, z √D).
+        size, share = max(1, round(c.n / c.design_effect)), min(max(disagreement, abs(delta)), 1.0)
+        lost = (1 - delta / share) / 2
+        centre, reach = size * share, _TAIL * sqrt(size * share * (1 - share)) + _TAIL
+        differing = np.arange(max(0, floor(centre - reach)), min(size, floor(centre + reach)) + 1)  # (D,)
+        fewer_than = np.where(differing > 0, special.bdtr(differing - 1, size, share), 0.0)
+        chances = special.bdtr(differing, size, share) - fewer_than
+        excess = np.maximum(floor(margin * size + _ROUNDING), z_alpha * np.sqrt(differing))
+        least_lost = np.floor((differing + excess) / 2 + _ROUNDING) + 1  # smallest L beyond the margin
+        over = np.where(least_lost <= differing, special.bdtrc(least_lost - 1, differing, lost), 0.0)
+        fewer = np.maximum(differing - 1, 0)
+        others_over = np.where(least_lost >= 2, special.bdtrc(least_lost - 2, fewer, lost), 1.0)
+        lost_then = differing * lost * np.where(least_lost <= differing, others_over, 0.0)
+        chance = float(chances @ over)
+        mean = float(chances @ (2 * lost_then - differing * over)) / chance if chance > 0 else margin * size
+        found_stops.append(Stop(chance, -mean / size))
+    return found_stops
 
 
 def se_at(c: Comparison, delta: float, se: float) -> float:
@@ -213,8 +202,25 @@ def power_warnings(
                 f" passes{member} only {100 * power:.0f} % of the time; some {formatting.count(needed)} items"
                 " make that 80 %"
             )
-    for vetoed, role in ((judged, "capability"), (refusing, "safety")):
-        warnings += [_warn_of_each(task, items, len(vetoed), policy, role) for task, _, items in vetoed]
+    vetoed = [(*planned, "capability", len(judged)) for planned in judged]
+    vetoed += [(*planned, "safety", len(refusing)) for planned in refusing]
+    for task, _, items, role, n_tasks in vetoed:
+        written, alpha = margins.task_margin(task, role, policy), policy.alpha / n_tasks
+        margin = margins.margin_share(written)
+        if margins.is_relative(written) or 2 * margin >= 1:  # no task can lose twice as much
+            continue
+        se = stats.paired_se(_ASSUMED_DISAGREEMENT, items, -2 * margin)
+        found_beyond = stats.noninferiority_power(2 * margin, -margin, se, alpha=0.5)
+        power = min(stats.noninferiority_power(2 * margin, 0.0, se, alpha), found_beyond)
+        if power >= margins.POWER:
+            continue
+        growths = [margins.find_settling_growth(se, *gap) for gap in ((2 * margin, alpha), (margin, 0.5))]
+        needed = ceil(items * max(growths)) if isfinite(max(growths)) else inf
+        warnings.append(
+            f"{task.name}, margin {formatting.percent(margin)} points: with {formatting.count(items)} items a"
+            f" real loss of {formatting.percent(2 * margin)} points is noticed {100 * power:.0f} % of the"
+            f" time; some {formatting.count(needed)} items make that 80 %"
+        )
     for task, _, items in critical:
         # Without any loss, the lower bound on the kept share is α^{1/n}.
         needed = ceil(log(strict_policy.alpha) / log1p(-margins.critical_rates(policy)[1]))
@@ -224,7 +230,7 @@ def power_warnings(
         too_few = f"{formatting.count(items)} items are too few for anything to pass{member}"
         requirement = f"it takes {formatting.count(needed)} items that the base passes"
         warnings.append(f"{task.name}, {limit}: {too_few}, even without a single loss; {requirement}")
-    return tuple(w for w in warnings if w)
+    return tuple(warnings)
 
 
 def miss_rates(
@@ -289,28 +295,6 @@ def _list_planned(
 
 def _macro_se(planned: Sequence[Planned]) -> float:
     return sqrt(sum(_ASSUMED_DISAGREEMENT / n for *_, n in planned)) / len(planned)
-
-
-def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: str) -> str:
-    task_margin, alpha = margins.task_margin(task, role, policy), policy.alpha / n_tasks
-    margin = margins.margin_share(task_margin)
-    if margins.is_relative(task_margin) or 2 * margin >= 1:  # no task can lose twice as much
-        return ""
-    delta = -2 * margin
-    se = stats.paired_se(_ASSUMED_DISAGREEMENT, n, delta)
-    found_beyond = stats.noninferiority_power(-delta, -margin, se, alpha=0.5)
-    power = min(stats.noninferiority_power(-delta, 0.0, se, alpha), found_beyond)
-    if power >= margins.POWER:
-        return ""
-    growth = max(
-        margins.find_settling_growth(se, 2 * margin, alpha), margins.find_settling_growth(se, margin, 0.5)
-    )
-    needed = ceil(n * growth) if isfinite(growth) else inf
-    return (
-        f"{task.name}, margin {formatting.percent(margin)} points: with {formatting.count(n)} items a real "
-        f"loss of {formatting.percent(2 * margin)} points is noticed {100 * power:.0f} % of the time; "
-        f"some {formatting.count(needed)} items make that 80 %"
-    )
 
 
 class SpareItems(NamedTuple):

@@ -14,7 +14,13 @@ from harness.analysis import comparison
 from harness.analysis.ablation import ablations, training_sets
 from harness.analysis.admission import Measurement, compare_task
 from harness.analysis.answers import AnswerDiversity, answer_diversity
-from harness.analysis.candidate_facts import CandidateFacts, ItemVariances, best_untrained, is_fine_tuned
+from harness.analysis.candidate_facts import (
+    CandidateFacts,
+    Case,
+    ItemVariances,
+    best_untrained,
+    is_fine_tuned,
+)
 from harness.analysis.comparison import RecipeDifference, compare_recipes
 from harness.analysis.decision import Decision, decide
 from harness.analysis.economics import index_sentences
@@ -439,18 +445,21 @@ def analyse(
 
 def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy) -> Decision:
     """Decide between the candidates of a report with the given facts and policy."""
-    return decide(
+    case = Case(
         facts,
         policy,
-        closed_labels=report.closed_labels,
-        has_documents=report.has_documents,
-        metric_name=report.metric,
+        report.metric,
         curve=report.curve,
-        family=report.family,
-        goal=report.declared.min if report.declared else None,
         win_rate=report.declared.win_rate if report.declared else None,
         trivial=report.trivial,
         can_fold=report.can_fold,
         spare=report.spare,
         relative=report.macro_margin is None,
+    )
+    return decide(
+        case,
+        closed_labels=report.closed_labels,
+        has_documents=report.has_documents,
+        family=report.family,
+        goal=report.declared.min if report.declared else None,
     )

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.admission import AdmittedTasks, Measurement
-from harness.analysis.answers import list_each_answer
+from harness.analysis.answers import compare_commonest_answers, list_each_answer
 from harness.analysis.candidate_facts import (
     AnswerFacts,
     CandidateFacts,
@@ -238,7 +238,7 @@ def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | No
     commonest: tuple[Comparison, ...] = ()
     if policy.mode_collapse is not None:
         alpha = study.experiment.gate.alpha
-        commonest = comparison.compare_commonest_answers(*answers_on_target(study, run), alpha=alpha)
+        commonest = compare_commonest_answers(*answers_on_target(study, run), alpha=alpha)
     missing = missing if policy.uncalibrated_judge == "refuse" else 0
     return TargetFacts(score_on(study, run, task), gain, missing, wins, commonest)
 

@@ -159,7 +159,6 @@ SPEED_TABLE = _choose(
     CANDIDATE_COLUMNS,
     "candidate latency_p50_s latency_p95_s requests_per_s prompt_tokens output_tokens cost_per_1k_usd",
 )
-_NOT_EXPLAINED = ("candidate", "gain")  # not explained below the result table
 _FILE_ALONE = ("metric", "lost_gained", "disturbed")  # only in the leaderboard's CSV
 
 # Columns of a comparison on one task by one metric.
@@ -222,18 +221,6 @@ def result_rows(report: ExperimentReport, *, tight: bool = False) -> list[dict[s
     reference = best_untrained(report.facts)
     rows = [Result(facts=f, is_reference=f.name == reference) for f in wording.best_first(report)]
     return [{column.name: column.text(row, tight) for column in RESULT_TABLE} for row in rows]
-
-
-def explain_columns(report: ExperimentReport) -> str:
-    """Explain the result table's columns that are specific to this program."""
-    margin = "" if report.macro_margin is None else f" ({100 * report.macro_margin:g} points on average)"
-    rules = (rule for f in report.facts if f.verdict for rule in f.verdict.rules)
-    n = max((n for rule in rules if isinstance(n := rule.numbers.get("n_items"), int)), default=0)
-    tasks = "items of these tasks" + (f", {count(n)} in all," if n else "")
-    explained = (column for column in RESULT_TABLE if column.name not in _NOT_EXPLAINED)
-    text = " ".join(f"{heading(column)}: {column.meaning}.".replace("\n", " ") for column in explained)
-    text = text.replace("your margin", f"your margin{margin}").replace("items of these tasks", tasks)
-    return f"{text} In brackets: 95 % intervals."
 
 
 def print_table(

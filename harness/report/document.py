@@ -145,7 +145,15 @@ def align(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | No
     numbers = [all(map(_NUMBER.fullmatch, column[1:])) for column in zip(*cells, strict=True)]
     widths, gap = _fit(cells, width)
     for row in cells:
-        wrapped = [_wrap(cell, room) for cell, room in zip(row, widths, strict=True)]
+        wrapped: list[list[str]] = []
+        for cell, room in zip(row, widths, strict=True):
+            lines = [cell] if cell_len(cell) <= room else []
+            for word in () if lines else _words(cell):
+                if lines and cell_len(lines[-1]) + 1 + cell_len(word) <= room:
+                    lines[-1] += f" {word}"
+                else:
+                    lines.append(word)
+            wrapped.append(lines)
         for i in range(max(map(len, wrapped))):
             line = Text()
             for parts, room, number in zip(wrapped, widths, numbers, strict=True):
@@ -172,18 +180,6 @@ def _fit(cells: Sequence[Sequence[str]], width: int | None) -> tuple[list[int], 
                 widest[i] -= 1
             return widest, gap
     return widest, 2
-
-
-def _wrap(cell: str, width: int) -> list[str]:
-    if cell_len(cell) <= width:
-        return [cell]
-    lines: list[str] = []
-    for word in _words(cell):
-        if lines and cell_len(lines[-1]) + 1 + cell_len(word) <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
 
 
 def _words(cell: str) -> list[str]:

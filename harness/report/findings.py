@@ -9,6 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -153,7 +154,41 @@ def fill_commands(
 ) -> list[Finding]:
     """Put files and the options that name columns into commands; `pages` has files of the dashboard."""
     alarms = [f for f in findings if f.severity != "note"]
-    steps = _chain(alarms, files, args, args_of_all or args, columns)
+    by_file: dict[tuple[str, str], list[_CommandStep]] = {}
+    for finding in alarms:
+        if step := _step(finding):
+            for file in _files(finding, files):
+                by_file.setdefault((step.verb, file), []).append(step)
+    chain, now, cleaned = dict[tuple[str, str], tuple[str, ...]](), {file: file for file in files}, {}
+    names: OutputNames = {}
+    for file in files:
+        if of_file := by_file.get(("clean", file)):
+            step = _join("clean", of_file)
+            cleaned[file] = step.after
+            chain["clean", file] = (_command(step, file, args, names),)
+            now[file] = name_output(names, file, "clean")
+    steps = _Steps(chain, cleaned, dict(now), free_folders(files), names)
+    is_split = any(verb == "split" for verb, _ in by_file)
+    # A row that repeats one of another file cannot be dropped by `data dedup` of one file.
+    within = [f for f in alarms if "dedup FILE" in f.command and "--against" not in f.command]
+    pairs = ((file_of(row), other) for f in within for row, other in zip(f.rows, f.beside, strict=False))
+    is_across = any(not other.startswith((f"{file}:", f"{file} ")) for file, other in pairs)
+    if len(files) > 1 and (is_split or is_across):
+        # The first command on joined files follows the command that joins them.
+        mixed = name_output(names, now[files[0]], "mixed")
+        column = next(name for name in _SOURCES if name not in columns)
+        joined = " ".join(as_argument(now[file]) for file in files)
+        first: tuple[str, ...] = (f"harness data mix {joined} --column {column} --out {as_argument(mixed)}",)
+        for verb in ("dedup", "split"):
+            if of_all := [step for file in files for step in by_file.get((verb, file), ())]:
+                commands = (*first, _command(_join(verb, of_all), mixed, args_of_all or args, names))
+                chain |= {(verb, file): commands for file in files}
+                first, mixed = (), name_output(names, mixed, verb)
+        return [_fill(f, files, steps, args, pages) for f in findings]
+    for verb, file in product(("dedup", "split"), files):
+        if of_file := by_file.get((verb, file)):
+            chain[verb, file] = (_command(_join(verb, of_file), now[file], args, names),)
+            now[file] = name_output(names, now[file], verb)
     return [_fill(f, files, steps, args, pages) for f in findings]
 
 
@@ -169,11 +204,26 @@ def _fill(
 ) -> Finding:
     paths = _files(finding, files)
     if _DECISIONS in finding.command:
-        first, *rest = (_decide(finding.command, file, steps, args, pages) for file in paths)
-        other_texts = (
-            f"; {file}: {command.replace('  #', ',')}" for file, command in zip(paths[1:], rest, strict=True)
-        )
-        return replace(finding, command="".join((first, *other_texts)))
+        texts: list[str] = []
+        for path in paths:
+            # If no experiment reads the rows, make one from the cleaned rows: `init` refuses some raw ones.
+            dashboard, options = f"{_DASHBOARD}{pages.get(path, '')}", steps.cleaned.get(path, ())
+            file = path
+            if path not in pages:
+                file, options = steps.written.get(path, path), ()
+                setup: list[str] = []
+                if file.startswith(HUB):
+                    setup = [_command(_CommandStep("clean", (), ()), path, args, steps.names)]
+                    file = name_output(steps.names, path, "clean")
+                folder = as_argument(steps.folders[path])
+                words = ("harness init", folder, "--data", as_argument(file), shlex.join(args))
+                init = " ".join(filter(None, words))
+                dashboard = " && ".join((*setup, init, f"{_DASHBOARD} -c {folder}/harness.yaml"))
+            options = (*options, "--decisions", as_argument(f"{file}.decisions.json"))
+            lead = finding.command.partition("harness data clean")[0].replace(_DASHBOARD, dashboard)
+            text = lead + _command(_CommandStep("clean", (), options), file, args, steps.names)
+            texts.append(f"; {path}: {text.replace('  #', ',')}" if texts else text)
+        return replace(finding, command="".join(texts))
     step = _step(finding)
     if step is None:
         return finding
@@ -184,64 +234,6 @@ def _fill(
     comment = finding.command.partition("  # ")[2]
     command = " && ".join(commands)
     return replace(finding, command=f"{command}  # {comment}" if comment else command, steps=commands)
-
-
-def _decide(command: str, file: str, steps: _Steps, args: Sequence[str], pages: Mapping[str, str]) -> str:
-    # If no experiment reads the rows, make one from the cleaned rows, because `init` refuses some raw ones.
-    dashboard, options = f"{_DASHBOARD}{pages.get(file, '')}", steps.cleaned.get(file, ())
-    if file not in pages:
-        written, options = steps.written.get(file, file), ()
-        is_of_hub, step = written.startswith(HUB), _CommandStep("clean", (), ())
-        setup = [_command(step, file, args, steps.names)] if is_of_hub else []
-        written = name_output(steps.names, file, "clean") if setup else written
-        folder = as_argument(steps.folders[file])
-        words = ("harness init", folder, "--data", as_argument(written), shlex.join(args))
-        dashboard = f"{_DASHBOARD} -c {folder}/harness.yaml"
-        dashboard, file = " && ".join((*setup, " ".join(filter(None, words)), dashboard)), written
-    options = (*options, "--decisions", as_argument(f"{file}.decisions.json"))
-    lead = command.partition("harness data clean")[0].replace(_DASHBOARD, dashboard)
-    return lead + _command(_CommandStep("clean", (), options), file, args, steps.names)
-
-
-def _chain(
-    alarms: Sequence[Finding],
-    files: Sequence[str],
-    args: Sequence[str],
-    args_of_all: Sequence[str],
-    columns: Container[str],
-) -> _Steps:
-    by_file: dict[tuple[str, str], list[_CommandStep]] = {}
-    for finding in alarms:
-        if step := _step(finding):
-            for file in _files(finding, files):
-                by_file.setdefault((step.verb, file), []).append(step)
-    chain, now, cleaned = dict[tuple[str, str], tuple[str, ...]](), {file: file for file in files}, {}
-    names: OutputNames = {}
-    for file in files:
-        if steps := by_file.get(("clean", file)):
-            step = _join("clean", steps)
-            cleaned[file] = step.after
-            chain["clean", file] = (_command(step, file, args, names),)
-            now[file] = name_output(names, file, "clean")
-    written = dict(now)
-    is_split = any(verb == "split" for verb, _ in by_file)
-    if len(files) > 1 and (is_split or any(map(_lies_in_two_files, alarms))):
-        # The first command on joined files follows the command that joins them.
-        mixed = name_output(names, now[files[0]], "mixed")
-        column = next(name for name in _SOURCES if name not in columns)
-        joined = " ".join(as_argument(now[file]) for file in files)
-        first: tuple[str, ...] = (f"harness data mix {joined} --column {column} --out {as_argument(mixed)}",)
-        for verb in ("dedup", "split"):
-            if steps := [step for file in files for step in by_file.get((verb, file), ())]:
-                commands = (*first, _command(_join(verb, steps), mixed, args_of_all, names))
-                chain |= {(verb, file): commands for file in files}
-                first, mixed = (), name_output(names, mixed, verb)
-        return _Steps(chain, cleaned, written, free_folders(files), names)
-    for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
-        if steps := by_file.get((verb, file)):
-            chain[verb, file] = (_command(_join(verb, steps), now[file], args, names),)
-            now[file] = name_output(names, now[file], verb)
-    return _Steps(chain, cleaned, written, free_folders(files), names)
 
 
 def _step(finding: Finding) -> _CommandStep | None:
@@ -279,12 +271,3 @@ def _files(finding: Finding, files: Sequence[str]) -> list[str]:
     """List the files of a finding's rows; all files if it has no rows."""
     places = set(map(file_of, finding.rows))
     return [file for file in files if file in places] or list(files)
-
-
-def _lies_in_two_files(finding: Finding) -> bool:
-    """Tell whether a row repeats one of another file, so that `data dedup` of one file cannot fix it."""
-    if "dedup FILE" not in finding.command or "--against" in finding.command:
-        return False
-    pairs = zip(finding.rows, finding.beside, strict=False)
-    heads = ((file_of(row), partner) for row, partner in pairs)
-    return any(not partner.startswith((f"{file}:", f"{file} ")) for file, partner in heads)

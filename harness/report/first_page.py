@@ -10,32 +10,38 @@ from harness.analysis import candidate_facts
 from harness.analysis.economics import apply_budgets, list_more_seeds
 from harness.analysis.estimators import is_judge, orient
 from harness.analysis.labelled_answers import count_enough_labels
-from harness.analysis.next_step import judge_by_wins
+from harness.analysis.next_step import basis_text, judge_by_wins
 from harness.analysis.seeds import pool_seeds
 from harness.analysis.significance import SpareItems, find_settling
 from harness.analysis.verdict import WORDS, MissRate, Verdict, name_reasons
 from harness.config import CommandLine
 from harness.report import wording
-from harness.report.columns import explain_columns, result_headings, result_rows
+from harness.report.columns import RESULT_TABLE, heading, result_headings, result_rows
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import ExperimentReport
 from harness.report.pictures import NARROW, front
-from harness.report.result_tables import wins_sentence
 from harness.spec import PEOPLE
 
+_NOT_EXPLAINED = ("candidate", "gain")  # columns of the table without an explanation below it
 _TASKS_NAMED = 3  # number of tasks named with the largest losses
 
 
 def first_page(report: ExperimentReport) -> FirstPage:
     """Return the first page of a report."""
     picture = front(report, NARROW)
-    unread = wording.describe_unread(wording.best_first(report), report.metric)
-    remarks = filter(None, [wording.describe_disturbed(report.facts), labels_note(report)])
+    # The table's columns that are specific to this program are explained below it.
+    margin = "" if report.macro_margin is None else f" ({100 * report.macro_margin:g} points on average)"
+    rules = (rule for f in report.facts if f.verdict for rule in f.verdict.rules)
+    n = max((n for rule in rules if isinstance(n := rule.numbers.get("n_items"), int)), default=0)
+    tasks = "items of these tasks" + (f", {formatting.count(n)} in all," if n else "")
+    explained = (column for column in RESULT_TABLE if column.name not in _NOT_EXPLAINED)
+    columns = " ".join(f"{heading(column)}: {column.meaning}.".replace("\n", " ") for column in explained)
+    columns = columns.replace("your margin", f"your margin{margin}").replace("items of these tasks", tasks)
     notes = [
-        *unread,
+        *wording.describe_unread(wording.best_first(report), report.metric),
         *wording.describe_stopped(wording.best_first(report)),
-        explain_columns(report),
-        *remarks,
+        f"{columns} In brackets: 95 % intervals.",
+        *filter(None, [wording.describe_disturbed(report.facts), labels_note(report)]),
     ]
     heads = [head.replace("\n", " ") for head in result_headings(report).values()]
     rows = [list(cells.values()) for cells in result_rows(report)]
@@ -114,10 +120,14 @@ def reasons(report: ExperimentReport) -> Iterator[Reason]:
 def _gain_sentence(report: ExperimentReport, run: candidate_facts.CandidateFacts) -> str:
     by_metric = next((f for f in pool_seeds(report.facts) if f.run_id == run.run_id), run)
     g, best = candidate_facts.gain(by_metric.vs_untrained), candidate_facts.best_untrained(report.facts)
-    preferred = wins_sentence(run, report.declared)
     against = next((f for f in report.facts if f.name == best), None)
     reached = f"{run.label} reaches {wording.target_text(run)} {report.metric}"
-    reached = f"{run.label} is {preferred}. {reached}" if preferred else reached
+    if report.declared and report.declared.win_rate is not None and (wins := run.wins) and wins.rate:
+        won = f"{wording.score_text(wins.rate)} % of items {basis_text(wins)}"
+        required = f"{formatting.percent(report.declared.win_rate)} % is required"
+        more = f"; {formatting.pluralize(wins.lacking, 'more rating')} of people needed"
+        required += more if wins.lacking else ""
+        reached = f"{run.label} is preferred to {wins.over} on {won}, where {required}. {reached}"
     if g is None or against is None:
         return f"{reached}; it was not compared with an untrained candidate."
     doubt = "" if g.low > 0 else ", which may be no gain at all" if g.high > 0 else ", which is a loss"

@@ -18,7 +18,6 @@ from rich.cells import cell_len
 from harness import formatting, stats
 from harness.analysis.candidate_facts import is_fine_tuned
 from harness.analysis.estimators import Estimate, orient
-from harness.formatting import tick
 from harness.report.document import CLASSES
 from harness.report.escape import clean, shorten, shorten_for_picture
 from harness.report.experiment_report import ExperimentReport
@@ -63,17 +62,6 @@ def pad_range(values: Iterable[float]) -> tuple[float, float]:
     low, high = min(numbers), max(numbers)
     room = 0.06 * (high - low) or 1.0
     return low - room, high + room
-
-
-def axes(x: AxisScale, y: AxisScale, of_x: str, of_y: str) -> list[str]:
-    """Draw both axes with round marks and their names."""
-    elements = [text((x.start + x.end) / 2, y.start + 36, of_x, "head", "middle"), text(0, 34, of_y, "head")]
-    values, step = marks(y.low, y.high, 4)
-    for value in values:
-        elements.append(line(x.start, y(value), x.end, y(value), "zero" if value == 0 else "grid"))
-        elements.append(text(x.start - 8, y(value) + 4, tick(value, step), "tick", "end"))
-    values, step = marks(x.low, x.high, 5)
-    return elements + [text(x(v), y.start + 18, tick(v, step), "tick", "middle") for v in values]
 
 
 def tag(name: str, content: str = "", **attributes: object) -> str:

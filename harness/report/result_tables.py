@@ -1,44 +1,34 @@
-"""Tables of results: what the decision rests on, speed, more targets and win rates, and origins of runs.
+"""Tables of results: ablations, arithmetic, varied answers, more targets and win rates, and origins of runs.
 
-Invariant: corrected p-values and win rates are shown with the uncorrected ones and the number of tests;
-disturbed figures of speed are marked.
+Invariant: corrected p-values and win rates are shown with the uncorrected ones and the number of tests.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness import formatting
 from harness.analysis.ablation import Ablation
+from harness.analysis.answers import AnswerCounts, AnswerDiversity
 from harness.analysis.arithmetic import ENDS, NUMBERS, Number
 from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate
-from harness.analysis.next_step import basis_text
-from harness.analysis.seeds import VARIANCE_UNKNOWN, SeedSummary
-from harness.analysis.target_scores import LearningCurve
-from harness.formatting import UNKNOWN, Unit, count, figure, seconds
-from harness.records import PARITY, Run
-from harness.report.columns import SPEED_TABLE, Result, print_table
+from harness.analysis.seeds import VARIANCE_UNKNOWN
+from harness.formatting import UNKNOWN, Unit, count, percent, points, quote, seconds
+from harness.records import Run
 from harness.report.document import Section
 from harness.report.escape import clean
-from harness.report.experiment_report import AttributionStep
-from harness.report.wording import answered_text, change_text, describe_disturbed, figure_text, score_text
+from harness.report.wording import answered_text, change_text, score_text
 from harness.spec import TargetPolicy
 
-_SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
-_CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")
-_SPEED_LEAD = (
-    "p50 and p95: half and 95 % of single requests take no longer, each from the question to the answer with"
-    " its retrieval. Requests a second: answered in batches. Tokens: the mean of a request on test."
-)
-_LOAD_COLUMNS = (
-    "candidate", "at once", "requests a second", "first token p50", "first token p95", "first token alone",
+_DIVERSITY_COLUMNS = (
+    "task", "n", "commonest answer, base", "new", "change", "commonest reference",
+    "distinct answers, base", "new", "the commonest new answer",
 )  # fmt: skip
-_LOAD_NOTE = (
-    "Requests sent at once (concurrency), how many of them are answered a second, and the time after which"
-    " half and 95 % of them have their first token, retrieval included; next to it the first token of a"
-    " request that is sent alone. A model in the harness's own process answers them in one batch, so"
-    " their first tokens come together. At a server they are requests for one token."
+_DIVERSITY_NOTE = (
+    "Generated answers: the share in % of the commonest one, and how many are distinct. "
+    "Mode collapse is a share far above both the base's and the commonest reference's: at least twice as "
+    "large, or leaving at most half as much, with a paired 95 % interval (Tango's) that excludes 0."
 )
 _TARGETS_COLUMNS = ("target", "candidate", "score", "vs best untrained", "vs prompt")
 _TARGETS_NOTE = (
@@ -54,20 +44,8 @@ _WINS_NOTE = (
     " as gate.target.win_rate requires it; it is the gain that the decision goes by."
 )
 _SCORE_COLUMNS = ("task", "n-shot", "metric", "score [95 % interval]", "n")
-Origins = Mapping[str, Mapping[str, str]]
-_OWN_ORIGINS = ("run", "made", "weights", "base", "recipe")
+OWN_ORIGINS = ("run", "made", "weights", "base", "recipe")
 _HIDDEN_ORIGINS = ("packages", "platform")
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
-
-
-def curve_section(curve: LearningCurve) -> Section:
-    """Show the trained sizes, then the expected gains of two and four times the data."""
-    rows = []
-    for p in curve.points:
-        is_all = "(all)" if p is curve.points[-1] else ""
-        rows.append((count(p.n_train), score_text(p.score), is_all, formatting.usd(p.training_cost_usd)))
-    rows += [(count(a.n_train), "expected", change_text(a.gain), UNKNOWN) for a in curve.ahead]
-    return Section("curve", f"Learning curve: {curve.candidate}", _CURVE_COLUMNS, rows)
 
 
 def ablation_section(a: Ablation, unit: Unit) -> Section:
@@ -84,19 +62,6 @@ def ablation_section(a: Ablation, unit: Unit) -> Section:
     seeds = "" if a.seed_variance_known else f"; {VARIANCE_UNKNOWN} (fewer than 3 seeds)"
     note = f"{a.grid}: paired on test with {_short(a.reference, a.grid)}, {looked}{chosen}{seeds}"
     return Section("ablation", f"Ablation: {a.grid}", columns, rows, notes=[note])
-
-
-def seed_section(seeds: Iterable[SeedSummary], unit: Unit) -> Section:
-    """Show every recipe that was trained with several seeds."""
-    rows = []
-    for s in seeds:
-        if len(s.seeds) > 1:
-            each = ", ".join(formatting.score(unit, x) for x in s.scores)
-            over = score_text(s.score) if s.score else VARIANCE_UNKNOWN
-            pooled = f" (pooled over recipes, {count(s.seed_df)} df)" if s.is_pooled else ""
-            spread = formatting.score(unit, s.seed_sd) + pooled
-            rows.append([s.candidate, ", ".join(map(str, s.seeds)), each, over, spread, change_text(s.gain)])
-    return Section("seeds", "Seeds", _SEED_COLUMNS, rows)
 
 
 def _short(name: str, grid: str) -> str:
@@ -122,32 +87,33 @@ def arithmetic_rows(decision: Decision, unit: formatting.Unit) -> list[tuple[str
     return rows
 
 
-def speed_section(finished: Sequence[CandidateFacts]) -> Section:
-    """Show latency, throughput, tokens and cost of finished runs."""
-    notes = [note] if (note := describe_disturbed(finished)) else []
-    heads, rows = print_table(SPEED_TABLE, [Result(facts=f) for f in finished])
-    return Section("speed", "Speed and tokens", heads, rows, _SPEED_LEAD, notes)
-
-
-def parity_section(finished: Sequence[CandidateFacts]) -> Section:
-    """Compare artefacts with the runs that they were exported from."""
-    served = [f for f in finished if f.parity]
-    figures = [p for p in PARITY if any(p.name in f.parity for f in served)]
-    rows = [[f.label, *(figure_text(p.name, f.parity.get(p.name)) for p in figures)] for f in served]
-    note = "Flipped answers say nothing by themselves: the run against itself in fp32 is their floor."
-    columns = ["artefact", *(p.heading for p in figures)]
-    return Section("parity", "Parity of artefacts", columns, rows, notes=[note] if rows else [])
-
-
-def load_section(facts: Iterable[CandidateFacts]) -> Section:
-    """Show the candidates that got several requests at once."""
+def diversity_section(label: str, diversities: Sequence[AnswerDiversity]) -> Section:
+    """Return the diversity table of generated answers, base and new, one row per task."""
     rows = []
-    for f in facts:
-        if load := f.speed.under_load:
-            times = (load.first_token_p50_s, load.first_token_p95_s, load.first_token_alone_s)
-            time_texts = (UNKNOWN if time is None else seconds(time) for time in times)
-            rows.append([f.label, count(load.n), figure(load.requests_per_s), *time_texts])
-    return Section("load", "Under load", _LOAD_COLUMNS, rows, _LOAD_NOTE)
+    for d in diversities:
+        base, change, distinct = UNKNOWN, UNKNOWN, UNKNOWN
+        if d.base:
+            base, distinct = percent(d.base.share), _distinct(d.base)
+            change = points(d.new.share - d.base.share, d.low, d.high)
+        shares = (base, percent(d.new.share), change, percent(d.reference_share))
+        rows.append([d.task, count(d.n), *shares, distinct, _distinct(d.new), quote(d.new.commonest)])
+    title = f"How varied the answers of {label} are"
+    return Section("diversity", title, _DIVERSITY_COLUMNS, rows, _DIVERSITY_NOTE, label=label)
+
+
+def collapse_sentence(label: str, diversities: Sequence[AnswerDiversity]) -> str:
+    """Name the tasks on which the answers have collapsed; empty if none."""
+    parts = [
+        f"on {d.task} {quote(d.new.commonest)} is the answer to {percent(d.new.share)} % of the "
+        f"{count(d.n)} items, the base's commonest to {percent(d.base.share)} %"
+        for d in diversities
+        if d.collapsed and d.base
+    ]
+    return f"{label}: mode collapse, {'; '.join(parts)}" if parts else ""
+
+
+def _distinct(answers: AnswerCounts) -> str:
+    return f"{count(answers.n_distinct)} ({percent(answers.distinct_share)} %)"
 
 
 def targets_section(finished: Sequence[CandidateFacts]) -> Section:
@@ -172,11 +138,11 @@ def wins_section(facts: Sequence[CandidateFacts], declared: TargetPolicy | None)
     for f in facts:
         if (wins := f.wins) is None:
             continue
-        uncorrected = UNKNOWN if wins.uncorrected is None else formatting.percent(wins.uncorrected)
+        uncorrected = UNKNOWN if wins.uncorrected is None else percent(wins.uncorrected)
         rate = score_text(wins.rate)
         if wins.rate and wins.lacking:
             rate += f" ({formatting.pluralize(wins.lacking, 'more rating')} needed)"
-        required = formatting.percent(declared.win_rate)
+        required = percent(declared.win_rate)
         rows.append([f.label, wins.over, wins.by, rate, uncorrected, count(wins.n_ratings), required])
         if (bias := wins.bias) is None:
             continue
@@ -196,19 +162,6 @@ def wins_section(facts: Sequence[CandidateFacts], declared: TargetPolicy | None)
             also = "" if longer.is_length else "; what else sets the two apart may be the cause as well"
             notes.append(f"{pair}: it favours the longer answer by {by} {unit}{also}")
     return Section("wins", "Win rates", _WINS_COLUMNS, rows, _WINS_NOTE, notes)
-
-
-def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
-    """Describe how often a candidate is preferred; empty if no win rate is required or known."""
-    wins = f.wins
-    if declared is None or declared.win_rate is None or wins is None or wins.rate is None:
-        return ""
-    required = f"{formatting.percent(declared.win_rate)} % is required"
-    lacking = (
-        f"; {formatting.pluralize(wins.lacking, 'more rating')} of people needed" if wins.lacking else ""
-    )
-    rate = score_text(wins.rate)
-    return f"preferred to {wins.over} on {rate} % of items {basis_text(wins)}, where {required}{lacking}"
 
 
 class ScoreRow(NamedTuple):
@@ -238,23 +191,8 @@ def origin(run: Run) -> dict[str, str]:
     values = (run.run_id, run.created, run.weights_digest, run.base_digest, recipe)
     packages = {name: v for name, v in (run.provenance.get("packages") or {}).items() if v is not None}
     other_origins = {name: v for name, v in run.provenance.items() if name not in _HIDDEN_ORIGINS}
-    origins = {**dict(zip(_OWN_ORIGINS, values, strict=True)), **other_origins, **packages}
+    origins = {**dict(zip(OWN_ORIGINS, values, strict=True)), **other_origins, **packages}
     return {name: _origin_text(value) for name, value in origins.items()}
-
-
-def provenance_tables(origins: Origins) -> Iterator[Table]:
-    """Yield two tables: what the runs share, and each run's own."""
-    shared = list(dict.fromkeys(name for run in origins.values() for name in run if name not in _OWN_ORIGINS))
-    rows = []
-    for name in shared:
-        by_value: dict[str, list[str]] = {}
-        for label, run in origins.items():
-            by_value.setdefault(run.get(name, UNKNOWN), []).append(label)
-        value_texts = (f"{value} ({', '.join(labels)})" for value, labels in by_value.items())
-        rows.append((name.replace("_", " "), "; ".join(by_value if len(by_value) == 1 else value_texts)))
-    yield "Provenance", ("what", "value"), rows
-    own_rows = [(label, *(run.get(name, UNKNOWN) for name in _OWN_ORIGINS)) for label, run in origins.items()]
-    yield "Runs", ("candidate", *_OWN_ORIGINS), own_rows
 
 
 def _origin_text(value: Any) -> str:
@@ -267,16 +205,3 @@ def _origin_text(value: Any) -> str:
         text = f"({_origin_text(inner)})" if isinstance(inner, Mapping) else _origin_text(inner)
         parts.append(str(key) if inner == {} else f"{key} {text}")
     return ", ".join(parts)
-
-
-def steps_section(label: str, steps: Sequence[AttributionStep]) -> Section:
-    """Show the change of each task from one step to the next."""
-    columns = ["task", *(clean(f"{s.what}: {s.new} − {s.base}") for s in steps)]
-    changes = [{c.task: c for c in reversed(s.tasks)} for s in steps]
-    tasks = dict.fromkeys(c.task for s in steps for c in s.tasks)
-    rows = [[task, *(change_text(by_task.get(task)) for by_task in changes)] for task in tasks]
-    if any(s.target for s in steps):
-        rows.insert(0, ["target", *(change_text(s.target) for s in steps)])
-    if any(s.macro for s in steps):
-        rows.append(["mean of the tasks that count", *(change_text(s.macro) for s in steps)])
-    return Section("steps", f"Where the change of {label} comes from", columns, rows, label=label)

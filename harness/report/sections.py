@@ -1,28 +1,30 @@
 """Documents of an experiment and of a gate's verdict, and their tables about answers.
 
 Invariant: a corrected number is printed with the uncorrected one; a metric that is not shown to agree with
-people better than chance is marked.
+people better than chance is marked, as are disturbed figures of speed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import starmap
 from typing import Any
 
 from harness import formatting, plugins
 from harness.analysis import gating
-from harness.analysis.answers import AnswerCounts, AnswerDiversity
 from harness.analysis.candidate_facts import CandidateFacts, is_fine_tuned
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate, is_judge
 from harness.analysis.gating import GateResult
-from harness.analysis.judge_correction import MIN_LABELS, LengthFavour
-from harness.analysis.labelled_answers import ArmCalibration, MetricCalibration, PairCalibration
+from harness.analysis.judge_correction import MIN_LABELS
+from harness.analysis.labelled_answers import MetricCalibration, PairCalibration
+from harness.analysis.seeds import VARIANCE_UNKNOWN
 from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, is_in_macro
 from harness.data.row_traits import RULES
-from harness.formatting import UNKNOWN, change, count, figure, percent, plain, pluralize, points, quote, score
+from harness.formatting import UNKNOWN, change, count, figure, percent, plain, pluralize, score, seconds
+from harness.records import PARITY
 from harness.report import pictures, result_tables, training_tables, wording
-from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, print_table
+from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, SPEED_TABLE, Result, print_table
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
 from harness.report.experiment_report import ExperimentReport
@@ -30,14 +32,21 @@ from harness.report.first_page import find_nearest_miss, first_page
 from harness.report.interchange import to_plain
 from harness.report.wording import change_text, score_text
 
-_DIVERSITY_COLUMNS = (
-    "task", "n", "commonest answer, base", "new", "change", "commonest reference",
-    "distinct answers, base", "new", "the commonest new answer",
+_SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
+_CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")
+_SPEED_LEAD = (
+    "p50 and p95: half and 95 % of single requests take no longer, each from the question to the answer with"
+    " its retrieval. Requests a second: answered in batches. Tokens: the mean of a request on test."
+)
+_PARITY_NOTE = "Flipped answers say nothing by themselves: the run against itself in fp32 is their floor."
+_LOAD_COLUMNS = (
+    "candidate", "at once", "requests a second", "first token p50", "first token p95", "first token alone",
 )  # fmt: skip
-_DIVERSITY_NOTE = (
-    "Generated answers: the share in % of the commonest one, and how many are distinct. "
-    "Mode collapse is a share far above both the base's and the commonest reference's: at least twice as "
-    "large, or leaving at most half as much, with a paired 95 % interval (Tango's) that excludes 0."
+_LOAD_NOTE = (
+    "Requests sent at once (concurrency), how many of them are answered a second, and the time after which"
+    " half and 95 % of them have their first token, retrieval included; next to it the first token of a"
+    " request that is sent alone. A model in the harness's own process answers them in one batch, so"
+    " their first tokens come together. At a server they are requests for one token."
 )
 _SEVERAL_COLUMNS = ("candidate", "items", "answers to an item", "distinct", "commonest")
 _SEVERAL_NOTE = (
@@ -107,55 +116,101 @@ def _body(report: ExperimentReport, finished: Sequence[CandidateFacts]) -> Itera
     yield Section("heat", HEAT_TITLE, ("change in points", *heat.labels), rows)
     yield from (result_tables.ablation_section(a, report.unit) for a in report.ablations)
     yield from (training_tables.sets_section(sets, report.unit) for sets in report.training_sets)
-    yield result_tables.seed_section(report.seeds, report.unit)
-    if report.curve:
-        section = result_tables.curve_section(report.curve)
+    rows = []
+    for s in (s for s in report.seeds if len(s.seeds) > 1):
+        each = ", ".join(score(report.unit, x) for x in s.scores)
+        over = score_text(s.score) if s.score else VARIANCE_UNKNOWN
+        pooled = f" (pooled over recipes, {count(s.seed_df)} df)" if s.is_pooled else ""
+        deviation = score(report.unit, s.seed_sd) + pooled
+        rows.append([s.candidate, ", ".join(map(str, s.seeds)), each, over, deviation, change_text(s.gain)])
+    yield Section("seeds", "Seeds", _SEED_COLUMNS, rows)
+    if curve := report.curve:  # the trained sizes, then the expected gains of more rows
+        sizes = ((count(p.n_train), score_text(p.score), p.training_cost_usd) for p in curve.points)
+        rows = [[n_rows, reached, "", formatting.usd(cost)] for n_rows, reached, cost in sizes]
+        rows[-1][2] = "(all)"
+        rows += [[count(a.n_train), "expected", change_text(a.gain), UNKNOWN] for a in curve.ahead]
         corrects_others = any(c.metric == report.metric for c in report.labels)
-        marks = (_AS_GRADED,) if is_judge(report.metric) and corrects_others else ()
-        yield replace(section, notes=(*section.notes, *marks))
-    sizes = {name: estimate.n for f in finished for name, estimate in f.slices.items() if name}
-    columns = [f"{name} (n = {formatting.count(sizes[name])})" for name in sorted(sizes)]
+        notes = [_AS_GRADED] if is_judge(report.metric) and corrects_others else []
+        yield Section("curve", f"Learning curve: {curve.candidate}", _CURVE_COLUMNS, rows, notes=notes)
+    slice_sizes = {name: estimate.n for f in finished for name, estimate in f.slices.items() if name}
+    columns = [f"{name} (n = {formatting.count(slice_sizes[name])})" for name in sorted(slice_sizes)]
     rows = []
     for f in finished if columns else ():
-        scores = (wording.answered_text(f.slices.get(name)) for name in sorted(sizes))
+        scores = (wording.answered_text(f.slices.get(name)) for name in sorted(slice_sizes))
         rows += [[f.label, *scores]] if f.slices else []
-    notes = [f"{case}: {RULES[case]}" for case in sorted(RULES.keys() & sizes)]
+    notes = [f"{case}: {RULES[case]}" for case in sorted(RULES.keys() & slice_sizes)]
     yield Section("slices", "Slices", ["candidate", *columns], rows, notes=notes)
     yield retrieval_section(finished)
-    yield from (
-        result_tables.targets_section(finished),
-        several_section(finished),
-        result_tables.parity_section(finished),
-    )
+    yield result_tables.targets_section(finished)
+    pairs = [(f.label, f.answers.several) for f in finished if f.answers.several]
+    ks = sorted({p.k for _, several in pairs for p in several.passes})
+    rows = []
+    for label, several in pairs:
+        passes = {p.k: p.estimate for p in several.passes}
+        shares = (several.distinct, several.commonest, *map(passes.get, ks))
+        rows.append([label, count(several.distinct.n), count(several.n_samples), *map(_share, shares)])
+    columns = [*_SEVERAL_COLUMNS, *(f"pass@{k}" for k in ks)]
+    yield Section("samples", "Several answers to an item", columns, rows, _SEVERAL_NOTE)
+    served = [f for f in finished if f.parity]
+    figures = [p for p in PARITY if any(p.name in f.parity for f in served)]
+    rows = [[f.label, *(wording.figure_text(p.name, f.parity.get(p.name)) for p in figures)] for f in served]
+    columns, notes = ["artefact", *(p.heading for p in figures)], [_PARITY_NOTE] if rows else []
+    yield Section("parity", "Parity of artefacts", columns, rows, notes=notes)
 
 
 def _appendix(report: ExperimentReport, finished: Sequence[CandidateFacts]) -> Iterator[Section]:
     tuned = [f for f in finished if is_fine_tuned(f)]
     notes = [
         *_list_reasons(report)[_EVIDENCE:],
-        *filter(None, (collapse_sentence(label, diversity) for label, diversity in report.diversity.items())),
+        *filter(None, starmap(result_tables.collapse_sentence, report.diversity.items())),
         *(f"{f.label}: {text}" for f in report.facts if (text := retrieval_text(f))),
         *report.notes,
     ]
     yield Section("notes", "More evidence, and notes", notes=notes)
     yield from (_show_forgetting(report, f) for f in tuned)
-    yield from (diversity_section(f.label, report.diversity.get(f.label, ())) for f in tuned)
-    yield from (result_tables.steps_section(f.label, report.steps.get(f.label, ())) for f in tuned)
+    yield from (result_tables.diversity_section(f.label, report.diversity.get(f.label, ())) for f in tuned)
+    for f in tuned:
+        steps = report.steps.get(f.label, ())
+        changes = [{c.task: c for c in reversed(s.tasks)} for s in steps]
+        tasks = dict.fromkeys(c.task for s in steps for c in s.tasks)
+        rows = [[task, *(change_text(by_task.get(task)) for by_task in changes)] for task in tasks]
+        if any(s.target for s in steps):
+            rows.insert(0, ["target", *(change_text(s.target) for s in steps)])
+        if any(s.macro for s in steps):
+            rows.append(["mean of the tasks that count", *(change_text(s.macro) for s in steps)])
+        columns = ["task", *(clean(f"{s.what}: {s.new} − {s.base}") for s in steps)]
+        yield Section("steps", f"Where the change of {f.label} comes from", columns, rows, label=f.label)
     yield from (_gate(report, f) for f in tuned)
     swept = [f for f in finished if f.training.sweep]
     yield from (_sweep(report, f) for f in swept if f in tuned)
     yield from map(_scan, tuned)
     yield from (_sweep(report, f) for f in swept if f not in tuned)
     local = (f for f in finished if not plugins.find_method(f.method).is_remote)
-    yield from (result_tables.speed_section(finished), result_tables.load_section(finished))
+    notes = list(filter(None, [wording.describe_disturbed(finished)]))
+    columns, rows = print_table(SPEED_TABLE, [Result(facts=f) for f in finished])
+    yield Section("speed", "Speed and tokens", columns, rows, _SPEED_LEAD, notes)
+    rows = []
+    for f, load in ((f, f.speed.under_load) for f in finished if f.speed.under_load):
+        times = (load.first_token_p50_s, load.first_token_p95_s, load.first_token_alone_s)
+        time_texts = (UNKNOWN if time is None else seconds(time) for time in times)
+        rows.append([f.label, count(load.n), figure(load.requests_per_s), *time_texts])
+    yield Section("load", "Under load", _LOAD_COLUMNS, rows, _LOAD_NOTE)
     yield training_tables.show_trainings([f for f in local if f.training.to_plain() or f.training_cost_usd])
     if report.decision:
-        rows, missing = (
-            result_tables.arithmetic_rows(report.decision, report.unit),
-            _list_missing(report.decision),
-        )
-        yield Section("arithmetic", "Arithmetic of the decision", ("input", "value"), rows, notes=missing)
-    yield from (Section("provenance", *table) for table in result_tables.provenance_tables(report.origins))
+        numbers = result_tables.arithmetic_rows(report.decision, report.unit)
+        notes = _list_missing(report.decision)
+        yield Section("arithmetic", "Arithmetic of the decision", ("input", "value"), numbers, notes=notes)
+    own = result_tables.OWN_ORIGINS
+    rows = []  # what the runs share, then each run's own
+    for name in dict.fromkeys(name for run in report.origins.values() for name in run if name not in own):
+        by_value: dict[str, list[str]] = {}
+        for label, run in report.origins.items():
+            by_value.setdefault(run.get(name, UNKNOWN), []).append(label)
+        value_texts = (f"{value} ({', '.join(labels)})" for value, labels in by_value.items())
+        rows.append([name.replace("_", " "), "; ".join(by_value if len(by_value) == 1 else value_texts)])
+    yield Section("provenance", "Provenance", ("what", "value"), rows)
+    rows = [[label, *(run.get(name, UNKNOWN) for name in own)] for label, run in report.origins.items()]
+    yield Section("provenance", "Runs", ("candidate", *own), rows)
 
 
 def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
@@ -266,48 +321,6 @@ def gate_json(judged: GateResult) -> dict[str, Any]:
     }
 
 
-def diversity_section(label: str, diversities: Sequence[AnswerDiversity]) -> Section:
-    """Return the diversity table of generated answers, base and new, one row per task."""
-    rows = []
-    for d in diversities:
-        base, change, distinct = UNKNOWN, UNKNOWN, UNKNOWN
-        if d.base:
-            base, distinct = percent(d.base.share), _distinct(d.base)
-            change = points(d.new.share - d.base.share, d.low, d.high)
-        shares = (base, percent(d.new.share), change, percent(d.reference_share))
-        rows.append([d.task, count(d.n), *shares, distinct, _distinct(d.new), quote(d.new.commonest)])
-    title = f"How varied the answers of {label} are"
-    return Section("diversity", title, _DIVERSITY_COLUMNS, rows, _DIVERSITY_NOTE, label=label)
-
-
-def collapse_sentence(label: str, diversities: Sequence[AnswerDiversity]) -> str:
-    """Name the tasks on which the answers have collapsed; empty if none."""
-    parts = [
-        f"on {d.task} {quote(d.new.commonest)} is the answer to {percent(d.new.share)} % of the "
-        f"{count(d.n)} items, the base's commonest to {percent(d.base.share)} %"
-        for d in diversities
-        if d.collapsed and d.base
-    ]
-    return f"{label}: mode collapse, {'; '.join(parts)}" if parts else ""
-
-
-def _distinct(answers: AnswerCounts) -> str:
-    return f"{count(answers.n_distinct)} ({percent(answers.distinct_share)} %)"
-
-
-def several_section(facts: Sequence[CandidateFacts]) -> Section:
-    """Return a table with a row per candidate with several answers per item, and a column per pass@k."""
-    pairs = [(f.label, f.answers.several) for f in facts if f.answers.several]
-    ks = sorted({p.k for _, several in pairs for p in several.passes})
-    columns = [*_SEVERAL_COLUMNS, *(f"pass@{k}" for k in ks)]
-    rows = []
-    for label, several in pairs:
-        passes = {p.k: p.estimate for p in several.passes}
-        shares = (several.distinct, several.commonest, *map(passes.get, ks))
-        rows.append([label, count(several.distinct.n), count(several.n_samples), *map(_share, shares)])
-    return Section("samples", "Several answers to an item", columns, rows, _SEVERAL_NOTE)
-
-
 def _share(e: Estimate | None) -> str:
     return f"{percent(e.score)} [{percent(e.low)}, {percent(e.high)}]" if e else UNKNOWN
 
@@ -376,7 +389,16 @@ def label_sentences(c: MetricCalibration) -> Iterator[str]:
     if all(arm.corrected is None for arm in c.arms):
         yield f"{c.metric} is corrected once {MIN_LABELS} answers of a candidate have a label"
         return
-    yield from (_confusion(c.metric, arm) for arm in c.arms if arm.confusion)
+    for arm, confusion in ((arm, arm.confusion) for arm in c.arms if arm.confusion):
+        n_both, judge_alone, people_alone, neither = map(count, confusion)
+        errors = f"sensitivity {score_text(arm.sensitivity)}, specificity {score_text(arm.specificity)}"
+        rate = f", by Rogan–Gladen {score_text(arm.rogan_gladen)}" if arm.rogan_gladen else ""
+        left_out = "is left out" if arm.n_split == 1 else "are left out"
+        split = f"; {pluralize(arm.n_split, 'answer')} on which as many raters said yes as no {left_out}"
+        yield (
+            f"{arm.name}: passed by both {n_both}, by {c.metric} alone {judge_alone}, by people alone"
+            f" {people_alone}, by neither {neither} ({errors}{rate}){split if arm.n_split else ''}"
+        )
     if c.is_near_chance:
         yield (
             f"{c.metric} is not shown to agree with people better than chance does: the corrected scores rest"
@@ -401,48 +423,34 @@ def label_sentences(c: MetricCalibration) -> Iterator[str]:
         evidence = "; ".join(favours) or "no pair with another model shows whether it prefers that"
         yield f"{c.metric} is graded by the model that {', '.join(c.own)} is made from: {evidence}"
     for pair in c.pairs:
-        if pair.favour and not pair.favour.low <= 0 <= pair.favour.high:
-            liked, rival = (pair.new, pair.base) if pair.favour.score > 0 else (pair.base, pair.new)
-            by = percent(abs(pair.favour.score))
-            yield f"{c.metric} favours {liked} over {rival} by {by} points more than people do"
-        if pair.longer:
-            yield _length_between(c.metric, pair, pair.longer)
-        if pair.corrected is not None:
-            yield _say_better(pair, pair.corrected)
+        yield from _pair_sentences(c.metric, pair)
 
 
-def _length_between(metric: str, pair: PairCalibration, longer: LengthFavour) -> str:
-    share = f"{pair.new}'s are {figure(longer.ratio)} times as long as {pair.base}'s"
-    share += f", the longer ones on {percent(longer.new_longer)} % of items"
-    if longer.favour.low <= 0 <= longer.favour.high:
-        by = f"{change_text(longer.favour)} points for the longer one, compared with people"
-        return f"of two answers to an item {metric} is not shown to favour a length: {by} ({share})"
-    which = "longer" if longer.favour.score > 0 else "shorter"
-    ends = sorted((abs(longer.favour.low), abs(longer.favour.high)))
-    by = score(longer.favour.unit, abs(longer.favour.score), *ends)
-    text = f"of two answers to an item {metric} favours the {which} one by {by} points more than people do"
-    also = "" if longer.is_length else "; what else sets the two candidates apart may be the cause as well"
-    return f"{text} ({share}){also}"
-
-
-def _confusion(metric: str, arm: ArmCalibration) -> str:
-    assert arm.confusion is not None
-    n_both, judge_alone, people_alone, neither = map(count, arm.confusion)
-    errors = f"sensitivity {score_text(arm.sensitivity)}, specificity {score_text(arm.specificity)}"
-    rate = f", by Rogan–Gladen {score_text(arm.rogan_gladen)}" if arm.rogan_gladen else ""
-    left_out = "is left out" if arm.n_split == 1 else "are left out"
-    split = f"; {pluralize(arm.n_split, 'answer')} on which as many raters said yes as no {left_out}"
-    return (
-        f"{arm.name}: passed by both {n_both}, by {metric} alone {judge_alone}, "
-        f"by people alone {people_alone}, by neither {neither} ({errors}{rate}){split if arm.n_split else ''}"
-    )
-
-
-def _say_better(pair: PairCalibration, corrected: Estimate) -> str:
-    difference = f"{pair.new} − {pair.base}: corrected {change_text(corrected)} points"
-    if pair.more_labels == 0:
-        return f"{difference}, which people's labels show"
-    if pair.more_labels is None:
-        return f"{difference}; no number of labels would settle that on {count(pair.n)} items"
-    more = pluralize(pair.more_labels, "more item")
-    return f"{difference}; labels of both answers to about {more} would probably settle it"
+def _pair_sentences(metric: str, pair: PairCalibration) -> Iterator[str]:
+    if pair.favour and not pair.favour.low <= 0 <= pair.favour.high:
+        liked, rival = (pair.new, pair.base) if pair.favour.score > 0 else (pair.base, pair.new)
+        by = percent(abs(pair.favour.score))
+        yield f"{metric} favours {liked} over {rival} by {by} points more than people do"
+    if pair.longer:
+        favour, ratio = pair.longer.favour, figure(pair.longer.ratio)
+        longer_ones = f"the longer ones on {percent(pair.longer.new_longer)} % of items"
+        share = f"{pair.new}'s are {ratio} times as long as {pair.base}'s, {longer_ones}"
+        text = f"of two answers to an item {metric}"
+        if favour.low <= 0 <= favour.high:
+            by = f"{change_text(favour)} points for the longer one, compared with people"
+            yield f"{text} is not shown to favour a length: {by} ({share})"
+        else:
+            which = "longer" if favour.score > 0 else "shorter"
+            by = score(favour.unit, abs(favour.score), *sorted((abs(favour.low), abs(favour.high))))
+            also = "; what else sets the two candidates apart may be the cause as well"
+            also = "" if pair.longer.is_length else also
+            yield f"{text} favours the {which} one by {by} points more than people do ({share}){also}"
+    if pair.corrected is not None:
+        difference = f"{pair.new} − {pair.base}: corrected {change_text(pair.corrected)} points"
+        more = pluralize(pair.more_labels or 0, "more item")
+        outcome = f"; labels of both answers to about {more} would probably settle it"
+        if pair.more_labels is None:
+            outcome = f"; no number of labels would settle that on {count(pair.n)} items"
+        elif pair.more_labels == 0:
+            outcome = ", which people's labels show"
+        yield f"{difference}{outcome}"

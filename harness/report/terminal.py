@@ -5,6 +5,7 @@ Invariant: the table has at most 100 columns, and different candidates have diff
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import starmap
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -19,7 +20,8 @@ from harness.report.document import STYLES, terminal_lines
 from harness.report.escape import clean, shorten, shorten_all
 from harness.report.experiment_report import ExperimentReport
 from harness.report.first_page import find_judged, labels_note, next_steps, reasons
-from harness.report.sections import collapse_sentence, experiment_document, retrieval_text
+from harness.report.result_tables import collapse_sentence
+from harness.report.sections import experiment_document, retrieval_text
 
 WIDTH = 100
 _NOTES = 5  # number of notes unless all are requested
@@ -58,7 +60,7 @@ def _list_notes(report: ExperimentReport) -> list[str]:
                 settle = f"; {report.settling(at).text}" if at.items_needed else ""
                 notes.append(f"{f.label}: {wording.verdict_word(f)}: {at.sentence}{settle}")
         notes += report.decision.reasons if report.decision else ()
-    notes += (collapse_sentence(label, diversities) for label, diversities in report.diversity.items())
+    notes += starmap(collapse_sentence, report.diversity.items())
     notes += (f"{f.label}: {text}" for f in best if (text := retrieval_text(f)))
     return list(dict.fromkeys(filter(None, [*notes, *report.notes])))
 

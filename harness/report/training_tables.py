@@ -8,7 +8,6 @@ steps, which has rows of every length. Source: Goodfellow, Bengio and Courville 
 from collections.abc import Mapping, Sequence
 from math import ceil, isfinite
 from statistics import fmean
-from typing import Any
 
 from harness import formatting
 from harness.analysis.ablation import TrainingSets
@@ -18,7 +17,7 @@ from harness.formatting import RATE, UNKNOWN, Unit, count, percent, plain, point
 from harness.records import TRAINING, Curve, TrackedPoint, TrainingRecord, Trial
 from harness.report.document import Section
 from harness.report.escape import clean
-from harness.report.pictures import AxisScale, axes, group, line, mark, path, picture, text
+from harness.report.pictures import AxisScale, group, line, mark, marks, path, picture, text
 from harness.report.wording import change_text, figure_text
 from harness.stats import pareto_front
 from harness.store import TrialRun
@@ -51,7 +50,12 @@ LONGEST = 20  # cells of a title, which the legend follows
 
 def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
     """Show the measured figures of each training run, one row per candidate."""
-    figures = [_figures(f.training) for f in trained]
+    figures = []
+    for training in (f.training for f in trained):
+        values = {name: value for name, value in training.to_plain().items() if name not in _NOT_MEASURED}
+        values |= {"loss": mean} if (mean := smooth(training)) else {}
+        above_training = gap(training)
+        figures.append(values if above_training is None else values | {"overfitting_gap": above_training})
     names = list(dict.fromkeys(name for values in figures for name in values))
     columns = ["candidate", "training examples", "cost USD", *map(figure_title, names)]
     rows = [
@@ -69,14 +73,6 @@ def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
     notes += [f"{f.label} {sentence}." for f in trained if (sentence := describe_forgetting(f.training))]
     notes += [LIKELIHOOD] * (False in kinds) + [PREFERENCES] * (True in kinds)
     return Section("training", "Training", columns, rows, notes=notes)
-
-
-def _figures(training: TrainingRecord) -> dict[str, Any]:
-    values = {name: value for name, value in training.to_plain().items() if name not in _NOT_MEASURED}
-    if mean := smooth(training):
-        values["loss"] = mean
-    above_training = gap(training)
-    return values if above_training is None else {**values, "overfitting_gap": above_training}
 
 
 def figure_title(name: str) -> str:
@@ -324,7 +320,14 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
     body += [line(150, 10, 170, 10, "train"), text(175, 14, "training, mean of a round", "small")]
     if validation:
         body += [mark("diamond", 338, 10, "validated"), text(350, 14, "validation", "small")]
-    body += axes(x, y, "step", name)
+    body += [text((_LEFT + _RIGHT) / 2, _BOTTOM + 36, "step", "head", "middle"), text(0, 34, name, "head")]
+    values, step_of_marks = marks(y.low, y.high, 4)
+    for value in values:
+        body.append(line(_LEFT, y(value), _RIGHT, y(value), "zero" if value == 0 else "grid"))
+        body.append(text(_LEFT - 8, y(value) + 4, formatting.tick(value, step_of_marks), "tick", "end"))
+    values, step_of_marks = marks(x.low, x.high, 5)
+    ticks = ((x(value), formatting.tick(value, step_of_marks)) for value in values)
+    body += [text(at, _BOTTOM + 18, tick, "tick", "middle") for at, tick in ticks]
     body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
     body.append(path(((x(step), y(loss)) for step, loss in smooth(training)), "train"))
     body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []

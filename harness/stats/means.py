@@ -272,16 +272,8 @@ def clustered_contrast(values: ArrayLike, group: ArrayLike, clusters: ArrayLike)
     totals = counts.sum(1, keepdims=True)
     weights = np.array([[1.0], [-1.0]]) / totals / np.sqrt(1 - counts / totals)  # (2, g)
     variance = float(((weights * np.array(sums)).sum(0) ** 2).sum())
-    return Mean(delta, sqrt(variance), _contrast_df(counts, weights), len(x), n_clusters)
-
-
-def _contrast_df(counts: Array, weights: Array) -> float:
-    """Return tr(M)²/tr(M²) of the quadratic form M behind the SE², the smaller of two models of the items.
-
-    `counts` and `weights` (2, g) are those of the groups in the clusters. M is a diagonal plus W·K·Wᵀ of low
-    rank: once for independent items, once for items that are alike within their cluster.
-    """
-    totals = counts.sum(1, keepdims=True)
+    # The quadratic form M behind the SE² is a diagonal plus W·K·Wᵀ of low rank: once for independent items,
+    # once for items that are alike within their cluster.
     independent = _effective_df(
         (weights**2 * counts).sum(0), (weights * counts / np.sqrt(totals)).T, -np.eye(2)
     )
@@ -289,7 +281,7 @@ def _contrast_df(counts: Array, weights: Array) -> float:
     shares, zeros = (weights * counts / totals).T, np.zeros((2, 2))  # (g, 2)
     crossed = np.block([[counts @ counts.T, -np.eye(2)], [-np.eye(2), zeros]])
     alike = _effective_df(summed**2, np.hstack([shares, summed[:, None] * counts.T]), crossed)
-    return min(independent, alike)
+    return Mean(delta, sqrt(variance), min(independent, alike), len(x), n_clusters)
 
 
 def _effective_df(diagonal: Array, low_rank: NDArray[np.float64], inner: NDArray[np.float64]) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.candidate_facts import CandidateFacts, Case
 from harness.analysis.comparison import compare_rows, estimate
 from harness.analysis.decision import Decision, decide
 from harness.analysis.economics import estimate_more_items
@@ -68,11 +68,9 @@ def make_fine_tune(name: str, seed: int, arms: Pair, **changes: Any) -> Candidat
 def make_decision(facts: Sequence[CandidateFacts], alpha: float = 0.05) -> Decision:
     """Decide between fine-tunes, which are one family at alpha, and the alternatives."""
     return decide(
-        [*make_untrained(), *facts],
-        POLICY,
+        Case([*make_untrained(), *facts], POLICY, "score"),
         closed_labels=False,
         has_documents=False,
-        metric_name="score",
         family=Family({f.name: f.name for f in facts}, alpha),
     )
 
