@@ -217,7 +217,7 @@ def _millions(n: float) -> str:
 def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from harness.experiment.preflight import measure_noise
+    from harness.evaluation.control_arm import measure_noise
 
     session, _ = at.open_session()
     noise = measure_noise(session)

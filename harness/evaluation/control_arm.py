@@ -1,6 +1,7 @@
-"""Control arm: blocks of a base's stored rows that the base answers again next to a candidate.
+"""Control arm: blocks of a base's stored rows that the base answers again next to a candidate; A/A noise.
 
-Invariant: it is measured once per base and command, and stored rows are not changed.
+Invariant: it is measured once per base and command, and stored rows are not changed. The noise is what other
+layouts and batches change in the base's answers.
 """
 
 import uuid
@@ -12,16 +13,19 @@ from math import isclose
 import numpy as np
 
 from harness import provenance, store
+from harness.errors import UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.metrics import is_flipped
-from harness.models import Candidate
+from harness.models import Candidate, Size
 from harness.models.hardware import load
+from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import ModelSource
+from harness.models.loglikelihood import Executor
 from harness.progress import Progress
-from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
+from harness.records import BLOCK, Control, ControlBlock, Noise, Origin, SampleResult, TaskNoise
 
 _ROUNDING = 1e-4  # relative difference that another order of summation explains
 
@@ -124,3 +128,60 @@ def differs(old: SampleResult, new: SampleResult) -> bool:
         elif not all(isclose(x, y, rel_tol=_ROUNDING, abs_tol=1e-9) for x, y in zip(a, b, strict=True)):
             return True
     return False
+
+
+LAYOUT, BATCH = "layout", "batch"
+_FEW_ROWS, _FEW_TOKENS = 4, 256
+
+
+class _SmallerBatches(HFCandidate):
+    """The same model evaluated in small batches, scored by `engine`."""
+
+    def __init__(self, host: ModelHost, engine: str) -> None:
+        super().__init__(host.model, host.tokenizer, host.base.weights_digest, engine)
+        self._reading = Size(_FEW_ROWS, _FEW_TOKENS)
+        self._answering = Size(_FEW_ROWS, self._answering.tokens)
+        self._executor = Executor(host.model, _FEW_TOKENS, engine)
+
+
+def measure_noise(session: Session) -> Noise:
+    """Evaluate the base on the first block of each suite task in every layout, and store the differences."""
+    if session.experiment.engine != "transformers":
+        found = f"engine: {session.experiment.engine}"
+        expected, step = "the engine whose layouts are varied", "engine=transformers"
+        raise UserError("harness doctor --noise", found, expected, step)
+    sets = suite_sets(session, base_weights(session.source))
+    if not sets:
+        found = "an experiment without suites"
+        raise UserError("harness doctor --noise", found, "general tasks", "name some under suites:")
+    host = session.host(session.source)
+    assert isinstance(host, ModelHost)
+    engine = host.base.engine.partition("/")[2]
+    arms: dict[str, Candidate] = {BATCH: _SmallerBatches(host, engine)}
+    if engine != "plain":
+        arms[LAYOUT] = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
+    blocks, candidates = [(rows, 0) for rows in sets], [host.base, *arms.values()]
+    again = reevaluate(session.progress, session.seconds, blocks, candidates, "noise: the base again")
+    tasks = list[TaskNoise]()
+    for rows, (usual, *varied) in zip(sets, again, strict=True):
+        metric = rows.measured.primary
+        pairs = {name: list(zip(usual, arm, strict=True)) for name, arm in zip(arms, varied, strict=True)}
+        logprobs = [(a.gold_logprob, b.gold_logprob) for arm in pairs.values() for a, b in arm]
+        gaps = [abs(a - b) for a, b in logprobs if a is not None and b is not None]
+        # Items whose primary score moved, and the largest difference in log-likelihood.
+        flips = {name: sum(is_flipped(a, b, metric) for a, b in arm) for name, arm in pairs.items()}
+        tasks.append(TaskNoise(rows.measured.task.name, len(usual), flips, max(gaps, default=None)))
+    now = datetime.now(UTC)
+    noise = Noise(
+        id=f"{now:%Y%m%dT%H%M%S%f}",
+        created=now.isoformat(timespec="seconds"),
+        base_model=session.source.name,
+        base_digest=session.source.weights_digest,
+        precision=session.machine.precision,
+        device=session.machine.name,
+        engine=host.base.engine,
+        layout_digest=host.base.layout_digest,
+        tasks=tuple(tasks),
+    )
+    store.save_noise(session.store, noise)
+    return noise

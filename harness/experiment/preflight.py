@@ -1,4 +1,4 @@
-"""Preflight check of machine, packages and experiment, with the costs of candidates and the noise of a base.
+"""Preflight check of machine, packages and experiment, with the costs of candidates.
 
 Invariant: nothing is trained, and all problems are listed together.
 """
@@ -7,19 +7,17 @@ import shutil
 import sysconfig
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness import config, metrics, provenance, store
-from harness.errors import Problem, UserError, gather
+from harness import config, metrics, provenance
+from harness.errors import Problem, gather
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.costs import Work, times
 from harness.evaluation.judging_stage import is_measured
 from harness.evaluation.row_sets import RowSet, list_answered_sets, suite_sets, target_sets, work_of
@@ -33,15 +31,13 @@ from harness.experiment.stored_rows import arm_label, is_cross_validated, list_m
 from harness.experiment.training_fit import processes_of
 from harness.experiment.trials import estimate_tracking, fit_work
 from harness.formatting import count, pluralize
-from harness.metrics import is_flipped
-from harness.models import Candidate, Size, hardware, hub, memory, vllm
+from harness.models import hardware, hub, memory, vllm
 from harness.models.hardware import Machine, Memory, probe
-from harness.models.hf import ANSWERING, READING, HFCandidate, ModelHost
-from harness.models.loglikelihood import Executor
+from harness.models.hf import ANSWERING, READING
 from harness.models.shapes import Shape
 from harness.models.weight_files import weights_bytes
 from harness.progress import Progress
-from harness.records import BLOCK, Noise, Run, TaskNoise
+from harness.records import BLOCK, Run
 from harness.training import MEMORY_KNOBS
 
 if TYPE_CHECKING:
@@ -89,6 +85,27 @@ class Estimates:
         self._answering = cache(
             lambda name: self._evaluation(list_answered_sets(session, session.candidates[name].recipe))
         )
+
+    def describe(self, selected: Iterable[str]) -> tuple[str, ...]:
+        """Describe models, target, suites and training rows in a line each."""
+        session = self.session
+        models = [
+            f"model {s.name}: {count(s.n_parameters / 1e6)} million parameters"
+            for s in session.sources.values()
+        ]
+        items = session.target.items
+        rows = f"{count(len(items.train))} training, {count(len(items.validation))} validation, "
+        target = f"target {session.target.task.name}: {rows}{count(len(items.test))} test rows"
+        more = ((items.pairs, "pair"), (items.documents, "document"))
+        other_counts = [pluralize(len(things), noun) for things, noun in more if things]
+        n_items = sum(len(m.items.test) for m in session.suites)
+        suites = f"suites: {pluralize(len(session.suites), 'task')}, {pluralize(n_items, 'item')}"
+        is_folded = bool(session.folds)
+        trained = describe_training_rows(
+            session.candidates, selected, session.training_data, in_folds=is_folded
+        )
+        remarks = (*items.overlap, *trained)
+        return (*models, ", ".join([target, *other_counts]), *remarks, suites)
 
     @cached_property
     def _suites(self) -> _EvalTokens:
@@ -338,84 +355,10 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         packages=provenance.package_versions(),
         vllm=f"{vllm.release_of(engine)}, as a server by {engine.command}" if engine else "",
         absent={name: f"pip install 'harness-evals[{extra}]'" for name, extra in absent.items()},
-        experiment=_describe_experiment(session, selected) if session else (),
+        experiment=Estimates(session).describe(selected) if session else (),
         data=data,
         costs=Estimates(session).costs(selected, room) if session else (),
         problems=tuple(problems),
         recipes=tuple(recipe_warnings(session, selected)) if session else (),
         judges=tuple(context.text for context in short if not context.problem),
     )
-
-
-def _describe_experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
-    models = [
-        f"model {s.name}: {count(s.n_parameters / 1e6)} million parameters" for s in session.sources.values()
-    ]
-    items = session.target.items
-    rows = f"{count(len(items.train))} training, {count(len(items.validation))} validation, "
-    target = f"target {session.target.task.name}: {rows}{count(len(items.test))} test rows"
-    more = ((items.pairs, "pair"), (items.documents, "document"))
-    other_counts = [pluralize(len(things), noun) for things, noun in more if things]
-    n_items = sum(len(m.items.test) for m in session.suites)
-    suites = f"suites: {pluralize(len(session.suites), 'task')}, {pluralize(n_items, 'item')}"
-    is_folded = bool(session.folds)
-    trained = describe_training_rows(session.candidates, selected, session.training_data, in_folds=is_folded)
-    remarks = (*items.overlap, *trained)
-    return (*models, ", ".join([target, *other_counts]), *remarks, suites)
-
-
-LAYOUT, BATCH = "layout", "batch"
-_FEW_ROWS, _FEW_TOKENS = 4, 256
-
-
-class _SmallerBatches(HFCandidate):
-    """The same model evaluated in small batches, scored by `engine`."""
-
-    def __init__(self, host: ModelHost, engine: str) -> None:
-        super().__init__(host.model, host.tokenizer, host.base.weights_digest, engine)
-        self._reading = Size(_FEW_ROWS, _FEW_TOKENS)
-        self._answering = Size(_FEW_ROWS, self._answering.tokens)
-        self._executor = Executor(host.model, _FEW_TOKENS, engine)
-
-
-def measure_noise(session: Session) -> Noise:
-    """Evaluate the base on the first block of each suite task in every layout, and store the differences."""
-    if session.experiment.engine != "transformers":
-        found = f"engine: {session.experiment.engine}"
-        expected, step = "the engine whose layouts are varied", "engine=transformers"
-        raise UserError("harness doctor --noise", found, expected, step)
-    sets = suite_sets(session, base_weights(session.source))
-    if not sets:
-        found = "an experiment without suites"
-        raise UserError("harness doctor --noise", found, "general tasks", "name some under suites:")
-    host = session.host(session.source)
-    assert isinstance(host, ModelHost)
-    engine = host.base.engine.partition("/")[2]
-    arms: dict[str, Candidate] = {BATCH: _SmallerBatches(host, engine)}
-    if engine != "plain":
-        arms[LAYOUT] = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
-    blocks, candidates = [(rows, 0) for rows in sets], [host.base, *arms.values()]
-    again = reevaluate(session.progress, session.seconds, blocks, candidates, "noise: the base again")
-    tasks = list[TaskNoise]()
-    for rows, (usual, *varied) in zip(sets, again, strict=True):
-        metric = rows.measured.primary
-        pairs = {name: list(zip(usual, arm, strict=True)) for name, arm in zip(arms, varied, strict=True)}
-        logprobs = [(a.gold_logprob, b.gold_logprob) for arm in pairs.values() for a, b in arm]
-        gaps = [abs(a - b) for a, b in logprobs if a is not None and b is not None]
-        # Items whose primary score moved, and the largest difference in log-likelihood.
-        flips = {name: sum(is_flipped(a, b, metric) for a, b in arm) for name, arm in pairs.items()}
-        tasks.append(TaskNoise(rows.measured.task.name, len(usual), flips, max(gaps, default=None)))
-    now = datetime.now(UTC)
-    noise = Noise(
-        id=f"{now:%Y%m%dT%H%M%S%f}",
-        created=now.isoformat(timespec="seconds"),
-        base_model=session.source.name,
-        base_digest=session.source.weights_digest,
-        precision=session.machine.precision,
-        device=session.machine.name,
-        engine=host.base.engine,
-        layout_digest=host.base.layout_digest,
-        tasks=tuple(tasks),
-    )
-    store.save_noise(session.store, noise)
-    return noise
