@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from harness import config
 from harness.cli import app
 from harness.evaluation.languages import SPOKEN, find_language
-from harness.evaluation.lm_eval import names
+from harness.evaluation.lm_eval.tasks import names
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request, Resources
 from harness.models.hardware import Machine, Memory

@@ -22,7 +22,7 @@ from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import lm_eval as capability
 from harness.evaluation.lm_eval import requests, tasks
 from harness.evaluation.lm_eval import requests as scores
-from harness.evaluation.lm_eval.engine_for_lm_eval import HarnessLM
+from harness.evaluation.lm_eval.harness_model import HarnessLM
 from harness.experiment import standalone
 from harness.lifecycle.release import gate_folders
 from harness.models.devices import load_base

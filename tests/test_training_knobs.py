@@ -11,7 +11,7 @@ from tiny_model import ASKED
 
 from harness import regularizers
 from harness.errors import UserError
-from harness.experiment.bases import _MARKED
+from harness.experiment.candidate_problems import _MARKED
 from harness.methods.supervised import Full, Lora
 from harness.records import Example
 from harness.training import CHECKPOINTS

@@ -37,9 +37,9 @@ def map_purposes(kind: str, suites: Path = Path("suites")) -> dict[str, str]:
             return {s.name: f"{s.role}: {', '.join(t.name for t in s.tasks)}" for s in known_suites}
         return {t.name: f"{s.name}: {t.description or 'lm-eval'}" for s in known_suites for t in s.tasks}
     if kind == "lm-eval":
-        from harness.evaluation import lm_eval
+        from harness.evaluation.lm_eval import tasks
 
-        return lm_eval.names()
+        return tasks.names()
     step = did_you_mean(kind, (*plugins.KINDS, "keys", "suites", "tasks", "lm-eval"))
     raise UserError("harness ls", repr(kind), "something that can be listed", step)
 

@@ -26,8 +26,9 @@ from harness.data.edit.row_files import is_taught, n_rows_of, payments_for, take
 from harness.data.readers import file_of
 from harness.data.text_files import display_path
 from harness.errors import Problem, UserError, refuse
-from harness.evaluation import costs, lm_eval
+from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage, digest_training_rows
+from harness.evaluation.lm_eval import bridge
 from harness.evaluation.session import Fold, MeasuredTask, join_items
 from harness.formatting import count, percent
 from harness.models.hub import ModelSource
@@ -39,7 +40,7 @@ from harness.spec import Experiment, Fields, Recipe, Task
 def read_training_rows(
     experiment: Experiment,
     items: Mapping[str, TaskItems],
-    catalogue: Mapping[str, lm_eval.LmEvalTask],
+    catalogue: Mapping[str, bridge.LmEvalTask],
     n_pairs: int | None = None,
     encode: Encode | None = None,
 ) -> dict[str, MeasuredTask]:
@@ -70,7 +71,7 @@ def read_training_rows(
 def read_folds(
     experiment: Experiment,
     items: Mapping[str, TaskItems],
-    catalogue: Mapping[str, lm_eval.LmEvalTask],
+    catalogue: Mapping[str, bridge.LmEvalTask],
     n_pairs: int | None = None,
 ) -> tuple[Fold, ...]:
     """Return the folds of the target with the rows of every candidate in each; empty without folds."""
@@ -169,7 +170,7 @@ def row_files(task: Task, recipe: Recipe) -> tuple[str, ...]:
 def refuse_or_note(
     target: Task,
     items: Mapping[str, TaskItems],
-    catalogue: Mapping[str, lm_eval.LmEvalTask],
+    catalogue: Mapping[str, bridge.LmEvalTask],
     files: Mapping[PartName, str] | None = None,
     encode: Encode | None = None,
 ) -> TaskItems:

@@ -18,7 +18,6 @@ from harness.data.contamination import open_encoder
 from harness.data.edit.row_files import name_output
 from harness.data.text_files import cut_special, find_special
 from harness.errors import CandidateFailed, Problem, UserError, as_argument, did_you_mean, gather, refuse
-from harness.evaluation import lm_eval
 from harness.evaluation.candidate_rows import (
     read_folds,
     read_training_rows,
@@ -27,6 +26,7 @@ from harness.evaluation.candidate_rows import (
 )
 from harness.evaluation.candidates import add_lineage, base_weights, names_whole_model, resolve_candidates
 from harness.evaluation.judges import list_local_judges, read_judged_metrics
+from harness.evaluation.lm_eval import bridge
 from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
 from harness.experiment.bases import choose_quantization
 from harness.experiment.candidate_problems import find_unwritable_rows, list_engine_problems, weight_problems
@@ -317,12 +317,12 @@ def _find_unread(measured: MeasuredTask) -> Iterator[Problem]:
     yield Problem(f"task {measured.task.name}: metric {metric.name}", found, "such as it can score", step)
 
 
-def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, lm_eval.LmEvalTask]]:
+def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, bridge.LmEvalTask]]:
     """Load the suites' lm-eval tasks, and fill in their settings from lm-eval."""
     tasks = [task for suite in experiment.suites for task in suite.tasks if task.lm_eval]
     if not tasks:
         return experiment, {}
-    catalogue = lm_eval.load(tasks, lm_eval.datasets_folder(experiment.datasets_dir))
+    catalogue = bridge.load(tasks, bridge.datasets_folder(experiment.datasets_dir))
     suites = []
     for suite in experiment.suites:
         filled_in = tuple(catalogue[t.name].task if t.lm_eval else t for t in suite.tasks)
@@ -330,7 +330,7 @@ def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, lm
     return experiment.model_copy(update={"suites": tuple(suites)}), catalogue
 
 
-def join_lm_eval_task(task: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:
+def join_lm_eval_task(task: bridge.LmEvalTask, role: Role, suite: str) -> MeasuredTask:
     """Join an lm-eval task with its documents, and the functions that encode and evaluate them."""
     versions = dict.fromkeys(SPLITS, task.version)
     measured = MeasuredTask(task.task, role, suite, task.items, versions, task.metrics)

@@ -13,11 +13,10 @@ from harness import report, store
 from harness.analysis import comparison
 from harness.config import LoadedExperiment
 from harness.errors import UserError, refuse
-from harness.evaluation import lm_eval
 from harness.evaluation.candidates import base_weights, resolve_candidates
 from harness.evaluation.costs import Work
 from harness.evaluation.judging_stage import suite_arm
-from harness.evaluation.lm_eval import LmEvalTask
+from harness.evaluation.lm_eval import bridge
 from harness.evaluation.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights
@@ -45,7 +44,7 @@ class Evaluation(NamedTuple):
     engine: str
     scores: tuple[ScoreRow, ...]
     rows: dict[str, list[SampleResult]]
-    found: dict[str, LmEvalTask]
+    found: dict[str, bridge.LmEvalTask]
     notes: tuple[str, ...]
 
 
@@ -55,7 +54,7 @@ class PreparedEvaluation(NamedTuple):
     session: Session
     name: str
     weights: Weights
-    found: dict[str, LmEvalTask]
+    found: dict[str, bridge.LmEvalTask]
 
     @property
     def first_line(self) -> str:
@@ -91,7 +90,7 @@ def prepare_model(
     """Prepare a model and tasks without an experiment."""
     if engine == "vllm":
         refuse(vllm.problems(VllmPolicy()))
-    lm_eval_tasks = lm_eval.load(tasks, lm_eval.datasets_folder(None), gated=False)
+    lm_eval_tasks = bridge.load(tasks, bridge.datasets_folder(None), gated=False)
     # The first task stands in for the target; it is neither trained on nor evaluated twice.
     experiment = Experiment(
         name="eval",
@@ -115,7 +114,7 @@ def prepare_candidate(
 ) -> PreparedEvaluation:
     """Prepare one candidate's weights, training them if missing, for other tasks than its suites'."""
     session = prepare_session(loaded, Scope(), progress)
-    lm_eval_tasks = lm_eval.load(tasks, lm_eval.datasets_folder(session.experiment.datasets_dir), gated=False)
+    lm_eval_tasks = bridge.load(tasks, bridge.datasets_folder(session.experiment.datasets_dir), gated=False)
     session.begin(name, session.first_seed)
     weights = ensure_weights(session, session.candidates[name], session.first_seed)
     if weights.kind == "chat" or not weights.is_language_model:
@@ -186,7 +185,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _scores(name: str, lm_eval_task: LmEvalTask, rows: Sequence[SampleResult]) -> Iterator[ScoreRow]:
+def _scores(name: str, lm_eval_task: bridge.LmEvalTask, rows: Sequence[SampleResult]) -> Iterator[ScoreRow]:
     # Groups also get a score for each of their tasks, as slices.
     for part in ("", *sorted({row.slice for row in rows if row.slice})):
         chosen = [row for row in rows if row.slice == part] if part else rows

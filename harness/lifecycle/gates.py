@@ -18,9 +18,9 @@ from harness.analysis.gating import GateResult
 from harness.analysis.seeds import family_of
 from harness.data import version_of_test
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean, gather, refuse
-from harness.evaluation import lm_eval
 from harness.evaluation.candidates import phrase_silent
 from harness.evaluation.judges import list_stored_digests
+from harness.evaluation.lm_eval import bridge
 from harness.evaluation.row_sets import rows_version, scoring_digest
 from harness.experiment.gate_run import judge_stored_run, record_verdict, verdict_change
 from harness.experiment.study import (
@@ -147,7 +147,7 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
 
 
 def _refuse_unfit(
-    study: Study, catalogue: Mapping[str, lm_eval.LmEvalTask], run: Run, sampling: SamplingRecord | None
+    study: Study, catalogue: Mapping[str, bridge.LmEvalTask], run: Run, sampling: SamplingRecord | None
 ) -> None:
     tasks = list(study.suite_tasks())
     if tasks and not any(f"{t.task.name}/test" in run.rows for t in tasks):

@@ -22,7 +22,7 @@ TASKS = {
 # Module and model: lm-eval's own, and our engine behind lm-eval's command line.
 THEIRS = {
     "hf": ("lm_eval", "dtype=float32"),
-    "harness": ("harness.evaluation.lm_eval.engine_for_lm_eval", "precision=fp32"),
+    "harness": ("harness.evaluation.lm_eval.harness_model", "precision=fp32"),
 }
 OURS = "from harness.cli import main; main()"
 
