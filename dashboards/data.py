@@ -79,7 +79,7 @@ def _decisions(checked: CheckReport) -> None:
     """Show rows without a decision, each under the first finding that names it, with buttons."""
     to_decide = [f for f in checked.findings if f.labels]
     alarms = [f for f in checked.findings if f.severity != "note" and not f.labels]
-    to_decide += [f for f in alarms if f.beside or "--decisions" in f.command]
+    to_decide += [f for f in alarms if f.related or "--decisions" in f.command]
     if not to_decide:
         return
     path = checked.table.files[0]
@@ -93,7 +93,7 @@ def _decisions(checked: CheckReport) -> None:
     for finding in to_decide:
         # Rows in the table, each with the proposed label and the similar row.
         nothing = ("",) * len(finding.rows)
-        labelled_rows = zip(finding.rows, finding.labels or nothing, finding.beside or nothing, strict=True)
+        labelled_rows = zip(finding.rows, finding.labels or nothing, finding.related or nothing, strict=True)
         finding_rows = [
             (entries[where], label, near)
             for where, label, near in labelled_rows

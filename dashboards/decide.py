@@ -37,7 +37,7 @@ def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePoli
     hour = hour_usd(report.facts)
     decided_by = (report.file_name, written, hour)
     if st.session_state.get("decided_by") != decided_by:
-        _reset()  # sliders start anew for another experiment or policy
+        _reset()  # sliders start again for another experiment or policy
         st.session_state["decided_by"] = decided_by
 
     def slider(

@@ -102,7 +102,7 @@ def test_what_is_missing_is_computed_beforehand_only_on_request_with_the_same_se
     script = f"""echo "$@" $HARNESS_CANDIDATES >> {tmp_path / "words"}; [ $1 = compare ] || {judged}"""
     inputs = {"candidate": "lora", "install": "", "config": "desk.yaml", "overrides": "seeds=[3]\n"}
     assert run_action(tmp_path, script, **inputs, baseline="base")[0] == 0
-    assert run_action(tmp_path, script, **inputs, beside="prompt", compute="true")[0] == 0
+    assert run_action(tmp_path, script, **inputs, also="prompt", compute="true")[0] == 0
     words = (tmp_path / "words").read_text().splitlines()
     assert [line.split()[0] for line in words] == ["gate", "compare", "gate"]
     assert "--baseline base" in words[0]

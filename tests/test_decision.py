@@ -38,24 +38,24 @@ def make_decision(
 LORA = make_fine_tune("lora", 0.81, 0.07)
 
 
-def beside(*more, **settings) -> Decision:
+def decide_on(*more, **settings) -> Decision:
     """Decide between the fair alternatives and further candidates."""
     return make_decision([*alternatives(), *more], **settings)
 
 
 def test_only_a_gain_that_is_shown_and_passes_the_gate_is_shipped():
-    decision = beside(LORA)
+    decision = decide_on(LORA)
     assert (decision.action, decision.candidate) == ("fine-tune", "lora")
     assert decision.sentence == (
         "Ship lora: 81.0 [76, 86] exact_match, +7.0 [+2, +12] points over knn (the best untrained),"
         " and the gate passes."
     )
 
-    decision = beside(make_fine_tune("lora", 0.77, 0.03))
+    decision = decide_on(make_fine_tune("lora", 0.77, 0.03))
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     # 200 items with an se of 0.05 / 1.96 show 3 points at 80 % power once n = 200 (2.80 se / 0.03)² = 1135.
     assert decision.sentence.endswith("for more: 936 more test rows or --seeds 0,1,2.")
-    sentence = beside(make_fine_tune("lora", 0.54, -0.20)).sentence
+    sentence = decide_on(make_fine_tune("lora", 0.54, -0.20)).sentence
     assert "lora, the best fine-tune, is worse (−20.0 [−25, −15] points)" in sentence
 
     facts = [*alternatives(), make_fine_tune("hot", 0.95, 0.21, "fail"), LORA]
@@ -83,18 +83,18 @@ def test_what_the_gate_does_not_pass_is_not_recommended_whatever_it_gains():
     failed = make_fine_tune(
         "lora", 0.95, 0.21, "fail", verdict=verdict("fail", "FAIL: chat lost 60.0 [50, 70] points")
     )
-    decision = beside(failed)
+    decision = decide_on(failed)
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     assert "lora gains +21.0 [+16, +26] points over it, but fails the gate" in decision.sentence
     assert find_reason(decision, "The gate") == "The gate on lora: FAIL (forgetting)."
 
-    decision = beside(make_fine_tune("lora", 0.81, 0.07, "inconclusive"))
+    decision = decide_on(make_fine_tune("lora", 0.81, 0.07, "inconclusive"))
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert decision.sentence.endswith(
         "but its gate is UNDECIDED; some 240 more items would settle it, but the tasks hold no unused items; ship knn until then."
     )
 
-    decision = beside(make_fine_tune("lora", 0.81, 0.07, None))
+    decision = decide_on(make_fine_tune("lora", 0.81, 0.07, None))
     assert decision.action == "undecided"
     assert "what it forgot was not measured; add suites:" in decision.sentence
 
@@ -102,10 +102,10 @@ def test_what_the_gate_does_not_pass_is_not_recommended_whatever_it_gains():
 def test_a_hybrid_that_is_best_is_called_one_and_the_task_says_which_alternatives_it_needs():
     rag = candidate("rag", 0.60, prompting="rag(top_k=2)")
     hybrid = make_fine_tune("hybrid", 0.88, 0.14, prompting="rag(top_k=2)")
-    decision = beside(rag, make_fine_tune("lora", 0.80, 0.06), hybrid, has_documents=True)
+    decision = decide_on(rag, make_fine_tune("lora", 0.80, 0.06), hybrid, has_documents=True)
     assert (decision.action, decision.candidate) == ("hybrid", "hybrid")
 
-    decision = beside(LORA, has_documents=True)
+    decision = decide_on(LORA, has_documents=True)
     assert decision.missing == ("retrieval (prompting: rag)",)
     assert make_decision([*alternatives()[:3], LORA], closed_labels=False).action == "fine-tune"
 
@@ -173,7 +173,7 @@ def test_what_failed_is_to_be_fixed_and_what_is_missing_to_be_added():
     crashed = make_fine_tune(
         "lora", 0.81, 0.07, None, state="failed", target=None, validation=None, error="out of memory"
     )
-    decision = beside(crashed)
+    decision = decide_on(crashed)
     assert decision.action == "undecided"
     assert "lora failed; fix that and compare again; ship knn until then" in decision.sentence
 
@@ -192,7 +192,7 @@ def test_without_a_measured_fine_tune_the_best_untrained_is_shipped_if_anything(
     assert "knn would be it (74.0 [69, 79]" in decision.sentence
     assert find_reason(decision, "The gate").startswith("The gate on knn: FAIL: target 74.0")
     assert make_decision([]).action == "undecided"
-    sentence = beside(make_fine_tune("lora", 0.81, 0.07, vs_untrained=None)).sentence
+    sentence = decide_on(make_fine_tune("lora", 0.81, 0.07, vs_untrained=None)).sentence
     assert "not compared with knn on the same items" in sentence
 
 
@@ -334,7 +334,7 @@ OPEN = "UNDECIDED; some 240 more items would settle it, but the tasks hold no un
     ],
 )  # fmt: skip
 def test_the_sentence_names_the_seeds_that_keep_a_recipe_back(outcomes, action, words):
-    decision = beside(*lora_seeds(*outcomes))
+    decision = decide_on(*lora_seeds(*outcomes))
     assert (decision.action, words in decision.sentence) == (action, True)
 
 
@@ -343,20 +343,20 @@ def test_a_recipe_of_which_seeds_failed_is_not_shipped_and_they_are_named():
         make_fine_tune("lora", 0.8, 0.1, None, seed=i, state="failed", target=None, validation=None)
         for i in (1, 2)
     ]
-    decision = beside(make_fine_tune("lora", 0.84, 0.1), *crashed)
+    decision = decide_on(make_fine_tune("lora", 0.84, 0.1), *crashed)
     assert decision.action == "undecided"
     assert "but seeds 1, 2 failed; fix that and compare again; ship knn until then" in decision.sentence
     assert find_reason(decision, "passes with all of its seeds").startswith("lora does not pass: seeds 1, 2")
-    assert beside(make_fine_tune("lora", 0.84, 0.1)).candidate == "lora"
+    assert decide_on(make_fine_tune("lora", 0.84, 0.1)).candidate == "lora"
 
 
 @pytest.mark.parametrize(("tau", "action"), [(3.9, "fine-tune"), (4.1, "undecided"), (24.1, "few-shot")])
 def test_tau_decides_by_the_interval_of_the_gain_per_dollar(tau, action):
-    assert beside(LORA, tau=tau).action == action
+    assert decide_on(LORA, tau=tau).action == action
 
 
 def test_break_even_of_tokens_and_of_no_saving_is_said():
-    decision = beside(LORA, label_cost_usd=0.5)
+    decision = decide_on(LORA, label_cost_usd=0.5)
     # (0.50 + 360 × 0.5) / ((0.20 − 0.11) / 1000) = 180.5 / 0.00009
     assert decision.arithmetic["break_even_requests"] == pytest.approx(2_005_555.6, abs=0.1)
     assert find_reason(decision, "Break-even") == (
@@ -364,10 +364,10 @@ def test_break_even_of_tokens_and_of_no_saving_is_said():
         " 600,000 requests assumed (decide.requests_per_month): 180 USD for training and labels, 0.11 USD per 1,000 requests against 0.20 with knn."
     )
 
-    decision = beside(make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=0.30))
+    decision = decide_on(make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=0.30))
     assert decision.arithmetic["break_even_requests"] == "∞"
     assert "∞ requests: lora is not cheaper, 0.30 USD" in find_reason(decision, "Break-even")
-    decision = beside(make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=None))
+    decision = decide_on(make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=None))
     assert decision.arithmetic["break_even_requests"] is None
     assert find_reason(decision, "Break-even") == "Break-even is unknown, because a cost per request is."
 
@@ -411,13 +411,13 @@ def test_slices_are_reported_and_declared_needs_answer_what_none_measures():
 
 @given(st.permutations([*alternatives(), LORA, make_fine_tune("hot", 0.95, 0.2, "fail")]))
 def test_the_order_of_the_candidates_does_not_move_the_decision(facts):
-    assert make_decision(facts).sentence == beside(LORA).sentence
+    assert make_decision(facts).sentence == decide_on(LORA).sentence
 
 
 @given(st.floats(-0.9, 0.9), st.floats(0.001, 0.5), st.sampled_from(["pass", "fail", "inconclusive", None]))
 def test_no_fine_tune_is_recommended_without_a_shown_gain_and_a_passed_gate(gain, half, outcome):
     lora = make_fine_tune("lora", 0.8, 0, outcome, vs_untrained=comparison(gain, half))
-    is_shipped = beside(lora).action == "fine-tune"
+    is_shipped = decide_on(lora).action == "fine-tune"
     assert is_shipped == (outcome == "pass" and gain - half > 0)
 
 
@@ -446,7 +446,7 @@ def test_a_budget_is_kept_by_the_median_over_seeds_and_never_broken_by_what_was_
     seeds = [
         make_fine_tune("lora", 0.95, 0.30, seed=s, latency_p50_s=t) for s, t in enumerate((0.2, 0.2, 2.0))
     ]
-    decision = beside(*seeds, max_latency_s=0.5)
+    decision = decide_on(*seeds, max_latency_s=0.5)
     assert decision.candidate == "lora"
     assert find_reason(decision, "All keep the budgets")
     lora = make_fine_tune("lora", 0.81, 0.07, latency_p50_s=None)
@@ -459,18 +459,18 @@ def test_a_budget_is_kept_by_the_median_over_seeds_and_never_broken_by_what_was_
 
 
 def test_a_gain_from_few_examples_counts_once_three_seeds_show_it():
-    decision = beside(make_fine_tune("lora", 0.81, 0.07, n_train=60))
+    decision = decide_on(make_fine_tune("lora", 0.81, 0.07, n_train=60))
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     assert "but 60 training examples and 1 seed are too few to rely on that" in decision.sentence
     assert "collect 100 examples, or show it over 3 seeds with --seeds 0,1,2" in decision.sentence
     assert find_reason(decision, "60 training examples: below")
-    assert beside(make_fine_tune("lora", 0.81, 0.07, n_train=100)).candidate == "lora"
+    assert decide_on(make_fine_tune("lora", 0.81, 0.07, n_train=100)).candidate == "lora"
 
     seeds = [make_fine_tune("lora", 0.95, 0.30, n_train=60, seed=s) for s in range(3)]
-    assert beside(*seeds[:2]).candidate == "knn"
-    assert beside(*seeds).candidate == "lora"
+    assert decide_on(*seeds[:2]).candidate == "knn"
+    assert decide_on(*seeds).candidate == "lora"
 
-    decision = beside(make_fine_tune("theirs", 0.81, 0.07, n_train=0))
+    decision = decide_on(make_fine_tune("theirs", 0.81, 0.07, n_train=0))
     assert decision.candidate == "theirs"
     assert find_reason(decision, "How many examples theirs was trained on is unknown")
 
@@ -484,14 +484,14 @@ def test_hosting_is_paid_back_too():
 
 
 def test_more_items_are_worth_most_where_the_choice_hangs_in_the_balance():
-    close = beside(make_fine_tune("lora", 0.75, 0.01)).arithmetic
-    clear = beside(make_fine_tune("lora", 0.90, 0.15)).arithmetic
+    close = decide_on(make_fine_tune("lora", 0.75, 0.01)).arithmetic
+    clear = decide_on(make_fine_tune("lora", 0.90, 0.15)).arithmetic
     assert close["more_test_items_bring_points"] > 0.1 > clear["more_test_items_bring_points"]
 
-    decision = beside(make_fine_tune("lora", 0.95, 0.30))
+    decision = decide_on(make_fine_tune("lora", 0.95, 0.30))
     assert find_reason(decision, "Next best spend").startswith("Next best spend: none, choose now.")
 
-    decision = beside(make_fine_tune("lora", 0.75, 0.01), point_usd=100.0)
+    decision = decide_on(make_fine_tune("lora", 0.75, 0.01), point_usd=100.0)
     worth = decision.arithmetic["more_test_items_bring_points"]
     assert decision.arithmetic["more_test_items_are_worth_usd"] == pytest.approx(100 * worth)
     # 200 more items for both candidates, at 0.20 and 0.11 USD per 1,000; a label has no price.
@@ -520,7 +520,7 @@ def make_curve(more: float, candidate: str = "lora") -> LearningCurve:
     ],
 )
 def test_the_next_spend_is_what_brings_most_beyond_its_cost(more, label_usd, expected):
-    decision = beside(
+    decision = decide_on(
         make_fine_tune("lora", 0.75, 0.01), curve=make_curve(more), point_usd=100.0, label_cost_usd=label_usd
     )
     assert decision.arithmetic["next_best_spend"] == expected.replace("none, ", "")
@@ -563,7 +563,7 @@ def test_a_fine_tune_is_compared_with_the_larger_model_that_it_saves():
     costs = {"cost_per_1k_usd": 0.1, "rows_cost_usd": 12.0}
     lora = make_fine_tune("lora", 0.81, 0.07, **costs)
     needs = {"needs": ("cheaper_than_a_larger_model",)}
-    assert "(cheaper than a larger model)" in find_reason(beside(lora, **needs), "Declared, not measured")
+    assert "(cheaper than a larger model)" in find_reason(decide_on(lora, **needs), "Declared, not measured")
     large = candidate("large", 0.9, method="endpoint", trained=True, baseline=True, cost_per_1k_usd=2.6)
     reason = find_reason(make_decision([*alternatives(), lora, large], **needs), "Measured (cheaper")
     assert (
@@ -588,21 +588,21 @@ def test_every_need_has_advice_that_is_held_against_what_is_chosen():
     assert lacks.endswith(" lora is chosen; no candidate of that kind was measured.")
 
     large = candidate("large", 0.95, trained=True, baseline=True, prompting="zero_shot")
-    said_of = find_reason(beside(large, needs=("little_data",)), "(little data)")
+    said_of = find_reason(decide_on(large, needs=("little_data",)), "(little data)")
     assert said_of.endswith(" large, which is chosen, is a baseline: how it was made is not said.")
     for gate, words in (
         (None, "what lora forgot was not measured"),
         (verdict("fail"), "the gate of lora fails"),
     ):
         lora = replace(make_fine_tune("lora", 0.60, -0.14), verdict=gate)
-        assert words in find_reason(beside(lora, needs=("style_or_format",)), "(style or format)")
+        assert words in find_reason(decide_on(lora, needs=("style_or_format",)), "(style or format)")
     for need in get_args(Need):
-        assert find_reason(beside(LORA, needs=(need,)), f"({need.replace('_', ' ')})")
+        assert find_reason(decide_on(LORA, needs=(need,)), f"({need.replace('_', ' ')})")
 
 
 def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips():
     lora = make_fine_tune("lora", 0.81, 0.07, training_cost_usd=400.0, cost_per_1k_usd=0.20)
-    by_default = beside(lora)
+    by_default = decide_on(lora)
     # 400 USD buy 7 % of 600,000 answers: 400 / 42,000 = 0.0095 USD each.
     assert find_reason(by_default, "The choice rests on") == (
         "The choice rests on a right answer being worth 1.00 USD (decide.right_answer_usd, the default): the"
@@ -610,17 +610,17 @@ def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips()
     )
 
     flips_at = by_default.arithmetic["pays_from_right_answer_usd"]
-    actions = [beside(lora, right_answer_usd=flips_at * times).action for times in (0.99, 1.01)]
+    actions = [decide_on(lora, right_answer_usd=flips_at * times).action for times in (0.99, 1.01)]
     assert actions == ["few-shot", "fine-tune"]
-    assert "the default" not in find_reason(beside(lora, right_answer_usd=1.0), "rests on")
+    assert "the default" not in find_reason(decide_on(lora, right_answer_usd=1.0), "rests on")
 
-    decision = beside(make_fine_tune("lora", 0.77, 0.03))
+    decision = decide_on(make_fine_tune("lora", 0.77, 0.03))
     assert not [reason for reason in decision.reasons if "rests on" in reason]
     spend = find_reason(decision, "Next best spend")
     assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in spend
 
     lora = make_fine_tune("lora", 0.75, 0.01, training_cost_usd=100.0)
-    assert beside(lora, curve=make_curve(0.12), label_cost_usd=1.0).action == "collect more data"
+    assert decide_on(lora, curve=make_curve(0.12), label_cost_usd=1.0).action == "collect more data"
 
 
 def rag(**changes):

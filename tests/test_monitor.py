@@ -83,16 +83,16 @@ def test_distances_are_those_of_scipy_and_of_the_definition():
 @pytest.mark.parametrize(
     ("requests", "answers", "expected", "step"),
     [
-        (ask(120, seed=1), ["late"] * 120, set(), "no need to measure the champion anew"),
+        (ask(120, seed=1), ["late"] * 120, set(), "no need to measure the champion again"),
         (
             ask(60, seed=1) + ask(60, "money", seed=1), ["late"] * 120, {"requests texts"},
-            "then measure the champion anew: harness compare",
+            "then measure the champion again: harness compare",
         ),
         (
             ask(120, seed=1),
             ["I'm sorry, but I can't help with that."] * 40 + ["late"] * 80,
             {"answers length", "answers unparsable"},
-            "while requests did not: measure what is served anew: harness compare",
+            "while requests did not: measure what is served again: harness compare",
         ),
     ],
 )  # fmt: skip

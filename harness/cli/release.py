@@ -281,7 +281,7 @@ def serve(
 ) -> None:
     """Serve a run at one address of OpenAI's protocol.
 
-    It runs until Ctrl-C. The export is made first where there is none, and its files are hashed anew. It is
+    It runs until Ctrl-C. The export is made first where there is none, and its files are hashed again. It is
     ready once the server gives the stored answers to 20 items of the target; else it ends with exit code 1
     and the first differences.
     """
@@ -378,7 +378,7 @@ def nightly_ack(
 ) -> None:
     """Close open alarms.
 
-    Evidence is collected afresh from the next night.
+    Evidence starts again from the next night.
     """
     from harness.lifecycle import nightly
 

@@ -320,7 +320,7 @@ def issue(night: NightReport) -> str:
         return ""
     names = ", ".join(dict.fromkeys(f"{a.about}: {a.verdict}" for a in night.new))
     title = clean(f"Nightly {night.experiment}, {night.night}: {names}")
-    step = "`harness nightly ack` closes the alarm; evidence is then collected afresh."
+    step = "`harness nightly ack` closes the alarm; evidence then starts again."
     return f"{title}\n\n{report.markdown(night_document(night))}\n{step}\n"
 
 

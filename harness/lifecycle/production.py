@@ -156,7 +156,7 @@ def compare_samples(
     embed: Embed = embed_parts_of_words,
     seed: int = 0,
 ) -> Drift:
-    """Compare samples of test items, answers to them and rows of production; `measure` measures anew."""
+    """Compare samples of test items, answers to them and production rows; `measure` is the next command."""
     before = _draw([(item.prompt, item.cluster) for item in items], seed)
     after = _draw([(row.request, row.sender) for row in rows], seed)
     n_before, n_after = len(before), len(after)
@@ -186,7 +186,7 @@ def compare_samples(
     test_kernel, alpha = kernel[:n_before, :n_before], ALPHA / max(sum(test.can_move for test in tests), 1)
     power = stats.topic_power(test_kernel, n_before, n_after, alpha, seed)
     if n_unknown := sum(not row.sender for row in rows):
-        remarks.append(f"{pluralize(n_unknown, 'request')} without a sender: each counts, whoever wrote it")
+        remarks.append(f"{pluralize(n_unknown, 'request')} without a sender: each counts once")
     has_moved = any(test.has_moved for test in tests if test.of == "requests")
     return Drift(
         n_requests=len(rows),
@@ -279,22 +279,22 @@ def _nearest(vectors: Array, kernel: stats.Weights, samples: _Texts) -> Iterator
 
 
 def _conclude(tests: Sequence[DriftTest], power: Mapping[float, float], n: int, measure: str) -> str:
-    """Describe what moved and whether to measure the champion anew; else what would have been detected."""
+    """Describe what moved and whether to measure the champion again; else what would have been detected."""
     kinds = ("requests", "answers")
     moved = {kind: [t.trait for t in tests if t.of == kind and t.has_moved] for kind in kinds}
     moved_text = "; ".join(f"{kind} moved: {', '.join(names)}" for kind, names in moved.items() if names)
     if moved["requests"]:
         step = "the test set stands for them no longer: add test items like them"
         items = "harness feedback rows --test-items MARKED.csv --out items.jsonl"
-        return f"{moved_text}; {step} ({items}), then measure the champion anew: {measure}"
+        return f"{moved_text}; {step} ({items}), then measure the champion again: {measure}"
     if moved_text:
-        return f"{moved_text}, while requests did not: measure what is served anew: {measure}"
+        return f"{moved_text}, while requests did not: measure what is served again: {measure}"
     share = next((share for share, chance in power.items() if chance >= _POWER), None)
     if share is None or share > 0.5:
         doubt = f"among {pluralize(n, 'request')} even half that turn to one topic would be missed"
         return f"nothing is shown to have moved, but {doubt}: collect more before you rely on it"
     text = f"{percent(share)} % of requests that turn to one topic would be seen ({percent(_POWER)} % power)"
-    return f"nothing is shown to have moved: {text}; no need to measure the champion anew"
+    return f"nothing is shown to have moved: {text}; no need to measure the champion again"
 
 
 def drift_document(drift: Drift) -> ResultDocument:

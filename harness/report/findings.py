@@ -27,7 +27,7 @@ from harness.spec import HUB
 _SHOWN = 5  # places of a finding on the page
 _BRIEFLY = 3  # alarms in the brief listing, one line each
 _WIDEST = 95  # characters of a line within another table
-_KEPT, _BY_ROW = 1_000, ("rows", "labels", "beside")  # in JSON
+_KEPT, _BY_ROW = 1_000, ("rows", "labels", "related")  # in JSON
 _GENERATOR = '<meta name="generator" content="harness data check">'
 _HEAD = 1_000  # bytes at the start of a page that hold the generator's tag
 _STEP = re.compile(r"harness data (?P<verb>clean|dedup|split) FILE(?P<before>.*?) --out OUT(?P<after>.*)")
@@ -171,7 +171,7 @@ def fill_commands(
     is_split = any(verb == "split" for verb, _ in by_file)
     # A row that repeats one of another file cannot be dropped by `data dedup` of one file.
     within = [f for f in alarms if "dedup FILE" in f.command and "--against" not in f.command]
-    pairs = ((file_of(row), other) for f in within for row, other in zip(f.rows, f.beside, strict=False))
+    pairs = ((file_of(row), other) for f in within for row, other in zip(f.rows, f.related, strict=False))
     is_across = any(not other.startswith((f"{file}:", f"{file} ")) for file, other in pairs)
     if len(files) > 1 and (is_split or is_across):
         # The first command on joined files follows the command that joins them.

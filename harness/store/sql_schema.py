@@ -162,13 +162,13 @@ _ANSWERS = _view(
 )
 _DELTAS = Table(
     "deltas",
-    "one item of one run beside its own base's answer to the same item, by one metric",
+    "one item of one run with its own base's answer to the same item, by one metric",
     (
         *(_RUN_ID, _TASK, _SPLIT, _ITEM, _METRIC),
         Column("base_score", "DOUBLE", "the metric's", "score of the base, equal but for the weights"),
         Column("score", "DOUBLE", "the metric's", "the run's score; the worst where its answer failed"),
         Column("delta", "DOUBLE", "the metric's", "score − base_score; NULL where either is unknown"),
-        Column("failed", "VARCHAR", "", "run or base, whichever did not answer; empty: both did"),
+        Column("failed", "VARCHAR", "", "which of run and base did not answer; empty: both did"),
         *_COUNTED,
         Column("improvement", "DOUBLE", "the metric's", "delta, where lower is better its negative"),
     ),
@@ -233,7 +233,7 @@ _TRAINING = _view(
 )
 _PARITY = _view(
     "parity",
-    "an artefact beside the run that it was exported from",
+    "an artefact with the run that it was exported from",
     (_RUN_ID, *_figures(PARITY)),
     "stored.files WHERE kind = 'run' AND (record->'parity') IS NOT NULL",
     record="record->'parity'",

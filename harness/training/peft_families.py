@@ -43,7 +43,7 @@ class PeftFamily(NamedTuple):
     """Additions of a family to a training: a penalty on the loss, callbacks, a start hook and saving.
 
     `keeps_last`: the last checkpoint is saved instead of the best. `keeps_part`: checkpoints contain only
-    trained parameters. `begins_anew`: a training cannot resume from its checkpoints.
+    trained parameters. `starts_over`: a training cannot resume from its checkpoints.
     """
 
     penalty: "Callable[[Any], torch.Tensor | float]" = lambda model: 0.0
@@ -52,7 +52,7 @@ class PeftFamily(NamedTuple):
     save: Callable[..., None] = lambda model, folder, **options: model.save_pretrained(folder, **options)
     keeps_last: bool = False
     keeps_part: bool = False
-    begins_anew: bool = False
+    starts_over: bool = False
 
 
 PLAIN = PeftFamily()
@@ -214,10 +214,10 @@ def family_of(config: "peft.PeftConfig", scratch: Path) -> PeftFamily:
             def on_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
                 rest["model"].base_model.update_and_allocate(state.global_step)
 
-        return PeftFamily(_orthogonality, (RankAllocation(),), _schedule, keeps_last=True, begins_anew=True)
+        return PeftFamily(_orthogonality, (RankAllocation(),), _schedule, keeps_last=True, starts_over=True)
     if config.peft_type == "P_TUNING" or vars(config).get("prefix_projection"):
         # PEFT saves only the encoder's output, from which the encoder cannot be restored.
-        return PeftFamily(keeps_last=True, begins_anew=True)
+        return PeftFamily(keeps_last=True, starts_over=True)
     if vars(config).get("kasa_config") or vars(config).get("monteclora_config"):
         # KaSA's and MonteCLoRA's penalties, which PEFT leaves to the training loop.
         return PeftFamily(

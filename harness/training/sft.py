@@ -91,7 +91,7 @@ def fine_tune(
     transformers.set_seed(context.seed)
     machine, scratch = context.machine, save_to.parent / CHECKPOINTS
     family = family_of(peft_config, save_to.parent) if peft_config else PLAIN
-    if family.begins_anew:
+    if family.starts_over:
         if parallel.is_first():
             for folder in (scratch, scratch.with_name(TRACKED)):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -123,7 +123,7 @@ def fine_tune(
     dataset: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, dataset["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)
-    show_at = 0 if family.begins_anew else context.show_at  # such a family would retrain up to each point
+    show_at = 0 if family.starts_over else context.show_at  # such a family would retrain up to each point
     track(trainer, replace(context, show_at=show_at), save_to, family.save)
     finish = partial(parallel.save_trained, family.save, folder=save_to)
     loop_record = loop.run(trainer, start, n_dropped, finish, loaded_in.precision if is_whole else "fp32")

@@ -264,7 +264,7 @@ class Finding:
 
     An `error` makes results wrong, a `warning` is likely to harm a training, a `note` is information.
     `count` of `of` rows show it; `rows` are all their places, `file:line`. `labels` are proposed for `rows`,
-    and `beside` names what each repeats or resembles. `check_rows` fills in `check`, a missing `count` (of
+    and `related` names what each repeats or resembles. `check_rows` fills in `check`, a missing `count` (of
     `rows`), and a missing `of` (the rows whose texts are held). `steps` are the parts of `command`, each of
     which reads the output of an earlier step, of this or another finding.
     """
@@ -279,7 +279,7 @@ class Finding:
     example: str = ""
     command: str = ""
     labels: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
+    related: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
 
     @property
@@ -329,5 +329,5 @@ def check_rows(
             n_rows = finding.of or (len(table.entries) if finding.rows else 0)
             finding = replace(finding, check=name, count=finding.count or len(finding.rows), of=n_rows)
             masked_texts = {"title": mask_text(finding.title), "example": mask_text(finding.example)}
-            findings.append(replace(finding, **masked_texts, beside=tuple(map(mask_text, finding.beside))))
+            findings.append(replace(finding, **masked_texts, related=tuple(map(mask_text, finding.related))))
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))

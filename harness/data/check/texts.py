@@ -182,8 +182,10 @@ def check_repeated_rows(table: RowTable, context: CheckContext) -> Iterator[Find
         places = tuple(table.places[int(i)] for i in copies)
         example = f"{table.places[int(copies[0])]} repeats {table.places[int(earlier_rows[copies[0]])]}"
         step = "harness data dedup FILE --out OUT"
-        beside = tuple(table.places[int(earlier_rows[i])] for i in copies)
-        yield Finding("warning", title, meaning, places, example, step, beside=beside, of=len(table.digests))
+        related = tuple(table.places[int(earlier_rows[i])] for i in copies)
+        yield Finding(
+            "warning", title, meaning, places, example, step, related=related, of=len(table.digests)
+        )
     entry_by_row: dict[NormalizedRow, TableEntry] = {}
     for entry in table.entries:
         entry_by_row.setdefault(fold_row(entry.qa), entry)
@@ -198,8 +200,8 @@ def check_repeated_rows(table: RowTable, context: CheckContext) -> Iterator[Find
         questions = f"{_cut_question(row)} / {_cut_question(earlier_entry)}"
         example = f"{row.where} is {100 * jaccard:.0f} % {earlier_entry.where}: {questions}"
         step = "harness data dedup FILE --out OUT"
-        beside = tuple(f"{k.where} ({100 * a:.0f} %): {_cut_question(k)}" for _, k, a in near_pairs)
-        yield Finding("warning", title, meaning, places, example, step, beside=beside)
+        related = tuple(f"{k.where} ({100 * a:.0f} %): {_cut_question(k)}" for _, k, a in near_pairs)
+        yield Finding("warning", title, meaning, places, example, step, related=related)
     if context.encode:
         near_places = {row.where for row, _, _ in near_pairs}
         singles = [entry for entry in entries if entry.where not in near_places]
@@ -219,9 +221,9 @@ def check_repeated_rows(table: RowTable, context: CheckContext) -> Iterator[Find
             places = tuple(row.where for row, _, _ in pairs)
             questions = f"{_cut_question(row)} / {_cut_question(earlier_entry)}"
             example = f"{row.where} and {earlier_entry.where} ({cosine:.2f}): {questions}"
-            beside = tuple(f"{e.where} (embeddings {c:.2f}): {_cut_question(e)}" for _, e, c in pairs)
+            related = tuple(f"{e.where} (embeddings {c:.2f}): {_cut_question(e)}" for _, e, c in pairs)
             step, n = DECIDE_BY_SENSE, len(sample)
-            yield Finding("warning", title, meaning, places, example, step, beside=beside, of=n)
+            yield Finding("warning", title, meaning, places, example, step, related=related, of=n)
 
 
 def check_conflicting_answers(table: RowTable, context: CheckContext) -> Iterator[Finding]:
@@ -239,14 +241,14 @@ def check_conflicting_answers(table: RowTable, context: CheckContext) -> Iterato
     by_place = {entry.where: entry for entry in table.entries}
     other_row = {inverse[i]: i for i in reversed(np.flatnonzero(differs))}
     pairs = [(int(i), int(first_rows[inverse[i]] if differs[i] else other_row[inverse[i]])) for i in rows]
-    beside = [
+    related = [
         f"{where}, which answers {excerpt(by_place[where].answer, 40)!r}" if where in by_place else where
         for where in (table.places[i] for _, i in pairs)
     ]
     example, place = "", table.places[pairs[0][0]]
     if place in by_place:
         question = excerpt(" ".join(by_place[place].question.split()), 60)
-        example = f"{question!r}: {place} answers {excerpt(by_place[place].answer, 40)!r} and {beside[0]}"
+        example = f"{question!r}: {place} answers {excerpt(by_place[place].answer, 40)!r} and {related[0]}"
     command = "harness data dedup FILE --conflicts drop --out OUT  # all; the Data page decides one by one"
     severity: Severity = "error" if table.labels else "note"
     title = f"{pluralize(len(groups), 'question')} with different answers"
@@ -255,7 +257,7 @@ def check_conflicting_answers(table: RowTable, context: CheckContext) -> Iterato
         meaning = "one of them is wrong, or the question does not hold what decides"
     places = tuple(table.places[i] for i, _ in pairs)
     step, n = command if table.labels else "", len(table.digests)
-    yield Finding(severity, title, meaning, places, example, step, beside=tuple(beside), of=n)
+    yield Finding(severity, title, meaning, places, example, step, related=tuple(related), of=n)
 
 
 def check_test_leaks(table: RowTable, context: CheckContext) -> Iterator[Finding]:
@@ -295,8 +297,8 @@ def check_test_leaks(table: RowTable, context: CheckContext) -> Iterator[Finding
         meaning = "the score on test counts what was learned by heart"
         places = tuple(row.training.where for row in exact_rows)
         example = f"{first.training.where} has the question of {first.evaluated.where}: {question!r}"
-        beside = tuple(f"{row.evaluated.where}, with the same question" for row in exact_rows)
-        yield Finding("error", title, meaning, places, example, command, beside=beside)
+        related = tuple(f"{row.evaluated.where}, with the same question" for row in exact_rows)
+        yield Finding("error", title, meaning, places, example, command, related=related)
     if word_matches:
         yield _report_similar(word_matches, "in other words", command)
     if sense_matches:
@@ -312,8 +314,8 @@ def _report_similar(pairs: Sequence[tuple[str, TableEntry, Overlap]], manner: st
     title = f"training rows whose question may be that of a test row, {manner}"
     meaning = "read the closest pairs: a contaminated row counts what was learned by heart, others do not"
     example = "; ".join(f"{row} and {place}" for row, place in zip(rows[:3], places, strict=False))
-    beside = tuple(f"{place}: {question!r}" for place, question in zip(places, questions, strict=True))
-    return Finding("warning", title, meaning, rows, example, command, beside=beside)
+    related = tuple(f"{place}: {question!r}" for place, question in zip(places, questions, strict=True))
+    return Finding("warning", title, meaning, rows, example, command, related=related)
 
 
 def _bare_question(entry: TableEntry) -> str:
