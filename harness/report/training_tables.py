@@ -30,6 +30,9 @@ _QUANTITY = (
 )
 _CHANGE = 0.05  # relative change of a loss that counts
 _KNOWN_BY_HEART = 0.1  # nats per token of the training rows; below this they are memorized
+_AGAINST_OVERFITTING = (
+    "fewer epochs, more rows or, of LoRA, a lower r and lora_alpha or lora_dropout may help"
+)
 LIKELIHOOD = (
     "Loss is the mean negative log-likelihood of the answers. Training loss is averaged over a round, in "
     "which rows of every length come by: a quarter of an epoch, at most 50 steps. The overfitting gap is the "
@@ -140,7 +143,7 @@ def compare_rates(trials: Sequence[Trial]) -> str:
         if diagnosis is None or diagnosis[0] != "overfits":
             sound_ends.append((loss, trial))
     if not sound_ends:
-        return f"{sentence}; all of them overfit: a lower rate, fewer epochs or more rows may help."
+        return f"{sentence}; all of them overfit: a lower rate, {_AGAINST_OVERFITTING}."
     loss, best = min(sound_ends, key=lambda pair: pair[0])
     sentence += f"; best without overfitting is {_params_text(best.params)}, validation loss {plain(loss)}"
     return f"{sentence}; {count(len(ends) - len(sound_ends))} of {count(len(ends))} overfit."
@@ -210,8 +213,7 @@ def diagnose(training: TrainingRecord) -> tuple[str, str] | None:
         then = [loss for at, loss in train if at <= step]
         if final > best * (1 + _CHANGE) and then and last < then[-1]:
             why = f"validation loss rose from {plain(best)} to {plain(final)} while training loss fell from"
-            why += f" {plain(then[-1])} to {plain(last)}; fewer epochs, more rows or, of LoRA,"
-            why += " a lower r and lora_alpha or lora_dropout may help"
+            why += f" {plain(then[-1])} to {plain(last)}; {_AGAINST_OVERFITTING}"
             return "overfits", f"overfits after step {count(step)}: {why}"
     if last > first * (1 - _CHANGE):
         why = f"training loss went from {plain(first)} to {plain(last)}; a higher learning rate may help"

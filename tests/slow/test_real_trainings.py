@@ -6,7 +6,9 @@ Every training keeps its row in `reports/real_trainings.md`. Two nights evaluate
 import itertools
 import json
 import math
+import os
 import re
+import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -157,6 +159,9 @@ def test_a_sweep_of_rates_says_which_falls_fastest_and_which_overfits(tmp_path, 
     path = write(tmp_path, f"{{method: lora, {rates}, params: {{r: 8, num_train_epochs: 8, {OF_STEP}}}}}")
     assert command("compare", "-c", path, "target.data.limits={test: 4}")[0] in (0, 1)
     page = (tmp_path / "reports" / "trainings.md").read_text("utf-8")
+    if kept_folder := os.environ.get("HARNESS_EXAMPLES"):
+        for suffix in (".md", ".json"):
+            shutil.copy(tmp_path / "reports" / f"trainings{suffix}", Path(kept_folder) / f"sweep{suffix}")
     assert re.search(r"By step \d+ training loss fell fastest with learning_rate 0\.005, to ", page), page
     assert re.search(
         r"overfits after step \d+: .*a lower r and lora_alpha|\d of 2 overfit|all of them overfit", page
