@@ -15,7 +15,8 @@ Each trains SmolLM2-135M-Instruct for a few steps on a few rows of the quickstar
 its folder, and answers {n_test} test messages. So few rows and steps show that a training runs on a real model as it
 should, and say nothing of how good its method is. `pytest -m weekly tests/slow/test_real_trainings.py` writes a row
 for each training that it runs, if TensorBoard, MLflow and an offline W&B hold its losses and rates, score, verdict
-and files under one id ([trackers](../docs/howto/reports.md#trackers)). Losses are of each method's own objective, and not to be compared with each other.
+and files under one id ([trackers](../docs/howto/reports.md#trackers)). Losses are of each method's own objective, and not to be compared with each other; seconds were
+often measured next to other work.
 
 | training | rows | steps | trained | loss, first to last | validation loss, first to last | training, s | all, s | {score} | of the base | date, machine |
 |---|--:|--:|--:|---|---|--:|--:|--:|--:|---|
