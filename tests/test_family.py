@@ -27,7 +27,7 @@ from harness.analysis.seeds import Family, family_of, place_in_family
 from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
-from harness.experiment import Reader, study_session
+from harness.experiment import Reader, study_of_session
 from harness.experiment import measure as measure_run
 from harness.lifecycle import release
 from harness.metrics import mean_metric
@@ -309,7 +309,7 @@ def test_a_comparison_judges_with_the_noise_of_its_base(copy):
     task_noise = (TaskNoise("facts", 6, {"layout": 3}, None),)
     noise = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=task_noise)
     store.save_noise(session.store, noise)
-    measurements = measure_run(study_session(session, Reader(session.store, session.tasks)), run)
+    measurements = measure_run(study_of_session(session, Reader(session.store, session.tasks)), run)
     assert {m.task.name: m.flip_rate for m in measurements} == {"sums": None, "facts": 0.5, "prose": None}
 
 

@@ -20,7 +20,7 @@ from harness.analysis.judge_correction import JudgedPair, bias_of
 from harness.analysis.significance import target_p
 from harness.analysis.verdict import TargetFacts
 from harness.errors import UserError
-from harness.experiment import judge_pairs, study_session
+from harness.experiment import judge_pairs, study_of_session
 from harness.experiment.stored_rows import Reader
 from harness.experiment.study import open_where_failed, wins_of
 from harness.lifecycle import release
@@ -236,7 +236,7 @@ def test_a_judge_that_fails_costs_the_win_rate_alone_and_a_rescues_trial_is_judg
     runs = tiny_experiment.runs_of(path)
     reader = Reader(session.store, session.tasks)
     assert judge_pairs(session, reader, [runs["mine"]], runs["base"]) == []
-    trial_wins = wins_of(study_session(session, reader), runs["mine"], runs["base"])
+    trial_wins = wins_of(study_of_session(session, reader), runs["mine"], runs["base"])
     assert len(judge.asked) >= 2 * len(wins_items(path))
     wins, _ = rule_of(tiny_experiment.run(path))
     assert trial_wins == wins

@@ -117,6 +117,8 @@ class AnswerFacts(NamedTuple):
 class CandidateFacts:
     """Measurements of one run of a candidate: everything that a decision and a report need.
 
+    They are filled in stages: the run alone (`describe_reached`), compared with other runs
+    (`add_comparisons`), judged (`analyse.judge_runs`), and corrected for how many were judged (`seeds`).
     `trained` says that the weights differ from the base's own. `prompting` spells out the parameters.
     `target` is the primary metric's estimate on test, `validation` its value there. The comparisons are
     paired on test: `new` is this run, `base` the best untrained candidate or the prompt. `index_per_1k_usd`
@@ -379,8 +381,9 @@ def _kinds(run: CandidateFacts) -> set[str]:
 class Case(NamedTuple):
     """The facts of one decision, with the choices made on validation.
 
-    `winner` is the best fine-tune that passes its gate, `strongest` the best of all of them, both within the
-    budgets; so is `alternative` (untrained), unless none is. `by_metric` holds the gains by the target's
+    `winner` is the best fine-tune that passes its gate, `strongest` the best of all fine-tunes, and
+    `alternative` the best untrained candidate; all are within the budgets, but `alternative` only if an
+    untrained candidate is. `by_metric` holds the gains by the target's
     metric, by run, if the declared `win_rate` decides. `unchecked` says that the metric is a judge's, not
     corrected by labels. `can_fold` says that the target could be tested in folds, but is not. `spare` are the
     suites' unused items; `relative` says that the macro's margin is a share of the base's skill.

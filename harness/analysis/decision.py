@@ -159,7 +159,7 @@ def _choose(case: Case, numbers: Economics) -> _Recommendation:
 
 def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
     if run.verdict and run.verdict.outcome == "fail":
-        # The base's own weights can only fail the goal declared for the target.
+        # A candidate on the base's own weights forgets nothing: it fails only by missing the declared goal.
         return _leave_undecided(
             f"{run.name} would be it ({why}), but misses the declared target", "try other candidates"
         )

@@ -57,9 +57,9 @@ def apply_rules(
 ) -> Verdict:
     """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
 
-    What has to be shown is judged at `level` if given; a veto keeps the policy's alpha. `shared` are the
-    items that tasks share, `commonest` the shares of each task's commonest answer, the others as in
-    `gating.judge`.
+    With `level`, rules that must show something (non-inferiority, a gain) are judged at that level, and rules
+    that veto keep the policy's alpha. `shared` are the items that tasks share, `commonest` the shares of each
+    task's commonest answer, the others as in `gating.judge`.
     """
     used_alphas = {t.comparison.alpha for t in tasks} | ({validity.alpha} if validity else set())
     if other_alphas := used_alphas - {policy.alpha}:

@@ -1,7 +1,7 @@
 """Gate: from both arms' rows and a policy to one verdict: pass, fail, inconclusive or harness-drift.
 
-Invariant: pass needs non-inferiority to be shown, fail a regression; everything else is inconclusive. Exit
-code, terminal, JUnit, GitHub summary and JSON all come from one `GateResult`.
+Invariant: pass needs non-inferiority to be shown, fail a regression; everything else is inconclusive. Every
+output of a verdict, from the exit code to the dashboard, reads the `Verdict` that `judge` returns.
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
 """Commands that train, evaluate and ask candidates: compare, its workers, train, eval, ask.
 
-Invariant: models load only inside a command.
+Invariant: models load only inside a command. docs/internals.md lists the files that `compare` passes through.
 """
 
 import os

@@ -9,7 +9,7 @@ from harness.evaluation.judging_stage import suite_arm
 from harness.evaluation.row_sets import list_answered_sets
 from harness.experiment.analyse import decide_by
 from harness.experiment.candidate_problems import find_adapter_config, sensitive_endpoints
-from harness.experiment.candidate_result import plan_curve, settle_sweep, study_session
+from harness.experiment.candidate_result import plan_curve, settle_sweep, study_of_session
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
 from harness.experiment.executors import describe_workers
 from harness.experiment.gate_run import judge_stored_run, measure

@@ -48,7 +48,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judging_stage import judge_remarks
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.bases import base_remarks
-from harness.experiment.candidate_result import describe_reached, fit_stored_curve, study_session
+from harness.experiment.candidate_result import describe_reached, fit_stored_curve, study_of_session
 from harness.experiment.gate_run import (
     judge_stored_run,
     list_verdict_records,
@@ -100,9 +100,9 @@ class RunVerdicts(NamedTuple):
 
 
 def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
-    """Judge the finished runs, alone and among all fine-tunes; settled verdicts are kept."""
+    """Judge the finished runs, alone and among all fine-tunes; verdicts of interim analyses are kept."""
     reader.prepare(digest for run in runs for digest in run.rows.values())
-    reached, study = describe_reached(session, reader, runs), study_session(session, reader)
+    reached, study = describe_reached(session, reader, runs), study_of_session(session, reader)
     facts, settled = add_comparisons(study, runs, reached), study.settled
     more_targets = dict[str, tuple[TargetScore, ...]]()
     pairs = pair_with_best(runs, facts) if study.experiment.gate.target.win_rate is not None else ()
@@ -429,7 +429,7 @@ def analyse(
         header["engine"] = session.engine(session.source)[0]
     if wall_s is not None:
         header["wall_s"] = wall_s
-    study, remarks = study_session(session, reader), [*notes]
+    study, remarks = study_of_session(session, reader), [*notes]
     names = dict.fromkeys(run.candidate for run in runs)
     if left_out := [n for n, c in session.candidates.items() if n not in names and c.method.answers]:
         remarks.append(f"not in this report, of the candidates that are written: {', '.join(left_out)}")

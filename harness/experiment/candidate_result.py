@@ -279,7 +279,7 @@ def _curve_candidate(candidates: Mapping[str, ResolvedCandidate], facts: Facts) 
     return run.name if run and candidates[run.name].method.trains else None
 
 
-def study_session(session: Session, reader: Reader) -> Study:
+def study_of_session(session: Session, reader: Reader) -> Study:
     """Return the study of an open session; settled runs keep the items of their analysis."""
     current = {m.task.name: m.weights for m in session.suites if m.weights is not None}
 
@@ -308,7 +308,7 @@ def study_session(session: Session, reader: Reader) -> Study:
 def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
     """Return the facts of the runs, corrected by people's labels, from which validation chooses."""
     facts = apply_budgets((facts_of(session, reader, run) for run in runs), session.experiment.decide)
-    study, metric, task = study_session(session, reader), session.target.primary, session.target.task
+    study, metric, task = study_of_session(session, reader), session.target.primary, session.target.task
     if not is_judge(metric.name):
         return list(facts)
     labels = judge_labels(study.store, task, metric.name)

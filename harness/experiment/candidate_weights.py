@@ -1,6 +1,6 @@
 """Weights of a candidate and seed: stored, or made by one fit or the best trial; also prompt selection.
 
-    runs/weights/<key>/pruned.json      with the points: the digest of the last one, and the log
+    runs/weights/<key>/pruned.json      of a pruned trial: its points, the digest of the last one, and the log
 
 Invariant: a candidate answers only with its selected prompt, so no other prompt sees a test item. A folder
 of weights is named by the digest of all their inputs, and exists only when complete. Each trial is stored as
@@ -114,6 +114,7 @@ class _Maker(NamedTuple):
         return weights._replace(training=record)
 
     def begin(self) -> FitInputs:
+        """Make the weights that this fit starts from, merges or is rewarded by; return its inputs."""
         makers = self.candidate.init, self.candidate.reward
         init, reward = (self._replace(candidate=m).weights() if m else None for m in makers)
         merges = [self._replace(candidate=maker).weights() for maker in self.candidate.merges]

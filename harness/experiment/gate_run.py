@@ -1,6 +1,7 @@
-"""Verdict on a run against a baseline: the only module that gathers the inputs of the gate's rules.
+"""Verdict on a stored run against a baseline: gathers the inputs of the gate's rules from a study.
 
-Invariant: pure. The same run, baseline and store give the same verdict in a comparison, the gate and a page.
+Invariant: the same run, baseline and store give the same verdict in a comparison, the gate and a page. Logs of
+other programs are judged in `lifecycle.gates`.
 """
 
 import json

@@ -1,6 +1,7 @@
 """The main job: train, evaluate, compare, gate and decide on every candidate of an experiment.
 
-Invariant: a second call computes nothing. An error in one run is recorded as its failure; others go on.
+Invariant: a second call computes only what failed or is missing. An error in one run is recorded as its
+failure; others go on. `run_all` makes the runs, `analyse` judges them, and docs/internals.md names the files.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +38,7 @@ from harness.experiment.candidate_result import (
     facts_of,
     make_curve,
     plan_curve,
-    study_session,
+    study_of_session,
 )
 from harness.experiment.candidate_weights import choose_prompts, ensure_weights
 from harness.experiment.executors import make_on_workers
@@ -130,7 +131,7 @@ def run_all(
         store.end(session.store, experiment_name)
     wall_s = None if all_stored else round(load().since(start).wall_s, 1)
     report = analyse(session, reader, runs, smoke=scope.smoke, notes=notes, wall_s=wall_s)
-    record_report(report, runs, study_session(session, reader))
+    record_report(report, runs, study_of_session(session, reader))
     if from_nothing and session.experiment.execution.executor == "in_process":
         passed = load().since(start)
         # Time that is not measured separately: grading, statistics, writing.

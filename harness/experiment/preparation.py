@@ -1,6 +1,7 @@
 """Preparation of a session from harness.yaml: data read and checked, machine probed, bases resolved.
 
-Invariant: every problem of the files is reported at once, before a model is loaded or anything is written.
+Invariant: problems are reported before a model is loaded or anything is written, all of one kind together:
+first those of the files, then of the data, then of the candidates.
 A candidate of another experiment judges by the weights stored there and is never trained here.
 """
 

@@ -232,7 +232,7 @@ def run(prepared: PreparedRescue) -> Rescue:
     session = replace(session, progress=progress)
     with store.hold(session.store), progress:
         reader = experiment.Reader(session.store, session.tasks)
-        study = experiment.study_session(session, reader)
+        study = experiment.study_of_session(session, reader)
         scores = {s.task: s for s in case.facts.more_targets}
         prompt, targets = experiment.find_prompt(study, case.runs.values(), case.run), list[_OtherTarget]()
         for m in session.more_targets:

@@ -1,7 +1,7 @@
 """Reports of an experiment: on the terminal, as Markdown, HTML, JSON, CSV, JUnit and a picture.
 
-Invariant: a report computes no numbers; all its formats print the same facts, and a smoke report is marked in
-each and never replaces a result.
+Invariant: all formats print the same facts of one `ExperimentReport`, which the analysis has computed; a
+smoke report is marked in each and never replaces a result.
 """
 
 import json

@@ -5,7 +5,7 @@ import pytest
 
 from harness import config, store
 from harness.analysis import gating
-from harness.experiment import Scope, measure, prepare_session, study_session
+from harness.experiment import Scope, measure, prepare_session, study_of_session
 from harness.experiment.stored_rows import Reader
 from harness.lifecycle import rescue
 from harness.progress import SilentProgress
@@ -40,7 +40,7 @@ def outcome_on(experiment_file, rescue_result):
     session, loaded = open_experiment(experiment_file)
     prepared = rescue.prepare(session, loaded.selected, "lora")
     session = prepared.session
-    study = study_session(session, Reader(session.store, session.tasks))
+    study = study_of_session(session, Reader(session.store, session.tasks))
 
     def outcome(tried, half):
         half_study = measure(study, store.get_run(session.store, tried.facts.run_id), half)
