@@ -1,8 +1,8 @@
 """Macro average: the mean delta over the admitted tasks, with correlations from shared items.
 
 Invariant: a half-task has half the weight of a task, copies of a task together have the weight of one, and
-items that tasks share widen the interval. Items are matched by document (`admission.document_of`), clusters by name. Source:
-Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`.
+items that tasks share widen the interval. Items are matched by document (`admission.document_of`), clusters
+by name. Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`.
 """
 
 from collections import Counter

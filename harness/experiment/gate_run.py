@@ -1,7 +1,7 @@
 """Verdict on a stored run against a baseline: gathers the inputs of the gate's rules from a study.
 
-Invariant: the same run, baseline and store give the same verdict in a comparison, the gate and a page. Logs of
-other programs are judged in `lifecycle.gates`.
+Invariant: the same run, baseline and store give the same verdict in a comparison, the gate and a page.
+Logs of other programs are judged in `lifecycle.gates`.
 """
 
 import json
