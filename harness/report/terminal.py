@@ -28,7 +28,7 @@ _NOTES = 5  # number of notes unless all are requested
 
 
 def terminal(report: ExperimentReport, console: Console, *, verbose: bool = False) -> None:
-    """Print the table of candidates, five notes (`verbose`: all, with tables), the decision and next steps."""
+    """Print the table of candidates, five notes (`verbose`: all, with tables), decision and next steps."""
     console.print(terminal_table(report))
     notes = _list_notes(report)
     console.print()
