@@ -11,6 +11,7 @@ from harness.analysis.admission import Measurement, admit
 from harness.analysis.comparison import compare_rows, compare_validity
 from harness.analysis.estimators import Estimate
 from harness.analysis.gate_rules import apply_rules
+from harness.analysis.gate_rules_on_answers import export_rule
 from harness.analysis.gating import exit_code
 from harness.analysis.significance import power_warnings
 from harness.analysis.verdict import TargetFacts, TaskComparison
@@ -302,6 +303,21 @@ def test_a_relative_margin_is_a_share_of_the_bases_skill():
 
 
 # Pinned items
+
+
+def judge_export(full, losses):
+    metric = mean_metric("points", lambda output, example: None, bounds=(0.0, full))
+    base, new = (full * scores for scores in flips(400, 10, losses))
+    difference = compare_rows(metric, rows(base, metric), rows(new, metric))
+    return export_rule(difference, "own", task("desk"), GatePolicy(export=0.05), metric.range.span)
+
+
+def test_an_export_is_judged_by_shares_of_the_range_of_the_targets_metric():
+    for losses, outcome in ((10, "pass"), (60, "fail"), (25, "inconclusive")):
+        as_share, of_hundred = judge_export(1.0, losses), judge_export(100.0, losses)
+        assert as_share.outcome == of_hundred.outcome == outcome
+        assert as_share.numbers["delta"] == pytest.approx(of_hundred.numbers["delta"])
+    assert "fell 12.5 points of its range [" in judge_export(100.0, 60).sentence
 
 
 def make_pinned_suite(lost, **fields):

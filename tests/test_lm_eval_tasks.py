@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from harness import cli, config
 from harness.errors import IncompatibleRuns, UserError
-from harness.evaluation import lm_eval as capability
+from harness.evaluation.lm_eval import bridge
 from harness.evaluation.lm_eval import requests, tasks
 from harness.evaluation.lm_eval import requests as scores
 from harness.evaluation.lm_eval.harness_model import HarnessLM
@@ -197,7 +197,7 @@ def test_a_group_is_one_task(model, tmp_path):
 
 def load_tasks(*names, **keys):
     task_specs = [Task.model_validate({"lm_eval": name, **keys}) for name in names]
-    return capability.load(task_specs, tasks.datasets_folder(None))
+    return bridge.load(task_specs, tasks.datasets_folder(None))
 
 
 def test_all_problems_of_all_tasks_are_said_at_once():

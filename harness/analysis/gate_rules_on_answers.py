@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from harness import formatting, stats
 from harness.analysis import margins
-from harness.analysis.estimators import Comparison, at_level, orient
+from harness.analysis.estimators import Comparison, at_level, orient, rescale
 from harness.analysis.human_preferences import OpenRating, find_open_rating
 from harness.analysis.significance import noninferiority_p, target_p
 from harness.analysis.verdict import (
@@ -408,21 +408,27 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
     return Rule("control", "pass", text, numbers)
 
 
-def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy: GatePolicy) -> Rule:
-    """Judge an artefact's loss on the target against its own run; None if that run's rows are not stored."""
+def export_rule(
+    against_own: Comparison | None, own_run: str, task: Task, policy: GatePolicy, span: float
+) -> Rule:
+    """Judge an artefact's loss on the target against its own run; None if that run's rows are not stored.
+
+    The margin is a share of `span`, the range of the primary metric.
+    """
     if against_own is None:
         text = (
             f"export: its run {own_run} has no rows here to compare with; answer them again: harness compare"
         )
         return Rule("export", "inconclusive", text, {})
-    c = at_level(orient(against_own), policy.alpha)
+    c = at_level(rescale(orient(against_own), span), policy.alpha)
     margin = policy.export or margins.task_margin(task, "target", policy)
-    share = margins.allowed_loss(margin, c.base - task.chance)
+    share = margins.allowed_loss(margin, (c.base - task.chance) / span)
     outcome = margins.margin_outcome(c.lower, c.upper, share)
     words = {"pass": margins.ruled_out(c.low, c.lower, share, policy), "fail": "a loss beyond it is shown"}
     judgement = words.get(outcome, "a larger loss is neither shown nor ruled out; more items would settle it")
     change = (c.delta, c.low, c.high) if c.delta > 0 else (-c.delta, -c.high, -c.low)
-    moved = f"{'rose' if c.delta > 0 else 'fell'} {formatting.interval(*change).replace(' [', ' points [')}"
+    unit = " points [" if span == 1 else " points of its range ["
+    moved = f"{'rose' if c.delta > 0 else 'fell'} {formatting.interval(*change).replace(' [', unit)}"
     text = f"export: {task.name} {moved} against {own_run} (lost {len(c.lost)}, won {len(c.gained)}), "
     facts: dict[str, Number] = {"delta": c.delta, "lower": c.lower, "margin": share, "own_run": own_run}
     return Rule("export", outcome, f"{text}margin {margins.margin_text(margin)}: {judgement}", facts)
