@@ -123,11 +123,11 @@ class CandidateFacts:
     `target` is the primary metric's estimate on test, `validation` its value there. The comparisons are
     paired on test: `new` is this run, `base` the best untrained candidate or the prompt. `index_per_1k_usd`
     is not included in the other costs. `over_budget` says which budget or need is broken, `leaves_machine`
-    that requests go to an external server. `n_train` examples were trained on, 0 if unknown; a teacher was
-    paid `rows_cost_usd` and labelled `n_taught` of them. `verdict` is the gate's on this run alone;
-    `standing` is its place among many candidates, and `corrected` the verdict at that level. `labels_missing`
-    counts labels needed before a judge's metric may decide. `settings` holds the digests of
-    the settings that validation chose from.
+    that requests go to an external server. `n_train` counts the training examples of its recipe, which only a
+    fine-tune or a classifier uses, 0 if unknown; a teacher was paid `rows_cost_usd`, labelling `n_taught` of
+    them. `verdict` is the gate's on this run alone; `standing` is its place among many candidates, and
+    `corrected` the verdict at that level. `labels_missing` counts labels needed before a judge's metric may
+    decide. `settings` holds the digests of the settings that validation chose from.
     """
 
     name: str

@@ -288,7 +288,7 @@ _DECISION_INPUTS = _view(
         Column("gain_high", "DOUBLE", "the metric's", "upper end of its 95 % interval"),
         *_figures(SERVING),
         Column("training_cost_usd", "DOUBLE", "USD", "price of the training"),
-        Column("n_train", "BIGINT", "rows", "examples that were trained on; 0: unknown"),
+        Column("n_train", "BIGINT", "rows", "training examples of its recipe; 0: unknown"),
         Column("over_budget", "VARCHAR", "", "which budget it breaks; empty: none"),
         Column("action", "VARCHAR", "", "what the decision recommends for the whole experiment"),
         _CREATED,
