@@ -39,7 +39,7 @@ from harness.models.devices import Room, free_room
 from harness.models.hardware import Machine, probe
 from harness.models.hub import ModelSource, expect_unpacking_s, list_special_tokens, resolve, set_switches
 from harness.progress import Progress
-from harness.records import FEWER, Example
+from harness.records import FEWER
 from harness.report import trackers
 from harness.spec import Experiment, ItemLimits, Recipe, Role, Suite, Task
 from harness.store import Store
