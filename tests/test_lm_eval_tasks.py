@@ -19,8 +19,7 @@ from typer.testing import CliRunner
 
 from harness import cli, config
 from harness.errors import IncompatibleRuns, UserError
-from harness.evaluation.lm_eval import bridge
-from harness.evaluation.lm_eval import requests, tasks
+from harness.evaluation.lm_eval import bridge, requests, tasks
 from harness.evaluation.lm_eval import requests as scores
 from harness.evaluation.lm_eval.harness_model import HarnessLM
 from harness.experiment import standalone

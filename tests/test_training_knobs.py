@@ -11,7 +11,6 @@ from tiny_model import ASKED
 
 from harness import regularizers
 from harness.errors import UserError
-from harness.experiment.candidate_problems import _MARKED
 from harness.methods.supervised import Full, Lora
 from harness.records import Example
 from harness.training import CHECKPOINTS
@@ -134,12 +133,6 @@ def read_learnt_text(tmp_path, *, every):
 def test_each_turn_of_the_assistant_is_learnt_and_nothing_else(tmp_path):
     assert read_learnt_text(tmp_path, every=True) == "two<|im_end|>four<|im_end|>"
     assert read_learnt_text(tmp_path, every=False).strip() == "four<|im_end|>"
-
-
-@pytest.mark.parametrize("written", ["{% generation %}", "{%- generation -%}", "{%generation%}"])
-def test_a_marker_is_found_however_it_is_written(written):
-    assert _MARKED.search(f"a {written} b")
-    assert not _MARKED.search("add_generation_prompt {% if generation %}")
 
 
 def test_a_template_without_markers_is_refused_before_anything_runs(tiny, tmp_path):
