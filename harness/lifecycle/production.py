@@ -186,7 +186,7 @@ def compare_samples(
     test_kernel, alpha = kernel[:n_before, :n_before], ALPHA / max(sum(test.can_move for test in tests), 1)
     power = stats.topic_power(test_kernel, n_before, n_after, alpha, seed)
     if n_unknown := sum(not row.sender for row in rows):
-        remarks.append(f"{pluralize(n_unknown, 'request')} without a sender: each counts as a sender of its own")
+        remarks.append(f"{pluralize(n_unknown, 'request')} without a sender: each has one of its own")
     has_moved = any(test.has_moved for test in tests if test.of == "requests")
     return Drift(
         n_requests=len(rows),
