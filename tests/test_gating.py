@@ -309,7 +309,7 @@ def judge_export(full, losses):
     metric = mean_metric("points", lambda output, example: None, bounds=(0.0, full))
     base, new = (full * scores for scores in flips(400, 10, losses))
     difference = compare_rows(metric, rows(base, metric), rows(new, metric))
-    return export_rule(difference, "own", task("desk"), GatePolicy(export=0.05), metric.range.span)
+    return export_rule(difference, "own", task("desk"), GatePolicy(export=0.05), metric.range)
 
 
 def test_an_export_is_judged_by_shares_of_the_range_of_the_targets_metric():

@@ -204,8 +204,9 @@ def admit(
     score_text = f"the base scores {formatting.score(score.unit, *score[:3])}{percent}"
     chance = f"chance ({formatting.percent(task.chance)} %), n = {formatting.count(score.n)}"
     noise = sqrt((flip_rate or 0.0) / (2 * score.n))
-    is_above = score.low > task.chance + stats.TIE
-    if is_above and score.score - task.chance < _SIGNAL_TO_NOISE * noise:
+    floor = max(task.chance, metric.range.low or 0.0)
+    is_above = score.low > floor + stats.TIE
+    if is_above and score.score - floor < _SIGNAL_TO_NOISE * noise * metric.range.span:
         shift = f"less than three times what its layout alone moves it by ({formatting.percent(noise)} pp)"
         return False, f"{score_text}, above {chance} by {shift}"
     return is_above, f"{score_text}, {'' if is_above else 'not '}above {chance}"
@@ -274,6 +275,7 @@ def compare_metrics(
         room=n_unused if n_unused > 0 else inf,
         span=metric.range.span if halves or (m.role == "safety" and may_be_admitted) else 1.0,
         may_be_admitted=may_be_admitted,
+        lowest=metric.range.low or 0.0,
     )
     return comparisons
 

@@ -7,6 +7,7 @@ tie goes to the one that computes fewer tokens.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from harness import formatting, plugins, stats
@@ -236,7 +237,7 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
     def rank(scored: Sequence[tuple[float, CandidateFacts]]) -> tuple[float, float]:
         run = scored[0][1]
         tokens = inf if run.tokens is None else run.tokens.prompt - run.tokens.cached + run.tokens.output
-        return sum(s for s, _ in scored) / len(scored), -(0.0 if _is_classifier(run) else tokens)
+        return fmean(s for s, _ in scored), -(0.0 if _is_classifier(run) else tokens)
 
     chosen = max(scores.values(), key=rank)
     return max(chosen, key=lambda scored: scored[0])[1]

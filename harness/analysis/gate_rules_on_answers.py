@@ -34,6 +34,7 @@ from harness.analysis.verdict import (
     may_decide,
     worst_outcome,
 )
+from harness.records import MetricRange
 from harness.spec import GatePolicy, Task
 
 _SHOWN = 3  # tasks named in a rule's sentence
@@ -283,11 +284,12 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
     if goals.min is not None:  # a maximum if lower is better
         score, unit, percent = target.score, target.score.unit, " %" if target.score.unit.is_rate else ""
+        least = target.lowest + goals.min * target.span
         low, high = sorted((unit.sign * score.low, unit.sign * score.high))
         direction = "least" if unit.higher_is_better else "most"
-        limit = f"at {direction} {formatting.score(unit, goals.min)}{percent}"
+        limit = f"at {direction} {formatting.score(unit, least)}{percent}"
         reached = f"{formatting.score(unit, *score[:3])}{percent} against {limit}"
-        results.append((_target_outcome(low, high, unit.sign * goals.min), reached))
+        results.append((_target_outcome(low, high, unit.sign * least), reached))
         facts["min"] = goals.min
     if goals.gain is not None:
         facts["gain"] = goals.gain
@@ -298,10 +300,10 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
             c = orient(target.gain)
             name = "pp" if c.unit.is_rate else c.unit.name
             why = f" ({c.refused})" if c.refused else ""
-            required = f"at least {formatting.change(c.unit, goals.gain)} {name}"
+            required = f"at least {formatting.change(c.unit, goals.gain * target.span)} {name}"
             reached = f"{formatting.change(c.unit, c.delta, c.low, c.high)} {name}"
             text = f"{reached} over the best untrained candidate{why} against {required}"
-            results.append((_target_outcome(c.low, c.high, goals.gain), text))
+            results.append((_target_outcome(c.low, c.high, goals.gain * target.span), text))
     if goals.win_rate is not None and (wins := target.wins) and (rate := wins.rate):
         note = "" if wins.corrected else " (not corrected)"
         if wins.corrected and wins.uncorrected is not None:
@@ -409,20 +411,22 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
 
 
 def export_rule(
-    against_own: Comparison | None, own_run: str, task: Task, policy: GatePolicy, span: float
+    against_own: Comparison | None, own_run: str, task: Task, policy: GatePolicy, bounds: MetricRange
 ) -> Rule:
     """Judge an artefact's loss on the target against its own run; None if that run's rows are not stored.
 
-    The margin is a share of `span`, the range of the primary metric.
+    The margin is a share of the primary metric's range, or of how far the own run is above its worst score.
     """
     if against_own is None:
         text = (
             f"export: its run {own_run} has no rows here to compare with; answer them again: harness compare"
         )
         return Rule("export", "inconclusive", text, {})
+    span, worst = bounds.span, bounds.worst or 0.0
     c = at_level(rescale(orient(against_own), span), policy.alpha)
     margin = policy.export or margins.task_margin(task, "target", policy)
-    share = margins.allowed_loss(margin, (c.base - task.chance) / span)
+    above = c.base - max(task.chance, worst) if bounds.higher_is_better else worst - c.base
+    share = margins.allowed_loss(margin, above / span)
     outcome = margins.margin_outcome(c.lower, c.upper, share)
     words = {"pass": margins.ruled_out(c.low, c.lower, share, policy), "fail": "a loss beyond it is shown"}
     judgement = words.get(outcome, "a larger loss is neither shown nor ruled out; more items would settle it")

@@ -135,9 +135,10 @@ def learning_curve(candidate: str, trained: Sequence[TrainingSize], metric: Metr
         for w in (np.ones((1, len(clusters))), draws)
     )
     n_items = len(ordered[-1].rows)
-    weights = 1 / np.maximum(drawn_errors.var(axis=0), (0.5 / n_items) ** 2)
-    fits = [stats.fit_power_law(sizes, errors, weights) for errors in (observed_errors, drawn_errors)]
     widest = abs(metric.bounds[1] - metric.bounds[0])
+    half_item = 0.5 * (widest if isfinite(widest) else 1.0) / n_items
+    weights = 1 / np.maximum(drawn_errors.var(axis=0), half_item**2)
+    fits = [stats.fit_power_law(sizes, errors, weights) for errors in (observed_errors, drawn_errors)]
     ahead, better = [], replace(metric.unit, higher_is_better=True)
     for times in _TIMES:
         at = (sizes[-1], times * sizes[-1])

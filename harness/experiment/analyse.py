@@ -20,6 +20,7 @@ from harness.analysis.candidate_facts import (
     ItemVariances,
     best_untrained,
     is_fine_tuned,
+    target_unit,
 )
 from harness.analysis.comparison import RecipeDifference, compare_recipes
 from harness.analysis.decision import Decision, decide
@@ -66,6 +67,7 @@ from harness.experiment.stored_rows import Facts, Reader, Runs
 from harness.experiment.study import (
     Study,
     answers_on_target,
+    best_untrained_run,
     compare_on,
     correct_reached,
     find_prompt,
@@ -139,8 +141,7 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
 
 def pair_with_best(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:
     """List the finished fine-tunes, each with the run of the best untrained candidate."""
-    best = best_untrained(facts)
-    base = next((run for run in runs if run.candidate == best and run.state == "done"), None)
+    base = best_untrained_run(runs, facts)
     tuned = (run for f, run in zip(facts, runs, strict=True) if run.state == "done" and is_fine_tuned(f))
     return [(run, base) for run in tuned] if base else []
 
@@ -349,7 +350,7 @@ def add_comparisons(
     correct a judge's grades: these vary from more than the items.
     """
     task = target or study.target
-    metric, best = study.primary(task), best_untrained(facts)
+    metric, best = study.primary(task), best_untrained_run(runs, facts)
     labels = judge_labels(study.store, task, metric.name)
     by_name, seeds = {run.candidate: run for run in runs if run.state == "done"}, dict[str, list[Run]]()
 
@@ -363,7 +364,7 @@ def add_comparisons(
         rows = [study.rows.cut(opponent, task) if opponent else None for opponent in opponents]
         return item_variances(metric, rows_of_seeds, *rows) if len(rows_of_seeds) > 1 and not labels else None
 
-    baselines = {r.run_id: (by_name.get(best or ""), find_prompt(study, by_name.values(), r)) for r in runs}
+    baselines = {r.run_id: (best, find_prompt(study, by_name.values(), r)) for r in runs}
     for run in (run for run in runs if run.state == "done"):
         seeds.setdefault(run.candidate, []).append(run)
     variances = {name: over_items(group, *baselines[group[0].run_id]) for name, group in seeds.items()}
@@ -461,5 +462,5 @@ def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy:
         closed_labels=report.closed_labels,
         has_documents=report.has_documents,
         family=report.family,
-        goal=report.declared.min if report.declared else None,
+        goal=report.declared.min if report.declared and target_unit(facts).is_rate else None,
     )

@@ -14,13 +14,7 @@ import numpy as np
 from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.answers import RetrievalUse, list_each_answer, retrieval_use, several_answers
-from harness.analysis.candidate_facts import (
-    BaseSize,
-    CandidateFacts,
-    best_untrained,
-    facts_of_run,
-    judged_run,
-)
+from harness.analysis.candidate_facts import BaseSize, CandidateFacts, facts_of_run, judged_run
 from harness.analysis.comparison import estimate
 from harness.analysis.economics import apply_budgets, index_usd_per_1k
 from harness.analysis.estimators import is_judge
@@ -38,6 +32,7 @@ from harness.experiment.stored_rows import Facts, Reader, Rows, Runs, refuse_fol
 from harness.experiment.study import (
     Study,
     TaskWeights,
+    best_untrained_run,
     compute_s,
     correct_reached,
     count_missing,
@@ -317,8 +312,7 @@ def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[Candi
         if corrected[i].target:
             rows = study.rows.with_drawn(run, task)
             corrected[i] = correct_reached(metric, corrected[i], rows, labels, reader.edge_cases)
-    by_name = {run.candidate: run for run in runs if run.state == "done"}
-    arms = list(filter(None, [by_name.get(best_untrained(corrected) or "")]))
+    arms = list(filter(None, [best_untrained_run(runs, corrected)]))
     missing: dict[str, int] = {}  # the seed with the fewest labels decides for its recipe
     for f, run in zip(corrected, runs, strict=True):
         if f.target:

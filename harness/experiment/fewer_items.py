@@ -10,6 +10,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from harness import store
+from harness.analysis import comparison
 from harness.analysis.candidate_facts import CandidateFacts, passes_alone
 from harness.analysis.margins import is_relative, margin_share
 from harness.analysis.verdict import Verdict, is_named_critical
@@ -87,9 +88,8 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
     margin, skills = margin_share(gate.macro), list[float]()
     for m in drawn_tasks if is_relative(gate.macro) else ():  # a share of the drawn tasks' mean skill
         if m.task.name in pools:
-            parts = [row.parts[m.primary.name] for row in rows[m.task.name]]
-            scores = [values[0] for values in parts if values is not None]
-            skills.append(sum(scores) / len(scores) - m.task.chance)
+            bounds, score = m.primary.range, comparison.estimate(m.primary, rows[m.task.name]).score
+            skills.append((score - max(m.task.chance, bounds.low or 0.0)) / bounds.span)
     margin *= max(sum(skills) / len(skills), _LEAST_SKILL) if skills else 1.0
     plan = sampling.plan(pools, full, margin, gate.alpha)
     orders = dict[str, tuple[str, ...]]()

@@ -195,8 +195,8 @@ def judge_stored_run(
         origin, against_origin = store.read_written_runs(study.store, [origin_id]).get(origin_id), None
         with suppress(IncompatibleRuns):
             against_origin = compare_on(study, run, origin)
-        span = study.primary(study.target).range.span
-        export = export_rule(against_origin, origin_id, study.target, policy, span)
+        bounds = study.primary(study.target).range
+        export = export_rule(against_origin, origin_id, study.target, policy, bounds)
     result = gating.judge(
         arms.measured,
         policy,

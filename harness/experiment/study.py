@@ -24,7 +24,7 @@ from harness.analysis.candidate_facts import (
     CandidateFacts,
     UnderLoad,
     UnreadAnswers,
-    best_untrained,
+    alternative,
     facts_of_run,
 )
 from harness.analysis.comparison import compare_on_target, correct_estimate, estimate, labels_missing
@@ -240,7 +240,11 @@ def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | No
         alpha = study.experiment.gate.alpha
         commonest = compare_commonest_answers(*answers_on_target(study, run), alpha=alpha)
     missing = missing if policy.uncalibrated_judge == "refuse" else 0
-    return TargetFacts(score_on(study, run, task), gain, missing, wins, commonest)
+    facts = TargetFacts(score_on(study, run, task), gain, missing, wins, commonest)
+    bounds = metric.range
+    if bounds.is_rate or bounds.low is None or bounds.high is None:
+        return facts
+    return facts._replace(lowest=bounds.low, span=bounds.span)
 
 
 def compare_on(study: Study, run: Run, other_run: Run | None, task: Task | None = None) -> Comparison | None:
@@ -313,6 +317,12 @@ def is_prompt(run: Run) -> bool:
     return plain and plugins.find_method(run.method).keeps_base
 
 
+def best_untrained_run(runs: Iterable[Run], facts: Iterable[CandidateFacts]) -> Run | None:
+    """Return the run of the best untrained candidate; of several seeds the best on validation."""
+    best = alternative(facts)
+    return next((run for run in runs if best and run.run_id == best.run_id), None)
+
+
 def find_best_untrained(study: Study, run: Run) -> Run | None:
     """Find the run of the candidate that the decision takes as the best untrained one.
 
@@ -329,8 +339,7 @@ def find_best_untrained(study: Study, run: Run) -> Run | None:
             refuse_lost_folds(study, untrained)
             with suppress(CandidateFailed):
                 facts.append(reached_on_target(study, untrained))
-        best = best_untrained(apply_budgets(facts, experiment.decide))
-        study.untrained[scored_by] = {untrained.candidate: untrained for untrained in runs}.get(best or "")
+        study.untrained[scored_by] = best_untrained_run(runs, apply_budgets(facts, experiment.decide))
     best_run = study.untrained[scored_by]
     return best_run if best_run and best_run.run_id != run.run_id else None
 

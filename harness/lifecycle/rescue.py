@@ -97,8 +97,8 @@ def _case(
 ) -> RescueCase:
     for found, expected, step in _reasons(facts):
         _refuse(facts.label, found, expected, step)
-    name = candidate_facts.best_untrained(report.facts)
-    reference = next(f for f in report.facts if f.name == name and f.state == "done")
+    reference = candidate_facts.alternative(report.facts)
+    assert reference is not None, "a gain over an untrained candidate was measured"
     finished_runs = {f.name: runs[f.run_id] for f in report.facts if f.state == "done"}
     return RescueCase(facts, runs[facts.run_id], reference, finished_runs)
 

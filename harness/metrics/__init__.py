@@ -26,7 +26,7 @@ Parts = tuple[float, ...]
 
 _BLOCK = 256  # items whose own scores are computed at once
 _JSON_FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
-_FLIP, _ROUNDING = 0.01, 1e-9  # for rates one point; for other units a hundredth of the larger score
+_FLIP, _ROUNDING = 0.01, 1e-9  # a hundredth of the range; without bounds of the larger score
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +110,19 @@ def item_scores(metric: Metric, parts: Array) -> Array:
 
 
 def flips(metric: Metric, base: Array, new: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Return each item's improvement and whether it is over a hundredth, from both arms' parts (n, k)."""
+    """Return each item's improvement, and whether it is over a hundredth of the range, from parts (n, k)."""
     return flips_of_scores(metric, item_scores(metric, base), item_scores(metric, new))
 
 
 def flips_of_scores(metric: Metric, old: Array, now: Array) -> tuple[Array, NDArray[np.bool_]]:
     """Return what `flips` does, from the items' own scores (n,)."""
-    threshold = _FLIP if metric.unit.is_rate else _FLIP * np.maximum(np.abs(old), np.abs(now))
+    has_bounds = isfinite(metric.range.span)
+    threshold = _FLIP * (metric.range.span if has_bounds else np.maximum(np.abs(old), np.abs(now)))
     return metric.unit.sign * (now - old), np.abs(now - old) > threshold + _ROUNDING
 
 
 def is_flipped(old: SampleResult, new: SampleResult, metric: Metric) -> bool:
-    """Tell whether an item flipped: its score changed by more than a hundredth, or only one arm has one."""
+    """Tell whether an item flipped: by over a hundredth of the range, or because only one arm has a score."""
     before, now = old.parts.get(metric.name), new.parts.get(metric.name)
     if before is None or now is None:
         return before is not now

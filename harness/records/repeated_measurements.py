@@ -58,7 +58,7 @@ class ControlBlock:
     """One stored block of a base, evaluated again, and which of its items changed, each as task/item.
 
     `environment` is that of the stored rows. `reworded` items have other prompt tokens now, `differing` ones
-    another answer or score; the score of `flipped` ones moved by more than a hundredth.
+    another answer or score; the score of `flipped` ones moved by more than a hundredth of the range.
     """
 
     task: str

@@ -153,7 +153,9 @@ def _describe_forgetting(report: ExperimentReport, run: candidate_facts.Candidat
         numbers = verdict.numbers("macro")
         n, margin = numbers.get("n_tasks"), numbers.get("margin")
         over = f" on average over {formatting.pluralize(n, 'task')}" if isinstance(n, int) else ""
-        allowed = f", where a loss of {100 * margin:g} is allowed" if isinstance(margin, float) else ""
+        allowed = ""
+        if isinstance(margin, float) and report.macro_margin is not None:  # not a share of the base's skill
+            allowed = f", where a loss of {100 * margin:g} is allowed"
         amount = f"{formatting.points(*verdict.macro[:3])} points{over}{allowed}"
     vetoes = [r.numbers.get("vetoed") for r in verdict.rules if r.name in ("each", "safety")]
     vetoed = [task for tasks in vetoes if isinstance(tasks, list | tuple) for task in tasks]
