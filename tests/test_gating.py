@@ -381,6 +381,36 @@ def test_a_graded_task_counts_by_its_share_of_the_range_or_not_at_all():
     assert "points has no bounds, so its changes are not points; declare bounds: of the task" in reason
 
 
+SCALES = [(0.0, 1.0), (0.0, 100.0), (1.0, 4.0), (101.0, 100.0)]  # lowest value and range
+
+
+def judge_on_scale(lowest, span, skill, policy):
+    metric = mean_metric("points", lambda output, example: None, bounds=(lowest, lowest + span))
+    rng = np.random.default_rng(1)
+    base = skill * rng.uniform(0.2, 1.0, 300)
+    arms = [lowest + span * arm for arm in (base, np.clip(base - rng.normal(0.02, 0.05, 300), 0, 1))]
+    base_rows, new_rows = (rows(arm, metric, task="chat") for arm in arms)
+    chat = task("chat", metrics=("points",))
+    measured = Measurement(chat, "capability", "", {"points": metric}, base_rows, new_rows)
+    gain = compare_rows(metric, base_rows, new_rows)
+    score = Estimate(*(lowest + span * x for x in (0.6, 0.55, 0.65)), 300, metric.unit)
+    facts = TargetFacts(score, gain, lowest=lowest, span=span)
+    return gating.judge([measured], policy, target=facts, identical=False).verdict
+
+
+@pytest.mark.parametrize("skill", [0.0, 1.0])
+@pytest.mark.parametrize("margin", [0.03, "6%", "3%"])
+def test_a_verdict_does_not_depend_on_the_zero_point_or_the_unit_of_a_metric(skill, margin):
+    policy = GatePolicy(macro=margin, each=margin, target=TargetPolicy(min=0.5, gain=0.1))
+    expected, *others = (judge_on_scale(*scale, skill, policy) for scale in SCALES)
+    for result in others:
+        assert [(r.name, r.outcome) for r in result.rules] == [(r.name, r.outcome) for r in expected.rules]
+        assert (result.macro is None) == (expected.macro is None) == (skill == 0)
+        if result.macro:
+            assert result.macro[:3] == pytest.approx(expected.macro[:3])
+            assert (result.lost, result.gained) == (expected.lost, expected.gained)
+
+
 def text(factor):
     metric = ratio_metric()
     base = np.stack([np.random.default_rng(0).gamma(50, 1, 80), np.full(80, 50.0)], axis=1)

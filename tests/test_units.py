@@ -106,6 +106,7 @@ def test_a_metric_says_its_unit_by_its_bounds_and_its_direction(bounds, higher, 
 
 
 GRADED = mean_metric("f1", lambda output, example: None)
+RATING = mean_metric("rating", lambda output, example: None, bounds=(1.0, 5.0))
 BITS = Metric(
     "bits", False, (0.0, float("inf")), ("bits",), lambda o, e: None, weighted_mean, lambda e: (8.0,)
 )
@@ -117,6 +118,8 @@ BITS = Metric(
         (EXACT, 1.0, 0.0, True),
         (GRADED, 0.10, 0.105, False),  # half a point, though 5 % of the score
         (GRADED, 0.90, 0.915, True),
+        (RATING, 5.0, 4.97, False),  # under a hundredth of its range of 4
+        (RATING, 2.0, 1.95, True),
         (BITS, 100.0, 100.5, False),  # half a percent, though 0.5 bits
         (BITS, 0.100, 0.102, True),
         (EXACT, None, 1.0, True),
