@@ -211,6 +211,33 @@ def test_kl_is_that_of_whole_distributions_and_so_is_its_gradient(whole_model, k
         assert gradients[name].allclose(parameter.grad, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("config", "finish"),
+    [
+        ("Gemma2Config", {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8}),
+        ("GraniteConfig", {"logits_scaling": 4.0}),
+        ("CohereConfig", {"logit_scale": 0.25}),
+    ],
+)
+def test_the_kl_of_a_model_that_caps_or_scales_its_logits_is_that_of_its_distributions(config, finish):
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 80, "initializer_range": 0.5}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    model_config = getattr(transformers, config)(**sizes, **ids, **finish)
+    model = transformers.AutoModelForCausalLM.from_config(model_config).eval()
+    with torch.no_grad():
+        first = logprobs(model)
+    penalty = kl.penalty(Start(model, 0, ROWS), kl.Params())
+    assert measure_penalty(penalty, model) == pytest.approx(0, abs=1e-5)
+    move(model)
+    pairs = zip(first, logprobs(model), strict=True)
+    expected = sum((p.exp() * (p - q)).sum(-1).mean() for p, q in pairs).item() / 2
+    assert measure_penalty(penalty, model) == pytest.approx(expected, rel=1e-3) != 0
+
+
 def test_the_kl_of_drawn_rows_and_of_chunks_is_that_of_all_tokens(whole_model):
     penalty = kl.penalty(Start(whole_model, 0, ROWS), kl.Params(rows_per_step=1))
     move(whole_model)

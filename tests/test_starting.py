@@ -265,11 +265,11 @@ def test_the_margins_are_those_that_the_items_of_the_suites_can_show(propose_row
     assert any("that lost nothing, as one of 2, passes the average in 9" in line for line in proposal.lines)
 
 
-def test_a_fine_tune_is_proposed_with_a_sweep_and_replay_and_pairs_are_trained_on_from_it(propose_rows):
+def test_a_fine_tune_is_proposed_with_a_sweep_and_a_penalty_and_pairs_are_trained_on_from_it(propose_rows):
     assert propose_rows(PAIRS).candidates["dpo"]["init_from"] == "lora"
     lora = config.load(scaffold.write(propose_rows(FREE))[0]).experiment.candidates["lora"]
     assert len(lora.sweep["learning_rate"]) == 2
-    assert lora.regularize == {"replay": {"share": 1.0}}
+    assert lora.regularize == {"kl": {"rows": 144, "rows_per_step": 1}}
 
 
 @pytest.mark.parametrize(("context", "n_shots"), [(1200, 1), (900, None)])

@@ -56,16 +56,18 @@ def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
     if not start.rows:
         raise CandidateFailed("no general rows to measure the KL on", "another data of kl")
     model, head = start.model, start.model.get_output_embeddings()
-    tuned: Head = partial(_logits, head)
+    product: Head = partial(_multiply, head)
+    finish = _finish_of(model.config)
+    tuned: Head = lambda states: finish(product(states))  # noqa: E731
     with torch.no_grad():
         start_states = [_answer_states(model, row) for row in start.rows]
         is_trained = any(parameter.requires_grad for parameter in head.parameters())
         start_head = tuned
         if is_trained:  # what the head computes before training
-            bias = tuned(torch.zeros_like(start_states[0][:1]))  # (1, v)
+            bias = product(torch.zeros_like(start_states[0][:1]))  # (1, v)
             unit = torch.eye(start_states[0].shape[-1], device=start_states[0].device)
-            dtype, matrix = head.weight.dtype, (tuned(unit) - bias).to(head.weight.dtype)  # (d, v)
-            start_head = lambda states: (states.to(dtype) @ matrix).float() + bias  # noqa: E731
+            dtype, matrix = head.weight.dtype, (product(unit) - bias).to(head.weight.dtype)  # (d, v)
+            start_head = lambda states: finish((states.to(dtype) @ matrix).float() + bias)  # noqa: E731
         ids = torch.tensor([start.rows[0].ids], device=model.device)
         with _eval_mode(model):
             model_logits = model(input_ids=ids, logits_to_keep=2, use_cache=False).logits[0, 0].float()
@@ -95,7 +97,19 @@ def mean_kl(start: "tuple[torch.Tensor, Head]", tuned: "tuple[torch.Tensor, Head
     return torch.stack(sums).sum() / len(start[0])
 
 
-def _logits(head: Any, states: "torch.Tensor") -> "torch.Tensor":
+def _finish_of(config: Any) -> Head:
+    """Return what a model does to products (t, v): a scale (Cohere, Granite), then a soft cap (Gemma 2)."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def finish(logits: "torch.Tensor") -> "torch.Tensor":
+        scaled = logits * scale
+        return cap * torch.tanh(scaled / cap) if cap else scaled
+
+    return finish
+
+
+def _multiply(head: Any, states: "torch.Tensor") -> "torch.Tensor":
     with _eval_mode(head):
         logits: torch.Tensor = head(states.to(head.weight.dtype)).float()
     return logits

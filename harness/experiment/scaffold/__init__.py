@@ -229,8 +229,9 @@ def _sentences(
         if swept := recipe.get("sweep"):
             tried = ", ".join(f"{len(values)} values of {key}" for key, values in swept.items())
             yield f"{name}: {tried}, the best on validation is kept"
-        if replay := recipe.get("replay"):
-            yield f"{name}: general rows are replayed, {replay:g} for each training row"
+        if kl := recipe.get("regularize", {}).get("kl"):
+            penalty = "its training is penalised where its answers move away from the base's"
+            yield f"{name}: {penalty} on {kl['rows']} general prompts"
 
 
 def _describe_columns(task: Task, recognized: recognition.RecognizedRows, unused: Unused) -> str:
