@@ -204,7 +204,7 @@ def admit(
     score_text = f"the base scores {formatting.score(score.unit, *score[:3])}{percent}"
     chance = f"chance ({formatting.percent(task.chance)} %), n = {formatting.count(score.n)}"
     noise = sqrt((flip_rate or 0.0) / (2 * score.n))
-    floor = max(task.chance, metric.range.low or 0.0)
+    floor = metric.range.floor(task.chance)
     is_above = score.low > floor + stats.TIE
     if is_above and score.score - floor < _SIGNAL_TO_NOISE * noise * metric.range.span:
         shift = f"less than three times what its layout alone moves it by ({formatting.percent(noise)} pp)"

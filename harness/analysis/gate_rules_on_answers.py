@@ -422,11 +422,12 @@ def export_rule(
             f"export: its run {own_run} has no rows here to compare with; answer them again: harness compare"
         )
         return Rule("export", "inconclusive", text, {})
-    span, worst = bounds.span, bounds.worst or 0.0
+    span = bounds.span
     c = at_level(rescale(orient(against_own), span), policy.alpha)
     margin = policy.export or margins.task_margin(task, "target", policy)
-    above = c.base - max(task.chance, worst) if bounds.higher_is_better else worst - c.base
-    share = margins.allowed_loss(margin, above / span)
+    is_rising = bounds.higher_is_better
+    skill = c.base - bounds.floor(task.chance) if is_rising else (bounds.worst or 0.0) - c.base
+    share = margins.allowed_loss(margin, skill / span)
     outcome = margins.margin_outcome(c.lower, c.upper, share)
     words = {"pass": margins.ruled_out(c.low, c.lower, share, policy), "fail": "a loss beyond it is shown"}
     judgement = words.get(outcome, "a larger loss is neither shown nor ruled out; more items would settle it")

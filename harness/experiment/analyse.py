@@ -324,8 +324,8 @@ def _calibrate(
         return ()
     by_label = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
     arms = {label: reader.with_drawn(run, target.task) for label, run in by_label.items()}
-    best = best_untrained(facts)
-    base = next((f.label for f in facts if f.name == best and f.label in arms), None)
+    best = best_untrained_run(runs, facts)
+    base = next((label for label, run in by_label.items() if best and run.run_id == best.run_id), None)
     pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
     # A judge may favour answers of its own base; an endpoint's base is unknown.
     local = {label: run for label, run in by_label.items() if not plugins.find_method(run.method).is_remote}

@@ -89,7 +89,7 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
     for m in drawn_tasks if is_relative(gate.macro) else ():  # a share of the drawn tasks' mean skill
         if m.task.name in pools:
             bounds, score = m.primary.range, comparison.estimate(m.primary, rows[m.task.name]).score
-            skills.append((score - max(m.task.chance, bounds.low or 0.0)) / bounds.span)
+            skills.append((score - bounds.floor(m.task.chance)) / bounds.span)
     margin *= max(sum(skills) / len(skills), _LEAST_SKILL) if skills else 1.0
     plan = sampling.plan(pools, full, margin, gate.alpha)
     orders = dict[str, tuple[str, ...]]()

@@ -249,8 +249,8 @@ def run(prepared: PreparedRescue) -> Rescue:
         results: list[TrialResult] = []
         for trial in schedule.trials:
             result, trial_run = _run_trial(context, trial, case.run.seed)
-            results.append(result)
-            if result.search is not None and result.search.passes:
+            passes = result.search is not None and result.search.passes
+            if passes:
                 # The other half judges it, and the judge of pairs is asked now.
                 experiment.judge_pairs(session, reader, [trial_run], reference)
                 g = candidate_facts.gain(result.facts.vs_untrained)
@@ -262,7 +262,9 @@ def run(prepared: PreparedRescue) -> Rescue:
                     labels_missing=experiment.count_missing(study, trial_run, reference),
                 )
                 session.progress.finish(result.name, f"{result.name}: {confirmed.sentence}")
-                results[-1] = replace(result, confirm=confirmed)
+                result = replace(result, confirm=confirmed)
+            results.append(result)
+            if passes:
                 break
     rest = [f"{t.says}: an earlier one passed on the search half" for t in schedule.trials[len(results) :]]
     policy = session.experiment.gate

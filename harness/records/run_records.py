@@ -302,6 +302,10 @@ class MetricRange:
             return inf
         return 1.0 if self.is_rate else self.high - self.low
 
+    def floor(self, chance: float) -> float:
+        """Return the score that shows no skill: chance, or the lowest score where that is higher."""
+        return max(chance, self.low or 0.0)
+
     @property
     def worst(self) -> float | None:
         """The worst value, which a failed answer gets; None if a bound is missing."""

@@ -103,7 +103,7 @@ def _finish_of(config: Any) -> Head:
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
 
     def finish(logits: "torch.Tensor") -> "torch.Tensor":
-        scaled = logits * scale
+        scaled = logits if scale == 1 else logits * scale
         return cap * torch.tanh(scaled / cap) if cap else scaled
 
     return finish
