@@ -15,7 +15,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 from pydantic.fields import FieldInfo
 from typer.main import get_command
@@ -31,7 +31,8 @@ from harness.store import TABLES
 ROOT = Path(__file__).parents[1]
 COPIES = ("reports/*.md", "reports/*.svg", "reports/benchmarks/*.md", "reports/benchmarks/*.svg",
           "reports/examples/*", "dashboards/screenshots/*.png",
-          "README.md", "CONTRIBUTING.md", "CHANGELOG.md")  # fmt: skip
+          "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "harness/config/recipe_ranges.toml",
+          "tests/ten_languages.txt", ".github/workflows/nightly.yml")  # fmt: skip
 OVERVIEW = "overview.md"
 AT_TOP = (OVERVIEW, "CONTRIBUTING.md", "CHANGELOG.md")  # copies of files next to docs/
 # Public Python names by use: heading, module, names.
@@ -78,12 +79,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in sorted(path for pattern in COPIES for path in ROOT.glob(pattern)):
         source = str(path.relative_to(ROOT))
         name = OVERVIEW if source == "README.md" else source
-        files.append(File.generated(config, name, abs_src_path=str(path)))
+        files.append(
+            File.generated(config, name, abs_src_path=str(path), inclusion=InclusionLevel.NOT_IN_NAV)
+        )
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Drop from links the `../` that leaves docs/, and `docs/`; README becomes the page `overview.md`."""
+    """Drop from links the `../` that leaves docs/, and `docs/`; name the pages of README and `baselines/`."""
+    markdown = markdown.replace("baselines/)", "reference/recipes.md)")
     if page.file.src_uri in AT_TOP:
         return markdown.replace("](docs/", "](").replace("](README.md", f"]({OVERVIEW}")
     markdown = markdown.replace("](../docs/", "](../")  # from reports/
