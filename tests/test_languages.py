@@ -6,12 +6,13 @@ from itertools import product
 
 import pytest
 import tiny_experiment
+import tiny_hub
 from conftest import find_shared_data
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from harness import config
+from harness import config, store
 from harness.cli import app
 from harness.evaluation.languages import SPOKEN, find_language
 from harness.evaluation.lm_eval.tasks import names
@@ -68,6 +69,37 @@ def test_plan_and_report_say_that_no_suite_is_in_the_language_of_the_target(tmp_
     write_rows(path.parent / "suites/general/facts.jsonl", GERMAN)
     plan = CliRunner().invoke(app, ["compare", "-c", str(path), "--dry-run"])
     assert (plan.exit_code, "language: " in plan.stderr) == (0, False), plan.stderr
+
+
+@pytest.mark.weekly
+def test_the_embedded_model_answers_a_task_that_is_proposed_for_german_rows(tmp_path, monkeypatch):
+    """Documents made here stand at the place of the task's own."""
+    words = ("Lampe", "Zelt", "Jacke", "Kocher")
+    documents = [
+        {
+            "flores_passage": f"Am Montag kauft Frau Peters {i + 1} Mal: {words[i % 4]}. Am Dienstag ruht sie sich aus.",
+            "question": "Was kauft Frau Peters am Montag?", "correct_answer_num": str(i % 4 + 1),
+            **{f"mc_answer{n}": word for n, word in enumerate(words, 1)},
+        }
+        for i in range(8)
+    ]  # fmt: skip
+    tiny_hub.write_data(tmp_path / "hub" / "facebook" / "belebele", {"deu_Latn": {"test": documents}})
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path / "hub"))
+    path = tiny_experiment.write(tmp_path, "smollm2-135m", "  prompt: {method: base}\n")
+    write_rows(path.parent / "suites/letters/test.jsonl", GERMAN)
+    task = SPOKEN["de"].tasks[0]
+    assert task == "belebele_deu_Latn"
+    suite = f"name: german\nrole: capability\ntasks: [{task}]\n"
+    (path.parent / "suites" / "general.yaml").write_text(suite, "utf-8")
+    report = tiny_experiment.run(path)
+    (facts,) = report.facts
+    assert facts.state == "done", facts.error
+    assert not any(note.startswith("language: ") for note in report.notes)
+    stored = store.Store(path.parent / "runs")
+    (run,) = store.list_runs(stored)
+    rows = store.read_rows(stored, run.rows[f"{task}/test"])
+    assert [row.example_id.partition("-")[0] for row in rows] == [str(i) for i in range(8)]
+    assert sum(row.scores["acc"] for row in rows) >= 4  # of four choices each
 
 
 ROOM = Memory(64.0, 80.0, "memory")

@@ -158,15 +158,20 @@ def test_three_trackers_see_a_training_and_then_its_scores_verdict_and_files_und
     assert {"fit.json", "adapter_model.safetensors"} <= names
 
 
-@pytest.mark.e2e
-def test_a_training_needs_no_tracker_that_fails(tiny, tmp_path):
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param("tiny", marks=pytest.mark.e2e), pytest.param("smollm2-135m", marks=pytest.mark.weekly)],
+)
+def test_a_training_needs_no_tracker_that_fails(model, tiny, tmp_path):
     """A file stands at TensorBoard's path: W&B goes on, and the weights are the same."""
-    folder, digests = tmp_path / "trackers", []
+    model, folder, digests = tiny if model == "tiny" else model, tmp_path / "trackers", []
     folder.mkdir()
     (folder / "tensorboard").write_text("a file where the folder would be")
     live = LiveRun("lora-0-abc", "lora", "tiny", folder, ("tensorboard", "wandb"), {"r": "2"})
     for name, seen_by in (("plain", None), ("seen", live)):
-        run_job(tiny_methods.write_job(tiny, tmp_path / name, params=PARAMS, threads=1, live=seen_by), ignore)
+        run_job(
+            tiny_methods.write_job(model, tmp_path / name, params=PARAMS, threads=1, live=seen_by), ignore
+        )
         digests.append(tiny_methods.read_fit(tmp_path / name)["digest"])
     assert digests[0] == digests[1]
     states = read_seen(folder, "lora-0-abc")

@@ -12,15 +12,17 @@ COLOURS = ("red", "brown", "green", "blue")
 
 def write(folder: Path, n: int = 6) -> Path:
     easy = {"train": arc(2, 7), "validation": arc(2, 5), "test": arc(n)}
-    _data(folder / "allenai/ai2_arc", {"ARC-Easy": easy, "ARC-Challenge": {**easy, "test": arc(4, 10)}})
-    _data(folder / "allenai/winogrande", {"winogrande_xl": {"train": schemas(2), "validation": schemas(n)}})
+    write_data(folder / "allenai/ai2_arc", {"ARC-Easy": easy, "ARC-Challenge": {**easy, "test": arc(4, 10)}})
+    write_data(
+        folder / "allenai/winogrande", {"winogrande_xl": {"train": schemas(2), "validation": schemas(n)}}
+    )
     pairs = {"causative": {"train": minimal_pairs(n)}, "wh_island": {"train": minimal_pairs(n, 3)}}
-    _data(folder / "nyu-mll/blimp", pairs)
-    _data(folder / "EleutherAI/lambada_openai", {"default": {"test": passages(n)}})
-    _data(folder / "EleutherAI/wikitext_document_level", {"wikitext-2-raw-v1": pages(n)})
-    _data(folder / "openai/gsm8k", {"main": {"train": sums(8, 20), "test": sums(n)}})
+    write_data(folder / "nyu-mll/blimp", pairs)
+    write_data(folder / "EleutherAI/lambada_openai", {"default": {"test": passages(n)}})
+    write_data(folder / "EleutherAI/wikitext_document_level", {"wikitext-2-raw-v1": pages(n)})
+    write_data(folder / "openai/gsm8k", {"main": {"train": sums(8, 20), "test": sums(n)}})
     subjects = {"anatomy": {"dev": questions(5, 4), "test": questions(n)}}
-    _data(folder / "cais/mmlu", subjects)
+    write_data(folder / "cais/mmlu", subjects)
     return folder
 
 
@@ -87,7 +89,7 @@ def questions(n: int, start: int = 0) -> list[dict]:
     ]  # fmt: skip
 
 
-def _data(folder: Path, configs: dict[str, dict[str, list[dict]]]) -> None:
+def write_data(folder: Path, configs: dict[str, dict[str, list[dict]]]) -> None:
     lines = ["---", "configs:"]
     for config, splits in configs.items():
         (folder / config).mkdir(parents=True, exist_ok=True)

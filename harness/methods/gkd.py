@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.models.devices import load_base
@@ -18,7 +18,7 @@ from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, 
 from harness.models.later import datasets, peft, transformers
 from harness.records import Example, TrainingRecord
 from harness.spec import Recipe
-from harness.training import low_rank_adapters
+from harness.training import heldout, low_rank_adapters
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
 from harness.training.tokenized import tokenized_rows
@@ -40,6 +40,8 @@ class Params(loop.LoopParams, low_rank_adapters.LoraParams):
     temperature: float = Field(0.9, gt=0)
     max_new_tokens: int = Field(128, ge=1)
     seq_kd: bool = False
+
+    _check_dropout = model_validator(mode="after")(heldout.refuse_dropout)
 
 
 def teacher_of(params: Params, where: str = "params.teacher") -> ModelSource:

@@ -19,6 +19,15 @@ from harness.training.context import FitContext, curve
 from harness.training.tokenized import rows_that_fit, tokenize
 from harness.training.trainer import LoopParams, Row
 
+_Params = TypeVar("_Params", bound=LoopParams)
+
+
+def refuse_dropout(params: _Params) -> _Params:
+    """Return the parameters; ValueError for `lora_dropout` in a training in which TRL turns dropout off."""
+    if getattr(params, "lora_dropout", 0):
+        raise ValueError("lora_dropout, which TRL turns off in this training; expected 0, the default")
+    return params
+
 
 class HeldOutParams(LoopParams):
     """Parameters of a preference training; all but the held-out share of rows are TRL's.
@@ -28,6 +37,8 @@ class HeldOutParams(LoopParams):
 
     heldout: float = Field(0.2, ge=0, le=0.5)
     early_stopping_patience: int | None = Field(None, ge=1)
+
+    _check_dropout = model_validator(mode="after")(refuse_dropout)
 
     @model_validator(mode="after")
     def _check_early_stopping(self) -> "HeldOutParams":

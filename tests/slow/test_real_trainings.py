@@ -21,6 +21,7 @@ import tracked_runs
 
 import harness
 from harness import store
+from harness.models import hub
 from reports.studies import rlhf
 
 pytestmark = pytest.mark.weekly
@@ -66,8 +67,8 @@ candidates:
 """
 
 
-def write(folder: Path, candidate: str) -> Path:
-    for split, n in (("train", 16), ("validation", 4), ("test", N_TEST)):
+def write(folder: Path, candidate: str, **n_rows: int | None) -> Path:
+    for split, n in ({"train": 16, "validation": 4, "test": N_TEST} | n_rows).items():
         behaviour_rows = (row for row in read(split) if row["slice"] == "behaviour")
         tiny_experiment.rows(folder / f"{split}.jsonl", [*itertools.islice(behaviour_rows, n)])
     tiny_experiment.rows(folder / "pairs.jsonl", read("pairs")[:16])
@@ -154,17 +155,63 @@ def test_a_training_on_the_embedded_model_is_tracked_opened_again_and_answers(
     real_trainings_page.keep(name, row, PAGE)
 
 
+def keep_examples(folder: Path, name: str, kept_as: str) -> None:
+    if kept_folder := os.environ.get("HARNESS_EXAMPLES"):
+        for suffix in (".md", ".json"):
+            shutil.copy(folder / f"{name}{suffix}", Path(kept_folder) / f"{kept_as}{suffix}")
+
+
 def test_a_sweep_of_rates_says_which_falls_fastest_and_which_overfits(tmp_path, command):
     rates = "sweep: {learning_rate: [3.0e-4, 5.0e-3]}"
     path = write(tmp_path, f"{{method: lora, {rates}, params: {{r: 8, num_train_epochs: 8, {OF_STEP}}}}}")
     assert command("compare", "-c", path, "target.data.limits={test: 4}")[0] in (0, 1)
     page = (tmp_path / "reports" / "trainings.md").read_text("utf-8")
-    if kept_folder := os.environ.get("HARNESS_EXAMPLES"):
-        for suffix in (".md", ".json"):
-            shutil.copy(tmp_path / "reports" / f"trainings{suffix}", Path(kept_folder) / f"sweep{suffix}")
+    keep_examples(tmp_path / "reports", "trainings", "sweep")
     assert re.search(r"By step \d+ training loss fell fastest with learning_rate 0\.005, to ", page), page
     assert re.search(
         r"overfits after step \d+: .*a lower r and lora_alpha|\d of 2 overfit|all of them overfit", page
+    ), page
+
+
+TAUGHT = """\
+name: taught
+precision: fp32
+device: cpu
+base_model: ./small
+target: desk.yaml
+suites: [general.yaml]
+candidates:
+  large: {method: lora, base_model: smollm2-135m, params: &params {r: 16, learning_rate: 1.0e-3, num_train_epochs: 2}}
+  prompt: prompt
+  taught: {method: lora, train: taught.jsonl, params: *params}
+decide: {needs: [cheaper_than_a_larger_model]}
+"""
+
+
+def test_a_smaller_base_learns_the_embedded_models_answers_and_the_decision_compares_their_prices(
+    tmp_path, command
+):
+    """The smaller base is the embedded model without every third layer."""
+    import torch
+    import transformers
+
+    embedded = hub.resolve("smollm2-135m").path
+    model = transformers.AutoModelForCausalLM.from_pretrained(embedded)
+    kept = [layer for i, layer in enumerate(model.model.layers) if i % 3 != 1]
+    model.model.layers, model.config.num_hidden_layers = torch.nn.ModuleList(kept), len(kept)
+    model.save_pretrained(tmp_path / "small")
+    transformers.AutoTokenizer.from_pretrained(embedded).save_pretrained(tmp_path / "small")
+    path = write(tmp_path, "prompt", train=None, validation=24, test=60)
+    path.write_text(re.sub("  taught: .*\n", "", TAUGHT))
+    command("data", "distill", "large", "-c", path, "--out", tmp_path / "taught.jsonl", check=0)
+    path.write_text(TAUGHT)
+    assert command("compare", "-c", path)[0] in (0, 1)
+    keep_examples(tmp_path / "reports", "taught", "taught")
+    page = (tmp_path / "reports" / "taught.md").read_text("utf-8")
+    assert re.search(
+        r"Measured \(cheaper than a larger model\): large, the larger model, reaches \S+ .* and taught \S+ .*"
+        r"; 1,000 requests cost [\d.]+ and [\d.]+ USD; its teacher and its training cost [\d.]+ and",
+        page,
     ), page
 
 
