@@ -117,7 +117,7 @@ def context_id(text: str) -> str:
 
 
 def title(row: Row) -> str:
-    """Return the title of a question's document, or ""."""
+    """Return the title of the document in a question's `context`, or ""."""
     return str(row.fields.get("title") or row.fields.get("article") or "").replace("_", " ")
 
 
