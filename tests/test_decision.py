@@ -9,7 +9,7 @@ from fake_facts import BITS, alternatives, candidate, comparison, find_reason, m
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.candidate_facts import best_untrained, judged_run
+from harness.analysis.candidate_facts import BaseSize, best_untrained, judged_run
 from harness.analysis.decision import Decision
 from harness.analysis.economics import apply_budgets, index_sentences, index_usd_per_1k
 from harness.analysis.estimators import Estimate
@@ -570,6 +570,10 @@ def test_a_fine_tune_is_compared_with_the_larger_model_that_it_saves():
         "large, the larger model, reaches 90.0 [85, 95] exact_match and lora 81.0 [76, 86] exact_match; 1,000 requests"
         " cost 2.60 and 0.10 USD; its teacher and its training cost 12.00 and 0.50 USD, paid back after 5,000 requests"
     ) in reason
+    tuned = make_fine_tune("larger", 0.88, 0.14, cost_per_1k_usd=0.9, base=BaseSize("big", 10**9, 2.0))
+    small = replace(lora, base=BaseSize("small", 10**8, 0.2))
+    reason = find_reason(make_decision([*alternatives(), small, tuned], **needs), "Measured (cheaper")
+    assert "larger, the larger model, reaches 88.0 [83, 93] exact_match and lora 81.0" in reason
     dear = replace(large, cost_per_1k_usd=None)
     reason = find_reason(make_decision([*alternatives(), lora, dear], **needs), "Measured (cheaper")
     assert "what large costs is not known" in reason

@@ -209,6 +209,8 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
         if tuned and tuned.vs_prompt:
             gain_clause = f"; {tuned.label} gains {gain_text(gain(tuned.vs_prompt))} over the prompt"
         return f"the base reaches {scores}, which is {result}{gain_clause}"
+    if need == "cheaper_than_a_larger_model":
+        return _compare_with_larger(case)
     return _describe_fine_tune(case, need, case.judged) if case.judged else ""
 
 
@@ -228,13 +230,27 @@ def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
         return f"training {run.label} took {formatting.seconds(run.training.total_s)}{memory_text}{where}"
     if need in ("new_domain", "low_resource_language") and run.vs_prompt:
         return f"{run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
+    return ""
 
-    def is_larger(f: CandidateFacts) -> bool:
-        has_more = bool(f.base and run.base and f.base.n_parameters > run.base.n_parameters)
-        return f.name != run.name and (has_more or plugins.find_method(f.method).is_remote)
 
-    larger = best(filter(is_larger, case.facts))
-    if need != "cheaper_than_a_larger_model" or larger is None:
+def _compare_with_larger(case: Case) -> str:
+    """Compare the judged fine-tune, else the best of a smaller base, with the best larger model."""
+
+    def find_larger(run: CandidateFacts) -> CandidateFacts | None:
+        return best(
+            f
+            for f in case.facts
+            if f.name != run.name
+            and (
+                plugins.find_method(f.method).is_remote
+                or (f.base and run.base and f.base.n_parameters > run.base.n_parameters)
+            )
+        )
+
+    tuned = [f for f in case.facts if is_fine_tuned(f) and not f.baseline and find_larger(f)]
+    run = case.judged if case.judged in tuned else best(tuned)
+    larger = run and find_larger(run)
+    if run is None or larger is None:
         return ""
     scores = f"reaches {score_text(case, larger)} and {run.label} {score_text(case, run)}"
     text = f"{larger.name}, the larger model, {scores}"

@@ -413,7 +413,7 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
 def export_rule(
     against_own: Comparison | None, own_run: str, task: Task, policy: GatePolicy, bounds: MetricRange
 ) -> Rule:
-    """Judge an artefact's loss on the target against its own run; inconclusive if that run's rows are not stored.
+    """Judge an artefact's loss on the target against its own run; inconclusive without that run's rows.
 
     The margin is a share of the primary metric's range, or of how far the own run is above its worst score.
     """

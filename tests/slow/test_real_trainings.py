@@ -201,7 +201,7 @@ def test_a_smaller_base_learns_the_embedded_models_answers_and_the_decision_comp
     model.model.layers, model.config.num_hidden_layers = torch.nn.ModuleList(kept), len(kept)
     model.save_pretrained(tmp_path / "small")
     transformers.AutoTokenizer.from_pretrained(embedded).save_pretrained(tmp_path / "small")
-    path = write(tmp_path, "prompt", train=None, validation=24, test=60)
+    path = write(tmp_path, "prompt", train=96, validation=12, test=48)
     path.write_text(re.sub("  taught: .*\n", "", TAUGHT))
     command("data", "distill", "large", "-c", path, "--out", tmp_path / "taught.jsonl", check=0)
     path.write_text(TAUGHT)
