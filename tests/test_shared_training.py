@@ -295,22 +295,27 @@ def difference(alone, shared, file):
 
 
 @pytest.mark.parametrize(
-    ("policy", "method"),
+    ("policy", "method", "model"),
     [
-        pytest.param(FSDP, "lora", marks=pytest.mark.weekly),
-        pytest.param(FSDP, "qlora", marks=pytest.mark.slow),
-        pytest.param(FSDP, "spectrum", marks=pytest.mark.weekly),
-        pytest.param(ZERO_2, "lora", marks=[pytest.mark.weekly, DEEPSPEED]),
-        pytest.param(ZERO_3, "lora", marks=[pytest.mark.weekly, DEEPSPEED]),
+        pytest.param(FSDP, "lora", "tiny", marks=pytest.mark.weekly),
+        pytest.param(FSDP, "qlora", "wide", marks=pytest.mark.slow),
+        pytest.param(FSDP, "qlora", "smollm2-135m", marks=pytest.mark.weekly),
+        pytest.param(FSDP, "spectrum", "tiny", marks=pytest.mark.weekly),
+        pytest.param(ZERO_2, "lora", "tiny", marks=[pytest.mark.weekly, DEEPSPEED]),
+        pytest.param(ZERO_3, "lora", "tiny", marks=[pytest.mark.weekly, DEEPSPEED]),
     ],
     ids=lambda value: value if isinstance(value, str) else value.shards,
 )
-def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path, policy, method):
+def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path, policy, method, model):
     params = {**STEPS, "gradient_checkpointing": True, **({"r": 2} if method in ("lora", "qlora") else {})}
-    if method == "qlora":  # with rows shorter than a block, bitsandbytes' AVX512 kernel reads others' scales
-        tiny = tiny_model.build(tmp_path / "wide", hidden_size=64, head_dim=16)
+    if model == "wide":  # with rows shorter than a block, bitsandbytes' AVX512 kernel reads others' scales
+        model = tiny_model.build(tmp_path / "wide", hidden_size=64, head_dim=16)
+    elif model == "tiny":
+        model = tiny
+    else:
+        params |= {"max_steps": 3, "warmup_steps": 0}
     alone, shared = (
-        write_job(tiny, tmp_path / str(n), share, method, **params) for n, share in enumerate((1, policy))
+        write_job(model, tmp_path / str(n), share, method, **params) for n, share in enumerate((1, policy))
     )
     training.run_job(alone, ignore)
     launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")

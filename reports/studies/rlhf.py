@@ -4,7 +4,7 @@ All start from one LoRA trained to sort the quickstart's messages, with short pr
 rewarded by a rule (`token_f1`) or by a reward model (`judge`) trained on the quickstart's pairs; DPO learns from the
 same pairs.
 
-`python -m reports.studies.rlhf` needs about two hours on a core of 30 GFLOP/s and writes `reports/rlhf.md`; a second call
+`python -m reports.studies.rlhf` needs about two and a half hours on a core of 30 GFLOP/s and writes `reports/rlhf.md`; a second call
 resumes the first one. `--folder` names the folder of its runs.
 """
 
@@ -46,13 +46,13 @@ JUDGE = {"learning_rate": 5.0e-4, "num_train_epochs": 1, "per_device_train_batch
 DPO = {"beta": 0.1, "learning_rate": 1.0e-4, "max_steps": 6}
 
 
-def _rewarded(method: str, reward: str) -> dict[str, Any]:
+def _rewarded(method: str, reward: str, **changes: Any) -> dict[str, Any]:
     return {
         "method": method,
         "init_from": "lora",
         "train": ["later.jsonl"],
         "reward": reward,
-        "params": DRAWN,
+        "params": DRAWN | changes,
     }
 
 
@@ -62,7 +62,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "dpo": {"method": "dpo", "init_from": "lora", "params": DPO},
     "grpo-f1": _rewarded("grpo", "token_f1"),
     "rloo-f1": _rewarded("rloo", "token_f1"),
-    "grpo-judge": _rewarded("grpo", "judge"),
+    "grpo-judge": _rewarded("grpo", "judge", max_steps=64),
     "rloo-judge": _rewarded("rloo", "judge"),
 }
 HEAD = """\
@@ -86,16 +86,16 @@ intervals.
 |---|---|---|---|---|---|---|
 """
 FOUND = """\
-- **Three of the four rewards rose beyond their noise on validation**; that of `grpo-judge` did not. The mean reward
-  of the sampled answers in the first and last four steps: `grpo-f1` 0.27 and 0.62, `rloo-f1` 0.27 and 0.67, `grpo-judge` 0.78
-  and 0.91, `rloo-judge` 0.77 and 1.42. An earlier try with eight answers per step, 64 and 96 in all, changed neither.
+- **All four rewards rose beyond their noise on validation**, that of `grpo-judge` in 64 steps: a first training of 24 steps,
+  as the others had, gave +0.30 [−0.11, +0.71] on another machine. The mean reward of the sampled answers in the first and
+  last four steps: `grpo-f1` 0.27 and 0.62, `rloo-f1` 0.27 and 0.67, `grpo-judge` 0.82 and 1.87, `rloo-judge` 0.77 and 1.42.
 - **A rule that states the goal teaches the task; a learned reward is gamed.** `rloo-f1` sorts 28 % of the test
   messages, its start 3 %. `grpo-f1` learned the form and half of the answer: it calls 43 of 52 validation messages
-  calm, and names no existing queue. `rloo-judge` raised its reward most and sorts none: it answers `queue:
-  CRASH_2023_08` or `queue: BUSINESS/MALCOLES_`. The reward model ranks 87 % of real pairs correctly, but it never saw
+  calm, and names no existing queue. `grpo-judge` and `rloo-judge` raised their reward most and sort none: they answer
+  `queue: KYRUMPPYLAYERRYLA` or `queue: CRASH_2023_08`. The reward model ranks 87 % of real pairs correctly, but it never saw
   such answers, and rates them high. A rising reward is no evidence of a better model; the target is.
 - **No forgetting is shown** by these few general items.
-- **DPO is the cheaper use of the same pairs**: a minute and a half, against 25 to 55. Its target does not differ from
+- **DPO is the cheaper use of the same pairs**: a minute and a half, against 30 to 54. Its target does not differ from
   that of `lora` beyond noise, though, and the rule needs no pairs."""
 COSTS = """\
 
