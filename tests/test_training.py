@@ -223,6 +223,16 @@ OVERFITTING = tuple((EPOCH * (i + 1), value) for i, value in enumerate((1.2, 0.9
             "from 1.162 to 0.262; fewer epochs, more rows or, of LoRA, a lower r and lora_alpha or lora_dropout may help",
         ),
         (
+            record(make_falling_loss(0.2, n=4 * EPOCH, level_from=1.0), ((4 * EPOCH, 0.8),)),
+            "fits",
+            "in the last round, far below a validation loss of 0.800; more epochs may overfit",
+        ),
+        (
+            record(make_falling_loss(0.2, n=4 * EPOCH, level_from=1.0), ((4 * EPOCH, 0.3),)),
+            "underfits",
+            "in the last round; more epochs may help",
+        ),
+        (
             record([(i, 2.0 - 0.001 * i) for i in range(1, 41)], ((EPOCH, 1.0),)),
             "underfits",
             "a higher learning rate",

@@ -29,6 +29,7 @@ _QUANTITY = (
     " labelled ones, where a mixture drew some again; tokens are those of all epochs"
 )
 _CHANGE = 0.05  # relative change of a loss that counts
+_AHEAD = 1.5  # times the training loss; a validation loss above it speaks against more epochs
 _KNOWN_BY_HEART = 0.1  # nats per token of the training rows; below this they are memorized
 _AGAINST_OVERFITTING = (
     "fewer epochs, more rows or, of LoRA, a lower r and lora_alpha or lora_dropout may help"
@@ -220,6 +221,9 @@ def diagnose(training: TrainingRecord) -> tuple[str, str] | None:
         return "underfits", f"underfits: {why}"
     if last > _KNOWN_BY_HEART and last < before * (1 - 2 * _CHANGE):
         why = f"training loss was still falling, from {plain(before)} to {plain(last)} in the last round"
+        if validation and validation[-1][1] > _AHEAD * last:
+            gap = f"far below a validation loss of {plain(validation[-1][1])}; more epochs may overfit"
+            return "fits", f"learns its rows faster than the task: {why}, {gap}"
         return "underfits", f"underfits: {why}; more epochs may help"
     if validation and last < _KNOWN_BY_HEART and validation[-1][1] > 2 * last + _CHANGE:
         why = f"training loss {plain(last)}, validation loss {plain(validation[-1][1])}"

@@ -1,8 +1,8 @@
 """Do rows written by the embedded model help to train it? Run by hand, in about an hour on a slow core.
 
 From 40 messages of the quickstart's help desk SmolLM2-135M-Instruct writes up to 80 new messages with labels, and as
-many paraphrases. Two LoRAs with equal numbers of steps train on the messages without and with the new ones; both
-answer the same 80 test messages. `python -m reports.studies.synthetic_rows FOLDER` runs the parts missing in FOLDER,
+many paraphrases. LoRAs with equal numbers of steps train on the messages alone, with the new and with the reworded ones;
+all answer the same 80 test messages. `python -m reports.studies.synthetic_rows FOLDER` runs the parts missing in FOLDER,
 and writes `reports/synthetic_rows.md`.
 """
 
@@ -40,13 +40,14 @@ TRAINED = f"""\
   own:      {{method: lora, params: &lora {{r: 16, target_modules: [q_proj, v_proj], learning_rate: 2.0e-3,
              max_steps: {STEPS}, per_device_train_batch_size: 4}}}}
   new:      {{method: lora, train: new.jsonl, params: *lora}}
+  reworded: {{method: lora, train: reworded.jsonl, params: *lora}}
 """
 
 
 ABOUT = """\
 From the first 40 messages of the quickstart's help desk SmolLM2-135M-Instruct (fp32) wrote new messages with
-labels, and paraphrases. Two LoRAs with equal numbers of steps train on the messages without and with the new ones; both
-answer the first 80 messages of the test file. `python -m reports.studies.synthetic_rows FOLDER` made this page."""
+labels, and paraphrases. LoRAs with equal numbers of steps train on the messages alone, with the new and with the reworded
+ones; all answer the first 80 messages of the test file. `python -m reports.studies.synthetic_rows FOLDER` made this page."""
 
 
 def prepare(folder: Path) -> None:
@@ -85,9 +86,6 @@ def page(report: ExperimentReport) -> str:
     minutes = json.loads(Path("minutes.json").read_text())
     facts = {fact.name: fact for fact in report.facts}
     (comparison,) = report.training_sets
-    original, new = comparison.sets
-    assert new.difference is not None
-    change, p = formatting.points(*new.difference[:3]), formatting.p_value(new.p)
     lines = ["# Do rows written by the embedded model help to train it?", "", ABOUT, "", "## What was kept", ""]
     for name in WRITTEN:
         command = next(each for each in minutes if each.endswith(f"{name}.jsonl"))
@@ -106,7 +104,7 @@ def page(report: ExperimentReport) -> str:
         "| candidate | rows | steps | exact_match [95 % interval] | training, minutes |",
         "|---|--:|--:|---|--:|",
     ]
-    for training_set in (original, new):
+    for training_set in comparison.sets:
         fact = facts[training_set.candidate]
         assert fact.target is not None
         score = formatting.interval(fact.target.score, fact.target.low, fact.target.high)
@@ -115,8 +113,12 @@ def page(report: ExperimentReport) -> str:
     target = facts["prompt"].target
     assert target is not None
     lines += ["", f"The model without training: {formatting.interval(*target[:3])}."]
-    lines += [f"Paired on {target.n} messages, with the new rows {change} points, p = {p}.", ""]
-    for name in (original.candidate, new.candidate):
+    for training_set in comparison.sets:
+        if training_set.difference is not None:
+            change, p = formatting.points(*training_set.difference[:3]), formatting.p_value(training_set.p)
+            lines += [f"Paired on {target.n} messages, {training_set.candidate}: {change} points, p = {p}."]
+    lines += [""]
+    for name in (training_set.candidate for training_set in comparison.sets):
         (answers,) = report.diversity[name]
         variety = f"{answers.new.n_distinct} distinct answers, the commonest in {formatting.percent(answers.new.share)} %"
         lines += [f"- {name}: {variety} of the messages ({answers.new.commonest})"]
