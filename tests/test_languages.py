@@ -87,7 +87,7 @@ def test_the_embedded_model_answers_a_task_that_is_proposed_for_german_rows(tmp_
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path / "hub"))
     path = tiny_experiment.write(tmp_path, "smollm2-135m", "  prompt: {method: base}\n")
     write_rows(path.parent / "suites/letters/test.jsonl", GERMAN)
-    task = SPOKEN["de"].tasks[0]
+    task = next(iter(SPOKEN["de"].tasks))
     assert task == "belebele_deu_Latn"
     suite = f"name: german\nrole: capability\ntasks: [{task}]\n"
     (path.parent / "suites" / "general.yaml").write_text(suite, "utf-8")

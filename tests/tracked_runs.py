@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 
@@ -28,8 +29,15 @@ def read_mlflow(folder: Path, run_id: str):
 
 
 def read_wandb(folder: Path, run_id: str):
-    """Return the curves by name, and the final figures, of the only offline run with an id."""
+    """Return the curves by name, and the final figures, of the only offline run with an id.
+
+    W&B's own process writes the last records; they may come after the run was finished here.
+    """
     (file,) = folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb")
+    latest = time.monotonic() + 30
+    while "exit" not in {record.WhichOneof("record_type") for record in _records(file)}:
+        assert time.monotonic() < latest, f"{file} has no last record"
+        time.sleep(0.05)
     curves, figures = {}, {}
     for record in _records(file):
         values = {

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -156,9 +155,11 @@ def test_a_training_on_the_embedded_model_is_tracked_opened_again_and_answers(
 
 
 def keep_examples(folder: Path, name: str, kept_as: str) -> None:
+    """Keep a report in the folder that HARNESS_EXAMPLES names, without the path of the test's folder."""
     if kept_folder := os.environ.get("HARNESS_EXAMPLES"):
         for suffix in (".md", ".json"):
-            shutil.copy(folder / f"{name}{suffix}", Path(kept_folder) / f"{kept_as}{suffix}")
+            text = (folder / "reports" / f"{name}{suffix}").read_text("utf-8")
+            (Path(kept_folder) / f"{kept_as}{suffix}").write_text(text.replace(f"{folder}/", ""), "utf-8")
 
 
 def test_a_sweep_of_rates_says_which_falls_fastest_and_which_overfits(tmp_path, command):
@@ -166,7 +167,7 @@ def test_a_sweep_of_rates_says_which_falls_fastest_and_which_overfits(tmp_path, 
     path = write(tmp_path, f"{{method: lora, {rates}, params: {{r: 8, num_train_epochs: 8, {OF_STEP}}}}}")
     assert command("compare", "-c", path, "target.data.limits={test: 4}")[0] in (0, 1)
     page = (tmp_path / "reports" / "trainings.md").read_text("utf-8")
-    keep_examples(tmp_path / "reports", "trainings", "sweep")
+    keep_examples(tmp_path, "trainings", "sweep")
     assert re.search(r"By step \d+ training loss fell fastest with learning_rate 0\.005, to ", page), page
     assert re.search(
         r"overfits after step \d+: .*a lower r and lora_alpha|\d of 2 overfit|all of them overfit", page
@@ -206,7 +207,7 @@ def test_a_smaller_base_learns_the_embedded_models_answers_and_the_decision_comp
     command("data", "distill", "large", "-c", path, "--out", tmp_path / "taught.jsonl", check=0)
     path.write_text(TAUGHT)
     assert command("compare", "-c", path)[0] in (0, 1)
-    keep_examples(tmp_path / "reports", "taught", "taught")
+    keep_examples(tmp_path, "taught", "taught")
     page = (tmp_path / "reports" / "taught.md").read_text("utf-8")
     assert re.search(
         r"Measured \(cheaper than a larger model\): large, the larger model, reaches \S+ .* and taught \S+ .*"
