@@ -89,13 +89,13 @@ FOUND = """\
 - **All four rewards rose beyond their noise on validation**, that of `grpo-judge` in 64 steps: a first training of 24 steps,
   as the others had, gave +0.30 [−0.11, +0.71] on another machine. The mean reward of the sampled answers in the first and
   last four steps: `grpo-f1` 0.27 and 0.62, `rloo-f1` 0.27 and 0.67, `grpo-judge` 0.82 and 1.87, `rloo-judge` 0.77 and 1.42.
-- **A rule that states the goal teaches the task; a learned reward is gamed.** `rloo-f1` sorts 28 % of the test
+- **A rule that states the goal can teach the task; a learned reward is gamed.** `rloo-f1` sorts 28 % of the test
   messages, its start 3 %. `grpo-f1` learned the form and half of the answer: it calls 43 of 52 validation messages
   calm, and names no existing queue. `grpo-judge` and `rloo-judge` raised their reward most and sort none: they answer
   `queue: KYRUMPPYLAYERRYLA` or `queue: CRASH_2023_08`. The reward model ranks 87 % of real pairs correctly, but it never saw
   such answers, and rates them high. A rising reward is no evidence of a better model; the target is.
 - **No forgetting is shown** by these few general items.
-- **DPO is the cheaper use of the same pairs**: a minute and a half, against 30 to 54. Its target does not differ from
+- **DPO is the cheaper use of the same pairs**: a minute and a half, against 17 to 24 of the time on a processor. Its target does not differ from
   that of `lora` beyond noise, though, and the rule needs no pairs."""
 COSTS = """\
 

@@ -34,12 +34,13 @@ target:
   name: xquad
   data: {{all: {rows}, documents: {rows}, limits: {{train: 64, validation: 16, test: 60}}}}
   fields: {{cluster: "{{article}}"}}
-  metrics: [contains, token_f1]
-  system: Answer with the answer only, in a few words.
-  max_new_tokens: 24
+  metrics: [contains, token_f1, citation_recall]
+  system: Answer in a few words, and name the passage that says so, as in [1].
+  max_new_tokens: 48
   truncated_scores: true
 candidates:
   closed-book: prompt
+  shots: few-shot
   rag: rag
 decide: {{needs: [answers_with_sources, missing_capability]}}
 """
@@ -125,6 +126,7 @@ def test_retrieval_beats_the_closed_book(xquad):
 def test_declared_needs_are_answered_by_what_was_measured_and_edge_cases_are_slices(xquad):
     reasons = "\n".join(xquad.decision.reasons)
     assert "Measured (answers with sources): retrieval found" in reasons
+    assert "the citations of rag reach" in reasons
     assert "Measured (missing capability): the base reaches" in reasons
     assert any(name.startswith("edge: ") for facts in xquad.facts for name in facts.slices), xquad.facts[
         0
