@@ -170,7 +170,7 @@ def test_bad_input_at_a_worker_ends_everything(finished_session, monkeypatch):
 def write_plan(session, loaded, *names):
     """Write the assignment of the named candidates and yield its file."""
     plan, file = plan_session(session, 1, names), worker.name_assignment(session.store)
-    worker.write_assignment(file, session, loaded, Scope(), plan, 1)
+    executors.write_assignment(file, session, loaded, Scope(), plan, 1)
     # The base's control is not measured again: each measurement would be a new one.
     for i, step in enumerate(plan.needs):
         if step.kind == "control":
@@ -208,7 +208,7 @@ def test_a_worker_that_is_not_like_the_command_is_refused(finished_session):
     other_state = {"threads": "2", "torch": "0.1", "data of letters": "other", "precision": "bf16"}
     with write_plan(*finished_session) as file:
         assignment = worker._read_assignment(file)
-        error = refused(worker._prepare, assignment._replace(state=assignment.state | other_state))
+        error = refused(worker._prepare, assignment._replace(state=assignment.state | other_state), file)
     found_by_name = {
         problem.where.rpartition(": ")[2]: (problem.found, problem.expected) for problem in error.problems
     }

@@ -9,8 +9,8 @@ from harness.errors import CandidateFailed, Diverged, HarnessError, SharedFailur
 from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session, worker
 from harness.experiment.candidate_weights import fails_alone, phrase_no_trial
-from harness.experiment.executors import make_plan
-from harness.experiment.worker import TRIES, Journal, Step
+from harness.experiment.executors import make_plan, write_assignment
+from harness.experiment.worker import TRIES, Step
 from harness.progress import SilentProgress
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
@@ -71,14 +71,13 @@ class OpenedPlan:
         candidate = self.session.candidates["found"]
         self.plan = make_plan(self.session, [RunRequest(candidate, seed) for seed in (0, 1)], 1)
         self.file = worker.name_assignment(self.session.store)
-        self.journal = worker.write_assignment(self.file, self.session, loaded, Scope(), self.plan, 1)
+        self.journal = write_assignment(self.file, self.session, loaded, Scope(), self.plan, 1)
 
     def pull(self, progress=None):
         """Let a worker make all remaining steps; returns the plan's journal, read again."""
-        worker_session = worker._prepare(worker._read_assignment(self.file))
-        worker_session.progress = progress or worker_session.progress
-        journal = Journal(self.file.with_name(worker.JOURNAL), self.plan)
-        worker._Worker(worker_session, journal, self.file).pull()
+        opened_worker = worker._prepare(worker._read_assignment(self.file), self.file)
+        opened_worker.session.progress = progress or opened_worker.session.progress
+        opened_worker.pull()
         self.journal.read()
         return self.journal
 

@@ -4,7 +4,7 @@ Invariant: none loads a model. The file for raters does not tell which candidate
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from harness.cli.app import feedback_app, print_result, rate_app, say
 from harness.cli.data import save_made
@@ -20,10 +20,6 @@ from harness.cli.options import (
 )
 from harness.errors import UserError, as_operand
 from harness.formatting import count, pluralize
-
-if TYPE_CHECKING:
-    from harness.evaluation.session import Session
-    from harness.records import FeedbackRow
 
 File = Annotated[Path, Argument("The file of answers and labels.", "FILE.csv")]
 
@@ -182,15 +178,17 @@ def feedback_rows(
     Rows that ask what is evaluated are left out. Test items are made of marked rows alone.
     """
     from harness.lifecycle.corrections import make_rows, make_test_items
+    from harness.store import read_feedback
 
     out = require_out(out, [])
-    session, stored = _open(at)
+    session, _ = at.open_session(dry_run=True)
+    region = session.experiment.feedback.region
     if test_items:
-        region = session.experiment.feedback.region
+        stored = read_feedback(session.store)
         save_made(make_test_items(session.target, region, stored, str(test_items)), out, as_json)
         say(f"next: more_targets in {at.config}, a task with data: {{test: {name_beside(at.config, out)}}}")
         return
-    save_made(make_rows(session, stored, per_sender, str(out)), out, as_json)
+    save_made(make_rows(session.store, session.tasks, region, per_sender, str(out)), out, as_json)
     check = f"harness data check {as_operand(str(out))}"
     say(f"next: {check}, then train: {name_beside(at.config, out)} on a candidate in {at.config}")
 
@@ -206,13 +204,7 @@ def feedback_pairs(
     from harness.lifecycle.corrections import make_pairs
 
     out = require_out(out, [])
-    session, stored = _open(at)
-    save_made(make_pairs(session, stored, per_sender, str(out)), out, as_json)
-    say(f"next: train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}")
-
-
-def _open(at: ExperimentFile) -> "tuple[Session, list[FeedbackRow]]":
-    from harness.store import read_feedback
-
     session, _ = at.open_session(dry_run=True)
-    return session, read_feedback(session.store)
+    region = session.experiment.feedback.region
+    save_made(make_pairs(session.store, session.tasks, region, per_sender, str(out)), out, as_json)
+    say(f"next: train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}")

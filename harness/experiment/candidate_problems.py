@@ -19,7 +19,7 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.runner import sensitive_problems
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.session import MeasuredTask
 from harness.experiment.bases import quantization_problems
 from harness.experiment.training_fit import processes_of, shards_of
 from harness.models import find_left_out, hub, openai_api, vllm
@@ -34,16 +34,21 @@ from harness.spec import AcceleratePolicy, Experiment, Recipe, Task
 from harness.training import encoder_of, is_of_bitsandbytes, reward_problems, rows_of_each, unknown_names
 
 
-def weight_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield the problems of making or opening a candidate's weights here."""
+def weight_problems(
+    experiment: Experiment,
+    base: ModelSource,
+    target: MeasuredTask,
+    items: TaskItems,
+    candidate: ResolvedCandidate,
+) -> Iterator[Problem]:
+    """Yield the problems of making or opening a candidate's weights, which are trained on `items`, here."""
     recipe, where = candidate.recipe, f"candidate {candidate.name}"
-    items = session.training_data(candidate.source).items
     if candidate.given and recipe.path:  # the resolved folder, so that the hub is queried once
         recipe = recipe.model_copy(update={"path": str(candidate.given.path)})
     yield from plugins.method(recipe.method).problems(recipe, candidate.base, where)
     yield from quantization_problems(candidate)
-    yield from _base_problems(session.source, session.target.task, candidate)
-    yield from _row_problems(session.target, items, candidate)
+    yield from _base_problems(base, target.task, candidate)
+    yield from _row_problems(target, items, candidate)
     source = candidate.source
     is_made = not recipe.weights_of  # borrowed weights are their own candidate's
     if is_made and candidate.method.trains and not candidate.init and not is_packed(candidate.base):
@@ -68,7 +73,7 @@ def weight_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[
             for found in layer_problems(source.regularize, n_layers) if shape else ():
                 expected, step = f"at most {n_layers - 1} of them", "a smaller number in regularize"
                 yield Problem(where, found, expected, step)
-    yield from check_sharing(session.experiment.training.accelerate, candidate)
+    yield from check_sharing(experiment.training.accelerate, candidate)
 
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the same pattern as in transformers

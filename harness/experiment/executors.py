@@ -8,6 +8,7 @@ Slurm job array.
 
 import logging
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -26,20 +27,24 @@ from harness.evaluation.session import Session
 from harness.experiment.preparation import Scope
 from harness.experiment.stored_rows import FoundRuns, is_cross_validated, list_measured_bases
 from harness.experiment.worker import (
+    JOURNAL,
     PACKAGE,
     PATIENCE_S,
     TRIES,
+    Assignment,
     Journal,
     Plan,
     Step,
+    code_digest,
+    describe_state,
     name_assignment,
     wait_for_files,
     work,
-    write_assignment,
 )
 from harness.formatting import count, pluralize
-from harness.models.hardware import torch_threads, visible_gpus
+from harness.models.hardware import cpu_name, torch_threads, visible_gpus
 from harness.models.hub import ModelSource
+from harness.models.pass_costs import list_known_costs
 from harness.progress import Advance
 from harness.spec import ExecutionPolicy
 from harness.store import CLAIMS, remove
@@ -362,6 +367,22 @@ def make_on_workers(
     finally:
         file.unlink(missing_ok=True)
         remove(session.store.folder, [session.store.folder / CLAIMS])
+
+
+def write_assignment(
+    file: Path, session: Session, loaded: LoadedExperiment, scope: Scope, plan: Plan, threads: int
+) -> Journal:
+    """Write the assignment of the workers; return the journal that they will write."""
+    machine = session.machine
+    machine = machine._replace(name=cpu_name(threads)) if machine.device == "cpu" else machine
+    state = describe_state(session.sources, session.tasks, machine, threads)
+    assignment = Assignment(loaded, scope, plan, machine, threads, Path.cwd(), state, list_known_costs())
+    # The code's digest comes first, because other code may not be able to read the rest.
+    content = pickle.dumps(code_digest()) + pickle.dumps(assignment)
+    partial_file = file.with_suffix(".part")
+    partial_file.write_bytes(content)
+    partial_file.rename(file)
+    return Journal(file.with_name(JOURNAL), plan)
 
 
 def follow(journal: Journal, starter: Starter, advance: Advance) -> None:

@@ -198,7 +198,8 @@ def prepare_session(
     problems += trackers.problems(loaded.experiment.report_to)
     needed = [candidates[name] for name in add_lineage(loaded.selected, candidates)]
     for candidate in needed:
-        problems += weight_problems(session, candidate)
+        items = session.training_data(candidate.source).items
+        problems += weight_problems(experiment, session.source, session.target, items, candidate)
         problems += regularization_problems(candidate.recipe, session.mix_context(candidate.recipe, seed))
         problems += search_problems(session.suites, seed, candidate)
     problems += find_unwritable_rows((*session.tasks, *session.training.values()), needed)

@@ -33,9 +33,9 @@ from harness.experiment.candidate_weights import ensure_weights, make_trial
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.run_candidate import row_sets
 from harness.formatting import count
-from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
+from harness.models.hardware import Machine, cpu_kernels, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
-from harness.models.pass_costs import learn_costs, list_known_costs
+from harness.models.pass_costs import learn_costs
 from harness.progress import SilentProgress, quiet_libraries
 from harness.records import digest
 from harness.training import FIT, MEMORY_KNOBS
@@ -234,22 +234,6 @@ def name_assignment(at: store.Store) -> Path:
     return file
 
 
-def write_assignment(
-    file: Path, session: Session, loaded: LoadedExperiment, scope: Scope, plan: Plan, threads: int
-) -> Journal:
-    """Write the assignment of the workers; return the journal that they will write."""
-    machine = session.machine
-    machine = machine._replace(name=cpu_name(threads)) if machine.device == "cpu" else machine
-    state = _describe_state(session.sources, session.tasks, machine, threads)
-    assignment = Assignment(loaded, scope, plan, machine, threads, Path.cwd(), state, list_known_costs())
-    # The code's digest comes first, because other code may not be able to read the rest.
-    content = pickle.dumps(_code_digest()) + pickle.dumps(assignment)
-    partial_file = file.with_suffix(".part")
-    partial_file.write_bytes(content)
-    partial_file.rename(file)
-    return Journal(file.with_name(JOURNAL), plan)
-
-
 def find_assignment(runs: Path) -> Path:
     """Find the assignment of the comparison that is running in a runs folder."""
     assignments = sorted(runs.resolve().glob(f"{WORKERS}/*/{ASSIGNMENT}"))
@@ -266,13 +250,12 @@ def work(file: Path, *, reports: bool = True) -> None:
     this machine differs from the command's, or a step met an input error.
     """
     try:
-        assignment = _read_assignment(file)
-        session = _prepare(assignment)
+        worker = _prepare(_read_assignment(file), file)
     except UserError as error:
         if reports and file.exists():
             append(file.with_name(JOURNAL), "refused", *encode_error(error))
         raise
-    _Worker(session, Journal(file.with_name(JOURNAL), assignment.plan), file).pull()
+    worker.pull()
 
 
 class _Worker(NamedTuple):
@@ -373,12 +356,12 @@ def _read_assignment(file: Path) -> Assignment:
         worker = f"worker on {socket.gethostname()}"
         raise UserError(worker, f"no {file}", "the runs folder of the command", step)
     with file.open("rb") as content:
-        _refuse_other({"code of harness": pickle.load(content)}, {"code of harness": _code_digest()})
+        _refuse_other({"code of harness": pickle.load(content)}, {"code of harness": code_digest()})
         assignment: Assignment = pickle.load(content)
     return assignment
 
 
-def _prepare(assignment: Assignment) -> Session:
+def _prepare(assignment: Assignment, file: Path) -> _Worker:
     os.chdir(assignment.folder)
     os.environ["OMP_NUM_THREADS"] = str(assignment.threads)  # before a library is loaded
     quiet_libraries()
@@ -387,11 +370,11 @@ def _prepare(assignment: Assignment) -> Session:
     session = prepare_session(assignment.loaded, assignment.scope, SilentProgress(), assignment.machine)
     session.is_worker = True
     machine = session.machine._replace(name=current_device(assignment.machine.device))
-    _refuse_other(assignment.state, _describe_state(session.sources, session.tasks, machine, torch_threads()))
-    return session
+    _refuse_other(assignment.state, describe_state(session.sources, session.tasks, machine, torch_threads()))
+    return _Worker(session, Journal(file.with_name(JOURNAL), assignment.plan), file)
 
 
-def _describe_state(
+def describe_state(
     sources: Mapping[str, ModelSource], tasks: Iterable[MeasuredTask], machine: Machine, threads: int
 ) -> dict[str, str]:
     """Describe the state that must be the same on all workers and where the command runs."""
@@ -412,6 +395,7 @@ def _refuse_other(expected: Mapping[str, str], found: Mapping[str, str]) -> None
     refuse(Problem(f"{where}: {name}", *pair, step) for name, pair in pairs.items() if pair[0] != pair[1])
 
 
-def _code_digest() -> str:
+def code_digest() -> str:
+    """Return the digest of all our code."""
     files = sorted((*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.toml")))
     return digest([(str(file.relative_to(PACKAGE)), file.read_text("utf-8")) for file in files])

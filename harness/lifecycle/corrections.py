@@ -7,7 +7,8 @@ row; the rows of one sender are capped. A test item needs a file that names the 
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from harness.data import SourcedExample, readers
+from harness import store
+from harness.data import PartName, SourcedExample, readers
 from harness.data.check.personal_data import redact
 from harness.data.contamination import find_contaminated_rows, key, overlaps
 from harness.data.edit.changes import EditedRow, drop
@@ -15,47 +16,58 @@ from harness.data.edit.save import Edit, digest_of
 from harness.data.examples import FIELD
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError, refuse
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.session import MeasuredTask
 from harness.experiment import writers
 from harness.experiment.writers import MadeRows
 from harness.lifecycle.feedback import mask_example
 from harness.metrics import normalize
 from harness.records import FEEDBACK_ORIGIN, Example, FeedbackRow, checksum
 from harness.spec import Fields, Task
-from harness.store import feedback_files
+from harness.store import Store
 
 _SENDERS_CAP = "more than --per-sender of one sender"
 _Answers = dict[str, str]  # columns of a row except its question
 
 
-def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out_file: str) -> MadeRows:
-    """Make training rows from corrections: the request, and the answer that a person wrote."""
-    prompt, reference = _columns(session.target.task)
-    labels = {normalize(label): label for label in session.target.task.labels}
+def make_rows(
+    at: Store, tasks: Sequence[MeasuredTask], region: str, per_sender: int, out_file: str
+) -> MadeRows:
+    """Make training rows from stored corrections: the request, and the answer that a person wrote.
+
+    The first task is the target; rows that ask what a task evaluates are left out. `region` is the one whose
+    forms of personal data are masked.
+    """
+    task = tasks[0].task
+    prompt, reference = _columns(task)
+    labels = {normalize(label): label for label in task.labels}
 
     def answers(row: FeedbackRow) -> _Answers | str:
         if labels and normalize(row.correction) not in labels:
             return "a correction that is not a label of the task"
         return {reference: labels.get(normalize(row.correction), row.correction)}
 
-    corrected = [row for row in rows if row.correction]
-    return _make(session, corrected, per_sender, out_file, "rows", prompt, answers)
+    corrected = [row for row in store.read_feedback(at) if row.correction]
+    return _make(at, tasks, region, corrected, per_sender, out_file, "rows", prompt, answers)
 
 
-def make_pairs(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out_file: str) -> MadeRows:
-    """Make preference pairs of a preferred and a rejected answer."""
+def make_pairs(
+    at: Store, tasks: Sequence[MeasuredTask], region: str, per_sender: int, out_file: str
+) -> MadeRows:
+    """Make preference pairs of a preferred and a rejected answer, as `make_rows` makes rows."""
 
     def answers(row: FeedbackRow) -> _Answers | str:
         if row.preference == row.answer:
             return "two equal answers"
         return {"chosen": row.preference, "rejected": row.answer}
 
-    preferred = [row for row in rows if row.preference]
-    return _make(session, preferred, per_sender, out_file, "pairs", "prompt", answers)
+    preferred = [row for row in store.read_feedback(at) if row.preference]
+    return _make(at, tasks, region, preferred, per_sender, out_file, "pairs", "prompt", answers)
 
 
 def _make(
-    session: Session,
+    at: Store,
+    tasks: Sequence[MeasuredTask],
+    region: str,
     rows: Sequence[FeedbackRow],
     per_sender: int,
     out_file: str,
@@ -67,7 +79,7 @@ def _make(
         kind = {"rows": "correction", "pairs": "preference"}[row_kind]
         step = f"harness feedback add FILE, with a column {kind}"
         raise UserError(f"harness feedback {row_kind}", f"no stored {kind}", "at least one", step)
-    evaluated = _mask_rows(session.experiment.feedback.region, writers.list_evaluated(session.tasks))
+    evaluated = _mask_rows(region, writers.list_evaluated(tasks))
     leaks, n_of_sender = _find_leaks(rows, evaluated), Counter[str]()
     outcomes, kept_rows = list[EditedRow](), list[SourcedExample]()
     for row in reversed(rows):  # newest first
@@ -83,13 +95,12 @@ def _make(
         found = f"{len(rows):,} stored rows, all left out: {', '.join(reasons)}"
         step = "collect more feedback"
         raise UserError(f"harness feedback {row_kind}", found, "at least one row", step)
-    notes = writers.check_contamination(
-        session.tasks, kept_rows, "train" if row_kind == "rows" else "pairs", out_file
-    )
+    part: PartName = "train" if row_kind == "rows" else "pairs"
+    notes = writers.check_contamination(tasks, kept_rows, part, out_file)
     used = {
-        "feedback": {path.parent.name: checksum(path) for path in feedback_files(session.store)},
+        "feedback": {path.parent.name: checksum(path) for path in store.feedback_files(at)},
         "per_sender": per_sender,
-        "leak_check": writers.record_contamination(session.tasks, notes),
+        "leak_check": writers.record_contamination(tasks, notes),
     }
     return MadeRows(Edit(row_kind, used, (), command=f"harness feedback {row_kind}"), outcomes, notes)
 

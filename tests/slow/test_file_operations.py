@@ -15,7 +15,7 @@ from harness import config
 from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session
 from harness.experiment import worker as workers
-from harness.experiment.executors import make_plan
+from harness.experiment.executors import make_plan, write_assignment
 from harness.experiment.worker import Outcome
 from harness.progress import SilentProgress
 
@@ -61,7 +61,7 @@ def worker(command_driver, folder):
 
     def begin():
         file.with_name(workers.JOURNAL).unlink(missing_ok=True)
-        journal = workers.write_assignment(file, session, loaded, Scope(), plan, 1)
+        journal = write_assignment(file, session, loaded, Scope(), plan, 1)
         journal.note("ended", next(step for step in plan.needs if step.kind == "control"), Outcome())
 
     def clear_runs():
