@@ -15,6 +15,7 @@ import worlds
 from worlds import Sizes, Truth
 
 from harness import experiment
+from harness.evaluation.session import EngineSlot
 from harness.lifecycle import nightly
 from harness.lifecycle.nightly_state import home
 from harness.store import Store
@@ -127,11 +128,11 @@ def compare_again(path: Path) -> None:
 
 
 class Calendar:
-    """A session on which nights are run in sequence."""
+    """Nights that are run in sequence, and the session and experiment of their file."""
 
     def __init__(self, path: Path, overrides=(), salt: int = 0) -> None:
-        self.path, self.salt = path, salt
-        self.session, self.loaded = worlds.open_world(path, TRUTH, [*WATCHED, *overrides])
+        self.path, self.salt, self.overrides = path, salt, [*WATCHED, *overrides]
+        self.session, self.loaded = worlds.open_world(path, TRUTH, self.overrides)
         self.asked: list[tuple[int, ...]] = []
 
     def night(self, n: int, rates: Rates = Rates(), asked=None, publish=None) -> nightly.NightReport:
@@ -139,5 +140,5 @@ class Calendar:
         day = FIRST + timedelta(days=n - 1)
         on_prompt = asked or self.asked.append
         host = NightlyHost(TRUTH, self.session.source, (self.salt, day), rates, on_prompt)
-        self.session.slot.host = host
-        return nightly.run_prepared(self.session, self.loaded, day, publish)
+        slot = EngineSlot(host)
+        return nightly.run_night(self.path, self.overrides, night=day, publish=publish, slot=slot)

@@ -77,7 +77,7 @@ OFFERED = {
     # Jobs other than a comparison, each loaded by its command; `plan` and `begin` are unclear as bare names.
     # `study` and `gate_run` judge stored runs, without a comparison.
     "experiment": (
-        "augmentation bases check_rows gate_run preflight run_candidate scaffold "
+        "augmentation bases check_rows fewer_items gate_run preflight run_candidate scaffold "
         "standalone study worker writers written_rows"
     ),
     # A group: engines, weights and devices; each package needs a few of them.

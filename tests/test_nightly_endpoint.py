@@ -10,6 +10,7 @@ from nights import FIRST, STILL, NightlyHost, Rates, folder_of, line_of
 from openai_server import Fault, Rule, serve_model
 
 from harness import config, experiment, report
+from harness.evaluation.session import EngineSlot
 from harness.experiment import Scope, prepare_session
 from harness.lifecycle import nightly
 from harness.lifecycle.nightly_state import read_nights
@@ -50,10 +51,9 @@ def server_and_file(finished_world, tmp_path):
 
 def night(path, n):
     day = FIRST.replace(day=n)
-    loaded = config.load(path)
-    session = prepare_session(loaded, Scope(), SilentProgress())
-    session.slot.host = NightlyHost(nights.TRUTH, session.source, (0, day), STILL, lambda prompt: None)
-    return nightly.run_prepared(session, loaded, day)
+    session = prepare_session(config.load(path), Scope(), SilentProgress())
+    host = NightlyHost(nights.TRUTH, session.source, (0, day), STILL, lambda prompt: None)
+    return nightly.run_night(path, night=day, slot=EngineSlot(host))
 
 
 def line(night_report, name="served"):

@@ -5,22 +5,29 @@ what is missing. An alarm is raised once and stays until it is acknowledged; an 
 with a probability of at most `nightly.alpha`, however many nights are evaluated.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from harness import config, provenance, store
-from harness.analysis.answers import add_samples
 from harness.config import LoadedExperiment, is_judged
 from harness.errors import HarnessError, UserError, one_line
-from harness.evaluation.candidates import base_weights
-from harness.evaluation.judging_stage import grade_rows
-from harness.evaluation.row_sets import RowSet, suite_sets
-from harness.evaluation.session import Session
-from harness.experiment import Scope, ensure_weights, prepare_session, refuse_folds, stands_on
+from harness.evaluation.row_sets import RowSet
+from harness.evaluation.session import EngineSlot, MeasuredTask
+from harness.experiment import Scope, prepare_session, refuse_folds, stands_on
+from harness.experiment.fewer_items import (
+    ANCHORS,
+    FRESH,
+    NightAnswers,
+    NightArm,
+    NightItems,
+    NightRequest,
+    answer_night,
+    batch_file,
+    list_base_sets,
+)
 from harness.experiment.study import judge_labels
 from harness.formatting import p_value, pluralize
 from harness.lifecycle import nightly_changes, nightly_state, production, watchlist
@@ -36,7 +43,8 @@ from harness.lifecycle.nightly_alarm import (
     write,
 )
 from harness.lifecycle.nightly_changes import NightArms
-from harness.lifecycle.watchlist import ItemBatch, NightItems, Rows, Target
+from harness.lifecycle.watchlist import Target
+from harness.models.hardware import Machine
 from harness.models.openai_api import PROTOCOLS, Settings
 from harness.progress import Progress, SilentProgress
 from harness.records import digest
@@ -52,45 +60,58 @@ def run_night(
     night: date | None = None,
     progress: Progress | None = None,
     publish: Publish | None = None,
+    slot: EngineSlot | None = None,
 ) -> NightReport:
     """Run the missing parts of one night of an experiment, and return its report.
 
     `night` is its date, today by default. `publish` gets the report before its alarms count as raised, so if
-    publishing fails or is killed, the same night raises them again.
+    publishing fails or is killed, the same night raises them again. `slot` holds a base that is in memory.
     """
     loaded = config.load(Path(path), overrides)
     session = prepare_session(loaded, Scope(), progress or SilentProgress())
-    return run_prepared(session, loaded, night or datetime.now().astimezone().date(), publish)
-
-
-def run_prepared(
-    session: Session, loaded: LoadedExperiment, day: date, publish: Publish | None = None
-) -> NightReport:
-    """Run one night on a prepared session, and publish it like `run_night`."""
+    session.slot = slot or session.slot
     why = "whose rows are those that the champion was trained on"
     refuse_folds(session.folds, "harness nightly run", why)
-    folder, experiment = nightly_state.home(session.store, session.experiment.name), session.experiment
+    day, at = (night or datetime.now().astimezone().date()).isoformat(), session.store
+    name, folder = session.experiment.name, nightly_state.home(at, session.experiment.name)
     with _night_lock(folder):
         state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
-        if nights and nights[-1].night > day.isoformat():
+        if nights and nights[-1].night > day:
             found = f"{day}, before the last night of {nights[-1].night}"
             expected, step = "a night after the last one", "set the clock of this machine, and run it again"
             raise UserError("nightly run", found, expected, step)
-        if not any(n.night == day.isoformat() for n in nights):
-            with store.hold(session.store):
-                store.begin(session.store, f"nightly-{experiment.name}")
-                night, references = _NightRun(session, loaded, folder, day, state, nights).run()
-            state = replace(state, references=references)
-            nightly_state.write_state(session.store, folder, state)
-            nightly_state.write_night(session.store, folder, night)
-            store.end(session.store, f"nightly-{experiment.name}")
-            nights.append(night)
-        report = build_report(experiment.name, experiment.nightly, nights, state, loaded.typed)
+        if not any(n.night == day for n in nights):
+            with store.hold(at):
+                store.begin(at, f"nightly-{name}")
+                targets, training = (session.target, *session.more_targets), session.training.values()
+                data = targets, session.suites, training
+                run = _NightRun(loaded, at, session.machine, *data, state, nights, day)
+                watched = watchlist.targets(loaded, session.candidates, session.sources, state.references)
+                labels = [label for label, _ in watched]
+                with store.StoredProgress(session.progress, at, "A night", labels) as stored_progress:
+                    session.progress = stored_progress
+                    for label, target in watched:
+                        with run.record(label, stored_progress):
+                            if isinstance(target, HarnessError):
+                                raise target
+                            base, before = target.candidate.base, state.references.get(target.name)
+                            reference = watchlist.find_reference(at, target, before)
+                            reference = reference or run.pin(target, list_base_sets(session, base))
+                            request = run.request(target, reference)
+                            answers = answer_night(session, run.items, request, run.bases)
+                            run.compare(request, reference, answers)
+                night_of_day = run.finish()
+            state = replace(state, references=run.references)
+            nightly_state.write_state(at, folder, state)
+            nightly_state.write_night(at, folder, night_of_day)
+            store.end(at, f"nightly-{name}")
+            nights.append(night_of_day)
+        report = build_report(name, loaded.experiment.nightly, nights, state, loaded.typed)
         if publish is not None:
             publish(report)
         if report.new:
             alarms = (*state.alarms, *report.new)
-            nightly_state.write_state(session.store, folder, replace(state, alarms=alarms))
+            nightly_state.write_state(at, folder, replace(state, alarms=alarms))
     return report
 
 
@@ -100,136 +121,120 @@ def _night_lock(folder: Path) -> AbstractContextManager[None]:
     return store.hold_file(folder / ".lock", busy, wait_s=0)
 
 
-class _BaseRows(NamedTuple):
-    now: Rows
-    then: Rows
-    night: nightly_state.BaseNight
-
-
 class _NightRun:
+    # The items of one night, and what the answers to them show.
     def __init__(
         self,
-        session: Session,
         loaded: LoadedExperiment,
-        folder: Path,
-        day: date,
+        at: Store,
+        machine: Machine,
+        targets: Sequence[MeasuredTask],
+        suites: Sequence[MeasuredTask],
+        training: Iterable[MeasuredTask],
         state: nightly_state.State,
         nights: Sequence[nightly_state.Night],
+        day: str,
     ) -> None:
-        self.session, self.loaded, self.day, self.nights = session, loaded, day.isoformat(), nights
-        self.folder, self.home, self.state = folder / self.day, folder, state
-        environment = provenance.describe_environment(session.machine.name)
-        self.environment = store.keep_environment(session.store, environment)
+        self.loaded, self.at, self.day, self.state, self.nights = loaded, at, day, state, nights
+        self.home, self.targets = nightly_state.home(at, loaded.experiment.name), targets
+        self.precision, self.data = machine.precision, watchlist.data_digest(targets[0], training)
+        environment = provenance.describe_environment(machine.name)
+        self.environment = store.keep_environment(at, environment)
         # The tasks of each series, one series per target; `harness compare` covers bits per byte and safety.
-        suites = [m for m in session.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
-        self.tasks = {
-            "target": [session.target],
-            **{f"target {m.task.name}": [m] for m in session.more_targets},
-            **({"general": suites} if suites else {}),
+        general = [m for m in suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
+        first, *more = targets
+        self.series = {
+            "target": [first],
+            **{f"target {m.task.name}": [m] for m in more},
+            **({"general": general} if general else {}),
         }
-        policy, n_taken = session.experiment.nightly, nights[-1].taken if nights else {}
-        self.plan: dict[str, NightItems] = {}
-        for key, measured in self.tasks.items():
-            pool = watchlist.build_pool({m.task.name: m.examples("test") for m in measured}, policy.anchors)
+        policy, n_taken = loaded.experiment.nightly, nights[-1].taken if nights else {}
+        self.plan: dict[str, watchlist.NightClusters] = {}
+        for key, tasks in self.series.items():
+            pool = watchlist.build_pool({m.task.name: m.examples("test") for m in tasks}, policy.anchors)
             self.plan[key] = watchlist.choose_next_items(pool, n_taken.get(key, 0), policy.items)
-        measured_tasks = [m for measured in self.tasks.values() for m in measured]
+        measured_tasks = [m for tasks in self.series.values() for m in tasks]
         self.metrics = {m.task.name: m.metrics[m.task.primary_metric] for m in measured_tasks}
-        self.controls: dict[str, _BaseRows] = {}
+        plans = self.plan.values()
+        ids = {
+            ANCHORS: watchlist.ids_by_task(cluster for plan in plans for cluster in plan.anchors),
+            FRESH: watchlist.ids_by_task(cluster for plan in plans for cluster in plan.fresh),
+        }
+        self.items = NightItems(self.home / day, self.metrics.keys(), ids)
+        self.bases: dict[str, NightArm] = {}
         self.references = dict(state.references)
+        self.candidates: list[nightly_state.NightCandidate] = []
+        self.started = provenance.timestamp()
 
-    def run(self) -> tuple[nightly_state.Night, dict[str, nightly_state.Reference]]:
-        """Evaluate every candidate; return the night and the references, including new ones."""
-        started = provenance.timestamp()
-        chosen = watchlist.targets(self.loaded, self.session, self.references)
-        labels = [label for label, _ in chosen]
-        with store.StoredProgress(self.session.progress, self.session.store, "A night", labels) as progress:
-            self.session = replace(self.session, progress=progress)
-            candidates = []
-            for label, target in chosen:
-                try:
-                    if isinstance(target, HarnessError):
-                        raise target
-                    entry = self._evaluate(target)
-                except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
-                    entry = nightly_state.NightCandidate(label, "", "", (), error=one_line(error))
-                self.session.progress.finish(label, f"{label}: {entry.error or 'evaluated'}")
-                candidates.append(entry)
-        # Drift in the feedback stored since the last night; empty without feedback.
-        since = datetime.fromisoformat(self.nights[-1].started) if self.nights else None
-        lines: list[str] = []
+    @contextmanager
+    def record(self, label: str, progress: Progress) -> Iterator[None]:
+        """Record the error of a candidate that fails, and show that it is done."""
         try:
-            rows = store.read_feedback(self.session.store, added_since=since)
-            if rows:
-                drift = production.find_drift(self.loaded, rows)
-                lines = [f"production, {pluralize(drift.n_requests, 'request')}: {drift.sentence}"]
-                moved = (t for t in drift.tests if t.has_moved)
-                lines += (f"{t.of}, {t.trait}: {t.effect} (p by Holm {p_value(t.p_adjusted)})" for t in moved)
-        except Exception as error:  # noqa: BLE001 (it must not end the night)
-            lines = [f"production was not compared: {one_line(error)}"]
-        night = nightly_state.Night(
-            night=self.day,
-            started=started,
-            finished=provenance.timestamp(),
-            commit=provenance.git_state(self.loaded.folder)[0] or "",
-            precision=self.session.machine.precision,
-            environment=self.environment,
-            bases={name: control.night for name, control in self.controls.items()},
-            candidates=tuple(candidates),
-            taken={key: items.taken for key, items in self.plan.items()},
-            left={key: items.left for key, items in self.plan.items()},
-            production=tuple(lines),
-        )
-        return night, self.references
+            yield
+        except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
+            failed = nightly_state.NightCandidate(label, "", "", (), error=one_line(error))
+            self.candidates.append(failed)
+        progress.finish(label, f"{label}: {self.candidates[-1].error or 'evaluated'}")
 
-    def _evaluate(self, target: Target) -> nightly_state.NightCandidate:
-        session = self.session
-        reference = watchlist.pin_reference(session, target, self.references.get(target.name))
-        weights = ensure_weights(session, target.candidate, target.seed)
-        # The targets, and the suites if the weights are not the base's.
-        test_sets = watchlist.list_test_sets(session, target.candidate.recipe, weights, target.seed)
-        promptings = {s.name: s.identity.prompting_digest for s in test_sets if s.name in reference.rows}
-        unwatched = tuple(s.measured.task.name for s in test_sets if s.name not in reference.rows)
-        if weights.is_language_model and weights.digest != target.candidate.base.weights_digest:
-            test_sets += suite_sets(session, weights)
-        sets = self._comparable_sets(test_sets, reference.rows)
-        control = self._control(target, reference) if weights.is_language_model else None
-        batches = self._batches(sets)
-        now = watchlist.reevaluate(session, self.folder, target.name, weights, batches)
+    def pin(self, target: Target, base_sets: Iterable[RowSet]) -> nightly_state.Reference:
+        base = {rows.name: rows.identity.digest for rows in base_sets}
+        return watchlist.pin_reference(self.at, [m.task for m in self.targets], target, base, self.data)
+
+    def request(self, target: Target, reference: nightly_state.Reference) -> NightRequest:
+        """Return what a candidate answers, with the night since which an endpoint answers as it did last."""
+        key = target.name, reference.id
+        history = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == key]
+        since = next((w.since for w in reversed(history) if not w.error), "")
+        what = target.name, target.candidate, target.seed
+        compared = reference.weights, reference.rows, reference.makings, reference.base
+        return NightRequest(*what, *compared, self.home / since if since else None)
+
+    def compare(
+        self, request: NightRequest, reference: nightly_state.Reference, answers: NightAnswers
+    ) -> None:
+        weights, arm, tests = answers.weights, answers.arm, answers.tests
+        promptings = {s.name: s.identity.prompting_digest for s in tests if s.name in reference.rows}
+        unwatched = tuple(s.measured.task.name for s in tests if s.name not in reference.rows)
         making = weights.digest if weights.digest != reference.weights else ""
-        makings = [reference.rows, *(reference.makings if making else ())]
-        then = [self._reference_rows(sets, rows) for rows in makings]
-        self.references[target.name] = reference
+        self.references[request.name] = reference
         since = served = ""
         if weights.kind in PROTOCOLS:
-            since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
-            endpoint = Settings(**target.candidate.source.params).name
+            # The endpoint's weights are hidden, so only changed answers reveal another model.
+            anchors = {item for plan in self.plan.values() for cluster in plan.anchors for item in cluster}
+            tonight = {item: row for item, row in arm.now.items() if item in anchors}
+            # No earlier rows are found if the evaluation code has changed since.
+            has_moved = nightly_changes.has_moved(tonight, arm.earlier or arm.then[0], self.metrics)
+            earlier = request.earlier.name if request.earlier else ""
+            since = self.day if has_moved else earlier
+            endpoint = Settings(**request.candidate.source.params).name
             as_when = f"as since {since}" if since else "as in the reference"
             how = "otherwise than before" if since == self.day else as_when
             served = f"the endpoint ({endpoint}), which answers its anchors {how}"
-        metric, task, judged = session.target.primary, session.target.task, None
-        limit = session.experiment.gate.max_errors
+        metric, task, judged = self.targets[0].primary, self.targets[0].task, None
+        limit = self.loaded.experiment.gate.max_errors
         if is_judged(metric.name):
-            tonight, earlier_rows = (
-                [row for (name, _), row in rows.items() if name == task.name] for rows in (now, then[0])
+            new, old = (
+                [row for (name, _), row in rows.items() if name == task.name]
+                for rows in (arm.now, arm.then[0])
             )
-            labels = judge_labels(session.store, task, metric.name)
-            judged = nightly_changes.compare_judged_answers(metric, tonight, earlier_rows, labels, limit)
-        answered_tasks, series = {row_set.measured.task.name for row_set in sets}, {}
-        for key, measured in self.tasks.items():
+            labels = judge_labels(self.at, task, metric.name)
+            judged = nightly_changes.compare_judged_answers(metric, new, old, labels, limit)
+        answered_tasks, series = {row_set.measured.task.name for row_set in arm.sets}, {}
+        for key, measured in self.series.items():
             tasks = {m.task.name for m in measured}
             if not answered_tasks & tasks:
                 continue
-            arms = NightArms(now, then, None, None)
-            if control is not None and any(item[0] in tasks for item in control.then):
-                arms = arms._replace(base_now=control.now, base_then=control.then)
+            arms, base = NightArms(arm.now, arm.then, None, None), answers.base
+            if base is not None and any(item[0] in tasks for item in base.then[0]):
+                arms = arms._replace(base_now=base.now, base_then=base.then[0])
             plan = self.plan[key]
             series[key] = nightly_changes.compare_series(arms, plan.anchors, plan.fresh, self.metrics, limit)
-        tests = watchlist.describe_tested(session, reference, weights, promptings, self.environment, served)
-        return nightly_state.NightCandidate(
-            name=target.name,
+        described = reference, weights.digest, promptings, self.environment, self.data, served
+        entry = nightly_state.NightCandidate(
+            name=request.name,
             reference=reference.id,
             tested=digest([weights.digest, promptings, self.environment, since]),
-            tests=tests,
+            tests=watchlist.describe_tested(self.at, *described),
             since=since,
             fit_keys=tuple(stands_on(weights)),
             making=making,
@@ -238,64 +243,43 @@ class _NightRun:
             unwatched=unwatched,
             series=series,
         )
+        self.candidates.append(entry)
 
-    def _find_night_of_change(
-        self, name: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
-    ) -> str:
-        """Return the night since which an endpoint gives its current anchor answers; empty if unchanged."""
-        # The endpoint's weights are hidden, so only changed answers reveal another model.
-        fixed = [batch for batch in batches if batch.kind == "anchors"]
-        history = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (name, reference)]
-        since = next((w.since for w in reversed(history) if not w.error), "")
-        if since:
-            files = [watchlist.batch_file(self.home / since, name, batch) for batch in fixed]
-            parts = [(b.rows, store.read_measured(file) or ()) for b, file in zip(fixed, files, strict=True)]
-            earlier = watchlist.index_by_item(row for rows in grade_rows(self.session, parts) for row in rows)
-            then = earlier or then  # no rows are found if the evaluation code has changed since
-        anchors = {(batch.rows.measured.task.name, i) for batch in fixed for i in batch.ids}
-        tonight_s = {item: row for item, row in now.items() if item in anchors}
-        return self.day if nightly_changes.has_moved(tonight_s, then, self.metrics) else since
+    def finish(self) -> nightly_state.Night:
+        # Drift in the feedback stored since the last night; empty without feedback.
+        since = datetime.fromisoformat(self.nights[-1].started) if self.nights else None
+        lines: list[str] = []
+        try:
+            rows = store.read_feedback(self.at, added_since=since)
+            if rows:
+                drift = production.find_drift(self.loaded, rows)
+                lines = [f"production, {pluralize(drift.n_requests, 'request')}: {drift.sentence}"]
+                moved = (t for t in drift.tests if t.has_moved)
+                lines += (f"{t.of}, {t.trait}: {t.effect} (p by Holm {p_value(t.p_adjusted)})" for t in moved)
+        except Exception as error:  # noqa: BLE001 (it must not end the night)
+            lines = [f"production was not compared: {one_line(error)}"]
+        return nightly_state.Night(
+            night=self.day,
+            started=self.started,
+            finished=provenance.timestamp(),
+            commit=provenance.git_state(self.loaded.folder)[0] or "",
+            precision=self.precision,
+            environment=self.environment,
+            bases={name: self._compare_base(f"base {name}", arm) for name, arm in self.bases.items()},
+            candidates=tuple(self.candidates),
+            taken={key: items.taken for key, items in self.plan.items()},
+            left={key: items.left for key, items in self.plan.items()},
+            production=tuple(lines),
+        )
 
-    def _control(self, target: Target, reference: nightly_state.Reference) -> _BaseRows:
-        source = target.candidate.base
-        if source.name not in self.controls:
-            sets = self._comparable_sets(watchlist.base_sets(self.session, source), reference.base)
-            batches, label = self._batches(sets), f"base {source.name}"
-            now = watchlist.reevaluate(self.session, self.folder, label, base_weights(source), batches)
-            then = self._reference_rows(sets, reference.base)
-            fresh = [cluster for items in self.plan.values() for cluster in items.fresh]
-            # Anchors of the first night in this environment since a drift was acknowledged.
-            nights = nightly_state.nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
-            first = next((self.home / n.night for n in nights if n.environment == self.environment), None)
-            files = [watchlist.batch_file(first, label, b) for b in batches if first and b.kind == "anchors"]
-            last = watchlist.index_by_item(row for file in files for row in store.read_measured(file) or ())
-            base_night = nightly_changes.compare_base(now, then, fresh, last, self.metrics)
-            self.controls[source.name] = _BaseRows(now, then, base_night)
-        return self.controls[source.name]
-
-    def _comparable_sets(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> list[RowSet]:
-        return [s for s in sets if s.measured.task.name in self.metrics and s.name in reference]
-
-    def _batches(self, sets: Sequence[RowSet]) -> list[ItemBatch]:
-        """Group tonight's items by task and kind; tasks without items are left out."""
-        plans = self.plan.values()
-        ids_by_kind = {
-            "anchors": watchlist.ids_by_task(cluster for plan in plans for cluster in plan.anchors),
-            "fresh": watchlist.ids_by_task(cluster for plan in plans for cluster in plan.fresh),
-        }
-        return [
-            ItemBatch(rows, kind, tuple(ids))
-            for rows in sets
-            for kind, by_task in ids_by_kind.items()
-            if (ids := by_task.get(rows.measured.task.name))
-        ]
-
-    def _reference_rows(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
-        """Read the reference's rows with all answers per item, graded by tonight's judges."""
-        at, digests = self.session.store, [reference[s.name] for s in sets]
-        rows = [add_samples(store.read_rows(at, key), store.read_drawn(at, key)) for key in digests]
-        parts = list(zip(sets, rows, strict=True))
-        return watchlist.index_by_item(row for graded in grade_rows(self.session, parts) for row in graded)
+    def _compare_base(self, label: str, arm: NightArm) -> nightly_state.BaseNight:
+        # Anchors of the first night in this environment since a drift was acknowledged.
+        nights = nightly_state.nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
+        first = next((self.home / n.night for n in nights if n.environment == self.environment), None)
+        files = [batch_file(first, label, b) for b in arm.batches if first and b.kind == ANCHORS]
+        last = {(row.task, row.example_id): row for f in files for row in store.read_measured(f) or ()}
+        fresh = [cluster for plan in self.plan.values() for cluster in plan.fresh]
+        return nightly_changes.compare_base(arm.now, arm.then[0], fresh, last, self.metrics)
 
 
 @dataclass(frozen=True, slots=True)

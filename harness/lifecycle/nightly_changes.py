@@ -19,8 +19,9 @@ from harness import stats
 from harness.analysis import comparison
 from harness.analysis.gate_rules_on_answers import aa_rate
 from harness.analysis.labelled_answers import Labels, answer_digest
+from harness.experiment.fewer_items import RowsByItem
 from harness.lifecycle.nightly_state import BaseNight, JudgedChange, SeriesNight
-from harness.lifecycle.watchlist import Cluster, Item, Rows
+from harness.lifecycle.watchlist import Cluster, Item
 from harness.metrics import Metric, is_flipped
 from harness.records import SampleResult
 from harness.stats import Array
@@ -31,10 +32,10 @@ _MOVED_P = 0.01
 class NightArms(NamedTuple):
     """Rows of candidate and base, tonight and in (makings of) the reference; None without a control arm."""
 
-    now: Rows
-    then: Sequence[Rows]
-    base_now: Rows | None
-    base_then: Rows | None
+    now: RowsByItem
+    then: Sequence[RowsByItem]
+    base_now: RowsByItem | None
+    base_then: RowsByItem | None
 
 
 def compare_series(
@@ -84,7 +85,11 @@ def compare_series(
 
 
 def compare_base(
-    now: Rows, then: Rows, fresh: Iterable[Cluster], last: Rows, metrics: Mapping[str, Metric]
+    now: RowsByItem,
+    then: RowsByItem,
+    fresh: Iterable[Cluster],
+    last: RowsByItem,
+    metrics: Mapping[str, Metric],
 ) -> BaseNight:
     """Compare the base with the reference, and its anchors with the last night."""
     rotating = {item for cluster in fresh for item in cluster}
@@ -96,7 +101,7 @@ def compare_base(
     return BaseNight(flips, tuple(reworded), tuple(differing))
 
 
-def has_moved(now: Rows, then: Rows, metrics: Mapping[str, Metric]) -> bool:
+def has_moved(now: RowsByItem, then: RowsByItem, metrics: Mapping[str, Metric]) -> bool:
     """Tell whether more answers changed than rounding explains, by the binomial test at bf16's A/A rate."""
     shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
     moved = sum(is_flipped(then[item], now[item], metrics[item[0]]) for item in shared)

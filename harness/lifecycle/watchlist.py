@@ -2,14 +2,12 @@
 
 A reference is pinned once and stays, so that a slow loss adds up; another champion, or `nightly ack --new-
 reference`, pins again. A cluster is evaluated whole. The order of items depends on the items and the seed
-alone. An answer is written before the next task is evaluated, and before a judge sees it.
+alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import accumulate, zip_longest
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,20 +16,15 @@ from harness import provenance, store
 from harness.analysis.admission import document_of, join_clusters, number_documents
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, UserError
-from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.judging_stage import grade_rows
-from harness.evaluation.row_sets import RowSet, list_further_sets, suite_sets, target_sets
-from harness.evaluation.runner import open_weights
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.candidates import ResolvedCandidate, resolve
+from harness.evaluation.session import MeasuredTask
 from harness.experiment.study import load_study
-from harness.formatting import pluralize
 from harness.lifecycle.nightly_state import Reference
 from harness.lifecycle.release import candidate_runs
 from harness.models.hub import ModelSource
-from harness.records import Example, Run, SampleResult, digest, drop_defaults
-from harness.spec import MEAN_LOGPROB, Recipe
+from harness.records import Example, Run, digest, drop_defaults
+from harness.spec import MEAN_LOGPROB, Recipe, Task
 from harness.store import Champion, Store
-from harness.training import Weights
 
 NEXT = "harness compare, which makes what a night is compared with"
 
@@ -49,14 +42,17 @@ class Target(NamedTuple):
 
 
 def targets(
-    loaded: LoadedExperiment, session: Session, references: Mapping[str, Reference]
+    loaded: LoadedExperiment,
+    candidates: Mapping[str, ResolvedCandidate],
+    sources: Mapping[str, ModelSource],
+    references: Mapping[str, Reference],
 ) -> list[tuple[str, Target | HarnessError]]:
     """List the watched candidates, the champion first; an error replaces one without a reference.
 
     A candidate with a pinned reference needs no stored run: its recipe may have changed since.
     """
-    candidates, names = session.candidates, session.experiment.nightly.candidates
-    champion = store.read_champion(loaded.folder, session.experiment.target.name)
+    experiment, names = loaded.experiment, loaded.experiment.nightly.candidates
+    champion = store.read_champion(loaded.folder, experiment.target.name)
     entries: list[tuple[str, Target | HarnessError]] = []
 
     def watch(label: str, candidate: ResolvedCandidate, source: Champion | Run, runs: Sequence[Run]) -> None:
@@ -71,9 +67,9 @@ def targets(
 
     if champion is not None:
         name, recipe = champion.candidate, Recipe.model_validate(champion.recipe)
-        candidate = candidates.get(name) or session.resolve(name, recipe)
+        candidate = candidates.get(name) or resolve(name, recipe, experiment, sources, candidates)
         runs: list[Run] = []  # runs of the champion's recipe, unless the file has another recipe now
-        if loaded.experiment.candidates.get(name) == recipe:
+        if experiment.candidates.get(name) == recipe:
             with suppress(HarnessError):
                 runs = candidate_runs(load_study(loaded), name)
         watch(f"champion {name}", candidate, champion, runs)
@@ -101,31 +97,36 @@ def targets(
     return entries
 
 
-def pin_reference(session: Session, target: Target, before: Reference | None) -> Reference:
-    """Return a candidate's reference: the pinned one, unless another champion has replaced it."""
-    if before is not None and (not target.name.startswith("champion ") or before.id == target.reference):
-        for rows in (before.rows, before.base, *before.makings):
-            _refuse_missing(session.store, rows)
-        return before
-    sets = base_sets(session, target.candidate.base)
-    base = {f"{s.measured.task.name}/test": s.identity.digest for s in sets}
-    stored_base = {key: rows for key, rows in base.items() if session.store.parquet(rows).exists()}
+def find_reference(at: Store, target: Target, before: Reference | None) -> Reference | None:
+    """Return a candidate's pinned reference; None if there is none yet, or another champion replaces it."""
+    if before is None or (target.name.startswith("champion ") and before.id != target.reference):
+        return None
+    for rows in (before.rows, before.base, *before.makings):
+        _refuse_missing(at, rows)
+    return before
+
+
+def pin_reference(
+    at: Store, tasks: Sequence[Task], target: Target, base: Mapping[str, str], data: str
+) -> Reference:
+    """Return a candidate's new reference on targets; `base` are its base's rows, `data` digests the data."""
+    stored_base = {key: rows for key, rows in base.items() if at.parquet(rows).exists()}
     test_rows = {key: rows for key, rows in target.rows.items() if key.endswith("/test")}
     for rows in (test_rows, *target.makings):
-        _refuse_missing(session.store, rows)
-    target_key, *more_keys = (f"{m.task.name}/test" for m in (session.target, *session.more_targets))
+        _refuse_missing(at, rows)
+    target_key, *more_keys = (f"{task.name}/test" for task in tasks)
     if lacking := sorted(base.keys() & test_rows.keys() - stored_base.keys() - {target_key, *more_keys}):
-        where, found = str(session.store.folder), f"no rows of the base on {', '.join(lacking)}"
+        where, found = str(at.folder), f"no rows of the base on {', '.join(lacking)}"
         raise IncompatibleRuns(where, found, f"them with {target.reference}", NEXT)
-    origins = store.origins(session.store, test_rows[target_key])
+    origins = store.origins(at, test_rows[target_key])
     known = [key for key in (target_key, *more_keys) if key in test_rows]
     return Reference(
         id=target.reference,
         rows=test_rows,
         base=stored_base,
         weights=target.weights,
-        promptings={k: store.read_identity(session.store, test_rows[k]).prompting_digest for k in known},
-        data=data_digest(session.target, session.training.values()),
+        promptings={k: store.read_identity(at, test_rows[k]).prompting_digest for k in known},
+        data=data,
         environment=next(iter(origins.values())).environment if origins else "",
         seed=target.seed,
         makings=target.makings,
@@ -139,19 +140,6 @@ def _refuse_missing(at: Store, rows: Mapping[str, str]) -> None:
         raise IncompatibleRuns(str(at.folder), found, "what it was pinned with", step)
 
 
-def base_sets(session: Session, source: ModelSource) -> list[RowSet]:
-    """List what the control arm can be evaluated on: the suites, and all targets by the plain prompt."""
-    weights = base_weights(source)
-    return [*list_test_sets(session, Recipe(), weights, 0), *suite_sets(session, weights)]
-
-
-def list_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    """List the test rows of all targets, the one that decides first."""
-    further = list_further_sets(session, recipe, weights, seed)
-    tests = sorted((rows for rows in further if rows.split == "test"), key=lambda rows: rows.name)
-    return [target_sets(session, recipe, weights, seed)[1], *tests]
-
-
 def data_digest(target: MeasuredTask, training: Iterable[MeasuredTask]) -> str:
     """Digest the rows for training and retrieval; `training` holds tasks with candidates' own rows."""
     documents = [list(document) for document in target.items.documents]
@@ -161,17 +149,20 @@ def data_digest(target: MeasuredTask, training: Iterable[MeasuredTask]) -> str:
 
 
 def describe_tested(
-    session: Session,
+    at: Store,
     reference: Reference,
-    weights: Weights,
+    weights: str,
     promptings: Mapping[str, str],
     environment: str,
+    data: str,
     served: str = "",
 ) -> tuple[str, ...]:
-    """Describe what differs from the reference; `served` describes how an endpoint answers."""
-    same_data = reference.data == data_digest(session.target, session.training.values())
-    differences = [served] if served else []
-    if weights.digest != reference.weights:
+    """Describe what differs from the reference; `served` describes how an endpoint answers.
+
+    `weights`, `environment` and `data` are digests.
+    """
+    same_data, differences = reference.data == data, [served] if served else []
+    if weights != reference.weights:
         differences.append("the recipe trained again" + ("" if same_data else " on new data"))
     changed = [key for key, prompting in promptings.items() if prompting != reference.promptings.get(key)]
     if changed:
@@ -180,7 +171,7 @@ def describe_tested(
         differences.append(f"another prompting, other shots or passages on {tasks}{on_data}")
     if environment != reference.environment and reference.environment:
         keys = (reference.environment, environment)
-        changes = provenance.changes(*(store.read_environment(session.store, key) for key in keys))
+        changes = provenance.changes(*(store.read_environment(at, key) for key in keys))
         differences.append(f"upgraded libraries or another machine ({changes})")
     differences.append("the harness" if differences else "only the harness: the weights answer as before")
     return tuple(differences)
@@ -197,7 +188,7 @@ class ItemPool(NamedTuple):
     rest: tuple[Cluster, ...]
 
 
-class NightItems(NamedTuple):
+class NightClusters(NamedTuple):
     """Items of a series for one night; `taken` clusters were evaluated by its end, `left` never yet."""
 
     anchors: tuple[Cluster, ...]
@@ -233,15 +224,15 @@ def build_pool(tasks: Mapping[str, Sequence[Example]], n_anchors: int) -> ItemPo
     return ItemPool(tuple(ordered[:n]), tuple(ordered[n:]))
 
 
-def choose_next_items(pool: ItemPool, n_taken: int, n_items: int) -> NightItems:
+def choose_next_items(pool: ItemPool, n_taken: int, n_items: int) -> NightClusters:
     """Choose the next clusters with at least `n_items` items, or all clusters if they have fewer."""
     if not pool.rest:
-        return NightItems(pool.anchors, (), n_taken, 0)
+        return NightClusters(pool.anchors, (), n_taken, 0)
     start = n_taken % len(pool.rest)
     turned = [*pool.rest[start:], *pool.rest[:start]]
     fresh = turned[: _count_clusters(turned, n_items)]
     after = n_taken + len(fresh)
-    return NightItems(pool.anchors, tuple(fresh), after, max(len(pool.rest) - after, 0))
+    return NightClusters(pool.anchors, tuple(fresh), after, max(len(pool.rest) - after, 0))
 
 
 def ids_by_task(clusters: Iterable[Cluster]) -> dict[str, list[str]]:
@@ -256,49 +247,3 @@ def ids_by_task(clusters: Iterable[Cluster]) -> dict[str, list[str]]:
 def _count_clusters(clusters: Sequence[Cluster], n_items: int) -> int:
     n_so_far = accumulate(map(len, clusters), initial=0)
     return next((n for n, total in enumerate(n_so_far) if total >= n_items), len(clusters))
-
-
-Rows = dict[tuple[str, str], SampleResult]  # by task and example id
-
-
-class ItemBatch(NamedTuple):
-    """Some items of one task, the anchors or the fresh ones, with their prompts."""
-
-    rows: RowSet
-    kind: str
-    ids: tuple[str, ...]
-
-
-def reevaluate(
-    session: Session, folder: Path, name: str, weights: Weights, batches: Sequence[ItemBatch]
-) -> Rows:
-    """Return the rows of the batches, evaluated now or earlier in the same night."""
-    files = [batch_file(folder, name, batch) for batch in batches]
-    stored_rows = [store.read_measured(file) for file in files]
-    known = [[row.example_id for row in rows or ()] for rows in stored_rows]
-    missing = [i for i, (ids, batch) in enumerate(zip(known, batches, strict=True)) if ids != list(batch.ids)]
-    if missing:
-        stage = session.progress.stage(f"{name}: {pluralize(len(missing), 'task')}")
-        with open_weights(session, weights) as candidate, stage as advance:
-            for n_done, at in enumerate(missing):
-                whole, evaluate = batches[at].rows.answers.job(), batches[at].rows.measured.evaluate
-                by_id = {e.id: e for e in whole.examples}
-                job = replace(whole, examples=tuple(by_id[i] for i in batches[at].ids if i in by_id))
-                # Judges grade these answers later.
-                rows = [row for n in range(job.n_blocks) for row in evaluate(candidate, job, n)]
-                store.write_records(session.store, files[at], rows)
-                stored_rows[at] = rows
-                advance(n_done + 1, len(missing))
-    graded = grade_rows(session, [(b.rows, rows or ()) for b, rows in zip(batches, stored_rows, strict=True)])
-    return index_by_item(row for rows in graded for row in rows)
-
-
-def index_by_item(rows: Iterable[SampleResult]) -> Rows:
-    """Index rows by task and example id."""
-    return {(row.task, row.example_id): row for row in rows}
-
-
-def batch_file(folder: Path, name: str, batch: ItemBatch) -> Path:
-    """Return the file of a batch, named by everything that decides its content."""
-    key = digest([name, batch.rows.identity.digest, batch.kind, list(batch.ids)])
-    return folder / "rows" / f"{key}.jsonl"
