@@ -5,7 +5,7 @@ gate's rules on the capability suite is the last one, at an alpha corrected for 
 answers are written before the next task is evaluated, and before a judge sees them.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -171,34 +171,34 @@ class ItemBatch(NamedTuple):
     ids: tuple[str, ...]
 
 
-class NightItems(NamedTuple):
-    """Items of one night, whose answers are in its folder: their ids by kind and task, of all its `tasks`."""
-
-    folder: Path
-    tasks: Collection[str]
-    ids: Mapping[str, Mapping[str, Sequence[str]]]
+NightItems = Mapping[str, Mapping[str, Sequence[str]]]  # ids by task and kind
 
 
-class NightRequest(NamedTuple):
-    """A candidate to answer again, and the rows and the weights' digest that it is compared with.
+class Watched(NamedTuple):
+    """A watched candidate as resolved now, and what nights compare it with, by task and split.
 
-    `rows` are its reference's, `makings` those of the same recipe trained again, `base` those of its base, by
-    task and split. `earlier` is the folder of a night whose answers are read as well.
+    `rows` are those of its run, the `reference`; `makings` those of its recipe trained again, `base` those of
+    its base. `earlier` is the folder of a night whose answers are read as well.
     """
 
     name: str
     candidate: ResolvedCandidate
     seed: int
-    weights: str
     rows: Mapping[str, str]
-    makings: Sequence[Mapping[str, str]]
-    base: Mapping[str, str]
+    reference: str
+    weights: str
+    makings: tuple[dict[str, str], ...] = ()
+    base: Mapping[str, str] = {}
     earlier: Path | None = None
 
 
-class NightArm(NamedTuple):
-    """Answers of weights in a night, in each reference and in an earlier night, as judges grade now."""
+class NightAnswers(NamedTuple):
+    """Answers of weights in a night, in each reference and in an earlier night, as judges grade now.
 
+    `sets` are all sets that the weights can answer, the target that decides first.
+    """
+
+    weights: Weights
     sets: list[RowSet]
     batches: list[ItemBatch]
     now: RowsByItem
@@ -206,35 +206,24 @@ class NightArm(NamedTuple):
     earlier: RowsByItem
 
 
-class NightAnswers(NamedTuple):
-    """Answers of a candidate's weights and of its base, None if they cannot be compared.
-
-    `tests` are the test rows of all targets, the one that decides first.
-    """
-
-    weights: Weights
-    tests: list[RowSet]
-    arm: NightArm
-    base: NightArm | None
-
-
 def answer_night(
-    session: Session, items: NightItems, request: NightRequest, bases: dict[str, NightArm]
+    session: Session, watched: Watched, folder: Path, items: NightItems, bases: dict[str, NightAnswers]
 ) -> NightAnswers:
-    """Let a candidate answer the items of a night, after its base, whose answers are kept in `bases`."""
-    candidate, base = request.candidate, request.candidate.base
-    weights = ensure_weights(session, candidate, request.seed)
-    tests = _list_test_sets(session, candidate.recipe, weights, request.seed)
-    is_model = weights.is_language_model
-    if is_model and base.name not in bases:
-        base_rows, label = list_base_sets(session, base), f"base {base.name}"
-        bases[base.name] = _answer_again(session, items, label, base_weights(base), base_rows, [request.base])
-    tuned = is_model and weights.digest != base.weights_digest
-    sets = [*tests, *(suite_sets(session, weights) if tuned else ())]
-    makings = request.makings if weights.digest != request.weights else ()
-    references = [request.rows, *makings]
-    arm = _answer_again(session, items, request.name, weights, sets, references, request.earlier)
-    return NightAnswers(weights, tests, arm, bases[base.name] if is_model else None)
+    """Let a candidate answer items in a night's folder, after its base, whose answers are kept in `bases`."""
+    candidate, base = watched.candidate, watched.candidate.base
+    weights = ensure_weights(session, candidate, watched.seed)
+    sets = _list_test_sets(session, candidate.recipe, weights, watched.seed)
+    if weights.is_language_model and weights.digest != base.weights_digest:
+        sets += suite_sets(session, weights)
+    if weights.is_language_model and base.name not in bases:
+        of_base, label = list_base_sets(session, base), f"base {base.name}"
+        references = [watched.base]
+        bases[base.name] = _answer_again(
+            session, label, base_weights(base), of_base, references, folder, items
+        )
+    references = [watched.rows, *(watched.makings if weights.digest != watched.weights else ())]
+    earlier = watched.earlier
+    return _answer_again(session, watched.name, weights, sets, references, folder, items, earlier)
 
 
 def list_base_sets(session: Session, source: ModelSource) -> list[RowSet]:
@@ -251,22 +240,23 @@ def _list_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: in
 
 def _answer_again(
     session: Session,
-    items: NightItems,
     name: str,
     weights: Weights,
-    sets: Sequence[RowSet],
+    sets: list[RowSet],
     references: Sequence[Mapping[str, str]],
+    folder: Path,
+    items: NightItems,
     earlier: Path | None = None,
-) -> NightArm:
+) -> NightAnswers:
     """Evaluate what is missing of the sets that the first reference has, and read all references' rows."""
-    sets = [s for s in sets if s.measured.task.name in items.tasks and s.name in references[0]]
+    compared = [s for s in sets if s.measured.task.name in items and s.name in references[0]]
     batches = [
         ItemBatch(rows, kind, tuple(ids))
-        for rows in sets
-        for kind, by_task in items.ids.items()
-        if (ids := by_task.get(rows.measured.task.name))
+        for rows in compared
+        for kind, ids in items[rows.measured.task.name].items()
+        if ids
     ]
-    files = [batch_file(items.folder, name, batch) for batch in batches]
+    files = [batch_file(folder, name, batch) for batch in batches]
     stored_rows = [store.read_measured(file) or [] for file in files]
     known = [tuple(row.example_id for row in rows) for rows in stored_rows]
     if missing := [i for i, batch in enumerate(batches) if known[i] != batch.ids]:
@@ -288,13 +278,13 @@ def _answer_again(
         return add_samples(store.read_rows(session.store, rows_digest), drawn)
 
     now = grade((batch.rows, rows) for batch, rows in zip(batches, stored_rows, strict=True))
-    then = [grade((s, read(reference[s.name])) for s in sets) for reference in references]
+    then = [grade((s, read(reference[s.name])) for s in compared) for reference in references]
     before = grade(
         (batch.rows, store.read_measured(batch_file(earlier, name, batch)) or ())
         for batch in batches
         if earlier and batch.kind == ANCHORS
     )
-    return NightArm(sets, batches, now, then, before)
+    return NightAnswers(weights, sets, batches, now, then, before)
 
 
 def batch_file(folder: Path, name: str, batch: ItemBatch) -> Path:

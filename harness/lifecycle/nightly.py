@@ -14,16 +14,13 @@ from pathlib import Path
 from harness import config, provenance, store
 from harness.config import LoadedExperiment, is_judged
 from harness.errors import HarnessError, UserError, one_line
-from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import EngineSlot, MeasuredTask
 from harness.experiment import Scope, prepare_session, refuse_folds, stands_on
 from harness.experiment.fewer_items import (
     ANCHORS,
     FRESH,
     NightAnswers,
-    NightArm,
-    NightItems,
-    NightRequest,
+    Watched,
     answer_night,
     batch_file,
     list_base_sets,
@@ -43,7 +40,6 @@ from harness.lifecycle.nightly_alarm import (
     write,
 )
 from harness.lifecycle.nightly_changes import NightArms
-from harness.lifecycle.watchlist import Target
 from harness.models.hardware import Machine
 from harness.models.openai_api import PROTOCOLS, Settings
 from harness.progress import Progress, SilentProgress
@@ -96,10 +92,12 @@ def run_night(
                                 raise target
                             base, before = target.candidate.base, state.references.get(target.name)
                             reference = watchlist.find_reference(at, target, before)
-                            reference = reference or run.pin(target, list_base_sets(session, base))
-                            request = run.request(target, reference)
-                            answers = answer_night(session, run.items, request, run.bases)
-                            run.compare(request, reference, answers)
+                            if reference is None:
+                                sets = list_base_sets(session, base)
+                                reference = watchlist.pin_reference(at, targets, run.data, target, sets)
+                            target = run.watch(target, reference)
+                            answers = answer_night(session, target, folder / day, run.items, run.bases)
+                            run.compare(target, reference, answers)
                 night_of_day = run.finish()
             state = replace(state, references=run.references)
             nightly_state.write_state(at, folder, state)
@@ -155,13 +153,13 @@ class _NightRun:
             self.plan[key] = watchlist.choose_next_items(pool, n_taken.get(key, 0), policy.items)
         measured_tasks = [m for tasks in self.series.values() for m in tasks]
         self.metrics = {m.task.name: m.metrics[m.task.primary_metric] for m in measured_tasks}
-        plans = self.plan.values()
-        ids = {
-            ANCHORS: watchlist.ids_by_task(cluster for plan in plans for cluster in plan.anchors),
-            FRESH: watchlist.ids_by_task(cluster for plan in plans for cluster in plan.fresh),
+        self.anchors = [cluster for plan in self.plan.values() for cluster in plan.anchors]
+        self.fresh = [cluster for plan in self.plan.values() for cluster in plan.fresh]
+        ids = {ANCHORS: watchlist.ids_by_task(self.anchors), FRESH: watchlist.ids_by_task(self.fresh)}
+        self.items = {
+            task: {kind: by_task.get(task, []) for kind, by_task in ids.items()} for task in self.metrics
         }
-        self.items = NightItems(self.home / day, self.metrics.keys(), ids)
-        self.bases: dict[str, NightArm] = {}
+        self.bases: dict[str, NightAnswers] = {}
         self.references = dict(state.references)
         self.candidates: list[nightly_state.NightCandidate] = []
         self.started = provenance.timestamp()
@@ -176,37 +174,36 @@ class _NightRun:
             self.candidates.append(failed)
         progress.finish(label, f"{label}: {self.candidates[-1].error or 'evaluated'}")
 
-    def pin(self, target: Target, base_sets: Iterable[RowSet]) -> nightly_state.Reference:
-        base = {rows.name: rows.identity.digest for rows in base_sets}
-        return watchlist.pin_reference(self.at, [m.task for m in self.targets], target, base, self.data)
-
-    def request(self, target: Target, reference: nightly_state.Reference) -> NightRequest:
-        """Return what a candidate answers, with the night since which an endpoint answers as it did last."""
+    def watch(self, target: Watched, reference: nightly_state.Reference) -> Watched:
+        """Return a candidate with its reference, and the night since which its endpoint answers as it did."""
         key = target.name, reference.id
         history = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == key]
         since = next((w.since for w in reversed(history) if not w.error), "")
-        what = target.name, target.candidate, target.seed
-        compared = reference.weights, reference.rows, reference.makings, reference.base
-        return NightRequest(*what, *compared, self.home / since if since else None)
+        return target._replace(
+            rows=reference.rows,
+            weights=reference.weights,
+            makings=reference.makings,
+            base=reference.base,
+            earlier=self.home / since if since else None,
+        )
 
-    def compare(
-        self, request: NightRequest, reference: nightly_state.Reference, answers: NightAnswers
-    ) -> None:
-        weights, arm, tests = answers.weights, answers.arm, answers.tests
+    def compare(self, target: Watched, reference: nightly_state.Reference, answers: NightAnswers) -> None:
+        weights, now, then = answers.weights, answers.now, answers.then
+        tests = [rows for rows in answers.sets if rows.measured.role == "target"]
         promptings = {s.name: s.identity.prompting_digest for s in tests if s.name in reference.rows}
         unwatched = tuple(s.measured.task.name for s in tests if s.name not in reference.rows)
         making = weights.digest if weights.digest != reference.weights else ""
-        self.references[request.name] = reference
+        self.references[target.name] = reference
         since = served = ""
         if weights.kind in PROTOCOLS:
             # The endpoint's weights are hidden, so only changed answers reveal another model.
-            anchors = {item for plan in self.plan.values() for cluster in plan.anchors for item in cluster}
-            tonight = {item: row for item, row in arm.now.items() if item in anchors}
+            anchors = {item for cluster in self.anchors for item in cluster}
+            tonight = {item: row for item, row in now.items() if item in anchors}
             # No earlier rows are found if the evaluation code has changed since.
-            has_moved = nightly_changes.has_moved(tonight, arm.earlier or arm.then[0], self.metrics)
-            earlier = request.earlier.name if request.earlier else ""
+            has_moved = nightly_changes.has_moved(tonight, answers.earlier or then[0], self.metrics)
+            earlier = target.earlier.name if target.earlier else ""
             since = self.day if has_moved else earlier
-            endpoint = Settings(**request.candidate.source.params).name
+            endpoint = Settings(**target.candidate.source.params).name
             as_when = f"as since {since}" if since else "as in the reference"
             how = "otherwise than before" if since == self.day else as_when
             served = f"the endpoint ({endpoint}), which answers its anchors {how}"
@@ -214,24 +211,24 @@ class _NightRun:
         limit = self.loaded.experiment.gate.max_errors
         if is_judged(metric.name):
             new, old = (
-                [row for (name, _), row in rows.items() if name == task.name]
-                for rows in (arm.now, arm.then[0])
+                [row for (name, _), row in rows.items() if name == task.name] for rows in (now, then[0])
             )
             labels = judge_labels(self.at, task, metric.name)
             judged = nightly_changes.compare_judged_answers(metric, new, old, labels, limit)
-        answered_tasks, series = {row_set.measured.task.name for row_set in arm.sets}, {}
+        answered_tasks, series = {task for task, _ in then[0]}, {}
+        base = self.bases[target.candidate.base.name] if weights.is_language_model else None
         for key, measured in self.series.items():
             tasks = {m.task.name for m in measured}
             if not answered_tasks & tasks:
                 continue
-            arms, base = NightArms(arm.now, arm.then, None, None), answers.base
+            arms = NightArms(now, then, None, None)
             if base is not None and any(item[0] in tasks for item in base.then[0]):
                 arms = arms._replace(base_now=base.now, base_then=base.then[0])
             plan = self.plan[key]
             series[key] = nightly_changes.compare_series(arms, plan.anchors, plan.fresh, self.metrics, limit)
         described = reference, weights.digest, promptings, self.environment, self.data, served
         entry = nightly_state.NightCandidate(
-            name=request.name,
+            name=target.name,
             reference=reference.id,
             tested=digest([weights.digest, promptings, self.environment, since]),
             tests=watchlist.describe_tested(self.at, *described),
@@ -272,14 +269,13 @@ class _NightRun:
             production=tuple(lines),
         )
 
-    def _compare_base(self, label: str, arm: NightArm) -> nightly_state.BaseNight:
+    def _compare_base(self, label: str, arm: NightAnswers) -> nightly_state.BaseNight:
         # Anchors of the first night in this environment since a drift was acknowledged.
         nights = nightly_state.nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
         first = next((self.home / n.night for n in nights if n.environment == self.environment), None)
         files = [batch_file(first, label, b) for b in arm.batches if first and b.kind == ANCHORS]
         last = {(row.task, row.example_id): row for f in files for row in store.read_measured(f) or ()}
-        fresh = [cluster for plan in self.plan.values() for cluster in plan.fresh]
-        return nightly_changes.compare_base(arm.now, arm.then[0], fresh, last, self.metrics)
+        return nightly_changes.compare_base(arm.now, arm.then[0], self.fresh, last, self.metrics)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,28 +17,18 @@ from harness.analysis.admission import document_of, join_clusters, number_docume
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, UserError
 from harness.evaluation.candidates import ResolvedCandidate, resolve
+from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import MeasuredTask
+from harness.experiment.fewer_items import Watched
 from harness.experiment.study import load_study
 from harness.lifecycle.nightly_state import Reference
 from harness.lifecycle.release import candidate_runs
 from harness.models.hub import ModelSource
 from harness.records import Example, Run, digest, drop_defaults
-from harness.spec import MEAN_LOGPROB, Recipe, Task
+from harness.spec import MEAN_LOGPROB, Recipe
 from harness.store import Champion, Store
 
 NEXT = "harness compare, which makes what a night is compared with"
-
-
-class Target(NamedTuple):
-    """A watched candidate as resolved now, and the rows of the run and makings that it is compared with."""
-
-    name: str
-    candidate: ResolvedCandidate
-    seed: int
-    rows: Mapping[str, str]
-    reference: str
-    weights: str
-    makings: tuple[dict[str, str], ...] = ()
 
 
 def targets(
@@ -46,14 +36,14 @@ def targets(
     candidates: Mapping[str, ResolvedCandidate],
     sources: Mapping[str, ModelSource],
     references: Mapping[str, Reference],
-) -> list[tuple[str, Target | HarnessError]]:
+) -> list[tuple[str, Watched | HarnessError]]:
     """List the watched candidates, the champion first; an error replaces one without a reference.
 
     A candidate with a pinned reference needs no stored run: its recipe may have changed since.
     """
     experiment, names = loaded.experiment, loaded.experiment.nightly.candidates
     champion = store.read_champion(loaded.folder, experiment.target.name)
-    entries: list[tuple[str, Target | HarnessError]] = []
+    entries: list[tuple[str, Watched | HarnessError]] = []
 
     def watch(label: str, candidate: ResolvedCandidate, source: Champion | Run, runs: Sequence[Run]) -> None:
         """Add a candidate, with the test rows of other trainings that cover all test rows of `source`."""
@@ -63,7 +53,7 @@ def targets(
         ]
         makings = {r.weights_digest: {key: r.rows[key] for key in test_keys} for r in others}
         reference = (source.seed, source.rows, source.run_id, source.weights_digest)
-        entries.append((label, Target(label, candidate, *reference, tuple(makings.values()))))
+        entries.append((label, Watched(label, candidate, *reference, tuple(makings.values()))))
 
     if champion is not None:
         name, recipe = champion.candidate, Recipe.model_validate(champion.recipe)
@@ -77,7 +67,7 @@ def targets(
         pinned, candidate = references.get(name), candidates[name]
         if pinned is not None:
             reference = (pinned.seed, pinned.rows, pinned.id, pinned.weights)
-            entries.append((name, Target(name, candidate, *reference)))
+            entries.append((name, Watched(name, candidate, *reference)))
             continue
         try:
             runs = candidate_runs(load_study(loaded), name)
@@ -90,14 +80,14 @@ def targets(
         step = "harness promote RUN, or nightly: {candidates: [lora]}"
         raise UserError("nightly", found, "a candidate to watch", step)
     for index, (label, target) in enumerate(entries):
-        sampling = target.candidate.recipe.sampling if isinstance(target, Target) else None
+        sampling = target.candidate.recipe.sampling if isinstance(target, Watched) else None
         if sampling is not None and sampling.by not in (None, MEAN_LOGPROB):
             problem = f"the best answer by {sampling.by}, and in nights no judge and no reward model chooses"
             entries[index] = label, CandidateFailed(problem, f"choose: majority, or by: {MEAN_LOGPROB}")
     return entries
 
 
-def find_reference(at: Store, target: Target, before: Reference | None) -> Reference | None:
+def find_reference(at: Store, target: Watched, before: Reference | None) -> Reference | None:
     """Return a candidate's pinned reference; None if there is none yet, or another champion replaces it."""
     if before is None or (target.name.startswith("champion ") and before.id != target.reference):
         return None
@@ -107,14 +97,15 @@ def find_reference(at: Store, target: Target, before: Reference | None) -> Refer
 
 
 def pin_reference(
-    at: Store, tasks: Sequence[Task], target: Target, base: Mapping[str, str], data: str
+    at: Store, targets: Sequence[MeasuredTask], data: str, target: Watched, base_sets: Iterable[RowSet]
 ) -> Reference:
-    """Return a candidate's new reference on targets; `base` are its base's rows, `data` digests the data."""
+    """Return a candidate's new reference on the targets, with a digest of their data, and its base's rows."""
+    base = {rows.name: rows.identity.digest for rows in base_sets}
     stored_base = {key: rows for key, rows in base.items() if at.parquet(rows).exists()}
     test_rows = {key: rows for key, rows in target.rows.items() if key.endswith("/test")}
     for rows in (test_rows, *target.makings):
         _refuse_missing(at, rows)
-    target_key, *more_keys = (f"{task.name}/test" for task in tasks)
+    target_key, *more_keys = (f"{m.task.name}/test" for m in targets)
     if lacking := sorted(base.keys() & test_rows.keys() - stored_base.keys() - {target_key, *more_keys}):
         where, found = str(at.folder), f"no rows of the base on {', '.join(lacking)}"
         raise IncompatibleRuns(where, found, f"them with {target.reference}", NEXT)
