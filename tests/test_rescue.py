@@ -11,11 +11,9 @@ from worlds import GOOD, Sizes
 
 from harness import cli, store
 from harness.errors import IncompatibleRuns, UserError
-from harness.lifecycle import rescue
+from harness.experiment import Estimates, rescue, rescue_trials
+from harness.experiment.rescue_trials import exit_code, sentences
 from harness.lifecycle.release import gate
-from harness.lifecycle.rescue import exit_code
-from harness.lifecycle.rescue_result import sentences
-from harness.lifecycle.rescue_trials import estimate_trials
 from harness.spec import GatePolicy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rule_cache")]
@@ -73,10 +71,10 @@ def test_the_first_scale_that_passes_on_both_halves_is_rescued_and_found_again_w
     assert search.sentence.startswith(f"on the search half ({search.n_items} of 640 items) PASS: ")
     assert confirm.sentence.startswith(f"on the other half ({confirm.n_items} of 640 items) PASS: ")
 
-    rescue.write(rescued, tmp_path)
-    (path,) = rescue.report_files(tmp_path, rescued.experiment)
-    again = rescue.read(path)
-    assert rescue.to_json(again) == rescue.to_json(rescued)
+    rescue_trials.write(rescued, tmp_path)
+    (path,) = rescue_trials.report_files(tmp_path, rescued.experiment)
+    again = rescue_trials.read(path)
+    assert rescue_trials.to_json(again) == rescue_trials.to_json(rescued)
     assert [(scale, t.name) for scale, t in again.path] == [
         (0.5, "lora+scale=0.5"),
         (0.75, "lora+scale=0.75"),
@@ -285,8 +283,8 @@ def test_a_trial_on_several_targets_is_scored_planned_and_no_rescue_where_it_giv
         assert scores["till"].vs_prompt.delta == pytest.approx(scores["till"].score.score - 0.2)
 
     prepared = rescue.prepare(target_world.session, target_world.loaded.selected, "lora")
-    alone = estimate_trials(replace(prepared.session, more_targets=()), prepared.schedule, 0)
-    planned = estimate_trials(prepared.session, prepared.schedule, 0)
+    alone = Estimates(replace(prepared.session, more_targets=())).trials(prepared.schedule, 0)
+    planned = Estimates(prepared.session).trials(prepared.schedule, 0)
     assert all(trial.work.read > single.work.read for trial, single in zip(planned, alone, strict=True))
 
 

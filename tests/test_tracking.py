@@ -10,12 +10,10 @@ from worlds import Sizes
 from harness import store
 from harness.analysis.admission import cluster_name, split
 from harness.evaluation.costs import Work
-from harness.experiment import Estimates
+from harness.experiment import Estimates, rescue
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.training_fit import Fit
 from harness.experiment.trials import estimate_tracking, read_kept_points
-from harness.lifecycle import rescue
-from harness.lifecycle.rescue_trials import estimate_trials
 from harness.methods.derived import Checkpoint
 from harness.methods.supervised import Lora
 from harness.records import TrainingRecord, read_training_record
@@ -139,7 +137,7 @@ def test_a_tracked_fine_tune_is_rescued_by_its_checkpoint_without_training(tmp_p
     versions = {"step-10": Version(80, lost=0), "step-20": Version(90, lost=50)}
     env = world(tmp_path, versions, sizes=Sizes(general=160), extra=TRACKED_RECIPE)
     prepared = rescue.prepare(env.session, env.loaded.selected, "held")
-    planned = estimate_trials(prepared.session, prepared.schedule, prepared.case.run.seed)
+    planned = Estimates(prepared.session).trials(prepared.schedule, prepared.case.run.seed)
     assert (prepared.schedule.trials[0].step, planned[0].work.trained) == ("earlier", 0)
     env.host.opened.clear()
     outcome = rescue.run(prepared)

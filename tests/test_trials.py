@@ -17,8 +17,8 @@ from harness.analysis.admission import Measurement, cluster_name, cut_to_half, s
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import rank_trial
+from harness.experiment.rescue_trials import schedule_trials
 from harness.experiment.trials import general_items, proposals
-from harness.lifecycle.rescue_trials import schedule_trials
 from harness.models.hub import resolve
 from harness.plugins import RescueSituation
 from harness.progress import SilentProgress

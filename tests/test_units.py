@@ -13,11 +13,11 @@ from harness import store
 from harness.analysis import comparison as compared
 from harness.analysis.candidate_facts import best_untrained
 from harness.analysis.run_diff import differences
+from harness.experiment.rescue import select_case
+from harness.experiment.rescue_trials import HalfVerdict, Rescue, TrialResult
+from harness.experiment.rescue_trials import rows as rescue_rows
 from harness.formatting import RATE, Unit
 from harness.lifecycle.nightly_changes import compare_base
-from harness.lifecycle.rescue import Rescue, select_case
-from harness.lifecycle.rescue_result import HalfVerdict, TrialResult
-from harness.lifecycle.rescue_result import rows as rescue_rows
 from harness.metrics import Metric, is_flipped, mean_metric, weighted_mean
 from harness.records import RowsIdentity, Run
 from harness.report import ExperimentReport

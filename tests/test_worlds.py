@@ -302,4 +302,4 @@ def test_a_rescue_shows_no_gain_by_a_judge_before_people_have_labelled_the_trial
     confirmed = rescued.tried[-1].confirm
     assert (confirmed.verdict.outcome, confirmed.gains, confirmed.passes) == ("pass", True, False)
     assert "no gain before 100 more labels of people" in confirmed.sentence
-    assert harness.lifecycle.rescue.exit_code(rescued, again.session.experiment.gate) == 4
+    assert harness.experiment.rescue_trials.exit_code(rescued, again.session.experiment.gate) == 4

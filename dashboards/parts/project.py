@@ -12,10 +12,9 @@ from harness import config, report, store
 from harness.config import LoadedExperiment
 from harness.errors import HarnessError
 from harness.evaluation.session import Session
-from harness.experiment import Scope, SentPrompt, find_sent_prompts, prepare_session
+from harness.experiment import Scope, SentPrompt, find_sent_prompts, prepare_session, rescue_trials
 from harness.experiment.gate_run import renew_verdicts
-from harness.lifecycle import rescue
-from harness.lifecycle.rescue import Rescue
+from harness.experiment.rescue_trials import Rescue
 from harness.metrics import Metric, load_metrics, mean_metric, metric_of_rows
 from harness.progress import SilentProgress
 from harness.records import Run, SampleResult
@@ -131,7 +130,9 @@ def _file_times(files: Iterable[Path]) -> dict[Path, int]:
 def rescues(shown_report: ExperimentReport) -> list[Rescue]:
     """Read the last rescue of each run in a report."""
     ids = {f.run_id for f in shown_report.facts}
-    files = _file_times(rescue.report_files(written_file().parent / "reports", shown_report.experiment))
+    files = _file_times(
+        rescue_trials.report_files(written_file().parent / "reports", shown_report.experiment)
+    )
     read = (_read_file(str(file), modified_ns, "rescue") for file, modified_ns in files.items())
     return [each for each in read if each is not None and each.original.facts.run_id in ids]
 
@@ -140,7 +141,7 @@ def rescues(shown_report: ExperimentReport) -> list[Rescue]:
 def _read_file(path: str, modified_ns: int, kind: str) -> Any:
     """Read a rescue, or a report, whose error is returned."""
     if kind == "rescue":
-        return rescue.read(Path(path))
+        return rescue_trials.read(Path(path))
     try:
         return report.read(Path(path))
     except HarnessError as error:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from harness.evaluation.costs import Work
     from harness.experiment import PlannedGrades
     from harness.experiment.preflight import Cost
-    from harness.lifecycle.rescue import PreparedRescue
+    from harness.experiment.rescue import PreparedRescue
     from harness.report import ExperimentReport
     from harness.spec import GatePolicy
 
@@ -121,9 +121,7 @@ def compare(
     if learning_curve:
         extra_work["learning curve"] = experiment.plan_curve(session, loaded.selected)
     if rescue:
-        from harness.lifecycle.rescue import largest_work, prepare_from_report
-
-        extra_work["rescue, at most"] = largest_work(session, loaded.selected)
+        extra_work["rescue, at most"] = estimates.largest_rescue(loaded.selected)
     work, missing = (
         estimates.work(loaded.selected, smoke=scope.smoke, found=known_runs) | extra_work if computes else {}
         for known_runs in (None, stored)
@@ -163,6 +161,8 @@ def compare(
         result = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)
     result = write_report(result, at, candidates or [], session)
     if rescue and not scope.smoke:
+        from harness.experiment.rescue import prepare_from_report
+
         prepared = prepare_from_report(session, result)
         _print_with_rescue(prepared, result, loaded.folder / "reports", as_json)
     else:
@@ -179,17 +179,17 @@ def _print_with_rescue(
 ) -> None:
     from harness import report
     from harness.cli.release import run_rescue
-    from harness.lifecycle import rescue as rescuing
+    from harness.experiment import rescue_trials
 
     if not as_json:
         print_report(experiment_report, False)
     rescued_one = run_rescue(prepared, folder) if prepared else None
     if as_json:
-        plain = rescuing.to_json(rescued_one) if rescued_one else None
+        plain = rescue_trials.to_json(rescued_one) if rescued_one else None
         print_json({**report.to_json(experiment_report), "rescue": plain})
     elif rescued_one:
         print()
-        print_document(rescuing.rescue_document(rescued_one))
+        print_document(rescue_trials.rescue_document(rescued_one))
     if rescued_one is None:
         say("nothing to rescue: no fine-tune gains and fails the gate by what it forgot")
 

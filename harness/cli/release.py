@@ -33,7 +33,8 @@ from harness.errors import IncompatibleRuns, UserError
 from harness.formatting import RATE, count, points, seconds, size
 
 if TYPE_CHECKING:
-    from harness.lifecycle.rescue import PreparedRescue, Rescue
+    from harness.experiment.rescue import PreparedRescue
+    from harness.experiment.rescue_trials import Rescue
     from harness.lifecycle.scheduler import Scheduler
     from harness.store import ChampionEntry, History
 
@@ -432,31 +433,33 @@ def rescue(
 
     Cheapest first. Exit codes: 0 one passes, 3 none does, 4 none does and some are UNDECIDED.
     """
-    from harness.lifecycle import rescue as rescuing
+    from harness.experiment import Estimates, rescue_trials
+    from harness.experiment.rescue import prepare
     from harness.report import to_plain
 
     session, loaded = at.open_session(dry_run=dry_run)
-    prepared = rescuing.prepare(session, loaded.selected, run)
+    prepared = prepare(session, loaded.selected, run)
     if dry_run:
         left_out = prepared.schedule.left_out
-        plan = rescuing.estimate_trials(prepared.session, prepared.schedule, prepared.case.run.seed)
+        plan = Estimates(prepared.session).trials(prepared.schedule, prepared.case.run.seed)
         plain = {"trials": to_plain(plan), "not_tried": list(left_out)}
-        print_result(plain, rescuing.plan_document(plan, left_out), as_json)
+        print_result(plain, rescue_trials.plan_document(plan, left_out), as_json)
         say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
         return
     result = run_rescue(prepared, loaded.folder / "reports")
-    print_result(rescuing.to_json(result), rescuing.rescue_document(result), as_json)
-    raise typer.Exit(rescuing.exit_code(result, session.experiment.gate))
+    print_result(rescue_trials.to_json(result), rescue_trials.rescue_document(result), as_json)
+    raise typer.Exit(rescue_trials.exit_code(result, session.experiment.gate))
 
 
 def run_rescue(prepared: "PreparedRescue", folder: Path) -> "Rescue":
     """Run a rescue and write its files."""
-    from harness.lifecycle import rescue as rescuing
+    from harness.experiment import rescue_trials
+    from harness.experiment.rescue import run
 
     names = ", ".join(trial.says for trial in prepared.schedule.trials)
     say(f"rescue of {prepared.case.facts.label}, one after the other until one passes: {names}")
-    result = rescuing.run(prepared)
-    say(*(f"wrote {path}" for path in rescuing.write(result, folder)))
+    result = run(prepared)
+    say(*(f"wrote {path}" for path in rescue_trials.write(result, folder)))
     return result
 
 

@@ -20,12 +20,29 @@ from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.judging_stage import is_measured
-from harness.evaluation.row_sets import RowSet, list_answered_sets, suite_sets, target_sets, work_of
+from harness.evaluation.row_sets import (
+    RowSet,
+    RunRequest,
+    list_answered_sets,
+    suite_sets,
+    target_sets,
+    total_work,
+    work_of,
+)
 from harness.evaluation.session import Session
 from harness.evaluation.timing import n_timed
 from harness.experiment.candidate_problems import key_problems
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.preparation import Scope, prepare_session
+from harness.experiment.rescue_trials import (
+    RescueTrial,
+    TrialCost,
+    TrialSchedule,
+    describe_situation,
+    list_adapters,
+    schedule_trials,
+)
+from harness.experiment.run_candidate import find_stored_runs
 from harness.experiment.run_remarks import recipe_warnings, short_contexts
 from harness.experiment.stored_rows import arm_label, is_cross_validated, list_measured_bases
 from harness.experiment.training_fit import processes_of
@@ -195,6 +212,36 @@ class Estimates:
         bases |= {arm_label(base_model, source): source for source in list_measured_bases(candidates)}
         local = ((name, planned) for name, planned in work.items() if name not in remote)
         return {name: session.seconds(planned, bases.get(name)) for name, planned in local}
+
+    def trials(self, schedule: TrialSchedule, seed: int) -> list[TrialCost]:
+        """Estimate every trial of a rescue, whose recipes are among the candidates."""
+        session, hour, every = self.session, self.session.experiment.decide.device_hour_usd, list[TrialCost]()
+        for trial in schedule.trials:
+            work, candidate = self._trial_work(trial, seed), session.candidates[trial.name]
+            time_s = session.seconds(work, candidate.base)
+            cost_usd = costs.price_usd(time_s, session.machine.device, hour)
+            (run,) = find_stored_runs(session, [RunRequest(candidate, seed)])
+            is_stored = run is not None and run.state == "done"
+            every.append(TrialCost(trial.name, trial.step, trial.says, work, time_s, cost_usd, is_stored))
+        return every
+
+    def largest_rescue(self, selected: Sequence[str]) -> Work:
+        """Estimate all trials of the fine-tune whose rescue takes longest; the gate decides which it is."""
+        session, works = self.session, [Work()]
+        for candidate in (session.candidates[name] for name in selected):
+            if candidate.method.tunes and not candidate.is_remote:  # before its sweep has chosen anything
+                first = candidate.trials[0].source
+                others = list_adapters(session.candidates.values(), candidate)
+                metric = session.target.primary
+                case = describe_situation(session.experiment, metric, candidate, first, others)
+                trials = schedule_trials(candidate.name, candidate.recipe, first, case).trials
+                works.append(sum((self._trial_work(trial, 0) for trial in trials), Work()))
+        return max(works, key=session.seconds)
+
+    def _trial_work(self, trial: RescueTrial, seed: int) -> Work:
+        answering = self._suites.work + total_work(list_answered_sets(self.session, trial.recipe))
+        making = fit_work(self.session, trial.source, seed) + estimate_tracking(self.session, trial.source)
+        return answering + making + Work(opened=1, runs=1)
 
     def costs(self, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
         """Estimate the cost of every selected candidate."""

@@ -5,9 +5,8 @@ import pytest
 
 from harness import config, store
 from harness.analysis import gating
-from harness.experiment import Scope, measure, prepare_session, study_of_session
+from harness.experiment import Scope, measure, prepare_session, rescue, rescue_trials, study_of_session
 from harness.experiment.stored_rows import Reader
-from harness.lifecycle import rescue
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.weekly
@@ -89,7 +88,7 @@ def test_the_front_holds_what_nothing_beats_in_both(rescue_result, tmp_path):
     assert set(rescue_result.front)
     assert not set(rescue_result.front) & beaten
     assert {points[name] for name in rescue_result.front} == {points[name] for name in points.keys() - beaten}
-    written = {path.suffix: path.read_text() for path in rescue.write(rescue_result, tmp_path)}
+    written = {path.suffix: path.read_text() for path in rescue_trials.write(rescue_result, tmp_path)}
     assert all(name in written[".svg"] and name in written[".md"] for name in points)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
-from harness import experiment, formatting, plugins, store
+from harness import formatting, plugins, store
 from harness.analysis import candidate_facts
 from harness.analysis.admission import HALVES
 from harness.analysis.margins import scale_share
@@ -17,25 +17,30 @@ from harness.analysis.verdict import Half
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.candidate_rows import regularization_problems
 from harness.evaluation.session import MeasuredTask, Session
-from harness.lifecycle.rescue_result import (
+from harness.experiment.candidate_result import settle_sweep, study_of_session
+from harness.experiment.candidate_weights import find_stored_weights
+from harness.experiment.gate_run import judge_stored_run, measure
+from harness.experiment.main_job import attempt, judge_pairs, report_stored
+from harness.experiment.rescue_trials import (
     HalfVerdict,
     Rescue,
-    TrialResult,
-    exit_code,
-    read,
-    report_files,
-    rescue_document,
-    to_json,
-    write,
-)
-from harness.lifecycle.rescue_trials import (
     RescueTrial,
+    TrialResult,
     TrialSchedule,
     describe_situation,
-    estimate_trials,
-    largest_work,
-    plan_document,
+    list_adapters,
     schedule_trials,
+)
+from harness.experiment.run_candidate import answer_all_items
+from harness.experiment.stored_rows import Reader, refuse_folds
+from harness.experiment.study import (
+    Study,
+    compare_on,
+    count_missing,
+    find_prompt,
+    is_answered,
+    is_better_on_validation,
+    score_on,
 )
 from harness.records import FEWER, Run
 from harness.report import ExperimentReport, live_line
@@ -80,7 +85,7 @@ def answer_whole_tasks(session: Session, selected: Sequence[str], run_name: str)
         is_tuned = run.weights_digest != run.base_digest and makes_model
         if run.candidate in recipe or not is_tuned:
             needed.append(run)
-    whole = {run.run_id: experiment.answer_all_items(session, run).run_id for run in needed}
+    whole = {run.run_id: answer_all_items(session, run).run_id for run in needed}
     return whole.get(run_name, run_name)
 
 
@@ -155,8 +160,8 @@ def _shows_gain(score: TargetScore) -> bool:
 
 class _Context(NamedTuple):
     session: Session
-    reader: experiment.Reader
-    study: experiment.Study
+    reader: Reader
+    study: Study
     reference: Run
     others: tuple[_OtherTarget, ...]
 
@@ -175,7 +180,7 @@ def prepare(session: Session, selected: Sequence[str], run_name: str) -> Prepare
     A run that cannot or need not be rescued is refused.
     """
     why = "where every trial would have to be made again in each"
-    experiment.refuse_folds(session.folds, "harness rescue", why)
+    refuse_folds(session.folds, "harness rescue", why)
     run_name = answer_whole_tasks(session, selected, run_name)
     runs = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
     name = run_name
@@ -191,7 +196,7 @@ def prepare(session: Session, selected: Sequence[str], run_name: str) -> Prepare
             found = "a run of a recipe that the file does not have now"
             step = "write it down as it was, or harness compare"
             raise IncompatibleRuns(run_name, found, f"{name} as it was", step)
-    report = experiment.report_stored(session, selected, name)
+    report = report_stored(session, selected, name)
     matches = [f for f in report.facts if f.name == name and run_name in (name, f.run_id)]
     if not matches:
         found, step = "a run of other items or code than now", f"harness rescue {name}"
@@ -211,8 +216,11 @@ def prepare_from_report(session: Session, report: ExperimentReport) -> PreparedR
 
 def _prepare(session: Session, case: RescueCase) -> PreparedRescue:
     candidate = session.candidates[case.run.candidate]
-    source = experiment.settle_sweep(candidate.source, case.run)  # as it was chosen
-    situation = describe_situation(session, candidate, source, case.run)
+    source = settle_sweep(candidate.source, case.run)  # as it was chosen
+    adapters = list_adapters(session.candidates.values(), candidate)
+    others = [peer for peer in adapters if find_stored_weights(session, peer, case.run.seed)]
+    situation = describe_situation(session.experiment, session.target.primary, candidate, source, others)
+    situation = situation._replace(tracked=case.run.training.tracked)
     schedule = schedule_trials(case.run.candidate, candidate.recipe, source, situation)
     problems: dict[Problem, None] = {}
     for trial in schedule.trials:
@@ -231,10 +239,10 @@ def run(prepared: PreparedRescue) -> Rescue:
     progress = store.StoredProgress(session.progress, session.store, "A rescue", names)
     session = replace(session, progress=progress)
     with store.hold(session.store), progress:
-        reader = experiment.Reader(session.store, session.tasks)
-        study = experiment.study_of_session(session, reader)
+        reader = Reader(session.store, session.tasks)
+        study = study_of_session(session, reader)
         scores = {s.task: s for s in case.facts.more_targets}
-        prompt, targets = experiment.find_prompt(study, case.runs.values(), case.run), list[_OtherTarget]()
+        prompt, targets = find_prompt(study, case.runs.values(), case.run), list[_OtherTarget]()
         for m in session.more_targets:
             if (score := scores.get(m.task.name)) is not None:
                 untrained = case.runs.get(score.untrained or "") if score.vs_untrained else None
@@ -252,14 +260,14 @@ def run(prepared: PreparedRescue) -> Rescue:
             passes = result.search is not None and result.search.passes
             if passes:
                 # The other half judges it, and the judge of pairs is asked now.
-                experiment.judge_pairs(session, reader, [trial_run], reference)
+                judge_pairs(session, reader, [trial_run], reference)
                 g = candidate_facts.gain(result.facts.vs_untrained)
                 confirmed = _judge_half(context, trial_run, "confirm", gains=g is not None and g.low > 0)
                 gain_names = {score.task for score in result.facts.more_targets if _shows_gain(score)}
                 confirmed = replace(
                     confirmed,
                     lost_on=tuple(o.name for o in targets if o.gains and o.name not in gain_names),
-                    labels_missing=experiment.count_missing(study, trial_run, reference),
+                    labels_missing=count_missing(study, trial_run, reference),
                 )
                 session.progress.finish(result.name, f"{result.name}: {confirmed.sentence}")
                 result = replace(result, confirm=confirmed)
@@ -284,9 +292,9 @@ def run(prepared: PreparedRescue) -> Rescue:
 
 
 def _notes(context: _Context, run: Run) -> Iterator[str]:
-    everything = experiment.measure(context.study, run)
+    everything = measure(context.study, run)
     for half in HALVES:
-        judged_names = {m.task.name for m in experiment.measure(context.study, run, half)}
+        judged_names = {m.task.name for m in measure(context.study, run, half)}
         if absent_names := [m.task.name for m in everything if m.task.name not in judged_names]:
             yield f"too few clusters on the {half} half to judge {', '.join(absent_names)} there"
     gain_names = [target.name for target in context.others if target.gains]
@@ -303,7 +311,7 @@ def _notes(context: _Context, run: Run) -> Iterator[str]:
 
 def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialResult, Run]:
     session, recipes = context.session, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
-    run, facts = experiment.attempt(session, context.reader, session.candidates[trial.name], seed)
+    run, facts = attempt(session, context.reader, session.candidates[trial.name], seed)
     session.progress.finish(trial.name, live_line(facts, session.target.task.primary_metric))
     if run.state == "failed":
         return TrialResult(trial.name, trial.step, trial.says, recipes, facts), run
@@ -312,15 +320,15 @@ def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialR
         TargetScore(
             target.name,
             target.measured.primary.name,
-            experiment.score_on(study, run, target.measured.task),
+            score_on(study, run, target.measured.task),
             target.untrained.candidate if target.untrained else None,
-            experiment.compare_on(study, run, target.untrained, target.measured.task),
-            experiment.compare_on(study, run, target.prompt, target.measured.task),
+            compare_on(study, run, target.untrained, target.measured.task),
+            compare_on(study, run, target.prompt, target.measured.task),
         )
         for target in context.others
-        if experiment.is_answered(study, run, target.measured.task)
+        if is_answered(study, run, target.measured.task)
     )
-    gain = experiment.compare_on(study, run, context.reference)
+    gain = compare_on(study, run, context.reference)
     facts = replace(facts, vs_untrained=gain, more_targets=more)
     verdict = _judge_search(context, run)
     session.progress.finish(trial.name, f"{trial.name}: {verdict.sentence}")
@@ -330,7 +338,7 @@ def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialR
 def _judge_search(context: _Context, run: Run) -> HalfVerdict:
     """Judge capability on the search half and gains on validation: test rows choose nothing."""
     study = context.study
-    gains = experiment.is_better_on_validation(study, run, context.reference, study.target)
+    gains = is_better_on_validation(study, run, context.reference, study.target)
     verdict = _judge_half(context, run, "search", gains=gains)
     lost_on = tuple(
         target.name
@@ -338,14 +346,12 @@ def _judge_search(context: _Context, run: Run) -> HalfVerdict:
         if target.gains
         and (reference := target.untrained or target.prompt)
         and target.measured.size("validation")
-        and not experiment.is_better_on_validation(study, run, reference, target.measured.task)
+        and not is_better_on_validation(study, run, reference, target.measured.task)
     )
     return replace(verdict, lost_on=lost_on)
 
 
 def _judge_half(context: _Context, run: Run, half: Half, *, gains: bool) -> HalfVerdict:
-    verdict = experiment.judge_stored_run(context.study, run, items=half).verdict
-    n_items, n_all = (
-        sum(len(m.new) for m in experiment.measure(context.study, run, items)) for items in (half, None)
-    )
+    verdict = judge_stored_run(context.study, run, items=half).verdict
+    n_items, n_all = (sum(len(m.new) for m in measure(context.study, run, items)) for items in (half, None))
     return HalfVerdict(half, n_items, n_all, verdict, gains)
