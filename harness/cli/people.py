@@ -188,7 +188,7 @@ def feedback_rows(
         save_made(make_test_items(session.target, region, stored, str(test_items)), out, as_json)
         say(f"next: more_targets in {at.config}, a task with data: {{test: {name_beside(at.config, out)}}}")
         return
-    save_made(make_rows(session.store, session.tasks, region, per_sender, str(out)), out, as_json)
+    save_made(make_rows("rows", session.store, session.tasks, region, per_sender, str(out)), out, as_json)
     check = f"harness data check {as_operand(str(out))}"
     say(f"next: {check}, then train: {name_beside(at.config, out)} on a candidate in {at.config}")
 
@@ -201,10 +201,10 @@ def feedback_pairs(
 
     Pairs that ask what is evaluated are left out.
     """
-    from harness.lifecycle.corrections import make_pairs
+    from harness.lifecycle.corrections import make_rows
 
     out = require_out(out, [])
     session, _ = at.open_session(dry_run=True)
     region = session.experiment.feedback.region
-    save_made(make_pairs(session.store, session.tasks, region, per_sender, str(out)), out, as_json)
+    save_made(make_rows("pairs", session.store, session.tasks, region, per_sender, str(out)), out, as_json)
     say(f"next: train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}")

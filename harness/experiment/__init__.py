@@ -6,13 +6,12 @@ Invariant: a second call computes nothing, and a failed candidate does not stop 
 # fmt: off
 # isort: off
 from harness.evaluation.judging_stage import suite_arm
-from harness.evaluation.row_sets import list_answered_sets
 from harness.experiment.analyse import decide_by
-from harness.experiment.candidate_problems import find_adapter_config, sensitive_endpoints
-from harness.experiment.candidate_result import plan_curve, settle_sweep, study_of_session
-from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
+from harness.experiment.candidate_problems import sensitive_endpoints
+from harness.experiment.candidate_result import plan_curve, study_of_session
+from harness.experiment.candidate_weights import ensure_weights, stands_on
 from harness.experiment.executors import describe_workers
-from harness.experiment.gate_run import judge_stored_run, measure
+from harness.experiment.gate_run import measure
 from harness.experiment.main_job import (
     are_all_done, attempt, compare, in_order, judge_pairs, place_open, refuse_many, report_stored, run_all,
 )
@@ -24,10 +23,6 @@ from harness.experiment.run_remarks import (
     PlannedGrades, describe_rewards, describe_stored, estimate_power, first_line, list_plan_notes,
     plan_grades, recipe_warnings,
 )
-from harness.experiment.stored_rows import Reader, StoredRows, refuse_folds
-from harness.experiment.study import (
-    Study, compare_on, count_missing, find_prompt, is_answered, is_better_on_validation, score_on,
-)
-from harness.experiment.trials import estimate_tracking, fit_work
+from harness.experiment.stored_rows import StoredRows, refuse_folds
 # isort: on
 # fmt: on

@@ -5,7 +5,8 @@ row; the rows of one sender are capped. A test item needs a file that names the 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 from harness import store
 from harness.data import PartName, SourcedExample, readers
@@ -30,55 +31,34 @@ _Answers = dict[str, str]  # columns of a row except its question
 
 
 def make_rows(
-    at: Store, tasks: Sequence[MeasuredTask], region: str, per_sender: int, out_file: str
+    kind: Literal["rows", "pairs"],
+    at: Store,
+    tasks: Sequence[MeasuredTask],
+    region: str,
+    per_sender: int,
+    out_file: str,
 ) -> MadeRows:
-    """Make training rows from stored corrections: the request, and the answer that a person wrote.
+    """Make training rows from stored corrections, or pairs of a preferred and a rejected answer.
 
     The first task is the target; rows that ask what a task evaluates are left out. `region` is the one whose
     forms of personal data are masked.
     """
-    task = tasks[0].task
-    prompt, reference = _columns(task)
-    labels = {normalize(label): label for label in task.labels}
+    column = {"rows": "correction", "pairs": "preference"}[kind]
+    prompt, reference = ("prompt", "") if kind == "pairs" else _columns(tasks[0].task)
+    labels = {normalize(label): label for label in tasks[0].task.labels}
+    rows = [row for row in store.read_feedback(at) if getattr(row, column)]
+    if not rows:
+        step = f"harness feedback add FILE, with a column {column}"
+        raise UserError(f"harness feedback {kind}", f"no stored {column}", "at least one", step)
 
     def answers(row: FeedbackRow) -> _Answers | str:
+        if kind == "pairs":
+            pair = {"chosen": row.preference, "rejected": row.answer}
+            return pair if row.preference != row.answer else "two equal answers"
         if labels and normalize(row.correction) not in labels:
             return "a correction that is not a label of the task"
         return {reference: labels.get(normalize(row.correction), row.correction)}
 
-    corrected = [row for row in store.read_feedback(at) if row.correction]
-    return _make(at, tasks, region, corrected, per_sender, out_file, "rows", prompt, answers)
-
-
-def make_pairs(
-    at: Store, tasks: Sequence[MeasuredTask], region: str, per_sender: int, out_file: str
-) -> MadeRows:
-    """Make preference pairs of a preferred and a rejected answer, as `make_rows` makes rows."""
-
-    def answers(row: FeedbackRow) -> _Answers | str:
-        if row.preference == row.answer:
-            return "two equal answers"
-        return {"chosen": row.preference, "rejected": row.answer}
-
-    preferred = [row for row in store.read_feedback(at) if row.preference]
-    return _make(at, tasks, region, preferred, per_sender, out_file, "pairs", "prompt", answers)
-
-
-def _make(
-    at: Store,
-    tasks: Sequence[MeasuredTask],
-    region: str,
-    rows: Sequence[FeedbackRow],
-    per_sender: int,
-    out_file: str,
-    row_kind: str,
-    prompt: str,
-    answers: Callable[[FeedbackRow], _Answers | str],
-) -> MadeRows:
-    if not rows:
-        kind = {"rows": "correction", "pairs": "preference"}[row_kind]
-        step = f"harness feedback add FILE, with a column {kind}"
-        raise UserError(f"harness feedback {row_kind}", f"no stored {kind}", "at least one", step)
     evaluated = _mask_rows(region, writers.list_evaluated(tasks))
     leaks, n_of_sender = _find_leaks(rows, evaluated), Counter[str]()
     outcomes, kept_rows = list[EditedRow](), list[SourcedExample]()
@@ -94,15 +74,15 @@ def _make(
         reasons = Counter(outcome.change.reasons[0] for outcome in outcomes if outcome.change)
         found = f"{len(rows):,} stored rows, all left out: {', '.join(reasons)}"
         step = "collect more feedback"
-        raise UserError(f"harness feedback {row_kind}", found, "at least one row", step)
-    part: PartName = "train" if row_kind == "rows" else "pairs"
+        raise UserError(f"harness feedback {kind}", found, "at least one row", step)
+    part: PartName = "train" if kind == "rows" else "pairs"
     notes = writers.check_contamination(tasks, kept_rows, part, out_file)
     used = {
         "feedback": {path.parent.name: checksum(path) for path in store.feedback_files(at)},
         "per_sender": per_sender,
         "leak_check": writers.record_contamination(tasks, notes),
     }
-    return MadeRows(Edit(row_kind, used, (), command=f"harness feedback {row_kind}"), outcomes, notes)
+    return MadeRows(Edit(kind, used, (), command=f"harness feedback {kind}"), outcomes, notes)
 
 
 _Leaks = dict[str, tuple[str, str]]  # by id of a stored row: the place of the row that it repeats, and how
