@@ -181,11 +181,11 @@ def _nights(n: int, name: str) -> Path:
             precision="bf16", environment=libraries[i // 15 % 2], bases={"base": files.BaseNight(moved)},
             candidates=watched, taken={"target": 30 * i}, left={"target": 200},
         )  # fmt: skip
-        files.write_night(at, home, night)
+        files.write(at, home, night)
         written_nights.append(night)
         night_report = alarm.build_report(name, NightlyPolicy(), written_nights, state)
         state = replace(state, alarms=(*state.alarms, *night_report.new))
-    files.write_state(at, home, state)
+    files.write(at, home, state)
     return folder
 
 

@@ -84,7 +84,7 @@ OFFERED = {
     "models": "against_base artefacts batching chat_templates deltas devices hardware hf hub later loglikelihood memory openai_api pass_costs prefix_cache shapes supervision vllm weight_files",
     # One module for each thing that happens to a run. A command loads `label_file` or `pair_file`; `write` of
     # `scheduler` writes files for cron and systemd.
-    "lifecycle": "champions corrections feedback label_file nightly pair_file production release scheduler",
+    "lifecycle": "champions corrections feedback label_file nightly nightly_alarm pair_file production release scheduler",
     # `clean` cleans a text; few callers need findings or trackers.
     "report": "escape findings trackers",
     # The functions of `frames` form `harness.frames`, which is loaded on first access.
@@ -94,7 +94,7 @@ OFFERED = {
     "training": "context heads heldout live_trackers low_rank_adapters parallel peft_families reinforcement sft tokenized trainer worker",
 }
 # Modules that re-export what they import, as packages do.
-FACADES = "experiment/preparation lifecycle/release lifecycle/nightly"
+FACADES = "experiment/preparation lifecycle/release"
 # Must work on a machine without torch.
 LIGHT = (
     "config store stats analysis.comparison analysis.gating analysis.decision report lifecycle.release "

@@ -337,7 +337,7 @@ def change_state(folder, change):
     """Apply a change to the stored state of the nights in a folder."""
     at = Store(folder / "runs")
     home = files.home(at, "desk")
-    files.write_state(at, home, change(files.read_state(home)))
+    files.write(at, home, change(files.read_state(home)))
 
 
 @pytest.mark.e2e

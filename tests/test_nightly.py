@@ -21,7 +21,7 @@ from nights import line_of as line
 
 from harness import report
 from harness.errors import HarnessError, UserError
-from harness.lifecycle import nightly
+from harness.lifecycle import nightly, nightly_alarm
 from harness.lifecycle.nightly_alarm import issue, slack
 from harness.lifecycle.nightly_changes import NightArms, compare_series
 from harness.lifecycle.nightly_state import (
@@ -97,8 +97,8 @@ def test_what_is_lost_is_named_apart_from_the_target_in_a_text_that_stays_until_
     assert all(item.split("/")[0] in ("chat", "sums", "facts", "reading") for item in line(night).lost)
     assert "lora: regression: target 0.0 [" in line(night).sentence
 
-    *_, issue = nightly.write(night, tmp_path)
-    assert issue not in nightly.write(replace(night, new=()), tmp_path)
+    *_, issue = nightly_alarm.write(night, tmp_path)
+    assert issue not in nightly_alarm.write(replace(night, new=()), tmp_path)
     assert issue.read_text().startswith("Nightly world, 2026-03-01: lora: regression\n")
 
 
@@ -303,7 +303,10 @@ def test_hostile_text_is_text_in_every_form_of_a_night(path):
     alarm = replace(night.new[0], about=evil, sentence=evil)
     lines = (replace(line(night), name=evil, sentence=evil, lost=(evil,)),)
     fake = replace(night, sentence=evil, harness=evil, lines=lines, new=(alarm,), open=(alarm,))
-    page, message = report.markdown(document := nightly.night_document(fake)), slack([alarm], evil)["text"]
+    page, message = (
+        report.markdown(document := nightly_alarm.night_document(fake)),
+        slack([alarm], evil)["text"],
+    )
     for text in (*map(str, report.terminal_lines(document)), page, issue(fake), message):
         assert not re.search("[\x1b\u202e]", text)
     assert "<b>" not in page

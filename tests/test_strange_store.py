@@ -219,11 +219,11 @@ def test_what_nights_refer_to_is_wanted(store):
         write_fit(store, fit_key, fit_key)
     folder = state.home(store, "desk")
     reference = state.Reference("r", {"a/test": OTHER.digest}, {"a/test": IDENTITY.digest}, "w", {}, "d", "e")
-    state.write_state(store, folder, state.State({"lora": reference}))
+    state.write(store, folder, state.State({"lora": reference}))
     for day, fit_key in (("2025-01-01", "before"), ("2025-01-02", "tonight")):
         watched = state.NightCandidate("lora", "r", "t", (), fit_keys=(fit_key,))
         night = state.Night(day, "", "", "", "fp32", "e", {}, (watched,), {}, {})
-        state.write_night(store, folder, night)
+        state.write(store, folder, night)
     assert list_unused(store) == {"weights/before"}
 
 

@@ -178,14 +178,13 @@ def feedback_rows(
     Rows that ask what is evaluated are left out. Test items are made of marked rows alone.
     """
     from harness.lifecycle.corrections import make_rows, make_test_items
-    from harness.store import read_feedback
 
     out = require_out(out, [])
     session, _ = at.open_session(dry_run=True)
     region = session.experiment.feedback.region
     if test_items:
-        stored = read_feedback(session.store)
-        save_made(make_test_items(session.target, region, stored, str(test_items)), out, as_json)
+        items = make_test_items(session.store, session.target, region, str(test_items))
+        save_made(items, out, as_json)
         say(f"next: more_targets in {at.config}, a task with data: {{test: {name_beside(at.config, out)}}}")
         return
     save_made(make_rows("rows", session.store, session.tasks, region, per_sender, str(out)), out, as_json)

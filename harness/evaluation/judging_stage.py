@@ -124,16 +124,6 @@ def _grade_book(session: Session, answers: Sequence[UngradedAnswer]) -> None:
             raise SharedFailure(f"{judged.metric}: {error.reason}", error.knob) from None
 
 
-def grade_rows(session: Session, parts: Sequence[tuple[RowSet, Rows]]) -> list[list[SampleResult]]:
-    """Score answers to some items of sets; a judge grades those that it has not graded yet."""
-    ungraded: list[UngradedAnswer] = []
-    scored_parts = [score_by_grades(rows, results, ungraded) for rows, results in parts]
-    if not ungraded:
-        return scored_parts
-    grade_answers(session, ungraded)
-    return [score_by_grades(rows, results, []) for rows, results in parts]
-
-
 def judge_remarks(
     tasks: Iterable[MeasuredTask], pair_metric: JudgedMetric | None, runs: Iterable[Run], max_errors: float
 ) -> Iterator[str]:

@@ -23,6 +23,6 @@ from harness.experiment.run_remarks import (
     PlannedGrades, describe_rewards, describe_stored, estimate_power, first_line, list_plan_notes,
     plan_grades, recipe_warnings,
 )
-from harness.experiment.stored_rows import StoredRows, refuse_folds
+from harness.experiment.stored_rows import Reader, StoredRows, refuse_folds
 # isort: on
 # fmt: on

@@ -19,7 +19,8 @@ from harness.analysis.margins import is_relative, margin_share
 from harness.analysis.verdict import Verdict, is_named_critical
 from harness.evaluation import sampling
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.judging_stage import grade_rows
+from harness.evaluation.judges import UngradedAnswer
+from harness.evaluation.judging_stage import grade_answers, score_by_grades
 from harness.evaluation.row_sets import RowSet, list_further_sets, rows_version, suite_sets, target_sets
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import MeasuredTask, Session
@@ -215,15 +216,13 @@ def answer_night(
     sets = _list_test_sets(session, candidate.recipe, weights, watched.seed)
     if weights.is_language_model and weights.digest != base.weights_digest:
         sets += suite_sets(session, weights)
+    where = folder, items
     if weights.is_language_model and base.name not in bases:
-        of_base, label = list_base_sets(session, base), f"base {base.name}"
-        references = [watched.base]
-        bases[base.name] = _answer_again(
-            session, label, base_weights(base), of_base, references, folder, items
-        )
+        base_sets, label = list_base_sets(session, base), f"base {base.name}"
+        answers = _answer_again(session, label, base_weights(base), base_sets, [watched.base], *where)
+        bases[base.name] = answers
     references = [watched.rows, *(watched.makings if weights.digest != watched.weights else ())]
-    earlier = watched.earlier
-    return _answer_again(session, watched.name, weights, sets, references, folder, items, earlier)
+    return _answer_again(session, watched.name, weights, sets, references, *where, watched.earlier)
 
 
 def list_base_sets(session: Session, source: ModelSource) -> list[RowSet]:
@@ -271,7 +270,12 @@ def _answer_again(
                 advance(n_done, len(missing))
 
     def grade(parts: Iterable[tuple[RowSet, Sequence[SampleResult]]]) -> RowsByItem:
-        return {(row.task, row.example_id): row for part in grade_rows(session, [*parts]) for row in part}
+        pairs, ungraded = [*parts], list[UngradedAnswer]()
+        scored = [score_by_grades(rows, answers, ungraded) for rows, answers in pairs]
+        if ungraded:
+            grade_answers(session, ungraded)
+            scored = [score_by_grades(rows, answers, []) for rows, answers in pairs]
+        return {(row.task, row.example_id): row for answers in scored for row in answers}
 
     def read(rows_digest: str) -> list[SampleResult]:
         drawn = store.read_drawn(session.store, rows_digest)

@@ -15,33 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import config, metrics, provenance
 from harness.errors import Problem, gather
-from harness.evaluation import costs
+from harness.evaluation import costs, row_sets
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.judging_stage import is_measured
-from harness.evaluation.row_sets import (
-    RowSet,
-    RunRequest,
-    list_answered_sets,
-    suite_sets,
-    target_sets,
-    total_work,
-    work_of,
-)
+from harness.evaluation.row_sets import RowSet, RunRequest, list_answered_sets
 from harness.evaluation.session import Session
 from harness.evaluation.timing import n_timed
+from harness.experiment import rescue_trials
 from harness.experiment.candidate_problems import key_problems
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.preparation import Scope, prepare_session
-from harness.experiment.rescue_trials import (
-    RescueTrial,
-    TrialCost,
-    TrialSchedule,
-    describe_situation,
-    list_adapters,
-    schedule_trials,
-)
+from harness.experiment.rescue_trials import RescueTrial, TrialCost, TrialSchedule
 from harness.experiment.run_candidate import find_stored_runs
 from harness.experiment.run_remarks import recipe_warnings, short_contexts
 from harness.experiment.stored_rows import arm_label, is_cross_validated, list_measured_bases
@@ -126,7 +112,7 @@ class Estimates:
 
     @cached_property
     def _suites(self) -> _EvalTokens:
-        return self._evaluation(suite_sets(self.session, base_weights(self.session.source)))
+        return self._evaluation(row_sets.suite_sets(self.session, base_weights(self.session.source)))
 
     def _evaluation(self, sets: Iterable[RowSet]) -> _EvalTokens:
         # Scored texts need the logits of a whole pass in memory, answers those of a few tokens.
@@ -134,21 +120,21 @@ class Estimates:
         token_limit, longest = ANSWERING[device].tokens, list[int]()
         for job in jobs:  # tokens of its longest prompt with the answer; 0 for lm-eval
             examples = () if job.task.lm_eval else job.examples
-            works = (work_of(replace(job, examples=(example,))) for example in examples)
+            works = (row_sets.work_of(replace(job, examples=(example,))) for example in examples)
             sizes = (work.read + work.generated for work in works)
             longest.append(max(sizes, default=0 if job.task.lm_eval else 1))
         texts = (n for job, n in zip(jobs, longest, strict=True) if job.task.kind == "bits_per_byte")
         scored = min(READING[device].tokens, BLOCK * max(texts, default=0))
         cached = min(token_limit, BLOCK * max((n or token_limit for n in longest), default=1))
-        return _EvalTokens(sum(map(work_of, jobs), Work()), cached, scored)
+        return _EvalTokens(sum(map(row_sets.work_of, jobs), Work()), cached, scored)
 
     def _estimate_making(self, fold_index: int, name: str) -> Work:
         session = self._folds[fold_index]
         candidate = session.candidates[name]
         fits = [fit_work(session, trial.source, session.first_seed) for trial in candidate.trials]
         if candidate.source.tried:
-            validation = target_sets(session, candidate.source, base_weights(session.source), 0)[0]
-            fits += [work_of(validation.job()) + Work(opened=1)] * (len(candidate.trials) - 1)
+            validation = row_sets.target_sets(session, candidate.source, base_weights(session.source), 0)[0]
+            fits += [row_sets.work_of(validation.job()) + Work(opened=1)] * (len(candidate.trials) - 1)
         return sum(fits, estimate_tracking(session, candidate.source))
 
     def _sum_making(self, makes: Collection[str], seeds: Sequence[int], *, from_nothing: bool) -> Work:
@@ -230,16 +216,14 @@ class Estimates:
         session, works = self.session, [Work()]
         for candidate in (session.candidates[name] for name in selected):
             if candidate.method.tunes and not candidate.is_remote:  # before its sweep has chosen anything
-                first = candidate.trials[0].source
-                others = list_adapters(session.candidates.values(), candidate)
-                metric = session.target.primary
-                case = describe_situation(session.experiment, metric, candidate, first, others)
-                trials = schedule_trials(candidate.name, candidate.recipe, first, case).trials
-                works.append(sum((self._trial_work(trial, 0) for trial in trials), Work()))
+                source, metric = candidate.trials[0].source, session.target.primary
+                others = rescue_trials.list_adapters(session.candidates.values(), candidate)
+                plan = rescue_trials.plan_trials(session.experiment, metric, candidate, source, others)
+                works.append(sum((self._trial_work(trial, 0) for trial in plan.trials), Work()))
         return max(works, key=session.seconds)
 
     def _trial_work(self, trial: RescueTrial, seed: int) -> Work:
-        answering = self._suites.work + total_work(list_answered_sets(self.session, trial.recipe))
+        answering = self._suites.work + row_sets.total_work(list_answered_sets(self.session, trial.recipe))
         making = fit_work(self.session, trial.source, seed) + estimate_tracking(self.session, trial.source)
         return answering + making + Work(opened=1, runs=1)
 

@@ -17,20 +17,12 @@ from harness.analysis.verdict import Half
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.candidate_rows import regularization_problems
 from harness.evaluation.session import MeasuredTask, Session
+from harness.experiment import rescue_trials
 from harness.experiment.candidate_result import settle_sweep, study_of_session
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.gate_run import judge_stored_run, measure
 from harness.experiment.main_job import attempt, judge_pairs, report_stored
-from harness.experiment.rescue_trials import (
-    HalfVerdict,
-    Rescue,
-    RescueTrial,
-    TrialResult,
-    TrialSchedule,
-    describe_situation,
-    list_adapters,
-    schedule_trials,
-)
+from harness.experiment.rescue_trials import HalfVerdict, Rescue, RescueTrial, TrialResult, TrialSchedule
 from harness.experiment.run_candidate import answer_all_items
 from harness.experiment.stored_rows import Reader, refuse_folds
 from harness.experiment.study import (
@@ -79,12 +71,13 @@ def answer_whole_tasks(session: Session, selected: Sequence[str], run_name: str)
         _refuse(run_name, found, "whole tasks: one half chooses, the other judges", step)
     recipe = {run.candidate for run in requested_runs}
     newest = {(run.candidate, run.seed): run for run in sampled if run.candidate in {*selected, *recipe}}
-    needed = []
-    for run in newest.values():
-        makes_model = plugins.find_method(run.method).makes_language_model
-        is_tuned = run.weights_digest != run.base_digest and makes_model
-        if run.candidate in recipe or not is_tuned:
-            needed.append(run)
+    needed = [
+        run
+        for run in newest.values()
+        if run.candidate in recipe
+        or run.weights_digest == run.base_digest
+        or not plugins.find_method(run.method).makes_language_model
+    ]
     whole = {run.run_id: answer_all_items(session, run).run_id for run in needed}
     return whole.get(run_name, run_name)
 
@@ -179,8 +172,7 @@ def prepare(session: Session, selected: Sequence[str], run_name: str) -> Prepare
 
     A run that cannot or need not be rescued is refused.
     """
-    why = "where every trial would have to be made again in each"
-    refuse_folds(session.folds, "harness rescue", why)
+    refuse_folds(session.folds, "harness rescue", "where every trial would have to be made again in each")
     run_name = answer_whole_tasks(session, selected, run_name)
     runs = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
     name = run_name
@@ -217,11 +209,10 @@ def prepare_from_report(session: Session, report: ExperimentReport) -> PreparedR
 def _prepare(session: Session, case: RescueCase) -> PreparedRescue:
     candidate = session.candidates[case.run.candidate]
     source = settle_sweep(candidate.source, case.run)  # as it was chosen
-    adapters = list_adapters(session.candidates.values(), candidate)
+    adapters = rescue_trials.list_adapters(session.candidates.values(), candidate)
     others = [peer for peer in adapters if find_stored_weights(session, peer, case.run.seed)]
-    situation = describe_situation(session.experiment, session.target.primary, candidate, source, others)
-    situation = situation._replace(tracked=case.run.training.tracked)
-    schedule = schedule_trials(case.run.candidate, candidate.recipe, source, situation)
+    about, tracked = (session.experiment, session.target.primary), case.run.training.tracked
+    schedule = rescue_trials.plan_trials(*about, candidate, source, others, tracked)
     problems: dict[Problem, None] = {}
     for trial in schedule.trials:
         context = session.mix_context(trial.source, session.first_seed)
@@ -275,7 +266,6 @@ def run(prepared: PreparedRescue) -> Rescue:
             if passes:
                 break
     rest = [f"{t.says}: an earlier one passed on the search half" for t in schedule.trials[len(results) :]]
-    policy = session.experiment.gate
     return Rescue(
         experiment=session.experiment.name,
         base_model=session.experiment.base_model,
@@ -286,7 +276,7 @@ def run(prepared: PreparedRescue) -> Rescue:
         original=original,
         tried=tuple(results),
         left_out=(*schedule.left_out, *rest),
-        macro_margin=scale_share(policy.macro),
+        macro_margin=scale_share(session.experiment.gate.macro),
         notes=tuple(_notes(context, case.run)),
     )
 

@@ -166,28 +166,31 @@ def list_adapters(
     ]
 
 
-def describe_situation(
+def plan_trials(
     experiment: Experiment,
     metric: Metric,
     candidate: ResolvedCandidate,
     source: Recipe,
     others: Iterable[ResolvedCandidate],
-) -> RescueSituation:
-    """Describe what to rescue, before its training is known; `others` may be merged in.
+    tracked: tuple[TrackedPoint, ...] | None = None,
+) -> TrialSchedule:
+    """List what to try for a candidate, given the target's metric and the adapters that may be merged in.
 
-    `metric` is the target's. A margin relative to the base's skill counts as the usual one.
+    `tracked` are the points of its training, None before it has run. A margin relative to the base's skill
+    counts as the usual one.
     """
-    shape = hub.shape(candidate.base)
-    return RescueSituation(
+    shape, any_point = hub.shape(candidate.base), (_ANY_POINT,) if candidate.source.track else ()
+    case = RescueSituation(
         experiment.rescue,
         {**find_adapter_config(candidate), **source.params},
         shape.n_layers if shape else None,
         others={peer.name: peer.source.params for peer in others},
-        tracked=(_ANY_POINT,) if candidate.source.track else (),
+        tracked=any_point if tracked is None else tracked,
         margin=scale_share(experiment.gate.macro) or _USUAL_MARGIN,
         sign=metric.unit.sign,  # −1 where a lower score of the target is better
         makes=candidate.makes,
     )
+    return schedule_trials(candidate.name, candidate.recipe, source, case)
 
 
 class TrialCost(NamedTuple):

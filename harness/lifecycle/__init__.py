@@ -1,4 +1,4 @@
-"""Stages after a comparison: release and champions, feedback from production, rescue, nightly runs.
+"""Stages after a comparison: release and champions, feedback from production, nightly runs.
 
 Invariant: each stage is a loop around a plan and its analysis.
 """

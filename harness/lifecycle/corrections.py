@@ -27,16 +27,12 @@ from harness.spec import Fields, Task
 from harness.store import Store
 
 _SENDERS_CAP = "more than --per-sender of one sender"
+Kind = Literal["rows", "pairs"]
 _Answers = dict[str, str]  # columns of a row except its question
 
 
 def make_rows(
-    kind: Literal["rows", "pairs"],
-    at: Store,
-    tasks: Sequence[MeasuredTask],
-    region: str,
-    per_sender: int,
-    out_file: str,
+    kind: Kind, at: Store, tasks: Sequence[MeasuredTask], region: str, per_sender: int, out_file: str
 ) -> MadeRows:
     """Make training rows from stored corrections, or pairs of a preferred and a rejected answer.
 
@@ -119,12 +115,12 @@ def _mask_rows(region: str, rows: Sequence[SourcedExample]) -> list[SourcedExamp
     return [row._replace(example=mask_example(row.example, region)) for row in rows]
 
 
-def make_test_items(target: MeasuredTask, region: str, rows: Sequence[FeedbackRow], marks: str) -> MadeRows:
+def make_test_items(at: Store, target: MeasuredTask, region: str, marks: str) -> MadeRows:
     """Make test items from stored rows that a person marked in a file with columns id and marked_by.
 
     The reference is the file's column `reference`, or the stored correction; personal data is masked.
     """
-    (prompt, reference), by_id = _columns(target.task), {row.row_id: row for row in rows}
+    (prompt, reference), by_id = _columns(target.task), {row.row_id: row for row in store.read_feedback(at)}
     problems, chosen = list[Problem](), list[tuple[FeedbackRow, str, str]]()
     for mark in readers.read(marks, "test").rows:
         cells = {name: str(value or "").strip() for name, value in mark.fields.items()}

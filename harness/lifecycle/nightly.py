@@ -15,38 +15,18 @@ from harness import config, provenance, store
 from harness.config import LoadedExperiment, is_judged
 from harness.errors import HarnessError, UserError, one_line
 from harness.evaluation.session import EngineSlot, MeasuredTask
-from harness.experiment import Scope, prepare_session, refuse_folds, stands_on
-from harness.experiment.fewer_items import (
-    ANCHORS,
-    FRESH,
-    NightAnswers,
-    Watched,
-    answer_night,
-    batch_file,
-    list_base_sets,
-)
+from harness.experiment import Scope, fewer_items, prepare_session, refuse_folds, stands_on
+from harness.experiment.fewer_items import ANCHORS, FRESH, NightAnswers, Watched, answer_night
 from harness.experiment.study import judge_labels
 from harness.formatting import p_value, pluralize
 from harness.lifecycle import nightly_changes, nightly_state, production, watchlist
-from harness.lifecycle.nightly_alarm import (
-    HARNESS,
-    NightReport,
-    build_report,
-    list_missed_nights,
-    night_document,
-    refuse_webhook,
-    tell,
-    to_json,
-    write,
-)
+from harness.lifecycle.nightly_alarm import HARNESS, NightReport, build_report, list_missed_nights, tell
 from harness.lifecycle.nightly_changes import NightArms
 from harness.models.hardware import Machine
 from harness.models.openai_api import PROTOCOLS, Settings
 from harness.progress import Progress, SilentProgress
-from harness.records import digest
+from harness.records import digest, drop_defaults
 from harness.store import Store
-
-Publish = Callable[[NightReport], object]
 
 
 def run_night(
@@ -55,7 +35,7 @@ def run_night(
     *,
     night: date | None = None,
     progress: Progress | None = None,
-    publish: Publish | None = None,
+    publish: Callable[[NightReport], object] | None = None,
     slot: EngineSlot | None = None,
 ) -> NightReport:
     """Run the missing parts of one night of an experiment, and return its report.
@@ -93,15 +73,15 @@ def run_night(
                             base, before = target.candidate.base, state.references.get(target.name)
                             reference = watchlist.find_reference(at, target, before)
                             if reference is None:
-                                sets = list_base_sets(session, base)
+                                sets = fewer_items.list_base_sets(session, base)
                                 reference = watchlist.pin_reference(at, targets, run.data, target, sets)
                             target = run.watch(target, reference)
                             answers = answer_night(session, target, folder / day, run.items, run.bases)
                             run.compare(target, reference, answers)
                 night_of_day = run.finish()
             state = replace(state, references=run.references)
-            nightly_state.write_state(at, folder, state)
-            nightly_state.write_night(at, folder, night_of_day)
+            nightly_state.write(at, folder, state)
+            nightly_state.write(at, folder, night_of_day)
             store.end(at, f"nightly-{name}")
             nights.append(night_of_day)
         report = build_report(name, loaded.experiment.nightly, nights, state, loaded.typed)
@@ -109,7 +89,7 @@ def run_night(
             publish(report)
         if report.new:
             alarms = (*state.alarms, *report.new)
-            nightly_state.write_state(at, folder, replace(state, alarms=alarms))
+            nightly_state.write(at, folder, replace(state, alarms=alarms))
     return report
 
 
@@ -135,12 +115,15 @@ class _NightRun:
     ) -> None:
         self.loaded, self.at, self.day, self.state, self.nights = loaded, at, day, state, nights
         self.home, self.targets = nightly_state.home(at, loaded.experiment.name), targets
-        self.precision, self.data = machine.precision, watchlist.data_digest(targets[0], training)
-        environment = provenance.describe_environment(machine.name)
-        self.environment = store.keep_environment(at, environment)
+        self.precision, (first, *more) = machine.precision, targets
+        self.environment = store.keep_environment(at, provenance.describe_environment(machine.name))
+        # The rows for training and retrieval, then the candidates' own rows.
+        documents = [list(document) for document in first.items.documents]
+        rows = [first.versions["train"], first.versions["validation"], documents]
+        own_rows = [list(map(drop_defaults, (*m.items.train, *m.items.pairs))) for m in training]
+        self.data = digest([*rows, *([digest(own_rows)] if own_rows else [])])
         # The tasks of each series, one series per target; `harness compare` covers bits per byte and safety.
         general = [m for m in suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
-        first, *more = targets
         self.series = {
             "target": [first],
             **{f"target {m.task.name}": [m] for m in more},
@@ -273,7 +256,7 @@ class _NightRun:
         # Anchors of the first night in this environment since a drift was acknowledged.
         nights = nightly_state.nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
         first = next((self.home / n.night for n in nights if n.environment == self.environment), None)
-        files = [batch_file(first, label, b) for b in arm.batches if first and b.kind == ANCHORS]
+        files = [fewer_items.batch_file(first, label, b) for b in arm.batches if first and b.kind == ANCHORS]
         last = {(row.task, row.example_id): row for f in files for row in store.read_measured(f) or ()}
         return nightly_changes.compare_base(arm.now, arm.then[0], self.fresh, last, self.metrics)
 
@@ -318,7 +301,7 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
             found = f"no open alarm about {about}" if about else "no open alarm"
             step = f"one of: {', '.join(a.about for a in alarms)}" if alarms else "there is nothing to do"
             raise UserError(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step)
-        nightly_state.write_state(at, folder, state)
+        nightly_state.write(at, folder, state)
     return closed
 
 
@@ -333,5 +316,5 @@ def send(path: Path, webhook: str, night: str) -> str:
         error = tell(unsent, loaded.experiment.name, webhook) if unsent else ""
         if unsent and not error:
             alarms = tuple(replace(a, told=night) if a in unsent else a for a in state.alarms)
-            nightly_state.write_state(at, folder, replace(state, alarms=alarms))
+            nightly_state.write(at, folder, replace(state, alarms=alarms))
     return error

@@ -160,9 +160,10 @@ def read_state(folder: Path) -> State:
         return load(State, path.read_bytes())
 
 
-def write_state(at: Store, folder: Path, state: State) -> None:
-    """Replace the file of references and alarms."""
-    store.write_whole(at, folder / "state.json", json.dumps(asdict(state), indent=1) + "\n")
+def write(at: Store, folder: Path, content: State | Night) -> None:
+    """Replace the file of references and alarms, or write a night, which marks it as finished."""
+    file = "state.json" if isinstance(content, State) else f"{content.night}/night.json"
+    store.write_whole(at, folder / file, json.dumps(asdict(content), indent=1) + "\n")
 
 
 def read_nights(folder: Path) -> list[Night]:
@@ -172,11 +173,6 @@ def read_nights(folder: Path) -> list[Night]:
         with refuse_unreadable(path, _WRITTEN, f"remove {path.parent}; the night then counts as missed"):
             nights.append(load(Night, path.read_bytes()))
     return nights
-
-
-def write_night(at: Store, folder: Path, night: Night) -> None:
-    """Write a night, which marks it as finished."""
-    store.write_whole(at, folder / night.night / "night.json", json.dumps(asdict(night), indent=1) + "\n")
 
 
 def references(at: Store) -> set[str]:

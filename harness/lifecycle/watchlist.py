@@ -24,7 +24,7 @@ from harness.experiment.study import load_study
 from harness.lifecycle.nightly_state import Reference
 from harness.lifecycle.release import candidate_runs
 from harness.models.hub import ModelSource
-from harness.records import Example, Run, digest, drop_defaults
+from harness.records import Example, Run, digest
 from harness.spec import MEAN_LOGPROB, Recipe
 from harness.store import Champion, Store
 
@@ -129,14 +129,6 @@ def _refuse_missing(at: Store, rows: Mapping[str, str]) -> None:
         found = f"no rows of the reference on {', '.join(lost)}"
         step = f"{NEXT}, then harness nightly ack --new-reference"
         raise IncompatibleRuns(str(at.folder), found, "what it was pinned with", step)
-
-
-def data_digest(target: MeasuredTask, training: Iterable[MeasuredTask]) -> str:
-    """Digest the rows for training and retrieval; `training` holds tasks with candidates' own rows."""
-    documents = [list(document) for document in target.items.documents]
-    rows = [target.versions["train"], target.versions["validation"], documents]
-    candidate_rows = [list(map(drop_defaults, (*m.items.train, *m.items.pairs))) for m in training]
-    return digest([*rows, *([digest(candidate_rows)] if candidate_rows else [])])
 
 
 def describe_tested(
