@@ -25,9 +25,9 @@ from worlds import GOOD, Sizes
 
 from harness import report, store
 from harness.analysis.labelled_answers import answer_digest
-from harness.experiment import Scope, ensure_weights, suite_arm
+from harness.experiment import Scope, ensure_weights, rescue, rescue_trials, suite_arm
 from harness.lifecycle import nightly_alarm as alarm
-from harness.lifecycle import release, rescue
+from harness.lifecycle import release
 from harness.records import AnswerLabel, LabelSet
 from harness.spec import GatePolicy
 from harness.store.sql_schema import TABLES
@@ -246,8 +246,8 @@ def judged(folder: Path) -> dict[str, Any]:
     frozen = freeze(world, "lora", runs["trial"].run_id, baselines=("base", "champion"))
     rescued = world.rescue()
     return frozen | {
-        "rescue": rescue.to_json(rescued),
-        "rescue page": report.markdown(rescue.rescue_document(rescued)).split("\n"),
+        "rescue": rescue_trials.to_json(rescued),
+        "rescue page": report.markdown(rescue_trials.rescue_document(rescued)).split("\n"),
     }
 
 

@@ -15,8 +15,8 @@ from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import sampling
 from harness.evaluation.judging_stage import base_arm
-from harness.experiment import Scope, fewer_items, prepare_session
-from harness.lifecycle import release, rescue
+from harness.experiment import Scope, fewer_items, prepare_session, rescue
+from harness.lifecycle import release
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.e2e
