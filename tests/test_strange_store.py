@@ -134,7 +134,7 @@ def test_a_champion_that_names_a_path_is_refused(project, command, change):
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(CHAMPION | change))
     code, _, stderr = command("runs", "rm", "--unused", "--yes", "--runs", project / "runs")
-    assert (code, "promote again" in stderr) == (2, True)
+    assert (code, "the name of one file or folder, and no path" in stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
