@@ -99,7 +99,7 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
                     st.text(f"{key.replace('_', ' ')}: {figure_text(key, value)}")
                 if record.sweep:
                     metric, unit = (report.metric, report.unit) if report else ("score", RATE)
-                    section = trials_section(record.sweep, record.searched_by, metric, unit, name)
+                    section = trials_section(record, metric, unit, name)
                     st.text(section.lead)
                     st.dataframe(controls.map_to_cells(section), hide_index=True)
 

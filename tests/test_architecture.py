@@ -81,7 +81,7 @@ OFFERED = {
         "standalone study worker writers written_rows"
     ),
     # A group: engines, weights and devices; each package needs a few of them.
-    "models": "against_base artefacts batching chat_templates deltas devices hardware hf hub later loglikelihood memory openai_api pass_costs prefix_cache shapes supervision vllm weight_files",
+    "models": "against_base artefacts batching chat_templates deltas devices hardware hf hub later loglikelihood memory openai_api out_of_memory pass_costs prefix_cache shapes supervision vllm weight_files",
     # One module for each thing that happens to a run. A command loads `label_file` or `pair_file`; `write` of
     # `scheduler` writes files for cron and systemd.
     "lifecycle": "champions corrections feedback label_file nightly nightly_alarm pair_file production release scheduler",
@@ -222,7 +222,9 @@ def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
 
     The placement of layers on devices does not change the layout.
     """
-    exempt = {*"tokenization hub hardware against_base later weight_files pass_costs shapes memory".split()}
+    exempt = {
+        *"tokenization hub hardware against_base later weight_files pass_costs shapes memory out_of_memory".split()
+    }
     listed = code_versions()["layout"].files
     sources = {
         i.module.split(".")[-1]: i.module.split(".")[2] for i in imports(PACKAGE / "models/__init__.py")

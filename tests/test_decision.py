@@ -574,6 +574,8 @@ def test_a_fine_tune_is_compared_with_the_larger_model_that_it_saves():
     small = replace(lora, base=BaseSize("small", 10**8, 0.2))
     reason = find_reason(make_decision([*alternatives(), small, tuned], **needs), "Measured (cheaper")
     assert "larger, the larger model, reaches 88.0 [83, 93] exact_match and lora 81.0" in reason
+    served = replace(large, baseline=False)
+    assert find_reason(make_decision([*alternatives(), lora, served], **needs), "Declared, not measured")
     dear = replace(large, cost_per_1k_usd=None)
     reason = find_reason(make_decision([*alternatives(), lora, dear], **needs), "Measured (cheaper")
     assert "what large costs is not known" in reason

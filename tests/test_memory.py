@@ -21,7 +21,7 @@ from harness.cli.setup import gigabytes
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.bases import FitQuery, examine_base, ways
 from harness.models import memory
-from harness.models.memory import explain_out_of_memory, ran_out_of_memory
+from harness.models.out_of_memory import explain_out_of_memory, ran_out_of_memory
 from harness.models.shapes import Shape, shape_of
 from harness.spec import DecidePolicy
 

@@ -233,6 +233,12 @@ OVERFITTING = tuple((EPOCH * (i + 1), value) for i, value in enumerate((1.2, 0.9
             "in the last round; more epochs may help",
         ),
         (
+            record([(i, 0.5 + 0.1 * i) for i in range(1, 41)], ((EPOCH, 1.0),)),
+            "rises",
+            "; a lower learning rate may help",
+        ),
+        (record([(i, 0.02) for i in range(1, 41)], ((EPOCH, 0.02),)), "fits", "does not underfit"),
+        (
             record([(i, 2.0 - 0.001 * i) for i in range(1, 41)], ((EPOCH, 1.0),)),
             "underfits",
             "a higher learning rate",
@@ -256,12 +262,12 @@ def test_of_a_sweep_of_rates_a_sentence_says_which_falls_fastest_and_which_is_be
         )
         for rate, (low, start, end) in rates.items()
     ]
-    lead = trials_section(trials, "", "exact_match", RATE, "lora").lead
+    lead = trials_section(TrainingRecord(sweep=tuple(trials)), "exact_match", RATE, "lora").lead
     assert lead == (
         "By step 40 training loss fell fastest with learning_rate 0.003, to 1.110; best without overfitting is "
         "learning_rate 0.0003, validation loss 0.900; 1 of 3 overfit."
     )
-    assert trials_section(trials[:1], "", "exact_match", RATE, "lora").lead == ""
+    assert trials_section(TrainingRecord(sweep=tuple(trials[:1])), "exact_match", RATE, "lora").lead == ""
 
 
 @pytest.mark.parametrize(

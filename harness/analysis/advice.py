@@ -36,6 +36,7 @@ _REMEDIES = {
     ("knowledge", "behaviour"): "The prompt fails on facts, which retrieval fixes, and on behaviour, which"
     " fine-tuning fixes: a hybrid can do both.",
 }
+_CENT = 0.01
 _PROMPTED: tuple[Action, ...] = ("prompt", "few-shot", "rank", "rag")
 _RETRIEVES: tuple[Action, ...] = ("rag", "hybrid")
 _TUNES: tuple[Action, ...] = ("fine-tune", "hybrid")
@@ -70,8 +71,14 @@ def list_measured_slices(case: Case) -> tuple[str, ...]:
 
 
 def best_of(case: Case, action: str) -> CandidateFacts | None:
-    """Return the candidate of a kind that is best on validation, among those on the experiment's base."""
-    return best(f for f in case.facts if action_of(f) == action and not f.baseline)
+    """Return the best candidate of a kind on validation, untrained ones on the experiment's base only."""
+    return best(
+        f
+        for f in case.facts
+        if action_of(f) == action
+        and not f.baseline
+        and (f.trained or f.base is None or case.base in ("", f.base.name))
+    )
 
 
 class Advice(NamedTuple):
@@ -202,13 +209,15 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
             return ""
         scores = " and ".join(f"{score_text(case, run)} with {run.name}" for run in runs)
         share = case.trivial.share if case.trivial else 0.0
-        is_above = any(run.target and run.target.low > share for run in runs)
+        above = [run.name for run in runs if run.target and run.target.low > share]
         baseline = case.trivial.text if case.trivial else "no right answer at all"
-        result = f"{'' if is_above else 'not shown to be '}more than {baseline}"
+        result = f", which is {'' if above else 'not shown to be '}more than {baseline}"
+        if 0 < len(above) < len(runs):
+            result = f"; only {' and '.join(above)} is shown to be above {baseline}"
         tuned, gain_clause = case.judged, ""
         if tuned and tuned.vs_prompt:
             gain_clause = f"; {tuned.label} gains {gain_text(gain(tuned.vs_prompt))} over the prompt"
-        return f"the base reaches {scores}, which is {result}{gain_clause}"
+        return f"the base reaches {scores}{result}{gain_clause}"
     if need == "cheaper_than_a_larger_model":
         return _compare_with_larger(case)
     return _describe_fine_tune(case, need, case.judged) if case.judged else ""
@@ -216,7 +225,8 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
 
 def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
     rival, macro = case.alternative, run.verdict.macro if run.verdict else None
-    if need == "low_latency" and rival and None not in (run.speed.latency_p50_s, rival.speed.latency_p50_s):
+    is_timed = rival and None not in (run.speed.latency_p50_s, rival.speed.latency_p50_s)
+    if need == "low_latency" and rival and is_timed and run.speed.measured_on == rival.speed.measured_on:
         took, its = formatting.seconds(run.speed.latency_p50_s), formatting.seconds(rival.speed.latency_p50_s)
         return f"the median request takes {took} with {run.label} and {its} with {rival.name}"
     if need == "little_data" and run.n_train:
@@ -237,17 +247,11 @@ def _compare_with_larger(case: Case) -> str:
     """Compare the judged fine-tune, else the best of a smaller base, with the best larger model."""
 
     def find_larger(run: CandidateFacts) -> CandidateFacts | None:
-        return best(
-            f
-            for f in case.facts
-            if f.name != run.name
-            and (
-                plugins.find_method(f.method).is_remote
-                or (f.base and run.base and f.base.n_parameters > run.base.n_parameters)
-            )
-        )
+        others = (f for f in case.facts if f.name != run.name)
+        return best(f for f in others if (_is_remote(f) and f.baseline) or _has_more_parameters(f, run))
 
-    tuned = [f for f in case.facts if is_fine_tuned(f) and not f.baseline and find_larger(f)]
+    own = (f for f in case.facts if is_fine_tuned(f) and not _is_remote(f))
+    tuned = [f for f in own if find_larger(f)]
     run = case.judged if case.judged in tuned else best(tuned)
     larger = run and find_larger(run)
     if run is None or larger is None:
@@ -258,9 +262,21 @@ def _compare_with_larger(case: Case) -> str:
     if prices[0] is None or prices[1] is None:
         return f"{text}; what {larger.name if prices[0] is None else run.label} costs is not known"
     once, at = (run.rows_cost_usd, run.training_cost_usd), economics.break_even(run, larger, case.policy)
-    pays = "never paid back" if at in (None, inf) else f"paid back after {formatting.round_up(at)} requests"
     costs, spent = (" and ".join(map(formatting.usd, usd)) for usd in (prices, once))
+    in_all = economics.add_one_time_costs_usd(run, larger, case.policy)
+    if abs(in_all - sum(once)) > _CENT:
+        spent += f" USD, with labels, hosting and index {formatting.usd(in_all)}"
+    pays = "never paid back" if at in (None, inf) else f"paid back after {formatting.round_up(at)} requests"
+    pays = "cheaper from the first request" if at == 0 else pays
     return f"{text}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent} USD, {pays}"
+
+
+def _is_remote(run: CandidateFacts) -> bool:
+    return plugins.find_method(run.method).is_remote
+
+
+def _has_more_parameters(run: CandidateFacts, other: CandidateFacts) -> bool:
+    return bool(run.base and other.base and run.base.n_parameters > other.base.n_parameters)
 
 
 class Scenario(NamedTuple):

@@ -118,7 +118,7 @@ class AnswerFacts(NamedTuple):
 class CandidateFacts:
     """Measurements of one run of a candidate: everything that a decision and a report need.
 
-    They are filled in stages: the run alone (`describe_reached`), compared with other runs
+    They are filled in stages: the run alone (`facts_of_runs`), compared with other runs
     (`add_comparisons`), judged (`analyse.judge_runs`), and corrected for how many were judged (`seeds`).
     `trained` says that the weights differ from the base's own. `prompting` spells out the parameters.
     `target` is the primary metric's estimate on test, `validation` its value there. The comparisons are
@@ -387,7 +387,8 @@ class Case(NamedTuple):
     untrained candidate is. `by_metric` holds the gains by the target's
     metric, by run, if the declared `win_rate` decides. `unchecked` says that the metric is a judge's, not
     corrected by labels. `can_fold` says that the target could be tested in folds, but is not. `spare` are the
-    suites' unused items; `relative` says that the macro's margin is a share of the base's skill.
+    suites' unused items; `relative` says that the macro's margin is a share of the base's skill. `base` is
+    the experiment's base, as `BaseSize` names it; empty if unknown.
     """
 
     facts: Sequence[CandidateFacts]
@@ -405,6 +406,7 @@ class Case(NamedTuple):
     can_fold: bool = False
     spare: Sequence[SpareItems] = ()
     relative: bool = False
+    base: str = ""
 
     @property
     def unit(self) -> Unit:

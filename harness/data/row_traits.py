@@ -57,7 +57,7 @@ def score_answers(
     row_languages = languages if are_told else [_tell_language(row.question, language_of) for row in rows]
     known_languages = list(filter(None, row_languages))
     majority, n_usual = Counter(known_languages).most_common(1)[0] if known_languages else ("", 0)
-    is_usual = n_usual >= _ONE_LANGUAGE * len(known_languages)
+    is_usual = len(known_languages) >= _FEWEST_TOLD and n_usual >= _ONE_LANGUAGE * len(known_languages)
     refuses, has_end, repeated = [records.is_refusal(a) for a in answers], list[bool](), list[float]()
     for answer, answer_words in zip(answers, words, strict=True):
         bare_answer = answer.rstrip().rstrip(_ENDS[1])

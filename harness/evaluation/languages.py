@@ -3,13 +3,14 @@
 Invariant: a language is named only if nearly all of many sufficiently long texts are in it.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from harness.cache import memo
 from harness.evaluation.session import MeasuredTask
-from harness.records import digest
+from harness.records import digest, is_unspaced
 
 
 class Spoken(NamedTuple):
@@ -39,18 +40,21 @@ SPOKEN: Mapping[str, Spoken] = {
 }
 _MOST_TEXTS, _FEWEST_TEXTS, _READ = 40, 10, 400  # the last in characters of a text
 _FEWEST_LETTERS, _SHARE = 20, 0.8
+_LETTERS_EACH = 2.5  # Latin letters that say as much as one of a script without blanks
+_TAKEN_FOR = ("la", "zxx")  # what py3langid calls program code, JSON and prescriptions
 
 
 def classify(text: str) -> str:
-    """Return the code of the language that a text is most likely in."""
+    """Return the code of the language that a text is most likely in; empty for what is taken for code."""
     import py3langid
 
-    return str(py3langid.classify(text)[0])
+    language = str(py3langid.classify(text)[0])
+    return "" if language in _TAKEN_FOR else language
 
 
 def find_language(texts: Iterable[str]) -> str:
     """Return the code of the language of nearly all texts that are long enough to tell, or an empty text."""
-    letters = ((text, sum(map(str.isalpha, text))) for text in texts)
+    letters = ((text, _count_letters(text)) for text in texts)
     distinct_texts = list(dict.fromkeys(text[:_READ] for text, n in letters if n >= _FEWEST_LETTERS))
     sampled_texts = distinct_texts[:: -(-len(distinct_texts) // _MOST_TEXTS) or 1]
     if len(sampled_texts) < _FEWEST_TEXTS:
@@ -59,11 +63,17 @@ def find_language(texts: Iterable[str]) -> str:
     return language if n >= _SHARE * len(sampled_texts) else ""
 
 
+def _count_letters(text: str) -> float:
+    """Count letters, vowel signs included; a letter of a script without blanks counts for several."""
+    n = sum(unicodedata.category(sign)[0] in "LM" for sign in text)
+    return _LETTERS_EACH * n if is_unspaced([text]) else n
+
+
 def describe_unspoken(target: MeasuredTask, suites: Iterable[MeasuredTask]) -> Iterator[str]:
     """Describe each language of the target, if known, that no task of the capability suites is in."""
     capability = [m for m in suites if m.role == "capability"]
     measured_tasks = [target, *capability]
-    limits = [_MOST_TEXTS, _FEWEST_TEXTS, _READ, _FEWEST_LETTERS, _SHARE]
+    limits = [_MOST_TEXTS, _FEWEST_TEXTS, _READ, _FEWEST_LETTERS, _SHARE, _LETTERS_EACH, _TAKEN_FOR]
     key = digest([limits, *([m.task.name, m.versions["test"]] for m in measured_tasks)])
 
     def find_languages() -> list[list[str]]:  # of the prompts and of the answers of each task

@@ -22,7 +22,7 @@ from harness.models.hardware import Load, Machine
 from harness.models.hf import ModelHost, describe_engine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import ENGINES, find_copied_engine
-from harness.models.memory import release_gpu_memory
+from harness.models.out_of_memory import release_gpu_memory
 from harness.progress import Progress
 from harness.prompting import PromptingContext, Step, compose
 from harness.provenance import versions_of

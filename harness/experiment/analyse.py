@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from harness import plugins, store
@@ -49,7 +50,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judging_stage import judge_remarks
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.bases import base_remarks
-from harness.experiment.candidate_result import describe_reached, fit_stored_curve, study_of_session
+from harness.experiment.candidate_result import facts_of_runs, fit_stored_curve, study_of_session
 from harness.experiment.gate_run import (
     judge_stored_run,
     list_verdict_records,
@@ -104,7 +105,7 @@ class RunVerdicts(NamedTuple):
 def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     """Judge the finished runs, alone and among all fine-tunes; verdicts of interim analyses are kept."""
     reader.prepare(digest for run in runs for digest in run.rows.values())
-    reached, study = describe_reached(session, reader, runs), study_of_session(session, reader)
+    reached, study = facts_of_runs(session, reader, runs), study_of_session(session, reader)
     facts, settled = add_comparisons(study, runs, reached), study.settled
     more_targets = dict[str, tuple[TargetScore, ...]]()
     pairs = pair_with_best(runs, facts) if study.experiment.gate.target.win_rate is not None else ()
@@ -149,7 +150,7 @@ def pair_with_best(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:
 _SHOWN, _SHOWN_OF_SUITE = 40, 8  # items with answers in the report
 
 
-def _build_report(
+def _judge_and_decide(
     session: Session, reader: Reader, runs: Runs, header: dict[str, object], notes: list[str], *, smoke: bool
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment."""
@@ -439,7 +440,7 @@ def analyse(
     remarks += [*list_remarks(session, runs)]
     max_errors = session.experiment.gate.max_errors
     remarks += judge_remarks(session.tasks, session.open_judge_of_pairs(), runs, max_errors)
-    report = _build_report(session, reader, runs, header, remarks, smoke=smoke)
+    report = _judge_and_decide(session, reader, runs, header, remarks, smoke=smoke)
     changes = (verdict_change(study.store, record) for record in list_verdict_records(report, runs, study))
     return replace(report, notes=(*report.notes, *filter(None, changes)))
 
@@ -456,6 +457,7 @@ def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy:
         can_fold=report.can_fold,
         spare=report.spare,
         relative=report.macro_margin is None,
+        base=Path(report.base_model).name,
     )
     return decide(
         case,

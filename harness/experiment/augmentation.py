@@ -41,7 +41,7 @@ from harness.records import Limits, Message, fold_text, match_label
 NEW_QUESTION = "Write a question with its answer, of the same kind as the others but about something else."
 SHOWN = 4  # rows in a prompt
 CUT = "was cut at --max-new-tokens"
-_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+_NUMBER = re.compile(r"(?:(?<!\w)[-−])?\d+(?:[.,:]\d+)*")
 _USER = ("user", "human", "prompter")
 _SAID = ("content", "value", "text")
 _MARK = re.compile(r"^[\W_]*(question|answer)[*_ ]{0,3}:[*_]{0,2}", re.IGNORECASE | re.MULTILINE)

@@ -122,6 +122,8 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         tensors: Mapping[str, Tensor] = map_stored_tensors(folder)
     else:
         config, tensors = hub.remote_headers(name.removeprefix(HUB), "--base")
+    if config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in tensors):
+        tensors = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
     counted = parameters_of(tensors, shapes.find_packed_bits(config))
     n_bytes = sum(tensor.end - tensor.begin for tensor in tensors.values())
     n, in_experts = sum(counted.values()), float(expert_parameters(counted))

@@ -300,7 +300,7 @@ def study_of_session(session: Session, reader: Reader) -> Study:
     )
 
 
-def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
+def facts_of_runs(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
     """Return the facts of the runs, corrected by people's labels, from which validation chooses."""
     facts = apply_budgets((facts_of(session, reader, run) for run in runs), session.experiment.decide)
     study, metric, task = study_of_session(session, reader), session.target.primary, session.target.task

@@ -186,7 +186,7 @@ def judge_stored_run(
         policy = policy.model_copy(update={"target": goal})
     if items == "search":
         policy = policy.model_copy(update={"target": TargetPolicy()})
-    arms = compare_arms(study, run, digest, partial(find_baseline_identity, study, run, champion), items)
+    arms = find_arms(study, run, digest, partial(find_baseline_identity, study, run, champion), items)
     unanswered = (t for t in study.suite_tasks() if f"{t.task.name}/test" not in run.rows)
     missing = [t.task.name for t in unanswered if may_decide(*t, experiment.gate)]
     # An artefact is judged on the target against the run that it was exported from.
@@ -216,10 +216,10 @@ def judge_stored_run(
 def measure(study: Study, run: Run, items: Half | None = None) -> list[Measurement]:
     """Return the rows of a run and its base on each task that both answered, or on one half of it."""
     find = partial(find_baseline_identity, study, run, None)
-    return compare_arms(study, run, run.base_digest, find, items).measured
+    return find_arms(study, run, run.base_digest, find, items).measured
 
 
-def compare_arms(
+def find_arms(
     study: Study, run: Run, digest: str, find: FindIdentity, items: Half | None = None
 ) -> ArmsOfPair:
     """Compare a run with the baseline of these weights, or reuse the result of a run with the same rows."""
@@ -259,7 +259,7 @@ def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | No
         return first_identity
 
     try:
-        arms = compare_arms(study, run, first, find, items)
+        arms = find_arms(study, run, first, find, items)
     except IncompatibleRuns as error:
         return cumulative_rule(str(error).partition(";")[0], first)
     policy, identical = cumulative_policy(study.experiment.gate), run.weights_digest == first

@@ -34,8 +34,8 @@ from harness.experiment import fewer_items as fewer
 from harness.experiment.analyse import analyse, judge_runs, pair_with_best
 from harness.experiment.candidate_problems import key_problems
 from harness.experiment.candidate_result import (
-    describe_reached,
     facts_of,
+    facts_of_runs,
     make_curve,
     plan_curve,
     study_of_session,
@@ -312,7 +312,7 @@ def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None =
         return []
     pairs = [(run, base) for run in runs if base]
     if base is None:
-        pairs = pair_with_best(runs, describe_reached(session, reader, runs))
+        pairs = pair_with_best(runs, facts_of_runs(session, reader, runs))
     task, examples = session.target.task, session.target.items.test
     rows = ((reader.cut(opponent, task), reader.cut(run, task)) for run, opponent in pairs)
     try:

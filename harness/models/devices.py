@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness.errors import CandidateFailed, one_line
-from harness.models import hub, memory
+from harness.models import hub, memory, out_of_memory
 from harness.models.hardware import Machine, dtype
 from harness.models.hardware import memory as device_memory
 from harness.models.hub import ModelSource, load_tokenizer
@@ -147,7 +147,7 @@ def load_base(
     avoid_cudnn_attention()
     found = f"{source.name} does not fit the memory of {machine.name}"
     step = "a smaller base_model or device: cpu"
-    with memory.explain_out_of_memory(found, step), _refuse_unloadable(source):
+    with out_of_memory.explain_out_of_memory(found, step), _refuse_unloadable(source):
         if hub.is_encoder_decoder(source):
             raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
         probed = build_without_weights(source.path) if "flash" in attention else None
@@ -183,7 +183,7 @@ def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
     try:
         yield
     except (*UNSUPPORTED, ImportError, StrictDataclassError) as error:
-        if memory.ran_out_of_memory(error) or _OF_A_DEVICE.search(str(error)):
+        if out_of_memory.ran_out_of_memory(error) or _OF_A_DEVICE.search(str(error)):
             raise
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
         reason = f"{source.name} cannot be loaded ({one_line(cause or error)})"

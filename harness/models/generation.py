@@ -13,7 +13,7 @@ from harness.models.batching import CPU_COSTS, PassCosts, Size, Tokens, count_sh
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.later import Cache, Model, torch
 from harness.models.loglikelihood import AGREEMENT_NATS, UNSUPPORTED
-from harness.models.memory import ran_out_of_memory
+from harness.models.out_of_memory import ran_out_of_memory
 from harness.records import Limits
 
 # Tells for each row of new tokens (b, n) whether it stops there (b,).

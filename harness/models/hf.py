@@ -24,7 +24,7 @@ from harness.models.hardware import Machine, memory
 from harness.models.hub import ModelSource
 from harness.models.later import Cache, Model, Tokenizer, torch
 from harness.models.loglikelihood import Executor, find_copied_engine, layout_digest
-from harness.models.memory import OUT_OF_MEMORY, ran_out_of_memory
+from harness.models.out_of_memory import OUT_OF_MEMORY, ran_out_of_memory
 from harness.models.pass_costs import costs_of
 from harness.models.prefix_cache import empty_cache, windows
 from harness.models.tokenization import answer, end_ids

@@ -18,7 +18,7 @@ from harness.errors import CandidateFailed, one_line
 from harness.models import batching, prefix_cache
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.later import Cache, Config, Model, torch, transformers
-from harness.models.memory import OUT_OF_MEMORY, explain_out_of_memory, ran_out_of_memory
+from harness.models.out_of_memory import OUT_OF_MEMORY, explain_out_of_memory, ran_out_of_memory
 from harness.models.prefix_cache import windows
 from harness.progress import quiet_libraries
 from harness.provenance import versions_of

@@ -1,4 +1,4 @@
-"""Estimates of a model's memory and operations from its shape, and detection of out-of-memory errors.
+"""Estimates of a model's memory and operations from its shape.
 
 Invariant: estimates are pure arithmetic with one set of named constants; 1 GB = 1e9 bytes.
 Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for the bytes of a parameter in training, Korthikanti et
@@ -6,13 +6,8 @@ al. 2022 (arXiv:2205.05198) for activations, Dettmers et al. 2023 (arXiv:2305.14
 2020 (arXiv:2001.08361) for operations
 """
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
-from harness.errors import CandidateFailed
-from harness.models.later import torch
 from harness.models.shapes import Shape
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
@@ -32,13 +27,6 @@ OVERHEAD_GB = 3.0  # GPU context, libraries, buffers, fragmentation
 # Quantisation skips experts, so it saves too little if their share is larger.
 MOST_IN_EXPERTS = 0.2
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# Classes of out-of-memory errors: `torch.OutOfMemoryError` is a RuntimeError.
-OUT_OF_MEMORY = (RuntimeError, MemoryError)
-_WORDS = (
-    *("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc"),
-    # Messages of cuBLAS, cuDNN and the driver, outside torch's allocator.
-    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory"),
-)
 
 
 def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-linear") -> int:
@@ -172,26 +160,3 @@ def training_flops(
     each = 4 * n_parameters + 6 * n_adapter if n_adapter else 6 * n_parameters
     each += 2 * n_parameters if checkpointing else 0
     return each * tokens
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out."""
-    is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return is_known or any(words in str(error) for words in _WORDS)
-
-
-def release_gpu_memory() -> None:
-    """Release the GPU memory that torch caches, so that other processes can use it."""
-    if "torch" in sys.modules and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-@contextmanager
-def explain_out_of_memory(found: str, next_step: str) -> Iterator[None]:
-    """Turn an out-of-memory error into a failure of the candidate that names what to change."""
-    try:
-        yield
-    except OUT_OF_MEMORY as error:
-        if not ran_out_of_memory(error):
-            raise
-        raise CandidateFailed(found, next_step) from None

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from harness.cache import cache_dir, memo, recall
-from harness.models import hardware, hub, memory
+from harness.models import hardware, hub, memory, out_of_memory
 from harness.models.batching import CPU_COSTS, PassCosts, Size, Tokens
 from harness.models.cpu_kernels import prepack
 from harness.models.devices import LEAST_TOKENS, is_spread
@@ -205,10 +205,10 @@ def learn_costs(costs_by_key: Mapping[str, Any]) -> None:
 
 def _measure(model: Model) -> list[int] | None:
     """Measure a model's passes; None if memory runs out, or it cannot be read or timed."""
-    with suppress(*memory.OUT_OF_MEMORY, *UNSUPPORTED):  # a broken model is reported when it answers
+    with suppress(*out_of_memory.OUT_OF_MEMORY, *UNSUPPORTED):  # a broken model is reported when it answers
         costs = solve(measure_passes(model))
         return list(costs) if costs else None
-    memory.release_gpu_memory()
+    out_of_memory.release_gpu_memory()
     return None
 
 

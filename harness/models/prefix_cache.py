@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.models.batching import Tokens
 from harness.models.later import Cache, Config, Model, torch, transformers
-from harness.models.memory import OUT_OF_MEMORY, ran_out_of_memory
+from harness.models.out_of_memory import OUT_OF_MEMORY, ran_out_of_memory
 
 # Bytes of keys and values that are kept for later calls: the shots of some fifty subjects of a small model.
 _KEPT = 1 << 30

@@ -167,6 +167,10 @@ LANGUAGES: Mapping[str, LanguageForms] = {
 # Only a first-person refusal in the opening of an answer counts: "No, it is a fruit." is an answer, as is one
 # that mentions a limit further on.
 _OPENING_CHARS = 200
+_PORTUGUESE = re.compile(
+    r"(?<![.\w])(?:quando|onde|qual|quais|você|vocês|uma|um|em|com|ao|aos|às|das|dos|na|nas|pelo|pela|meu|minha"
+    r"|seu|sua|isso|são|é|foi)\b"
+)
 
 
 @cache
@@ -183,8 +187,13 @@ def is_refusal(text: str) -> bool:
 
 
 def has_negation(text: str) -> bool:
-    """Tell whether a text negates something by a word or ending of one of the ten languages."""
-    return _compile("negation").search(fold_text(text)) is not None
+    """Tell whether a text negates something by a word or ending of one of the ten languages.
+
+    "no" is no negation in a text with words that only Portuguese has: there it means "in the".
+    """
+    folded = fold_text(text)
+    negations = {match[0] for match in _compile("negation").finditer(folded)}
+    return bool(negations - {"no"} if _PORTUGUESE.search(folded) else negations)
 
 
 def reports_error(text: str) -> bool:

@@ -232,10 +232,7 @@ def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
 
 
 def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
-    record = f.training
-    return training_tables.trials_section(
-        record.sweep, record.searched_by, report.metric, report.unit, f.label
-    )
+    return training_tables.trials_section(f.training, report.metric, report.unit, f.label)
 
 
 def _scan(f: CandidateFacts) -> Section:

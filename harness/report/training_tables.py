@@ -86,8 +86,9 @@ def figure_title(name: str) -> str:
     return clean((name if name.endswith("_per_s") else name.removesuffix("_s")).replace("_", " "))
 
 
-def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit: Unit, label: str) -> Section:
-    """Return the trials of a sweep or search in order, with the one that validation chose."""
+def trials_section(training: TrainingRecord, metric: str, unit: Unit, label: str) -> Section:
+    """Return the trials of a training's sweep or search in order, with the one that validation chose."""
+    trials, searched_by = training.sweep, training.searched_by
     param_names = list(trials[0].params) if trials else []
     steps, is_bound = any(t.points for t in trials), any(t.forgetting is not None for t in trials)
     columns = [*param_names, *["steps"] * steps, f"validation {metric}"]
@@ -116,7 +117,7 @@ def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit:
             sentences.append(f"The best was chosen among those that forgot at most {bound}.")
         else:
             sentences.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
-    sentences += [sentence] if (sentence := compare_rates(trials)) else []
+    sentences += [sentence] if not is_of_preferences(training) and (sentence := compare_rates(trials)) else []
     title = f"{'Search' if searched_by else 'Sweep'}: {label}"
     return Section("sweep", title, columns, rows, " ".join(sentences), label=label)
 
@@ -128,8 +129,9 @@ def compare_rates(trials: Sequence[Trial]) -> str:
     lowest final validation loss of those that do not overfit. Empty for fewer than two whole rates.
     """
     trained = [t for t in trials if "learning_rate" in t.params and smooth(t) and not t.is_pruned]
-    if len({trial.params["learning_rate"] for trial in trained}) < 2:
-        return ""
+    smoothings = {str(trial.params.get("label_smoothing_factor")) for trial in trained}
+    if len({trial.params["learning_rate"] for trial in trained}) < 2 or len(smoothings) > 1:
+        return ""  # losses with other smoothing are no measure of each other
     half = min(smooth(trial)[-1][0] for trial in trained) / 2
     losses = [min(point for point in smooth(trial) if point[0] >= half)[1] for trial in trained]
     lowest = min(losses)
@@ -138,16 +140,16 @@ def compare_rates(trials: Sequence[Trial]) -> str:
     ends = [(curve[-1][1], trial) for trial in trained if (curve := numeric_points(trial.validation_loss))]
     if not ends:
         return f"{sentence}; there is no validation loss, so nothing says which overfits."
-    sound_ends = []
-    for loss, trial in ends:
-        diagnosis = diagnose(TrainingRecord(loss=trial.loss, validation_loss=trial.validation_loss))
-        if diagnosis is None or diagnosis[0] != "overfits":
-            sound_ends.append((loss, trial))
+    records = [TrainingRecord(loss=t.loss, validation_loss=t.validation_loss) for _, t in ends]
+    kinds = [diagnosis[0] if (diagnosis := diagnose(record)) else "" for record in records]
+    n_overfit, n_rising, n = kinds.count("overfits"), kinds.count("rises"), count(len(ends))
+    rising = f", {count(n_rising)} of {n} do not learn" if n_rising else ""
+    sound_ends = [end for end, kind in zip(ends, kinds, strict=True) if kind not in ("overfits", "rises")]
     if not sound_ends:
-        return f"{sentence}; all of them overfit: a lower rate, {_AGAINST_OVERFITTING}."
+        return f"{sentence}; all of them overfit or do not learn: a lower rate, {_AGAINST_OVERFITTING}."
     loss, best = min(sound_ends, key=lambda pair: pair[0])
     sentence += f"; best without overfitting is {_params_text(best.params)}, validation loss {plain(loss)}"
-    return f"{sentence}; {count(len(ends) - len(sound_ends))} of {count(len(ends))} overfit."
+    return f"{sentence}; {count(n_overfit)} of {n} overfit{rising}."
 
 
 def trial_line(run: TrialRun) -> str:
@@ -199,9 +201,10 @@ def sets_section(study: TrainingSets, unit: Unit) -> Section:
 
 
 def diagnose(training: TrainingRecord) -> tuple[str, str] | None:
-    """Return a training's kind (`underfits`, `overfits`, `memorizes` or `fits`), and a sentence on it.
+    """Return a training's kind and a sentence on it.
 
-    None for preferences, smoothed labels, or fewer than two rounds of steps.
+    Kinds are `rises`, `underfits`, `overfits`, `memorizes` and `fits`. None for preferences, smoothed labels,
+    or fewer than two rounds of steps.
     """
     train, span = smooth(training), round_length(training)
     if is_of_preferences(training) or training.label_smoothing or len(train) < 2 * span:
@@ -216,7 +219,10 @@ def diagnose(training: TrainingRecord) -> tuple[str, str] | None:
             why = f"validation loss rose from {plain(best)} to {plain(final)} while training loss fell from"
             why += f" {plain(then[-1])} to {plain(last)}; {_AGAINST_OVERFITTING}"
             return "overfits", f"overfits after step {count(step)}: {why}"
-    if last > first * (1 - _CHANGE):
+    if last > first * (1 + _CHANGE):
+        why = f"training loss rose from {plain(first)} to {plain(last)}"
+        return "rises", f"does not learn: {why}; a lower learning rate may help, if the rows are alike"
+    if last > max(first * (1 - _CHANGE), _KNOWN_BY_HEART):
         why = f"training loss went from {plain(first)} to {plain(last)}; a higher learning rate may help"
         return "underfits", f"underfits: {why}"
     if last > _KNOWN_BY_HEART and last < before * (1 - 2 * _CHANGE):
@@ -231,7 +237,8 @@ def diagnose(training: TrainingRecord) -> tuple[str, str] | None:
     why = f"training loss levelled off at {plain(last)}"
     why += f", validation loss {plain(validation[-1][1])}" if validation else ""
     why += ", which holds none of the rows replayed" if training.n_replayed else ""
-    return "fits", f"neither underfits nor overfits: {why}"
+    is_followed = len(validation) > 1  # one value cannot show that validation loss rises
+    return "fits", f"{'neither underfits nor overfits' if is_followed else 'does not underfit'}: {why}"
 
 
 def describe_forgetting(training: TrainingRecord) -> str:

@@ -11,7 +11,7 @@ from harness.models.devices import avoid_cudnn_attention
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer, map_end_tokens, resolve
 from harness.models.later import Model, Tokenizer, peft, safetensors, torch, transformers
-from harness.models.memory import explain_out_of_memory
+from harness.models.out_of_memory import explain_out_of_memory
 from harness.models.weight_files import content_digest
 from harness.progress import quiet_libraries
 from harness.records import Example, PromptText, digest

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from harness import regularizers
 from harness.errors import CandidateFailed, Diverged, one_line
-from harness.models import hardware, hub, memory
+from harness.models import hardware, hub, memory, out_of_memory
 from harness.models.hardware import Machine
 from harness.models.later import Model, Tokenizer, torch, transformers
 from harness.records import TrainingRecord
@@ -293,7 +293,7 @@ MEMORY_KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_s
 
 
 # Turns an out-of-memory error into a failure that names the parameters to change.
-explain_out_of_memory = partial(memory.explain_out_of_memory, NO_MEMORY, MEMORY_KNOBS)
+explain_out_of_memory = partial(out_of_memory.explain_out_of_memory, NO_MEMORY, MEMORY_KNOBS)
 
 
 def make_trainer(
