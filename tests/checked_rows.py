@@ -78,7 +78,7 @@ def lines(finding):
     return [int(place.rpartition(":")[2]) for place in finding.rows]
 
 
-def recognise_rows(check):
+def detect_rows(check):
     from harness.experiment.check_rows import _read_first_rows
 
     return recognise(check, _read_first_rows(check.files))

@@ -25,7 +25,7 @@ def draw_rows(*columns):
     return st.lists(fields, max_size=8).map(lambda rows: rows_of(*rows))
 
 
-def list_written_rows(outcomes):
+def list_rows(outcomes):
     return [outcome.row for outcome in outcomes if outcome.row is not None]
 
 
@@ -68,10 +68,7 @@ def manifest(path):
     return json.loads(Path(f"{path}.manifest.json").read_text())
 
 
-TOPICS = ("card", "refund", "pin", "fee")
-
-
-def make_distinct_rows(n, label=lambda i: TOPICS[i % 4]):
+def make_distinct_rows(n, label=lambda i: ("card", "refund", "pin", "fee")[i % 4]):
     return rows_of(*({"text": f"{i * i} q{i}w v{i}u", "label": label(i), "n": i} for i in range(n)))
 
 

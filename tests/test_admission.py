@@ -117,22 +117,15 @@ def test_tasks_that_share_clusters_show_no_more_than_one_of_them():
     lone = [measurement(f"t{at}", (moved <= 0) * 1.0, (moved >= 0) * 1.0) for at in range(4)]
 
     def set_clusters(name):
-        return [
-            m._replace(
-                **{
-                    arm: [replace(r, cluster=name(m, i // 5)) for i, r in enumerate(getattr(m, arm))]
-                    for arm in ("base", "new")
-                }
-            )
-            for m in lone
-        ]
+        def rename(m, arm):
+            return [replace(row, cluster=name(m, i // 5)) for i, row in enumerate(arm)]
 
-    shared, apart_ = (
-        set_clusters(name) for name in (lambda _, i: f"p{i}", lambda m, i: f"{m.task.name}-{i}")
-    )
+        return [m._replace(base=rename(m, m.base), new=rename(m, m.new)) for m in lone]
+
+    shared, apart = (set_clusters(name) for name in (lambda _, i: f"p{i}", lambda m, i: f"{m.task.name}-{i}"))
     single = verdict(shared[:1]).macro
     assert verdict(shared).macro.high == pytest.approx(single.high, abs=0.005)
-    assert verdict(apart_).macro.high < single.high - 0.02
+    assert verdict(apart).macro.high < single.high - 0.02
 
 
 def drop_first_items(m, k):
@@ -152,9 +145,7 @@ def test_copies_of_which_one_lacks_an_item_are_one_task_and_a_part_of_a_task_is_
 
 def test_tasks_that_share_some_items_are_correlated_named_and_gain_no_width():
     a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0)
-    half = {
-        item: f"other-{item}" if i % 2 else document for i, (item, document) in enumerate(b.documents.items())
-    }
+    half = {item: f"other-{item}" if i % 2 else name for i, (item, name) in enumerate(b.documents.items())}
     partly, fully, none = (verdict([a, b._replace(documents=d)]).macro for d in (half, b.documents, {}))
     assert none.high < partly.high < fully.high
     shared_items = macro_of(verdict([a, b._replace(documents=half)])).numbers["shared_items"]

@@ -190,9 +190,6 @@ def test_the_least_recently_used_rows_go_first(stored_base, tmp_path):
     assert stores.base_rows_use().n_bytes <= room
 
 
-ASKS_THE_BASE = ["base: sums/test", "base: facts/test", "base: prose/test"]
-
-
 def lines(path, *overrides, candidates=("prompt", "bag"), log=None):
     log = log or ProgressLog()
     tiny_experiment.run(path, *overrides, candidates=candidates, progress=log)
@@ -215,7 +212,7 @@ def test_a_score_on_the_target_stands_before_the_base_is_asked_and_is_the_one_it
     assert shown_lines[0] == "prompt: letters/test"
     assert shown_lines[1].startswith("prompt: EM ")
     assert shown_lines[1].endswith(", a first result; next, the capability suite of the base")
-    assert shown_lines[2:5] == ASKS_THE_BASE
+    assert shown_lines[2:5] == ["base: sums/test", "base: facts/test", "base: prose/test"]
     assert shown_lines[5] == "capability suite of the base: measured on 3 tasks"
     assert shown_lines[6:8] == ["control arm: the base again", "prompt: letters/validation"]
     last = next(line for line in shown_lines[2:] if line.startswith("prompt: EM "))

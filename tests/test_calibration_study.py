@@ -22,9 +22,7 @@ def test_every_cell_has_a_name_of_its_own_and_every_estimator_a_cell_in_the_test
 
 
 @pytest.mark.e2e
-def test_kept_figures_are_used_again_until_more_draws_are_wanted_or_changed_code_makes_other_first_draws(
-    tmp_path,
-):
+def test_kept_figures_are_used_until_more_draws_are_wanted_or_changed_code_makes_other_first_draws(tmp_path):
     path = tmp_path / "kept.json"
     ((name, first),) = study.study(20, CONTROL, path).items()
     assert study.study(20, CONTROL, path) == {name: first}

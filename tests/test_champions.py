@@ -152,9 +152,7 @@ def twice(copy, command):
 
 
 @pytest.mark.e2e
-def test_what_was_promoted_before_survives_cleaning_and_a_rollback_makes_gates_compare_with_it(
-    twice, command
-):
+def test_what_was_promoted_before_survives_cleaning_and_a_rollback_lets_gates_compare_with_it(twice, command):
     runs = Store(twice.parent / "runs")
     lora = next(run for run in store.list_runs(runs) if run.candidate == "lora")
     shutil.rmtree(runs.folder / lora.run_id)  # so that the history alone refers to its rows and weights

@@ -363,9 +363,7 @@ def test_runs_are_listed_with_what_each_takes_shown_and_removed(harness, copy):
     assert lora not in json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
 
 
-def test_what_is_unused_and_rows_of_bases_that_every_folder_finds_are_listed_and_removed_only_with_yes(
-    harness, copy
-):
+def test_what_is_unused_and_rows_of_shared_bases_are_listed_and_removed_only_with_yes(harness, copy):
     cached_file = cache_dir() / "base_rows" / "some.parquet"
     cached_file.parent.mkdir()
     cached_file.write_bytes(b"x" * 3_000_000)

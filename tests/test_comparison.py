@@ -36,9 +36,8 @@ sizes = st.sampled_from([1, 3])
 
 def compare_scores(base, new, metric=EXACT, **kwargs):
     size = kwargs.pop("cluster_size", 1)
-    return compare_rows(
-        metric, rows(base, metric, cluster_size=size), rows(new, metric, cluster_size=size), **kwargs
-    )
+    old_rows, new_rows = (rows(arm, metric, cluster_size=size) for arm in (base, new))
+    return compare_rows(metric, old_rows, new_rows, **kwargs)
 
 
 def interval(c):
@@ -82,12 +81,10 @@ def test_metrics_of_several_parts_get_the_bootstrap():
 
 
 def test_nothing_differing_still_has_a_width_over_clusters_alone():
-    same = np.ones(50)
-    assert interval(compare_scores(same, same)) == pytest.approx(stats.tango_interval(0, 0, 50))
-    same = np.ones(60)
-    assert interval(compare_scores(same, same, cluster_size=3)) == pytest.approx(
-        stats.tango_interval(0, 0, 20)
-    )
+    arm = np.ones(50)
+    assert interval(compare_scores(arm, arm)) == pytest.approx(stats.tango_interval(0, 0, 50))
+    arm = np.ones(60)
+    assert interval(compare_scores(arm, arm, cluster_size=3)) == pytest.approx(stats.tango_interval(0, 0, 20))
     score = estimate(EXACT, rows(np.ones(60), cluster_size=3))
     assert (score.low, score.high) == pytest.approx(stats.wilson(20, 20))
     base = np.full(60, 0.5)

@@ -35,9 +35,7 @@ def layers(bias, dtype):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("n_rows", "precision"), [(1, "bf16"), (160, "bf16"), (160, "fp32")])
-def test_a_product_stays_the_same_to_the_last_bit_and_in_full_precision_but_for_rounding(
-    bias, n_rows, precision
-):
+def test_a_product_is_the_same_to_the_last_bit_or_in_full_precision_but_for_rounding(bias, n_rows, precision):
     import torch
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

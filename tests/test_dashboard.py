@@ -270,9 +270,7 @@ def map_quotes(page) -> dict[str, str]:
     )
 
 
-def test_forgetting_shows_each_difference_draws_drift_in_its_unit_and_counts_cut_answers(
-    open_page, tmp_path, made
-):
+def test_forgetting_shows_changes_draws_drift_in_its_unit_and_counts_cut_answers(open_page, tmp_path, made):
     (c,) = made.comparisons["lora"]
     drift = comparison_of(0.042, 0.01, task="prose", metric="bits_per_byte", unit=BITS)
     report.write(replace(made, comparisons={"lora": (c, drift)}), tmp_path / "reports")

@@ -222,9 +222,7 @@ def test_documents_that_are_missing_or_empty_are_refused(task):
 
 
 @pytest.mark.parametrize(("codec", "name", "packed"), [("utf-16", "UTF-16", True)])
-def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(
-    tmp_path, monkeypatch, codec, name, packed
-):
+def test_utf16_is_refused_with_the_command_that_converts_it(tmp_path, monkeypatch, codec, name, packed):
     monkeypatch.chdir(tmp_path)
     text = "prompt,reference\n" + "".join(f"What is {i}?,größer {i}\n" for i in range(500))
     file = Path("my rows.csv.gz" if packed else "my rows.csv")

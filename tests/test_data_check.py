@@ -9,19 +9,9 @@ from importlib import import_module
 from itertools import product
 from pathlib import Path
 
+import checked_rows
 import pytest
-from checked_rows import (
-    LABELS,
-    WORDS,
-    alarms,
-    damage_rows,
-    lines,
-    make_clean_rows,
-    recognise_rows,
-    run_command,
-    write,
-    write_csv,
-)
+from checked_rows import LABELS, WORDS, alarms, damage_rows, lines, make_clean_rows, run_command, write
 from conftest import find_shared_data, refused
 from typer.testing import CliRunner
 
@@ -59,11 +49,8 @@ def test_texts_alone_are_checked_the_worst_stands_first_and_many_empty_columns_a
     for n, row in enumerate(rows):
         row |= {f"c{i}": "x" for i in range(20) if n % 7 or i < 5}
     titles = [f.title for f in find(rows, "missing_values") if "empty" in f.title]
-    assert (len(titles), titles[0], titles[-1]) == (
-        9,
-        "column 'c5' is empty",
-        "7 more columns with empty cells",
-    )
+    assert len(titles) == 9
+    assert (titles[0], titles[-1]) == ("column 'c5' is empty", "7 more columns with empty cells")
 
 
 def plant_edge_cases(rows):
@@ -196,7 +183,7 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
     monkeypatch.chdir(tmp_path)
     names = ["a b.csv", "-c.csv"]
     for i, name in enumerate(names):
-        write_csv(name, damage_rows(make_clean_rows(200, i)))
+        checked_rows.write_csv(name, damage_rows(make_clean_rows(200, i)))
     with Path(names[1]).open("a", newline="") as file:
         again = damage_rows(make_clean_rows(200, 0))[40:50]
         csv.writer(file).writerows(list(row.values()) for row in again)
@@ -264,7 +251,7 @@ def test_one_text_under_two_system_prompts_or_choices_is_two_questions(find, set
 def test_of_more_rows_than_memory_holds_a_draw_is_kept_and_duplicates_are_counted_among_all(tmp_path):
     rows = make_clean_rows(2_000)
     row_check = RowCheck([write(tmp_path / "rows.jsonl", [*rows, rows[0]])])
-    table = read_table(row_check.files, recognise_rows(row_check), held=800_000)
+    table = read_table(row_check.files, checked_rows.detect_rows(row_check), held=800_000)
     assert 100 < len(table.entries) < 700
     assert table.n == 2_001
     findings = check.check_rows(table, check.CheckContext(), ["repeated_rows", "amount"])

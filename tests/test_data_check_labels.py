@@ -7,17 +7,7 @@ import shlex
 from itertools import pairwise
 
 import pytest
-from checked_rows import (
-    LABELS,
-    WORDS,
-    alarm,
-    alarms,
-    fill_layout,
-    lines,
-    make_clean_rows,
-    recognise_rows,
-    write,
-)
+from checked_rows import LABELS, WORDS, alarm, alarms, detect_rows, fill_layout, lines, make_clean_rows, write
 from conftest import find_shared_data
 from test_formats import ROWS as LAYOUT_ROWS
 from typer.testing import CliRunner
@@ -189,7 +179,7 @@ def test_rows_beyond_the_context_are_all_found_by_words_or_the_tokenizer_of_the_
     rows = make_clean_rows()
     rows[6]["text"] = "word " * 500
     row_check = RowCheck([write(tmp_path / "rows.jsonl", rows)])
-    table = read_table(row_check.files, recognise_rows(row_check))
+    table = read_table(row_check.files, detect_rows(row_check))
     words = Tokenizer("words", 100, lambda texts: [len(text.split()) for text in texts])
     findings = check.check_rows(table, check.CheckContext(tokenizer=words), ["amount"])
     assert lines(findings[0]) == [7]

@@ -6,22 +6,11 @@ import shlex
 import unicodedata
 from pathlib import Path
 
+import edited_rows
 import pytest
 from checked_rows import LABELS, WORDS, alarms, fill_layout, lines, make_clean_rows, run_command, write
 from conftest import find_shared_data
-from edited_rows import (
-    ASKED,
-    LONG,
-    draw_rows,
-    jsonl,
-    list_written_rows,
-    manifest,
-    read,
-    read_refusal,
-    rows_of,
-    run_data,
-    run_rows,
-)
+from edited_rows import ASKED, LONG, jsonl, list_rows, manifest, read, read_refusal, run_data, run_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
@@ -115,7 +104,7 @@ def test_cleaning_a_clean_text_changes_nothing(text):
     assert clean_text(once) == (once, [])
 
 
-@given(draw_rows("text", "label", "other"))
+@given(edited_rows.draw_rows("text", "label", "other"))
 def test_every_row_is_written_or_dropped_once_and_in_order(rows):
     outcomes = list(clean(rows, ASKED))
     assert [(o.row or o.change).where for o in outcomes] == [row.where for row in rows]
@@ -126,7 +115,9 @@ def test_every_row_is_written_or_dropped_once_and_in_order(rows):
 
 
 def test_rows_that_ask_or_answer_nothing_are_dropped_with_the_reason():
-    rows = rows_of({"text": "a", "label": "x"}, {"text": " ", "label": "x"}, {"text": "b", "label": None})
+    rows = edited_rows.rows_of(
+        {"text": "a", "label": "x"}, {"text": " ", "label": "x"}, {"text": "b", "label": None}
+    )
     outcomes = list(clean(rows, ASKED))
     assert [o.row is None for o in outcomes] == [False, True, True]
     expected = ["r.jsonl:2: dropped, an empty question", "r.jsonl:3: dropped, an empty answer"]
@@ -252,14 +243,14 @@ def test_labels_in_several_spellings_are_mended_in_every_layout(find, tmp_path, 
 
 
 def kept_fields(*fields, **options):
-    return [row.fields for row in list_written_rows(run_rows(dedup, *fields, **options))]
+    return [row.fields for row in list_rows(run_rows(dedup, *fields, **options))]
 
 
 def dedup_texts(*rows, **options):
     """Return the numbers of the written rows, and the changes."""
-    content = rows_of(*({"text": text, "label": label} for text, label in rows))
+    content = edited_rows.rows_of(*({"text": text, "label": label} for text, label in rows))
     outcomes = dedup(content, ASKED, **options)
-    numbers = [int(row.where[8:]) for row in list_written_rows(outcomes)]
+    numbers = [int(row.where[8:]) for row in list_rows(outcomes)]
     return numbers, [str(outcome.change) for outcome in outcomes if outcome.change]
 
 
@@ -318,15 +309,15 @@ def test_conflicting_answers_are_reported_and_stay_unless_they_are_to_be_dropped
 
 
 @settings(max_examples=50)
-@given(draw_rows("text", "label"), st.sampled_from(["keep", "drop"]))
+@given(edited_rows.draw_rows("text", "label"), st.sampled_from(["keep", "drop"]))
 def test_dedup_keeps_a_row_of_every_kind_and_invents_none(rows, conflicts):
     outcomes = dedup(rows, ASKED, conflicts=conflicts)
     assert [(o.row or o.change).where for o in outcomes] == [row.where for row in rows]
-    written = list_written_rows(outcomes)
+    written = list_rows(outcomes)
     assert [row for row in rows if row in written] == written
     places = {row.where for row in written}
     assert all(o.change.of in places for o in outcomes if o.change and "duplicate" in o.change.reason)
-    assert list_written_rows(dedup(written, ASKED, conflicts=conflicts)) == written
+    assert list_rows(dedup(written, ASKED, conflicts=conflicts)) == written
 
 
 def test_rows_too_like_a_test_file_are_dropped(data):

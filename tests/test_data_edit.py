@@ -4,21 +4,10 @@ import json
 import signal
 from pathlib import Path
 
+import edited_rows
 import pytest
 from checked_rows import list_cases
-from edited_rows import (
-    ASKED,
-    draw_rows,
-    jsonl,
-    list_written_rows,
-    make_distinct_rows,
-    manifest,
-    read,
-    read_refusal,
-    rows_of,
-    run_data,
-    split_rows,
-)
+from edited_rows import jsonl, list_rows, make_distinct_rows, manifest, read, read_refusal, rows_of, run_data
 from forking import terminal_signals
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,15 +24,15 @@ from harness.spec import Task
 
 
 def parts_of(rows, **options):
-    split = split_rows(rows, **options)
+    split = edited_rows.split_rows(rows, **options)
     return {name: [row.fields["n"] for row in part] for name, part in split.parts.items()}
 
 
 @settings(max_examples=25)
-@given(draw_rows("text", "label"), st.integers(0, 3))
+@given(edited_rows.draw_rows("text", "label"), st.integers(0, 3))
 def test_a_split_keeps_every_row_once_and_what_asks_alike_in_one_part(rows, seed):
     try:
-        split = split_rows(rows, (0.5, 0.0, 0.5), seed=seed)
+        split = edited_rows.split_rows(rows, (0.5, 0.0, 0.5), seed=seed)
     except UserError:
         return
     assert sorted(row.where for part in split.parts.values() for row in part) == sorted(r.where for r in rows)
@@ -58,7 +47,7 @@ def test_a_split_has_its_shares_by_class_and_group_and_keeps_the_order_of_the_fi
     assert parts != parts_of(make_distinct_rows(100), shares=(0.7, 0.1, 0.2), seed=1)
 
     rows = make_distinct_rows(100, lambda i: "rare" if i % 10 == 0 else "often")
-    split = split_rows(rows, (0.6, 0.2, 0.2), stratify="label")
+    split = edited_rows.split_rows(rows, (0.6, 0.2, 0.2), stratify="label")
     counts = {name: sum(r.fields["label"] == "rare" for r in part) for name, part in split.parts.items()}
     assert counts == {"train": 6, "validation": 2, "test": 2}
     parts = parts_of(make_distinct_rows(60, lambda i: f"customer {i // 5}"), group="label")
@@ -78,10 +67,8 @@ def test_rows_of_one_cluster_stay_together_unless_another_group_is_named(data):
     run_data(data, "split", "r.jsonl", "--folds", "4", "--group", "who", "--out", "named")
 
     def n_parts_a_value(folder, column):
-        parts = [read(str(file)) for file in sorted(Path(folder).glob("*.jsonl"))]
-        return {
-            len([p for p in parts if value in [r[column] for r in p]]) for value in {r[column] for r in rows}
-        }
+        parts = [{row[column] for row in read(str(file))} for file in Path(folder).glob("*.jsonl")]
+        return {sum(value in part for part in parts) for value in {row[column] for row in rows}}
 
     assert (n_parts_a_value("own", "cluster"), n_parts_a_value("named", "who")) == ({1}, {1})
     assert n_parts_a_value("named", "cluster") != {1}
@@ -103,7 +90,7 @@ def test_a_split_by_time_trains_on_the_past_and_drops_what_it_knows():
         for i, row in enumerate(rows)
     ]
     dated_rows[0].fields["text"] = dated_rows[19].fields["text"]
-    split = split_rows(dated_rows, (0.5, 0.25, 0.25), time="day", group="who")
+    split = edited_rows.split_rows(dated_rows, (0.5, 0.25, 0.25), time="day", group="who")
     expected = {"train": list(range(10, 20)), "validation": list(range(5, 10)), "test": [1, 2, 3, 4]}
     assert {name: [r.fields["n"] for r in part] for name, part in split.parts.items()} == expected
     expected = ["r.jsonl:1: dropped, alike to a question of an earlier part of r.jsonl:20"]
@@ -209,18 +196,18 @@ def test_a_mixture_invents_no_row_and_drops_what_it_does_not_draw(a, b, temperat
 
 
 def test_a_mixture_has_its_number_of_rows_and_ids_of_their_own(data):
-    mixed = list_written_rows(mix(files_of(50, 100), RowMixture(weights=(0.25, 0.75), n_rows=81)))
+    mixed = list_rows(mix(files_of(50, 100), RowMixture(weights=(0.25, 0.75), n_rows=81)))
     assert [row.fields["source"] for row in mixed] == ["a.jsonl"] * 20 + ["b.jsonl"] * 61
     assert all(row.where.startswith(row.fields["source"]) for row in mixed)
-    mixed = list_written_rows(mix(files_of(3, 3), RowMixture(n_rows=40, replacement=True)))
+    mixed = list_rows(mix(files_of(3, 3), RowMixture(n_rows=40, replacement=True)))
     assert len(mixed) == 40
     assert len({row.fields["id"] for row in mixed}) == 40
 
     files = [make_rows_with_ids("a.jsonl", 1, 2, 3), make_rows_with_ids("b.csv", "1", "2", "4")]
-    idents = [row.fields["id"] for row in list_written_rows(mix(files, RowMixture(weights=(0.5, 0.5))))]
+    idents = [row.fields["id"] for row in list_rows(mix(files, RowMixture(weights=(0.5, 0.5))))]
     assert idents == [1, 2, 3, "1-2", "2-2", "4"]
     expected = ["1", "2", "4", 5, 6, 3]
-    assert [row.fields["id"] for row in list_written_rows(mix(files[::-1], RowMixture()))] == expected
+    assert [row.fields["id"] for row in list_rows(mix(files[::-1], RowMixture()))] == expected
 
 
 def make_rows_with_ids(name, *idents):
@@ -250,7 +237,7 @@ def test_a_mixture_that_cannot_be_made_is_refused(data, words, said):
 @given(st.integers(1, 30), st.integers(0, 3))
 def test_a_smaller_sample_is_part_of_a_larger_one_in_the_order_of_the_file(n, seed):
     content = Rows("r", "r", make_distinct_rows(31))
-    small, large = (list_written_rows(sample(content, size, None, seed)) for size in (n, n + 1))
+    small, large = (list_rows(sample(content, size, None, seed)) for size in (n, n + 1))
     assert len(small) == n
     assert [row for row in large if row in small] == small
     assert large == sorted(large, key=lambda row: row.fields["n"])
@@ -258,7 +245,7 @@ def test_a_smaller_sample_is_part_of_a_larger_one_in_the_order_of_the_file(n, se
 
 def test_a_balanced_sample_has_equally_many_of_every_value_or_is_refused():
     rows = make_distinct_rows(60, lambda i: "rare" if i % 10 == 0 else "often")
-    sampled = list_written_rows(sample(Rows("r", "r", rows), 10, "label", 0))
+    sampled = list_rows(sample(Rows("r", "r", rows), 10, "label", 0))
     assert sorted(row.fields["label"] for row in sampled) == ["often"] * 5 + ["rare"] * 5
     message = r"6 rows of the class 'rare'; expected at least 10 .* --rows 12 at most"
     with pytest.raises(UserError, match=message):
@@ -361,7 +348,7 @@ def test_a_first_line_that_is_probably_a_row_is_refused_unless_columns_are_named
 
 
 def test_a_file_that_comes_while_another_is_made_is_not_replaced(data):
-    rows = list(clean(rows_of({"text": "a", "label": "x"}), ASKED))
+    rows = list(clean(rows_of({"text": "a", "label": "x"}), edited_rows.ASKED))
 
     def yield_slowly():
         yield from rows

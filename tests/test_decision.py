@@ -9,17 +9,12 @@ from fake_facts import BITS, alternatives, candidate, comparison, find_reason, m
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.analysis import target_scores
 from harness.analysis.candidate_facts import BaseSize, best_untrained, judged_run
 from harness.analysis.decision import Decision
 from harness.analysis.economics import apply_budgets, index_sentences, index_usd_per_1k
 from harness.analysis.estimators import Estimate
-from harness.analysis.target_scores import (
-    CurvePoint,
-    ExpectedGain,
-    LearningCurve,
-    TrivialBaseline,
-    trivial_baseline,
-)
+from harness.analysis.target_scores import CurvePoint, ExpectedGain, LearningCurve, TrivialBaseline
 from harness.errors import Unscored
 from harness.evaluation import has_instruction
 from harness.formatting import Unit
@@ -74,9 +69,8 @@ def test_a_classifier_as_good_makes_the_fine_tune_needless():
     )
     change = comparison(-0.01, base=0.95, new=0.94)
     facts[5] = make_fine_tune("lora", 0.94, -0.01, vs_untrained=change)
-    assert (
-        "only a gain above 7.1 points would show, and 5.0 are left to gain" in make_decision(facts).sentence
-    )
+    sentence = make_decision(facts).sentence
+    assert "only a gain above 7.1 points would show, and 5.0 are left to gain" in sentence
 
 
 def test_what_the_gate_does_not_pass_is_not_recommended_whatever_it_gains():
@@ -184,9 +178,8 @@ def test_without_a_measured_fine_tune_the_best_untrained_is_shipped_if_anything(
     assert decision.sentence == expected
 
     facts = alternatives()
-    facts[2] = replace(
-        facts[2], verdict=verdict("fail", "FAIL: target 74.0 [69, 79] % against at least 80.0 %")
-    )
+    failed = verdict("fail", "FAIL: target 74.0 [69, 79] % against at least 80.0 %")
+    facts[2] = replace(facts[2], verdict=failed)
     decision = make_decision([*facts, make_fine_tune("lora", 0.75, 0.01)])
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert "knn would be it (74.0 [69, 79]" in decision.sentence
@@ -215,7 +208,7 @@ def find_trivial(rows, metric, **changes):
     """Return the trivial baseline of test items by their references and choices."""
     task = Task(name="t", data={"test": "t.jsonl"}, metrics=[metric])
     cases = [Example(f"t/{i}", (), tuple(refs), choices=tuple(opts)) for i, (refs, opts) in enumerate(rows)]
-    return trivial_baseline(replace(load_metrics(task)[metric], **changes), cases)
+    return target_scores.trivial_baseline(replace(load_metrics(task)[metric], **changes), cases)
 
 
 def items(*references, metric="exact_match", **changes):
@@ -443,9 +436,8 @@ def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune
 
 
 def test_a_budget_is_kept_by_the_median_over_seeds_and_never_broken_by_what_was_not_measured():
-    seeds = [
-        make_fine_tune("lora", 0.95, 0.30, seed=s, latency_p50_s=t) for s, t in enumerate((0.2, 0.2, 2.0))
-    ]
+    times = enumerate((0.2, 0.2, 2.0))
+    seeds = [make_fine_tune("lora", 0.95, 0.30, seed=seed, latency_p50_s=t) for seed, t in times]
     decision = decide_on(*seeds, max_latency_s=0.5)
     assert decision.candidate == "lora"
     assert find_reason(decision, "All keep the budgets")

@@ -12,17 +12,10 @@ from openai_server import Fault, Rule, ServerAnswer, serve_model
 from harness.data.edit.row_files import payments_for, total_usd
 from harness.data.edit.save import save
 from harness.errors import CandidateFailed, UserError
-from harness.experiment.written_rows import (
-    Distillation,
-    Drawing,
-    make_pairs,
-    open_ranking,
-    prepare_distillation,
-)
+from harness.experiment import written_rows
+from harness.experiment.written_rows import Distillation, make_pairs, open_ranking, prepare_distillation
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-PRICES = "usd_per_million_tokens: {input: 1000, output: 5000}"
 
 
 class UsageTeacher(Rule):
@@ -40,7 +33,7 @@ def says(messages):
     return "Money." if any(word in text for word in tiny_experiment.MONEY) else "late"
 
 
-def write(folder, tiny, url, *, prices=PRICES, candidates=""):
+def write(folder, tiny, url, *, prices="usd_per_million_tokens: {input: 1000, output: 5000}", candidates=""):
     teacher = f"{{base_url: {url}, model: tiny, protocol: chat, max_retries: 0, num_concurrent: 2, {prices}}}"
     large = f"  large: {{method: endpoint, role: baseline, params: {teacher}}}\n"
     untrained = "  prompt: {method: base}\n  bag: {method: classifier}\n"
@@ -132,9 +125,7 @@ def test_an_instruction_rewrites_the_rows_own_answers(server, tiny, tmp_path):
     assert not any("the rows' own" in note for note in result.notes)
 
 
-def test_only_answers_that_score_enough_are_kept_and_one_that_is_no_label_makes_no_row(
-    server, tiny, tmp_path
-):
+def test_only_answers_that_score_enough_are_kept_and_what_is_no_label_makes_no_row(server, tiny, tmp_path):
     replies = ["late"]
     server.model = UsageTeacher(lambda messages: replies[0])
     session = tiny_experiment.session(write(tmp_path, tiny, server.url))
@@ -250,7 +241,7 @@ def pairs_by_length(session, name="prompt", **changes):
     """Make pairs whose longer answer is the better one."""
     mine = str(session.store.folder.parent / "by_length.py")
     drawing = {"samples": 3, "temperature": 1.5, "n_prompts": 6, "rank": mine} | changes
-    return make_pairs(session, name, Drawing(**drawing), "made.jsonl")
+    return make_pairs(session, name, written_rows.Drawing(**drawing), "made.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +349,7 @@ def session_and_server(tiny, tmp_path):
 
 
 def draw_by_judge(**changes):
-    return Drawing(samples=3, n_prompts=4, rank="judge:helpful", **changes)
+    return written_rows.Drawing(samples=3, n_prompts=4, rank="judge:helpful", **changes)
 
 
 def test_a_making_that_cost_what_is_allowed_goes_on_and_asks_nothing_twice(session_and_server):

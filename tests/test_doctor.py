@@ -11,31 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from harness import experiment
 from harness.cli import app
 from harness.cli.options import ExperimentFile
-from harness.evaluation.costs import (
-    DEVICE_HOUR_USD,
-    TokenCounts,
-    Work,
-    estimate_answering,
-    price_usd,
-    request_usd,
-    tokens,
-)
-from harness.experiment import (
-    Estimates,
-    Scope,
-    describe_stored,
-    find_stored_runs,
-    first_line,
-    in_order,
-    prepare_session,
-)
+from harness.evaluation.costs import DEVICE_HOUR_USD, Work, estimate_answering, price_usd, request_usd, tokens
+from harness.experiment import Estimates, Scope, find_stored_runs, first_line, in_order, prepare_session
 from harness.experiment.stored_rows import BASE_ARM as ARM
 from harness.formatting import seconds
 from harness.models.hardware import Machine, Memory
 from harness.progress import SilentProgress
-from harness.records import Example
+from harness.records import Example, TokenCounts
 from harness.spec import TokenPrices
 
 
@@ -206,7 +191,7 @@ def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, mis
     assert bool(sum(item.trained for item in work.values())) is trains
     whole_s, missing_s = (sum(Estimates(session).seconds(plan).values()) for plan in (whole, work))
     n_done = 6 - len(missing - {ARM})
-    summary = describe_stored(session.unknown_bases(), stored, missing_s)
+    summary = experiment.describe_stored(session.unknown_bases(), stored, missing_s)
     rest = f"; the others take about {seconds(missing_s)}" if n_done else ""
     assert summary == f"{n_done} of 6 runs are stored already{rest}"
     line = first_line(session.experiment, session.machine, 6, whole_s, missing_s)

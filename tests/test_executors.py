@@ -262,9 +262,7 @@ def test_workers_that_end_each_time_fail_what_is_left_with_what_they_said_last(s
 
 
 @pytest.mark.parametrize(("n", "found"), [(None, ["3 7", "5 7"]), (5, ["3 7"] * 3 + ["5 7"] * 2)])
-def test_each_worker_has_a_gpu_and_as_many_threads_as_the_plan_says_and_more_share_gpus(
-    file, monkeypatch, n, found
-):
+def test_each_worker_has_a_gpu_and_the_threads_of_the_plan_and_more_share_gpus(file, monkeypatch, n, found):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     program = "import os, sys; sys.exit('{CUDA_VISIBLE_DEVICES} {OMP_NUM_THREADS}'.format(**os.environ))"
     with open_local(file, n, 7, "cuda", program) as starter:

@@ -87,9 +87,7 @@ def test_a_changed_recipe_computes_only_itself(copy):
 
 
 @pytest.mark.e2e
-def test_a_candidate_that_fails_is_reported_with_its_knob_leaves_no_weights_and_may_succeed_next(
-    tiny, tmp_path
-):
+def test_a_failed_candidate_is_reported_with_its_knob_leaves_no_weights_and_may_succeed_next(tiny, tmp_path):
     candidates = "  prompt: {method: base}\n  bag: {method: classifier}\n  twice: {weights_of: bag}\n"
     path = tiny_experiment.write(tmp_path, tiny, candidates)
     result = tiny_experiment.run(path, *UNLABELLED)

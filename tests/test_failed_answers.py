@@ -111,9 +111,8 @@ def test_what_the_base_did_not_answer_counts_against_a_pass():
     assert judge_tasks(make_measurement(base[10:], new[10:]), policy=policy).outcome == "pass"
     assert outcomes(judge_tasks(make_measurement(base, new), policy=policy))["macro"] == "inconclusive"
 
-    verdict = judge_tasks(
-        make_measurement(*flips(2000, 2, 2)), make_measurement([None] * 10, [1.0] * 10, "sums")
-    )
+    failed = make_measurement([None] * 10, [1.0] * 10, "sums")
+    verdict = judge_tasks(make_measurement(*flips(2000, 2, 2)), failed)
     assert verdict.outcome == "inconclusive"
     assert "1 task not answered by both (sums)" in verdict.sentence
 

@@ -22,22 +22,13 @@ from harness.progress import SilentProgress
 pytestmark = pytest.mark.e2e
 
 N = 5 * 160
-CANDIDATES = """\
-  prompt: {method: base}
-  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
-"""
 
 
 def make_sums():
     """Make more distinct sums than a comparison asks."""
-    sums = ((n, n % 7, n + n % 7) for n in range(N))
+    sums = ((n, n % 7, f"{n + n % 7}") for n in range(N))
     return [
-        {
-            "id": f"sum-{a}",
-            "prompt": f"{a} and {b} make",
-            "reference": f"{c}",
-            "choices": [f"{c}", f"{c + 1}"],
-        }
+        {"id": f"sum-{a}", "prompt": f"{a} and {b} make", "reference": c, "choices": [c, f"{a + b + 1}"]}
         for a, b, c in sums
     ]
 
@@ -46,7 +37,7 @@ def make_sums():
 def folder_and_report(tiny, own_cache, tmp_path_factory):
     """Run the tiny experiment with one large task and a wide margin; returns its folder and report."""
     folder = tmp_path_factory.mktemp("fewer")
-    path = tiny_experiment.write(folder, tiny, CANDIDATES, extra="gate: {macro: 0.3}\n")
+    path = tiny_experiment.write(folder, tiny, tiny_experiment.TUNED, extra="gate: {macro: 0.3}\n")
     tiny_experiment.rows(folder / "suites" / "general" / "sums.jsonl", make_sums())
     return folder, tiny_experiment.run(path, fewer_items=True)
 
@@ -131,9 +122,7 @@ def test_the_gate_gives_the_verdict_and_the_interval_of_the_comparison(folder_an
 
 
 @pytest.mark.weekly
-def test_each_run_is_judged_at_the_analysis_that_settled_it_and_a_hopeless_one_is_asked_no_more(
-    settled_early,
-):
+def test_a_run_is_judged_at_the_analysis_that_settled_it_and_a_hopeless_one_is_asked_no_more(settled_early):
     folder, report = settled_early
     for reported_fact in (f for f in report.facts if f.name in ("broken", "gentle")):
         (gate_result,) = release.gate(folder / "harness.yaml", reported_fact.name)

@@ -211,9 +211,7 @@ def test_templates_that_name_no_field_are_refused_and_unusable_rows_removed_wher
 
 
 @pytest.mark.parametrize(("rows", "line", "found"), list_cases("refused_rows.txt", "rows"))
-def test_a_row_that_cannot_be_an_item_or_does_not_fit_its_layout_is_refused_at_its_line(
-    load, rows, line, found
-):
+def test_a_row_that_is_no_item_or_does_not_fit_its_layout_is_refused_at_its_line(load, rows, line, found):
     rows, where = json.loads(rows), f"test.jsonl:{line}" if line != "0" else "test.jsonl"
     assert list_problems(load, test=rows)[0][:2] == (where, found)
     if len(rows) == 1:

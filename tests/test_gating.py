@@ -365,15 +365,10 @@ def test_a_graded_task_counts_by_its_share_of_the_range_or_not_at_all():
     assert loss_verdict.outcome == "pass"
     assert "chat −0.5 [−0.5, −0.5] pp of its range" in rule(loss_verdict, "each").sentence
 
-    result = judge_measurements(points(500, -8, (0, 100)), make_measurement(2000, 0))
-    assert rule(result, "each").numbers["vetoed"] == ["chat"]
+    measured = points(500, -8, (0, 100)), make_measurement(2000, 0)
+    assert rule(judge_measurements(*measured), "each").numbers["vetoed"] == ["chat"]
     policy = POLICY.model_copy(update={"each": "20%"})  # of the base's 50 of 100: 10 points
-    assert (
-        rule(
-            judge_measurements(points(500, -8, (0, 100)), make_measurement(2000, 0), policy=policy), "each"
-        ).outcome
-        == "pass"
-    )
+    assert rule(judge_measurements(*measured, policy=policy), "each").outcome == "pass"
 
     result = judge_measurements(points(500, 5.0, (-inf, inf)), make_measurement(2000, 160))
     assert result.macro.score == pytest.approx(-0.08)
@@ -426,12 +421,9 @@ def test_drift_is_judged_where_asked_and_passes_only_where_every_text_is_below_t
     assert verdict(tasks, GatePolicy(drift=0.5)).outcome == "pass"
 
     sure_task = text(1.05)
-    open_task = sure_task._replace(
-        task=task("french", kind="bits_per_byte"),
-        comparison=replace(
-            sure_task.comparison, delta=0.01, low=-0.3, high=0.32, lower=-0.25, upper=0.27, se=0.16
-        ),
-    )
+    ends = {"low": -0.3, "high": 0.32, "lower": -0.25, "upper": 0.27}
+    unsure = replace(sure_task.comparison, delta=0.01, se=0.16, **ends)
+    open_task = sure_task._replace(task=task("french", kind="bits_per_byte"), comparison=unsure)
     policy = GatePolicy(drift=0.1)
     assert rule(verdict([*EQUAL, sure_task], policy), "drift").outcome == "pass"
     open_rule = rule(verdict([*EQUAL, sure_task, open_task], policy), "drift")

@@ -78,12 +78,9 @@ def test_rows_that_have_ended_are_no_longer_computed(model):
     assert batch_sizes[-1] == sum(n == max(lengths) for n in lengths) < len(prompts)
 
 
-DRAWN = Limits(8, (), temperature=1.0)
-
-
 def sample_answers(model, folder, prompts, seeds):
     candidate = HFCandidate(model, load_tokenizer(resolve(str(folder))), "w")
-    return [output.text for output in candidate.generate(prompts, DRAWN, seeds)]
+    return [output.text for output in candidate.generate(prompts, Limits(8, (), temperature=1.0), seeds)]
 
 
 def test_a_seed_draws_the_same_answer_whatever_is_asked_beside_it(model, tiny):
@@ -129,9 +126,7 @@ def list_seen_ids(tree, position):
 
 @PURE
 @given(PAIRS, BUDGETS)
-def test_a_tree_computes_each_needed_position_once_which_sees_no_other_branch_and_keeps_to_the_budget(
-    pairs, budget
-):
+def test_a_tree_computes_each_needed_position_once_sees_no_other_branch_and_keeps_the_budget(pairs, budget):
     longest_pair = max(len(context) + len(continuation) for context, continuation in pairs)
     for tree in grow(pairs, budget):
         needed_ids = set()

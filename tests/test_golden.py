@@ -27,9 +27,6 @@ def test_a_reference_value_and_each_of_its_parts_are_asked_for_by_a_test(key):
     assert [p for p in names if f'"{p}"' not in ASKING and re.sub(r"^r\d+", "r{r}", p) not in ASKING] == []
 
 
-FROZEN = Path(__file__).parent / "golden_worlds"
-
-
 @pytest.fixture
 def ticking_clock(monkeypatch):
     """Advance the clock by a millisecond per reading, so that no cost depends on the machine's load."""
@@ -42,7 +39,7 @@ def ticking_clock(monkeypatch):
 @pytest.mark.usefixtures("rule_cache", "ticking_clock")
 @pytest.mark.parametrize("world", stored.WORLDS, ids=lambda world: world.__name__)
 def test_what_is_said_of_a_stored_world_is_what_was_said(world, tmp_path, request):
-    file = FROZEN / f"{world.__name__}.json"
+    file = Path(__file__).parent / "golden_worlds" / f"{world.__name__}.json"
     result = stored.plain(world(tmp_path))
     if request.config.getoption("--update-golden"):
         file.write_text(stored.dump(result), "utf-8")

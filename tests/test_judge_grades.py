@@ -148,13 +148,10 @@ def test_the_gate_refuses_grades_by_another_rubric_or_judge_than_the_files_name(
     release.gate(setup.path, "plain")
 
 
-ABROAD = "http://judge.example.com/v1"
-
-
 def test_a_judge_abroad_is_refused_where_data_are_sensitive_when_the_file_is_read(desk):  # noqa: F811
     setup = desk(extra="decide: {needs: [sensitive_data]}\n")
     config.load(setup.path)
-    setup.rubric(RUBRIC + JUDGE.format(url=ABROAD, timeout=5))
+    setup.rubric(RUBRIC + JUDGE.format(url="http://judge.example.com/v1", timeout=5))
     with pytest.raises(
         UserError, match=r"harness.yaml:8: found judge:helpful: a judge on an external server"
     ):

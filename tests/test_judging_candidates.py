@@ -69,9 +69,7 @@ def grader(wide_model, tmp_path_factory):
 
 
 @pytest.mark.e2e
-def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_to_grade_itself(
-    wide_model, tmp_path
-):
+def test_an_own_candidate_is_trained_before_it_judges_and_is_said_to_grade_itself(wide_model, tmp_path):
     path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
     report = compare(path)
     run = tiny_experiment.runs_of(path)["lora"]
@@ -87,9 +85,7 @@ def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_t
 
 
 @pytest.mark.e2e
-def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trained(
-    grader, wide_model, tmp_path
-):
+def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_trained(grader, wide_model, tmp_path):
     file, train = grader
     path = write(tmp_path / "desk", wide_model, judge=f"{{candidate: lora, experiment: {file}}}")
     if not any((file.parent / "runs" / "weights").glob("*/fit.json")):

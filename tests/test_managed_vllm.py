@@ -28,12 +28,6 @@ from harness.spec import VllmPolicy
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-CANDIDATES = """\
-  prompt: {method: base}
-  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
-"""
-
-
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     return fake_vllm.install(tmp_path_factory.mktemp("venv") / "bin")
@@ -124,7 +118,7 @@ def test_the_server_ends_where_its_supervisor_is_killed_and_asks_for_no_key_of_t
 @pytest.mark.parametrize("word", ["--port", "--served_model_name=mine"])
 def test_an_argument_by_which_the_server_is_asked_is_refused_when_it_is_read(tiny, tmp_path, word):
     extra = f"engine: vllm\nvllm: {{command: vllm, args: ['{word}', '1']}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
+    path = tiny_experiment.write(tmp_path, tiny, tiny_experiment.TUNED, extra=extra)
     name = word.partition("=")[0].replace("_", "-")
     with pytest.raises(UserError, match=rf"harness.yaml:\d+.*{name}, by which the server is asked"):
         config.load(path)
@@ -167,7 +161,7 @@ def answers(path, run):
 def test_a_comparison_by_the_server_has_the_answers_of_one_by_transformers(tiny, program, tmp_path):
     settings = f"engine: vllm\nvllm: {{command: {program}, args: [--max-model-len=900]}}\n"
     paths = [
-        tiny_experiment.write(tmp_path / name, tiny, CANDIDATES, extra=extra)
+        tiny_experiment.write(tmp_path / name, tiny, tiny_experiment.TUNED, extra=extra)
         for name, extra in (("ours", ""), ("theirs", settings))
     ]
     both = []
@@ -213,14 +207,14 @@ def test_another_version_or_setting_of_vllm_has_other_rows(tiny, program, tmp_pa
 )
 def test_a_program_that_is_not_vllm_is_refused_before_anything_runs(tiny, tmp_path, command, found):
     extra = f"engine: vllm\nvllm: {{command: {command}}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
+    path = tiny_experiment.write(tmp_path, tiny, tiny_experiment.TUNED, extra=extra)
     with pytest.raises(UserError, match=rf"vllm.command: found {command}, {found}.*vllm"):
         open_session(path)
 
 
 def test_an_adapter_is_refused_where_vllm_is_to_take_none(tiny, program, tmp_path):
     extra = f"engine: vllm\nvllm: {{command: {program}, enable_lora: false}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
+    path = tiny_experiment.write(tmp_path, tiny, tiny_experiment.TUNED, extra=extra)
     with pytest.raises(UserError, match=r"candidate lora: found an adapter, and vllm.enable_lora: false"):
         open_session(path, candidates=())
 

@@ -91,11 +91,8 @@ def test_a_metric_carries_the_name_of_its_file_whose_docstrings_say_where_lower_
     assert (metric.name, metric.higher_is_better) == (name, not is_lower), "say where lower is better"
 
 
-ANSWERED = given(text=st.text(max_size=40), gold=st.sampled_from(LABELS))
-
-
 @pytest.mark.parametrize("name", QUICK)
-@ANSWERED
+@given(text=st.text(max_size=40), gold=st.sampled_from(LABELS))
 def test_every_answer_gets_all_parts_which_are_finite_and_its_score_is_within_the_bounds(name, text, gold):
     metric = build_metric(name)
     parts = metric.score(answer(text), example(write_gold(name, gold)))
@@ -326,9 +323,7 @@ def test_ratings_are_measured_as_sklearn_measures_them(pairs):
         (STARS, "excellent!", "1", 4.0),
     ],
 )
-def test_ratings_have_their_numbers_or_their_places_and_what_is_none_is_farthest_off(
-    labels, text, gold, error
-):
+def test_ratings_have_their_numbers_or_places_and_what_is_none_is_farthest_off(labels, text, gold, error):
     assert rate("mean_absolute_error", [text], [gold], labels) == error
     assert rate("within_one", [text], [gold], labels) == 0
 

@@ -19,8 +19,6 @@ from harness.report import advise_more_items
 from harness.spec import Experiment, GatePolicy, Task, TaskData
 from tests.fake_rows import EXACT, flips, rows
 
-fractions = st.floats(0, 1)
-
 
 def compare_task(name: str, n: int, gains: int, losses: int) -> TaskComparison:
     base, new = (rows(arm, task=name) for arm in flips(n, gains, losses))
@@ -35,7 +33,7 @@ def judge_tasks(tasks: list[TaskComparison], policy: GatePolicy) -> Verdict:
 
 @pytest.mark.e2e
 @settings(max_examples=8)  # each counts up to 20,000 items
-@given(st.integers(20, 300), fractions, st.floats(0, 1.1), st.floats(0.3, 0.95))
+@given(st.integers(20, 300), st.floats(0, 1), st.floats(0, 1.1), st.floats(0.3, 0.95))
 def test_with_the_items_asked_for_the_margin_is_settled_if_the_assumption_holds(n, lost, gained, low):
     # From four losses on, six or more flips are expected below; rounding fewer would change their share.
     losses = 4 + round((n - 4) * lost / 4)
@@ -129,22 +127,14 @@ role: capability
 tasks:
   - {name: sums, kind: choice, data: {test: general/sums.jsonl}, metrics: [accuracy], chat_template: false, limit: 40}
 """
-TUNED = """\
-  prompt: {method: base}
-  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
-"""
 
 
 @pytest.mark.e2e
 def test_a_step_as_it_is_printed_asks_more_items(tiny, own_cache, tmp_path, command):
-    path = tiny_experiment.write(tmp_path, tiny, TUNED, extra="gate: {macro: 0.02}\n")
+    path = tiny_experiment.write(tmp_path, tiny, tiny_experiment.TUNED, extra="gate: {macro: 0.02}\n")
     sums = [
-        {
-            "prompt": f"{n} and {n % 7} make",
-            "reference": f"{n + n % 7}",
-            "choices": [f"{n + n % 7}", f"{n + 8}"],
-        }
-        for n in range(800)
+        {"prompt": f"{n} and {n % 7} make", "reference": total, "choices": [total, f"{n + 8}"]}
+        for n, total in ((n, f"{n + n % 7}") for n in range(800))
     ]
     tiny_experiment.rows(path.parent / "suites" / "general" / "sums.jsonl", sums)
     (path.parent / "suites" / "general.yaml").write_text(GENERAL)

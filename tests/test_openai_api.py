@@ -251,9 +251,7 @@ def test_what_a_server_says_instead_of_an_answer_has_a_name(server, open_candida
     assert words in failure(open_candidate(server, timeout=0.3 if fault.after_s else 60))
 
 
-def test_likelihoods_need_a_server_that_echoes_the_prompt_and_adds_nothing(
-    server, open_candidate, answer_model
-):
+def test_likelihoods_need_a_server_that_echoes_prompts_and_adds_nothing(server, open_candidate, answer_model):
     server.faults = [Fault(200, openai_server._response(ServerAnswer("x"), {"text": "x", "logprobs": None}))]
     with pytest.raises(CandidateFailed, match=r"of 0 tokens where 3 were sent.*protocol: chat"):
         open_candidate(server).loglikelihood([((5, 6), (7,))])

@@ -101,16 +101,15 @@ def test_such_a_judge_is_corrected(long_winded):
     (short, long), truth, labels = long_winded
     uncorrected = comparison.compare_rows(JUDGE, short, long)
     assert uncorrected.low > 0.1
-    corrected = correct_comparison(JUDGE, uncorrected, short, long, latest_labels([labels], JUDGE.name))
+    latest = latest_labels([labels], JUDGE.name)
+    corrected = correct_comparison(JUDGE, uncorrected, short, long, latest)
     true_change = truth[1].mean() - truth[0].mean()
     assert corrected.low <= true_change <= corrected.high
     assert corrected.low < 0 < corrected.high
     assert corrected.estimator == "ppi"
     assert corrected.lower > corrected.low
     assert at_level(corrected, 0.025).lower == pytest.approx(corrected.low, abs=1e-9)
-    score = correct_estimate(
-        JUDGE, comparison.estimate(JUDGE, long), long, latest_labels([labels], JUDGE.name)
-    )
+    score = correct_estimate(JUDGE, comparison.estimate(JUDGE, long), long, latest)
     assert score[:3] == pytest.approx((corrected.new, corrected.new_low, corrected.new_high))
     assert score.low <= truth[1].mean() <= score.high
 
@@ -231,10 +230,8 @@ def test_a_difference_whose_labels_or_answers_are_too_few_shows_nothing(long_win
     assert (corrected.low, corrected.high) == (-1, 1)
     assert "too few clusters" in corrected.refused
 
-    failed = [
-        replace(row, status="error", parts={JUDGE.name: None}) if i % 3 else row
-        for i, row in enumerate(short)
-    ]
+    error = {"status": "error", "parts": {JUDGE.name: None}}
+    failed = [replace(row, **error) if i % 3 else row for i, row in enumerate(short)]
     uncorrected = comparison.compare_rows(JUDGE, failed, long)
     assert uncorrected.low > 0.2
     refused = refuse_failed(uncorrected, 1.0, 0.01)
@@ -297,11 +294,8 @@ def metric(task):
 @pytest.fixture(scope="module")
 def judged_project(tiny, own_cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("judged")
-    path = tiny_experiment.write(
-        folder,
-        tiny,
-        "  prompt: {method: base}\n  shots: {prompting: {few_shot: {select: fixed, shots: 2}}}\n",
-    )
+    candidates = "  prompt: {method: base}\n  shots: {prompting: {few_shot: {select: fixed, shots: 2}}}\n"
+    path = tiny_experiment.write(folder, tiny, candidates)
     (folder / "suites" / "judge_long.py").write_text(LONG)
     items = [
         {"id": f"t{i}", "prompt": f"=Letter {i}, where is it?", "reference": ("late", "money")[i % 2]}
@@ -453,12 +447,8 @@ def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, 
     assert list(written[0]) == ["key", "question", "left", "right", "reference", "better"]
     assert not any(name in (project / "pairs.csv").read_text("utf-8-sig") for name in ("prompt", "shots"))
     choices = ["left", "right", "Tie", ""]
-    write(
-        project / "back.csv",
-        [{**row, "better": choices[i % 4]} for i, row in enumerate(written)],
-        ";",
-        "utf-8-sig",
-    )
+    preferences = [{**row, "better": choices[i % 4]} for i, row in enumerate(written)]
+    write(project / "back.csv", preferences, ";", "utf-8-sig")
     back = harness("rate", "import", "back.csv", "--rater", "ann", cwd=project, check=0)
     assert "9 preferences by ann, 3 rows left blank" in back.stdout
     runs, texts = texts_of(project)
@@ -492,11 +482,8 @@ def test_sides_are_drawn_and_the_longer_prompt_is_not_shown(project):
 def test_raters_who_disagree_on_one_answer_leave_the_agreement_on_the_others(long_winded):
     (short, _), _, labels = long_winded
     before = calibrate(JUDGE, {"short": short}, [], [labels]).arms[0]
-    bob = replace(
-        labels,
-        rater="bob",
-        labels=tuple(replace(x, label=1 - x.label) if i == 0 else x for i, x in enumerate(labels.labels)),
-    )
+    first, *others = labels.labels
+    bob = replace(labels, rater="bob", labels=(replace(first, label=1 - first.label), *others))
     facts = calibrate(JUDGE, {"short": short}, [], [labels, bob])
     after = facts.arms[0]
     assert (before.n_split, after.n_split) == (0, 1)

@@ -61,11 +61,8 @@ def note_of(fields, training, test, **more):
     return refuse_or_note(task, items, {}).overlap
 
 
-NAMED = {"prompt": "{frage}", "reference": "{klasse}"}
-
-
 def test_the_note_on_leaks_names_the_columns_by_which_rows_are_read():
-    (note,) = note_of(NAMED, [*FILL, LEAKS[0]], [LEAKS[1], "eight"])
+    (note,) = note_of({"prompt": "{frage}", "reference": "{klasse}"}, [*FILL, LEAKS[0]], [LEAKS[1], "eight"])
     (command,) = re.findall("`(.+?)`", note)
     assert "--prompt frage --reference klasse --against test.jsonl --out own.dedup.jsonl" in command
     run(command)

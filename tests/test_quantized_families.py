@@ -21,13 +21,8 @@ from harness.models.hub import quantize, resolve
 from harness.models.shapes import shape_of
 from harness.records import PromptText
 from harness.spec import Recipe
-from harness.training.peft_families import (
-    NOT_ON_NF4,
-    UNQUANTIZED,
-    families,
-    peft_config,
-    quantization_problems,
-)
+from harness.training import peft_families
+from harness.training.peft_families import NOT_ON_NF4, UNQUANTIZED, families, peft_config
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -57,7 +52,7 @@ def test_what_needs_unquantised_weights_is_refused_on_nf4_on_a_gpu_alone(family)
     recipe = Recipe(method="peft", quantization="nf4")
 
     def list_problems(device):
-        return [*quantization_problems(recipe, {"peft_type": family}, device, "own")]
+        return [*peft_families.quantization_problems(recipe, {"peft_type": family}, device, "own")]
 
     assert list_problems("cuda")
     assert not list_problems("cpu")

@@ -546,9 +546,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TUTORIAL, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.e2e
-def test_every_command_of_the_tutorial_ends_well_prints_what_it_shows_and_changes_nothing_in_place(
-    command, tmp_path
-):
+def test_each_command_of_the_tutorial_ends_well_prints_what_it_shows_and_changes_no_input(command, tmp_path):
     verbs = []
     for (language, text), (next_language, output) in pairwise([*BLOCKS, ("", "")]):
         if language in ("csv", "yaml"):

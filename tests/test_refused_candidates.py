@@ -45,9 +45,7 @@ def folder(tiny, tmp_path_factory):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(("others", "candidate", "said"), list(read_cases()))
-def test_a_candidate_that_cannot_be_made_is_refused_before_anything_runs(
-    folder, tiny, others, candidate, said
-):
+def test_an_impossible_candidate_is_refused_before_anything_runs(folder, tiny, others, candidate, said):
     path = folder / "harness.yaml"
     beginning = path.read_text().partition("candidates:\n")[0]
     overrides = [candidate.removeprefix("$ ")] if candidate.startswith("$ ") else []

@@ -206,10 +206,8 @@ def test_a_pinned_item_becomes_a_suite_asked_as_its_task_and_pinning_it_again_ch
     file, added, listed = release.pin(copy, "lora", ["facts/fact-1", "facts/fact-2", "sums/sum-3"])
     assert (added, listed) == (3, False)
     suite = next(s for s in config.read_suites(file.parent) if s.name == "regressions")
-    assert [(t.name, t.kind) for t in suite.tasks] == [
-        ("facts-pinned", "generate"),
-        ("sums-pinned", "choice"),
-    ]
+    expected = [("facts-pinned", "generate"), ("sums-pinned", "choice")]
+    assert [(t.name, t.kind) for t in suite.tasks] == expected
     assert suite.role == "regression"
     before = {p: p.read_bytes() for p in file.parent.rglob("*") if p.is_file()}
     assert release.pin(copy, "lora", ["facts/fact-1"])[1] == 0
@@ -233,9 +231,7 @@ def test_items_that_cannot_be_pinned_are_refused_all_at_once_and_nothing_is_writ
 # The forms of a verdict
 
 
-def test_a_verdict_is_told_as_json_as_junit_and_on_the_summary_page_of_ci(
-    command, copy, tmp_path, monkeypatch
-):
+def test_a_verdict_is_told_as_json_junit_and_on_the_summary_page_of_ci(command, copy, tmp_path, monkeypatch):
     page, file = tmp_path / "summary.md", tmp_path / "ci" / "gate.xml"
     page.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
@@ -280,9 +276,8 @@ def test_a_task_that_only_one_model_answered_leaves_the_verdict_open(tmp_path):
     assert "tasks: 7 tasks not answered by both (task_1, task_2" in judged.verdict.sentence
     selected = judge(old, new, tasks=("task_0",))
     assert "tasks: " not in selected.verdict.sentence
-    assert selected.notes == (
-        "not named by gate.tasks, left out: " + ", ".join(f"task_{i}" for i in range(1, 8)),
-    )
+    left_out = ", ".join(f"task_{i}" for i in range(1, 8))
+    assert selected.notes == (f"not named by gate.tasks, left out: {left_out}",)
 
 
 def test_few_samples_are_undecided_under_the_policy_of_the_command_and_in_junit(command, tmp_path):

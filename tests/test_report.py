@@ -25,16 +25,7 @@ from harness.cli.catalog import map_purposes
 from harness.cli.options import ExperimentFile
 from harness.config import CommandLine
 from harness.records import TrainingRecord
-from harness.report import (
-    ExperimentReport,
-    experiment_document,
-    live_line,
-    markdown,
-    read,
-    terminal,
-    to_json,
-    write,
-)
+from harness.report import ExperimentReport, experiment_document, live_line, markdown, read, terminal, write
 from harness.report.escape import clean, shorten
 from harness.report.escape import markdown as escape
 from harness.spec import DecidePolicy
@@ -143,14 +134,9 @@ def make_widest_row(name: str) -> object:
 
 
 def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
-    names = [
-        "few-shot-with-a-very-long-name-indeed[select=knn,shots=4]",
-        "few-shot-with-a-very-long-name-indeed[select=knn,shots=8]",
-    ]
-    lines = print_report(
-        report([candidate(name, 0.5) for name in names] + [make_widest_row("lora"), *alternatives()]), 100
-    )
-    table = lines[:9]
+    names = [f"few-shot-with-a-very-long-name-indeed[select=knn,shots={n}]" for n in (4, 8)]
+    facts = [*(candidate(name, 0.5) for name in names), make_widest_row("lora"), *alternatives()]
+    table = print_report(report(facts), 100)[:9]
     assert max(map(cell_len, table)) <= 100
     cut_names = [line.split()[0] for line in table if "…" in line]
     assert len(set(cut_names)) == 2, "names of a grid stay apart"
@@ -206,12 +192,9 @@ def test_the_markdown_of_an_experiment():
     facts[-1] = make_fine_tune(
         "lora", 0.81, 0.07, verdict=rule, slices=LORA.slices, training=LORA.training, target=LORA.target
     )
-    text = markdown(
-        experiment_document(
-            report(facts, not_admitted={"chat": "the base is at chance"}, notes=("3 prompts were too long",))
-        )
-    )
-    assert text == GOLDEN
+    not_admitted = {"chat": "the base is at chance"}
+    document = report(facts, not_admitted=not_admitted, notes=("3 prompts were too long",))
+    assert markdown(experiment_document(document)) == GOLDEN
 
 
 def test_a_smoke_report_is_marked_at_every_title_and_table():
@@ -223,7 +206,7 @@ def test_a_smoke_report_is_marked_at_every_title_and_table():
     assert lines[0] == "support: smoke, not evidence"
     assert lines[-2].endswith("(smoke, not evidence)")
     assert lines[-1] == "next: harness compare measures it; a smoke run (--quick, --limit) is no evidence"
-    assert to_json(document)["evidence"] == "smoke, not evidence"
+    assert reports.to_json(document)["evidence"] == "smoke, not evidence"
     assert live_line(LORA, "exact_match", smoke=True).endswith("smoke, not evidence")
 
 

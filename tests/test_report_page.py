@@ -15,21 +15,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from harness import formatting
+from harness import report as reports
 from harness.analysis.estimators import Estimate
 from harness.analysis.verdict import MissRate, Rule
 from harness.metrics import mean_metric
 from harness.records import SampleResult, TrainingRecord
-from harness.report import (
-    ExperimentReport,
-    ShownItem,
-    experiment_document,
-    html,
-    markdown,
-    show_items,
-    terminal,
-    to_json,
-    write,
-)
+from harness.report import ExperimentReport, ShownItem, html, markdown, show_items, terminal, to_json, write
 from harness.report.escape import clean, clean_lines
 from harness.report.experiment_report import ShownAnswer
 from harness.report.pictures import front, heat
@@ -48,11 +39,8 @@ def lora(**changes):
         Rule("target", "inconclusive", "target: not shown", {}),
         Rule("critical", "skipped", "critical: no task is named critical", {}),
     )
-    missed = (
-        MissRate(-0.03, 0.12, "macro"),
-        MissRate(-0.05, 0.94, "each: chat"),
-        MissRate(0.0, 0.8, "equal"),
-    )
+    misses = (-0.03, 0.12, "macro"), (-0.05, 0.94, "each: chat"), (0.0, 0.8, "equal")
+    missed = tuple(MissRate(*miss) for miss in misses)
     fields = {
         "target": Estimate(0.81, 0.75, 0.86, 200),
         "slices": {"knowledge": Estimate(0.30, 0.22, 0.40, 100)},
@@ -68,9 +56,7 @@ def add_base_verdict(f):
     return replace(f, verdict=verdict("pass", macro=Estimate(0.0, 0.0, 0.0, 1800), missed=()))
 
 
-def shown_item(
-    text: str = "a text", task: str = "chat", item: str = "chat-1", name: str = "lora"
-) -> ShownItem:
+def shown_item(text="a text", task="chat", item="chat-1", name="lora") -> ShownItem:
     answers = {"base": ShownAnswer(text, "ok", "✓"), name: ShownAnswer(text, "truncated", "✗")}
     return ShownItem(task, item, text, (text,), answers)
 
@@ -161,7 +147,7 @@ def test_text_of_models_and_files_is_text_on_the_page():
     assert "<script>alert(1)</script>" in page.text
     assert "{{ 7*7 }} {% raw %}" in page.text
     assert page.tags["section"] == html(make_hostile_report()).count("</section>")
-    text = markdown(experiment_document(make_hostile_report()))
+    text = markdown(reports.experiment_document(make_hostile_report()))
     assert not any(markup in text for markup in ("<script", "<img", "](http"))
 
 

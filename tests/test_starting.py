@@ -273,9 +273,7 @@ def test_a_fine_tune_is_proposed_with_a_sweep_and_a_penalty_and_pairs_are_traine
 
 
 @pytest.mark.parametrize(("context", "n_shots"), [(1200, 1), (900, None)])
-def test_no_more_shots_are_proposed_than_fit_the_context_of_the_base(
-    propose_rows, tiny, tmp_path, context, n_shots
-):
+def test_no_more_shots_are_proposed_than_fit_the_context(propose_rows, tiny, tmp_path, context, n_shots):
     base = tiny_model.copy(tiny, tmp_path / "base", max_position_embeddings=context)
     long = [{"prompt": f"{i}: {WORDS * 12}", "reference": f"{WORDS} {i}"} for i in range(40)]
     candidates = propose_rows(long, base_model=str(base)).candidates

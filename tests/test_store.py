@@ -534,9 +534,7 @@ def hold_index(store, mode):
 
 
 @pytest.mark.e2e
-def test_a_run_is_saved_and_queried_without_waiting_for_who_keeps_the_index_open_and_is_indexed_afterwards(
-    store,
-):
+def test_a_run_is_saved_and_queried_without_waiting_for_who_keeps_the_index_open_and_is_indexed_later(store):
     save_two_runs(store)
     with hold_index(store, "write"):
         started = time.perf_counter()

@@ -269,9 +269,7 @@ def test_chat_without_a_template_is_refused_with_what_to_write_and_a_needless_on
         ("alpaca", "<s>Be short.\n\n### Instruction:\nWhich day is it?\n\n### Response:\n"),
     ],
 )
-def test_a_named_template_begins_as_the_tokenizer_does_and_ends_turns_by_what_it_knows(
-    tmp_path, base, name, written
-):
+def test_a_named_template_begins_as_the_tokenizer_and_ends_turns_as_it_knows(tmp_path, base, name, written):
     tokenizer = load_tokenizer(session_of(tmp_path, base, f"chat_template={name}").source)
     assert tokenizer.decode(encode_all(tokenizer, [PromptText(ASKED)])[0].context) == written
     whole = tokenizer.apply_chat_template(

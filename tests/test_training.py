@@ -164,9 +164,7 @@ def test_an_adapter_reads_what_autocast_made_narrow_with_the_same_gradients(tiny
         ({}, 1, 1000.0, True),  # a base whose shape is unknown
     ],
 )
-def test_activations_are_computed_again_where_memory_would_not_be_enough(
-    tmp_path, config, batch, free_gib, again
-):
+def test_activations_are_computed_again_where_memory_is_short(tmp_path, config, batch, free_gib, again):
     """An adapter of Llama-2-7B on rows of 2,048 tokens takes 29 GB with batch 1, 56 with 4, 165 with 16."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     source = ModelSource("llama", tmp_path, "a", "b", 6_738_415_616)
@@ -445,9 +443,7 @@ def test_the_peak_of_a_training_leaves_out_what_this_process_held_before(tiny, t
 
 
 @pytest.mark.slow
-def test_a_worker_that_was_killed_leaves_a_checkpoint_from_which_the_same_weights_come(
-    tiny, local_fit, tmp_path
-):
+def test_a_killed_worker_leaves_a_checkpoint_from_which_the_same_weights_come(tiny, local_fit, tmp_path):
     folder = write_job(tiny, tmp_path)
     with start_worker(folder) as process:
         steps = (json.loads(line)[1] for line in process.stdout)

@@ -129,9 +129,7 @@ def test_a_trial_of_no_run_is_unused_with_its_weights(store):
 
 
 @pytest.mark.e2e
-def test_the_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_removed(
-    tiny, tmp_path, harness
-):
+def test_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_removed(tiny, tmp_path, harness):
     path = tiny_experiment.write(tmp_path, tiny, SWEPT)
     report = tiny_experiment.run(path, "suites=[]")
     store = Store(tmp_path / "runs")

@@ -85,9 +85,8 @@ def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue_and_the_lowest
         half = HalfVerdict("search", 50, 100, verdict("fail"), gains=True)
         return TrialResult(name, "", name, {}, make_fine_tune(name, wer, 0.1, unit=WER), half)
 
-    rescued = Rescue(
-        "e", "m", "lora", 0, "wer", "knn", make_trial("lora", 0.3), (make_trial("low", 0.1),), (), 0.02
-    )
+    lora, low = make_trial("lora", 0.3), make_trial("low", 0.1)
+    rescued = Rescue("e", "m", "lora", 0, "wer", "knn", lora, (low,), (), 0.02)
     assert [row[0] for row in rescue_rows(rescued)] == ["low", "lora"]
     assert rescued.front == ("low",)
 
@@ -138,9 +137,7 @@ def test_an_item_flips_alike_in_a_comparison_a_control_arm_and_a_night(metric, b
 
 def store_slow_run(at, name, latency_s, metric="latency", **changes):
     """Store a run of eight answers that each took this long or have a score of another metric."""
-    identity = RowsIdentity(
-        name, *("t", "support", "v", "test", "p", "generate", "fp32", "hf", "l", "cpu", "s")
-    )
+    identity = RowsIdentity(name, "t", "support", "v", "test", "p", "generate", "fp32", "hf", "l", "cpu", "s")
     sample = [
         replace(fake_project.row_of("support", i, 1.0, "x"), parts={metric: (latency_s + i,)})
         for i in range(8)

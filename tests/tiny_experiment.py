@@ -50,6 +50,10 @@ CANDIDATES = """\
   lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
   hybrid: {weights_of: lora, prompting: {few_shot: {select: fixed, shots: 2}}}
 """
+TUNED = """\
+  prompt: {method: base}
+  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
+"""
 
 
 def write(
