@@ -45,7 +45,7 @@ TRAINED = f"""\
 
 
 ABOUT = """\
-From the first 40 messages of the quickstart's help desk SmolLM2-135M-Instruct (fp32) wrote new messages with
+From the first 40 messages of the quickstart's help desk SmolLM2-135M-Instruct wrote new messages with
 labels, and paraphrases. LoRAs with equal numbers of steps train on the messages alone, with the new and with the reworded
 ones; all answer the first 80 messages of the test file. `python -m reports.studies.synthetic_rows FOLDER` made this page."""
 
