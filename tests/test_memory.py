@@ -20,9 +20,10 @@ from harness.cli.app import app
 from harness.cli.setup import gigabytes
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.bases import FitQuery, examine_base, ways
-from harness.models import memory
+from harness.models import hub, memory
 from harness.models.out_of_memory import explain_out_of_memory, ran_out_of_memory
 from harness.models.shapes import Shape, shape_of
+from harness.models.weight_files import Tensor
 from harness.spec import DecidePolicy
 
 LLAMA_7B = Shape(6738415616.0, 32, 4096, 11008, 32, 32, 128, 32000)
@@ -372,3 +373,14 @@ def test_of_a_model_on_the_hub_the_headers_are_fetched_and_no_weights(llama, tmp
     server.shutdown()
     assert result.stdout.strip() == "6738415616", result.stderr
     assert sum(served_sizes) < 1_000_000
+
+
+def test_a_stored_head_that_is_tied_to_the_embeddings_is_counted_once():
+    tensors = {
+        name: Tensor("BF16", (8, 4), 0, 64) for name in ("model.embed_tokens.weight", "lm_head.weight")
+    }
+    counts = [
+        sum(hub.count_by_tensor(tensors, {"tie_word_embeddings": is_tied}).values())
+        for is_tied in (True, False)
+    ]
+    assert counts == [32, 64]

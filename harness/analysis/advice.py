@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
-from harness import formatting, plugins
+from harness import formatting
 from harness.analysis import economics
 from harness.analysis.candidate_facts import (
     Action,
@@ -248,9 +248,9 @@ def _compare_with_larger(case: Case) -> str:
 
     def find_larger(run: CandidateFacts) -> CandidateFacts | None:
         others = (f for f in case.facts if f.name != run.name)
-        return best(f for f in others if (_is_remote(f) and f.baseline) or _has_more_parameters(f, run))
+        return best(f for f in others if (f.is_remote and f.baseline) or _has_more_parameters(f, run))
 
-    own = (f for f in case.facts if is_fine_tuned(f) and not _is_remote(f))
+    own = (f for f in case.facts if is_fine_tuned(f) and not f.is_remote)
     tuned = [f for f in own if find_larger(f)]
     run = case.judged if case.judged in tuned else best(tuned)
     larger = run and find_larger(run)
@@ -269,10 +269,6 @@ def _compare_with_larger(case: Case) -> str:
     pays = "never paid back" if at in (None, inf) else f"paid back after {formatting.round_up(at)} requests"
     pays = "cheaper from the first request" if at == 0 else pays
     return f"{text}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent} USD, {pays}"
-
-
-def _is_remote(run: CandidateFacts) -> bool:
-    return plugins.find_method(run.method).is_remote
 
 
 def _has_more_parameters(run: CandidateFacts, other: CandidateFacts) -> bool:

@@ -175,6 +175,11 @@ class CandidateFacts:
         """The name, followed by the seed if it is not 0: `lora (seed 1)`."""
         return f"{self.name} (seed {self.seed})" if self.seed else self.name
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it answers at an endpoint, whose model and size are unknown."""
+        return plugins.find_method(self.method).is_remote
+
 
 def facts_of_run(run: Run) -> CandidateFacts:
     """Return a run's facts without reading its rows; `latency_NAME` of `SERVING` is its latency `NAME`."""

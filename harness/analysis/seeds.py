@@ -141,7 +141,7 @@ def _recipes(facts: Iterable[CandidateFacts]) -> list[list[CandidateFacts]]:
     """List the finished runs of every recipe that trains a language model; an endpoint has no seeds."""
     by_name: dict[str, list[CandidateFacts]] = {}
     for f in facts:
-        if is_fine_tuned(f) and f.state == "done" and not plugins.find_method(f.method).is_remote:
+        if is_fine_tuned(f) and f.state == "done" and not f.is_remote:
             by_name.setdefault(f.name, []).append(f)
     return [sorted(seeds, key=lambda f: f.seed) for seeds in by_name.values()]
 

@@ -23,7 +23,6 @@ from harness.models.weight_files import (
     Tensor,
     expert_parameters,
     map_stored_tensors,
-    parameters_of,
     read_config,
     refuse_damaged,
 )
@@ -122,9 +121,7 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         tensors: Mapping[str, Tensor] = map_stored_tensors(folder)
     else:
         config, tensors = hub.remote_headers(name.removeprefix(HUB), "--base")
-    if config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in tensors):
-        tensors = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
-    counted = parameters_of(tensors, shapes.find_packed_bits(config))
+    counted = hub.count_by_tensor(tensors, config)
     n_bytes = sum(tensor.end - tensor.begin for tensor in tensors.values())
     n, in_experts = sum(counted.values()), float(expert_parameters(counted))
     shape = shapes.shape_of(config, n, n_bytes, in_experts or None)

@@ -108,7 +108,7 @@ def _reasons(f: candidate_facts.CandidateFacts) -> list[tuple[str, str, str]]:
     if not candidate_facts.is_fine_tuned(f):
         found = "a candidate that fine-tunes nothing, so it has forgotten nothing"
         return [(found, "a fine-tune", "choose one with weights of its own")]
-    if plugins.find_method(f.method).is_remote:
+    if f.is_remote:
         found = "an endpoint, whose weights are elsewhere"
         return [(found, "weights that can be scaled or trained", "rescue them where they lie")]
     if f.verdict is None:

@@ -248,7 +248,15 @@ def _count_in_experts(path: Path, weights_digest: str) -> int:
 
 
 def _count_by_tensor(path: Path) -> dict[str, int]:
-    return parameters_of(map_stored_tensors(path), shapes.find_packed_bits(read_config(path)))
+    return count_by_tensor(map_stored_tensors(path), read_config(path))
+
+
+def count_by_tensor(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, int]:
+    """Count the parameters of a model's tensors; a stored head that is tied to the embeddings is no other."""
+    counted = parameters_of(tensors, shapes.find_packed_bits(config))
+    if config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in counted):
+        counted.pop("lm_head.weight", None)
+    return counted
 
 
 def quantize(source: ModelSource, quantization: str) -> ModelSource:

@@ -247,7 +247,7 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
         yield Command(line, "draws answers for people to label; harness rate import takes their labels")
     else:
         yield _ask_open_question(report)
-    if run is not None and run.verdict and not plugins.find_method(run.method).is_remote:
+    if run is not None and run.verdict and not run.is_remote:
         failed_rules = {r.name for r in run.verdict.rules if r.outcome == "fail"}
         if candidate_facts.is_gain_shown(run) and {"macro", "each", "safety", "critical"} & failed_rules:
             line = report.typed.command("rescue", run.name)

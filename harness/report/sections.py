@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from itertools import starmap
 from typing import Any
 
-from harness import formatting, plugins
+from harness import formatting
 from harness.analysis import gating
 from harness.analysis.candidate_facts import CandidateFacts, is_fine_tuned
 from harness.analysis.decision import Decision
@@ -185,7 +185,7 @@ def _appendix(report: ExperimentReport, finished: Sequence[CandidateFacts]) -> I
     yield from (_sweep(report, f) for f in swept if f in tuned)
     yield from map(_scan, tuned)
     yield from (_sweep(report, f) for f in swept if f not in tuned)
-    local = (f for f in finished if not plugins.find_method(f.method).is_remote)
+    local = (f for f in finished if not f.is_remote)
     notes = list(filter(None, [wording.describe_disturbed(finished)]))
     columns, rows = print_table(SPEED_TABLE, [Result(facts=f) for f in finished])
     yield Section("speed", "Speed and tokens", columns, rows, _SPEED_LEAD, notes)
