@@ -299,7 +299,7 @@ def test_a_part_of_an_experiment_in_the_docs_loads(readme_experiment, block):
         row = {"prompt": "Greet", "reference": "Ahoy", "chosen": "Ahoy", "rejected": "Hm"}
         (readme_experiment / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     experiment = YAML(typ="safe").load(readme_experiment / "harness.yaml")
-    experiment["target"]["data"]["pairs"] = "pairs.jsonl"
+    experiment["target"]["data"] |= {"pairs": "pairs.jsonl", "documents": "documents.jsonl"}
     experiment["candidates"]["lora"] = {"method": "lora"}
     for key, section in YAML(typ="safe").load("\n".join(block)).items():
         experiment[key] = {**experiment.get(key, {}), **section} if isinstance(section, dict) else section

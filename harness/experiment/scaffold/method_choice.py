@@ -100,7 +100,7 @@ def choose_method(
     else:
         whole = [takes[method_name] for method_name in ordered if methods[method_name].makes == "model"]
         why = f"trains {n_trained} of {n_whole} parameters in {fits}; merged, it answers as fast as the base"
-        why += f"; all parameters would take {whole[0]}, and forget more" if whole else ""
+        why += f"; all parameters would take {whole[0]}" if whole else ""
     rows, steps = (recipes[name].get("params", {}).get(key) for key in _BATCH)
     if steps:  # a reduced batch size
         why += f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits"
