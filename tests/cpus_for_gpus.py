@@ -1,6 +1,6 @@
 """Worker of a training job on CPUs that accelerate takes for GPUs, because it shards a model only on GPUs.
 
-Arguments are those of `harness.training.worker`; the processes communicate by gloo.
+Arguments are those of `harness.training.job_worker`; the processes communicate by gloo.
 """
 
 import os
@@ -10,7 +10,7 @@ import torch.distributed
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-from harness.training import worker
+from harness.training import job_worker
 
 if __name__ == "__main__":
     os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
@@ -22,4 +22,4 @@ if __name__ == "__main__":
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
-    worker.main()
+    job_worker.main()

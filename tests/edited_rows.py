@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from harness.data import readers
-from harness.data.columns import Roles, find_roles
+from harness.data.column_roles import Roles, find_roles
 from harness.data.edit.split import SHARES, SplitOptions, split
 from harness.data.text_files import Row, Rows
 

@@ -31,7 +31,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_release.py::test_a_file_of_json_that_is_larger_than_is_read_is_refused_with_the_bound", "harness/lifecycle/eval_logs.py", "if (size := path.stat().st_size) > MOST_BYTES:", "if (size := 0):"),
     ("test_bombs.py::test_what_is_nested_too_deep_is_no_json", "harness/records/serialization.py", "_DEEPEST = 100 ", "_DEEPEST = 10**9 "),
     ("test_bombs.py::test_yaml_whose_aliases_stand_for_billions_is_refused[harness.yaml-a long text]", "harness/config/yaml_loading.py", "_MOST_VALUES = 100_000 ", "_MOST_VALUES = 10**99 "),
-    ("test_release.py::test_a_link_to_a_folder_of_logs_is_named_as_not_followed", "harness/lifecycle/gates.py", "if link.is_symlink() and link.is_dir())", "if False)"),
+    ("test_release.py::test_a_link_to_a_folder_of_logs_is_named_as_not_followed", "harness/lifecycle/gate_of_logs.py", "if link.is_symlink() and link.is_dir())", "if False)"),
     ("test_mutated_inputs.py::test_a_damaged_file_is_named_or_what_it_held_is_computed_again[e2e-rows]", "harness/data/text_files.py", "    except _BROKEN as error:", "    except ZeroDivisionError as error:"),
     # What is shown
     ("test_report_page.py::test_no_cell_of_csv_is_a_formula", "harness/report/escape.py", "return f\"'{cell}\" if cell.startswith(_FORMULA) else cell", "return cell"),

@@ -61,27 +61,27 @@ OFFERED = {
     # A group without a facade: each name is imported from the module that defines it.
     "analysis": (
         "ablation admission alignment answers arithmetic candidate_facts comparison decision economics estimators explain "
-        "gate_rules_on_answers gating human_preferences judge_correction labelled_answers macro margins next_step run_diff seeds "
+        "gating human_preferences judge_correction labelled_answers macro margins next_step other_gate_rules run_diff seeds "
         "significance target_scores verdict"
     ),
     # Its `is_endpoint` is about a judge's settings; that of `models.openai_api` is about a run.
     "config": "rubrics",
     # A group: reading a task's items needs no code that checks, changes and compares rows. `edit.dedup`
     # imports `contamination`, which imports `edit.row_files`.
-    "data": "check check.personal_data columns contamination edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns near_duplicates readers row_forms row_traits splits text_files turns unused",
+    "data": "check check.personal_data column_roles contamination edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns near_duplicates readers row_forms row_traits splits text_files turns unused",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
         "candidate_rows candidates control_arm costs grading judges judging_stage languages lm_eval.bridge lm_eval.tasks "
         "row_sets runner sampling session timing"
     ),
     # Jobs other than a comparison, each loaded by its command; `plan` and `begin` are unclear as bare names.
-    # `study` and `gate_run` judge stored runs, without a comparison.
+    # `study` and `stored_verdicts` judge stored runs, without a comparison.
     "experiment": (
-        "augmentation bases check_rows fewer_items gate_run preflight rescue rescue_trials run_candidate scaffold "
-        "standalone study worker writers written_rows"
+        "augmentation bases check_rows fewer_items preflight rescue rescue_trials run_candidate scaffold "
+        "standalone step_worker stored_verdicts study writers written_rows"
     ),
     # A group: engines, weights and devices; each package needs a few of them.
-    "models": "against_base artefacts batching chat_templates deltas devices hardware hf hub later loglikelihood memory openai_api out_of_memory pass_costs prefix_cache shapes supervision vllm weight_files",
+    "models": "against_base artefacts batching chat_templates deltas devices hardware hf hub later loglikelihood memory openai_api out_of_memory pass_costs prefix_cache programs shapes vllm weight_files",
     # One module for each thing that happens to a run. A command loads `label_file` or `pair_file`; `write` of
     # `scheduler` writes files for cron and systemd.
     "lifecycle": "champions corrections feedback label_file nightly nightly_alarm pair_file production release scheduler",
@@ -89,9 +89,9 @@ OFFERED = {
     "report": "escape findings trackers",
     # The functions of `frames` form `harness.frames`, which is loaded on first access.
     "store": "frames",
-    # A group: the training loop, its parts and the model families; each method needs a few. `worker` runs as
-    # a program, so the package must not have loaded it.
-    "training": "context heads heldout live_trackers low_rank_adapters parallel peft_families reinforcement sft tokenized trainer worker",
+    # A group: the training loop, its parts and the model families; each method needs a few. `job_worker` runs
+    # as a program, so the package must not have loaded it.
+    "training": "context heads heldout job_worker live_trackers low_rank_adapters parallel peft_families reinforcement sft tokenized trainer",
 }
 # Modules that re-export what they import, as packages do.
 FACADES = "experiment/preparation lifecycle/release"

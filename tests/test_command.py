@@ -19,7 +19,7 @@ from harness import config
 from harness.errors import CandidateFailed
 from harness.methods import command
 from harness.methods.command import METHOD, Params, fit
-from harness.models import supervision
+from harness.models import programs
 from harness.models.hub import has_tokenizer, resolve
 from harness.spec import Recipe
 from harness.training import adapter_digest, model_digest
@@ -163,7 +163,7 @@ class TestACommandThatFails:
     @pytest.mark.e2e
     def test_ends_when_the_process_that_started_it_is_killed(self, tmp_path):
         script = (
-            "import sys; from pathlib import Path; from harness.models import supervision as p\n"
+            "import sys; from pathlib import Path; from harness.models import programs as p\n"
             f"command = ['/bin/sh', '-c', 'sleep 62 & echo $! > {tmp_path}/pid; wait']\n"
             f"p.run(command, Path('.'), Path('{tmp_path}/log'), None, lambda *_, note='': None)"
         )
@@ -178,7 +178,7 @@ def test_secrets_that_a_program_printed_are_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     (tmp_path / "log").write_text("logged in with 0123456789abcdef\nHF_TOKEN=hf_abcdefghijkl, 3 of 8 done\n")
     expected = ["logged in with ***", "HF_TOKEN=***, 3 of 8 done"]
-    assert supervision.read_last_lines(tmp_path / "log", 2) == expected
+    assert programs.read_last_lines(tmp_path / "log", 2) == expected
 
 
 class TestPlaceholders:

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.config.yaml_loading import parse
 from harness.data import readers
-from harness.data.columns import find_roles
+from harness.data.column_roles import find_roles
 from harness.data.edit.changes import RowDecision, keep_decision, several_spellings
 from harness.data.edit.clean import clean, clean_text
 from harness.data.edit.dedup import dedup

@@ -17,13 +17,13 @@ from harness import config, store
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import RunRequest, target_sets
-from harness.experiment import Scope, executors, prepare_session, worker
+from harness.experiment import Scope, executors, prepare_session, step_worker
 from harness.experiment.executors import StartedWorker, Starter, make_plan, open_starter
-from harness.experiment.worker import TRIES, Journal, Outcome, Step, append
+from harness.experiment.step_worker import TRIES, Journal, Outcome, Step, append
 from harness.progress import SilentProgress
 from harness.spec import ExecutionPolicy
 from harness.store import Store
-from harness.training.worker import encode_error
+from harness.training.job_worker import encode_error
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -84,11 +84,11 @@ def test_steps_wait_for_what_they_need_and_trials_are_steps_of_their_own(session
 def file(tmp_path):
     """Path of an assignment file in the folder of its journal."""
     (tmp_path / "0").mkdir()
-    return tmp_path / "0" / worker.ASSIGNMENT
+    return tmp_path / "0" / step_worker.ASSIGNMENT
 
 
 def open_journal(file, plan):
-    return Journal(file.with_name(worker.JOURNAL), plan)
+    return Journal(file.with_name(step_worker.JOURNAL), plan)
 
 
 def make_steps(file, plan, outcome_of=lambda step: Outcome(), n_workers=1):
@@ -131,8 +131,8 @@ def test_a_step_that_fails_ends_those_alone_that_wait_for_it(session, file):
 
 def test_a_line_that_a_kill_cut_short_is_skipped_and_its_step_claimed_again(session, file):
     plan = plan_session(session, 1, ("lora",))
-    append(file.with_name(worker.JOURNAL), "ended", 0, "", None, [])
-    with file.with_name(worker.JOURNAL).open("a") as journal_file:
+    append(file.with_name(step_worker.JOURNAL), "ended", 0, "", None, [])
+    with file.with_name(step_worker.JOURNAL).open("a") as journal_file:
         journal_file.write('["ended", 1, ""')
     steps, journal = make_steps(file, plan)
     assert steps == list(plan.needs)[1:]
@@ -160,7 +160,7 @@ def make_on(session, loaded, names, work, monkeypatch):
 def test_bad_input_at_a_worker_ends_everything(finished_session, monkeypatch):
     def work(file):
         error = encode_error(UserError("worker", "other code", "this", "fix it"))
-        append(file.with_name(worker.JOURNAL), "refused", *error)
+        append(file.with_name(step_worker.JOURNAL), "refused", *error)
 
     with pytest.raises(UserError, match="worker: found other code"):
         make_on(*finished_session, ("prompt",), work, monkeypatch)
@@ -169,12 +169,12 @@ def test_bad_input_at_a_worker_ends_everything(finished_session, monkeypatch):
 @contextmanager
 def write_plan(session, loaded, *names):
     """Write the assignment of the named candidates and yield its file."""
-    plan, file = plan_session(session, 1, names), worker.name_assignment(session.store)
+    plan, file = plan_session(session, 1, names), step_worker.name_assignment(session.store)
     executors.write_assignment(file, session, loaded, Scope(), plan, 1)
     # The base's control is not measured again: each measurement would be a new one.
     for i, step in enumerate(plan.needs):
         if step.kind == "control":
-            append(file.with_name(worker.JOURNAL), "ended", i, "", None, [])
+            append(file.with_name(step_worker.JOURNAL), "ended", i, "", None, [])
     yield file
     shutil.rmtree(file.parent)
 
@@ -184,8 +184,8 @@ def test_a_step_whose_work_is_stored_computes_nothing_and_leaves_the_index_alone
     session.store.index.unlink()
     with write_plan(session, loaded) as file:
         times_before = map_write_times(session.store.folder)
-        worker.work(file)
-        journal = open_journal(file, worker._read_assignment(file).plan)
+        step_worker.work(file)
+        journal = open_journal(file, step_worker._read_assignment(file).plan)
     assert journal.is_over
     assert journal.failed == {}
     assert map_write_times(session.store.folder) == times_before
@@ -199,7 +199,7 @@ def test_blocks_that_a_killed_worker_left_beside_the_complete_set_go_with_the_ne
     stored_rows = store.read_rows(session.store, test_identity.digest)
     store.append_block(session.store, test_identity, 0, stored_rows)
     with write_plan(session, loaded, "prompt") as file:
-        worker.work(file)
+        step_worker.work(file)
     assert not (session.store.rows(test_identity.digest) / "blocks").exists()
     assert store.read_rows(session.store, test_identity.digest) == stored_rows
 
@@ -207,8 +207,8 @@ def test_blocks_that_a_killed_worker_left_beside_the_complete_set_go_with_the_ne
 def test_a_worker_that_is_not_like_the_command_is_refused(finished_session):
     other_state = {"threads": "2", "torch": "0.1", "data of letters": "other", "precision": "bf16"}
     with write_plan(*finished_session) as file:
-        assignment = worker._read_assignment(file)
-        error = refused(worker._prepare, assignment._replace(state=assignment.state | other_state), file)
+        assignment = step_worker._read_assignment(file)
+        error = refused(step_worker._prepare, assignment._replace(state=assignment.state | other_state), file)
     found_by_name = {
         problem.where.rpartition(": ")[2]: (problem.found, problem.expected) for problem in error.problems
     }
@@ -218,9 +218,9 @@ def test_a_worker_that_is_not_like_the_command_is_refused(finished_session):
 def test_a_worker_joins_the_comparison_at_work_in_a_runs_folder_where_there_is_one(finished_session):
     session, loaded = finished_session
     with write_plan(session, loaded) as file:
-        assert worker.find_assignment(Path("runs")) == file
+        assert step_worker.find_assignment(Path("runs")) == file
     with pytest.raises(UserError, match="harness compare --executor local --workers 2"):
-        worker.find_assignment(Path("runs"))
+        step_worker.find_assignment(Path("runs"))
 
 
 def test_a_claim_keeps_others_waiting_until_it_ends(tmp_path):

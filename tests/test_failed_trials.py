@@ -7,10 +7,10 @@ from tiny_experiment import fact_of
 from harness import config, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, SharedFailure, UserError
 from harness.evaluation.row_sets import RunRequest
-from harness.experiment import Scope, prepare_session, worker
+from harness.experiment import Scope, prepare_session, step_worker
 from harness.experiment.candidate_weights import fails_alone, phrase_no_trial
 from harness.experiment.executors import make_plan, write_assignment
-from harness.experiment.worker import TRIES, Step
+from harness.experiment.step_worker import TRIES, Step
 from harness.progress import SilentProgress
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
@@ -70,12 +70,12 @@ class OpenedPlan:
         self.session = prepare_session(loaded, Scope(), SilentProgress())
         candidate = self.session.candidates["found"]
         self.plan = make_plan(self.session, [RunRequest(candidate, seed) for seed in (0, 1)], 1)
-        self.file = worker.name_assignment(self.session.store)
+        self.file = step_worker.name_assignment(self.session.store)
         self.journal = write_assignment(self.file, self.session, loaded, Scope(), self.plan, 1)
 
     def pull(self, progress=None):
         """Let a worker make all remaining steps; returns the plan's journal, read again."""
-        opened_worker = worker._prepare(worker._read_assignment(self.file), self.file)
+        opened_worker = step_worker._prepare(step_worker._read_assignment(self.file), self.file)
         opened_worker.session.progress = progress or opened_worker.session.progress
         opened_worker.pull()
         self.journal.read()

@@ -27,7 +27,7 @@ from harness.evaluation.grading import mean_grade, token_weights
 from harness.evaluation.judges import answer_key, judge_messages
 from harness.experiment import rescore_run
 from harness.lifecycle import release
-from harness.lifecycle.gates import refuse_regraded
+from harness.lifecycle.gate_of_runs import refuse_regraded
 from harness.records import Example
 from harness.spec import GatePolicy
 from reports.studies import judge_correction as study

@@ -26,7 +26,7 @@ from harness.experiment.training_fit import Fit, processes_of, shards_of
 from harness.models import memory
 from harness.models.hub import quantize, resolve, shape
 from harness.spec import AcceleratePolicy, TrainingPolicy
-from harness.training import worker
+from harness.training import job_worker
 from harness.training.context import CHECKPOINTS
 from harness.training.job import LAUNCH
 from harness.training.parallel import write_launch
@@ -135,18 +135,18 @@ def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undistur
     undisturbed, folder = (
         write_job(tiny, tmp_path / name, 2, method, **LORA, **dropout) for name in ("one", "two")
     )
-    worker.launch(undisturbed, ignore)
+    job_worker.launch(undisturbed, ignore)
 
     def kill(n_done, total, note=""):
         if n_done == step:
             os.kill(process_of(folder, 1), signal.SIGKILL)
 
     with pytest.raises(CandidateFailed, match="was killed \\(SIGKILL\\), as the system does when memory"):
-        worker.launch(folder, kill)
+        job_worker.launch(folder, kill)
     assert not (folder / training.FIT).exists()
     assert {path.name for path in (folder / CHECKPOINTS).glob("checkpoint-*")} == {checkpoint}
     heard = []
-    worker.launch(folder, lambda n_done, total, note="": heard.append(n_done))
+    job_worker.launch(folder, lambda n_done, total, note="": heard.append(n_done))
     assert heard[0] == step
     assert read_fit(folder)["digest"] == read_fit(undisturbed)["digest"]
 
@@ -167,7 +167,7 @@ def test_a_step_has_as_many_rows_as_without_sharing(batch, accumulation, process
 
 def test_a_job_for_several_processes_is_refused_by_one_with_the_command_for_all(tiny, tmp_path):
     folder = write_job(tiny, tmp_path, 2, **LORA)
-    command = f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker"
+    command = f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.job_worker"
     with pytest.raises(UserError, match=f"found 1 processes, sharding none; expected 2.*{command}"):
         training.run_job(folder, ignore)
 
@@ -197,7 +197,7 @@ def test_the_process_that_was_killed_is_named_and_not_how_the_others_lost_it(tmp
     (tmp_path / "said").write_text(LAUNCHER % code)
     script = f"echo '{lost}'; cat {tmp_path / 'said'} >&2; exit 1"
     with pytest.raises(error, match=re.escape(told)):
-        worker.launch(tmp_path, ignore, ("bash", "-c", script))
+        job_worker.launch(tmp_path, ignore, ("bash", "-c", script))
 
 
 def session_of(tiny, folder, extra, candidates=tiny_experiment.CANDIDATES):
@@ -251,7 +251,7 @@ def environment(folder):
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-    words = ["--config_file", str(folder / LAUNCH), "-m", worker.COMMAND[-1], str(folder)]
+    words = ["--config_file", str(folder / LAUNCH), "-m", job_worker.COMMAND[-1], str(folder)]
     args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
     if args.use_deepspeed:
@@ -320,7 +320,7 @@ def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path,
     training.run_job(alone, ignore)
     launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")
     paths = str(shared / LAUNCH), str(Path(__file__).with_name("cpus_for_gpus.py"))
-    worker.launch(shared, ignore, (*launcher, *paths))
+    job_worker.launch(shared, ignore, (*launcher, *paths))
     (file,) = (alone / read_fit(alone)["kind"]).glob("*model.safetensors")
     gaps = differences(alone, shared, file.relative_to(alone))
     # A CPU alone trains on weights that were dequantised once. Adam moves an element whose gradient is nearly 0

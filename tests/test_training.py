@@ -28,7 +28,7 @@ from harness.models.hub import ModelSource
 from harness.records import Example, PromptText, TrackedPoint, TrainingRecord, Trial
 from harness.report.training_tables import describe_forgetting, diagnose, trials_section
 from harness.spec import TrainingPolicy
-from harness.training import CHECKPOINTS, sft, trainer, worker
+from harness.training import CHECKPOINTS, job_worker, sft, trainer
 from harness.training import job as jobs
 from harness.training.context import resident_peak_bytes
 from harness.training.tokenized import FEWEST_STEPS, keeps_rows_apart
@@ -416,7 +416,7 @@ def write_job(tiny, folder, method="lora", params=LORA):
 
 def start_worker(folder):
     return subprocess.Popen(
-        [*worker.COMMAND, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*job_worker.COMMAND, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -475,7 +475,7 @@ def test_what_a_launcher_prints_goes_to_the_log_and_not_into_the_progress(tmp_pa
     (tmp_path / "said").write_text(printed)
     heard = []
     command = ("bash", "-c", f"cat {tmp_path / 'said'}")  # the folder that is added is its $0
-    worker.launch(tmp_path, lambda *message: heard.append(message), command)
+    job_worker.launch(tmp_path, lambda *message: heard.append(message), command)
     assert heard == [(1, 2, "loss 0.5")]
     warning, *other_lines = (tmp_path / jobs.LOG).read_text().splitlines()
     assert (warning, other_lines) == ("[2026-11-23 18:10:19] [WARNING] no GPU", ['{"a": 1}', "[]"])
@@ -494,7 +494,7 @@ def test_what_a_launcher_prints_goes_to_the_log_and_not_into_the_progress(tmp_pa
 def test_a_worker_that_ends_without_a_word_says_why_by_its_exit_code(tmp_path, script, error, told):
     expected = told.replace("(with gradient_accumulation_steps)", r"\(with gradient_accumulation_steps\)")
     with pytest.raises(error, match=expected):
-        worker.launch(tmp_path, ignore, ("bash", "-c", script))
+        job_worker.launch(tmp_path, ignore, ("bash", "-c", script))
 
 
 @pytest.mark.parametrize(
@@ -506,7 +506,7 @@ def test_a_worker_that_ends_without_a_word_says_why_by_its_exit_code(tmp_path, s
     ],
 )
 def test_an_error_comes_back_as_it_was_from_a_worker_and_from_another_process(error):
-    again = worker.decode_error(*json.loads(json.dumps(worker.encode_error(error))))
+    again = job_worker.decode_error(*json.loads(json.dumps(job_worker.encode_error(error))))
     assert (type(again), str(again), again.args) == (type(error), str(error), error.args)
     back = pickle.loads(pickle.dumps(error))
     assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.data import load_task
-from harness.data.columns import find_roles
+from harness.data.column_roles import find_roles
 from harness.data.readers import read
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, check_target, examine_rows

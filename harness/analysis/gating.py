@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from harness.analysis import admission, comparison
+from harness import formatting
+from harness.analysis import admission, comparison, estimators, other_gate_rules
 from harness.analysis.alignment import name_pooled_cluster
 from harness.analysis.answers import compare_commonest_answers
 from harness.analysis.estimators import Comparison
-from harness.analysis.gate_rules import apply_rules
-from harness.analysis.gate_rules_on_answers import ControlFacts
-from harness.analysis.macro import SharedItems, find_shared_items
+from harness.analysis.gate_rules_on_losses import critical_rule, judge_each, macro_estimate, macro_rule
+from harness.analysis.macro import NOTHING_SHARED, SharedItems, average_macro, find_shared_items
+from harness.analysis.other_gate_rules import ControlFacts
+from harness.analysis.significance import miss_rates
 from harness.analysis.verdict import (
+    NAMED,
+    WORDS,
     Rule,
     TargetFacts,
     TaskComparison,
@@ -25,6 +29,11 @@ from harness.analysis.verdict import (
     is_in_macro,
     is_invalid,
     is_judged,
+    is_named_critical,
+    is_safety,
+    list_ids,
+    list_items_needed,
+    worst_outcome,
 )
 from harness.errors import IncompatibleRuns
 from harness.spec import GatePolicy
@@ -154,6 +163,97 @@ def judge(
         commonest=commonest,
     )
     return GateResult(tuple(compared.tasks), verdict, policy)
+
+
+def apply_rules(
+    tasks: Sequence[TaskComparison],
+    policy: GatePolicy,
+    *,
+    validity: Comparison | None,
+    target: TargetFacts | None,
+    identical: bool,
+    confirmed: Mapping[str, Collection[str]] | None = None,
+    controls: Sequence[ControlFacts] = (),
+    missing: Sequence[str] = (),
+    shared: SharedItems = NOTHING_SHARED,
+    level: float | None = None,
+    cumulative: Rule | None = None,
+    export: Rule | None = None,
+    commonest: other_gate_rules.Compared | None = None,
+) -> Verdict:
+    """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
+
+    With `level`, rules that must show something (non-inferiority, a gain) are judged at that level, and rules
+    that veto keep the policy's alpha. `shared` are the items that tasks share, `commonest` the shares of each
+    task's commonest answer, the others as in `gating.judge`.
+    """
+    used_alphas = {t.comparison.alpha for t in tasks} | ({validity.alpha} if validity else set())
+    if other_alphas := used_alphas - {policy.alpha}:
+        raise ValueError(
+            f"comparisons made at alpha {sorted(other_alphas)}, the policy's is {policy.alpha}: pass it to"
+            " compare_rows"
+        )
+    errors = None if identical else other_gate_rules.errors_rule(tasks, target, policy)
+    tasks = [t.change(estimators.orient) for t in tasks]
+    vetoing = [t for t in tasks if is_in_macro(t)]
+    safety = [t for t in tasks if is_safety(t, policy)]
+    strict_policy = policy if level is None else policy.model_copy(update={"alpha": level})
+    tasks = [t.at_level(strict_policy.alpha) for t in tasks]
+    validity = estimators.at_level(validity, strict_policy.alpha) if validity else None
+    admitted = [t for t in tasks if is_in_macro(t)]
+    macro = average_macro(admitted, strict_policy, shared) if admitted else None
+
+    def calibrated(rule: Rule, judged: Sequence[TaskComparison]) -> Rule:
+        """Leave a rule open if it rests on a judge's grades of tasks, unless the policy allows that."""
+        names = [t.task.name for t in judged if estimators.is_judge(t.comparison.metric)]
+        if identical or not names or policy.uncalibrated_judge == "allow":
+            return rule
+        text = (
+            f"{rule.name}: {', '.join(names)} graded by a judge that no labels of people calibrate (they are"
+            " for the target alone); another primary metric, or gate.uncalibrated_judge: allow"
+        )
+        return Rule(rule.name, "inconclusive", text, {"judged": names})
+
+    critical = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
+    collapse = other_gate_rules.mode_collapse_rule(commonest or {}, strict_policy, identical)
+    unanswered = []  # an unmeasured task may be the one that was lost
+    if missing and not identical:
+        problem = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({list_ids(missing)})"
+        text = f"tasks: {problem}; expected all, or those to judge by name (gate.tasks)"
+        unanswered.append(Rule("tasks", "inconclusive", text, {"missing": list(missing[:NAMED])}))
+    rules = (
+        *([errors] if errors else []),
+        calibrated(macro_rule(tasks, admitted, macro, strict_policy, identical, shared), admitted),
+        calibrated(judge_each(vetoing, policy, identical), vetoing),
+        *([calibrated(judge_each(safety, policy, identical, "safety"), safety)] if safety else []),
+        calibrated(critical_rule(tasks, strict_policy, identical), critical),
+        other_gate_rules.regressions_rule(tasks, identical, confirmed),
+        other_gate_rules.validity_rule(validity, strict_policy, identical),
+        other_gate_rules.target_rule(target, policy),
+        *([collapse] if collapse else []),
+        other_gate_rules.drift_rule(tasks, policy, identical),
+        other_gate_rules.control_rule(controls),
+        *unanswered,
+        *([cumulative] if cumulative else []),
+        *([export] if export else []),
+    )
+    outcome, invalid = worst_outcome([r.outcome for r in rules]), is_invalid(rules)
+    if outcome == "fail" and invalid:  # if too many answers failed, only harness drift is worse
+        outcome = "inconclusive"
+    deciding = [r for r in rules if r.outcome == outcome]
+    if outcome == "inconclusive" and invalid:
+        deciding = [r for r in deciding if r.name in ("errors", "tasks")]  # the others rest on what failed
+    needed = list_items_needed(rules)
+    return Verdict(
+        outcome=outcome,
+        rules=rules,
+        macro=macro_estimate(admitted, macro, identical, shared) if macro else None,
+        lost=sum(len(t.counted.lost) for t in admitted),
+        gained=sum(len(t.counted.gained) for t in admitted),
+        missed=miss_rates(admitted, macro, validity, strict_policy) if macro and not identical else (),
+        items_needed=needed.total if needed and outcome == "inconclusive" and not invalid else None,
+        sentence=f"{WORDS[outcome]}: " + "; ".join(r.sentence for r in deciding),
+    )
 
 
 def exit_code(verdict: Verdict, policy: GatePolicy) -> int:

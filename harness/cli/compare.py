@@ -228,14 +228,14 @@ def worker(
 
     `harness compare --executor …` starts workers itself; others can join where the folder is seen.
     """
-    from harness.experiment import worker as steps
+    from harness.experiment import step_worker
 
     if until_input_ends:
         threading.Thread(target=_end_with_input, daemon=True).start()
-    if runs.name == steps.ASSIGNMENT:  # of the command that started this worker
-        steps.work(runs)
+    if runs.name == step_worker.ASSIGNMENT:  # of the command that started this worker
+        step_worker.work(runs)
     else:
-        steps.work(steps.find_assignment(runs), reports=False)
+        step_worker.work(step_worker.find_assignment(runs), reports=False)
 
 
 def _end_with_input() -> None:

@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.formatting import count, pluralize
 
 if TYPE_CHECKING:
-    from harness.data.columns import Roles
+    from harness.data.column_roles import Roles
     from harness.data.edit.changes import EditedRow
     from harness.data.edit.save import Edit, SavedEdit
     from harness.data.text_files import Rows
@@ -256,7 +256,7 @@ def read_all(file: str, max_rows: int | None = None, **columns: str | None) -> "
     from itertools import islice
 
     from harness.data import readers
-    from harness.data.columns import require_column
+    from harness.data.column_roles import require_column
     from harness.data.edit.save import Edit, phrase_no_rows
 
     rows = list(islice(readers.stream(file, "train"), max_rows))
@@ -272,7 +272,7 @@ def read_all(file: str, max_rows: int | None = None, **columns: str | None) -> "
 
 def _doubt_headers(contents: "Iterable[Rows]") -> None:
     """Warn about headers of CSV files that are probably rows, where no column is requested."""
-    from harness.data.columns import find_missing_header
+    from harness.data.column_roles import find_missing_header
 
     for content in contents:
         if problem := find_missing_header(content, is_named=False):
@@ -289,7 +289,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 def roles_of(content: "Rows", row_columns: RowColumns) -> "Roles":
     """Find the columns of prompts and answers, and print their names."""
-    from harness.data.columns import find_roles
+    from harness.data.column_roles import find_roles
     from harness.data.unused import OFFER, find_unread_contexts, name_contexts
 
     roles = find_roles(content, *row_columns)
@@ -305,7 +305,7 @@ def roles_of(content: "Rows", row_columns: RowColumns) -> "Roles":
 
 def roles_of_test(content: "Rows", columns: RowColumns) -> "Roles":
     """Find the columns of a test file: the requested ones, also in a template, if the file has them."""
-    from harness.data.columns import columns_of
+    from harness.data.column_roles import columns_of
 
     names = content.names
     valid = (column if column and set(columns_of(column, names)) <= names else None for column in columns)

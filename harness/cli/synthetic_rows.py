@@ -92,7 +92,7 @@ def data_augment(
     They are rows in other words or new questions; each stands beside the row it was made from.
     """
     from harness.cli.progress_bar import TerminalProgress
-    from harness.data.columns import column_options
+    from harness.data.column_roles import column_options
     from harness.data.edit.row_files import row_suffix
     from harness.experiment.augmentation import choose_rows, find_evaluated, prepare_rows, read_evaluated
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from harness.data import text_files
-from harness.data.columns import (
+from harness.data.column_roles import (
     ANSWERS,
     CONTEXTS,
     QUESTIONS,

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from harness import records
-from harness.data.columns import QuestionAndAnswers
+from harness.data.column_roles import QuestionAndAnswers
 from harness.data.guessed_columns import label_set
 from harness.records import Example
 

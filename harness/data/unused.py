@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
-from harness.data import columns, turns
-from harness.data.columns import Roles
+from harness.data import column_roles, turns
+from harness.data.column_roles import TELLING, Roles, is_id, option_text
 from harness.data.examples import FIELD, SourcedExample
 from harness.data.formats import Layout, layout_of, recognise
 from harness.data.guessed_columns import may_answer, may_ask
@@ -86,8 +86,8 @@ class Unused(NamedTuple):
 
     def options(self) -> str:
         """Return the options with which a command reads the contexts."""
-        reference = columns.option_text(self.fields.get("reference", Fields().reference), Fields().reference)
-        return shlex.join(columns.column_options(" ".join(self.template), reference))
+        reference = option_text(self.fields.get("reference", Fields().reference), Fields().reference)
+        return shlex.join(column_roles.column_options(" ".join(self.template), reference))
 
 
 class _Read(NamedTuple):
@@ -118,13 +118,13 @@ class UnusedCounter:
             question = "\n".join(turn["content"] for turn in example.messages if turn["role"] == "user")
             self.first.append(_Read(row.fields, question, "".join(example.references[:1])))
         names, fields, layout, task = row.fields, self.task.fields, self.layout, self.task
-        roles = columns.find_reading_roles(task, layout, names)
+        roles = column_roles.find_reading_roles(task, layout, names)
         read_columns = {*roles.questions}
         asks_by_layout = fields.prompt == Fields().prompt or "{messages}" in fields.prompt
         if layout is None and asks_by_layout and {"prompt", "messages"} <= names.keys():
             read_columns -= {"messages" if is_plain(names["messages"]) else "prompt"}
-        if roles.answers == columns.PAIRS.answers:
-            read_columns -= {*columns.PAIRS.questions}
+        if roles.answers == column_roles.PAIRS.answers:
+            read_columns -= {*column_roles.PAIRS.questions}
             turn_column = next((n for n in ("messages", "prompt", "conversations") if names.get(n)), None)
             if turn_column and not isinstance(names.get("input"), dict):
                 read_columns |= {turn_column}
@@ -151,21 +151,21 @@ class UnusedCounter:
         hidden = {name: n for name, n in self.filled.items() if not self.shown[name]}
         spec, layout, rows = self.task.fields, self.layout, self.first
         templates = (spec.id or "{id}", spec.cluster or "{cluster}", spec.slice or "{slice}")
-        reserved = {column for template in templates for column in columns.columns_of(template, hidden)}
+        reserved = {column for template in templates for column in column_roles.columns_of(template, hidden)}
         reserved |= {"outdated", "constraints"} | ({"category"} if layout else set())
-        unread = {name: n for name, n in hidden.items() if name not in reserved and not columns.is_id(name)}
+        unread = {name: n for name, n in hidden.items() if name not in reserved and not is_id(name)}
         media: list[str] = []
         for name in hidden:
             values = [row.fields.get(name) for row in rows]
             cells = [c for value in values for c in (value.values() if isinstance(value, dict) else [value])]
             is_named = name.lower() in turns.MEDIA and any(v not in (None, "", [], {}) for v in values)
             media += [name] if is_named or any(isinstance(cell, bytes) for cell in cells) else []
-        to_test = [name for name in hidden if name not in ("id", "slice", *media) and not columns.is_id(name)]
+        to_test = [name for name in hidden if name not in ("id", "slice", *media) and not is_id(name)]
         contexts = [] if self.task.kind == "bits_per_byte" else list(_find_contexts(rows, to_test, hidden))
         names = [f"{{{context.name}}}" for context in contexts if FIELD.fullmatch(f"{{{context.name}}}")]
         # The template of the prompt; `{messages}` stands for several columns of a layout.
         prompt = spec.prompt
-        roles = columns.find_reading_roles(self.task, layout, [*self.filled])
+        roles = column_roles.find_reading_roles(self.task, layout, [*self.filled])
         if prompt == Fields().prompt and layout is None:
             prompt = "{messages}" if "messages" in self.filled else prompt
         elif prompt == Fields().prompt and layout is not None:
@@ -184,7 +184,7 @@ class UnusedCounter:
             by_option = (("prompt", roles.questions, questions), ("reference", roles.answers, answers))
             for option, role_columns, other_names in by_option:
                 read_columns = [c for c in role_columns if c in self.filled]
-                read_columns.sort(key=lambda c: columns.find_head(c) in columns.QUESTIONS)
+                read_columns.sort(key=lambda c: column_roles.find_head(c) in column_roles.QUESTIONS)
                 if other_names and read_columns:
                     others.append(OtherColumns(option, read_columns[-1], other_names))
         fields = spec.model_dump(exclude_defaults=True)
@@ -210,7 +210,7 @@ def find_unread_contexts(content: Rows, roles: Roles, prompt: str | None, refere
     task = Task.model_validate({"name": "rows", "data": {"invalid_rows": "drop"}, "fields": fields})
     counter = UnusedCounter(task, layout)
     for row in content.rows[:_FIRST]:
-        qa = columns.read_question_and_answers(row, roles)
+        qa = column_roles.read_question_and_answers(row, roles)
         counter.add(row, Example(row.where, ({"role": "user", "content": qa.whole},), tuple(qa.answers)))
     return counter.find()
 
@@ -266,8 +266,8 @@ def _find_contexts(
     """Find columns that may hold a question's context: long texts, or texts that explain the answers."""
     for name in names:
         nonempty = [row for row in rows if row.fields.get(name) not in (None, "", [], {})]
-        texts, head = [turns.text_of(row.fields[name]) for row in nonempty], columns.find_head(name)
-        if len(nonempty) < _FEWEST or head in columns.TELLING or head.removesuffix("s") in columns.TELLING:
+        texts, head = [turns.text_of(row.fields[name]) for row in nonempty], column_roles.find_head(name)
+        if len(nonempty) < _FEWEST or head in TELLING or head.removesuffix("s") in TELLING:
             continue
         pairs = list(zip(texts, nonempty, strict=True))
         # A column that copies the answer, or follows from it as its group does, is not a context.

@@ -20,7 +20,7 @@ from harness.data import (
     shown_paths,
     suite_contamination,
 )
-from harness.data.columns import column_options, option_text
+from harness.data.column_roles import column_options, option_text
 from harness.data.contamination import Encode, overlap_notes
 from harness.data.edit.row_files import is_taught, n_rows_of, payments_for, take_share, total_usd
 from harness.data.readers import file_of

@@ -51,13 +51,6 @@ from harness.evaluation.judging_stage import judge_remarks
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.bases import base_remarks
 from harness.experiment.candidate_result import facts_of_runs, fit_stored_curve, study_of_session
-from harness.experiment.gate_run import (
-    judge_stored_run,
-    list_verdict_records,
-    measure,
-    measure_over,
-    verdict_change,
-)
 from harness.experiment.run_remarks import (
     count_rows,
     describe_rows_and_prompts,
@@ -65,6 +58,13 @@ from harness.experiment.run_remarks import (
     list_remarks,
 )
 from harness.experiment.stored_rows import Facts, Reader, Runs
+from harness.experiment.stored_verdicts import (
+    judge_stored_run,
+    list_verdict_records,
+    measure,
+    measure_over,
+    verdict_change,
+)
 from harness.experiment.study import (
     Study,
     answers_on_target,

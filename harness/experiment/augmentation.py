@@ -18,7 +18,7 @@ from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from harness.data import contamination, formats
-from harness.data.columns import CONTEXT, Roles, read_question_and_answers
+from harness.data.column_roles import CONTEXT, Roles, read_question_and_answers
 from harness.data.contamination import overlaps
 from harness.data.edit.changes import Change, EditedRow, PlacedText, label_places, put_text
 from harness.data.edit.dedup import dedup, stand_on_same

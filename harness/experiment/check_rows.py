@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from harness.analysis.labelled_answers import count_enough_labels
 from harness.data import ColumnCells, check, count_cells, find_mixed_columns, formats, readers
-from harness.data.columns import QuestionAndAnswers, columns_of, option_text
+from harness.data.column_roles import QuestionAndAnswers, columns_of, option_text
 from harness.data.contamination import open_encoder
 from harness.data.examples import unusable_templates
 from harness.data.row_traits import AnswerQuality, score_answers

@@ -24,10 +24,10 @@ from harness.errors import CandidateFailed, UserError
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.row_sets import RunRequest, list_open
 from harness.evaluation.session import Session
-from harness.experiment import worker as workers
+from harness.experiment import step_worker
 from harness.experiment.preparation import Scope
+from harness.experiment.step_worker import PATIENCE_S, TRIES, Assignment, Journal, Plan, Step
 from harness.experiment.stored_rows import FoundRuns, is_cross_validated, list_measured_bases
-from harness.experiment.worker import PATIENCE_S, TRIES, Assignment, Journal, Plan, Step
 from harness.formatting import count, pluralize
 from harness.models.hardware import cpu_name, torch_threads, visible_gpus
 from harness.models.hub import ModelSource
@@ -207,7 +207,7 @@ def _start_here(
 
 
 def _own_environment(threads: int) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(workers.PACKAGE.parent), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(step_worker.PACKAGE.parent), os.environ.get("PYTHONPATH"))))
     return {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
 
@@ -231,7 +231,7 @@ def _start_by_submitit(file: Path, policy: ExecutionPolicy, threads: int, device
 
     def start(indices: Sequence[int]) -> list[StartedWorker]:
         with executor.batch():
-            jobs = [executor.submit(workers.work, file) for _ in indices]
+            jobs = [executor.submit(step_worker.work, file) for _ in indices]
         return [StartedWorker(partial(read_end, job), job.cancel) for job in jobs]
 
     def read_end(job: Any) -> str | None:
@@ -255,7 +255,7 @@ def _start_on_ray(ray: Any, file: Path, policy: ExecutionPolicy, threads: int, d
         found = f"no node with {threads} CPUs{' and a GPU' * n_gpus}"
         step = "ray start on more machines, or --threads 1"
         raise UserError(f"Ray at {policy.address}", found, "room for a worker", step)
-    task = ray.remote(workers.work).options(num_cpus=threads, num_gpus=n_gpus, max_retries=0)
+    task = ray.remote(step_worker.work).options(num_cpus=threads, num_gpus=n_gpus, max_retries=0)
 
     def read_end(running: Any) -> str | None:
         if not ray.wait([running], timeout=0)[0]:
@@ -330,7 +330,7 @@ def make_on_workers(
     on_cpu = policy.executor == "local" and session.machine.device == "cpu"
     threads = policy.threads or max(1, torch_threads() // (policy.workers or 1 if on_cpu else 1))
     session.unload()
-    file = workers.name_assignment(session.store)
+    file = step_worker.name_assignment(session.store)
     try:
         with open_starter(file, policy, threads, session.machine.device) as starter:
             # With interim analyses, workers only make weights: each analysis decides the next items.
@@ -344,7 +344,7 @@ def make_on_workers(
                 end = time.monotonic() + PATIENCE_S
                 for step, files in journal.files.items():  # wait until this machine sees all results
                     try:
-                        workers.wait_for_files(session.store.folder, files, end - time.monotonic())
+                        step_worker.wait_for_files(session.store.folder, files, end - time.monotonic())
                     except CandidateFailed as failed:
                         journal.failed.setdefault(step, failed)
             session.controls.update(journal.controls)
@@ -362,14 +362,14 @@ def write_assignment(
     """Write the assignment of the workers; return the journal that they will write."""
     machine = session.machine
     machine = machine._replace(name=cpu_name(threads)) if machine.device == "cpu" else machine
-    state = workers.describe_state(session.sources, session.tasks, machine, threads)
+    state = step_worker.describe_state(session.sources, session.tasks, machine, threads)
     assignment = Assignment(loaded, scope, plan, machine, threads, Path.cwd(), state, list_known_costs())
     # The code's digest comes first, because other code may not be able to read the rest.
-    content = pickle.dumps(workers.code_digest()) + pickle.dumps(assignment)
+    content = pickle.dumps(step_worker.code_digest()) + pickle.dumps(assignment)
     partial_file = file.with_suffix(".part")
     partial_file.write_bytes(content)
     partial_file.rename(file)
-    return Journal(file.with_name(workers.JOURNAL), plan)
+    return Journal(file.with_name(step_worker.JOURNAL), plan)
 
 
 def follow(journal: Journal, starter: Starter, advance: Advance) -> None:

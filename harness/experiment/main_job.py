@@ -42,7 +42,6 @@ from harness.experiment.candidate_result import (
 )
 from harness.experiment.candidate_weights import choose_prompts, ensure_weights
 from harness.experiment.executors import make_on_workers
-from harness.experiment.gate_run import record_report
 from harness.experiment.preparation import Scope, prepare_session, train_judges
 from harness.experiment.run_candidate import find_stored_runs, make_run, time_again
 from harness.experiment.run_remarks import short_contexts
@@ -54,6 +53,7 @@ from harness.experiment.stored_rows import (
     is_cross_validated,
     list_measured_bases,
 )
+from harness.experiment.stored_verdicts import record_report
 from harness.experiment.study import refuse_unanswered
 from harness.formatting import UNKNOWN, pluralize, quote, score
 from harness.metrics import extremes, item_scores

@@ -20,11 +20,11 @@ from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import rescue_trials
 from harness.experiment.candidate_result import settle_sweep, study_of_session
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.gate_run import judge_stored_run, measure
 from harness.experiment.main_job import attempt, judge_pairs, report_stored
 from harness.experiment.rescue_trials import HalfVerdict, Rescue, RescueTrial, TrialResult, TrialSchedule
 from harness.experiment.run_candidate import answer_all_items
 from harness.experiment.stored_rows import Reader, refuse_folds
+from harness.experiment.stored_verdicts import judge_stored_run, measure
 from harness.experiment.study import (
     Study,
     compare_on,

@@ -29,8 +29,8 @@ from harness.records import Example, TrackedPoint, digest, drop_defaults, is_uns
 from harness.regularizers import Answered, Mixture, general_rows, has_hook, regularizers_digest
 from harness.spec import AcceleratePolicy, Recipe, Task, TaskData, TrainingPolicy, is_path, metric_name
 from harness.store import AGAIN, clear_errors, remove, write_whole
+from harness.training.job_worker import launch
 from harness.training.live_trackers import LiveRun, make_live_id, open_trackers
-from harness.training.worker import launch
 
 PRUNED = "pruned.json"  # in the folder of a trial that was pruned
 _ALIKE = 0.6  # an estimate teaches only if the steps made are within this ratio

@@ -25,9 +25,9 @@ from harness.evaluation.session import Session
 from harness.experiment import SentPrompt, find_sent_prompts
 from harness.exports._plan import export_run, plan_export
 from harness.formatting import pluralize
-from harness.models import artefacts, openai_api, supervision, vllm
+from harness.models import artefacts, openai_api, programs, vllm
 from harness.models.openai_api import is_loopback
-from harness.models.supervision import ServerProcess
+from harness.models.programs import ServerProcess
 from harness.models.weight_files import content_digest
 from harness.records import Limits, PromptText, Run, SampleResult
 from harness.spec import Experiment, Recipe, VllmPolicy
@@ -278,7 +278,7 @@ def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, tuple[int
     log.unlink(missing_ok=True)
     names = {name: os.path.expandvars(value) for name, value in program.environment.items()}
     inherited = {name: value for name, value in os.environ.items() if name not in vllm.OURS}
-    supervisor = supervision.start(program.command, program.folder, log, inherited | names)
+    supervisor = programs.start(program.command, program.folder, log, inherited | names)
     running = ServerProcess(program.name, supervisor, address.url, log, [])
     try:
         with session.progress.stage(f"{program.name} starts") as advance:

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.errors import CandidateFailed, Problem
 from harness.exports import Bits, ExportJob, Format, Written, write_whole
-from harness.models import supervision
+from harness.models import programs
 from harness.models.artefacts import GGUF_CONVERTER, GGUF_ENVIRONMENT, environment_of, find_converter
 from harness.spec import ExportPolicy
 
@@ -89,9 +89,9 @@ def write(job: ExportJob, folder: Path) -> Written:
 
 def _run(job: ExportJob, command: Sequence[str], work: Path, program: str) -> None:
     log = work / "log"
-    ended = supervision.run(command, work, log, None, job.advance, environment_of(python=""))
+    ended = programs.run(command, work, log, None, job.advance, environment_of(python=""))
     if ended.code:
-        last_words = supervision.last_words(log)
+        last_words = programs.last_words(log)
         how = f"by signal {-ended.code}" if ended.code < 0 else f"with exit code {ended.code}"
         step = "another version of the converter, or --to merged"
         if ended.code < 0:
@@ -105,7 +105,7 @@ def _python(program: str) -> str:
 
 def _version(program: str, package: str) -> str:
     command = [_python(program), "-I", "-c", _VERSION.format(package)]
-    return next(iter(supervision.read_lines(command, Path("/"))), "")
+    return next(iter(programs.read_lines(command, Path("/"))), "")
 
 
 FORMAT = Format(bits=_BITS, write=write, seconds=(15.0, 90.0), default="q8_0", problems=problems)

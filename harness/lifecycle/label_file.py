@@ -23,7 +23,7 @@ from harness.config import digest_question, rubric_of
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
 from harness.experiment.study import Study, load_study, reached_on_target, read_labels
 from harness.formatting import count
-from harness.lifecycle.gates import candidate_runs
+from harness.lifecycle.gate_of_runs import candidate_runs
 from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.report.escape import write_csv

@@ -19,7 +19,8 @@ from harness.experiment import Scope, fewer_items, prepare_session, refuse_folds
 from harness.experiment.fewer_items import ANCHORS, FRESH, NightAnswers, Watched, answer_night
 from harness.experiment.study import judge_labels
 from harness.formatting import p_value, pluralize
-from harness.lifecycle import nightly_changes, nightly_state, production, watchlist
+from harness.lifecycle import nightly_changes, nightly_state, production
+from harness.lifecycle import nightly_watchlist as watchlist
 from harness.lifecycle.nightly_alarm import HARNESS, NightReport, build_report, list_missed_nights, tell
 from harness.lifecycle.nightly_changes import NightArms
 from harness.models.hardware import Machine
@@ -138,7 +139,10 @@ class _NightRun:
         self.metrics = {m.task.name: m.metrics[m.task.primary_metric] for m in measured_tasks}
         self.anchors = [cluster for plan in self.plan.values() for cluster in plan.anchors]
         self.fresh = [cluster for plan in self.plan.values() for cluster in plan.fresh]
-        ids = {ANCHORS: watchlist.ids_by_task(self.anchors), FRESH: watchlist.ids_by_task(self.fresh)}
+        ids = {
+            ANCHORS: watchlist.ids_by_task(self.anchors),
+            FRESH: watchlist.ids_by_task(self.fresh),
+        }
         self.items = {
             task: {kind: by_task.get(task, []) for kind, by_task in ids.items()} for task in self.metrics
         }

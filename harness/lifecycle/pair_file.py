@@ -20,7 +20,7 @@ from harness.evaluation.judging_stage import map_shown_pairs
 from harness.experiment import StoredRows
 from harness.experiment.study import load_study
 from harness.lifecycle import label_file
-from harness.lifecycle.gates import candidate_runs
+from harness.lifecycle.gate_of_runs import candidate_runs
 from harness.records import Rating, Run, SampleResult, digest
 from harness.report.escape import spreadsheet_lines
 from harness.spec import Task

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness import config, data, experiment, report, store
-from harness.analysis.gate_rules_on_answers import cumulative_of
 from harness.analysis.gating import GateResult, combine_exit_codes, exit_code, worst_result
 from harness.analysis.margins import is_relative
+from harness.analysis.other_gate_rules import cumulative_of
 from harness.analysis.run_diff import differences
 from harness.analysis.significance import list_spare_items
 from harness.analysis.verdict import Verdict
@@ -23,12 +23,12 @@ from harness.data import load_task
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean, one_line, refuse
 from harness.experiment.study import Study, is_target_only, load_study
 from harness.lifecycle.champions import promote
-from harness.lifecycle.gates import (
+from harness.lifecycle.gate_of_logs import gate_folders
+from harness.lifecycle.gate_of_runs import (
     best_run,
     candidate_runs,
     count_members,
     find_run,
-    gate_folders,
     is_sampled,
     judge_run,
     select_seed,

@@ -23,7 +23,7 @@ from harness.masking import mask_file, mask_secrets
 from harness.models import join_to_plain_text
 from harness.models.against_base import PICKLED, adapter_problems, model_problems, read_adapter_config
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
-from harness.models.supervision import read_last_lines, read_lines, run
+from harness.models.programs import read_last_lines, read_lines, run
 from harness.models.weight_files import CONFIG, WEIGHTS, parameters_of, tensors_of
 from harness.plugins import Method
 from harness.provenance import digest_code

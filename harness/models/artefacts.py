@@ -26,7 +26,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from harness.errors import CandidateFailed
-from harness.models import supervision
+from harness.models import programs
 from harness.models.batching import Pair, Tokens
 from harness.models.candidate import Candidate
 from harness.models.hub import ModelSource, context_length, load_tokenizer, tokenizer_files
@@ -285,7 +285,7 @@ class Worker:
         command, (parent, child) = [python, str(_WORKER), str(self.file.resolve())], socket.socketpair()
         with child:
             variables = environment_of(python)
-            self._supervisor = supervision.start(command, log.parent, log, variables, child.fileno())
+            self._supervisor = programs.start(command, log.parent, log, variables, child.fileno())
         self._stream = parent.makefile("rwb")
         parent.close()
         self.peak_bytes = 0
@@ -323,13 +323,13 @@ class Worker:
         """End the worker, which frees its memory."""
         with suppress(OSError):
             self._stream.close()
-        supervision.end(self._supervisor, _END_S)
+        programs.end(self._supervisor, _END_S)
 
     def _failure(self) -> CandidateFailed:
         time.sleep(0.1)  # the log may still be written to
         with suppress(subprocess.TimeoutExpired):
             self._supervisor.wait(_END_S)
-        code = supervision.end(self._supervisor, _END_S)
+        code = programs.end(self._supervisor, _END_S)
         how = "ended" if code is None else f"ended with exit code {code}"
         step = "a whole file, exported again: harness export"
         if code is not None and code < 0:
@@ -338,7 +338,7 @@ class Worker:
                 step = "a file of fewer bits, or a machine with more memory"
             elif self._kind == "gguf":  # a crash, such as by an instruction that the processor lacks
                 step = f"kernels that this processor has: {_install('gguf')} --force-reinstall --no-cache-dir"
-        detail = f"{supervision.last_words(self._log)}; its log: {self._log}"
+        detail = f"{programs.last_words(self._log)}; its log: {self._log}"
         return CandidateFailed(f"the worker of {self.file.name} {how}; {detail}", step)
 
 

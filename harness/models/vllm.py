@@ -24,7 +24,7 @@ from harness.errors import CandidateFailed, Problem, refuse
 from harness.models import openai_api
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
-from harness.models.supervision import OPENER, ServerProcess, read_lines, start
+from harness.models.programs import OPENER, ServerProcess, read_lines, start
 from harness.models.tokenization import stored_end_ids
 from harness.models.weight_files import refuse_infinite
 from harness.progress import Advance

@@ -8,9 +8,8 @@ content, so everything that was computed once is reused. docs/internals.md lists
 # fmt: off
 # isort: off
 from harness.store.champions import (
-    Champion, ChampionEntry, DecisionRecord, History, RuleRecord, VerdictRecord, champions,
-    find_first_base, hash_weights, hold_champions, kept_champions, newest_verdict, read_champion,
-    read_history, record_champion, save_decision, save_verdict,
+    Champion, ChampionEntry, History, champions, find_first_base, hash_weights, hold_champions,
+    kept_champions, read_champion, read_history, record_champion,
 )
 from harness.store.garbage import (
     Leftover, base_rows_use, begin, disk_use, end, find_base_rows, keep_base_rows, list_begun,
@@ -43,5 +42,8 @@ from harness.store.runs import (
     split_trials, trials_by_run, verify_export, weights_folder,
 )
 from harness.store.sql_schema import TABLES
+from harness.store.verdicts import (
+    DecisionRecord, RuleRecord, VerdictRecord, newest_verdict, save_decision, save_verdict,
+)
 # isort: on
 # fmt: on

@@ -15,10 +15,10 @@ from harness import __version__
 from harness.errors import HarnessError
 from harness.records import Rating, Run, load
 from harness.store import row_files
-from harness.store.champions import DecisionRecord, VerdictRecord
 from harness.store.layout import Store, first_line, in_own_folder, is_no_room
 from harness.store.rows import read_identity
 from harness.store.sql_schema import TABLES
+from harness.store.verdicts import DecisionRecord, VerdictRecord
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -125,7 +125,7 @@ def run_job(folder: Path, advance: Advance) -> None:
             required = job.processes, job.shards.partition("/")[0]
             if at_work != required:
                 found, expected = (f"{n} processes, sharding {by or 'none'}" for n, by in (at_work, required))
-                worker = f"-m harness.training.worker {folder}"
+                worker = f"-m harness.training.job_worker {folder}"
                 step = f"accelerate launch --config_file {folder / LAUNCH} {worker}"
                 raise UserError(str(folder), found, f"{expected}, as its {JOB} says", step)
             wait_for_all(job.machine.device)

@@ -13,10 +13,9 @@ from tiny_experiment import read_all_rows
 
 from harness import config
 from harness.evaluation.row_sets import RunRequest
-from harness.experiment import Scope, prepare_session
-from harness.experiment import worker as workers
+from harness.experiment import Scope, prepare_session, step_worker
 from harness.experiment.executors import make_plan, write_assignment
-from harness.experiment.worker import Outcome
+from harness.experiment.step_worker import Outcome
 from harness.progress import SilentProgress
 
 CANDIDATES = """\
@@ -57,10 +56,10 @@ def worker(command_driver, folder):
     loaded = config.load(folder / "harness.yaml")
     session = prepare_session(loaded, Scope(), SilentProgress())
     plan = make_plan(session, [RunRequest(session.candidates[name], 0) for name in loaded.selected], 1)
-    file = workers.name_assignment(session.store)
+    file = step_worker.name_assignment(session.store)
 
     def begin():
-        file.with_name(workers.JOURNAL).unlink(missing_ok=True)
+        file.with_name(step_worker.JOURNAL).unlink(missing_ok=True)
         journal = write_assignment(file, session, loaded, Scope(), plan, 1)
         journal.note("ended", next(step for step in plan.needs if step.kind == "control"), Outcome())
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data import columns, examples, formats, readers, text_files
-from harness.data.columns import QuestionAndAnswers, Roles, find_reading_roles, read_question_and_answers
+from harness.data import column_roles, examples, formats, readers, text_files
+from harness.data.column_roles import QuestionAndAnswers, Roles, find_reading_roles, read_question_and_answers
 from harness.data.contamination import Encode
 from harness.data.edit.changes import list_written_answers
 from harness.data.edit.dedup import fold_row
@@ -61,15 +61,15 @@ class ReadingOptions(NamedTuple):
     @property
     def options(self) -> list[str]:
         """Options by which another command reads the rows in the same way."""
-        return columns.column_options(self.prompt, self.reference)
+        return column_roles.column_options(self.prompt, self.reference)
 
     @property
     def columns(self) -> list[str]:
         """The same options, also for guessed columns: next to another column the guess may fail."""
         fields, default = self.task.fields, Fields()
-        prompt = columns.option_text(fields.prompt, default.prompt)
-        reference = columns.option_text(fields.reference, default.reference)
-        return self.options or columns.column_options(prompt, reference)
+        prompt = column_roles.option_text(fields.prompt, default.prompt)
+        reference = column_roles.option_text(fields.reference, default.reference)
+        return self.options or column_roles.column_options(prompt, reference)
 
 
 class TableEntry(NamedTuple):
@@ -122,7 +122,7 @@ class RowTable:
     @property
     def answer_column(self) -> str | None:
         """The one column that holds the answers, or the turns that end with them; None if several do."""
-        return columns.answer_column(self.reading.task, self.reading.layout, self.columns)
+        return column_roles.answer_column(self.reading.task, self.reading.layout, self.columns)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

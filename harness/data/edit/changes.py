@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from harness.data import readers
-from harness.data.columns import RATED, Roles, columns_of
+from harness.data.column_roles import RATED, Roles, columns_of
 from harness.data.row_forms import CHOICES, PREFERRED, has_choices, is_transcript, list_choice_columns
 from harness.data.text_files import Row
 from harness.data.turns import answer_places

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from harness.data import formats
-from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_answers
+from harness.data.column_roles import PAIRS, Roles, join_texts, read_question_and_answers
 from harness.data.edit import changes
 from harness.data.edit.mix import NEW_ID, RowIds
 from harness.data.formats import THUMB_DOWN, Layout

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from harness.data.columns import QuestionAndAnswers, Roles, read_question_and_answers
+from harness.data.column_roles import QuestionAndAnswers, Roles, read_question_and_answers
 from harness.data.contamination import overlaps
 from harness.data.edit.changes import Change, EditedRow, Kind, drop
 from harness.data.near_duplicates import THRESHOLD, DuplicateGroup, are_alike, near_duplicates

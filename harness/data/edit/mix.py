@@ -15,7 +15,7 @@ from itertools import count
 from typing import NamedTuple
 
 from harness.data import formats
-from harness.data.columns import find_roles
+from harness.data.column_roles import find_roles
 from harness.data.edit.changes import NOT_DRAWN, Change, EditedRow, drop
 from harness.data.row_forms import settle_forms
 from harness.data.splits import ORIGIN

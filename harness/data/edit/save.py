@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from harness import __version__
 from harness.cache import sync
 from harness.data import readers
-from harness.data.columns import join_texts
+from harness.data.column_roles import join_texts
 from harness.data.edit import row_files
 from harness.data.edit.changes import NOT_DRAWN, Change, EditedRow
 from harness.data.edit.split import SplitRows

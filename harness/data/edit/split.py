@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.data import splits
-from harness.data.columns import Roles, read_question_and_answers
+from harness.data.column_roles import Roles, read_question_and_answers
 from harness.data.edit.changes import Change
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import THRESHOLD, TextMatch, near_duplicates, nearest

@@ -16,7 +16,7 @@ from harness import plugins
 from harness.analysis.explain import USUAL_AMOUNTS
 from harness.config import json_schema, read_suites
 from harness.data import Notes, TaskItems, load_task, readers
-from harness.data.columns import CONTEXTS, columns_of, find_head, find_reading_roles, is_id
+from harness.data.column_roles import CONTEXTS, columns_of, find_head, find_reading_roles, is_id
 from harness.data.examples import FIELD
 from harness.data.examples import examples as read_examples
 from harness.data.guessed_columns import NAME_THEM

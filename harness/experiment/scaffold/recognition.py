@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.data import columns, formats, readers
+from harness.data import column_roles, formats, readers
 from harness.data.examples import Notes
 from harness.data.examples import examples as read_examples
 from harness.data.formats import Layout
@@ -72,7 +72,7 @@ class RecognizedRows(NamedTuple):
 
 def look(request: Request, content: readers.Rows) -> RecognizedRows:
     """Recognise rows; refuse those without clear columns, or of another kind than requested."""
-    refuse(columns.find_missing_header(content, is_named=bool(request.prompt or request.reference)))
+    refuse(column_roles.find_missing_header(content, is_named=bool(request.prompt or request.reference)))
     layout = formats.recognise(content.rows)
     fields = _fields(request, content, layout)
     if layout and layout.name == "multiple choice":
@@ -81,7 +81,7 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
         fields |= {"answers_are": forms.numbers[0]} if forms.has_numbers else {}
     task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})
     examples = [sourced.example for sourced in examples_of(task, content)]
-    column = columns.name_in(columns.answer_column(task, layout, content.names)).rpartition(".")[2]
+    column = column_roles.name_in(column_roles.answer_column(task, layout, content.names)).rpartition(".")[2]
     kind = request.kind or _kind(layout, examples, column)
     form, misfit = layout.name if layout else "prompt and reference", ""
     if kind == "labels":
@@ -160,11 +160,11 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     options, names = (("prompt", request.prompt), ("reference", request.reference)), content.names
     templates = {key: text.replace("\\n", "\n") for key, text in options if text}
     for key, text in templates.items():
-        known_columns = names | {columns.MESSAGES} if layout else names
-        for column in columns.columns_of(text, names) if text not in names else ():
-            columns.require_column(content.shown, known_columns, column, f"--{key}")
+        known_columns = names | {column_roles.MESSAGES} if layout else names
+        for column in column_roles.columns_of(text, names) if text not in names else ():
+            column_roles.require_column(content.shown, known_columns, column, f"--{key}")
     fields = {key: text if "{" in text else f"{{{text}}}" for key, text in templates.items()}
-    filled = columns.find_filled_columns(content.rows)
+    filled = column_roles.find_filled_columns(content.rows)
     formed = {name for row in content.rows for name in find_fields(row)}
     is_asked, answers = filled & formed & {"prompt", "messages"}, {"reference", "references", "constraints"}
     if layout is None and not (is_asked and filled & answers):
@@ -175,7 +175,7 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
         is_nested = any(isinstance(row.fields.get("context"), dict) for row in content.rows)
         by_layout = f"{{context}}\n\n{asking}" if layout.name == "question" and not is_nested else asking
         fields |= {} if whole in (asking, by_layout) else {"prompt": whole}
-    for group in columns.GROUPS if "cluster" not in filled else ():
+    for group in column_roles.GROUPS if "cluster" not in filled else ():
         # A field that groups rows: filled everywhere, with several values that repeat.
         values = [row.fields.get(group) for row in content.rows]
         is_filled = all(isinstance(value, str | int) and value != "" for value in values)

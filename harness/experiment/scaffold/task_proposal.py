@@ -14,7 +14,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from harness.data import OF_RATINGS, SPLITS, Notes, TaskItems, load_task, readers
-from harness.data.columns import CONTEXTS, column_options, find_head, find_reading_roles, option_text
+from harness.data.column_roles import CONTEXTS, column_options, find_head, find_reading_roles, option_text
 from harness.data.edit.row_files import new_name
 from harness.data.examples import FIELD, pairs
 from harness.data.guessed_columns import spell

@@ -39,7 +39,7 @@ from harness.models.pass_costs import learn_costs
 from harness.progress import SilentProgress, quiet_libraries
 from harness.records import digest
 from harness.training import FIT, MEMORY_KNOBS
-from harness.training.worker import decode_error, encode_error
+from harness.training.job_worker import decode_error, encode_error
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

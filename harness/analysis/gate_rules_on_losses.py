@@ -1,133 +1,36 @@
-"""Rules of the gate in the order in which they are printed, and those on losses of other abilities.
+"""Rules of the gate on losses of other abilities: over all tasks, of each task, of critical tasks.
 
 Invariant: comparisons are oriented so that a negative delta is a loss; bounds are one-sided at
 `policy.alpha`. `identical` weights pass the rules about weights without a test. Source: Berger 1982 for a
 veto next to a pass; Clopper & Pearson 1934 for exact one-sided bounds.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from math import ceil
 from statistics import fmean
 from typing import Literal
 
 from harness import formatting, stats
 from harness.analysis import estimators, margins
-from harness.analysis import gate_rules_on_answers as on_answers
-from harness.analysis.macro import NOTHING_SHARED, Macro, SharedItems, average_macro, plan_parts
-from harness.analysis.significance import loss_rate_p, macro_p, miss_rates
+from harness.analysis.macro import Macro, SharedItems, plan_parts
+from harness.analysis.significance import loss_rate_p, macro_p
 from harness.analysis.verdict import (
     NAMED,
-    WORDS,
     Number,
     Outcome,
     Rule,
-    TargetFacts,
     TaskComparison,
-    Verdict,
     add_items_needed,
     is_in_macro,
-    is_invalid,
     is_named_critical,
     is_perplexity,
     is_reported_only,
     is_safety,
     list_ids,
-    list_items_needed,
     worst_outcome,
 )
 from harness.spec import GatePolicy
 from harness.stats import Interval
-
-
-def apply_rules(
-    tasks: Sequence[TaskComparison],
-    policy: GatePolicy,
-    *,
-    validity: estimators.Comparison | None,
-    target: TargetFacts | None,
-    identical: bool,
-    confirmed: Mapping[str, Collection[str]] | None = None,
-    controls: Sequence[on_answers.ControlFacts] = (),
-    missing: Sequence[str] = (),
-    shared: SharedItems = NOTHING_SHARED,
-    level: float | None = None,
-    cumulative: Rule | None = None,
-    export: Rule | None = None,
-    commonest: on_answers.Compared | None = None,
-) -> Verdict:
-    """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
-
-    With `level`, rules that must show something (non-inferiority, a gain) are judged at that level, and rules
-    that veto keep the policy's alpha. `shared` are the items that tasks share, `commonest` the shares of each
-    task's commonest answer, the others as in `gating.judge`.
-    """
-    used_alphas = {t.comparison.alpha for t in tasks} | ({validity.alpha} if validity else set())
-    if other_alphas := used_alphas - {policy.alpha}:
-        raise ValueError(
-            f"comparisons made at alpha {sorted(other_alphas)}, the policy's is {policy.alpha}: pass it to"
-            " compare_rows"
-        )
-    errors = None if identical else on_answers.errors_rule(tasks, target, policy)
-    tasks = [t.change(estimators.orient) for t in tasks]
-    vetoing = [t for t in tasks if is_in_macro(t)]
-    safety = [t for t in tasks if is_safety(t, policy)]
-    strict_policy = policy if level is None else policy.model_copy(update={"alpha": level})
-    tasks = [t.at_level(strict_policy.alpha) for t in tasks]
-    validity = estimators.at_level(validity, strict_policy.alpha) if validity else None
-    admitted = [t for t in tasks if is_in_macro(t)]
-    macro = average_macro(admitted, strict_policy, shared) if admitted else None
-
-    def calibrated(rule: Rule, judged: Sequence[TaskComparison]) -> Rule:
-        """Leave a rule open if it rests on a judge's grades of tasks, unless the policy allows that."""
-        names = [t.task.name for t in judged if estimators.is_judge(t.comparison.metric)]
-        if identical or not names or policy.uncalibrated_judge == "allow":
-            return rule
-        text = (
-            f"{rule.name}: {', '.join(names)} graded by a judge that no labels of people calibrate (they are"
-            " for the target alone); another primary metric, or gate.uncalibrated_judge: allow"
-        )
-        return Rule(rule.name, "inconclusive", text, {"judged": names})
-
-    critical = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
-    collapse = on_answers.mode_collapse_rule(commonest or {}, strict_policy, identical)
-    unanswered = []  # an unmeasured task may be the one that was lost
-    if missing and not identical:
-        problem = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({list_ids(missing)})"
-        text = f"tasks: {problem}; expected all, or those to judge by name (gate.tasks)"
-        unanswered.append(Rule("tasks", "inconclusive", text, {"missing": list(missing[:NAMED])}))
-    rules = (
-        *([errors] if errors else []),
-        calibrated(macro_rule(tasks, admitted, macro, strict_policy, identical, shared), admitted),
-        calibrated(judge_each(vetoing, policy, identical), vetoing),
-        *([calibrated(judge_each(safety, policy, identical, "safety"), safety)] if safety else []),
-        calibrated(critical_rule(tasks, strict_policy, identical), critical),
-        on_answers.regressions_rule(tasks, identical, confirmed),
-        on_answers.validity_rule(validity, strict_policy, identical),
-        on_answers.target_rule(target, policy),
-        *([collapse] if collapse else []),
-        on_answers.drift_rule(tasks, policy, identical),
-        on_answers.control_rule(controls),
-        *unanswered,
-        *([cumulative] if cumulative else []),
-        *([export] if export else []),
-    )
-    outcome, invalid = worst_outcome([r.outcome for r in rules]), is_invalid(rules)
-    if outcome == "fail" and invalid:  # if too many answers failed, only harness drift is worse
-        outcome = "inconclusive"
-    deciding = [r for r in rules if r.outcome == outcome]
-    if outcome == "inconclusive" and invalid:
-        deciding = [r for r in deciding if r.name in ("errors", "tasks")]  # the others rest on what failed
-    needed = list_items_needed(rules)
-    return Verdict(
-        outcome=outcome,
-        rules=rules,
-        macro=macro_estimate(admitted, macro, identical, shared) if macro else None,
-        lost=sum(len(t.counted.lost) for t in admitted),
-        gained=sum(len(t.counted.gained) for t in admitted),
-        missed=miss_rates(admitted, macro, validity, strict_policy) if macro and not identical else (),
-        items_needed=needed.total if needed and outcome == "inconclusive" and not invalid else None,
-        sentence=f"{WORDS[outcome]}: " + "; ".join(r.sentence for r in deciding),
-    )
 
 
 def macro_rule(

@@ -1,4 +1,4 @@
-"""Worker process of a training job: `python -m harness.training.worker JOB`.
+"""Worker process of a training job: `python -m harness.training.job_worker JOB`.
 
 Invariant: standard output has one JSON array per line, `["advance", done, total, note]` for progress and
 `["error", …]` on failure; everything else is printed to standard error.
@@ -23,7 +23,7 @@ from harness.training.job import LOG, run_job
 from harness.training.parallel import LAUNCH, is_first
 from harness.training.trainer import MEMORY_KNOBS
 
-COMMAND = (sys.executable, "-P", "-m", "harness.training.worker")
+COMMAND = (sys.executable, "-P", "-m", "harness.training.job_worker")
 _INTERRUPTED = 130
 
 
