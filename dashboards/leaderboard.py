@@ -195,11 +195,11 @@ def _table(
 
     columns, config = leaderboard_columns(metrics), dict[str, Any]()
     for column in columns:  # heading and width, in the order of the table
-        make = st.column_config.TextColumn if column.kind == "text" else st.column_config.NumberColumn
+        column_class = st.column_config.TextColumn if column.kind == "text" else st.column_config.NumberColumn
         title = heading(column).replace("\n", " ")
         width, is_pinned = _PINNED.get(column.name, _WIDTHS[column.kind]), column.name in _PINNED
         meaning = f"{column.meaning[0].upper()}{column.meaning[1:]}."
-        config[column.name] = make(title, width=width, pinned=is_pinned or None, help=meaning)
+        config[column.name] = column_class(title, width=width, pinned=is_pinned or None, help=meaning)
     words, colours = list(_VERDICTS), list(_VERDICTS.values())
     config["verdict"] = st.column_config.MultiselectColumn("verdict", width=96, options=words, color=colours)
     rows = [{column.name: _cell(column, line) for column in columns} for line in lines]

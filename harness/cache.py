@@ -24,12 +24,12 @@ def make_private_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
-def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
+def memo(kind: str, key: str, compute: Callable[[], Any]) -> Any:
     """Return the cached JSON value of a kind and key, or compute it (once for all processes)."""
     memory = cache_dir() / kind / f"{key}.json"
     with suppress(OSError, ValueError):
         return recall(memory)
-    value = make()
+    value = compute()
     if value is not None:
         with suppress(OSError, ValueError):
             remember(memory, value, _publish_first)

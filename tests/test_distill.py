@@ -51,7 +51,7 @@ def rows_of(result):
 
 
 def distill(session, teacher="large", **settings):
-    return prepare_distillation(session, teacher, Distillation(**settings), "a.jsonl").make()
+    return prepare_distillation(session, teacher, Distillation(**settings), "a.jsonl").send()
 
 
 def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels_and_is_asked_and_paid_once(

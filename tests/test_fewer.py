@@ -15,7 +15,7 @@ from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import sampling
 from harness.evaluation.judging_stage import base_arm
-from harness.experiment import Scope, fewer_items, prepare_session, rescue
+from harness.experiment import Scope, interim_analyses, prepare_session, rescue
 from harness.lifecycle import release
 from harness.progress import SilentProgress
 
@@ -213,7 +213,7 @@ def looks_with(experiment, override):
     """Plan the interim analyses of the finished experiment with another gate."""
     loaded = config.load(experiment[0] / "harness.yaml", [override])
     session = prepare_session(loaded, Scope(fewer=True), SilentProgress())
-    return fewer_items.plan_interim_analyses(session, base_arm(session, session.source))
+    return interim_analyses.plan_interim_analyses(session, base_arm(session, session.source))
 
 
 def test_a_critical_task_is_asked_in_full_and_a_smaller_margin_asks_more_until_the_whole_task(
@@ -244,7 +244,7 @@ def test_looking_goes_on_while_a_pass_is_not_shown_among_all_fine_tunes(among_al
     )
     rank = FamilyRank(8, 0.05, 0.02, 0.16, 0.05 / 8, "lora")
     facts = (make_fine_tune("lora", 0.8, 0.1, verdict=verdict, corrected=corrected_verdict, standing=rank),)
-    assert fewer_items.is_settled(facts) is settled
+    assert interim_analyses.is_settled(facts) is settled
 
 
 def sums_that_the_base_passes(folder, tiny):

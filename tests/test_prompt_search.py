@@ -187,7 +187,7 @@ def write_proposing(folder, tiny, url):
 def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
     with serve_model(Proposer(None)) as server:
         session = tiny_experiment.session(write_proposing(tmp_path, tiny, server.url))
-        proposal = prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).make()
+        proposal = prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).send()
         assert len(server.asked) == 4
         assert proposal.texts == (
             'You are a clerk, "quoted"\nwho sorts.',
@@ -202,7 +202,7 @@ def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
         assert not any(e.prompt in sent for e in evaluated)
         assert "late, money" in sent
         assert proposal.provenance["spent"]["cost_usd"] == pytest.approx(4 * 0.07)
-        prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).make()
+        prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).send()
         assert len(server.asked) == 4  # stored answers are used
 
 

@@ -237,4 +237,6 @@ def test_damaged_weights_answer_nothing_and_start_nothing(session):
         with pytest.raises(CandidateFailed, match=message), open_weights(session, weights):
             pass
         with pytest.raises(CandidateFailed, match=message):
-            Fit(session, candidate, 0).make(FitInputs(weights, None, (), weights.folder.with_name("next")))
+            Fit(session, candidate, 0).make_weights(
+                FitInputs(weights, None, (), weights.folder.with_name("next"))
+            )

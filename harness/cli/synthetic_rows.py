@@ -122,7 +122,7 @@ def data_augment(
     prepared = prepare_rows(chosen_rows, writer, rewriting, TerminalProgress(), in_columns=in_columns)
     if not _announce(prepared.plan, first_line, dry_run=dry_run, as_json=as_json):
         return
-    rows = prepared.make()
+    rows = prepared.send()
     settings = {**rows.edit.parameters, "rows": n_rows, "against": tests, **roles._asdict()}
     edit = remarks.edit("augment", settings, [file], rows.edit.cost_usd)
     save_made(rows._replace(edit=edit), written_to, as_json)
@@ -242,7 +242,7 @@ def data_distill(
     prepared = prepare_distillation(session, teacher, request, str(written_to))
     if not _announce(prepared.plan, dry_run=dry_run, as_json=as_json):
         return
-    save_made(prepared.make(), written_to, as_json)
+    save_made(prepared.send(), written_to, as_json)
     say(f"next: train: {name_beside(at.config, written_to)} on a candidate in {at.config}")
 
 
@@ -316,7 +316,7 @@ def data_propose_prompts(
     prepared = prompts.prepare_proposal(session, proposer, request)
     if not _announce(prepared.plan, dry_run=dry_run, as_json=as_json) or out is None:
         return
-    proposal = prepared.make()
+    proposal = prepared.send()
     with out.open("x", encoding="utf-8") as file:
         # A candidate with the texts as a grid of harness.yaml; a comment says who proposed them.
         comments = [

@@ -82,7 +82,7 @@ def examples(
     answer_column = answer_match[1] if answer_match else ""
     content = content._replace(rows=[*text_files.write_empty_lists(answer_column, content.rows)])
     row_problems: list[Problem] = []
-    sourced_rows = _make_each(content, read_example, task.data.invalid_rows, notes.removed, row_problems)
+    sourced_rows = _read_each(content, read_example, task.data.invalid_rows, notes.removed, row_problems)
     kept_rows: list[SourcedExample] = []
     mislabelled_rows: list[SourcedExample] = []
     for sourced in sourced_rows:
@@ -134,7 +134,7 @@ def unusable_templates(fields: Fields, content: text_files.Rows) -> Iterator[Pro
 
 def pairs(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedExample]:
     """Make examples of pairs and of thumbs: `references` has the chosen answer, `rejected` the other one."""
-    return _make_each(content, partial(_pair, task), task.data.invalid_rows, notes.removed)
+    return _read_each(content, partial(_pair, task), task.data.invalid_rows, notes.removed)
 
 
 def prompts(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedExample]:
@@ -145,7 +145,7 @@ def prompts(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedE
         messages = _messages(row, task.fields.prompt)
         return SourcedExample(Example(ident, messages, choices=task.labels, cluster=ident), row.where)
 
-    return _make_each(content, read_question, task.data.invalid_rows, notes.removed)
+    return _read_each(content, read_question, task.data.invalid_rows, notes.removed)
 
 
 def documents(content: text_files.Rows) -> list[Document]:
@@ -160,12 +160,12 @@ def documents(content: text_files.Rows) -> list[Document]:
             raise UserError(row.where, "an empty document", "a text", "fill it in or remove the row")
         return Document(_fill_own(row, None, "id") or name, _fill_own(row, None, "title"), text)
 
-    return _make_each(content, read_document)
+    return _read_each(content, read_document)
 
 
-def _make_each(
+def _read_each(
     content: text_files.Rows,
-    make: Callable[[text_files.Row, str], _Made],
+    read_row: Callable[[text_files.Row, str], _Made],
     invalid_rows: Literal["error", "drop"] = "error",
     notes: list[str] | None = None,
     problems: list[Problem] | None = None,
@@ -176,7 +176,7 @@ def _make_each(
     row_problems: list[Problem] = []
     for index, row in enumerate(content.rows):
         try:
-            item = make(row, f"{content.stem}-{index}")
+            item = read_row(row, f"{content.stem}-{index}")
         except UserError as error:
             row_problems += error.problems
             continue

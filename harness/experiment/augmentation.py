@@ -269,7 +269,7 @@ def _ask(prompt: str, text: str) -> tuple[Message, ...]:
 def prepare_rows(
     chosen: Augmentation, writer: writers.Writer, how: Rewriting, progress: Progress, *, in_columns: bool
 ) -> writers.PreparedRequests[writers.MadeRows]:
-    """Estimate requests, tokens and cost of the new rows; nothing is sent until `make` is called."""
+    """Estimate requests, tokens and cost of the new rows; nothing is sent until `send` is called."""
     (prompt, *later), requests = how.prompts, dict[tuple[int, int], writers.PromptRequest]()
     for (i, text), k in product(chosen.texts.items(), range(how.variants)):
         shown_rows = chosen.shown.get((i, k))
@@ -282,7 +282,7 @@ def prepare_rows(
     n_requests = first.requests * len(how.prompts)
     plan = writers.WriterPlan(n_requests, first.known, read, generated, writer.planned(read, generated))
 
-    def make() -> writers.MadeRows:  # all rows, each followed by the rows made from it
+    def write_rows() -> writers.MadeRows:  # all rows, each followed by the rows made from it
         budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
         written, asked = dict[tuple[int, int], WrittenQuestion](), requests
         for number in range(1, len(how.prompts) + 1):
@@ -336,7 +336,7 @@ def prepare_rows(
         edit = Edit("augment", used, (), cost_usd=budgeted.usage.cost_usd)
         return writers.MadeRows(edit, outcomes, spent=budgeted.usage)
 
-    return writers.PreparedRequests(plan, make)
+    return writers.PreparedRequests(plan, write_rows)
 
 
 def find_evaluated(tasks: Sequence[MeasuredTask]) -> EvaluatedQuestions:

@@ -138,7 +138,7 @@ class _Maker(NamedTuple):
                     # Trains up to each planned point, and sends the target's score there to the trackers.
                     track, live = self.candidate.source.track, self.fit.live_run(inputs.folder)
                     for n_points in range(1, track.points + 1) if track and live else ():
-                        self.fit.make(inputs, show_at=n_points)
+                        self.fit.make_weights(inputs, show_at=n_points)
                         weights_by_step = read_points_so_far(self.candidate, inputs.folder)
                         for step, weights in list(weights_by_step.items())[-1:]:
                             point = measure_point(self.session, self.candidate, step, weights, self.seed)
@@ -147,7 +147,7 @@ class _Maker(NamedTuple):
                             break
                     stored_weights = read_weights(self.candidate, inputs.folder)
                 if stored_weights is None:
-                    self.fit.make(inputs)
+                    self.fit.make_weights(inputs)
                     stored_weights = read_weights(self.candidate, inputs.folder)
         assert stored_weights is not None
         start_weights = [weights for weights in (inputs.init, inputs.reward, *inputs.merges) if weights]
@@ -282,7 +282,7 @@ class _Maker(NamedTuple):
                 session.refuse_if_reading(f"point {point_number} of {folder.name}")
                 with session.claim(folder.name):
                     if read_weights(candidate, folder) is None:
-                        self.fit.make(inputs, point_number)
+                        self.fit.make_weights(inputs, point_number)
                 weights_by_step = read_points_so_far(candidate, folder)
             if len(weights_by_step) < point_number:  # fewer checkpoints than requested points
                 return tuple(scores), None

@@ -30,7 +30,7 @@ from harness.evaluation.judging_stage import (
 from harness.evaluation.row_sets import RunRequest, describe_run, list_open, make_failure_id, target_sets
 from harness.evaluation.runner import answer
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment import fewer_items as fewer
+from harness.experiment import interim_analyses
 from harness.experiment.analyse import analyse, judge_runs, pair_with_best
 from harness.experiment.candidate_problems import key_problems
 from harness.experiment.candidate_result import (
@@ -156,14 +156,14 @@ def _execute(
     notes = list[str]()
     if scope.fewer:  # large tasks are evaluated until the verdicts are settled
         base_rows = _measure_base(session, session.source)
-        if not fewer.plan_interim_analyses(session, base_rows):
+        if not interim_analyses.plan_interim_analyses(session, base_rows):
             session.experiment = session.experiment.model_copy(update={"name": loaded.experiment.name})
             stored = find_stored_runs(session, requests)
 
         def make_all(stored: FoundRuns) -> list[Run]:  # on the session's current items
             return _make_all(session, requests, Reader(session.store, session.tasks), stored, smoke=False)
 
-        notes, runs = fewer.run_interim_analyses(session, base_rows, make_all)
+        notes, runs = interim_analyses.run_interim_analyses(session, base_rows, make_all)
         reader = Reader(session.store, session.tasks)
     else:
         reader = Reader(session.store, session.tasks)

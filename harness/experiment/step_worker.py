@@ -271,7 +271,7 @@ class _Worker(NamedTuple):
             if claimed := journal.claim(self.session.store.folder / store.CLAIMS):
                 step, lock = claimed
                 try:
-                    self.make(step)
+                    self.carry_out(step)
                 finally:
                     lock.release()
                 pause = _FIRST_WAIT_S
@@ -282,7 +282,7 @@ class _Worker(NamedTuple):
                 pause = min(2 * pause, _LONGEST_WAIT_S)
             journal.read()
 
-    def make(self, step: Step) -> None:
+    def carry_out(self, step: Step) -> None:
         if self.journal.n_begun[step] >= TRIES:
             found = f"its worker ended {TRIES} times without a result at {step.kind} {step.name}"
             lost = CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers")

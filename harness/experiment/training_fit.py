@@ -151,7 +151,7 @@ class Fit(NamedTuple):
         context = session.mix_context(candidate.source, seed)
         return general_rows(candidate.source.regularize, context, answer_as_base)
 
-    def make(self, inputs: FitInputs, pause_at: int = 0, show_at: int = 0) -> None:
+    def make_weights(self, inputs: FitInputs, pause_at: int = 0, show_at: int = 0) -> None:
         """Make weights in a temporary folder, which is renamed when they are complete.
 
         The training pauses after `pause_at` kept points, or `show_at` points for trackers, and keeps the

@@ -285,11 +285,11 @@ _Made = TypeVar("_Made")
 class PreparedRequests(NamedTuple, Generic[_Made]):
     """Requests counted before they are sent, and the function that sends them and returns the result.
 
-    `make` raises CandidateFailed if the writer fails or costs too much, UserError if there is no result.
+    `send` raises CandidateFailed if the writer fails or costs too much, UserError if there is no result.
     """
 
     plan: WriterPlan
-    make: Callable[[], _Made]
+    send: Callable[[], _Made]
 
 
 def plan_requests(writer: Writer, requests: Sequence[PromptRequest]) -> WriterPlan:

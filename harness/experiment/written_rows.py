@@ -112,8 +112,8 @@ def prepare_distillation(
             messages = step_to(example).messages
         seed = seed_of(request.seed, example.id, 0) if request.temperature > 0 else None
         prompts.append(writers.PromptRequest(messages, limits, seed))
-    make = partial(_distill, session, name, request, out, writer, rows, prompts)
-    return writers.PreparedRequests(writers.plan_requests(writer, prompts), make)
+    distill = partial(_distill, session, name, request, out, writer, rows, prompts)
+    return writers.PreparedRequests(writers.plan_requests(writer, prompts), distill)
 
 
 def _distill(

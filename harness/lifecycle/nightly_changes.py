@@ -19,7 +19,6 @@ from harness import stats
 from harness.analysis import comparison
 from harness.analysis.labelled_answers import Labels, answer_digest
 from harness.analysis.other_gate_rules import aa_rate
-from harness.experiment.fewer_items import RowsByItem
 from harness.lifecycle.nightly_state import BaseNight, JudgedChange, SeriesNight
 from harness.lifecycle.nightly_watchlist import Cluster, Item
 from harness.metrics import Metric, is_flipped
@@ -27,6 +26,9 @@ from harness.records import SampleResult
 from harness.stats import Array
 
 _MOVED_P = 0.01
+
+
+RowsByItem = dict[Item, SampleResult]
 
 
 class NightArms(NamedTuple):

@@ -19,7 +19,6 @@ from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, User
 from harness.evaluation.candidates import ResolvedCandidate, resolve
 from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import MeasuredTask
-from harness.experiment.fewer_items import Watched
 from harness.experiment.study import load_study
 from harness.lifecycle.nightly_state import Reference
 from harness.lifecycle.release import candidate_runs
@@ -29,6 +28,22 @@ from harness.spec import MEAN_LOGPROB, Recipe
 from harness.store import Champion, Store
 
 NEXT = "harness compare, which makes what a night is compared with"
+
+
+class Watched(NamedTuple):
+    """A watched candidate as resolved now, and what a first night pins as its reference.
+
+    `rows` are those of its run, the `reference`, by task and split; `makings` those of its recipe trained
+    again.
+    """
+
+    name: str
+    candidate: ResolvedCandidate
+    seed: int
+    rows: Mapping[str, str]
+    reference: str
+    weights: str
+    makings: tuple[dict[str, str], ...] = ()
 
 
 def targets(

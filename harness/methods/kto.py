@@ -86,8 +86,8 @@ def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) 
 
     arguments, options = heldout.trainer_options(params, rows)
     arguments["train_sampling_strategy"] = "sequential"
-    make = low_rank_adapters.make_policy_trainer
-    return cast("trl.KTOTrainer", make(policy, TokensTrainer, trl.KTOConfig, params, arguments, **options))
+    build = low_rank_adapters.make_policy_trainer
+    return cast("trl.KTOTrainer", build(policy, TokensTrainer, trl.KTOConfig, params, arguments, **options))
 
 
 METHOD = low_rank_adapters.low_rank_method(

@@ -29,7 +29,7 @@ from harness.plugins import Method, MethodAlternative
 from harness.provenance import versions_of
 from harness.records import MatrixScan, digest
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, fine_tune, made_weights
-from harness.training.parallel import is_first, make_once
+from harness.training.parallel import compute_once, is_first
 
 SCAN = "signal_to_noise.json"
 _GRID = 20_001  # grid points for integrating the law's density
@@ -49,7 +49,7 @@ def fit(context: FitContext, params: Params) -> Weights:
 
     def prepare(model: Any) -> None:
         context.prepare(model)
-        ratios = make_once(lambda: scan_model(model, context.source.weights_digest))
+        ratios = compute_once(lambda: scan_model(model, context.source.weights_digest))
         if not ratios:
             reason = f"{context.source.name}, which has no linear layers to scan"
             raise CandidateFailed(reason, "method: lora or method: full, which take any base")
@@ -81,7 +81,7 @@ def scan_model(model: Any, weights_digest: str) -> dict[str, float]:
     """Return the ratio of every linear layer of a decoder, by name; remembered by digest."""
     key = digest([weights_digest, str(model.dtype), versions_of("signal_to_noise")])
 
-    def make() -> dict[str, float]:
+    def compute_ratios() -> dict[str, float]:
         ratios = {}
         for name, layer in model.named_modules():
             if isinstance(layer, torch.nn.Linear) and any(part.isdecimal() for part in name.split(".")):
@@ -90,7 +90,7 @@ def scan_model(model: Any, weights_digest: str) -> dict[str, float]:
                 ratios[name] = signal_to_noise(values, layer.weight.shape)
         return ratios
 
-    ratio_by_name: dict[str, float] = memo("signal_to_noise", key, make)
+    ratio_by_name: dict[str, float] = memo("signal_to_noise", key, compute_ratios)
     return ratio_by_name
 
 

@@ -83,7 +83,7 @@ def new_bottlenecks(model: Any, form: Bottleneck) -> "ModuleDict":
     """Create the bottlenecks of a base, in fp32 on its device, keyed by sublayer."""
     hidden = model.config.get_text_config().hidden_size
 
-    def make() -> torch.nn.Sequential:
+    def new_bottleneck() -> torch.nn.Sequential:
         down, up = torch.nn.Linear(hidden, form.size), torch.nn.Linear(form.size, hidden)
         activation: torch.nn.Module = getattr(torch.nn, _ACTIVATIONS[form.non_linearity])()
         torch.nn.init.trunc_normal_(down.weight, std=_SPREAD, a=-2 * _SPREAD, b=2 * _SPREAD)
@@ -91,7 +91,9 @@ def new_bottlenecks(model: Any, form: Bottleneck) -> "ModuleDict":
             torch.nn.init.zeros_(zero)
         return torch.nn.Sequential(OrderedDict(down=down, activation=activation, up=up))
 
-    return torch.nn.ModuleDict({name: make() for name in _sublayers(model, form.style)}).to(model.device)
+    return torch.nn.ModuleDict({name: new_bottleneck() for name in _sublayers(model, form.style)}).to(
+        model.device
+    )
 
 
 def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[RemovableHandle]":

@@ -46,13 +46,13 @@ def share_order() -> None:
         synchronize_rng_states(["torch"])
 
 
-def make_once(make: Callable[[], Made]) -> Made:
+def compute_once(compute: Callable[[], Made]) -> Made:
     """Let the first process compute a value and return it in all processes."""
     if process_count() == 1:
-        return make()
+        return compute()
     from accelerate.utils import broadcast_object_list
 
-    values: list[Any] = [make() if is_first() else None]
+    values: list[Any] = [compute() if is_first() else None]
     broadcast_object_list(values)
     return cast(Made, values[0])
 

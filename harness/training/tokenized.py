@@ -45,7 +45,7 @@ def tokenize(
     ends = map_end_tokens(source, tokenizer)
     key = digest([texts, chat, source.template_digest, ends, versions, versions_of("tokens", "tokenization")])
 
-    def make() -> "datasets.Dataset":
+    def tokenize_all() -> "datasets.Dataset":
         rows = [PromptText(e.messages, a, chat) for e, s in zip(examples, answers, strict=True) for a in s]
         encoded_rows = iter(encode_answered(tokenizer, rows, ends))
         records = []
@@ -55,7 +55,7 @@ def tokenize(
             records.append({"start": len(encoded[0].context), "wholes": wholes})
         return datasets.Dataset.from_list(records)
 
-    dataset = cache_dataset(key, make) if examples else ()
+    dataset = cache_dataset(key, tokenize_all) if examples else ()
     return [Tokens(row["start"], row["wholes"]) for row in dataset]
 
 
@@ -101,15 +101,15 @@ def rows_that_fit(
     return fitting, len(rows) - len(fitting)
 
 
-def cache_dataset(key: str, make: "Callable[[], datasets.Dataset]") -> "datasets.Dataset":
-    """Return the dataset cached under a key, or make and cache it."""
+def cache_dataset(key: str, build: "Callable[[], datasets.Dataset]") -> "datasets.Dataset":
+    """Return the dataset cached under a key, or build and cache it."""
     import pyarrow as pa
     from pyarrow import parquet
 
     memory = cache_dir() / "training" / f"{key}.parquet"
     with suppress(OSError, pa.ArrowInvalid):  # missing or damaged
         return datasets.Dataset(parquet.read_table(memory, page_checksum_verification=True))
-    dataset = make()
+    dataset = build()
     with suppress(OSError):  # a read-only folder only costs time
         fill_cache_file(memory, partial(parquet.write_table, dataset.data.table, write_page_checksum=True))
     return dataset

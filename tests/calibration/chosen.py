@@ -11,7 +11,7 @@ from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.gating import ComparedArms, compare_arms, judge
 from harness.analysis.seeds import Family, place_in_family
 from harness.evaluation import sampling
-from harness.experiment.fewer_items import _is_settled, is_settled
+from harness.experiment.interim_analyses import _is_settled, is_settled
 from harness.records import SampleResult
 from harness.spec import GatePolicy, Task
 from tests.calibration.cell import Cell, Claim, claim_at_least, claim_at_most

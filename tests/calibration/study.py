@@ -26,7 +26,7 @@ FIRST = 40  # number of draws whose outcomes are stored, and compared after a ch
 # Code that cells run, without plugins; a test traces it.
 CODE = (
     *(f"harness/{package}/**/*.py" for package in ("analysis", "records", "spec", "stats")),
-    "harness/config/__init__.py", "harness/evaluation/sampling.py", "harness/experiment/fewer_items.py",
+    "harness/config/__init__.py", "harness/evaluation/sampling.py", "harness/experiment/interim_analyses.py",
     "harness/formatting.py", "harness/lifecycle/nightly_*.py", "harness/metrics/__init__.py", "harness/plugins.py",
     "tests/calibration/*.py", "tests/fake_rows.py",
 )  # fmt: skip

@@ -6,7 +6,7 @@ sent once, and again the next night if sending failed. Source: the e-detector of
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 from statistics import fmean
@@ -49,7 +49,7 @@ def drift_e(flips: Sequence[tuple[int, int]], rate: float) -> float:
 
 _HERE = CommandLine()  # commands for the project's folder, as on the dashboard
 HARNESS = "harness"
-_DRIFT = (HARNESS, "harness-drift")
+HARNESS_DRIFT = (HARNESS, "harness-drift")
 EXIT: dict[Verdict, int] = {"ok": 0, "suspect": 4, "harness-drift": 4, "regression": 3, "error": 1}
 
 
@@ -95,9 +95,44 @@ def build_report(
     experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State, typed: CommandLine = _HERE
 ) -> NightReport:
     """Report on the last of the finished nights; the alarms that it raises are not yet in the state."""
-    last = nights[-1]
-    drifts: dict[str, str] = {}  # the nights with drift; evidence restarts after an acknowledgement
-    acks = [a.acknowledged for a in state.alarms if (a.about, a.verdict) == _DRIFT and a.acknowledged]
+    last, drifts = nights[-1], _find_drifts(nights, state)
+    sound_nights = [n for n in nights if n.night not in drifts]
+    recent = nightly_state.nights_since_ack(state, *HARNESS_DRIFT, nights)
+    harness = drifts.get(last.night, "") if last in recent else ""
+    lines = [_judge_candidate(policy, c, sound_nights, state, harness, typed) for c in last.candidates]
+    verdict: Verdict = max((line.verdict for line in lines), key=ORDER.index, default="ok")
+    worse = [line for line in lines if line.verdict == "regression"]
+    raised = [Alarm(line.name, "regression", last.night, line.sentence) for line in worse]
+    if harness:
+        raised.append(Alarm(*HARNESS_DRIFT, last.night, harness))
+    open_alarms = nightly_state.open_alarms(state)
+    open_keys = {(a.about, a.verdict) for a in open_alarms}
+    new = tuple(a for a in raised if (a.about, a.verdict) not in open_keys)
+    names = ", ".join(line.name for line in lines if line.verdict == verdict)
+    detail = f" ({names})" if verdict != "ok" else f", {formatting.count(len(lines))} watched"
+    detail = f": {harness}" if verdict == "harness-drift" else detail
+    return NightReport(
+        experiment=experiment,
+        night=last.night,
+        verdict=verdict,
+        sentence=f"{experiment}, night of {last.night}: {verdict}{detail}",
+        harness=harness or "the base answers as in the reference",
+        lines=tuple(lines),
+        new=new,
+        open=tuple(open_alarms),
+        missed=tuple(list_missed_nights(nights)),
+        pool=tuple(_describe_pool(key, last.taken[key], n_left) for key, n_left in last.left.items()),
+        commit=last.commit,
+        environment=last.environment,
+        precision=last.precision,
+        production=last.production,
+    )
+
+
+def _find_drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
+    """Map the nights with drift of the harness to its strongest sign; evidence restarts once acknowledged."""
+    drifts: dict[str, str] = {}
+    acks = [a.acknowledged for a in state.alarms if (a.about, a.verdict) == HARNESS_DRIFT and a.acknowledged]
     counted: set[tuple[str, str, str]] = set()
     flips: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for night in nights:
@@ -124,56 +159,16 @@ def build_report(
                 signs.append(f"the base's scores move more often than {allowed} ({strength})")
             if signs:
                 drifts[night.night] = signs[0]  # the strongest sign
-    sound_nights = [n for n in nights if n.night not in drifts]
-    recent = nightly_state.nights_since_ack(state, *_DRIFT, nights)
-    harness = drifts.get(last.night, "") if last in recent else ""
-    lines = []
-    for candidate in last.candidates:
-        line = _judge_candidate(policy, candidate, sound_nights, state, harness)
-        remarks = typed.complete(line.sentence)
-        if candidate.judged and (judged_text := describe_judged_change(candidate.judged)):
-            remarks += f"; {judged_text}"
-        if candidate.unwatched:
-            ack = typed._replace(overrides=()).command("nightly", "ack", candidate.name, "--new-reference")
-            pin = typed.command("promote") if candidate.name.startswith("champion ") else ack
-            missing_targets = f"{', '.join(candidate.unwatched)}, which the reference holds no rows of"
-            remarks += f"; not watched: {missing_targets}; next: {typed.command('compare')}, then {pin}"
-        lines.append(replace(line, sentence=remarks))
-    verdict: Verdict = max((line.verdict for line in lines), key=ORDER.index, default="ok")
-    worse = [line for line in lines if line.verdict == "regression"]
-    raised = [Alarm(line.name, "regression", last.night, line.sentence) for line in worse]
-    if harness:
-        raised.append(Alarm(*_DRIFT, last.night, harness))
-    open_alarms = nightly_state.open_alarms(state)
-    open_keys = {(a.about, a.verdict) for a in open_alarms}
-    new = tuple(a for a in raised if (a.about, a.verdict) not in open_keys)
-    pool = []
-    for key, n_left in last.left.items():
-        n_taken = formatting.count(last.taken[key])
-        used_up = (
-            f"the pool is used up ({n_taken} clusters evaluated): weights that do not change answer nothing"
-            " new from here on, and to show a loss by others takes more each time round; add items"
-        )
-        status = f"{n_taken} clusters evaluated, {formatting.count(n_left)} never yet" if n_left else used_up
-        pool.append(f"{key}: {status}")
-    names = ", ".join(line.name for line in lines if line.verdict == verdict)
-    detail = f" ({names})" if verdict != "ok" else f", {formatting.count(len(lines))} watched"
-    detail = f": {harness}" if verdict == "harness-drift" else detail
-    return NightReport(
-        experiment=experiment,
-        night=last.night,
-        verdict=verdict,
-        sentence=f"{experiment}, night of {last.night}: {verdict}{detail}",
-        harness=harness or "the base answers as in the reference",
-        lines=tuple(lines),
-        new=new,
-        open=tuple(open_alarms),
-        missed=tuple(list_missed_nights(nights)),
-        pool=tuple(pool),
-        commit=last.commit,
-        environment=last.environment,
-        precision=last.precision,
-        production=last.production,
+    return drifts
+
+
+def _describe_pool(key: str, n_taken: int, n_left: int) -> str:
+    if n_left:
+        return f"{key}: {formatting.count(n_taken)} clusters evaluated, {formatting.count(n_left)} never yet"
+    return (
+        f"{key}: the pool is used up ({formatting.count(n_taken)} clusters evaluated): weights that do not"
+        " change answer nothing new from here on, and to show a loss by others takes more each time round;"
+        " add items"
     )
 
 
@@ -193,9 +188,10 @@ def _judge_candidate(
     sound_nights: Sequence[Night],
     state: State,
     harness: str,
+    typed: CommandLine,
 ) -> CandidateVerdict:
     if candidate.error:
-        failed = f"{candidate.name}: failed: {candidate.error}"
+        failed = typed.complete(f"{candidate.name}: failed: {candidate.error}")
         return CandidateVerdict(candidate.name, "error", failed, candidate.tests)
     nights = nightly_state.nights_since_ack(state, candidate.name, "regression", sound_nights)
     series: dict[str, Evidence] = {}
@@ -217,7 +213,14 @@ def _judge_candidate(
     texts = {key: "; ".join(_describe_series(key, e, candidate)) for key, e in series.items()}
     descriptions = (text or f"{key}: no new items were evaluated" for key, text in texts.items())
     reason = f"{harness}; nothing is said of {candidate.name}" if harness else "; ".join(descriptions)
-    sentence = f"{candidate.name}: {verdict}: {reason}"
+    sentence = typed.complete(f"{candidate.name}: {verdict}: {reason}")
+    if candidate.judged and (judged_text := describe_judged_change(candidate.judged)):
+        sentence += f"; {judged_text}"
+    if candidate.unwatched:
+        ack = typed._replace(overrides=()).command("nightly", "ack", candidate.name, "--new-reference")
+        pin = typed.command("promote") if candidate.name.startswith("champion ") else ack
+        missing_targets = f"{', '.join(candidate.unwatched)}, which the reference holds no rows of"
+        sentence += f"; not watched: {missing_targets}; next: {typed.command('compare')}, then {pin}"
     return CandidateVerdict(candidate.name, verdict, sentence, candidate.tests, series, anchors, lost)
 
 

@@ -1,38 +1,27 @@
-"""Fewer items: interim analyses evaluate sampled items of large tasks, and nights some items again.
+"""Interim analyses of `--sequential`: all runs answer sampled items of large tasks until the verdicts settle.
 
 Invariant: base and candidates answer the same items in the same layout. The first analysis that settles the
-gate's rules on the capability suite is the last one, at an alpha corrected for the earlier ones. A night's
-answers are written before the next task is evaluated, and before a judge sees them.
+gate's rules on the capability suite is the last one, at an alpha corrected for the earlier ones.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
-from pathlib import Path
 from typing import NamedTuple
 
 from harness import store
 from harness.analysis import comparison
-from harness.analysis.answers import add_samples
 from harness.analysis.candidate_facts import CandidateFacts, passes_alone
 from harness.analysis.margins import is_relative, margin_share
 from harness.analysis.verdict import Verdict, is_named_critical
 from harness.evaluation import sampling
-from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.judges import UngradedAnswer
-from harness.evaluation.judging_stage import grade_answers, score_by_grades
-from harness.evaluation.row_sets import RowSet, list_further_sets, rows_version, suite_sets, target_sets
-from harness.evaluation.runner import open_weights
+from harness.evaluation.row_sets import rows_version
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analyse import InterimVerdict, judge_runs
-from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.stored_rows import Reader, Runs
-from harness.formatting import count, pluralize
-from harness.models.hub import ModelSource
+from harness.formatting import count
 from harness.progress import PrefixedProgress
-from harness.records import BLOCK, Run, SampleResult, SamplingRecord, digest
-from harness.spec import Recipe
-from harness.training import Weights
+from harness.records import BLOCK, Run, SamplingRecord, digest
 
 _LEAST_SKILL = 0.05  # a margin relative to a lower skill would need every item
 _SETTLED_BY_ITEMS = ("macro", "each", "safety", "critical", "validity", "mode collapse")
@@ -158,140 +147,3 @@ def _keep_settled(session: Session, runs: Runs) -> tuple[CandidateFacts, ...]:
         if f.trained and f.verdict and f.run_id not in session.settled and is_settled([f]):
             session.settled[f.run_id] = InterimVerdict(judged.results[f.run_id], f.corrected, alpha, n)
     return judged.facts
-
-
-ANCHORS, FRESH = "anchors", "fresh"  # kinds of items: those of every night, and those of one
-RowsByItem = dict[tuple[str, str], SampleResult]  # by task and example id
-
-
-class ItemBatch(NamedTuple):
-    """Some items of one task, of one kind, with their prompts."""
-
-    rows: RowSet
-    kind: str
-    ids: tuple[str, ...]
-
-
-NightItems = Mapping[str, Mapping[str, Sequence[str]]]  # ids by task and kind
-
-
-class Watched(NamedTuple):
-    """A watched candidate as resolved now, and what nights compare it with, by task and split.
-
-    `rows` are those of its run, the `reference`; `makings` those of its recipe trained again, `base` those of
-    its base. `earlier` is the folder of a night whose answers are read as well.
-    """
-
-    name: str
-    candidate: ResolvedCandidate
-    seed: int
-    rows: Mapping[str, str]
-    reference: str
-    weights: str
-    makings: tuple[dict[str, str], ...] = ()
-    base: Mapping[str, str] = {}
-    earlier: Path | None = None
-
-
-class NightAnswers(NamedTuple):
-    """Answers of weights in a night, in each reference and in an earlier night, as judges grade now.
-
-    `sets` are all sets that the weights can answer, the target that decides first.
-    """
-
-    weights: Weights
-    sets: list[RowSet]
-    batches: list[ItemBatch]
-    now: RowsByItem
-    then: list[RowsByItem]
-    earlier: RowsByItem
-
-
-def answer_night(
-    session: Session, watched: Watched, folder: Path, items: NightItems, bases: dict[str, NightAnswers]
-) -> NightAnswers:
-    """Let a candidate answer items in a night's folder, after its base, whose answers are kept in `bases`."""
-    candidate, base = watched.candidate, watched.candidate.base
-    weights = ensure_weights(session, candidate, watched.seed)
-    sets = _list_test_sets(session, candidate.recipe, weights, watched.seed)
-    if weights.is_language_model and weights.digest != base.weights_digest:
-        sets += suite_sets(session, weights)
-    where = folder, items
-    if weights.is_language_model and base.name not in bases:
-        base_sets, label = list_base_sets(session, base), f"base {base.name}"
-        answers = _answer_again(session, label, base_weights(base), base_sets, [watched.base], *where)
-        bases[base.name] = answers
-    references = [watched.rows, *(watched.makings if weights.digest != watched.weights else ())]
-    return _answer_again(session, watched.name, weights, sets, references, *where, watched.earlier)
-
-
-def list_base_sets(session: Session, source: ModelSource) -> list[RowSet]:
-    """List what a base can be evaluated on: the suites, and all targets by the plain prompt."""
-    weights = base_weights(source)
-    return [*_list_test_sets(session, Recipe(), weights, 0), *suite_sets(session, weights)]
-
-
-def _list_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    further = list_further_sets(session, recipe, weights, seed)
-    tests = sorted((rows for rows in further if rows.split == "test"), key=lambda rows: rows.name)
-    return [target_sets(session, recipe, weights, seed)[1], *tests]
-
-
-def _answer_again(
-    session: Session,
-    name: str,
-    weights: Weights,
-    sets: list[RowSet],
-    references: Sequence[Mapping[str, str]],
-    folder: Path,
-    items: NightItems,
-    earlier: Path | None = None,
-) -> NightAnswers:
-    """Evaluate what is missing of the sets that the first reference has, and read all references' rows."""
-    compared = [s for s in sets if s.measured.task.name in items and s.name in references[0]]
-    batches = [
-        ItemBatch(rows, kind, tuple(ids))
-        for rows in compared
-        for kind, ids in items[rows.measured.task.name].items()
-        if ids
-    ]
-    files = [batch_file(folder, name, batch) for batch in batches]
-    stored_rows = [store.read_measured(file) or [] for file in files]
-    known = [tuple(row.example_id for row in rows) for rows in stored_rows]
-    if missing := [i for i, batch in enumerate(batches) if known[i] != batch.ids]:
-        stage = session.progress.stage(f"{name}: {pluralize(len(missing), 'task')}")
-        with open_weights(session, weights) as candidate, stage as advance:
-            for n_done, i in enumerate(missing, 1):
-                whole, evaluate = batches[i].rows.answers.job(), batches[i].rows.measured.evaluate
-                by_id = {e.id: e for e in whole.examples}
-                job = replace(whole, examples=tuple(by_id[id_] for id_ in batches[i].ids if id_ in by_id))
-                stored_rows[i] = [row for n in range(job.n_blocks) for row in evaluate(candidate, job, n)]
-                store.write_records(session.store, files[i], stored_rows[i])
-                advance(n_done, len(missing))
-
-    def grade(parts: Iterable[tuple[RowSet, Sequence[SampleResult]]]) -> RowsByItem:
-        pairs, ungraded = [*parts], list[UngradedAnswer]()
-        scored = [score_by_grades(rows, answers, ungraded) for rows, answers in pairs]
-        if ungraded:
-            grade_answers(session, ungraded)
-            scored = [score_by_grades(rows, answers, []) for rows, answers in pairs]
-        return {(row.task, row.example_id): row for answers in scored for row in answers}
-
-    def read(rows_digest: str) -> list[SampleResult]:
-        drawn = store.read_drawn(session.store, rows_digest)
-        return add_samples(store.read_rows(session.store, rows_digest), drawn)
-
-    now = grade((batch.rows, rows) for batch, rows in zip(batches, stored_rows, strict=True))
-    then = [grade((s, read(reference[s.name])) for s in compared) for reference in references]
-    before = grade(
-        (batch.rows, store.read_measured(batch_file(earlier, name, batch)) or ())
-        for batch in batches
-        if earlier and batch.kind == ANCHORS
-    )
-    return NightAnswers(weights, sets, batches, now, then, before)
-
-
-def batch_file(folder: Path, name: str, batch: ItemBatch) -> Path:
-    """Return the file of a batch in the folder of a night, named by everything that decides its content."""
-    key = digest([name, batch.rows.identity.digest, batch.kind, list(batch.ids)])
-    return folder / "rows" / f"{key}.jsonl"
