@@ -69,7 +69,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_strange_store.py::test_a_link_in_a_store_is_named_before_anything_is_removed", "harness/store/layout.py", "if (parent := below.joinpath(*names[:end])).is_symlink():", "if (parent := below) is None:"),
     ("test_strange_store.py::test_a_name_in_an_experiment_file_is_one_of_a_file", "harness/spec/task.py", 'NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\\-]{0,99}$"', 'NAME = r"^.*$"'),
     ("test_strange_store.py::test_a_folder_that_will_hold_rows_is_not_readable_by_others", "harness/cache.py", "folder.mkdir(mode=0o700, exist_ok=True)", "folder.mkdir(exist_ok=True)"),
-    ("test_store.py::test_rows_that_were_changed_so_that_no_reader_stumbles_are_not_had", "harness/store/row_files.py", "return None if checksums is None else actual in checksums", "return True"),
+    ("test_store.py::test_rows_that_were_changed_so_that_no_reader_stumbles_are_not_had", "harness/store/parquet_files.py", "return None if checksums is None else actual in checksums", "return True"),
     ("test_feedback.py::test_no_personal_data_is_printed_or_written", "harness/lifecycle/feedback.py", "hidden, kinds = redact(text, region)", "hidden, kinds = text, {}"),
     ("test_champions.py::test_a_champion_that_was_changed_by_hand_is_refused_and_the_printed_step_restores_it", "harness/store/champions.py", "if written not in (None, history.file, History(history.entries[:-1]).file):", "if False:"),
     # Answers

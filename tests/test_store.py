@@ -20,7 +20,7 @@ from harness.errors import HarnessError, UserError
 from harness.records import BLOCK, RowsIdentity, Sample, SampleResult, run_record
 from harness.store import index, ingest, rows
 from harness.store.layout import Store, clear_errors, hold_file, rename_when_whole
-from harness.store.row_files import COLUMNS, SAMPLE_COLUMNS, note_checksum
+from harness.store.parquet_files import COLUMNS, SAMPLE_COLUMNS, note_checksum
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = RowsIdentity("w", "t", "support", "v", "test", "p", "generate", "fp32", "hf", "l", "cpu")

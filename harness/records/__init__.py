@@ -2,7 +2,7 @@
 
 # fmt: off
 # isort: off
-from harness.records.languages import (
+from harness.records.phrases import (
     COMMAS, EDGES, LANGUAGES, LIST_MARK, MARKS, has_negation, is_refusal, reports_error,
 )
 from harness.records.passages import Mark, context_of, map_passage_marks, question, recall, with_context

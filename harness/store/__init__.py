@@ -30,7 +30,7 @@ from harness.store.queries import (
     AnsweredItem, ItemFilter, MetricColumns, count_statuses, document_digests, list_differing_items,
     list_slices, read_answers, read_columns, read_samples,
 )
-from harness.store.row_files import feedback_files, read_ids
+from harness.store.parquet_files import feedback_files, read_ids
 from harness.store.rows import (
     append_block, complete_rows, has_rows, identities, keep_folds, list_stored_blocks, list_variants,
     read_blocks, read_drawn, read_folds, read_identity, read_many, read_rows, remove_merged_blocks,

@@ -16,7 +16,7 @@ from harness.cache import cache_dir, fill_cache_file, make_private_folder
 from harness.records import BLOCK, Origin, RowsIdentity, Run, digest, is_bare_name, read_object
 from harness.store.layout import Store, write_record, write_whole
 from harness.store.measurements import keep_environment, keep_origin, origins
-from harness.store.row_files import write_checked
+from harness.store.parquet_files import write_checked
 from harness.store.rows import identities, is_stored_as
 
 

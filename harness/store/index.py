@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import HarnessError, UserError, did_you_mean
-from harness.store import ingest, row_files
+from harness.store import ingest, parquet_files
 from harness.store.layout import ANEW, Store, clear_errors, first_line, hold_file, rename_when_whole
 from harness.store.sql_schema import TABLES
 
@@ -84,7 +84,7 @@ def connect(store: Store) -> Iterator["DuckDBPyConnection"]:
     if db is None:
         import duckdb
 
-        db = row_files.hide_progress_bar(duckdb.connect())
+        db = parquet_files.hide_progress_bar(duckdb.connect())
         with clear_errors(store, str(store.folder), REINDEX):
             ingest.create(db, store)
             ingest.sync(db, store)
@@ -131,7 +131,7 @@ def _rebuild(store: Store) -> Counts:
             leftover.unlink(missing_ok=True)
     with (
         rename_when_whole(store, store.index) as temp_path,
-        row_files.hide_progress_bar(duckdb.connect(str(temp_path))) as db,
+        parquet_files.hide_progress_bar(duckdb.connect(str(temp_path))) as db,
     ):
         ingest.create(db, store)
         skipped = ingest.sync(db, store)
@@ -157,7 +157,7 @@ def _connect(store: Store, wait_s: float, *, read_only: bool) -> "DuckDBPyConnec
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            return row_files.hide_progress_bar(duckdb.connect(str(store.index), read_only=read_only))
+            return parquet_files.hide_progress_bar(duckdb.connect(str(store.index), read_only=read_only))
         except (duckdb.IOException, duckdb.ConnectionException) as error:
             if isinstance(error, duckdb.IOException) and "set lock" not in str(error):
                 raise
@@ -197,16 +197,16 @@ def frame(folder: str | Path, sql: str) -> "DataFrame":
 def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
     import duckdb
 
-    if not any(store.folder.glob("*/run.json")) and not row_files.feedback_files(store):
+    if not any(store.folder.glob("*/run.json")) and not parquet_files.feedback_files(store):
         found = "no stored run" if store.folder.is_dir() else "no such folder"
         step = "make one: harness compare, or name another folder with --runs"
         raise UserError(str(store.folder), found, "a folder of stored runs", step)
     with _QUERYING, connect(store) as db:
         # Restrict the connection for good to the store's rows: no other file, address or Python variable.
         folders = [store.folder.resolve() / name for name in ("rows", "feedback")]
-        allowed_folders = [f"{path}/" for folder in folders for path in (folder, row_files.pattern(folder))]
+        allowed = [f"{path}/" for folder in folders for path in (folder, parquet_files.pattern(folder))]
         db.execute("SET python_enable_replacements = false")
-        db.execute(f"SET allowed_directories = {row_files.quote_texts(allowed_folders)}")
+        db.execute(f"SET allowed_directories = {parquet_files.quote_texts(allowed)}")
         db.execute("SET enable_external_access = false")
         db.execute("SET lock_configuration = true")
         try:
@@ -217,7 +217,7 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
                 raise UserError("query", found, "one SELECT: what is stored is only read", step)
             # Tables of rows leave damaged files out.
             if re.search(r"\bfeedback\b", sql, re.IGNORECASE):
-                row_files.whole_feedback_files(store)
+                parquet_files.whole_feedback_files(store)
             unread = "SELECT rowset FROM stored.run_rows EXCEPT SELECT rowset FROM stored.rowsets"
             absent_rows = db.execute(f"{unread} ORDER BY rowset").fetchall() if _OF_ROWS.search(sql) else ()
             if damaged_rows := [digest for (digest,) in absent_rows if store.parquet(digest).exists()]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__
 from harness.errors import HarnessError
 from harness.records import Rating, Run, load
-from harness.store import row_files
+from harness.store import parquet_files
 from harness.store.layout import Store, first_line, in_own_folder, is_no_room
 from harness.store.rows import read_identity
 from harness.store.sql_schema import TABLES
@@ -185,10 +185,10 @@ def _add_rows(db: "DuckDBPyConnection", store: Store, times_ns: Mapping[str, int
     times = "SELECT unnest(?::VARCHAR[]) AS rowset, unnest(?::BIGINT[]) AS modified_ns"
     counts = "SELECT parse_path(file_name)[-2] AS rowset, num_rows FROM parquet_file_metadata(?)"
     sets = f"SELECT rowset, num_rows, modified_ns FROM ({counts}) JOIN ({times}) USING (rowset)"
-    entries = f"{row_files.DIGEST}, example_id, unnest(map_keys(parts)), unnest(map_values(parts))"
-    scores = f"SELECT {entries}, status, cluster, slice, weight FROM {row_files.READ_NAMED}"
+    entries = f"{parquet_files.DIGEST}, example_id, unnest(map_keys(parts)), unnest(map_values(parts))"
+    scores = f"SELECT {entries}, status, cluster, slice, weight FROM {parquet_files.READ_NAMED}"
     try:
-        files = [row_files.whole_file(store.parquet(digest)) for digest in times_ns]
+        files = [parquet_files.whole_file(store.parquet(digest)) for digest in times_ns]
         with transaction(db):
             db.execute(f"INSERT INTO stored.rowsets {sets}", [files, list(times_ns), list(times_ns.values())])
             db.execute(f"INSERT INTO stored.scores {scores}", [files])
@@ -205,28 +205,29 @@ def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> No
 
     folder = store.folder.resolve()
     all_files, sample_files = (
-        [f"{row_files.pattern(folder)}/{files}"] if any(folder.glob(files)) else []
+        [f"{parquet_files.pattern(folder)}/{files}"] if any(folder.glob(files)) else []
         for files in ("rows/*/rows.parquet", "rows/*/samples/*.jsonl")
     )
     stored_digests = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
-    whole_files = [row_files.pattern(Store(folder).parquet(digest)) for (digest,) in stored_digests]
-    all_paths = row_files.feedback_files(Store(folder))
-    feedback_paths = [row_files.pattern(path) for path in all_paths if not row_files.is_damaged(path)]
-    columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in row_files.SAMPLE_COLUMNS.items())
+    whole_files = [parquet_files.pattern(Store(folder).parquet(digest)) for (digest,) in stored_digests]
+    all_paths = parquet_files.feedback_files(Store(folder))
+    feedback_paths = [parquet_files.pattern(path) for path in all_paths if not parquet_files.is_damaged(path)]
+    columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in parquet_files.SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
-    sample_query = f"read_json({row_files.quote_texts(sample_files)}, columns = {{{columns}}}, {options})"
+    sample_query = f"read_json({parquet_files.quote_texts(sample_files)}, columns = {{{columns}}}, {options})"
 
     def select_from(files: Sequence[str], columns: Mapping[str, str], query: str = "") -> str:
         nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns.items())
-        empty = f"(SELECT {nulls}, '' AS filename LIMIT 0)"
-        return query or row_files.READ_NAMED.replace("?", row_files.quote_texts(files)) if files else empty
+        if not files:
+            return f"(SELECT {nulls}, '' AS filename LIMIT 0)"
+        return query or parquet_files.READ_NAMED.replace("?", parquet_files.quote_texts(files))
 
     sources = {
-        "samples": select_from(sample_files, row_files.SAMPLE_COLUMNS, sample_query),
-        "feedback": select_from(feedback_paths, row_files.FEEDBACK_COLUMNS),
+        "samples": select_from(sample_files, parquet_files.SAMPLE_COLUMNS, sample_query),
+        "feedback": select_from(feedback_paths, parquet_files.FEEDBACK_COLUMNS),
     }
     for files in [all_files, whole_files] if are_whole else [whole_files]:
-        rows = select_from(files, row_files.COLUMNS)
+        rows = select_from(files, parquet_files.COLUMNS)
         query_by_view = {table.name: table.query.format(rows=rows, **sources) for table in TABLES}
         stored_queries = [str(list(query_by_view.values()))]
         try:

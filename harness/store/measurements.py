@@ -40,7 +40,7 @@ from harness.records import (
 )
 from harness.store import index, layout
 from harness.store.layout import Store, write_whole
-from harness.store.row_files import FEEDBACK_COLUMNS, file_version, whole_feedback_files, write_checked
+from harness.store.parquet_files import FEEDBACK_COLUMNS, file_version, whole_feedback_files, write_checked
 
 _Record = TypeVar("_Record")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from harness.records import SampleResult, Status
 from harness.store.layout import ANEW, Store, clear_errors
-from harness.store.row_files import (
+from harness.store.parquet_files import (
     DIGEST,
     FAILED,
     OF_ERRORS,

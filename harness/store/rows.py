@@ -26,7 +26,7 @@ from harness.records import (
 )
 from harness.store import layout
 from harness.store.layout import Store
-from harness.store.row_files import (
+from harness.store.parquet_files import (
     COLUMNS,
     DIGEST,
     READ_NAMED,

@@ -24,7 +24,7 @@ from harness import store
 from harness.models.hardware import probe
 from harness.records import RowsIdentity, Run
 from harness.store import Store, disk_use
-from harness.store.row_files import COLUMNS
+from harness.store.parquet_files import COLUMNS
 
 ROOT = Path(__file__).parents[2]
 A_SET = 10_000  # rows; a run has two sets
