@@ -117,8 +117,6 @@ class Reader(StoredRows):
     def __init__(self, at: Store, tasks: Sequence[MeasuredTask]) -> None:
         super().__init__(at)
         self._tasks = tasks
-        self._weights = {m.task.name: m.weights for m in tasks if m.weights is not None}
-        self.rows = cache(self._rows)
         self.facts: dict[str, tuple[Run, CandidateFacts]] = {}  # of described runs, by id
 
     @cached_property
@@ -127,16 +125,13 @@ class Reader(StoredRows):
         items = self._tasks[0].items
         return reported_cases(items.train, items.test)
 
-    def _rows(self, rows_digest: str, n: int) -> Rows:
-        if len(self._whole.get(rows_digest, ())) < n:  # a grown set is read again
-            self._whole |= store.read_many(self.at, [rows_digest])
-        rows = self._whole[rows_digest][:n]
-        weights = self._weights.get(rows[0].task) if rows else None
-        return [replace(row, weight=weights[row.example_id]) for row in rows] if weights else rows
-
     def read(self, run: Run, measured: MeasuredTask, split: Split = "test") -> Rows:
         """Return a run's rows of one task and split."""
-        return self.rows(run.rows[f"{measured.task.name}/{split}"], measured.size(split))
+        rows_digest, n = run.rows[f"{measured.task.name}/{split}"], measured.size(split)
+        if len(self._whole.get(rows_digest, ())) < n:  # a grown set is read again
+            self._whole |= store.read_many(self.at, [rows_digest])
+        rows, weights = self._whole[rows_digest][:n], measured.weights
+        return [replace(row, weight=weights[row.example_id]) for row in rows] if weights else rows
 
     def answers(self, run: Run, measured: MeasuredTask) -> Rows:
         """Return a row for each answer of a run to a task; sampled answers to an item get one row each."""
