@@ -230,3 +230,8 @@ def test_a_score_out_of_its_metrics_bounds_is_refused_with_metric_item_and_bound
     problem = rf"metric own: found a score of {score} \(item item-7\); expected 0 to 1"
     with pytest.raises(UserError, match=problem):
         evaluate_own_metric(score)
+
+
+def test_an_error_of_a_metric_is_refused_with_metric_and_item():
+    with pytest.raises(UserError, match=r"task .*: metric own: found ValueError: .*'x' \(item item-7\)"):
+        evaluate_own_metric("x")

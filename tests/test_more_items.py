@@ -51,6 +51,13 @@ def test_with_the_items_asked_for_the_margin_is_settled_if_the_assumption_holds(
     assert judge_tasks([larger], policy).rules[0].outcome != "inconclusive"
 
 
+@pytest.mark.parametrize("n", [60, 120, 123, 130])
+def test_with_the_items_asked_for_a_task_on_which_nothing_changes_is_settled(n):
+    rule = judge_tasks([compare_task("task", n, 0, 0)], GatePolicy()).rules[0]
+    larger = compare_task("task", n + rule.numbers["items_needed"], 0, 0)
+    assert (rule.outcome, judge_tasks([larger], GatePolicy()).rules[0].outcome) == ("inconclusive", "pass")
+
+
 # The next step
 
 

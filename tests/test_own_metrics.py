@@ -36,6 +36,13 @@ def metric(task):
     return mean_metric("starts", lambda output, example: float(output.text.startswith(example.references)))
 """
 
+WHERE = """\
+from harness.metrics import mean_metric
+
+def metric(task):
+    return mean_metric("where", lambda output, example: 1.0 if "Where" in example.prompt else None)
+"""
+
 SCRIPT = """\
 import datasets
 import evaluate
@@ -83,6 +90,18 @@ def test_a_metric_of_ones_own_is_a_file_whose_path_is_relative_to_the_suite(fold
     task = config.load(folder / "harness.yaml").experiment.target
     assert task.metrics == (str(folder / "suites" / "starts.py"),)
     assert task.primary_metric == "starts"
+
+
+@pytest.mark.e2e
+def test_a_report_counts_answers_without_a_score_and_names_choices_without_a_chance(
+    tiny, own_cache, tmp_path
+):
+    path = tiny_experiment.write(tmp_path, tiny)
+    (tmp_path / "where.py").write_text(WHERE)
+    report = tiny_experiment.run(path, "target.metrics=[where.py]", candidates=("bag",))
+    notes = " ".join(report.notes)
+    assert "bag: where gave no score to 8 of 12 test answers, which are left out; first " in notes
+    assert "sums: a guess is right in 33.3 % of its items, which the gate takes for skill" in notes
 
 
 def test_its_source_is_among_the_sources_and_its_folder_not_in_the_version(tmp_path):

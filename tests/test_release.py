@@ -294,9 +294,17 @@ def test_few_samples_are_undecided_under_the_policy_of_the_command_and_in_junit(
         assert ET.parse(file).getroot().find(f"testsuite/testcase[@name='macro']/{element}") is not None
 
 
-def test_chance_is_one_over_the_choices_so_a_guesser_is_not_admitted(tmp_path):
-    base = np.r_[np.ones(75), np.zeros(225)]
+@pytest.mark.parametrize(("n_choices", "n_right"), [((4, 4), 75), ((2, 8), 94)])
+def test_chance_is_the_mean_of_one_over_the_choices_so_a_guesser_is_not_admitted(
+    n_choices, n_right, tmp_path
+):
+    base = np.r_[np.ones(n_right), np.zeros(300 - n_right)]
     old, new = (lmeval_folder.write(tmp_path / name, {"arc": base}) for name in ("a", "b"))
+    for file in tmp_path.glob("*/*/samples*"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        cut = [line | {"resps": line["resps"] * 2} for line in lines]
+        cut = [{**line, "resps": line["resps"][: n_choices[i % 2]]} for i, line in enumerate(cut)]
+        file.write_text("".join(json.dumps(line) + "\n" for line in cut))
     judged = judge(old, new)
     assert "arc cannot show forgetting" in judged.tasks[0].why_not
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from harness import formatting
 from harness import report as reports
 from harness.analysis.estimators import Estimate
+from harness.analysis.seeds import Family
 from harness.analysis.verdict import MissRate, Rule
 from harness.metrics import mean_metric
 from harness.records import SampleResult, TrainingRecord
@@ -232,6 +233,14 @@ def test_the_front_is_coloured_and_what_is_dominated_is_grey():
     assert sorted(g[0].text.split(":")[0] for g in grey) == ["fixed", "prompt", "ranked"]
     assert "not measured on the capability suite: bag" in picture
     assert "margin of the gate: −2.0 points" in picture
+
+
+def test_a_report_names_the_level_of_its_intervals():
+    assert "with 95 % confidence. In brackets: 95 % intervals." in markdown(
+        reports.experiment_document(report())
+    )
+    strict = markdown(reports.experiment_document(report(family=Family(alpha=0.01))))
+    assert "with 99 % confidence. In brackets: 95 % intervals (99 % for changes on the suites" in strict
 
 
 def test_the_heat_map_holds_rates_only_and_marks_what_is_shown():

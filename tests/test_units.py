@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from dataclasses import replace
+from math import inf
 
 import fake_project
 import pytest
@@ -67,6 +68,8 @@ def test_the_front_holds_the_lowest_and_draws_it_on_the_right():
     assert "target: wer, lower is better →" in front(doc)
     x_of = {name: float(x) for x, name in re.findall(r'<text x="([\d.]+)"[^>]*>(lora|dpo)', front(doc))}
     assert x_of["dpo"] < x_of["lora"]
+    endless = replace(worse, target=worse.target._replace(high=inf))
+    assert "dpo" in front(a_report(endless))
 
 
 def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue_and_the_lowest_trial_first():

@@ -81,9 +81,9 @@ def describe_more_items(
     """Describe how many more items would settle the margin with 80 % power, and under which true delta.
 
     `parts` hold standard errors by `find_planning_se`, `facing_se` is that of the bound that left the margin
-    open (`find_facing_se`), used if the planning ones say that the current items are enough. The true delta
-    is assumed to be the observed loss, else 0; also 0 if a hundred times the items could not tell the loss
-    from the margin.
+    open (`find_facing_se`), used if the planning ones say that the current items are enough; in every case
+    the items narrow that bound to the margin. The true delta is assumed to be the observed loss, else 0; also
+    0 if a hundred times the items could not tell the loss from the margin.
     """
     se = stats.quadrature([part.se for part in parts], correlations)
     if not isfinite(se):
@@ -93,6 +93,8 @@ def describe_more_items(
     if 0 < se <= target_se:
         parts = [part._replace(se=part.se * facing_se / se) for part in parts]
         se = facing_se
+    elif facing_se > (bound_se := abs(delta + margin) / stats.z_quantile(1 - alpha)):
+        target_se = min(target_se, se * bound_se / facing_se)
     if _growth(se, target_se) <= MOST_ITEMS or (truth == 0 and isfinite(_growth(se, target_se))):
         assumed = "the loss is as large as it looks" if truth < 0 else "nothing is lost"
         return _advise(parts, target_se, correlations, "", f"would probably settle it if {assumed}")

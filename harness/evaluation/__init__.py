@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.config import is_judged
-from harness.errors import Unscored, UserError
+from harness.errors import HarnessError, Unscored, UserError, one_line
 from harness.evaluation.sampled_answers import draw_answers, limits_of, seed_of, settle
 from harness.metrics import Metric, Parts, extremes, normalize
 from harness.models import Candidate
@@ -261,6 +261,11 @@ def score_output(job: EvaluationJob, example: Example, output: Output) -> Answer
                 scores[name] = metric.score(output, example) if counts else metric.worst(example)
         except Unscored as error:
             scores[name], unscored[name] = None, f"metric {name}: item {example.id}: {error}"
+        except HarnessError:
+            raise
+        except Exception as error:
+            where, found = f"task {job.task.name}: metric {name}", f"{one_line(error)} (item {example.id})"
+            raise UserError(where, found, "a score of every answer, or None", "fix the metric") from error
     not_finite = [n for n, parts in scores.items() if parts is not None and not np.isfinite(parts).all()]
     parts = {n: None if n in not_finite else parts for n, parts in scores.items()}
     for name, metric_parts in parts.items():

@@ -25,7 +25,7 @@ from harness.evaluation.timing import describe_timing
 from harness.experiment.stored_rows import FoundRuns, Reader, Runs
 from harness.experiment.study import Study
 from harness.experiment.training_fit import processes_of
-from harness.formatting import count, interval, plain, pluralize, seconds
+from harness.formatting import count, interval, percent, plain, pluralize, seconds
 from harness.models import artefacts, encode_all
 from harness.models.hardware import Machine, describe_speed, probe_notes
 from harness.models.hub import chat_template, context_length, is_packed, load_tokenizer
@@ -41,15 +41,21 @@ from harness.stats import paired_delta, t_interval, wilson
 def count_rows(study: Study, tasks: Sequence[MeasuredTask], reader: Reader, runs: Runs) -> Iterator[str]:
     """Yield sentences that count failed and ungraded rows of finished runs."""
     finished_runs = [run for run in runs if run.state == "done"]
+    metric = study.primary(study.target)
     for run in finished_runs:
         rows = study.rows.cut(run, study.target)
         if failed := [r for r in rows if r.status in ("error", "incomplete")]:
-            is_scored = fill_errors(study.primary(study.target), rows, rows).errors.is_scored
+            is_scored = fill_errors(metric, rows, rows).errors.is_scored
             counted = "count as worst" if is_scored else "are left out, because the metric has no worst value"
             some = sum(r.status == "incomplete" for r in failed)
             also = f"; to {some} others some of several answers failed" if some else ""
             errors = f"{len(failed) - some} of {len(rows)} test rows are errors and {counted}{also}"
             yield f"{run.candidate}: {errors}, the first one {failed[0].example_id}: {failed[0].error}"
+        answered = [r for r in rows if r.status != "error"]
+        if without := [r for r in answered if r.parts[metric.name] is None]:
+            some = f"{len(without)} of {pluralize(len(rows), 'test answer')}"
+            first = ": ".join(filter(None, (without[0].example_id, without[0].error)))
+            yield f"{run.candidate}: {metric.name} gave no score to {some}, which are left out; first {first}"
     # Counts answers to judged tasks that were cut, empty or failed, and so never judged.
     for run, measured in product(finished_runs, [m for m in tasks if m.judged]):
         if f"{measured.task.name}/test" not in run.rows:
@@ -123,6 +129,13 @@ def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[
             context = PromptingContext(suite.task, suite.items.train, (), 0, dry_run=True)
             for note in describe_prompts(shots, context, suite.items.test):
                 names_by_note.setdefault(note, []).append(suite.task.name)
+        shares = [1 / len(e.choices) for e in suite.items.test if e.choices]
+        is_set = "chance" in suite.task.model_fields_set or suite.role == "regression"
+        if suite.task.kind == "choice" and shares and not is_set:
+            guess = fmean(shares)
+            note = f"a guess is right in {percent(guess)} % of its items, which the gate takes for skill"
+            step = f"; next: chance: {guess:.4g} in the task"
+            names_by_note.setdefault(note + step, []).append(suite.task.name)
     in_folds = bool(session.folds)
     return [
         *session.target.items.notes,

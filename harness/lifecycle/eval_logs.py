@@ -181,7 +181,7 @@ def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
     metric_name = NOT_IN_NAMES.sub("-", old.metric)
     metric = mean_metric(metric_name, lambda output, example: None, old.higher_is_better, old.bounds)
     n_choices: Sequence[int] = [item.n_choices for item in old.items.values()]
-    chance = 1 / fmean(n_choices) if min(n_choices) > 1 else 0.0
+    chance = fmean(1 / n for n in n_choices) if min(n_choices) > 1 else 0.0
     task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=chance)
 
     def row(position: int, item: str, logged: LoggedItem) -> SampleResult:

@@ -36,11 +36,12 @@ def first_page(report: ExperimentReport) -> FirstPage:
     tasks = "items of these tasks" + (f", {formatting.count(n)} in all," if n else "")
     explained = (column for column in RESULT_TABLE if column.name not in _NOT_EXPLAINED)
     columns = " ".join(f"{heading(column)}: {column.meaning}.".replace("\n", " ") for column in explained)
+    columns = columns.replace("95 % confidence", f"{100 * (1 - report.family.alpha):g} % confidence")
     columns = columns.replace("your margin", f"your margin{margin}").replace("items of these tasks", tasks)
     notes = [
         *wording.describe_unread(wording.best_first(report), report.metric),
         *wording.describe_stopped(wording.best_first(report)),
-        f"{columns} In brackets: 95 % intervals.",
+        f"{columns} In brackets: {wording.describe_intervals(report)}.",
         *filter(None, [wording.describe_disturbed(report.facts), labels_note(report)]),
     ]
     heads = [head.replace("\n", " ") for head in result_headings(report).values()]

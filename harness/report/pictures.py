@@ -9,7 +9,7 @@ Source: Pareto 1906; Okabe & Ito 2008, colour universal design (blue, vermilion,
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import pairwise
-from math import ceil, floor, log10
+from math import ceil, floor, isfinite, log10
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,8 +57,8 @@ def marks(low: float, high: float, n: int = 6) -> tuple[list[float], float]:
 
 
 def pad_range(values: Iterable[float]) -> tuple[float, float]:
-    """Return the range of values with some room on both sides, never empty."""
-    numbers = list(values)
+    """Return the range of the finite values with some room on both sides, never empty."""
+    numbers = list(filter(isfinite, values))
     low, high = min(numbers), max(numbers)
     room = 0.06 * (high - low) or 1.0
     return low - room, high + room
@@ -225,7 +225,7 @@ def front(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = (), *, a
     rate, everything = report.unit.scale, [*points, *(p for family in lines for p in family)]
     ends = (frame.left, frame.right)
     left_right = ends if report.unit.higher_is_better else ends[::-1]  # right is better
-    low, high = pad_range(rate * end for p in everything for end in (p.target.low, p.target.high))
+    low, high = pad_range(rate * end for p in everything for end in p.target[:3])
     x = AxisScale(*((low, high) if rate == 1 else (max(low, -2.0), min(high, 100.0))), *left_right)
     changes = [100 * end for p in everything for end in (p.kept.low, p.kept.high)]
     lowest, highest = pad_range([0.0, -100 * (report.macro_margin or 0.0), *changes])

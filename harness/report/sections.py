@@ -78,7 +78,6 @@ _EVIDENCE = 10  # sentences before the appendix
 _AS_GRADED = "These are the judge's grades as they are: people's labels correct scores on test alone."
 _BRIEF = ("seeds", "ablation", "training sets", "wins", "labels", "more targets")
 HEAT_TITLE = "Capability suite, before and after"
-_ESTIMAND = "95 % intervals, over items like these"
 _LOST_SHOWN = 20
 _HEADINGS = {"base": "baseline", "new": "candidate"}  # the baseline may be a champion
 
@@ -93,7 +92,8 @@ def experiment_document(report: ExperimentReport) -> ResultDocument:
         f"{training_tables.figure_title(name)} {wording.figure_text(name, value)}"
         for name, value in report.header.items()
     )
-    lead = " · ".join(map(clean, [f"Base model {report.base_model}", *header, _ESTIMAND]))
+    estimand = f"{wording.describe_intervals(report)}, over items like these"
+    lead = " · ".join(map(clean, [f"Base model {report.base_model}", *header, estimand]))
     mark = wording.SMOKE if report.smoke else ""
     return ResultDocument(report.experiment, parts, wording.last_line(report), lead, mark, first_page(report))
 

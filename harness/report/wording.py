@@ -117,6 +117,13 @@ def miss_text(m: MissRate) -> str:
     return f"{event}: {formatting.chance(m.probability)}"
 
 
+def describe_intervals(report: ExperimentReport) -> str:
+    """Name the level of the printed intervals; those of the suites' changes have the gate's."""
+    level = f"{100 * (1 - report.family.alpha):g} %"
+    of_changes = "" if level == "95 %" else f" ({level} for changes on the suites: gate.alpha)"
+    return f"95 % intervals{of_changes}"
+
+
 def family_text(n_members: int, alpha: float) -> str:
     """Describe how often one of n fine-tunes passes its gate by chance; empty for a single one."""
     if n_members < 2:
