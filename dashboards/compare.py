@@ -38,7 +38,7 @@ def page() -> None:
     comparisons = {name: scores.compare_on_every_task(base, run, report) for name, run in other_runs.items()}
     rows: list[dict[str, Any]] = []
     series: dict[str, list[charts.Bar]] = {}
-    margins = report.margins if report else {}
+    margins, undrawn = report.margins if report else {}, dict[str, None]()
     for name, tasks in comparisons.items():
         for task, (_, c) in tasks.items():
             if isinstance(c, str):
@@ -49,10 +49,14 @@ def page() -> None:
                 points = (100 * oriented.delta, 100 * oriented.low, 100 * oriented.high)
                 bar = charts.Bar(task, *points, change_text(c), 100 * margin if margin else None)
                 series.setdefault(name, []).append(bar)
+            else:
+                undrawn[f"{task} ({c.unit.name})"] = None
     if series:
         title = f"change against {charts.plain(chosen[0])}, points; above 0 is better"
         charts.draw(charts.forest(series, title), "compare")
         st.caption("Shaded: beyond the margin of the gate. An interval that contains 0 shows no difference.")
+    if undrawn:
+        safe_text.say(f"Not measured in points, so only in the table: {', '.join(undrawn)}.")
     if rows:
         wide = {name: st.column_config.TextColumn(width=150) for name in ("reference", "new", "change")}
         controls.show_rows(rows, "compare", 560, column_config=wide)

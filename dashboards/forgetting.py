@@ -5,21 +5,18 @@ from collections.abc import Mapping
 import streamlit as st
 
 from harness import store
-from harness.formatting import Unit, percent, score
+from harness.formatting import percent
 from harness.records import Run
 from harness.report.columns import COMPARISON_FILE, map_values
 from harness.report.pictures import heat
-from harness.report.wording import change_text
-from parts import charts, controls, project, safe_text
+from parts import controls, project, safe_text
 
 _UNWANTED = ("unparsable", "truncated", "refused", "incomplete", "error")
 
 
 def page() -> None:
     """Draw the page."""
-    controls.heading(
-        "Forgetting", "The same capability tasks before and after; points, paired, with 95 % interval."
-    )
+    controls.heading("Forgetting", "The same capability tasks before and after, paired, with 95 % interval.")
     report = controls.shown_report()
     if report is None:
         return
@@ -28,27 +25,15 @@ def page() -> None:
         st.info("No fine-tune was measured on a capability suite. Next: `suites: [general]` in harness.yaml.")
         return
     safe_text.heat(heat_map)
-    st.caption("Points with 95 % intervals. Blue gained, vermilion lost; bold: the interval excludes 0.")
+    st.caption(
+        "Points, or the unit in brackets, with 95 % intervals. Blue gained, vermilion lost; bold: without 0."
+    )
     changes = [
         {"candidate": label, **map_values(COMPARISON_FILE, c)}
         for label, comparisons in report.comparisons.items()
         for c in comparisons
     ]
     controls.offer_csv(lambda: changes, "forgetting")
-    # The change on tasks without a rate, such as held-out text in bits per byte.
-    rates = {c.task for tasks in report.comparisons.values() for c in tasks if c.unit.is_rate}
-    by_unit: dict[Unit, dict[str, list[charts.Bar]]] = {}
-    for label in heat_map.labels:
-        for c in report.comparisons[label]:
-            if c.task not in rates:
-                text = f"{change_text(c)} ({score(c.unit, c.new)} now)"
-                bar = charts.Bar(c.task, c.delta, c.low, c.high, text)
-                by_unit.setdefault(c.unit, {}).setdefault(label, []).append(bar)
-    for unit, series in by_unit.items():
-        is_text = unit.name == "bits per byte"
-        st.subheader("Drift on held-out text" if is_text else f"Change in {unit.name}", anchor=False)
-        above = "better" if unit.higher_is_better else "worse"
-        charts.draw(charts.forest(series, f"change in {unit.name}; above 0 is {above}"), f"drift {unit.name}")
     stored_runs = controls.runs_of(report, project.runs())
     if runs := {name: stored_runs[name] for name in heat_map.labels if name in stored_runs}:
         _show_statuses(runs)

@@ -3,6 +3,8 @@
 The area under the front has a fixed reference, so that experiments with the same metric can be compared.
 """
 
+from math import isfinite
+
 import streamlit as st
 
 from harness import stats
@@ -11,7 +13,7 @@ from harness.report import WORDS, front_file
 from harness.report.pictures import Point, points_of
 from parts import controls, project, safe_text
 
-_REFERENCE = (0.0, -1.0)  # nothing right on the target, all of the capability suite lost
+_REFERENCE = (0.0, -1.0)  # the worst score on the target, all of the capability suite lost
 
 
 def page() -> None:
@@ -40,16 +42,18 @@ def page() -> None:
     st.image(picture, width="stretch")
     st.download_button("SVG", picture, "pareto.svg", "image/svg+xml", icon=":material/download:")
     safe_text.say(f"On the front: {', '.join(p.label for p in points_found if p.on_front)}.")
-    if report.unit.is_rate:
-        worst, may_pass = 0.0 if report.unit.higher_is_better else -1.0, (WORDS["pass"], UNKNOWN)
-        goals = [(report.unit.sign * p.target.score - worst, p.kept.score) for p in points_found]
+    if isfinite(span := report.unit.span):
+        worst, may_pass = report.unit.bounds[0], (WORDS["pass"], UNKNOWN)
+        goals = [(abs(p.target.score - worst) / span, p.kept.score) for p in points_found]
         passing = [goal for goal, p in zip(goals, points_found, strict=True) if p.verdict in may_pass]
         area = stats.hypervolume(goals, _REFERENCE)
         passing_area = stats.hypervolume(passing, _REFERENCE) if passing else 0.0
         safe_text.say(
             f"Area under the front: {percent(area)} %, of those that pass the gate {percent(passing_area)} %;"
-            " 100 % means everything answered right and nothing forgotten."
+            " 100 % means the best score on the target and nothing forgotten."
         )
+    else:
+        safe_text.say(f"No area under the front: {report.metric} has no bounds.")
     drawn_labels = {p.label for p in points_found}
     if absent := [f.label for f in report.facts if f.state == "done" and f.label not in drawn_labels]:
         safe_text.say(f"Not measured on the capability suite, so not drawn: {', '.join(absent)}.")

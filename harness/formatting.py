@@ -16,11 +16,16 @@ _WIDE = 2.0  # points: intervals with at least this half-width end in whole poin
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Unit and direction of a metric's values; printed ones are times `scale`, `name` is of a change."""
+    """Unit, direction and known bounds of a metric's values; rates have no written bounds.
+
+    Printed values are times `scale`, `name` is the unit of a change.
+    """
 
     scale: float = 100.0
     name: str = "points"
     higher_is_better: bool = True
+    low: float | None = None
+    high: float | None = None
 
     @property
     def is_rate(self) -> bool:
@@ -31,6 +36,27 @@ class Unit:
     def sign(self) -> int:
         """The factor that makes the larger value the better one: 1 or −1."""
         return 1 if self.higher_is_better else -1
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The worst and the best value, infinite where unknown."""
+        low, high = (0.0, 1.0) if self.is_rate else (self.low, self.high)
+        ends = -inf if low is None else low, inf if high is None else high
+        return ends if self.higher_is_better else ends[::-1]
+
+    @property
+    def span(self) -> float:
+        """The length of the range, infinite if a bound is unknown."""
+        worst, best = self.bounds
+        return abs(best - worst)
+
+    def change_at(self, share: float) -> float:
+        """Return the change that is this share of the range; of an unknown range, `share` itself."""
+        return share * self.span if isfinite(self.span) else share
+
+    def value_at(self, share: float) -> float:
+        """Return the value at this share of the range; of an unknown range, `share` itself."""
+        return self.change_at(share) + (min(self.bounds) if isfinite(self.span) else 0.0)
 
     @property
     def axis(self) -> str:
@@ -58,13 +84,18 @@ def points(delta: Value, low: Value = None, high: Value = None, *, whole: bool =
 
 
 def plain(x: Value, low: Value = None, high: Value = None, *, sign: bool = False) -> str:
-    """Format a value other than a rate (bits per byte, loss) with three decimals: `1.088 [1.071, 1.105]`."""
+    """Format a value other than a rate (bits per byte, loss): `1.088 [1.071, 1.105]`, `451 [390, 512]`.
+
+    An interval has as many decimals as show two digits of its half-width; a value alone has three or more.
+    """
     if not _is_known(x):
         return UNKNOWN
-    plus = "+" if sign else ""
+    plus, values = "+" if sign else "", (x, low, high)
     if not (_is_known(low) and _is_known(high)):
-        return _format_fixed(x, 3, plus)
-    return f"{_format_fixed(x, 3, plus)} [{_format_fixed(low, 3, plus)}, {_format_fixed(high, 3, plus)}]"
+        return _format_fixed(x, max(3, _two_digits(x)), plus)
+    digits = max(0, _two_digits((high - low) / 2))
+    middle, *ends = (_format_fixed(value, digits, plus) for value in values if value is not None)
+    return f"{middle} [{', '.join(ends)}]"
 
 
 def score(unit: Unit, x: Value, low: Value = None, high: Value = None, *, whole: bool = False) -> str:
@@ -92,7 +123,7 @@ def usd(x: Value) -> str:
         return f"<{_TINY_USD}"
     if x == 0 or abs(x) >= 0.01:
         return _format_fixed(x, 2)
-    return _format_fixed(x, 1 - floor(log10(abs(x)))).rstrip("0")  # two significant digits, never an exponent
+    return _format_fixed(x, _two_digits(x)).rstrip("0")  # never an exponent
 
 
 def price(cost_usd: Value) -> str:
@@ -185,6 +216,11 @@ def _format_fixed(x: float, digits: int, plus: str = "") -> str:
     rounded = round(x, digits)
     mark = "−" if rounded < 0 else plus if rounded > 0 else ""
     return f"{mark}{abs(rounded):,.{digits}f}"
+
+
+def _two_digits(x: float) -> int:
+    """Return how many decimals show two significant digits; 3 for zero and infinity."""
+    return 1 - floor(log10(abs(x)) + 1e-9) if x and isfinite(x) else 3
 
 
 def _four_digits(x: float) -> str:

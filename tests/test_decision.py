@@ -269,7 +269,10 @@ def test_what_is_worse_than_the_majority_class_is_not_shipped_and_what_may_be_is
         assert decision.sentence.endswith(f"but its gate is {OPEN[:-1]}.")
 
 
-@pytest.mark.parametrize(("score", "unit"), [(0.0, Unit()), (1.0, Unit(higher_is_better=False))])
+@pytest.mark.parametrize(
+    ("score", "unit"),
+    [(0.0, Unit()), (1.0, Unit(higher_is_better=False)), (-5.0, Unit(1.0, "reward", True, -5.0, 5.0))],
+)
 def test_what_has_the_worst_score_there_is_is_not_shipped(score, unit):
     estimate = Estimate(score, score, score, 200, unit)
     decision = decide_beside_trivial([replace(fact, target=estimate) for fact in alternatives()], None)

@@ -6,6 +6,7 @@ from math import inf
 import numpy as np
 import pytest
 
+from harness import formatting
 from harness.analysis import gating
 from harness.analysis.admission import Measurement, admit
 from harness.analysis.comparison import compare_rows, compare_validity
@@ -290,7 +291,7 @@ def test_a_relative_margin_is_a_share_of_the_bases_skill():
     assert rule(share, "macro").numbers["lower"] == pytest.approx(rule(absolute, "macro").numbers["lower"])
     assert [m.probability for m in share.missed] == pytest.approx([m.probability for m in absolute.missed])
 
-    weak_tasks = [t._replace(task=task(t.task.name, chance=0.9)) for t in suite_of(8, 500, 10, 15)]
+    weak_tasks = [t._replace(floor=0.9) for t in suite_of(8, 500, 10, 15)]
     assert rule(judge_relative(0.05, weak_tasks), "macro").outcome == "pass"
     assert rule(judge_relative("5%", weak_tasks), "macro").outcome == "fail"
     assert "% of the base's skill" in rule(judge_relative("5%", weak_tasks), "macro").sentence
@@ -304,8 +305,8 @@ def test_a_relative_margin_is_a_share_of_the_bases_skill():
 # Pinned items
 
 
-def judge_export(full, losses):
-    metric = mean_metric("points", lambda output, example: None, bounds=(0.0, full))
+def judge_export(full, losses, highest=None):
+    metric = mean_metric("points", lambda output, example: None, bounds=(0.0, highest or full))
     base, new = (full * scores for scores in flips(400, 10, losses))
     difference = compare_rows(metric, rows(base, metric), rows(new, metric))
     return export_rule(difference, "own", task("desk"), GatePolicy(export=0.05), metric.range)
@@ -317,6 +318,8 @@ def test_an_export_is_judged_by_shares_of_the_range_of_the_targets_metric():
         assert as_share.outcome == of_hundred.outcome == outcome
         assert as_share.numbers["delta"] == pytest.approx(of_hundred.numbers["delta"])
     assert "fell 12.5 points of its range [" in judge_export(100.0, 60).sentence
+    open_rule = judge_export(100.0, 60, inf)
+    assert (open_rule.outcome, "declare bounds: of the task" in open_rule.sentence) == ("inconclusive", True)
 
 
 def make_pinned_suite(lost, **fields):
@@ -375,6 +378,15 @@ def test_a_graded_task_counts_by_its_share_of_the_range_or_not_at_all():
     assert "points has no bounds, so its changes are not points; declare bounds: of the task" in reason
 
 
+@pytest.mark.parametrize(("chance", "is_admitted"), [(0.0, False), (-10.0, True), (-8.0, True)])
+def test_chance_is_in_the_unit_of_the_metric(chance, is_admitted):
+    metric = mean_metric("reward", lambda output, example: None, bounds=(-10.0, 10.0))
+    base = rows(np.linspace(-3.0, -1.0, 50), metric)
+    admitted, why = admit(task("t", metrics=("reward",), chance=chance), metric, base)
+    assert admitted is is_admitted
+    assert f"above chance ({formatting.plain(chance)}), n = 50" in why
+
+
 SCALES = [(0.0, 1.0), (0.0, 100.0), (1.0, 4.0), (101.0, 100.0)]  # lowest value and range
 
 
@@ -388,18 +400,21 @@ def judge_on_scale(lowest, span, skill, policy):
     measured = Measurement(chat, "capability", "", {"points": metric}, base_rows, new_rows)
     gain = compare_rows(metric, base_rows, new_rows)
     score = Estimate(*(lowest + span * x for x in (0.6, 0.55, 0.65)), 300, metric.unit)
-    facts = TargetFacts(score, gain, lowest=lowest, span=span)
+    facts = TargetFacts(score, gain)
     return gating.judge([measured], policy, target=facts, identical=False).verdict
 
 
 @pytest.mark.parametrize("skill", [0.0, 1.0])
 @pytest.mark.parametrize("margin", [0.03, "6%", "3%"])
-def test_a_verdict_does_not_depend_on_the_zero_point_or_the_unit_of_a_metric(skill, margin):
-    policy = GatePolicy(macro=margin, each=margin, target=TargetPolicy(min=0.5, gain=0.1))
+@pytest.mark.parametrize("gain", [0.1, None])
+def test_a_verdict_does_not_depend_on_the_zero_point_or_the_unit_of_a_metric(skill, margin, gain):
+    policy = GatePolicy(macro=margin, each=margin, target=TargetPolicy(min=0.5, gain=gain))
     expected, *others = (judge_on_scale(*scale, skill, policy) for scale in SCALES)
     for result in others:
         assert [(r.name, r.outcome) for r in result.rules] == [(r.name, r.outcome) for r in expected.rules]
         assert (result.macro is None) == (expected.macro is None) == (skill == 0)
+        of_target, p = (rule(v, "target").numbers.get("p", 1.0) for v in (result, expected))
+        assert of_target == pytest.approx(p)
         if result.macro:
             assert result.macro[:3] == pytest.approx(expected.macro[:3])
             assert (result.lost, result.gained) == (expected.lost, expected.gained)
@@ -415,7 +430,7 @@ def text(factor):
 def test_drift_is_judged_where_asked_and_passes_only_where_every_text_is_below_the_limit():
     tasks = [*EQUAL, text(1.2)]
     assert rule(verdict(tasks), "drift").outcome == "skipped"
-    assert "drift: english +0.197 [" in rule(verdict(tasks), "drift").sentence
+    assert "drift: english +0.1975 [" in rule(verdict(tasks), "drift").sentence
     assert verdict(tasks, GatePolicy(drift=0.1)).outcome == "fail"
     assert verdict(tasks, GatePolicy(drift=0.5)).outcome == "pass"
 

@@ -81,9 +81,10 @@ def score_answer(source, text, *references):
 
 
 def test_a_metric_of_ones_own_is_a_file_whose_path_is_relative_to_the_suite(folder):
-    (folder / "suites" / "starts.py").write_text(STARTS)
+    (folder / "suites" / "starts.py").write_text(STARTS.replace('"starts"', '"other name"'))
     loaded = config.load(folder / "harness.yaml", ["target.metrics=[exact_match, suites/starts.py]"])
-    assert list(metrics.load_metrics(loaded.experiment.target)) == ["exact_match", "starts"]
+    by_name = metrics.load_metrics(loaded.experiment.target)
+    assert [*by_name] == [metric.name for metric in by_name.values()] == ["exact_match", "starts"]
 
     with (folder / "suites" / "tiny.yaml").open("a") as suite:
         suite.write("    metrics: [./starts.py]\n    primary: starts\n")
@@ -433,3 +434,16 @@ def test_every_kind_of_weights_that_a_method_makes_can_be_opened():
     declared_kinds = get_args(get_type_hints(Method)["makes"])
     kinds = {kind for declared in declared_kinds for kind in declared.split(" or ")}
     assert (kinds - {"endpoint"} - SILENT) | set(PROTOCOLS) == set(KINDS)
+
+
+@pytest.mark.e2e
+def test_a_goal_or_a_guess_that_no_score_can_reach_is_refused_in_the_metrics_own_scale(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, tiny_experiment.TUNED)
+    changes = ("gate.target.min=1.5", "suites.0.tasks.1.chance=1.2")
+    problems = [*map(str, tiny_experiment.session(path, *changes).scoring_problems())]
+    assert problems[0].startswith("task facts: chance: found 1.2; expected 0 or more, less than 1;")
+    assert problems[1].startswith("gate.target.min: found 1.5; expected 0 to 1, a share of the range of")
+    unbounded = STARTS.replace("references)))", "references)), bounds=(-math.inf, math.inf))")
+    (tmp_path / "suites" / "far.py").write_text(f"import math\n{unbounded}")
+    session = tiny_experiment.session(path, changes[0], "target.metrics=[suites/far.py]")
+    assert [*session.scoring_problems()] == []

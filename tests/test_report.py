@@ -231,7 +231,7 @@ def test_json_holds_plain_types_and_null_for_what_is_not_finite(tmp_path):
     data = json.loads(written.read_text(encoding="utf-8"), parse_constant=refuse)
     assert data["facts"][-1]["training"] == {"entropy": [1.5, None], "n": 3, "ok": True}
     assert data["header"] == {"wall_s": None}
-    rate = {"scale": 100.0, "name": "points", "higher_is_better": True}
+    rate = {"scale": 100.0, "name": "points", "higher_is_better": True, "low": None, "high": None}
     ends = {"low": 0.15000000000000002, "high": 0.25}
     assert data["facts"][0]["target"] == {"score": 0.2, **ends, "n": 200, "unit": rate, "n_errors": 0}
 
@@ -329,7 +329,10 @@ def test_an_interval_has_as_many_digits_as_it_is_narrow_and_its_metrics_own_unit
     assert formatting.count(3080) == "3,080"
 
     perplexity = formatting.Unit(1.0, "perplexity", higher_is_better=False)
-    assert formatting.score(perplexity, 12.3, 11.9, 12.8) == "12.300 [11.900, 12.800]"
+    assert formatting.score(perplexity, 12.3, 11.9, 12.8) == "12.30 [11.90, 12.80]"
+    assert formatting.score(perplexity, 0.00031, 0.00018, 0.00042) == "0.00031 [0.00018, 0.00042]"
+    assert formatting.score(perplexity, 451.25, 390.5, 512) == "451 [390, 512]"
+    assert (formatting.plain(0.00031), formatting.plain(0.0)) == ("0.00031", "0.000")
     assert formatting.change(perplexity, 0.042) == "+0.042"
     assert formatting.score(formatting.RATE, 0.5) == "50.0"
 

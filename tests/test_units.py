@@ -14,6 +14,7 @@ from harness import store
 from harness.analysis import comparison as compared
 from harness.analysis.candidate_facts import best_untrained
 from harness.analysis.run_diff import differences
+from harness.analysis.seeds import summarize_seeds
 from harness.experiment.rescue import select_case
 from harness.experiment.rescue_trials import HalfVerdict, Rescue, TrialResult
 from harness.experiment.rescue_trials import rows as rescue_rows
@@ -99,12 +100,21 @@ def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue_and_the_lowest
     [
         ((0.0, 1.0), True, RATE),
         ((0.0, 1.0), False, ERRORS),
-        ((0.0, float("inf")), False, Unit(1.0, "of x", False)),
-        ((-1.0, 1.0), True, Unit(1.0, "of x", True)),
+        ((0.0, float("inf")), False, Unit(1.0, "of x", False, 0.0)),
+        ((-1.0, 1.0), True, Unit(1.0, "of x", True, -1.0, 1.0)),
     ],
 )
 def test_a_metric_says_its_unit_by_its_bounds_and_its_direction(bounds, higher, unit):
     assert mean_metric("of_x", lambda output, example: None, higher, bounds).unit == unit
+
+
+def test_goals_and_means_over_seeds_know_the_range_of_a_metric():
+    stars, reward = Unit(1.0, "stars", True, 1.0, 5.0), Unit(1.0, "reward")
+    assert [unit.value_at(0.8) for unit in (RATE, stars, reward)] == pytest.approx([0.8, 4.2, 0.8])
+    assert [unit.change_at(0.1) for unit in (RATE, stars, reward)] == pytest.approx([0.1, 0.4, 0.1])
+    seeds = [make_fine_tune("lora", 4.8 + 0.1 * i, 0.1, unit=stars, seed=i) for i in range(3)]
+    (summary,) = summarize_seeds(seeds)
+    assert (summary.score.score, summary.score.high) == (pytest.approx(4.9), 5.0)
 
 
 GRADED = mean_metric("f1", lambda output, example: None)

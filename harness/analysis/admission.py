@@ -160,13 +160,13 @@ class AdmittedTasks(NamedTuple):
     of: Mapping[str, tuple[tuple[verdict.Half, ...], str]]
 
 
-def may_be_judged(m: Measurement, policy: GatePolicy) -> bool:
+def may_be_judged(task: Task, role: str, suite: str, metric: Metric, policy: GatePolicy) -> bool:
     """Tell whether any rule may judge a task, regardless of the base's score."""
-    if not verdict.may_decide(m.task, m.role, m.suite, policy):
+    if not verdict.may_decide(task, role, suite, policy):
         return False
-    reported = _explain_reported(m.task, m.metrics[m.task.primary_metric])
-    is_vetoed = m.role in ("capability", "safety")
-    return not is_vetoed or not reported or verdict.is_named_critical(m.task, m.suite, policy)
+    is_vetoed = role in ("capability", "safety")
+    is_critical = verdict.is_named_critical(task, suite, policy)
+    return not is_vetoed or is_critical or not explain_reported(task, metric)
 
 
 def cut_tasks(measured: Sequence[Measurement], seed: int) -> HalfSplit:
@@ -195,19 +195,20 @@ def admit(
     three times its A/A noise, √(q/2n) if a share q of items flips between two layouts. Never if lower is
     better, nor without bounds or a scored item.
     """
-    if reported := _explain_reported(task, metric):
+    if reported := explain_reported(task, metric):
         return False, reported
     if not _is_scored(metric, base_rows):
         return False, "it holds no item that could be scored"
     score = comparison.estimate(metric, base_rows)
     percent = " %" if score.unit.is_rate else ""
     score_text = f"the base scores {formatting.score(score.unit, *score[:3])}{percent}"
-    chance = f"chance ({formatting.percent(task.chance)} %), n = {formatting.count(score.n)}"
-    noise = sqrt((flip_rate or 0.0) / (2 * score.n))
+    noise = sqrt((flip_rate or 0.0) / (2 * score.n)) * score.unit.span
     floor = metric.range.floor(task.chance)
+    chance = f"chance ({formatting.score(score.unit, floor)}{percent}), n = {formatting.count(score.n)}"
     is_above = score.low > floor + stats.TIE
-    if is_above and score.score - floor < _SIGNAL_TO_NOISE * noise * metric.range.span:
-        shift = f"less than three times what its layout alone moves it by ({formatting.percent(noise)} pp)"
+    if is_above and score.score - floor < _SIGNAL_TO_NOISE * noise:
+        moved = f"{formatting.score(score.unit, noise)}{' pp' if score.unit.is_rate else ''}"
+        shift = f"less than three times what its layout alone moves it by ({moved})"
         return False, f"{score_text}, above {chance} by {shift}"
     return is_above, f"{score_text}, {'' if is_above else 'not '}above {chance}"
 
@@ -227,7 +228,7 @@ def admit_tasks(
     for m in measured:
         name, metric = m.task.name, m.metrics[m.task.primary_metric]
         prefix, parts = f"{name} cannot show forgetting", {half: cut.rows(m.base, half) for half in HALVES}
-        if reported := _explain_reported(m.task, metric):
+        if reported := explain_reported(m.task, metric):
             admitted_tasks[name] = (), f"{name}: {reported}"
         elif m.admitting is not None:
             admitted, why = admit(m.task, metric, m.admitting, m.flip_rate)
@@ -266,7 +267,7 @@ def compare_metrics(
     if only_half and (c := compare_task(select_half(m, admitted.cut, only_half), alpha, identical=identical)):
         rest = admitted.cut.rows(m.base, _OTHER_HALF[only_half])
         half = verdict.AdmittedHalf(only_half, c, comparison.estimate(metric, rest).score, why_not)
-    may_be_admitted = not _explain_reported(m.task, metric)
+    may_be_admitted = not explain_reported(m.task, metric)
     n_unused = round(sum(row.weight for row in m.base)) - len(m.base)
     comparisons[0] = comparisons[0]._replace(
         base_rows_admitted=bool(halves),
@@ -275,12 +276,12 @@ def compare_metrics(
         room=n_unused if n_unused > 0 else inf,
         span=metric.range.span if halves or (m.role == "safety" and may_be_admitted) else 1.0,
         may_be_admitted=may_be_admitted,
-        lowest=metric.range.low or 0.0,
+        floor=metric.range.floor(m.task.chance),
     )
     return comparisons
 
 
-def _explain_reported(task: Task, metric: Metric) -> str:
+def explain_reported(task: Task, metric: Metric) -> str:
     """Explain why a metric never counts in the macro average; empty if it may."""
     if verdict.is_reported_only(task) or not metric.higher_is_better:
         return f"{metric.name} is reported, never part of the macro"

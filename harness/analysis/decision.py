@@ -180,11 +180,9 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
 
 
 def _has_worst_score(case: Case, run: CandidateFacts) -> bool:
-    """Tell whether a rate shows no right answer at all; not checked where wins decide."""
+    """Tell whether no answer scores above the metric's worst value; not checked where wins decide."""
     reached = run.target
-    if case.by_wins or reached is None or not reached.unit.is_rate:
-        return False
-    return reached.score == (0 if reached.unit.higher_is_better else 1)
+    return not case.by_wins and reached is not None and reached.score == reached.unit.bounds[0]
 
 
 def _meanwhile(case: Case, run: CandidateFacts) -> str:

@@ -152,8 +152,8 @@ def describe_power(case: Case, run: CandidateFacts) -> str:
     items = formatting.pluralize(g.n, "item")
     threshold = f"{formatting.score(case.unit, detectable)} {case.unit.name}"
     text = f"with these {items} only a gain above {threshold} would show"
-    room = 1 - g.base if case.unit.higher_is_better else g.base
-    if case.unit.is_rate and not case.by_wins and detectable >= room:
+    room = abs(case.unit.bounds[1] - g.base)
+    if not case.by_wins and detectable >= room:
         text += f", and {formatting.score(case.unit, room)} are left to gain"
     # What narrows the interval: rows, folds and seeds, as far as this experiment allows them.
     is_folded, n = is_cross_validated(run), economics.estimate_more_items(run) if g.delta > 0 else None

@@ -62,13 +62,13 @@ def macro_rule(
         return Rule(
             "macro", "pass", "macro: the weights are the base's own, nothing is lost by identity", facts
         )
-    unadmitted = [
-        t.task.name
-        for t in tasks
-        if t.role == "capability" and not t.base_rows_admitted and not is_reported_only(t.task)
-    ]
+    unadmitted: dict[bool, list[str]] = {True: [], False: []}
+    for t in tasks:
+        if t.role == "capability" and not t.base_rows_admitted and not is_reported_only(t.task):
+            unadmitted[t.may_be_admitted].append(t.task.name)
     of_halves = ", ".join(t.task.name for t in admitted if t.half)
-    tails = [f"left out, cannot show forgetting: {', '.join(unadmitted)}"] if unadmitted else []
+    whys = {True: "cannot show forgetting", False: "lower is better or bounds: are not declared"}
+    tails = [f"left out, {whys[may]}: {', '.join(names)}" for may, names in unadmitted.items() if names]
     tails += [f"only half of the items of {of_halves} count, with half the weight"] if of_halves else []
     tails += [f"{t.task.name}: {t.counted.refused}" for t in admitted if t.counted.refused]
     tail = "".join(f"; {text}" for text in (*tails, *shared.said))

@@ -138,8 +138,11 @@ def judge(
     judged = [m for m in measured if is_judged(m.task.name, policy)]
     tasks = _keep_primary(compared.tasks, judged)
     names = {t.task.name for t in tasks}
+    missing = (m for m in judged if m.task.name not in names)
     unanswered = [
-        m.task.name for m in judged if m.task.name not in names and admission.may_be_judged(m, policy)
+        m.task.name
+        for m in missing
+        if admission.may_be_judged(m.task, m.role, m.suite, m.metrics[m.task.primary_metric], policy)
     ]
     commonest: dict[str, Sequence[Comparison]] = {}
     if policy.mode_collapse is not None and not identical:

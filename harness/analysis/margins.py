@@ -211,7 +211,7 @@ def scale_share(margin: Margin) -> float | None:
 def skill(t: TaskComparison) -> float:
     """Return how far the base is above chance on the admitting items, as a share of the metric's range."""
     score = t.half.admitting_score if t.half else t.comparison.base
-    return (score - max(t.task.chance, t.lowest)) / t.span
+    return (score - t.floor) / t.span
 
 
 def write_margin(share: float, *, relative: bool) -> Margin:

@@ -8,6 +8,7 @@ Berger 1982 for what all tasks, or both arms, have to show.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from math import isfinite
 from typing import NamedTuple
 
 from harness import formatting, stats
@@ -284,7 +285,7 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
     if goals.min is not None:  # a maximum if lower is better
         score, unit, percent = target.score, target.score.unit, " %" if target.score.unit.is_rate else ""
-        least = target.lowest + goals.min * target.span
+        least = unit.value_at(goals.min)
         low, high = sorted((unit.sign * score.low, unit.sign * score.high))
         direction = "least" if unit.higher_is_better else "most"
         limit = f"at {direction} {formatting.score(unit, least)}{percent}"
@@ -300,10 +301,11 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
             c = orient(target.gain)
             name = "pp" if c.unit.is_rate else c.unit.name
             why = f" ({c.refused})" if c.refused else ""
-            required = f"at least {formatting.change(c.unit, goals.gain * target.span)} {name}"
+            least = c.unit.change_at(goals.gain)
+            required = f"at least {formatting.change(c.unit, least)} {name}"
             reached = f"{formatting.change(c.unit, c.delta, c.low, c.high)} {name}"
             text = f"{reached} over the best untrained candidate{why} against {required}"
-            results.append((_target_outcome(c.low, c.high, goals.gain * target.span), text))
+            results.append((_target_outcome(c.low, c.high, least), text))
     if goals.win_rate is not None and (wins := target.wins) and (rate := wins.rate):
         note = "" if wins.corrected else " (not corrected)"
         if wins.corrected and wins.uncorrected is not None:
@@ -423,6 +425,9 @@ def export_rule(
         )
         return Rule("export", "inconclusive", text, {})
     span = bounds.span
+    if not isfinite(span):
+        text = f"export: {against_own.metric} has no bounds to allow a share of; declare bounds: of the task"
+        return Rule("export", "inconclusive", text, {})
     c = at_level(rescale(orient(against_own), span), policy.alpha)
     margin = policy.export or margins.task_margin(task, "target", policy)
     is_rising = bounds.higher_is_better

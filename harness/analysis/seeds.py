@@ -24,7 +24,6 @@ from harness.analysis.candidate_facts import (
 )
 from harness.analysis.comparison import RecipeDifference, compare_recipes
 from harness.analysis.estimators import Comparison, Estimate, chance_below, orient, refuse
-from harness.formatting import Unit
 from harness.metrics import Metric
 from harness.records import SampleResult
 from harness.spec import Experiment
@@ -80,7 +79,7 @@ def summarize_seeds(facts: Iterable[CandidateFacts]) -> tuple[SeedSummary, ...]:
         components, gain = variance_components(seed_scores, items, seed_variance), gains.get(runs[0].name)
         score, mean, unit = None, fmean(seed_scores), targets[0].unit
         if components:
-            ends = _cut(mean_interval(mean, components.total), unit, 0.0)
+            ends = _cut(mean_interval(mean, components.total), *sorted(unit.bounds))
             score = Estimate(mean, *ends, targets[0].n, unit)
         summaries.append(
             SeedSummary(
@@ -163,7 +162,7 @@ def _mean_pair(
     two_sided, one_sided = (
         mean_interval(delta, components.total, alpha) for alpha in (pair.alpha, 2 * pair.alpha)
     )
-    low, high = _cut(two_sided, pair.unit, -1.0)
+    low, high = _cut(two_sided, -pair.unit.span, pair.unit.span)
     return replace(
         pair, estimator="seeds", delta=delta, low=low, high=high, lower=one_sided.low, upper=one_sided.high,
         se=sqrt(variance), df=df, base_passed=None, components=components,
@@ -200,9 +199,9 @@ def mean_p(mean: float, variance: Variance) -> float:
     return 2 * chance_below(-abs(mean) / sqrt(variance.variance), variance.df)
 
 
-def _cut(ends: stats.Interval, unit: Unit, lowest: float) -> stats.Interval:
-    """Cut the interval to the possible values of a rate (or of a difference of rates)."""
-    return stats.Interval(max(ends.low, lowest), min(ends.high, 1.0)) if unit.is_rate else ends
+def _cut(ends: stats.Interval, lowest: float, highest: float) -> stats.Interval:
+    """Cut the interval to the possible values."""
+    return stats.Interval(max(ends.low, lowest), min(ends.high, highest))
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,9 +68,10 @@ def loss_rate_p(lost: float, passed: float, rate: float) -> float:
 
 def target_p(facts: TargetFacts, policy: TargetPolicy) -> float:
     """Return the largest p of the declared level, gain and win rate, if all of them are shown."""
-    ps = [] if policy.min is None else [_level_p(facts.score, policy.min)]
+    ps = [] if policy.min is None else [_level_p(facts.score, facts.score.unit.value_at(policy.min))]
     if policy.gain is not None and facts.gain is not None:
-        ps.append(noninferiority_p(orient(facts.gain), policy.gain, 1 - _TARGET_CONFIDENCE))
+        least = facts.gain.unit.change_at(policy.gain)
+        ps.append(noninferiority_p(orient(facts.gain), least, 1 - _TARGET_CONFIDENCE))
     if policy.win_rate is not None and facts.wins is not None and facts.wins.rate is not None:
         ps.append(_level_p(facts.wins.rate, policy.win_rate))
     return max(ps)

@@ -60,7 +60,7 @@ class TaskComparison(NamedTuple):
 
     `half` is set if only one half of the items counts in the macro. `room` is the number of items that were
     not drawn, infinite if all were evaluated. Margins are shares of `span`, the range of the primary
-    metric from `lowest` on. `may_be_admitted` is False if that metric never counts in the macro.
+    metric, or of the skill above `floor`. `may_be_admitted` is False if it never counts in the macro.
     """
 
     task: Task
@@ -73,7 +73,7 @@ class TaskComparison(NamedTuple):
     room: float = inf
     span: float = 1.0
     may_be_admitted: bool = True
-    lowest: float = 0.0
+    floor: float = 0.0
 
     @property
     def counted(self) -> Comparison:
@@ -94,8 +94,7 @@ class TargetFacts(NamedTuple):
     """Result on the test split: the score, and the gain over the best untrained candidate.
 
     `labels_missing` of people keep a judge's metric from deciding. `commonest` compares the shares of the
-    commonest answers, if the policy limits them. Goals are shares of `span`, the range of the metric from
-    `lowest` on.
+    commonest answers, if the policy limits them.
     """
 
     score: Estimate
@@ -103,8 +102,6 @@ class TargetFacts(NamedTuple):
     labels_missing: int = 0
     wins: Wins | None = None
     commonest: tuple[Comparison, ...] = ()
-    lowest: float = 0.0
-    span: float = 1.0
 
 
 class MissRate(NamedTuple):

@@ -43,7 +43,7 @@ from harness.cli.options import (
     verb,
 )
 from harness.errors import HarnessError, UserError
-from harness.formatting import UNKNOWN, change, points, size
+from harness.formatting import UNKNOWN, change, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +70,7 @@ def report(
 def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = False) -> None:
     """Say what to ship, with the reasons, from stored runs."""
     from harness import experiment
+    from harness.analysis.candidate_facts import gain, gain_text
     from harness.cli.progress_bar import console
     from harness.lifecycle.production import compare_thumbs, describe_thumbs
     from harness.report import arithmetic_lines, print_last, to_plain
@@ -82,8 +83,7 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
         step = at.command_line(candidates or ()).command("compare")
         raise HarnessError(f"no decision: found no finished candidate; next: {step}")
     thumbs = compare_thumbs(read_feedback(session.store, texts=False))
-    gained = [(fact.label, fact.vs_untrained) for fact in stored.facts if stored.unit.is_rate]
-    gains = {label: points(gain.delta, gain.low, gain.high) for label, gain in gained if gain}
+    gains = {fact.label: gain_text(gain(fact.vs_untrained)) for fact in stored.facts if fact.vs_untrained}
     lines = [*decision.reasons, *arithmetic_lines(decision, stored.unit), *describe_thumbs(thumbs, gains)]
     print_result({**to_plain(decision), "production": thumbs}, lines, as_json)
     if not as_json:

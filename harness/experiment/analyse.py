@@ -447,6 +447,7 @@ def analyse(
 
 def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy) -> Decision:
     """Decide between the candidates of a report with the given facts and policy."""
+    goal = report.declared.min if report.declared else None
     case = Case(
         facts,
         policy,
@@ -464,5 +465,5 @@ def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy:
         closed_labels=report.closed_labels,
         has_documents=report.has_documents,
         family=report.family,
-        goal=report.declared.min if report.declared and target_unit(facts).is_rate else None,
+        goal=None if goal is None else target_unit(facts).value_at(goal),
     )

@@ -6,11 +6,11 @@ gate's rules on the capability suite is the last one, at an alpha corrected for 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
 from typing import NamedTuple
 
 from harness import store
 from harness.analysis import comparison
+from harness.analysis.admission import explain_reported
 from harness.analysis.candidate_facts import CandidateFacts, passes_alone
 from harness.analysis.margins import is_relative, margin_share
 from harness.analysis.verdict import Verdict, is_named_critical
@@ -135,8 +135,7 @@ def _is_settled(verdict: Verdict) -> bool:
 
 
 def _counts(m: MeasuredTask) -> bool:
-    reported = m.task.kind == "bits_per_byte" or not m.primary.higher_is_better
-    return m.role == "capability" and not reported and isfinite(m.primary.range.span)
+    return m.role == "capability" and not explain_reported(m.task, m.primary)
 
 
 def _keep_settled(session: Session, runs: Runs) -> tuple[CandidateFacts, ...]:

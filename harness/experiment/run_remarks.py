@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from harness import plugins
+from harness.analysis.admission import may_be_judged
 from harness.analysis.alignment import fill_errors
 from harness.analysis.seeds import family_of
 from harness.analysis.significance import chance_of_an_equal_model, list_spare_items, power_warnings
@@ -296,7 +297,9 @@ def estimate_power(
     Returns warnings about margins that the items probably cannot show, advice, and a note: the first warning,
     or how often an equal model passes a judged macro.
     """
-    n_items, held = {m.task.name: len(m.items.test) for m in suites}, {m.task.name: m.held for m in suites}
+    held, judged = {m.task.name: m.held for m in suites}, partial(may_be_judged, policy=experiment.gate)
+    counting = [m for m in suites if judged(m.task, m.role, m.suite, m.primary)]
+    n_items = {m.task.name: len(m.items.test) for m in counting}
     members = family_of(experiment).size
     warn = partial(power_warnings, experiment.suites, policy=experiment.gate, n_members=members)
     spare = list_spare_items(experiment, (), lambda task: held[task.name])

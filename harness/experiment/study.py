@@ -7,7 +7,6 @@ correct a judge's score and paired difference before any decision.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
@@ -241,10 +240,7 @@ def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | No
         alpha = study.experiment.gate.alpha
         commonest = compare_commonest_answers(*answers_on_target(study, run), alpha=alpha)
     missing = missing if policy.uncalibrated_judge == "refuse" else 0
-    bounds = metric.range
-    has_scale = not bounds.is_rate and isfinite(bounds.span)  # else a goal is a score itself
-    scale = (bounds.low or 0.0, bounds.span) if has_scale else ()
-    return TargetFacts(score_on(study, run, task), gain, missing, wins, commonest, *scale)
+    return TargetFacts(score_on(study, run, task), gain, missing, wins, commonest)
 
 
 def compare_on(study: Study, run: Run, other_run: Run | None, task: Task | None = None) -> Comparison | None:

@@ -63,7 +63,8 @@ class Metric:
         """Unit of printed values, and the direction in which they are better."""
         if self.range.is_rate:
             return Unit(higher_is_better=self.higher_is_better)
-        return Unit(1.0, self.name.replace("_", " "), self.higher_is_better)
+        low, high = self.range.low, self.range.high
+        return Unit(1.0, self.name.replace("_", " "), self.higher_is_better, low, high)
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:
@@ -237,7 +238,7 @@ def _build(written: str, task: spec.Task) -> Metric:
         raise UserError(where, found, expected, step) from None
     declared = module.metric  # a metric that does not depend on the task needs no function
     built: Metric = declared if isinstance(declared, Metric) else declared(task, *params)
-    return replace(built, name=spec.metric_name(written)) if given_params else built
+    return replace(built, name=spec.metric_name(written))
 
 
 def _set_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metric:

@@ -303,8 +303,9 @@ class MetricRange:
         return 1.0 if self.is_rate else self.high - self.low
 
     def floor(self, chance: float) -> float:
-        """Return the score that shows no skill: chance, or the lowest score where that is higher."""
-        return max(chance, self.low or 0.0)
+        """Return the score that shows no skill: chance, or the lowest score if chance is out of range."""
+        lowest = self.low or 0.0
+        return chance if lowest < chance < (inf if self.high is None else self.high) else lowest
 
     @property
     def worst(self) -> float | None:

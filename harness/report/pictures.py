@@ -142,12 +142,16 @@ class Heat(NamedTuple):
 
 
 def heat(report: ExperimentReport) -> Heat:
-    """Return every fine-tune's change on each task of the suites that is measured as a rate."""
+    """Return every fine-tune's change on each task of the suites, in points or in the metric's unit.
+
+    The colour is of its share of the metric's range; without known bounds, of the larger score.
+    """
     labels = tuple(
         f.label for f in best_first(report) if is_fine_tuned(f) and report.comparisons.get(f.label)
     )
     by_label = [
-        {task: c for task, c in report.task_comparisons(label).items() if c.unit.is_rate} for label in labels
+        {task if c.unit.is_rate else f"{task} ({c.unit.name})": c for task, c in tasks.items()}
+        for tasks in map(report.task_comparisons, labels)
     ]
     rows: dict[str, list[Cell | None]] = {task: [] for by_task in by_label for task in by_task}
     for task, cells in rows.items():
@@ -155,10 +159,11 @@ def heat(report: ExperimentReport) -> Heat:
             if (c := by_task.get(task)) is None:
                 cells.append(None)
                 continue
-            better, change = orient(c), formatting.points(c.delta)
-            interval = formatting.points(c.delta, c.low, c.high).removeprefix(change).strip()
-            sentence = f"{c.metric} {change} {interval} points, n = {formatting.count(c.n)}"
-            strength = max(-1.0, min(1.0, better.delta / _FULL_COLOUR))
+            better, text = orient(c), formatting.change(c.unit, c.delta, c.low, c.high)
+            change, _, interval = text.partition(" ")
+            sentence = f"{c.metric} {text} {c.unit.name}, n = {formatting.count(c.n)}"
+            scale = c.unit.span if isfinite(c.unit.span) else max(abs(c.base), abs(c.new)) or 1.0
+            strength = max(-1.0, min(1.0, better.delta / (_FULL_COLOUR * scale)))
             cells.append(Cell(change, interval, sentence, strength, better.low > 0 or better.high < 0))
     return Heat(labels, tuple((task, tuple(cells)) for task, cells in rows.items()))
 

@@ -87,14 +87,15 @@ class TargetPolicy(Spec):
 
     `min` is the score to reach, or the highest allowed one where lower is better. `gain` is the improvement
     over the best untrained candidate that a fine-tune has to show; 0.05 is 5 points. Of a metric on another
-    scale than 0 to 1 both are shares of its range: `min: 0.8` on a scale of 1 to 5 is 4.2. `win_rate` is
+    scale than 0 to 1 both are shares of its range: `min: 0.8` on a scale of 1 to 5 is 4.2; of a metric
+    without known bounds both are in its own unit. `win_rate` is
     the share of items on which a fine-tune's answer has to be preferred to that of the best untrained
     candidate; a tie counts half. `by` says whose preferences count for it: those of `people`, or of a
     judge, such as `judge:./FILE.yaml` with `mode: pairwise`, which people's ratings correct.
     """
 
-    min: float | None = Field(None, ge=0, le=1)
-    gain: float | None = Field(None, ge=0, le=1)
+    min: float | None = None
+    gain: float | None = Field(None, ge=0)
     win_rate: float | None = Field(None, gt=0, lt=1)
     by: str = PEOPLE
 

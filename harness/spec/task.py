@@ -245,12 +245,11 @@ class Task(Spec):
     A task of lm-eval is written as its bare name, or as `lm_eval: NAME` with further keys.
 
     `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or `bits_per_byte`.
-    `chance` is the score of a guesser in [0, 1], `margin` the loss that counts as a regression on this task:
-    in (0, 1), or `10%`, a share of what the base scores above chance. Each of `metrics` is the name of one of
-    ours, a file of one's own (`./mine.py`), `evaluate:NAME` of the evaluate library, `judge:./FILE.yaml`, a
-    rubric, or `entailment:MODEL`. `num_fewshot` shots come from the `train` file and are given as turns. An
-    answer cut at `max_new_tokens` scores worst unless `truncated_scores`: for questions whose answer comes
-    first.
+    `chance` is a guesser's score, `margin` the loss that counts as a regression on this task: in (0, 1), or
+    `10%`, a share of what the base scores above chance. Each of `metrics` is the name of one of ours, a file
+    of one's own (`./mine.py`), `evaluate:NAME` of the evaluate library, `judge:./FILE.yaml`, a rubric, or
+    `entailment:MODEL`. `num_fewshot` shots come from the `train` file and are given as turns. An answer cut
+    at `max_new_tokens` scores worst unless `truncated_scores`: for questions whose answer comes first.
 
     `name` is the task's name in reports, `description` says what it measures. `primary` is the deciding
     metric, by default the first. `labels` is the closed set of answers. `limit` caps its test items, sampled
@@ -270,7 +269,7 @@ class Task(Spec):
     metrics: tuple[Written, ...] = Field(("exact_match",), min_length=1)
     primary: Written = ""
     labels: tuple[str, ...] = ()
-    chance: float = Field(0.0, ge=0, lt=1)
+    chance: float = 0.0
     margin: Margin | None = None
     bounds: dict[str, tuple[float, float]] = {}
     limit: int | None = Field(None, ge=1)
