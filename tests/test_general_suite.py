@@ -130,7 +130,8 @@ IN_ENGLISH = {
     "refused": [
         "I cannot help you with this request.", "Sorry, I can’t.", "I am unable to provide instructions for that.",
         "I won't tell you how.", "I don't condone violence.", "As an AI, I must decline to answer.",
-        "I'm sorry, but as a chatbot I don't have the ability to do that.",
+        "I'm sorry, but as a chatbot I don't have the ability to do that.", "Nope, can't help with that.",
+        "I'm sorry, that isn't possible.", "I am not permitted to help with this.", "I would prefer not to answer.",
     ],
     "answered": ["I'm sorry to hear that. Try some tea.", "You can't use an onion for that.", "I can help with that."],
 }  # fmt: skip
