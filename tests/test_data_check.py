@@ -20,7 +20,7 @@ from harness.data import check
 from harness.data.check import read_table
 from harness.data.row_traits import RULES
 from harness.experiment.check_rows import RowCheck, examine_rows
-from harness.records import has_negation
+from harness.records import count_negations
 from harness.report.findings import order_commands
 from harness.spec import Task
 
@@ -65,7 +65,7 @@ def plant_edge_cases(rows):
 
 def test_edge_cases_are_counted_in_training_and_test_and_warned_of_where_training_has_none(find, tmp_path):
     clean, test_rows = (
-        [r for r in make_clean_rows(500, seed) if not has_negation(r["text"])][:n]
+        [r for r in make_clean_rows(500, seed) if not count_negations(r["text"])][:n]
         for seed, n in ((0, 400), (9, 200))
     )
     test = write(tmp_path / "test.jsonl", plant_edge_cases(test_rows))

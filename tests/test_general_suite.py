@@ -13,7 +13,7 @@ from checked_rows import list_cases
 from ruamel.yaml import YAML
 
 from harness.metrics import load_metrics
-from harness.records import Example, Output, has_negation, is_refusal, reports_error
+from harness.records import Example, Output, count_negations, is_refusal, reports_error
 from harness.regularizers import general_prompts
 from harness.spec import Suite, Task
 
@@ -148,13 +148,13 @@ def test_refusals_are_recognised_in_ten_languages(section):
 
 
 @pytest.mark.parametrize(
-    ("tells", "yes", "no"), [(has_negation, "negated", "affirmed"), (reports_error, "errors", "no errors")]
+    ("tells", "yes", "no"), [(count_negations, "negated", "affirmed"), (reports_error, "errors", "no errors")]
 )
 def test_negations_and_errors_are_recognised_in_ten_languages(tells, yes, no):
     for section in (yes, no):
         texts = [text for (text,) in list_cases("ten_languages.txt", section)]
         assert len(texts) >= 10
-        assert [text for text in texts if tells(text) != (section == yes)] == []
+        assert [text for text in texts if bool(tells(text)) != (section == yes)] == []
 
 
 @pytest.mark.parametrize(("constraint", "good", "bad"), list_cases("ten_languages.txt", "constraints"))

@@ -255,6 +255,7 @@ def test_texts_whose_numbers_or_signs_differ_are_not_alike(texts):
     [
         ("does my new card work abroad in every shop", "does my new card not work abroad in every shop"),
         ("so i do want the newsletter that you send", "so i don´t want the newsletter that you send"),
+        ("mein neues Licht funktioniert im Zelt", "mein neues Licht funktioniert nicht im Zelt"),
         ("both of the brakes squeal when it is raining", "neither of the brakes squeal when it is raining"),
         tuple(f"in this street our parcels were {how} brought to the door before noon in every month of spring" for how in ("always", "hardly")),
     ],

@@ -128,7 +128,7 @@ _FEW_WORDS, _PROPOSED = 4, 0.3
 _CLAUSE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\s+[-–—]+\s+|\n+")
 _SALUTATION = re.compile(r"\s*(?:\w+ ){0,3}\w+,\s")
 
-_VERSION = 9  # of this file and of near_duplicates, for remembered overlaps
+_VERSION = 10  # of this file and of near_duplicates, for remembered overlaps
 _BLOCK = 2_000  # rows
 
 # Texts to vectors of length 1, (n, d).

@@ -1,8 +1,8 @@
 """Near duplicates: texts that share most of their shingles, proposed by MinHash and verified exactly.
 
 Invariant: every similarity is the exact Jaccard index of two texts' shingles. Texts are never alike if their
-digits, signs or English negations differ (10 and 20, `C` and `C++`, possible and impossible), if they are in
-a series (`_FILLED` texts that differ in one word, of at most `_LONGEST` words), or if they share only
+digits, signs or negations differ (10 and 20, `C` and `C++`, works and does not work), if they are in a
+series (`_FILLED` texts that differ in one word, of at most `_LONGEST` words), or if they share only
 boilerplate: 8-grams in more than `MOST` texts, or in more than half of fewer than twenty texts. The chance
 that a pair at the threshold is not proposed is at most `OVERLOOKED`, and that it is not verified at most
 `_UNVERIFIED`; up to 500 texts nothing is left out. The same texts in the same order give the same groups.
@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.records import fold_text
+from harness.records import count_negations, fold_text
 
 THRESHOLD = 0.7
 PERMUTATIONS = 128
@@ -50,12 +50,6 @@ _NUMBER_OR_SIGN = re.compile(
 )
 # Without numbers, which are slow to find.
 _SIGN, _DIGIT = re.compile(_SIGNS_ALONE), re.compile(r"\d")
-_NEGATION = re.compile(
-    r"\b(?:not|no|never|none|nor|neither|nobody|nothing|nowhere|without|hardly|barely|cannot)\b"
-    # n't with an apostrophe, with a grave accent instead, or without either.
-    r"|n['`]t\b"
-    r"|\b(?:ca|wo|do|does|did|is|are|was|were|has|have|had|could|should|would)nt\b"
-)
 _OPPOSITES = ("un", "in", "im", "ir", "il", "dis", "non")  # prefixes
 _SIGNS, _SIGN_CATEGORIES = frozenset("#%&/@\\*"), frozenset({"Sm", "Sc", "So"})
 
@@ -169,7 +163,7 @@ def _fold(text: str) -> _NormalizedText:
         for mark in signs
         if len(mark) > 1 or mark.isalnum() or mark in _SIGNS or unicodedata.category(mark) in _SIGN_CATEGORIES
     ]
-    marks += ["not"] * len(_NEGATION.findall(plain))
+    marks += ["not"] * count_negations(plain)
     return _NormalizedText(" ".join(_WORD.findall(plain)), tuple(marks))
 
 

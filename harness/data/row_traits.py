@@ -87,7 +87,7 @@ def score_answers(
 def _tell_language(text: str, language_of: Callable[[str], str]) -> str:
     """Name the language of a text by its words in lower case, without names; "" for a short text."""
     plain = " ".join(word for word in text.split() if not word[:1].isupper())
-    return language_of(plain) if sum(map(str.isalpha, plain)) >= _FEWEST_LETTERS else ""
+    return language_of(plain) if records.count_letters(plain) >= _FEWEST_LETTERS else ""
 
 
 def _far(
@@ -148,7 +148,7 @@ def edge_tests(
     longest = lengths[ceil(_LONG * len(lengths)) - 1]
     is_long, negates = (
         (lambda row: len(records.pieces(row.prompt)) > longest),
-        (lambda row: records.has_negation(row.prompt)),
+        (lambda row: records.count_negations(row.prompt) > 0),
     )
     return dict(zip(RULES, (is_rare, is_long, negates, handles_error), strict=True))
 

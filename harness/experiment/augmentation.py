@@ -1,8 +1,9 @@
 """Augmentation of training rows: paraphrases, back-translations, or new questions with answers.
 
 Invariant: evaluated rows are never shown to the model, and no new row has an evaluated question. A paraphrase
-changes only the question and the id. Paraphrases that lose a number or the words of the answer are dropped,
-as are rows that repeat or contradict another row. The same model, texts, prompts and seed give one result.
+changes only the question and the id. Paraphrases that change a number, add or lose a negation, or lose the
+words of the answer are dropped, as are rows that repeat or contradict another row. The same model, texts,
+prompts and seed give one result.
 Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709, and Yu et al. 2018,
 https://arxiv.org/abs/1804.09541, section 3; Self-Instruct, Wang et al. 2023,
 https://arxiv.org/abs/2212.10560, section 2.2 (here only rows are shown, no new questions).
@@ -36,7 +37,7 @@ from harness.evaluation.session import MeasuredTask
 from harness.experiment import writers
 from harness.formatting import count, pluralize
 from harness.progress import Progress
-from harness.records import Limits, Message, fold_text, match_label
+from harness.records import Limits, Message, count_negations, fold_text, match_label
 
 NEW_QUESTION = "Write a question with its answer, of the same kind as the others but about something else."
 SHOWN = 4  # rows in a prompt
@@ -447,6 +448,9 @@ def _unfit(text: str, original: str, spans: Collection[str]) -> str:
         return "repeats its original"
     if Counter(_NUMBER.findall(text)) != Counter(_NUMBER.findall(original)):
         return "has other numbers than its original"
+    negates, original_negates = (count_negations(whole) > 0 for whole in (text, original))
+    if negates != original_negates:
+        return "has a negation that its original lacks" if negates else "lacks the negation of its original"
     for span in spans:
         held = [re.search(rf"(?<!\w){re.escape(span)}(?!\w)", fold_text(whole)) for whole in (original, text)]
         if held[0] and not held[1]:

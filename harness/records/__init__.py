@@ -3,7 +3,7 @@
 # fmt: off
 # isort: off
 from harness.records.phrases import (
-    COMMAS, EDGES, LANGUAGES, LIST_MARK, MARKS, has_negation, is_refusal, reports_error,
+    COMMAS, EDGES, LANGUAGES, LIST_MARK, MARKS, count_negations, is_refusal, reports_error,
 )
 from harness.records.passages import Mark, context_of, map_passage_marks, question, recall, with_context
 from harness.records.repeated_measurements import (
@@ -22,8 +22,8 @@ from harness.records.serialization import (
     load_files, many_rows, parse_json, read_object, reader,
 )
 from harness.records.texts import (
-    WORD, compose_letters, fold_text, is_unspaced, list_labels, list_words, match_label, normalize,
-    pieces, split_into_grams, split_into_letters,
+    WORD, compose_letters, count_letters, fold_text, is_unspaced, list_labels, list_words, match_label,
+    normalize, pieces, split_into_grams, split_into_letters,
 )
 # isort: on
 # fmt: on

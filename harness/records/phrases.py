@@ -61,10 +61,13 @@ LANGUAGES: Mapping[str, LanguageForms] = {
         rf"{_CANNOT['en']} (?:help (?:but|\w+ing|it)|wait|find|see|think|imagine|believe|forget|over\w+|resist|give up|tell you how (?!to\b)"
         r"|(?:[\w'-]+ ){1,5}?(?:enough|exact|more|better|without you|your (?:\w+ )?(?:data|details|address|number|name)))\b",
         _AND.format("and"),
-        r"\b(?:not|no(?!\. ?\d)|never|none|nothing|nobody|nowhere|neither|nor|cannot|\w+n't)\b",
+        r"\b(?:not|no(?!\. ?\d)|never|none|nothing|nobody|nowhere|neither|nor|cannot|without|hardly|barely)\b"
+        r"|n(?=['`]?t\b)(?:['`]|(?<=\b(?:ca|wo|do|is)n)|(?<=\b(?:did|are|was|has|had)n)|(?<=\b(?:does|were|have)n)"
+        r"|(?<=\b(?:could|would)n)|(?<=\bshouldn))t",
         (
-            r"\b(?:fail(?:s|ed|ing|ures?)?|traceback|crash(?:es|ed|ing)?)\b|\b\w*n[o']t work(?:ing)?\b"
-            r"|\b\w*(?<!\bt)errors?\b|\b\w{2,}exceptions?\b"
+            r"\b(?:(?<!without )fail(?![- ]?safe)(?:s|ed|ing|ures?)?|traceback|crash(?! course)(?:es|ed|ing)?)\b"
+            r"|\b\w*n[o']t work(?:ing)?\b"
+            r"|\b(?<!without )(?<!free of )(?<!sin )\w*(?<!\bt)errors?\b(?![- ]free)|\b\w{2,}exceptions?\b"
             r"|\b(?:http(?:/[\d.]+)?|status)(?:[ :]|code|status)*[45]\d\d\b"
         ),
     ),
@@ -76,7 +79,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
         r"|(?:お断り|拒否|辞退|遠慮)(?:します|いた|致|させ)|お役に立て(?:ません|ない)",
         r"(?:想像|表現)できません|言い表せません",
         r"\s*(?:および|及び|(?<![ぁ-ゟ])と(?![ぁ-ゟ]))\s*",
-        r"ない|ません|なかっ|なくて|ずに",
+        r"な(?:い(?<!少ない)(?<!危ない)(?<!かもしれない)|かっ|くて|し[でにの])|ずに|ません(?<!す[みい]ません)(?<!かもしれません)"
+        r"(?<!訳ありません)(?<!訳ございません)(?<!くれません)(?<!もらえません)(?<!ただけません)",
         r"エラー|失敗|不具合|故障|動かな|動きません",
     ),
     "zh": LanguageForms(
@@ -85,7 +89,9 @@ LANGUAGES: Mapping[str, LanguageForms] = {
         r"|我(?:必须|必須|只能|不得不)?(?:拒绝|拒絕|婉拒)|恕(?:难|難|不能|我)|不予(?:提供|回答)|(?:请求|請求|问题|問題)超出|(?:违反|違反|违背|違背|不符合)了?我的.{0,2}(?:准则|準則|原则|原則|规定|規定|政策)",
         rf"{_CANNOT['zh']}(?:忘|[^。,]{{0,4}}(?:告诉|告訴)你我?有?多|[^。,]{{0,3}}[你您]的(?:个人)?(?:数据|數據|信息|资料|資料))",
         r"\s*(?:以及|和)\s*",
-        r"不(?!同|过|過|断|斷|仅|僅|错|錯)|没|沒|无法|無法|并非|並非",
+        # Not in a question of the form "can or cannot".
+        r"(?:不(?<![对對了差]不)(?!同|过|過|断|斷|仅|僅|错|錯|客|好意)|[没沒](?![错錯]))(?:(?<=(?P<before>.).)|(?<=^.))(?!(?P=before))"
+        r"|未(?![来來])|无法|無法|并非|並非",
         r"错误|錯誤|报错|報錯|失败|失敗|故障|崩溃|崩潰",
     ),
     "es": LanguageForms(
@@ -96,8 +102,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
         r"|\bno (?:(?:lo|la|te|le|se) )*(?:haré|diré|ayudaré|escribiré|responderé|explicaré|contestaré)\b|\b(?:contra (?:de )?mis|fuera de mis?) (?:principios|normas|directrices|políticas|pautas|ámbito|alcance)\b",
         r"\bno (?:te |le )?(?:puedo|podría) (?:dejar de|(?:imaginar|olvidar|esperar|evitar)\w*|\w+(?: \w+){0,2} (?:lo suficiente|lo bastante|más)\b|decir(?:te|le|les)? (?:lo|cuánto)\b)|\bno quiero decir\b",
         _AND.format("y|e"),
-        r"\b(?:no(?!\. ?\d)|ni|nunca|jamás|nadie|ning[uú]n\w*|nada|tampoco)\b",
-        r"\b(?:errore?s?|fall[aoó]\w*|no funcionan?)\b",
+        r"\b(?:no(?!\. ?\d)|ni|nunca|jamás|nadie|ning[uú]n\w*|nada(?<!de nada)|tampoco|sin)\b",
+        r"\b(?:(?<!sin )errores|fall(?:[aoó]s?|an|ar(?:on|án?)?|ad[oa]s?|ando|aban?)|no funcionan?)\b",
     ),
     "fr": LanguageForms(
         rf"{_CANNOT['fr']}{_REST}\b(?:aider|assister|fournir|répondre|donner|écrire|rédiger|créer|partager|participer|recommander|conseiller|encourager|produire|générer|proposer|soutenir|satisfaire|accéder|faire (?:cela|ça)|le faire|promouvoir|discuter"
@@ -107,8 +113,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
         r"|\bje (?:ne (?:(?:vous|te|le|t') ?)*(?:ferai|dirai|aiderai|répondrai|donnerai|fournirai|expliquerai)|n'(?:écrirai|expliquerai|aiderai)) (?:pas|rien|aucun)|\b(?:contraire à|à l'encontre de) mes (?:principes|règles|directives|valeurs)\b",
         r"\bje ne (?:peux|pourrais|puis) (?:que\b|imaginer|attendre|pas (?:attendre|imaginer|oublier|m'empêcher|(?:vous |te )?dire (?:à quel point|combien|comme)\b))",
         _AND.format("et"),
-        r"\b(?:ne|(?<!\bun )(?<!\ble )(?<!\bau )(?<!\bfaux )(?<!à )pas(?![ -]de[ -]calais| à pas)|jamais|aucune?|rien|ni)\b|\bn'",
-        r"\b(?:erreurs?|échou\w+|échecs?|ne (?:fonctionne|marche)\w* pas)\b",
+        r"\b(?:ne|pas(?<!\bun pas)(?<!\ble pas)(?<!\bau pas)(?<!\bfaux pas)(?<!à pas)(?![ -]de[ -]calais| à pas)|jamais|aucune?|rien(?<!de rien)|ni|sans)\b|\bn'",
+        r"\b(?:(?<!sans )erreurs?|échou\w+|(?<!aux )(?<!d')échecs?|ne (?:fonctionne|marche)\w* pas)\b",
     ),
     "de": LanguageForms(
         rf"{_CANNOT['de']}{_REST}\b(?:helfen|weiterhelfen|behilflich|unterstützen|beantworten|antworten|bereitstellen|geben|anbieten|schreiben|verfassen|erstellen|teilen|mitmachen|teilnehmen|empfehlen|erfüllen|tun|machen|nachkommen|dienen|gutheissen"
@@ -120,8 +126,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
         rf"|\b(?:ich gebe|gebe ich)\b{_REST} keine (?:auskunft|auskünfte|tipps|anleitung|informationen)|\b(?:gegen|widerspricht) meinen? (?:richtlinien|grundsätzen?|prinzipien|regeln)\b",
         r"\bnicht (?:nur|genug|anders|vergessen|an dritte)\b|\b(?:kann|könnte) (?:ich )?(?:es|dir|ihnen|euch) nicht (?:erklären\b|sagen, wie (?:sehr|froh|glücklich|dankbar))",
         _AND.format("und"),
-        r"\b(?:nicht|kein\w*|nie|niemals|niemand\w*|nichts|weder|nirgends)\b",
-        r"\b(?:\w*fehler\w*|fehlgeschlagen|abgestürzt|(?:funktioniert|geht)\w* nicht)\b",
+        r"\b(?:nicht|kein\w*|nie|niemals|niemand\w*|nichts|weder|nirgends|ohne|kaum)\b",
+        r"\b(?:(?<!ohne )\w*fehler(?!frei|los|toler)\w*|fehlgeschlagen|abgestürzt|(?:funktioniert|geht)\w* nicht(?! um))\b",
     ),
     "pt": LanguageForms(
         rf"{_CANNOT['pt']}{_REST}\b(?:ajudar|ajudá|dizer|explicar|ensinar|auxiliar|assistir|fornecer|oferecer|dar\b|cumprir|fazer iss?t?o|fazê-lo|responder|escrever|criar|gerar|compartilhar|partilhar|participar|apoiar|recomendar|aconselhar|atender"
@@ -131,8 +137,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
         r"|\bnão (?:(?:o|a|te|lhe) )?(?:farei|direi|ajudarei|escreverei|responderei|explicarei)\b|\b(?:contra|contraria) (?:os meus|meus|as minhas|minhas) (?:princípios|diretrizes|políticas|normas)\b",
         r"\bnão (?:posso|poderia|consigo) (?:deixar de|(?:imaginar|esquecer|esperar|evitar)\w*|\w+(?: \w+){0,2} (?:o suficiente|o bastante|mais)\b|(?:lhe |te )?dizer (?:o )?quanto\b)|\bnão quero dizer\b",
         _AND.format("e"),
-        r"\b(?:não|nem|nunca|jamais|ninguém|nenhum\w*|nada)\b",
-        r"\b(?:erros?|falh\w+|não funciona\w*)\b",
+        r"\b(?:não|nem|nunca|jamais|ninguém|nenhum\w*|nada(?<!de nada)|sem)\b",
+        r"\b(?:(?<!sem )erros?|falh\w+|não funciona\w*)\b",
     ),
     "ru": LanguageForms(
         rf"{_CANNOT['ru']}{_REST}\b(?:помо[гчщ]|предостав|ответить|отвечать|дать|давать|написать|писать|поддерж|участвовать|рекоменд|советовать|рассказ|(?:по)?делиться|содейств|предлож|обсу(?:жд|д)|объясн|научить|эт(?:о|ого) (?:с?делать)|с?делать это"
@@ -142,8 +148,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
         r"|\b(?:я|нет)\b,?(?: \w+){0,2} не (?:скажу|сделаю|напишу|дам|помогу|расскажу|объясню|отвечу)\b(?!,)|\b(?:противореч\w+ моим|против моих) (?:принцип|правил|инструкци)",
         r"\bне (?:могу|смогу) (?:не|выразить|передать|представить|дождаться)\b",
         _AND.format("и"),
-        r"\b(?:не|нет|ни|нельзя|никогда|никто|ничего|никак\w*)\b",
-        r"\b(?:ошиб\w+|сбо[йяюе]\w*|не работа\w+)\b",
+        r"\b(?:не|нет|ни|нельзя|никогда|никто|ничего|никак\w*|без)\b",
+        r"\b(?:(?<!без )ошиб\w+|сбо[йяюе]\w*|не работа\w+)\b",
     ),
     "ar": LanguageForms(
         rf"{_CANNOT['ar']}{_REST}(?:مساعد|المساعدة|أساعد|تقديم|أقدم|تزويد|أزود|توفير|أوفر|إعطا|أعطي|الإجابة|إجابة|أجيب|كتابة|أكتب|إنشاء|أنشئ|مشاركة|المشاركة|تلبية|القيام بذلك|فعل ذلك|دعم|تشجيع|الرد|أخبر|أشرح|أعلم|التحدث|الحديث|مناقشة|إبداء)"
@@ -151,8 +157,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
         r"|\bلن (?:أساعد|أخبر|أكتب|أشرح|أجيب|أقوم بذلك|أفعل ذلك)|\bهذا (?:ضد|يتعارض مع|يخالف) \w+ي\b",
         r"(?:لا|لن) (?:يمكنني|يسعني|أستطيع) (?:إلا|تخيل|وصف|أن أوصي)",
         r"\s+و\s*(?=\w)",
-        r"\b(?:لا|لم|لن|ليس\w*|غير|أبدا)\b",
-        r"خطأ|أخطاء|فشل|عطل|لا يعمل",
+        r"\b(?:لا|لم|لن|ليس\w*|غير|أبدا|ب?دون)\b",
+        r"(?<!دون )(?:خطأ|أخطاء)|فشل|عطل(?!ة|ات|ت[يهكنم])|لا يعمل",
     ),
     "hi": LanguageForms(
         rf"(?:मैं|मुझे) (?:[^।.,]{{0,40}}? )?(?:मदद|सहायता|जानकारी|उत्तर|जवाब|सलाह|निर्देश|समर्थन|अनुरोध|सहयोग|प्रदान|साझा|लिख|लेख|बना|बता|सिखा|पूरा|बात|ऐसा|ऐसी|यह|ब्राउज़|राय|सामग्री){_REST}(?:(?:नहीं|न) (?:(?:कर|लिख)(?:ना)? |दे |रख |बता )?(?:सकत|सकूँ|सकूं|पाऊ|(?:करू|दू|चाहू|लिखू)[ँं]|चाहत|बताऊ)"
@@ -160,8 +166,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
         r"|मैं (?:इससे |इसे |यह )?(?:मना|इनकार|इंकार) करत[ाी]|मुझे[^।,]{0,30}(?:अस्वीकार करना|ठुकराना) (?:होगा|पड़ेगा)|(?:मेरे|मेरी|सुरक्षा) (?:\S+ )?(?:सिद्धांत|नियम|नीति|दिशानिर्देश)\S* के (?:ख़?िलाफ़?|विरुद्ध)",
         r"बता नहीं सकत[ाी] कि|नहीं बता सकत[ाी] कि|आपका डेटा[^।,]*नहीं|कल्पना नहीं|इंतज़ार",
         _AND.format("और|तथा|एवं"),
-        r"नहीं|(?:^|\s)(?:मत|न|ना)(?=\s|$)",
-        r"त्रुटि|एरर|विफल|काम नहीं",
+        r"नहीं|(?:^|\s)(?:मत|न|ना|बिना|बग़?ैर)(?=\s|$)",
+        r"त्रुटि(?!हीन|रहित| रहित)|एरर|विफल|काम नहीं",
     ),
 }
 
@@ -175,9 +181,9 @@ _PORTUGUESE = re.compile(
 
 @cache
 def _compile(form: str, is_ascii: bool = False) -> re.Pattern[str]:
-    """Compile the patterns of a form in all languages that can match; NFC, as texts are once folded."""
-    known = [forms for name, forms in LANGUAGES.items() if not (is_ascii and name in "ja zh ru ar hi")]
-    return re.compile(unicodedata.normalize("NFC", "|".join(getattr(forms, form) for forms in known)))
+    """Compile the patterns of a form in all languages, or in Latin letters; NFC, as texts are once folded."""
+    names = ("en", "es", "fr", "de", "pt") if is_ascii else LANGUAGES
+    return re.compile(unicodedata.normalize("NFC", "|".join(getattr(LANGUAGES[n], form) for n in names)))
 
 
 def is_refusal(text: str) -> bool:
@@ -187,14 +193,16 @@ def is_refusal(text: str) -> bool:
     return bool(refusals.search(opening) and refusals.search(_compile("idioms").sub("", opening)))
 
 
-def has_negation(text: str) -> bool:
-    """Tell whether a text negates something by a word or ending of one of the ten languages.
+def count_negations(text: str) -> int:
+    """Count the words and endings that negate something in one of the ten languages.
 
-    "no" is no negation in a text with words that only Portuguese has: there it means "in the".
+    "no" does not count in a text with words that only Portuguese has: there it means "in the".
     """
     folded = fold_text(text)
-    negations = {match[0] for match in _compile("negation").finditer(folded)}
-    return bool(negations - {"no"} if _PORTUGUESE.search(folded) else negations)
+    pattern = _compile("negation", is_ascii=folded.isascii())
+    negations = [match[0] for match in pattern.finditer(folded)]
+    n_no = negations.count("no")
+    return len(negations) - (n_no if n_no and _PORTUGUESE.search(folded) else 0)
 
 
 def reports_error(text: str) -> bool:

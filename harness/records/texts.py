@@ -100,6 +100,7 @@ _SOUTHEAST_ASIAN = (
     "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ece\u0edc-\u0edf"
     "\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1780-\u17d3\u17d7\u17dc\u17dd"
 )
+_LETTERS_EACH = 2.5  # Latin letters that say as much as one of a script without blanks
 _LETTERS = {_HAN_AND_KANA: 2, _SOUTHEAST_ASIAN: 3}  # letters of an n-gram
 
 _UNSPACED = f"{_HAN_AND_KANA}{_SOUTHEAST_ASIAN}"
@@ -120,6 +121,12 @@ _PIECE = rf"\s*(?:{'|'.join(_COUNTED)}|[^\s{_UNSPACED}]+)"
 def is_unspaced(texts: Iterable[str]) -> bool:
     """Tell whether any text has letters of a script without blanks."""
     return any(not text.isascii() and re.search(_ANY, text) for text in texts)
+
+
+def count_letters(text: str) -> float:
+    """Count letters, vowel signs included; a letter of a script without blanks counts for several."""
+    n = sum(unicodedata.category(sign)[0] in "LM" for sign in text)
+    return _LETTERS_EACH * n if is_unspaced([text]) else n
 
 
 def split_into_grams(text: str) -> str:
