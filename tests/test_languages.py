@@ -27,6 +27,8 @@ GERMAN = [
     f"Mein Paket mit der Nummer {i} ist seit {i + 2} Tagen nicht angekommen, wo bleibt es denn nur?"
     for i in range(40)
 ]
+ROMANISED_HINDI = [f"Mera order number {i} abhi tak nahi aaya hai, mujhe batao kab milega" for i in range(40)]
+MALAY = [f"Lampu nombor {i} yang anda hantar kepada saya tidak menyala lagi" for i in range(40)]
 ENGLISH = [
     f"My parcel with the number {i} has not arrived for {i + 2} days, so where is it now?" for i in range(40)
 ]
@@ -34,6 +36,8 @@ ENGLISH = [
 
 def test_a_language_is_named_where_nearly_all_of_many_long_texts_are_in_it():
     assert (find_language(GERMAN), find_language(ENGLISH)) == ("de", "en")
+    # Malay is close to Indonesian alone, Hindi in Latin letters to many languages that it is none of.
+    assert (find_language(MALAY), find_language(ROMANISED_HINDI)) == ("ms", "")
     assert find_language([*GERMAN[:20], *ENGLISH[:20]]) == ""
     assert find_language(GERMAN[:9]) == ""
     assert find_language(text[:15] for text in GERMAN) == ""
@@ -132,6 +136,8 @@ def test_where_no_data_can_be_had_init_names_the_public_tasks_and_the_setting_th
     assert "harness compare 'suites=[general,safety,public]' asks them too" in sentence
     assert [*list_suites(path)] == ["general", "safety"]
     assert len(list_suites(path, "suites=[general,safety,public]")["public"]) == 5
+    unclear = write_experiment(tmp_path, ROMANISED_HINDI, GPU)[0]
+    assert "of lm-eval in English, suites/standard.yaml (the language of the rows is not clear)" in unclear
 
 
 @pytest.mark.e2e

@@ -1,16 +1,18 @@
 """Languages of texts, and the tasks of lm-eval's catalogue in these languages.
 
-Invariant: a language is named only if nearly all of many sufficiently long texts are in it.
+Invariant: a language is named only if nearly all of many sufficiently long texts are in it. A text is in none
+if five languages are about as likely: so are languages that the classifier does not know, such as Hindi in
+Latin letters, while no language has four close relatives (margins of 422 sentences in 45 languages, and of
+122 romanised ones).
 """
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from harness.cache import memo
 from harness.evaluation.session import MeasuredTask
-from harness.records import digest, is_unspaced
+from harness.records import count_letters, digest
 
 
 class Spoken(NamedTuple):
@@ -40,22 +42,22 @@ SPOKEN: Mapping[str, Spoken] = {
 }
 _MOST_TEXTS, _FEWEST_TEXTS, _READ = 40, 10, 400  # the last in characters of a text
 _FEWEST_LETTERS, _SHARE = 20, 0.8
-_LETTERS_EACH = 2.5  # Latin letters that say as much as one of a script without blanks
+_RIVAL, _LEAD = 4, 0.35  # fifth language, and the least difference to it, in nats per character
 _TAKEN_FOR = ("la", "zxx")  # what py3langid calls program code, JSON and prescriptions
 
 
 def classify(text: str) -> str:
-    """Return the code of the language that a text is most likely in; empty for what is taken for code."""
+    """Return the code of the language that a text is in; empty for code, and where none is clear."""
     import py3langid
 
-    language = str(py3langid.classify(text)[0])
-    return "" if language in _TAKEN_FOR else language
+    ranking = py3langid.rank(text)
+    is_clear = ranking[0][1] - ranking[_RIVAL][1] >= _LEAD * len(text)
+    return str(ranking[0][0]) if is_clear and ranking[0][0] not in _TAKEN_FOR else ""
 
 
 def find_language(texts: Iterable[str]) -> str:
     """Return the code of the language of nearly all texts that are long enough to tell, or an empty text."""
-    letters = ((text, _count_letters(text)) for text in texts)
-    distinct_texts = list(dict.fromkeys(text[:_READ] for text, n in letters if n >= _FEWEST_LETTERS))
+    distinct_texts = list(dict.fromkeys(t[:_READ] for t in texts if count_letters(t) >= _FEWEST_LETTERS))
     sampled_texts = distinct_texts[:: -(-len(distinct_texts) // _MOST_TEXTS) or 1]
     if len(sampled_texts) < _FEWEST_TEXTS:
         return ""
@@ -63,17 +65,11 @@ def find_language(texts: Iterable[str]) -> str:
     return language if n >= _SHARE * len(sampled_texts) else ""
 
 
-def _count_letters(text: str) -> float:
-    """Count letters, vowel signs included; a letter of a script without blanks counts for several."""
-    n = sum(unicodedata.category(sign)[0] in "LM" for sign in text)
-    return _LETTERS_EACH * n if is_unspaced([text]) else n
-
-
 def describe_unspoken(target: MeasuredTask, suites: Iterable[MeasuredTask]) -> Iterator[str]:
     """Describe each language of the target, if known, that no task of the capability suites is in."""
     capability = [m for m in suites if m.role == "capability"]
     measured_tasks = [target, *capability]
-    limits = [_MOST_TEXTS, _FEWEST_TEXTS, _READ, _FEWEST_LETTERS, _SHARE, _LETTERS_EACH, _TAKEN_FOR]
+    limits = [_MOST_TEXTS, _FEWEST_TEXTS, _READ, _FEWEST_LETTERS, _SHARE, _RIVAL, _LEAD, _TAKEN_FOR]
     key = digest([limits, *([m.task.name, m.versions["test"]] for m in measured_tasks)])
 
     def find_languages() -> list[list[str]]:  # of the prompts and of the answers of each task

@@ -235,7 +235,7 @@ def _test_requests(weights: stats.Weights, kernel: stats.Weights, requests: _Tex
     )
     yield _test("requests", "texts", effect, distances)
     yield _test_lengths("requests", weights, requests)
-    languages = [classify(text[:_READ]) for text in requests.texts]
+    languages = [classify(text[:_READ]) or "unclear" for text in requests.texts]
     shares = {name: requests.shares([language == name for language in languages]) for name in set(languages)}
     largest = sorted(shares, key=lambda name: (-abs(shares[name][1] - shares[name][0]), name))[:3]
     effect = ", ".join(f"{n} {percent(shares[n][0])} → {percent(shares[n][1])} %" for n in largest)

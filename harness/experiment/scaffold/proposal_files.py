@@ -255,8 +255,8 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> tuple[str, str, str]:
 
     Returns the suite's name if harness.yaml lists it, the text of its file if it is new, and a sentence.
     """
-    code = find_language(e.prompt for e in (*items.train, *items.validation, *items.test)) or "en"
-    language = SPOKEN.get(code)
+    code = find_language(e.prompt for e in (*items.train, *items.validation, *items.test))
+    language = SPOKEN.get(code or "en")
     if language is None:
         return "", "", f"public tasks: none are known in the language of the rows, “{code}”"
     shipped = config.read_suites(Path(os.devnull))  # without a folder, the shipped suites
@@ -270,6 +270,7 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> tuple[str, str, str]:
     lines = ["name: public", "role: capability", "tasks:", *(f"  - {flow(task)}" for task in kept_tasks)]
     text = "" if name == standard.name else "\n".join(lines) + "\n"
     tasks = f"{pluralize(len(kept_tasks), 'task')} of lm-eval in {language.name}, suites/{name}.yaml"
+    tasks += "" if code else " (the language of the rows is not clear)"
     setting = f"'suites=[general,safety,{name}]'"
     if source and on_gpu:
         reason = f"listed, with data from {source}; they are not in the margins and the time above"
