@@ -24,7 +24,7 @@ def question(i):
 
 
 def reword_question(text):
-    return f"Nobody can tell me what became of {' and '.join(re.findall(r'[a-z]+|[0-9]+', text)[2:])}, please look"
+    return f"Can somebody tell me what became of {' and '.join(re.findall(r'[a-z]+|[0-9]+', text)[2:])}, please look"
 
 
 def rows(n=10, **more):
@@ -111,9 +111,13 @@ def augment_pairs(*pairs, label="x"):
 @pytest.mark.parametrize(
     ("original", "new", "said"),
     [
-        ("Where is my 1st parcel of 20 lamps?", "Nobody brought the 30 lamps I paid for", "other numbers"),
+        ("Where is my 1st parcel of 20 lamps?", "Who brought the 30 lamps I paid for", "other numbers"),
         ("where is it?", "Where  is IT?", "repeats its original"),
         ("Tell me what the shop sells", "", "is empty"),
+        ("The lamp you sent me works", "What I bought does not shine", "a negation that its original lacks"),
+        ("Meine Lampe geht nicht", "Was ich kaufte, leuchtet", "lacks the negation of its original"),
+        ("Моя лампа не горит", "То, что я купил, светит", "lacks the negation of its original"),
+        ("My lamp isn't lit", "What I bought never shines", "a row by paraphrase"),
         ("Tell me what the shop sells", "Which goods can I buy from you?", "a row by paraphrase"),
     ],
 )
@@ -131,9 +135,12 @@ def test_a_rewording_needs_the_answer_that_stands_in_the_question_and_repeats_or
         (reason,) = augment_pairs((original, new), label="Rome")
         assert expected in reason
 
-    texts = ("Send the lamp back", "Why does nobody write?")
+    texts = ("Send the lamp back", "Why do you remain silent?")
     content = rows_of(*({"text": text, "label": label} for text, label in zip(texts, "ab", strict=True)))
-    written = {0: [WrittenQuestion("Why does nobody WRITE?")], 1: [WrittenQuestion("I await a letter")] * 2}
+    written = {
+        0: [WrittenQuestion("Why do you remain SILENT?")],
+        1: [WrittenQuestion("I await a letter")] * 2,
+    }
     outcomes = augment(content, ASKED, written, by="x")
     assert [(o.change.kind, o.change.reason) for o in outcomes if o.change] == [
         ("dropped", "a rewording: another answer to the question"),
@@ -217,7 +224,7 @@ def test_a_candidate_of_the_experiment_rewords_its_training_rows(tiny, tmp_path,
 
     with serve_model(Rule(reword)) as server:
         writer = f"  writer: {{method: endpoint, params: {{base_url: '{server.url}', model: tiny, protocol: chat}}}}\n"
-        path = tiny_experiment.write(tmp_path, tiny, writer)
+        path = tiny_experiment.write(tmp_path, tiny, f"{writer}  more: {{method: lora, train: new.jsonl}}\n")
         out_file = tmp_path / "new.jsonl"
         source = tmp_path / "suites" / "letters" / "train.jsonl"
         words = ("--with", "writer", "-c", str(path), "--out", str(out_file))
@@ -234,7 +241,8 @@ def test_a_candidate_of_the_experiment_rewords_its_training_rows(tiny, tmp_path,
 
 def test_sensitive_rows_are_sent_to_no_address_outside(tiny, tmp_path, own_cache, command):
     extra = "decide: {needs: [sensitive_data]}\n"
-    path = tiny_experiment.write(tmp_path, tiny, "  bag: {method: classifier}\n", extra=extra)
+    more = "  bag: {method: classifier}\n  more: {method: lora, train: new.jsonl}\n"
+    path = tiny_experiment.write(tmp_path, tiny, more, extra=extra)
     source, file = tmp_path / "suites" / "letters" / "train.jsonl", tmp_path / "new.jsonl"
     words = ("data", "augment", str(source), "-c", str(path), "--out", str(file), "--model", "big", "--with")
     code, _, error = command(*words, "https://big.example.invalid/v1")

@@ -171,13 +171,19 @@ def test_the_command_writes_rows_that_train_a_candidate_whose_break_even_holds_t
     server, tiny, tmp_path, command, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    path = write(tmp_path, tiny, server.url)
-    code, output, _ = command("data", "distill", "large", "--dry-run", "--json")
+    params = "params: {r: 2, num_train_epochs: 1, max_steps: 1, max_length: 200}"
+    taught = f"  own: {{method: lora, {params}}}\n  taught: {{method: lora, train: unique.jsonl, {params}}}\n"
+    taught += f"  both: {{method: lora, train: [taught.jsonl, unique.jsonl], {params}}}\n"
+    path = write(tmp_path, tiny, server.url, candidates=f"{taught}  rag: {{weights_of: taught}}\n")
+    for needed in ((), ("--candidates", "rag")):  # a file that a candidate trains on is still to be made
+        code, _, error = command("compare", *needed, "--dry-run")
+        assert (code, "expected rows to train on" in error) == (2, True), error
+    code, output, error = command("data", "distill", "large", "--dry-run", "--json")
     plan = json.loads(output)
-    assert (code, plan["known"], server.asked) == (0, 0, [])
+    assert (code, plan["known"], server.asked) == (0, 0, []), error
     assert plan["cost_usd"] > 0
     code, output, error = command("data", "distill", "large", "--out", "taught.jsonl")
-    assert code == 0, error
+    assert (code, error.splitlines()[-1]) == (0, "next: harness compare"), error
     manifest = json.loads((tmp_path / "taught.jsonl.manifest.json").read_text())
     n = manifest["counts"]["written"]
     assert manifest["command"] == "harness data distill"
@@ -189,10 +195,6 @@ def test_the_command_writes_rows_that_train_a_candidate_whose_break_even_holds_t
     assert total_usd([*payments_for("unique.jsonl"), *payments_for("taught.jsonl")]) == manifest["cost_usd"]
     assert command("data", "distill", "large", "--out", "taught.jsonl")[0] == 2
 
-    params = "params: {r: 2, num_train_epochs: 1, max_steps: 1, max_length: 200}"
-    taught = f"  own: {{method: lora, {params}}}\n  taught: {{method: lora, train: unique.jsonl, {params}}}\n"
-    taught += f"  both: {{method: lora, train: [taught.jsonl, unique.jsonl], {params}}}\n"
-    write(tmp_path, tiny, server.url, candidates=taught)
     report = tiny_experiment.run(path, "suites=[]", candidates=("prompt", "own", "taught"))
     paid = {facts.name: facts.rows_cost_usd for facts in report.facts}
     assert paid == {"prompt": 0.0, "own": 0.0, "taught": pytest.approx(manifest["cost_usd"])}

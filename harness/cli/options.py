@@ -193,8 +193,8 @@ class ExperimentFile(NamedTuple):
 
         return CommandLine.from_options(self.config, self.settings, candidates)
 
-    def load(self, candidates: Sequence[str] = ()) -> "LoadedExperiment":
-        """Read the file."""
+    def load(self, candidates: Sequence[str] | None = ()) -> "LoadedExperiment":
+        """Read the file, for some candidates, all, or with None for its tasks alone."""
         from harness import config
 
         return config.load(self.config, self.settings, candidates)

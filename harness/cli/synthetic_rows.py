@@ -94,6 +94,7 @@ def data_augment(
     from harness.cli.progress_bar import TerminalProgress
     from harness.data.column_roles import column_options
     from harness.data.edit.row_files import row_suffix
+    from harness.experiment import Scope, prepare_session
     from harness.experiment.augmentation import choose_rows, find_evaluated, prepare_rows, read_evaluated
 
     tests = against or []
@@ -105,7 +106,7 @@ def data_augment(
     if not _ADDRESS.match(by_whom):
         session = at.open_candidate(by_whom, "--with", dry_run=dry_run)[0]
     elif config.is_file():
-        session = at.open_session(dry_run=True)[0]
+        session = prepare_session(at.load(None), Scope(dry_run=True), TerminalProgress())
     writer = _writer(session, by_whom, endpoint, rewriting)
     tasks = session.tasks if session else ()
     evaluated_sets = [find_evaluated(tasks)] if tasks else []
@@ -127,8 +128,15 @@ def data_augment(
     edit = remarks.edit("augment", settings, [file], rows.edit.cost_usd)
     save_made(rows._replace(edit=edit), written_to, as_json)
     command = shlex.join(["harness", "data", "check", as_operand(str(written_to)), *column_options(*columns)])
-    train = f"train: {name_beside(config, written_to)} on a candidate in {config}"
-    say(f"next: {command}, then {train}; its test items stay as they are")
+    say(f"next: {command}, then {_training(at, session, written_to)}; its test items stay as they are")
+
+
+def _training(at: ExperimentFile, session: "Session | None", file: Path, method: str = "") -> str:
+    """Return the command that trains on a written file, or the key that makes a candidate do so."""
+    recipes = session.experiment.candidates.values() if session else ()
+    if any(str(file.resolve()) in recipe.row_paths for recipe in recipes):
+        return at.command_line().command("compare")
+    return f"train: {name_beside(at.config, file)} on a candidate{method} in {at.config}"
 
 
 def _announce(plan: "WriterPlan", *lines: str, dry_run: bool, as_json: bool) -> bool:
@@ -243,7 +251,7 @@ def data_distill(
     if not _announce(prepared.plan, dry_run=dry_run, as_json=as_json):
         return
     save_made(prepared.send(), written_to, as_json)
-    say(f"next: train: {name_beside(at.config, written_to)} on a candidate in {at.config}")
+    say(f"next: {_training(at, session, written_to)}")
 
 
 @verb(
@@ -282,7 +290,7 @@ def pairs_make(
     session = at.open_candidate(candidate, "candidate")[0]
     drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed, max_cost)
     save_made(make_pairs(session, candidate, drawing, str(out)), out, as_json)
-    train = f"train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}"
+    train = _training(at, session, out, " with method: dpo")
     say(f"next: {train}, or the file as pairs: in data: of the target")
 
 

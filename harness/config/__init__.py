@@ -97,8 +97,13 @@ class LoadedExperiment(NamedTuple):
     typed: CommandLine = CommandLine()
 
 
-def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()) -> LoadedExperiment:
-    """Read an experiment; `candidates` selects by name, or by a grid's name all its members."""
+def load(
+    path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] | None = ()
+) -> LoadedExperiment:
+    """Read an experiment; `candidates` selects by name, or by a grid's name all its members.
+
+    Only selected candidates need their own training rows; without a name all do, with None no candidate does.
+    """
     file = path.absolute()
     if file.is_dir():
         raise UserError(str(file), "a folder", "an experiment file", f"-c {file / 'harness.yaml'}")
@@ -125,8 +130,8 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     for member in members.values():
         if isinstance(member.recipe, dict):
             tree.problems += problems_of(Recipe, member.recipe, tree, ("candidates", member.source))
-    tree.problems += checks.check(tree, members)
-    selected = _select(tree, members, candidates)
+    selected = () if candidates is None else _select(tree, members, candidates)
+    tree.problems += checks.check(tree, members, selected if candidates or candidates is None else None)
     if tree.problems:
         raise UserError(sorted(dict.fromkeys(tree.problems), key=_place))
     expanded = {}

@@ -45,12 +45,16 @@ _MOST_TRIALS = 64  # of a sweep, each a training of its own
 
 
 class WrittenRecipe(NamedTuple):
-    """A candidate's recipe as far as it could be read, with all `members` of the file's grids."""
+    """A candidate's recipe as far as it could be read, with all `members` of the file's grids.
+
+    The files of its rows must exist only if it `is_needed`: another candidate may be about to write them.
+    """
 
     name: str
     recipe: spec.Recipe
     members: Mapping[str, GridMember]
     tree: Tree
+    is_needed: bool
 
     @property
     def method(self) -> Method:
@@ -241,9 +245,8 @@ def _check_files(written: WrittenRecipe) -> Iterator[Problem]:
             yield describe_missing_file(path, written.where("path"), expected)
     if len(set(recipe.train)) < len(recipe.train):
         yield Problem(written.where("train"), "a file twice in train", "every file once", "remove one")
-    for key, paths in (("train", recipe.train), ("mix", recipe.mix.paths if recipe.mix else ())):
-        for file in paths:
-            yield from check_rows_file(file, written.where(key), "rows to train on")
+    for file in recipe.row_paths if written.is_needed else ():
+        yield from check_rows_file(file, written.where("mix" if recipe.mix else "train"), "rows to train on")
 
 
 def check_rows_file(path: str | None, where: str, expected: str) -> Iterator[Problem]:

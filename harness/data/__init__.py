@@ -360,4 +360,4 @@ def describe_source(recipe: Recipe) -> str:
 
 def shown_paths(recipe: Recipe) -> list[str]:
     """List the files of a recipe's own training rows for display; empty if it uses the target's."""
-    return [readers.display_path(path) for path in (recipe.mix.paths if recipe.mix else recipe.train)]
+    return [readers.display_path(path) for path in recipe.row_paths]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 
 from harness import plugins, regularizers
 from harness.data import (
@@ -34,7 +35,7 @@ from harness.formatting import count, percent
 from harness.models.hub import ModelSource
 from harness.records import digest
 from harness.regularizers import Answered, MixContext, Mixture
-from harness.spec import Experiment, Fields, Recipe, Task
+from harness.spec import HUB, Experiment, Fields, Recipe, Task
 
 
 def read_training_rows(
@@ -51,6 +52,8 @@ def read_training_rows(
         key = digest_training_rows(recipe)
         if not key or key in tasks_by_key or recipe.method not in plugins.names("methods"):
             continue
+        if any(not file.startswith(HUB) and not Path(file).is_file() for file in recipe.row_paths):
+            continue  # of a candidate that is not selected; those of selected ones exist
         try:
             target, seed = experiment.target, experiment.seeds[0]
             rows, pairs = items[target.name], _trains_on_pairs(recipe)
@@ -163,8 +166,7 @@ def row_files(task: Task, recipe: Recipe) -> tuple[str, ...]:
     """List the source files of a recipe's training rows or pairs; empty if it reads none."""
     part = plugins.method(recipe.method).draws_from
     source = task.data.source(part) if part else None
-    files = recipe.mix.paths if recipe.mix else recipe.train
-    return files or ((source,) if source else ())
+    return recipe.row_paths or ((source,) if source else ())
 
 
 def refuse_or_note(

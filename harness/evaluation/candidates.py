@@ -117,8 +117,7 @@ def resolve_candidates(
 
     def add(name: str) -> None:
         recipe = experiment.candidates[name]
-        references = (recipe.weights_of, recipe.init_from, recipe.reward, *recipe.merges, *_choosers(recipe))
-        for reference in references:
+        for reference in recipe.references:
             if reference in experiment.candidates and reference not in resolved:
                 add(reference)
         resolved[name] = resolve(name, recipe, experiment, bases, resolved)

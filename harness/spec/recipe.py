@@ -278,6 +278,17 @@ class Recipe(Spec):
         return self.decoding if self.decoding and self.decoding.temperature else None
 
     @property
+    def row_paths(self) -> tuple[str, ...]:
+        """The files of its own training rows; empty if it trains on the target's."""
+        return self.mix.paths if self.mix else tuple(self.train)
+
+    @property
+    def references(self) -> list[str]:
+        """The candidates that make its weights or choose its answers; `reward` may also name a metric."""
+        chooser = self.sampling.reward_model if self.sampling else ""
+        return [n for n in (self.weights_of, self.init_from, self.reward, *self.merges, chooser) if n]
+
+    @property
     def tried(self) -> dict[str, list[Any]]:
         """The values of its sweep, or the choices and range ends of its search."""
         return self.sweep or {name: ends(values) for name, values in self.search.items()}
