@@ -36,7 +36,9 @@ _BILLION = 1e9
 _LISTED = "one that is listed under suites:"
 
 
-def check(tree: Tree, members: Mapping[str, GridMember], selected: Iterable[str] | None) -> Iterator[Problem]:
+def check(
+    tree: Tree, members: Mapping[str, GridMember], selected: Collection[str] | None
+) -> Iterator[Problem]:
     """Yield all inconsistencies between keys; `selected` candidates need their rows, None stands for all."""
     tasks = [(keys, read_valid(spec.Task, task)) for keys, task in raw_tasks(tree)]
     valid_tasks = [(keys, task) for keys, task in tasks if task is not None]
@@ -58,12 +60,6 @@ def check(tree: Tree, members: Mapping[str, GridMember], selected: Iterable[str]
             found = f"suite {suite.get('name')!r} with the role target"
             yield Problem(where, found, "the role capability, safety or regression", "add role: capability")
     yield from _policies(valid_tasks, tree, members, len(valid_tasks) == len(tasks))
-    needed, to_visit = set[str](), [*(members if selected is None else selected)]
-    while to_visit:
-        if (name := to_visit.pop()) in members and name not in needed:
-            needed.add(name)
-            made_by = read_valid(spec.Recipe, members[name].recipe)
-            to_visit += made_by.references if made_by else ()
     for name, member in members.items():
         recipe = read_valid(spec.Recipe, member.recipe)
         if recipe is not None:
@@ -76,7 +72,7 @@ def check(tree: Tree, members: Mapping[str, GridMember], selected: Iterable[str]
                         recipes.append(recipe.with_prompt({key: value}))
             problems = (_recipe(variant, keys, target, tree) for variant in recipes)
             yield from dict.fromkeys(chain.from_iterable(problems))
-            yield from check_recipe(WrittenRecipe(name, recipe, members, tree, name in needed), target)
+            yield from check_recipe(WrittenRecipe(name, recipe, members, tree, selected), target)
     experiment = str(tree.data.get("name"))
     for name, member in members.items():
         where = tree.where(("candidates", member.source))

@@ -4,7 +4,7 @@ Invariant: a check reads only what could be parsed and never stops another check
 made.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, product
 from math import prod
@@ -47,14 +47,14 @@ _MOST_TRIALS = 64  # of a sweep, each a training of its own
 class WrittenRecipe(NamedTuple):
     """A candidate's recipe as far as it could be read, with all `members` of the file's grids.
 
-    The files of its rows must exist only if it `is_needed`: another candidate may be about to write them.
+    The files of its rows must exist only if a `selected` candidate (None: any) needs it.
     """
 
     name: str
     recipe: spec.Recipe
     members: Mapping[str, GridMember]
     tree: Tree
-    is_needed: bool
+    selected: Collection[str] | None
 
     @property
     def method(self) -> Method:
@@ -81,12 +81,11 @@ class WrittenRecipe(NamedTuple):
         return (self.kind_of(init) if takes_any else "") or kind
 
     def ancestors(self, name: str) -> set[str]:
-        """Return the candidates that a candidate starts from or merges, directly or indirectly."""
+        """Return the candidates that make a candidate's weights or choose its answers, also indirectly."""
         ancestors, to_visit = set[str](), [name]
         while to_visit:
             recipe = read_valid(spec.Recipe, self.members[to_visit.pop()].recipe)
-            sources = {recipe.init_from, *recipe.merges} if recipe else set()
-            parents = {p for p in sources if p is not None and p in self.members} - ancestors
+            parents = ({*recipe.references} & self.members.keys() if recipe else set()) - ancestors
             ancestors |= parents
             to_visit += parents
         return ancestors
@@ -245,7 +244,9 @@ def _check_files(written: WrittenRecipe) -> Iterator[Problem]:
             yield describe_missing_file(path, written.where("path"), expected)
     if len(set(recipe.train)) < len(recipe.train):
         yield Problem(written.where("train"), "a file twice in train", "every file once", "remove one")
-    for file in recipe.row_paths if written.is_needed else ():
+    selected, name = written.selected, written.name
+    is_needed = selected is None or any(name in {s, *written.ancestors(s)} for s in selected)
+    for file in recipe.row_paths if is_needed else ():
         yield from check_rows_file(file, written.where("mix" if recipe.mix else "train"), "rows to train on")
 
 

@@ -26,7 +26,7 @@ from harness.data.contamination import Encode, overlap_notes
 from harness.data.edit.row_files import is_taught, n_rows_of, payments_for, take_share, total_usd
 from harness.data.readers import file_of
 from harness.data.text_files import display_path
-from harness.errors import Problem, UserError, refuse
+from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage, digest_training_rows
 from harness.evaluation.lm_eval import bridge
@@ -54,7 +54,7 @@ def read_training_rows(
             continue
         if any(not file.startswith(HUB) and not Path(file).is_file() for file in recipe.row_paths):
             continue  # of a candidate that is not selected; those of selected ones exist
-        try:
+        with gather(problems):
             target, seed = experiment.target, experiment.seeds[0]
             rows, pairs = items[target.name], _trains_on_pairs(recipe)
             rows = rows.without_test() if rows.folds else rows  # the released weights train on every row
@@ -62,12 +62,8 @@ def read_training_rows(
             rows = replace(rows, pairs=rows.pairs[:n_pairs])
             files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(shown_paths(recipe))}
             task_items = refuse_or_note(target, {**items, target.name: rows}, catalogue, files, encode)
-        except UserError as error:
-            problems += error.problems
-        else:
             tasks_by_key[key] = join_items(experiment.target, "target", experiment.target.name, task_items)
-    if problems:
-        raise UserError(list(dict.fromkeys(problems)))
+    refuse(problems)
     return tasks_by_key
 
 

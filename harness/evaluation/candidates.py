@@ -141,7 +141,7 @@ def resolve(
     init = resolved[source.init_from] if source.init_from else None
     reward = resolved.get(source.reward or "")
     merges = tuple(resolved[m] for m in source.merges)
-    choosers = tuple(resolved[c] for c in dict.fromkeys([*_choosers(recipe), *_choosers(source)]))
+    choosers = tuple(resolved[c] for c in dict.fromkeys((recipe.chooser, source.chooser)) if c)
     parent = init or next(iter(merges), None)
     base = parent.base if parent else bases[source.base_model or experiment.base_model]
     quantization = source.quantization or method.quantization
@@ -164,10 +164,6 @@ def names_whole_model(recipe: Recipe) -> bool:
     if not recipe.path or not method.made_elsewhere or method.makes not in ("model", "artefact"):
         return False
     return method.makes == "model" or artefacts.format_of(Path(recipe.path)) == "model"
-
-
-def _choosers(recipe: Recipe) -> list[str]:
-    return [recipe.sampling.reward_model] if recipe.sampling and recipe.sampling.reward_model else []
 
 
 def refuse_silent(candidate: ResolvedCandidate) -> None:

@@ -283,10 +283,14 @@ class Recipe(Spec):
         return self.mix.paths if self.mix else tuple(self.train)
 
     @property
+    def chooser(self) -> str:
+        """The candidate whose reward model chooses among its answers; empty if none does."""
+        return self.sampling.reward_model if self.sampling else ""
+
+    @property
     def references(self) -> list[str]:
         """The candidates that make its weights or choose its answers; `reward` may also name a metric."""
-        chooser = self.sampling.reward_model if self.sampling else ""
-        return [n for n in (self.weights_of, self.init_from, self.reward, *self.merges, chooser) if n]
+        return [n for n in (self.weights_of, self.init_from, self.reward, *self.merges, self.chooser) if n]
 
     @property
     def tried(self) -> dict[str, list[Any]]:
