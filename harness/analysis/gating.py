@@ -138,10 +138,10 @@ def judge(
     judged = [m for m in measured if is_judged(m.task.name, policy)]
     tasks = _keep_primary(compared.tasks, judged)
     names = {t.task.name for t in tasks}
-    missing = (m for m in judged if m.task.name not in names)
+    uncompared = (m for m in judged if m.task.name not in names)
     unanswered = [
         m.task.name
-        for m in missing
+        for m in uncompared
         if admission.may_be_judged(m.task, m.role, m.suite, m.metrics[m.task.primary_metric], policy)
     ]
     commonest: dict[str, Sequence[Comparison]] = {}

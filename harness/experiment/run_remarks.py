@@ -54,9 +54,9 @@ def count_rows(study: Study, tasks: Sequence[MeasuredTask], reader: Reader, runs
             yield f"{run.candidate}: {errors}, the first one {failed[0].example_id}: {failed[0].error}"
         answered = [r for r in rows if r.status != "error"]
         if without := [r for r in answered if r.parts[metric.name] is None]:
-            some = f"{len(without)} of {pluralize(len(rows), 'test answer')}"
+            part = f"{len(without)} of {pluralize(len(rows), 'test answer')}"
             first = ": ".join(filter(None, (without[0].example_id, without[0].error)))
-            yield f"{run.candidate}: {metric.name} gave no score to {some}, which are left out; first {first}"
+            yield f"{run.candidate}: {metric.name} gave no score to {part}, which are left out; first {first}"
     # Counts answers to judged tasks that were cut, empty or failed, and so never judged.
     for run, measured in product(finished_runs, [m for m in tasks if m.judged]):
         if f"{measured.task.name}/test" not in run.rows:
