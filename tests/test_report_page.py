@@ -243,14 +243,15 @@ def test_a_report_names_the_level_of_its_intervals():
     assert "with 99 % confidence. In brackets: 95 % intervals (99 % for changes on the suites" in strict
 
 
-def test_the_heat_map_holds_rates_only_and_marks_what_is_shown():
+def test_the_heat_map_holds_every_task_in_its_unit_and_marks_what_is_shown():
     heat_map = heat(report())
     assert heat_map.labels == ("lora",)
-    assert [task for task, _ in heat_map.rows] == ["chat", "safe"]
-    (chat,), (safe,) = (cells for _, cells in heat_map.rows)
+    assert [task for task, _ in heat_map.rows] == ["chat", "code (bits per byte)", "safe"]
+    (chat,), (code,), (safe,) = (cells for _, cells in heat_map.rows)
     assert (chat.change, chat.strength, chat.shown) == ("−35.3", -1.0, True)
     assert (safe.change, safe.shown) == ("−10.0", False)
     assert chat.said == "exact_match −35.3 [−45, −25] points, n = 200"
+    assert (code.change, code.interval, code.strength < 0) == ("+0.042", "[+0.032, +0.052]", True)
 
 
 def table(document: ExperimentReport) -> list[dict[str, str]]:
