@@ -25,6 +25,7 @@ from harness.models.openai_api import PROTOCOLS
 from harness.plugins import Method
 from harness.provenance import code_versions, digest_code
 from harness.records import Example, Output, read_training_record
+from harness.report import describe_unread
 from harness.spec import Task, TaskData
 from harness.training import Weights
 from harness.training.trainer import LoopParams
@@ -103,6 +104,7 @@ def test_a_report_counts_answers_without_a_score_and_names_choices_without_a_cha
     notes = " ".join(report.notes)
     assert "bag: where gave no score to 8 of 12 test answers, which are left out; first " in notes
     assert "sums: a guess is right in 33.3 % of its items, which the gate takes for skill" in notes
+    assert describe_unread(report.facts, report.metric) == ["* left out, without a score by where: bag 67 %"]
 
 
 def test_its_source_is_among_the_sources_and_its_folder_not_in_the_version(tmp_path):

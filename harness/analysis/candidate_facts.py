@@ -79,11 +79,12 @@ class UnderLoad(NamedTuple):
 
 
 class UnreadAnswers(NamedTuple):
-    """Shares of the answers on test that were cut at `limit` tokens, and that could not be parsed."""
+    """Shares of the answers on test that were cut at `limit` tokens, not parsed, or given no score."""
 
     cut: float
     unparsable: float
     limit: int
+    unscored: float = 0.0
 
 
 class Speed(NamedTuple):

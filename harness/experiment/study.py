@@ -460,7 +460,9 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         tokens = TokenCounts(prompt, shared, fmean(r.n_output_tokens for r in test))
     cut = [row.n_output_tokens for row in test if row.status == "truncated"]
     unparsable = sum(row.status == "unparsable" for row in test)
-    unread = UnreadAnswers(len(cut) / len(test), unparsable / len(test), max(cut, default=0))
+    unscored = sum(row.status != "error" and row.parts[metric.name] is None for row in test)
+    shares = [n / len(test) for n in (len(cut), unparsable, unscored)]
+    unread = UnreadAnswers(*shares[:2], max(cut, default=0), shares[2])
     requests_per_s = 1 / busy_s if busy_s else None
     return replace(
         facts,

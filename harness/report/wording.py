@@ -198,19 +198,21 @@ def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
 def unread_mark(f: CandidateFacts) -> str:
     """Return the mark of a score that `describe_unread` explains."""
     unread = f.answers.unread
-    return " *" if unread and max(unread.cut, unread.unparsable) > _FEW_UNREAD else ""
+    return " *" if unread and max(unread.cut, unread.unparsable, unread.unscored) > _FEW_UNREAD else ""
 
 
 def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
     """Name candidates whose answers were often cut or unreadable, with advice."""
     cut: dict[int, list[str]] = {}
-    unparsable = []
+    unparsable, unscored = [], []
     for f in facts:
         unread = f.answers.unread
         if unread and unread.cut > _FEW_UNREAD:
             cut.setdefault(unread.limit, []).append(f"{f.label} {100 * unread.cut:.0f} %")
         if unread and unread.unparsable > _FEW_UNREAD:
             unparsable.append(f"{f.label} {100 * unread.unparsable:.0f} %")
+        if unread and unread.unscored > _FEW_UNREAD:
+            unscored.append(f"{f.label} {100 * unread.unscored:.0f} %")
     parts = [
         f"* answers cut at max_new_tokens: {limit}: {', '.join(labels)}; set max_new_tokens: {2 * limit}"
         for limit, labels in cut.items()
@@ -218,9 +220,8 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
     step = ""
     if trait(metric, "READS_WHOLE", False):
         step = "; tell the prompt to answer with the label alone, or set primary: label_in_answer"
-    return parts + (
-        [f"* empty answers, or none of the labels: {', '.join(unparsable)}{step}"] if unparsable else []
-    )
+    parts += [f"* empty answers, or none of the labels: {', '.join(unparsable)}{step}"] if unparsable else []
+    return parts + ([f"* left out, without a score by {metric}: {', '.join(unscored)}"] if unscored else [])
 
 
 def describe_stopped(facts: Iterable[CandidateFacts]) -> list[str]:
