@@ -461,8 +461,8 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
     cut = [row.n_output_tokens for row in test if row.status == "truncated"]
     unparsable = sum(row.status == "unparsable" for row in test)
     unscored = sum(row.status != "error" and row.parts[metric.name] is None for row in test)
-    shares = [n / len(test) for n in (len(cut), unparsable, unscored)]
-    unread = UnreadAnswers(*shares[:2], max(cut, default=0), shares[2])
+    n, longest_cut = len(test), max(cut, default=0)
+    unread = UnreadAnswers(len(cut) / n, unparsable / n, longest_cut, unscored / n)
     requests_per_s = 1 / busy_s if busy_s else None
     return replace(
         facts,
