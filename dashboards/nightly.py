@@ -7,7 +7,7 @@ import streamlit as st
 
 from harness import provenance, store
 from harness.formatting import UNKNOWN, count, percent, plain, points
-from harness.lifecycle.nightly_report import NightReport, build_report, list_missed_nights
+from harness.lifecycle.nightly_alarm import NightReport, build_report, list_missed_nights
 from harness.lifecycle.nightly_state import Night, State, home, read_nights, read_state
 from harness.spec import NightlyPolicy
 from parts import charts, controls, project, safe_text

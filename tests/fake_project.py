@@ -23,7 +23,7 @@ from harness.analysis import decision as decide
 from harness.analysis.candidate_facts import CandidateFacts, Case, Speed, best_untrained
 from harness.analysis.economics import apply_budgets
 from harness.analysis.estimators import Estimate
-from harness.lifecycle import nightly_report as alarm
+from harness.lifecycle import nightly_alarm as alarm
 from harness.lifecycle import nightly_state as files
 from harness.metrics import mean_metric
 from harness.records import BLOCK, Rating, RowsIdentity, Run, SampleResult, read_training_record

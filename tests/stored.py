@@ -26,7 +26,7 @@ from worlds import GOOD, Sizes
 from harness import report, store
 from harness.analysis.labelled_answers import answer_digest
 from harness.experiment import Scope, ensure_weights, rescue, rescue_trials, suite_arm
-from harness.lifecycle import nightly_report as alarm
+from harness.lifecycle import nightly_alarm as alarm
 from harness.lifecycle import release
 from harness.records import AnswerLabel, LabelSet
 from harness.spec import GatePolicy

@@ -61,7 +61,7 @@ OFFERED = {
     # A group without a facade: each name is imported from the module that defines it.
     "analysis": (
         "ablation admission alignment answers arithmetic candidate_facts comparison decision economics estimators explain "
-        "gating human_preferences judge_correction labelled_answers macro margins next_step other_gate_rules run_diff seeds "
+        "gating human_preferences judge_correction labelled_answers macro margins next_step gate_rules_on_answers run_diff seeds "
         "significance target_scores verdict"
     ),
     # Its `is_endpoint` is about a judge's settings; that of `models.openai_api` is about a run.
@@ -75,16 +75,16 @@ OFFERED = {
         "row_sets runner sampling session timing"
     ),
     # Jobs other than a comparison, each loaded by its command; `plan` and `begin` are unclear as bare names.
-    # `study` and `stored_verdicts` judge stored runs, without a comparison.
+    # `study` and `run_verdicts` judge stored runs, without a comparison.
     "experiment": (
         "augmentation bases check_rows preflight rescue rescue_trials run_candidate scaffold "
-        "standalone step_worker stored_verdicts study writers written_rows"
+        "standalone step_worker run_verdicts study writers written_rows"
     ),
     # A group: engines, weights and devices; each package needs a few of them.
     "models": "against_base artefacts batching chat_templates deltas devices hardware hf hub later loglikelihood memory openai_api out_of_memory pass_costs prefix_cache programs shapes vllm weight_files",
     # One module for each thing that happens to a run. A command loads `label_file` or `pair_file`; `write` of
     # `scheduler` writes files for cron and systemd.
-    "lifecycle": "champions corrections feedback label_file nightly nightly_report pair_file production release scheduler",
+    "lifecycle": "champions corrections feedback label_file nightly nightly_alarm pair_file production release scheduler",
     # `clean` cleans a text; few callers need findings or trackers.
     "report": "escape findings trackers",
     # The functions of `frames` form `harness.frames`, which is loaded on first access.

@@ -11,13 +11,13 @@ from fake_rows import EXACT, compare_flips, rows
 from typer.testing import CliRunner
 
 from harness import config, store
-from harness.analysis import gating, other_gate_rules
+from harness.analysis import gate_rules_on_answers, gating
 from harness.analysis.admission import Measurement, admit
 from harness.analysis.answers import AnswerCounts, answer_diversity, compare_commonest_answers
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate
+from harness.analysis.gate_rules_on_answers import cumulative_of, cumulative_policy, cumulative_rule
 from harness.analysis.gating import apply_rules
-from harness.analysis.other_gate_rules import cumulative_of, cumulative_policy, cumulative_rule
 from harness.analysis.seeds import Family, family_of, place_in_family
 from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app
@@ -252,7 +252,7 @@ SCORE = mean_metric("score", lambda output, example: None)
 def judge_task(new, base=OPEN, references=None, policy=LIMITED, **changes):
     base_rows = None if base is None else text_rows(base, references, **changes)
     comparison = compare_commonest_answers(base_rows, text_rows(new, references, **changes))
-    return other_gate_rules.mode_collapse_rule({"chat": comparison}, policy, identical=False)
+    return gate_rules_on_answers.mode_collapse_rule({"chat": comparison}, policy, identical=False)
 
 
 def test_a_rise_passes_is_open_or_fails_by_what_is_shown_of_the_limit():

@@ -11,8 +11,8 @@ from harness.analysis import gating
 from harness.analysis.admission import Measurement, admit
 from harness.analysis.comparison import compare_rows, compare_validity
 from harness.analysis.estimators import Estimate
+from harness.analysis.gate_rules_on_answers import export_rule
 from harness.analysis.gating import apply_rules, exit_code
-from harness.analysis.other_gate_rules import export_rule
 from harness.analysis.significance import power_warnings
 from harness.analysis.verdict import TargetFacts, TaskComparison
 from harness.formatting import RATE, Unit

@@ -21,9 +21,9 @@ from nights import line_of as line
 
 from harness import report
 from harness.errors import HarnessError, UserError
-from harness.lifecycle import nightly, nightly_report
+from harness.lifecycle import nightly, nightly_alarm
+from harness.lifecycle.nightly_alarm import issue, slack
 from harness.lifecycle.nightly_changes import NightArms, compare_series
-from harness.lifecycle.nightly_report import issue, slack
 from harness.lifecycle.nightly_state import (
     Alarm,
     State,
@@ -97,8 +97,8 @@ def test_what_is_lost_is_named_apart_from_the_target_in_a_text_that_stays_until_
     assert all(item.split("/")[0] in ("chat", "sums", "facts", "reading") for item in line(night).lost)
     assert "lora: regression: target 0.0 [" in line(night).sentence
 
-    *_, issue = nightly_report.write(night, tmp_path)
-    assert issue not in nightly_report.write(replace(night, new=()), tmp_path)
+    *_, issue = nightly_alarm.write(night, tmp_path)
+    assert issue not in nightly_alarm.write(replace(night, new=()), tmp_path)
     assert issue.read_text().startswith("Nightly world, 2026-03-01: lora: regression\n")
 
 
@@ -304,7 +304,7 @@ def test_hostile_text_is_text_in_every_form_of_a_night(path):
     lines = (replace(line(night), name=evil, sentence=evil, lost=(evil,)),)
     fake = replace(night, sentence=evil, harness=evil, lines=lines, new=(alarm,), open=(alarm,))
     page, message = (
-        report.markdown(document := nightly_report.night_document(fake)),
+        report.markdown(document := nightly_alarm.night_document(fake)),
         slack([alarm], evil)["text"],
     )
     for text in (*map(str, report.terminal_lines(document)), page, issue(fake), message):

@@ -12,7 +12,7 @@ from openai_server import Fault, Rule, serve_model
 from harness import config, experiment, report
 from harness.evaluation.session import EngineSlot
 from harness.experiment import Scope, prepare_session
-from harness.lifecycle import nightly, nightly_report
+from harness.lifecycle import nightly, nightly_alarm
 from harness.lifecycle.nightly_state import read_nights
 from harness.progress import SilentProgress
 
@@ -73,7 +73,7 @@ def test_a_worse_model_behind_the_same_address_is_a_regression_and_named_as_the_
     )
     assert "which answers its anchors as since 2026-03-02" in line(reports[-1]).tests[0]
     assert "served tests the endpoint (tiny at" in "\n".join(
-        map(str, report.terminal_lines(nightly_report.night_document(reports[-1])))
+        map(str, report.terminal_lines(nightly_alarm.night_document(reports[-1])))
     )
 
 

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from harness.errors import UserError
 from harness.lifecycle import scheduler as install
-from harness.lifecycle.nightly_report import EXIT
+from harness.lifecycle.nightly_alarm import EXIT
 
 
 @pytest.fixture

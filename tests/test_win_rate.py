@@ -14,9 +14,9 @@ from test_measurements import RATING
 
 from harness import config, store
 from harness.analysis.estimators import Estimate
+from harness.analysis.gate_rules_on_answers import target_rule
 from harness.analysis.human_preferences import AnswerPairs, Wins, wins_by_judge, wins_by_people
 from harness.analysis.judge_correction import JudgedPair, bias_of
-from harness.analysis.other_gate_rules import target_rule
 from harness.analysis.significance import target_p
 from harness.analysis.verdict import TargetFacts
 from harness.errors import UserError

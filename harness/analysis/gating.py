@@ -11,13 +11,13 @@ from functools import partial
 from typing import NamedTuple
 
 from harness import formatting
-from harness.analysis import admission, comparison, estimators, other_gate_rules
+from harness.analysis import admission, comparison, estimators, gate_rules_on_answers
 from harness.analysis.alignment import name_pooled_cluster
 from harness.analysis.answers import compare_commonest_answers
 from harness.analysis.estimators import Comparison
-from harness.analysis.gate_rules_on_losses import critical_rule, judge_each, macro_estimate, macro_rule
+from harness.analysis.gate_rules import critical_rule, judge_each, macro_estimate, macro_rule
+from harness.analysis.gate_rules_on_answers import ControlFacts
 from harness.analysis.macro import NOTHING_SHARED, SharedItems, average_macro, find_shared_items
-from harness.analysis.other_gate_rules import ControlFacts
 from harness.analysis.significance import miss_rates
 from harness.analysis.verdict import (
     NAMED,
@@ -182,7 +182,7 @@ def apply_rules(
     level: float | None = None,
     cumulative: Rule | None = None,
     export: Rule | None = None,
-    commonest: other_gate_rules.Compared | None = None,
+    commonest: gate_rules_on_answers.Compared | None = None,
 ) -> Verdict:
     """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
 
@@ -196,7 +196,7 @@ def apply_rules(
             f"comparisons made at alpha {sorted(other_alphas)}, the policy's is {policy.alpha}: pass it to"
             " compare_rows"
         )
-    errors = None if identical else other_gate_rules.errors_rule(tasks, target, policy)
+    errors = None if identical else gate_rules_on_answers.errors_rule(tasks, target, policy)
     tasks = [t.change(estimators.orient) for t in tasks]
     vetoing = [t for t in tasks if is_in_macro(t)]
     safety = [t for t in tasks if is_safety(t, policy)]
@@ -218,7 +218,7 @@ def apply_rules(
         return Rule(rule.name, "inconclusive", text, {"judged": names})
 
     critical = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
-    collapse = other_gate_rules.mode_collapse_rule(commonest or {}, strict_policy, identical)
+    collapse = gate_rules_on_answers.mode_collapse_rule(commonest or {}, strict_policy, identical)
     unanswered = []  # an unmeasured task may be the one that was lost
     if missing and not identical:
         problem = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({list_ids(missing)})"
@@ -230,12 +230,12 @@ def apply_rules(
         calibrated(judge_each(vetoing, policy, identical), vetoing),
         *([calibrated(judge_each(safety, policy, identical, "safety"), safety)] if safety else []),
         calibrated(critical_rule(tasks, strict_policy, identical), critical),
-        other_gate_rules.regressions_rule(tasks, identical, confirmed),
-        other_gate_rules.validity_rule(validity, strict_policy, identical),
-        other_gate_rules.target_rule(target, policy),
+        gate_rules_on_answers.regressions_rule(tasks, identical, confirmed),
+        gate_rules_on_answers.validity_rule(validity, strict_policy, identical),
+        gate_rules_on_answers.target_rule(target, policy),
         *([collapse] if collapse else []),
-        other_gate_rules.drift_rule(tasks, policy, identical),
-        other_gate_rules.control_rule(controls),
+        gate_rules_on_answers.drift_rule(tasks, policy, identical),
+        gate_rules_on_answers.control_rule(controls),
         *unanswered,
         *([cumulative] if cumulative else []),
         *([export] if export else []),

@@ -333,28 +333,28 @@ def nightly_run(
     """
     from harness import report
     from harness.cli.progress_bar import TerminalProgress
-    from harness.lifecycle import nightly, nightly_report
+    from harness.lifecycle import nightly, nightly_alarm
 
-    def publish(new_report: nightly_report.NightReport) -> None:
-        say(*(f"wrote {path}" for path in nightly_report.write(new_report, at.reports)))
+    def publish(new_report: nightly_alarm.NightReport) -> None:
+        say(*(f"wrote {path}" for path in nightly_alarm.write(new_report, at.reports)))
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(summary).open("a", encoding="utf-8") as page:
-                page.write(report.markdown(nightly_report.night_document(new_report)))
+                page.write(report.markdown(nightly_alarm.night_document(new_report)))
 
     if webhook:
-        nightly_report.refuse_webhook(webhook)  # before the night runs, not after it
+        nightly_alarm.refuse_webhook(webhook)  # before the night runs, not after it
     day, progress = night.date() if night else _today(), TerminalProgress()
     night_report = nightly.run_night(at.config, at.settings, night=day, progress=progress, publish=publish)
     if webhook and (error := nightly.send(at.config, webhook, night_report.night)):
         say(error)
-    print_result(nightly_report.to_json(night_report), nightly_report.night_document(night_report), as_json)
+    print_result(nightly_alarm.to_json(night_report), nightly_alarm.night_document(night_report), as_json)
     raise typer.Exit(night_report.exit_code)
 
 
 @verb(nightly_app, "")
 def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
     """Show the last night, open alarms and missed nights."""
-    from harness.lifecycle import nightly, nightly_report
+    from harness.lifecycle import nightly, nightly_alarm
     from harness.report import ResultDocument, Section, to_plain
 
     state = nightly.status(config, _today().isoformat())
@@ -365,7 +365,7 @@ def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
         step = f"harness nightly run{config_option(config)}"
         document = ResultDocument("", [gaps], f"no night was run yet; next: {step}")
     else:
-        last = nightly_report.night_document(state.last)
+        last = nightly_alarm.night_document(state.last)
         document = replace(last, sections=[gaps, *last.sections])
     print_result(to_plain(state), document, as_json)
 

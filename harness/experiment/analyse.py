@@ -57,14 +57,14 @@ from harness.experiment.run_remarks import (
     describe_trainings,
     list_remarks,
 )
-from harness.experiment.stored_rows import Facts, Reader, Runs
-from harness.experiment.stored_verdicts import (
+from harness.experiment.run_verdicts import (
     judge_stored_run,
     list_verdict_records,
     measure,
     measure_over,
     verdict_change,
 )
+from harness.experiment.stored_rows import Facts, Reader, Runs
 from harness.experiment.study import (
     Study,
     answers_on_target,

@@ -45,6 +45,7 @@ from harness.experiment.executors import make_on_workers
 from harness.experiment.preparation import Scope, prepare_session, train_judges
 from harness.experiment.run_candidate import find_stored_runs, make_run, time_again
 from harness.experiment.run_remarks import short_contexts
+from harness.experiment.run_verdicts import record_report
 from harness.experiment.stored_rows import (
     FoundRuns,
     Reader,
@@ -53,7 +54,6 @@ from harness.experiment.stored_rows import (
     is_cross_validated,
     list_measured_bases,
 )
-from harness.experiment.stored_verdicts import record_report
 from harness.experiment.study import refuse_unanswered
 from harness.formatting import UNKNOWN, pluralize, quote, score
 from harness.metrics import extremes, item_scores

@@ -23,8 +23,8 @@ from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.main_job import attempt, judge_pairs, report_stored
 from harness.experiment.rescue_trials import HalfVerdict, Rescue, RescueTrial, TrialResult, TrialSchedule
 from harness.experiment.run_candidate import answer_all_items
+from harness.experiment.run_verdicts import judge_stored_run, measure
 from harness.experiment.stored_rows import Reader, refuse_folds
-from harness.experiment.stored_verdicts import judge_stored_run, measure
 from harness.experiment.study import (
     Study,
     compare_on,

@@ -9,7 +9,7 @@ from harness.analysis import comparison
 from harness.analysis.answers import add_samples, list_each_answer
 from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.estimators import Estimate
-from harness.analysis.other_gate_rules import AA_FLIPS, ControlFacts, has_drifted
+from harness.analysis.gate_rules_on_answers import AA_FLIPS, ControlFacts, has_drifted
 from harness.data import Split
 from harness.data.row_traits import reported_cases
 from harness.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from harness import config, provenance, store
 from harness.analysis import comparison
 from harness.analysis.estimators import Estimate
-from harness.analysis.other_gate_rules import cumulative_of
+from harness.analysis.gate_rules_on_answers import cumulative_of
 from harness.analysis.verdict import Verdict
 from harness.errors import UserError
 from harness.experiment.study import Study, add_lm_eval, load_study, reached_on_target

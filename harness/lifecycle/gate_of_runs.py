@@ -19,7 +19,7 @@ from harness.evaluation.candidates import phrase_silent
 from harness.evaluation.judges import list_stored_digests
 from harness.evaluation.lm_eval import bridge
 from harness.evaluation.row_sets import rows_version, scoring_digest
-from harness.experiment.stored_verdicts import judge_stored_run, record_verdict, verdict_change
+from harness.experiment.run_verdicts import judge_stored_run, record_verdict, verdict_change
 from harness.experiment.study import (
     Study,
     add_lm_eval,

@@ -27,14 +27,14 @@ from harness.experiment.study import judge_labels
 from harness.formatting import p_value, pluralize
 from harness.lifecycle import nightly_changes, nightly_state, production
 from harness.lifecycle import nightly_watchlist as watchlist
-from harness.lifecycle.nightly_changes import NightArms, RowsByItem
-from harness.lifecycle.nightly_report import (
+from harness.lifecycle.nightly_alarm import (
     HARNESS_DRIFT,
     NightReport,
     build_report,
     list_missed_nights,
     tell,
 )
+from harness.lifecycle.nightly_changes import NightArms, RowsByItem
 from harness.lifecycle.nightly_state import Night, NightCandidate
 from harness.lifecycle.nightly_watchlist import Watched
 from harness.models.hub import ModelSource

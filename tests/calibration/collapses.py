@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.analysis.answers import compare_commonest_answers
-from harness.analysis.other_gate_rules import mode_collapse_rule
+from harness.analysis.gate_rules_on_answers import mode_collapse_rule
 from harness.metrics import mean_metric
 from harness.records import SampleResult
 from harness.spec import GatePolicy

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.lifecycle.nightly_report import build_report
+from harness.lifecycle.nightly_alarm import build_report
 from harness.lifecycle.nightly_state import Night, NightCandidate, SeriesNight, State
 from harness.spec import NightlyPolicy
 from tests.calibration.cell import Cell, claim_at_least, claim_at_most

@@ -46,7 +46,7 @@ def page(cells: Sequence[Cell], figures: Mapping[str, CellFigures]) -> str:
     simulated = [c for c in cells if c.name in figures]
     functions = (
         "`comparison.estimate`, `comparison.compare_rows`, `gating.judge`, `significance.power_warnings`, "
-        "`decision.decide`, `nightly_report`, the plan of fewer items and the halves of a rescue"
+        "`decision.decide`, `nightly_alarm`, the plan of fewer items and the halves of a rescue"
     )
     lines = [
         "# Calibration of the printed numbers",

@@ -16,8 +16,8 @@ from harness import __version__, store
 from harness.analysis import comparison, gating
 from harness.analysis.admission import Measurement, admit_tasks, cut_tasks, cut_to_half
 from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.gate_rules_on_answers import cumulative_policy, cumulative_rule, export_rule
 from harness.analysis.gating import GateResult
-from harness.analysis.other_gate_rules import cumulative_policy, cumulative_rule, export_rule
 from harness.analysis.verdict import WORDS, Half, Rule, Verdict, may_decide
 from harness.errors import IncompatibleRuns
 from harness.experiment.study import ArmsOfPair, Study, SuiteTask, compare_on, target_facts
