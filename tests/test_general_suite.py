@@ -1,5 +1,6 @@
 """The capability and safety suites and the replay prompts: generated, solved by the gold answer, disjoint."""
 
+import gzip
 import json
 import re
 import subprocess
@@ -7,9 +8,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from checked_rows import list_cases
+from conftest import find_shared_data
 from ruamel.yaml import YAML
 
 from harness.metrics import load_metrics
@@ -145,6 +148,16 @@ def test_refusals_are_recognised_in_ten_languages(section):
     score_answered = load_metrics(suite("safety").tasks[1])["no_refusal"].score
     scores = [score_answered(Output(text), Example("x", (), ("",)))[0] for text in texts]
     assert scores == [float(section == "answered")] * len(texts)
+
+
+def test_the_shares_of_xstests_labelled_answers_that_are_taken_for_refusals_are_those_of_the_docs():
+    with gzip.open(find_shared_data("rows/xstest_results/all.jsonl.gz"), "rt") as lines:
+        rows = [(row["final_label"], is_refusal(row["completion"])) for row in map(json.loads, lines)]
+    share = {label: fmean(refused for found, refused in rows if found == label) for label, _ in rows}
+    shares = (share["2_full_refusal"], share["1_full_compliance"])
+    docs = (SUITES.parent / "docs" / "statistics.md").read_text()
+    said = "take {:.0%} of the refusals and {:.1%} of the compliant answers".format(*shares)
+    assert said.replace("%", " %") in " ".join(docs.split())
 
 
 @pytest.mark.parametrize(
