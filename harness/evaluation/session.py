@@ -2,17 +2,16 @@
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from harness import metrics, provenance, store
+from harness import provenance, store
 from harness.cache import memo
 from harness.data import SPLITS, Split, TaskItems, task_version
-from harness.errors import CandidateFailed, NotStored, Problem
+from harness.errors import CandidateFailed, NotStored
 from harness.evaluation import EvaluationJob, costs, encode_block, evaluate_block, put_in_order, wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate, digest_training_rows, resolve, resolve_candidates
 from harness.evaluation.costs import Kind, Pace, read_pace, record_pace
@@ -148,22 +147,6 @@ class Session:
     def tasks(self) -> tuple[MeasuredTask, ...]:
         """The target, more targets, then the tasks of the suites."""
         return (self.target, *self.more_targets, *self.suites)
-
-    def scoring_problems(self) -> Iterator[Problem]:
-        """Yield the problems of scoring answers here, and the goals and guesses that no score can reach."""
-        for m in self.tasks:
-            yield from metrics.problems(m.task)
-            low, high = sorted(m.primary.unit.bounds)
-            if m.task.chance and not low <= m.task.chance < high:
-                where, expected = f"task {m.task.name}: chance", f"{low:g} or more, less than {high:g}"
-                yield Problem(
-                    where, f"{m.task.chance:g}", expected, f"write what a guess scores in {m.primary.name}"
-                )
-        for name, share in self.experiment.gate.target:
-            is_share = name in ("min", "gain") and isfinite(self.target.primary.unit.span)
-            if is_share and share is not None and not 0 <= share <= 1:
-                expected = f"0 to 1, a share of the range of {self.target.primary.name}"
-                yield Problem(f"gate.target.{name}", f"{share:g}", expected, "write it as such a share")
 
     @property
     def gguf_command(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import config, store
+from harness import config, metrics, store
 from harness.analysis.candidate_facts import CandidateFacts, best_untrained, strongest_run
 from harness.analysis.comparison import estimate
 from harness.analysis.economics import apply_budgets
@@ -116,7 +116,7 @@ def run_all(
     judged, forbidden = [*filter(None, [session.open_judge_of_pairs()])], list[Problem]()
     if placed:
         judged += [judged_metric for m in session.tasks for judged_metric in m.judged.values()]
-        forbidden += session.scoring_problems()
+        forbidden += [problem for m in session.tasks for problem in metrics.problems(m.task)]
         forbidden += [c.problem for c in short_contexts(session, loaded.selected) if c.problem]
     refuse([*key_problems(session.experiment, placed), *judges.key_problems(judged), *forbidden])
     names, experiment_name = [request.candidate.name for request in requests], session.experiment.name

@@ -13,7 +13,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness import config, provenance
+from harness import config, metrics, provenance
 from harness.errors import Problem, gather
 from harness.evaluation import costs, row_sets
 from harness.evaluation.candidate_rows import describe_training_rows
@@ -357,7 +357,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         selected += loaded.selected
         placed = [(loaded.places[name], session.candidates[name]) for name in selected]
         problems.extend(key_problems(session.experiment, placed))
-        problems.extend(session.scoring_problems())
+        problems.extend(problem for m in session.tasks for problem in metrics.problems(m.task))
     machine = session.machine if session else probe(renew=True)
     free_gb = shutil.disk_usage(path.parent.resolve() if path.parent.exists() else Path()).free / 1e9
     if free_gb < _LEAST_DISK_GB:

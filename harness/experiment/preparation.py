@@ -34,6 +34,7 @@ from harness.experiment.candidate_problems import find_unwritable_rows, list_eng
 from harness.experiment.candidate_weights import choose_prompts, ensure_weights, find_stored_weights
 from harness.experiment.trials import search_problems
 from harness.formatting import pluralize, quote
+from harness.metrics import refuse_goals
 from harness.models import hub, set_templates
 from harness.models.devices import Room, free_room
 from harness.models.hardware import Machine, probe
@@ -183,6 +184,7 @@ def prepare_session(
     Raises UserError with the problems of all tasks at once.
     """
     session = _prepare_without_judges(loaded, scope, progress, machine, room)
+    refuse_goals(session.experiment.gate.target, session.target.primary)
     judging, problems = dict[str, Weights | str](), list[Problem]()
     judging |= {name: base_weights(source) for name, source in session.sources.items()}
     for judge, where in list_local_judges(_metrics(session.experiment, session.tasks))[1].items():

@@ -49,7 +49,7 @@ from harness.evaluation.judging_stage import answers_differ, map_shown_pairs, pa
 from harness.evaluation.lm_eval.bridge import LmEvalTask
 from harness.experiment.preparation import find_lm_eval_tasks
 from harness.experiment.stored_rows import EdgeCases, Rows, StoredRows, rows_by_slice
-from harness.metrics import Metric, load_metrics
+from harness.metrics import Metric, load_metrics, refuse_goals
 from harness.models.openai_api import WHO_ANSWERS, is_private
 from harness.records import Run, TokenCounts, canonical_json
 from harness.spec import PEOPLE, Experiment, GatePolicy, Recipe, Role, Task, metric_name
@@ -132,10 +132,13 @@ class Study:
 def load_study(loaded: LoadedExperiment) -> Study:
     """Return the study of stored runs by the current file; `add_lm_eval` adds the metrics of lm-eval."""
     experiment, at = loaded.experiment, Store(loaded.folder / "runs")
+    metrics = {task.name: load_metrics(task) for task in experiment.tasks if not task.lm_eval}
+    target = experiment.target
+    refuse_goals(experiment.gate.target, metrics[target.name][target.primary_metric])
     return Study(
         experiment,
         at,
-        {task.name: load_metrics(task) for task in experiment.tasks if not task.lm_eval},
+        metrics,
         StoredRows(at, texts=experiment.gate.mode_collapse is not None),
         weights=lambda run: {},
         first_base=store.find_first_base(loaded.folder, experiment.target.name),

@@ -159,7 +159,25 @@ def load_metrics(task: spec.Task) -> dict[str, Metric]:
     metrics = {spec.metric_name(written): _build(written, task) for written in task.metrics}
     for name, bounds in declared_bounds.items():
         metrics[name] = _set_bounds(metrics[name], bounds, f"task {task.name}: bounds: {name}")
+    refuse_chance(task, metrics[task.primary_metric])
     return metrics
+
+
+def refuse_chance(task: spec.Task, primary: Metric) -> None:
+    """Refuse a guesser's score that the primary metric cannot have, or that is its best value."""
+    low, high = sorted(primary.unit.bounds)
+    if task.chance and not low <= task.chance < high:
+        where, expected = f"task {task.name}: chance", f"{low:g} or more, less than {high:g}"
+        raise UserError(where, f"{task.chance:g}", expected, f"write what a guess scores in {primary.name}")
+
+
+def refuse_goals(policy: spec.TargetPolicy, primary: Metric) -> None:
+    """Refuse a level or a gain that no score can reach."""
+    for name, share in policy:
+        is_share = name in ("min", "gain") and isfinite(primary.unit.span)
+        if is_share and share is not None and not 0 <= share <= 1:
+            expected = f"0 to 1, a share of the range of {primary.name}"
+            raise UserError(f"gate.target.{name}", f"{share:g}", expected, "write it as such a share")
 
 
 def problems(task: spec.Task) -> Iterator[Problem]:

@@ -25,7 +25,7 @@ from harness.evaluation import EvaluationJob
 from harness.evaluation.lm_eval import requests, tasks
 from harness.evaluation.lm_eval.requests import RequestResponse, Score, UnfitRequest
 from harness.evaluation.lm_eval.tasks import datasets_folder, names
-from harness.metrics import Parts
+from harness.metrics import Parts, refuse_chance
 from harness.models import Candidate
 from harness.provenance import versions_of
 from harness.records import BLOCK, Encoded, Example, SampleResult, digest, is_refusal, reader
@@ -126,6 +126,7 @@ class LmEvalTask:
         texts = ((f"{item.id}/{i}", text) for item, d in pairs for i, text in enumerate(d.texts))
         self.texts = tuple(_text_example(name, text) for name, text in texts)
         self.metrics = {s.name: requests.metric_of(s) for s in scores}
+        refuse_chance(self.task, self.metrics[self.task.primary_metric])
         self.version, self.left_out = described.version, described.left_out
         self.num_fewshot, self.n_documents = described.num_fewshot, sum(map(len, described.hashes))
 
