@@ -276,6 +276,18 @@ def test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused(hub):
         load_changed("gsm8k", hub, with_sampling)
 
 
+def test_a_changed_copy_of_a_data_set_is_read_anew(hub, tmp_path):
+    shutil.copytree(hub, tmp_path / "hub")
+    (test_file,) = (tmp_path / "hub" / "allenai" / "ai2_arc" / "ARC-Easy").glob("test*")
+    first_line, *_ = test_file.read_text().splitlines(keepends=True)
+    n_documents = len(load_changed("arc_easy", hub, {}).eval_docs)
+    test_file.write_text(first_line)
+    changed = load_changed("arc_easy", tmp_path / "hub", {})
+    assert len(changed.eval_docs) == 1 < n_documents
+    assert str(tmp_path) not in tasks.definition(changed)
+    assert tasks.definition(changed) == tasks.definition(load_changed("arc_easy", hub, {}))
+
+
 def test_a_metric_that_is_no_sum_over_items_is_left_out_and_said(hub):
     metrics = [{"metric": "acc", "aggregation": "median", "higher_is_better": True}, {"metric": "acc_norm"}]
     kept_scores, left_out = scores.scores_of(load_changed("arc_easy", hub, {"metric_list": metrics}))

@@ -8,6 +8,7 @@ import os
 import sys
 from typing import NamedTuple
 
+import datasets
 import numpy as np
 import pytest
 from lm_eval_mirror import cut_mirror
@@ -67,6 +68,8 @@ class BothSides(NamedTuple):
 def ask_both(folder, tasks, n, monkeypatch, *, shots=None, precision=PRECISION):
     mirror = cut_mirror(folder / "hub", tasks, n)
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(mirror))
+    # Else datasets gives lm-eval the first mirror's documents, as both have files of the same names.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
     asked_tasks = standalone.tasks_of(list(tasks), None, shots)
     prepared = standalone.prepare_model(
         "smollm2-135m", asked_tasks, folder / "runs", SilentProgress(), precision=precision

@@ -30,6 +30,7 @@ from harness.progress import quiet_environment, quiet_libraries
 from harness.records import canonical_json, digest, pieces
 
 _INSTALL = "pip install 'harness-evals[lm-eval]'"
+_CACHE = "cache_dir"  # of datasets; no part of a definition
 _GROUP_KEYS = {"group", "group_alias", "task", "aggregate_metric_list", "tag", "metadata", "include"}
 
 
@@ -162,18 +163,23 @@ def load(
                 raise UserError(where, found, expected, next_step) from None
     quiet_libraries()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from datasets import config
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
     folder = local_copy(member, datasets_dir)
-    changes = {**member.overrides, **({"dataset_path": str(folder)} if folder else {}), "task": member.name}
+    changes: dict[str, Any] = {**member.overrides, "task": member.name}
     with tempfile.TemporaryDirectory() as scratch, _fix_seeds():
         path = Path(scratch) / "task.yaml"
         path.write_text(json.dumps({"include": member.path, **changes}))  # JSON is YAML
-        wants: Any = False
+        options: dict[str, Any] = {}
         with suppress(OSError, ValueError, AttributeError):  # loading the file reports the error
-            wants = (load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}).get("trust_remote_code")
-        if wants and not trusted:
+            options = load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}
+        if folder:  # datasets caches a folder by the names of its files, so it would miss changed rows
+            cache = Path(config.HF_DATASETS_CACHE) / "harness" / data_state(folder)
+            changes |= {"dataset_path": str(folder), "dataset_kwargs": {**options, _CACHE: str(cache)}}
+            path.write_text(json.dumps({"include": member.path, **changes}))
+        if options.get("trust_remote_code") and not trusted:
             found = f"{member.name}, whose data set brings code of its own to run"
             expected = "data without code, or your word that this code may run"
             raise UserError(where, found, expected, "write trust_remote_code: true at this task")
@@ -216,6 +222,9 @@ def texts(doc: Any) -> list[str]:
 def definition(task: Any) -> str:
     """Serialise everything that a task's prompts and scores depend on, except documents and machine paths."""
     config = task.dump_config()
+    options = config.pop("dataset_kwargs", None) or {}
+    if options := {key: value for key, value in options.items() if key != _CACHE}:
+        config["dataset_kwargs"] = options
     for key in ("dataset_path", "metadata", "tag"):
         config.pop(key, None)
     shots = [_hash(doc) for doc in task.fewshot_docs() or ()] if task.get_config("num_fewshot") else []
