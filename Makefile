@@ -29,7 +29,7 @@ slow: $(STAMP)
 		-m "slow and not weekly" --durations=0 --durations-min=1 $(ARGS)
 
 weekly: $(STAMP)
-	.venv/bin/python -m pytest -m weekly --durations=0 --durations-min=1 $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m weekly --durations=0 --durations-min=1 $(ARGS)
 
 # After a change of code that changes no result: runs the golden tests, then renews the pins of code versions.
 pins: $(STAMP)
