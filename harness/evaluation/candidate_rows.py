@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
-from pathlib import Path
 
 from harness import plugins, regularizers
+from harness.config.recipe_checks import check_rows_file
 from harness.data import (
     PartName,
     SourcedExample,
@@ -35,7 +35,7 @@ from harness.formatting import count, percent
 from harness.models.hub import ModelSource
 from harness.records import digest
 from harness.regularizers import Answered, MixContext, Mixture
-from harness.spec import HUB, Experiment, Fields, Recipe, Task
+from harness.spec import Experiment, Fields, Recipe, Task
 
 
 def read_training_rows(
@@ -52,7 +52,7 @@ def read_training_rows(
         key = digest_training_rows(recipe)
         if not key or key in tasks_by_key or recipe.method not in plugins.names("methods"):
             continue
-        if any(not file.startswith(HUB) and not Path(file).is_file() for file in recipe.row_paths):
+        if any([*check_rows_file(file, "train", "rows to train on")] for file in recipe.row_paths):
             continue  # of a candidate that is not selected; those of selected ones exist
         with gather(problems):
             target, seed = experiment.target, experiment.seeds[0]

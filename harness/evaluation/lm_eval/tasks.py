@@ -170,15 +170,15 @@ def load(
     folder = local_copy(member, datasets_dir)
     changes: dict[str, Any] = {**member.overrides, "task": member.name}
     with tempfile.TemporaryDirectory() as scratch, _fix_seeds():
-        path = Path(scratch) / "task.yaml"
-        path.write_text(json.dumps({"include": member.path, **changes}))  # JSON is YAML
         options: dict[str, Any] = {}
         with suppress(OSError, ValueError, AttributeError):  # loading the file reports the error
-            options = load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}
+            written = load_yaml(member.path, resolve_func=False) | changes
+            options = written.get("dataset_kwargs") or {}
         if folder:  # datasets caches a folder by the names of its files, so it would miss changed rows
             cache = Path(config.HF_DATASETS_CACHE) / "harness" / data_state(folder)
             changes |= {"dataset_path": str(folder), "dataset_kwargs": {**options, _CACHE: str(cache)}}
-            path.write_text(json.dumps({"include": member.path, **changes}))
+        path = Path(scratch) / "task.yaml"
+        path.write_text(json.dumps({"include": member.path, **changes}))  # JSON is YAML
         if options.get("trust_remote_code") and not trusted:
             found = f"{member.name}, whose data set brings code of its own to run"
             expected = "data without code, or your word that this code may run"
