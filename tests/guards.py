@@ -57,7 +57,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_template_families.py::test_a_template_that_never_ends_is_stopped_with_the_bound[loops]", "harness/models/chat_templates.py", "MOST_STEPS = 1_000_000", "MOST_STEPS = 10**15"),
     ("test_template_families.py::test_a_template_that_never_ends_is_stopped_with_the_bound[a repeated text]", "harness/models/chat_templates.py", "MOST_SIGNS = 20_000_000", "MOST_SIGNS = 10**15"),
     ("test_template_families.py::test_special_tokens_in_a_text_of_the_user_are_text", "harness/models/tokenization.py", "return str(mark_control_tokens(text, special))", "return text"),
-    ("test_lm_eval_tasks.py::test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused", "harness/evaluation/lm_eval/tasks.py", "if wants and not trusted:", "if False:"),
+    ("test_lm_eval_tasks.py::test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused", "harness/evaluation/lm_eval/tasks.py", 'if options.get("trust_remote_code") and not trusted:', "if False:"),
     ("test_hub.py::test_what_does_not_match_its_checksum_is_not_used", "harness/models/hub.py", "return file_checksum(folder / _WEIGHTS) == str(expected)", "return bool(expected)"),
     ("test_artefacts.py::test_an_artefact_that_is_prompted_otherwise_or_cannot_be_read_fails_and_the_others_go_on", "harness/evaluation/runner.py", "            if run != artefact:\n", "            if False:\n"),
     ("test_exports.py::test_a_folder_is_checked_by_content_alone", "harness/store/runs.py", "!= file.bytes or records.checksum(on_disk[name]) != file.sha256:", "!= file.bytes:"),

@@ -65,7 +65,7 @@ OFFERED = {
         "significance target_scores verdict"
     ),
     # Its `is_endpoint` is about a judge's settings; that of `models.openai_api` is about a run.
-    "config": "rubrics",
+    "config": "recipe_checks rubrics",
     # A group: reading a task's items needs no code that checks, changes and compares rows. `edit.dedup`
     # imports `contamination`, which imports `edit.row_files`.
     "data": "check check.personal_data column_roles contamination edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns near_duplicates readers row_forms row_traits splits text_files turns unused",
