@@ -44,6 +44,7 @@ PUBLIC = {"arc_easy": 0.25, "piqa": 0.5, "winogrande": 0.5, "boolq": 0.62, "blim
 N_PUBLIC = 150
 CHOSEN = ("torchtune", "qv-2e-3-2-epochs-kl")  # what the quickstart trains
 TRAINED_ON = [str(SUITES / "support" / name) for name in ("train.jsonl", "harmless.jsonl")]
+KL = {"strength": 4, "rows": 144, "rows_per_step": 1}
 QV, QKVO = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -52,7 +53,7 @@ def lora(rate: float, epochs: int, replay: float, modules: Sequence[str] = ()) -
     params: dict[str, Any] = {"r": 16, "per_device_train_batch_size": 4}
     params |= {"learning_rate": rate, "num_train_epochs": epochs}
     params |= {"target_modules": list(modules)} if modules else {}
-    regularizer = {"replay": {"share": replay}} if replay else {"kl": {"rows": 144, "rows_per_step": 1}}
+    regularizer = {"replay": {"share": replay}} if replay else {"kl": KL}
     return {"method": "lora", "train": TRAINED_ON, "params": params, "regularize": regularizer}
 
 
