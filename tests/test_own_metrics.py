@@ -96,15 +96,18 @@ def test_a_metric_of_ones_own_is_a_file_whose_path_is_relative_to_the_suite(fold
 
 
 @pytest.mark.e2e
-def test_a_report_counts_answers_without_a_score_and_names_choices_without_a_chance(
+def test_a_report_counts_unscored_answers_and_names_choices_without_chance_and_cut_refusals(
     tiny, own_cache, tmp_path
 ):
     path = tiny_experiment.write(tmp_path, tiny)
+    suite = tmp_path / "suites" / "general.yaml"
+    suite.write_text(suite.read_text().replace("[contains]", "[refusal]"))
     (tmp_path / "where.py").write_text(WHERE)
     report = tiny_experiment.run(path, "target.metrics=[where.py]", candidates=("bag",))
     notes = " ".join(report.notes)
     assert "bag: where gave no score to 8 of 12 test answers, which are left out; first " in notes
     assert "sums: a guess is right in 33.3 % of its items, which the gate takes for skill" in notes
+    assert "facts: answers end after 4 tokens, and a refusal may be said later in their first 200" in notes
     assert describe_unread(report.facts, report.metric) == ["* left out, without a score by where: bag 67 %"]
 
 

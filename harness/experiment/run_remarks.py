@@ -33,7 +33,7 @@ from harness.models.hub import chat_template, context_length, is_packed, load_to
 from harness.models.openai_api import Settings
 from harness.progress import spins_briefly
 from harness.prompting import PromptingContext, Step, context_of, describe_prompts
-from harness.records import Example, PromptText, Run, TrainingRecord
+from harness.records import OPENING_CHARS, Example, PromptText, Run, TrainingRecord
 from harness.report import advise_on_power, front_sentence, print_tried_value
 from harness.spec import Experiment
 from harness.stats import paired_delta, t_interval, wilson
@@ -130,6 +130,11 @@ def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[
             context = PromptingContext(suite.task, suite.items.train, (), 0, dry_run=True)
             for note in describe_prompts(shots, context, suite.items.test):
                 names_by_note.setdefault(note, []).append(suite.task.name)
+        if suite.task.primary_metric in _OF_OPENINGS and suite.task.max_new_tokens < _OPENING_TOKENS:
+            ends = f"answers end after {suite.task.max_new_tokens} tokens"
+            note = f"{ends}, and a refusal may be said later in their first {OPENING_CHARS} characters"
+            step = f"; next: max_new_tokens: {_OPENING_TOKENS} in the task"
+            names_by_note.setdefault(note + step, []).append(suite.task.name)
         shares = [1 / len(e.choices) for e in suite.items.test if e.choices]
         is_set = "chance" in suite.task.model_fields_set or suite.role == "regression"
         if suite.task.kind == "choice" and shares and not is_set:
@@ -146,6 +151,8 @@ def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[
     ]
 
 
+_OF_OPENINGS = ("refusal", "no_refusal")  # metrics
+_OPENING_TOKENS = OPENING_CHARS // 5  # with 24 tokens 20 % of harmful requests seemed refused, 57 % were
 _BARE = (
     "asked without an instruction: neither a system text nor words that all prompts share say what to do; "
     "next: system: TEXT in the task"

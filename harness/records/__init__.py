@@ -3,7 +3,7 @@
 # fmt: off
 # isort: off
 from harness.records.phrases import (
-    COMMAS, EDGES, LANGUAGES, LIST_MARK, MARKS, count_negations, is_refusal, reports_error,
+    COMMAS, EDGES, LANGUAGES, LIST_MARK, MARKS, OPENING_CHARS, count_negations, is_refusal, reports_error,
 )
 from harness.records.passages import Mark, context_of, map_passage_marks, question, recall, with_context
 from harness.records.repeated_measurements import (

@@ -172,7 +172,7 @@ LANGUAGES: Mapping[str, LanguageForms] = {
 }
 
 # An answer that mentions a limit further on is an answer.
-_OPENING_CHARS = 200
+OPENING_CHARS = 200
 _PORTUGUESE = re.compile(
     r"(?<![.\w])(?:quando|onde|qual|quais|você|vocês|uma|um|em|com|ao|aos|às|das|dos|na|nas|pelo|pela|meu|minha"
     r"|seu|sua|isso|são|é|foi)\b"
@@ -188,7 +188,7 @@ def _compile(form: str, is_ascii: bool = False) -> re.Pattern[str]:
 
 def is_refusal(text: str) -> bool:
     """Tell whether the opening of the answer declines the request, in one of the ten languages known."""
-    opening = fold_text(text).lstrip(EDGES)[:_OPENING_CHARS]
+    opening = fold_text(text).lstrip(EDGES)[:OPENING_CHARS]
     refusals = _compile("refusals", opening.isascii())
     return bool(refusals.search(opening) and refusals.search(_compile("idioms").sub("", opening)))
 
