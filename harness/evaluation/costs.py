@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from harness.cache import cache_dir, recall, remember
 from harness.errors import CandidateFailed
 from harness.formatting import count, usd
-from harness.models.hardware import Machine
+from harness.models.hardware import STEP_TOKENS, Machine
 from harness.records import BLOCK, Example, TokenCounts, digest
 from harness.spec import TokenPrices
 
@@ -219,9 +219,15 @@ class Work(NamedTuple):
     def seconds(self, n_parameters: float, machine: Machine) -> float:
         """Estimate the time for these tokens on a machine, by the speeds of steps that were timed there."""
         shares = _READ_SHARE, _GENERATE_SHARE, TRAIN_SHARE
-        speeds = machine.step_speeds or [machine.gflops * share for share in shares]
-        operations = 2 * self.read, 2 * self.generated, _TRAIN_OPERATIONS[machine.device] * self.trained
-        return n_parameters / 1e9 * sum(n / speed for n, speed in zip(operations, speeds, strict=True))
+        read, generate, train, *short = machine.step_speeds or [machine.gflops * share for share in shares]
+        operations = _TRAIN_OPERATIONS[machine.device] * n_parameters / 1e9
+        token_s, step_s = operations / train, 0.0
+        if short:  # a line through the times of the two steps
+            (long_n, short_n), short_s = STEP_TOKENS, operations * STEP_TOKENS[1] / short[0]
+            token_s = max(0.0, (operations * long_n / train - short_s) / (long_n - short_n))
+            step_s = max(0.0, short_s - short_n * token_s)
+        answering_s = 2 * n_parameters / 1e9 * (self.read / read + self.generated / generate)
+        return answering_s + token_s * self.trained + step_s * self.steps
 
 
 # Start of a GPU's context and libraries, and reading speed of weights from disk: assumptions.

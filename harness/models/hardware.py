@@ -35,6 +35,7 @@ _MOST_PRODUCT_S = 4 * _ROUND_S
 # Where the system does not count waiting: if they ran for less than the second share of the time.
 MOST_WAITED, _LEAST_RUN = 0.1, 0.85
 _DISTURBED_KEPT_S = 3600.0
+STEP_TOKENS = (320, 80)  # of the long and of the short training step that are timed
 # bf16 needs half the memory, so it is used unless its steps are slower by more than measurement noise.
 # No steps are timed in a precision whose products are this much slower: emulated bf16 would take minutes.
 _SLOW_BELOW, _HOPELESS_BELOW = 0.9, 0.5
@@ -44,9 +45,9 @@ class Machine(NamedTuple):
     """Device, its fastest reliable precision and the measured speed.
 
     `gflops` is the speed of a large square matrix product in `precision`, in GFLOP/s. On a CPU `speeds` has,
-    for bf16 and fp32, that speed and those of reading, generating and training (`pass_costs`) if they were
-    timed; the precision is chosen by them. `contended` means that other work disturbed the measurement, so
-    the machine may be faster.
+    for bf16 and fp32, that speed and those of reading, generating, and a long and a short training step
+    (`pass_costs`) if they were timed; the precision is chosen by them. `contended` means that other work
+    disturbed the measurement, so the machine may be faster.
     """
 
     device: str
@@ -58,7 +59,7 @@ class Machine(NamedTuple):
 
     @property
     def step_speeds(self) -> Sequence[float]:
-        """Speeds of reading, generating and training in `precision`; empty if not timed."""
+        """Speeds of reading, generating, and two training steps in `precision`; empty if not timed."""
         return self.speeds.get(self.precision, ())[1:]
 
 
@@ -229,7 +230,7 @@ def probe(
     nodes = sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*"))
     key = digest(
         [device, precision, version("torch"), platform.machine(), shape]
-        + [_cpu_flags(), nodes, _MATRIX, Machine._fields]
+        + [_cpu_flags(), nodes, _MATRIX, STEP_TOKENS, Machine._fields]
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
         + gpus_of_driver(root)
     )

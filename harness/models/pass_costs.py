@@ -24,7 +24,7 @@ from harness.models.batching import CPU_COSTS, PassCosts, Size, Tokens
 from harness.models.cpu_kernels import prepack
 from harness.models.devices import LEAST_TOKENS, is_spread
 from harness.models.generation import Continuation, PromptReader, answers
-from harness.models.hardware import Machine
+from harness.models.hardware import STEP_TOKENS, Machine
 from harness.models.hub import ModelSource
 from harness.models.later import Model, peft, torch, transformers
 from harness.models.loglikelihood import UNSUPPORTED, Executor, project_only
@@ -38,16 +38,21 @@ _DEPTHS, _WIDEST = (1, 4), 1024  # layers and largest width of the copies; wider
 _SMALL = 2e8  # up to this many parameters, a model is copied whole
 _ROUNDS = 2  # the faster one counts
 _LONG_S = 2.0  # a run of more seconds, as on a loaded machine, is not repeated
-_TRAINED_ROWS, _LENGTH, _ANSWER = 4, 80, 20  # rows, tokens per row and learned tokens of a training step
+_TRAINED_ROWS, _ANSWER = 4, 10  # rows of a training step, and the learned tokens of each
 _TEXTS, _SCORED = (24, 40), 4  # number and length of the texts read together, and scored tokens of each
 _PROMPTS, _SHARED, _OWN, _NEW = 96, 48, 2, 5  # prompts answered together; shared, own and new tokens of each
 # Share of max_new_tokens that is really computed: in fp32, finished rows leave the batch.
 _COMPUTED = {"bf16": 0.9, "fp32": 0.55}
-_OPERATIONS = (2, 2, 4)  # per parameter and token that is read, generated or trained
+_OPERATIONS = (
+    2,
+    2,
+    4,
+    4,
+)  # per parameter and token that is read, generated, or trained in two kinds of steps
 
 
 def measure_speeds(shape: Shape, precision: str) -> list[float]:
-    """Return the GFLOP/s that a decoder of this shape reaches when reading, generating and training."""
+    """Return a decoder's GFLOP/s when reading, generating, and training in a long and in a short step."""
     quiet_libraries()
     with torch.random.fork_rng():
         if shape.n_parameters <= _SMALL:
@@ -80,8 +85,8 @@ def _build(shape: Shape, depth: int, precision: str) -> "transformers.LlamaForCa
     return model
 
 
-def _time_steps(model: "transformers.LlamaForCausalLM", precision: str) -> tuple[float, float, float, float]:
-    """Return the number of parameters, and the seconds per token read, allowed to generate, and trained."""
+def _time_steps(model: "transformers.LlamaForCausalLM", precision: str) -> tuple[float, ...]:
+    """Return the number of parameters, and the seconds per token for each of `_OPERATIONS`."""
     layers: Any = model.model.layers
     adapted = [name for name, module in layers.named_modules() if type(module) is torch.nn.Linear][::2]
     peft_model: Any = peft.get_peft_model(
@@ -91,10 +96,9 @@ def _time_steps(model: "transformers.LlamaForCausalLM", precision: str) -> tuple
     model.set_attn_implementation("eager")
     trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
-    rows = torch.tensor(_draw_texts(model, _TRAINED_ROWS, _LENGTH))
-    tail = torch.arange(_LENGTH - _ANSWER, _LENGTH)
 
-    def step() -> None:
+    def step(rows: "torch.Tensor") -> None:
+        tail = torch.arange(rows.shape[1] - _ANSWER, rows.shape[1])
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = peft_model(input_ids=rows, logits_to_keep=tail, use_cache=False).logits
         torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), rows[:, tail].flatten()).backward()
@@ -102,7 +106,8 @@ def _time_steps(model: "transformers.LlamaForCausalLM", precision: str) -> tuple
         optimizer.step()
         optimizer.zero_grad()
 
-    trained_s = time_quickest(step) / (_TRAINED_ROWS * _LENGTH)
+    batches = [torch.tensor(_draw_texts(model, _TRAINED_ROWS, n // _TRAINED_ROWS)) for n in STEP_TOKENS]
+    trained_s = [time_quickest(partial(step, rows)) / rows.numel() for rows in batches]
     peft_model.unload().eval().set_attn_implementation("sdpa")  # removes the adapter
     prepack(model)
     executor = Executor(model, 1024, "packed")
@@ -116,7 +121,7 @@ def _time_steps(model: "transformers.LlamaForCausalLM", precision: str) -> tuple
     if _NEW * per_token_s[0] < _LONG_S:
         per_token_s.append(_time_new_tokens(reader, prompts))
     generated_s = min(per_token_s) / _PROMPTS
-    return model.num_parameters(), read_s, _COMPUTED[precision] * generated_s, trained_s
+    return model.num_parameters(), read_s, _COMPUTED[precision] * generated_s, *trained_s
 
 
 def time_quickest(step: Callable[[], object], rounds: int = _ROUNDS) -> float:
