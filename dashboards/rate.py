@@ -18,7 +18,7 @@ import streamlit as st
 from harness import store
 from harness.analysis import human_preferences
 from harness.analysis.human_preferences import PreferenceResult, Turn
-from harness.analysis.labelled_answers import answer_digest, draw_items, is_correctable, select_scored
+from harness.analysis.people_labels import answer_digest, draw_items, is_correctable, select_scored
 from harness.config import current_labels, digest_question, rubric_of
 from harness.errors import HarnessError
 from harness.formatting import count, interval, p_value, plain, points

@@ -24,7 +24,7 @@ from tiny_experiment import rewrite_champion
 from worlds import GOOD, Sizes
 
 from harness import report, store
-from harness.analysis.labelled_answers import answer_digest
+from harness.analysis.people_labels import answer_digest
 from harness.experiment import Scope, ensure_weights, rescue, rescue_trials, suite_arm
 from harness.lifecycle import nightly_alarm as alarm
 from harness.lifecycle import release

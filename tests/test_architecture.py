@@ -61,7 +61,7 @@ OFFERED = {
     # A group without a facade: each name is imported from the module that defines it.
     "analysis": (
         "ablation admission alignment answers arithmetic candidate_facts comparison decision economics estimators explain "
-        "gating human_preferences judge_correction labelled_answers macro margins next_step gate_rules_on_answers run_diff seeds "
+        "gating human_preferences judge_correction people_labels macro margins next_step gate_rules_on_answers run_diff seeds "
         "significance target_scores verdict"
     ),
     # Its `is_endpoint` is about a judge's settings; that of `models.openai_api` is about a run.
@@ -71,13 +71,13 @@ OFFERED = {
     "data": "check check.personal_data column_roles contamination edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns near_duplicates readers row_forms row_traits splits text_files turns unused",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
-        "candidate_rows candidates control_arm costs grading judges judging_stage languages lm_eval.bridge lm_eval.tasks "
+        "candidate_rows candidates control_arm costs grading judges scoring languages lm_eval.bridge lm_eval.tasks "
         "row_sets runner sampling session timing"
     ),
     # Jobs other than a comparison, each loaded by its command; `plan` and `begin` are unclear as bare names.
     # `study` and `run_verdicts` judge stored runs, without a comparison.
     "experiment": (
-        "augmentation bases check_rows preflight rescue rescue_trials run_candidate scaffold "
+        "augmentation bases check_rows cost_estimates rescue rescue_trials run_candidate scaffold "
         "standalone step_worker run_verdicts study writers written_rows"
     ),
     # A group: engines, weights and devices; each package needs a few of them.

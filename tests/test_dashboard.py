@@ -19,7 +19,7 @@ from fake_facts import BITS
 from fake_facts import comparison as comparison_of
 
 from harness import formatting, report, store
-from harness.analysis.labelled_answers import draw_items
+from harness.analysis.people_labels import draw_items
 from harness.lifecycle import nightly_alarm as night_alarm
 from harness.lifecycle import nightly_state as files
 from harness.records import Grade

@@ -12,7 +12,7 @@ from test_judges import JUDGE, Grader, N, desk, number  # noqa: F401 (the fixtur
 from tiny_experiment import fact_of
 
 from harness import config, store
-from harness.analysis.labelled_answers import answer_digest
+from harness.analysis.people_labels import answer_digest
 from harness.config.rubrics import digest_question
 from harness.evaluation.grading import ALPHA, is_drift, n_repeats
 from harness.formatting import usd

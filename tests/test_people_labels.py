@@ -16,7 +16,7 @@ from harness.analysis.candidate_facts import best_untrained
 from harness.analysis.comparison import correct_comparison, correct_estimate, labels_missing
 from harness.analysis.estimators import Estimate, at_level, refuse_failed
 from harness.analysis.gate_rules_on_answers import target_rule
-from harness.analysis.labelled_answers import answer_digest, calibrate, draw_items, latest_labels
+from harness.analysis.people_labels import answer_digest, calibrate, draw_items, latest_labels
 from harness.analysis.verdict import TargetFacts
 from harness.config.rubrics import current_labels, digest_question
 from harness.experiment.study import correct_reached

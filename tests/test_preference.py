@@ -8,7 +8,7 @@ from tiny_methods import CPU
 
 from harness.errors import CandidateFailed
 from harness.methods import dpo
-from harness.methods.supervised import Lora
+from harness.methods.lora_and_full import Lora
 from harness.models.devices import load_base
 from harness.models.hub import resolve
 from harness.records import Example

@@ -16,9 +16,9 @@ from harness.cli import main
 from harness.data import load_task, load_training_rows
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import suite_sets, target_sets
 from harness.evaluation.runner import fill
+from harness.evaluation.scoring import rescore_stored
 from harness.experiment import Scope, prepare_session, rescore_run
 from harness.progress import SilentProgress
 from harness.spec import Task

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.analysis import alignment, labelled_answers
+from harness.analysis import alignment, people_labels
 from harness.analysis.estimators import (
     Comparison,
     Estimate,
@@ -145,7 +145,7 @@ def compare_on_target(
     metric: Metric,
     base: Sequence[SampleResult],
     new: Sequence[SampleResult],
-    labels: labelled_answers.Labels,
+    labels: people_labels.Labels,
     max_errors: float,
 ) -> Comparison | None:
     """Compare two runs on a target, corrected by labels; refused if many answers failed, None if all did."""
@@ -171,18 +171,18 @@ def compare_validity(
     return compare_rows(metric, old, now, alpha=alpha, identical=identical, base_errors=base_errors)
 
 
-def labels_missing(metric: str, labels: labelled_answers.Labels, *arms: Rows) -> int:
+def labels_missing(metric: str, labels: people_labels.Labels, *arms: Rows) -> int:
     """Count the labels that both arms still need before a judge's grades may decide; 0 for other metrics."""
     if not is_judge(metric):
         return 0
-    scored = [labelled_answers.select_scored(metric, rows) for rows in arms]
+    scored = [people_labels.select_scored(metric, rows) for rows in arms]
     n_items = len(set.intersection(*map(set, scored))) or min(map(len, arms))
-    counted = (set(labelled_answers.select_labels(metric, [*by_item.values()], labels)) for by_item in scored)
-    return max(labelled_answers.count_enough_labels(n_items) - len(set.intersection(*counted)), 0)
+    counted = (set(people_labels.select_labels(metric, [*by_item.values()], labels)) for by_item in scored)
+    return max(people_labels.count_enough_labels(n_items) - len(set.intersection(*counted)), 0)
 
 
 def correct_estimate(
-    metric: Metric, uncorrected: Estimate, rows: Rows, labels: labelled_answers.Labels
+    metric: Metric, uncorrected: Estimate, rows: Rows, labels: people_labels.Labels
 ) -> Estimate:
     """Return a judge's score corrected by labels, or uncorrected if there are too few."""
     if not _is_corrected(metric, rows) or labels_missing(metric.name, labels, rows):
@@ -194,7 +194,7 @@ def correct_estimate(
 
 
 def correct_comparison(
-    metric: Metric, uncorrected: Comparison, base: Rows, new: Rows, labels: labelled_answers.Labels
+    metric: Metric, uncorrected: Comparison, base: Rows, new: Rows, labels: people_labels.Labels
 ) -> Comparison:
     """Return a judge's difference corrected by labels, if enough items have both; flips stay uncorrected."""
     if not _is_corrected(metric, base, new) or uncorrected.estimator == "identical":
@@ -223,12 +223,10 @@ def correct_comparison(
 
 
 def _is_corrected(metric: Metric, *arms: Rows) -> bool:
-    return is_judge(metric.name) and labelled_answers.is_correctable(metric, *arms)
+    return is_judge(metric.name) and people_labels.is_correctable(metric, *arms)
 
 
-def _arms(
-    metric: Metric, base: Rows, new: Rows, labels: labelled_answers.Labels
-) -> tuple[GradedArm, GradedArm]:
+def _arms(metric: Metric, base: Rows, new: Rows, labels: people_labels.Labels) -> tuple[GradedArm, GradedArm]:
     """Return grades and labels of the items that both arms scored or failed to answer."""
     filled = alignment.fill_errors(metric, base, new)
     old, now = (
@@ -237,7 +235,7 @@ def _arms(
     )
     shared = sorted(old.keys() & now.keys())
     first, second = (
-        labelled_answers.grade_arm(metric, [by_item[i] for i in shared], labels) for by_item in (old, now)
+        people_labels.grade_arm(metric, [by_item[i] for i in shared], labels) for by_item in (old, now)
     )
     return first, second
 

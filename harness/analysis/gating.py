@@ -15,8 +15,8 @@ from harness.analysis import admission, comparison, estimators, gate_rules_on_an
 from harness.analysis.alignment import name_pooled_cluster
 from harness.analysis.answers import compare_commonest_answers
 from harness.analysis.estimators import Comparison
-from harness.analysis.gate_rules import critical_rule, judge_each, macro_estimate, macro_rule
 from harness.analysis.gate_rules_on_answers import ControlFacts
+from harness.analysis.gate_rules_on_capabilities import critical_rule, judge_each, macro_estimate, macro_rule
 from harness.analysis.macro import NOTHING_SHARED, SharedItems, average_macro, find_shared_items
 from harness.analysis.significance import miss_rates
 from harness.analysis.verdict import (

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from harness import formatting, stats
 from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.judge_correction import MIN_LABELS, GradedArm, PairBias, correct_score, estimate_share
-from harness.analysis.labelled_answers import count_drawn, count_enough_labels
+from harness.analysis.people_labels import count_drawn, count_enough_labels
 from harness.formatting import Unit
 from harness.records import Rating, digest
 from harness.spec import PEOPLE

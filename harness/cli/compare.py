@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from harness.evaluation.costs import Work
     from harness.experiment import PlannedGrades
-    from harness.experiment.preflight import Cost
+    from harness.experiment.cost_estimates import Cost
     from harness.experiment.rescue import PreparedRescue
     from harness.report import ExperimentReport
     from harness.spec import GatePolicy

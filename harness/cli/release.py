@@ -51,7 +51,7 @@ def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
 
     The oldest comes first. Beside a promotion stands whether its files are kept, and what of them is gone.
     """
-    from harness.lifecycle import champions
+    from harness.lifecycle import promotion
     from harness.store import Store
 
     history, listed = _read_history(ExperimentFile(config=config)), dict[str, Any]()
@@ -60,7 +60,7 @@ def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
         facts |= {name: getattr(entry.champion, name) for name in ("candidate", "run_id", "verdict")}
         if entry.event == "promotion":
             facts |= {"present": entry == history.present, "kept": entry in history.kept}
-            facts["missing"] = champions.missing_files(Store(config.parent / "runs"), entry.champion)
+            facts["missing"] = promotion.missing_files(Store(config.parent / "runs"), entry.champion)
         filled_facts = {name: value for name, value in facts.items() if value not in (None, "", [], ())}
         listed[str(entry.number)] = facts if as_json else filled_facts
     print_value(listed, as_json)
@@ -88,11 +88,11 @@ def champions_rollback(
 
     Gates compare with it from then on. The rollback is an entry of the history too.
     """
-    from harness.lifecycle import champions
+    from harness.lifecycle import promotion
     from harness.store import Store
 
-    entry = champions.record_again(config, "rollback", number, reason, by)
-    if missing := champions.missing_files(Store(config.parent / "runs"), entry.champion):
+    entry = promotion.record_again(config, "rollback", number, reason, by)
+    if missing := promotion.missing_files(Store(config.parent / "runs"), entry.champion):
         step = ExperimentFile(config=config).command_line().command("compare")
         say(f"no {', no '.join(missing)}; next: {step}, which makes it again")
     _print_entry(entry, config, as_json)
@@ -106,9 +106,9 @@ def champions_retire(
 
     Its files may go then, and no rollback returns to it. Without a champion gates compare with the base.
     """
-    from harness.lifecycle import champions
+    from harness.lifecycle import promotion
 
-    entry = champions.record_again(config, "retirement", number, reason, by)
+    entry = promotion.record_again(config, "retirement", number, reason, by)
     _print_entry(entry, config, as_json)
     step = ExperimentFile(config=config).command_line().command("runs", "rm", entry.champion.run_id)
     say(f"next: {step} removes its run with its files, which stay until then")

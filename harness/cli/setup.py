@@ -28,7 +28,7 @@ from harness.formatting import UNKNOWN, count, percent, plain, pluralize, second
 
 if TYPE_CHECKING:
     from harness.experiment.bases import BaseFit
-    from harness.experiment.preflight import Cost
+    from harness.experiment.cost_estimates import Cost
     from harness.report import ResultDocument
 
 
@@ -123,7 +123,7 @@ def doctor(
         _measure_noise(at, as_json)
         return
     from harness.cli.progress_bar import TerminalProgress
-    from harness.experiment.preflight import examine
+    from harness.experiment.cost_estimates import examine
     from harness.models.hardware import describe_speed, probe_notes
     from harness.report import ResultDocument, Section, to_plain
 

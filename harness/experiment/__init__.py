@@ -5,7 +5,7 @@ Invariant: a second call computes nothing, and a failed candidate does not stop 
 
 # fmt: off
 # isort: off
-from harness.evaluation.judging_stage import suite_arm
+from harness.evaluation.scoring import suite_arm
 from harness.experiment.analyse import decide_by
 from harness.experiment.candidate_problems import sensitive_endpoints
 from harness.experiment.candidate_result import plan_curve, study_of_session
@@ -16,7 +16,7 @@ from harness.experiment.main_job import (
     are_all_done, attempt, compare, in_order, judge_pairs, place_open, refuse_many, report_stored, run_all,
 )
 from harness.experiment.one_answer import SentPrompt, add_prompts, ask, find_sent_prompts
-from harness.experiment.preflight import Estimates
+from harness.experiment.cost_estimates import Estimates
 from harness.experiment.preparation import Scope, find_lm_eval_tasks, prepare_session
 from harness.experiment.run_candidate import answer_all_items, find_stored_runs, rescore_run
 from harness.experiment.run_remarks import (

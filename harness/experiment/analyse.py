@@ -28,9 +28,9 @@ from harness.analysis.decision import Decision, decide
 from harness.analysis.economics import index_sentences
 from harness.analysis.estimators import Comparison
 from harness.analysis.gating import GateResult
-from harness.analysis.labelled_answers import MetricCalibration, calibrate
 from harness.analysis.macro import macro_between
 from harness.analysis.margins import map_margins, scale_share
+from harness.analysis.people_labels import MetricCalibration, calibrate
 from harness.analysis.seeds import average_pairs, family_of, item_variances, place_in_family, summarize_seeds
 from harness.analysis.significance import list_spare_items
 from harness.analysis.target_scores import TargetScore, trivial_baseline
@@ -47,7 +47,7 @@ from harness.config import current_labels
 from harness.errors import CandidateFailed
 from harness.evaluation.candidate_rows import n_rows
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judging_stage import judge_remarks
+from harness.evaluation.scoring import judge_remarks
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.bases import base_remarks
 from harness.experiment.candidate_result import facts_of_runs, fit_stored_curve, study_of_session

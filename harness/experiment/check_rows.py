@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from harness.analysis.labelled_answers import count_enough_labels
+from harness.analysis.people_labels import count_enough_labels
 from harness.data import ColumnCells, check, count_cells, find_mixed_columns, formats, readers
 from harness.data.column_roles import QuestionAndAnswers, columns_of, option_text
 from harness.data.contamination import open_encoder
@@ -283,7 +283,7 @@ class RowJudge:
     def grade(self, rows: Sequence[QuestionAndAnswers]) -> tuple[list[float | None], list[str]]:
         """Return the grades of the first answers in [0, 1], None where there is none, and why."""
         from harness.evaluation.judges import GRADED_ROWS, GradeReader
-        from harness.evaluation.judging_stage import grade_answers
+        from harness.evaluation.scoring import grade_answers
 
         items = []
         for n, row in enumerate(rows):

@@ -20,15 +20,15 @@ from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
 from harness.evaluation import judges
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.costs import Work
-from harness.evaluation.judging_stage import (
+from harness.evaluation.row_sets import RunRequest, describe_run, list_open, make_failure_id, target_sets
+from harness.evaluation.runner import answer
+from harness.evaluation.scoring import (
     base_arm,
     grade_answers,
     is_measured,
     list_ungraded_pairs,
     score_answered,
 )
-from harness.evaluation.row_sets import RunRequest, describe_run, list_open, make_failure_id, target_sets
-from harness.evaluation.runner import answer
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import interim_analyses
 from harness.experiment.analyse import analyse, judge_runs, pair_with_best

@@ -23,13 +23,6 @@ from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation import prompt_text, timing
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, refuse_silent
-from harness.evaluation.judging_stage import (
-    answer_and_score,
-    base_arm,
-    rescore_stored,
-    score_answered,
-    suite_arm,
-)
 from harness.evaluation.row_sets import (
     RowSet,
     RunIdentity,
@@ -43,6 +36,13 @@ from harness.evaluation.row_sets import (
     target_sets,
 )
 from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights, refuse_other_prompts
+from harness.evaluation.scoring import (
+    answer_and_score,
+    base_arm,
+    rescore_stored,
+    score_answered,
+    suite_arm,
+)
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
 from harness.experiment.stored_rows import Reader, is_cross_validated, list_measured_bases

@@ -15,9 +15,9 @@ from harness.config import LoadedExperiment
 from harness.errors import UserError, refuse
 from harness.evaluation.candidates import base_weights, resolve_candidates
 from harness.evaluation.costs import Work
-from harness.evaluation.judging_stage import suite_arm
 from harness.evaluation.lm_eval import bridge
 from harness.evaluation.row_sets import suite_sets, work_of
+from harness.evaluation.scoring import suite_arm
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.preparation import Scope, join_lm_eval_task, prepare_session

@@ -25,9 +25,9 @@ from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import measure_control
-from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
+from harness.evaluation.scoring import rescore_stored
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights, make_trial
 from harness.experiment.preparation import Scope, prepare_session

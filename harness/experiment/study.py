@@ -39,14 +39,14 @@ from harness.analysis.human_preferences import (
     wins_by_people,
 )
 from harness.analysis.judge_correction import JudgedPair, bias_of
-from harness.analysis.labelled_answers import Labels, latest_labels
+from harness.analysis.people_labels import Labels, latest_labels
 from harness.analysis.verdict import TargetFacts, is_judged
 from harness.config import CommandLine, LoadedExperiment, current_labels
 from harness.data import Split
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation.judges import read_stored_grades
-from harness.evaluation.judging_stage import answers_differ, map_shown_pairs, pair_rows, preferences
 from harness.evaluation.lm_eval.bridge import LmEvalTask
+from harness.evaluation.scoring import answers_differ, map_shown_pairs, pair_rows, preferences
 from harness.experiment.preparation import find_lm_eval_tasks
 from harness.experiment.stored_rows import EdgeCases, Rows, StoredRows, rows_by_slice
 from harness.metrics import Metric, load_metrics, refuse_goals

@@ -14,9 +14,9 @@ from harness.data import TaskItems
 from harness.errors import Diverged
 from harness.evaluation.candidate_rows import find_shipped
 from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
-from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import prompting_digest, suite_sets
 from harness.evaluation.runner import answer
+from harness.evaluation.scoring import rescore_stored
 from harness.evaluation.session import Session, join_items
 from harness.experiment.trials import fit_work
 from harness.masking import mask_values

@@ -29,8 +29,8 @@ from harness.evaluation import seed_of
 from harness.evaluation.candidate_rows import row_files
 from harness.evaluation.grading import GradeAccount
 from harness.evaluation.judges import GradeReader, key_problems
-from harness.evaluation.judging_stage import grade_answers
 from harness.evaluation.row_sets import prompting_digest
+from harness.evaluation.scoring import grade_answers
 from harness.evaluation.session import Session
 from harness.experiment import writers
 from harness.experiment.candidate_weights import ensure_weights

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from harness import config, report, store
 from harness.analysis.candidate_facts import CandidateFacts, alternative, strongest_run
 from harness.analysis.economics import apply_budgets
-from harness.analysis.labelled_answers import Labels, answer_digest, draw_items, is_correctable, select_scored
+from harness.analysis.people_labels import Labels, answer_digest, draw_items, is_correctable, select_scored
 from harness.config import digest_question, rubric_of
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
 from harness.experiment.study import Study, load_study, reached_on_target, read_labels

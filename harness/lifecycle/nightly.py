@@ -18,9 +18,9 @@ from harness.config import LoadedExperiment, is_judged
 from harness.errors import HarnessError, UserError, one_line
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges import UngradedAnswer
-from harness.evaluation.judging_stage import grade_answers, score_by_grades
 from harness.evaluation.row_sets import RowSet, list_further_sets, suite_sets, target_sets
 from harness.evaluation.runner import open_weights
+from harness.evaluation.scoring import grade_answers, score_by_grades
 from harness.evaluation.session import EngineSlot, Session
 from harness.experiment import Scope, ensure_weights, prepare_session, refuse_folds, stands_on
 from harness.experiment.study import judge_labels

@@ -22,7 +22,6 @@ from harness.config import CommandLine
 from harness.data import load_task
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean, one_line, refuse
 from harness.experiment.study import Study, is_target_only, load_study
-from harness.lifecycle.champions import promote
 from harness.lifecycle.gate_of_logs import gate_folders
 from harness.lifecycle.gate_of_runs import (
     best_run,
@@ -33,6 +32,7 @@ from harness.lifecycle.gate_of_runs import (
     judge_run,
     select_seed,
 )
+from harness.lifecycle.promotion import promote
 from harness.progress import Progress, SilentProgress
 from harness.records import Example, Run, parse_json
 from harness.report import Command, family_text, gate_document, gate_json, junit, markdown

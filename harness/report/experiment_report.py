@@ -15,7 +15,7 @@ from harness.analysis.answers import AnswerDiversity
 from harness.analysis.candidate_facts import CandidateFacts, target_unit
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Comparison, Estimate
-from harness.analysis.labelled_answers import MetricCalibration
+from harness.analysis.people_labels import MetricCalibration
 from harness.analysis.seeds import Family, SeedSummary
 from harness.analysis.significance import Settling, SpareItems, find_settling
 from harness.analysis.target_scores import LearningCurve, TrivialBaseline

@@ -9,8 +9,8 @@ from harness import formatting, plugins
 from harness.analysis import candidate_facts
 from harness.analysis.economics import apply_budgets, list_more_seeds
 from harness.analysis.estimators import is_judge, orient
-from harness.analysis.labelled_answers import count_enough_labels
 from harness.analysis.next_step import basis_text, judge_by_wins
+from harness.analysis.people_labels import count_enough_labels
 from harness.analysis.seeds import pool_seeds
 from harness.analysis.significance import SpareItems, find_settling
 from harness.analysis.verdict import WORDS, MissRate, Verdict, name_reasons

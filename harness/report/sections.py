@@ -16,7 +16,7 @@ from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate, is_judge
 from harness.analysis.gating import GateResult
 from harness.analysis.judge_correction import MIN_LABELS
-from harness.analysis.labelled_answers import MetricCalibration, PairCalibration
+from harness.analysis.people_labels import MetricCalibration, PairCalibration
 from harness.analysis.seeds import VARIANCE_UNKNOWN
 from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, is_in_macro

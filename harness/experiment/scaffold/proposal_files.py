@@ -27,7 +27,7 @@ from harness.errors import UserError
 from harness.evaluation.languages import SPOKEN, find_language
 from harness.evaluation.lm_eval import tasks as lm_eval_tasks
 from harness.evaluation.session import join_items
-from harness.experiment.preflight import Estimates
+from harness.experiment.cost_estimates import Estimates
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.scaffold.recognition import Request
 from harness.formatting import pluralize
