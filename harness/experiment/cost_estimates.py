@@ -31,8 +31,8 @@ from harness.experiment.rescue_trials import RescueTrial, TrialCost, TrialSchedu
 from harness.experiment.run_candidate import find_stored_runs
 from harness.experiment.run_remarks import recipe_warnings, short_contexts
 from harness.experiment.stored_rows import arm_label, is_cross_validated, list_measured_bases
-from harness.experiment.training_fit import processes_of
-from harness.experiment.trials import estimate_tracking, fit_work
+from harness.experiment.training_fit import fit_work, processes_of
+from harness.experiment.trials import estimate_tracking
 from harness.formatting import count, pluralize
 from harness.models import hardware, hub, memory, vllm
 from harness.models.hardware import Machine, Memory, probe

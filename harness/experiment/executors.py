@@ -324,8 +324,6 @@ def make_on_workers(
     Errors are kept in `session.failures` by candidate and seed, control arms in `session.controls`.
     """
     policy, open_ = session.experiment.execution, list_open(requests, runs)
-    if not open_ or policy.executor == "in_process":
-        return
     # The number set, or this command's threads, shared among local CPU workers.
     on_cpu = policy.executor == "local" and session.machine.device == "cpu"
     threads = policy.threads or max(1, torch_threads() // (policy.workers or 1 if on_cpu else 1))

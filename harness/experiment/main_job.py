@@ -151,7 +151,8 @@ def _execute(
         session.candidates = {**session.candidates, **chosen}
         requests = in_order(session.candidates, loaded.selected)
         stored = find_stored_runs(session, requests)
-    make_on_workers(session, loaded, scope, requests, stored)
+    if session.experiment.execution.executor != "in_process" and list_open(requests, stored):
+        make_on_workers(session, loaded, scope, requests, stored)
     _show_first_result(session, requests, smoke=scope.smoke)
     notes = list[str]()
     if scope.fewer:  # large tasks are evaluated until the verdicts are settled

@@ -6,19 +6,21 @@ Invariant: however a training ends, the next call resumes from its checkpoints.
 import json
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import plugins, training
 from harness.data import TaskItems
 from harness.errors import Diverged
-from harness.evaluation.candidate_rows import find_shipped
+from harness.evaluation import costs
+from harness.evaluation.candidate_rows import find_shipped, regularization_work
 from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
 from harness.evaluation.row_sets import prompting_digest, suite_sets
 from harness.evaluation.runner import answer
 from harness.evaluation.scoring import rescore_stored
 from harness.evaluation.session import Session, join_items
-from harness.experiment.trials import fit_work
 from harness.masking import mask_values
 from harness.metrics import version as metric_version
 from harness.models.artefacts import artefact_files
@@ -31,6 +33,7 @@ from harness.spec import AcceleratePolicy, Recipe, Task, TaskData, TrainingPolic
 from harness.store import AGAIN, clear_errors, remove, write_whole
 from harness.training.job_worker import launch
 from harness.training.live_trackers import LiveRun, make_live_id, open_trackers
+from harness.training.sft import joins_rows_of
 
 PRUNED = "pruned.json"  # in the folder of a trial that was pruned
 _ALIKE = 0.6  # an estimate teaches only if the steps made are within this ratio
@@ -47,6 +50,43 @@ class FitInputs(NamedTuple):
     reward: training.Weights | None
     merges: Sequence[training.Weights]
     folder: Path
+
+
+def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
+    """Estimate the tokens and steps of one fit; zero for methods that do not train."""
+    method = plugins.method(source.method)
+    if not method.trains:
+        return costs.Work()
+    params = method.params(**source.params)
+    step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    items, step = session.training_data(source).items, session.prompting_step(source, seed)
+    base = session.sources.get(source.base_model or "", session.source)
+    n_answers = getattr(params, "num_generations", 1)  # sampled per row; each is a training row
+    n_rows = len(items.pairs if method.draws_from == "pairs" else items.train) * n_answers
+    epochs = params.num_train_epochs
+    if params.max_steps > 0:
+        epochs = params.max_steps * step_rows / max(n_rows, 1)
+    if method.draws_from == "pairs":
+        plain = costs.preference(list(map(step, items.pairs)), epochs)
+    else:
+        prompted = list(map(step, items.train))
+        apart = (
+            session.machine.device != "cpu"
+            or getattr(params, "packing", False)
+            or getattr(params, "lora_dropout", 0.0)
+            or getattr(params, "peft_type", "LORA") != "LORA"
+            or has_hook(source.regularize, "DRAWS")
+        )
+        joins = "sft" in method.loops and not apart and any(e.has_system for e in prompted)
+        batch_size = params.per_device_train_batch_size if joins and joins_rows_of(base) else 1
+        plain = costs.training(prompted, epochs * n_answers, batch_size)
+    read, generated = method.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
+    extra = costs.Work(read=read, generated=generated)
+    plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))
+    is_shipped = partial(find_shipped, session.target.task, base)
+    context, sizes = session.mix_context(source, seed), (n_rows, step_rows)
+    whole = plain + extra + regularization_work(source, context, is_shipped, plain, sizes)
+    return whole._replace(steps=params.max_steps if params.max_steps > 0 else whole.steps, fits=1)
 
 
 class Fit(NamedTuple):

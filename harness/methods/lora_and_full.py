@@ -65,6 +65,7 @@ class Lora:
     Params = LowRankParams
     METHOD = low_rank_method(
         LowRankParams,
+        fine_tune,
         **SUPERVISED,
         published_as="low-rank adapters",
         loops=("training", "tokens", "sft"),

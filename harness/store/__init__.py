@@ -12,13 +12,13 @@ from harness.store.champions import (
     kept_champions, read_champion, read_history, record_champion,
 )
 from harness.store.garbage import (
-    Leftover, base_rows_use, begin, disk_use, end, find_base_rows, keep_base_rows, list_begun,
-    list_unfinished, list_unreferenced, run_references,
+    Leftover, base_rows_use, disk_use, find_base_rows, keep_base_rows, list_unfinished,
+    list_unreferenced, run_references,
 )
 from harness.store.index import QueryResult, query, reindex
 from harness.store.layout import (
-    AGAIN, CLAIMS, Store, StoredProgress, append_lines, claim, clear_errors, current_activity, hold,
-    hold_file, read_lines, remove, write_record, write_records, write_whole,
+    AGAIN, CLAIMS, Store, StoredProgress, append_lines, begin, claim, clear_errors, current_activity, end,
+    hold, hold_file, list_begun, read_lines, remove, write_record, write_records, write_whole,
 )
 from harness.store.measurements import (
     control_file, controls, feedback_key, find_grades, flip_rates, keep_anchors, keep_environment,

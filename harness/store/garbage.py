@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from harness.cache import cache_dir, fill_cache_file, make_private_folder
 from harness.records import BLOCK, Origin, RowsIdentity, Run, digest, is_bare_name, read_object
-from harness.store.layout import Store, write_record, write_whole
+from harness.store.layout import Store, write_record
 from harness.store.measurements import keep_environment, keep_origin, origins
 from harness.store.parquet_files import write_checked
 from harness.store.rows import identities, is_stored_as
@@ -109,21 +109,6 @@ def weights_behind(run: Run) -> dict[str, str]:
     """Map the keys of all weights that a run depends on, including its own and its trials', to digests."""
     own_weights = {run.training.fit_key: run.weights_digest} if run.training.fit_key else {}
     return run.training.stands_on | own_weights
-
-
-def begin(store: Store, name: str) -> None:
-    """Record that some work has begun; the record outlives the process."""
-    write_whole(store, store.place(".begun", name), "")
-
-
-def end(store: Store, name: str) -> None:
-    """Record that some work is finished or given up."""
-    store.place(".begun", name).unlink(missing_ok=True)
-
-
-def list_begun(store: Store) -> list[str]:
-    """List work that has begun and not finished."""
-    return sorted(path.name for path in (store.folder / ".begun").glob("*"))
 
 
 BOUND_BYTES = 10**9

@@ -94,6 +94,21 @@ def hold(store: Store) -> Iterator[None]:
         yield
 
 
+def begin(store: Store, name: str) -> None:
+    """Record that some work has begun; the record outlives the process."""
+    write_whole(store, store.place(".begun", name), "")
+
+
+def end(store: Store, name: str) -> None:
+    """Record that some work is finished or given up."""
+    store.place(".begun", name).unlink(missing_ok=True)
+
+
+def list_begun(store: Store) -> list[str]:
+    """List work that has begun and not finished."""
+    return sorted(path.name for path in (store.folder / ".begun").glob("*"))
+
+
 @contextmanager
 def hold_file(lock: Path, busy: Exception, wait_s: float = -1) -> Iterator[None]:
     """Hold a lock; raise `busy` if another process holds it for longer than `wait_s` (-1: for ever)."""

@@ -25,7 +25,7 @@ from harness.training import parallel, peft_families
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, made_weights, track
 from harness.training.peft_families import sort_names
-from harness.training.sft import SupervisedParams, fine_tune
+from harness.training.sft import SupervisedParams
 
 
 class LoraParams(Spec):
@@ -63,9 +63,7 @@ class LowRankParams(SupervisedParams, LoraParams):
     """Parameters under PEFT's and TRL's names."""
 
 
-def low_rank_method(
-    params: type[LoraParams], train: Callable[..., TrainingRecord] = fine_tune, **options: Any
-) -> Method:
+def low_rank_method(params: type[LoraParams], train: Callable[..., TrainingRecord], **options: Any) -> Method:
     """Declare a method that trains a low-rank adapter by `train`; `options` are other fields of `Method`."""
 
     def fit(context: FitContext, values: LoraParams) -> Weights:
