@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from harness.analysis.candidate_facts import best_untrained, facts_of_run
+from harness.analysis.candidate_facts import best_untrained, facts_without_rows
 from harness.analysis.estimators import Estimate
 from harness.formatting import UNKNOWN, count
 from harness.records import Run
@@ -146,7 +146,7 @@ def make_board(
             line = Line(facts=f, run=run, task=source.task, metric=source.metric, is_champion=is_champion)
             lines.append(replace(line, is_reported=True, is_reference=is_best))
         else:
-            facts = facts_of_run(run)
+            facts = facts_without_rows(run)
             lines.append(Line(facts=facts, run=run, task=task, metric=metric, is_champion=is_champion))
     waiting = [line for line in reversed(lines) if not line.is_reported and line.run.state == "done"]
     targets = estimate(waiting, metric)

@@ -23,7 +23,7 @@ from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import Reader, study_of_session
-from harness.experiment import measure as measure_run
+from harness.experiment import read_both_arms as measure_run
 from harness.lifecycle import release
 from harness.metrics import mean_metric
 from harness.records import Noise, SampleResult, TaskNoise

@@ -182,7 +182,7 @@ class CandidateFacts:
         return plugins.find_method(self.method).is_remote
 
 
-def facts_of_run(run: Run) -> CandidateFacts:
+def facts_without_rows(run: Run) -> CandidateFacts:
     """Return a run's facts without reading its rows; `latency_NAME` of `SERVING` is its latency `NAME`."""
     prefix = "latency_"
     keys = ((f.name, f.name.removeprefix(prefix)) for f in SERVING if f.name.startswith(prefix))

@@ -11,7 +11,7 @@ from harness.experiment.candidate_problems import sensitive_endpoints
 from harness.experiment.candidate_result import plan_curve, study_of_session
 from harness.experiment.candidate_weights import ensure_weights, stands_on
 from harness.experiment.executors import describe_workers
-from harness.experiment.run_verdicts import measure
+from harness.experiment.run_verdicts import read_both_arms
 from harness.experiment.main_job import (
     are_all_done, attempt, compare, in_order, judge_pairs, place_open, refuse_many, report_stored, run_all,
 )

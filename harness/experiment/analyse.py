@@ -60,8 +60,8 @@ from harness.experiment.run_remarks import (
 from harness.experiment.run_verdicts import (
     judge_stored_run,
     list_verdict_records,
-    measure,
-    measure_over,
+    read_arms_over,
+    read_both_arms,
     verdict_change,
 )
 from harness.experiment.stored_rows import Facts, Reader, Runs
@@ -238,8 +238,8 @@ def list_steps(
             continue
         served_as = f"{candidates[run.candidate].served_base.quantization.upper()} base"
         step = partial(_step, study, [t for t in judged.results[run.run_id].tasks if is_in_macro(t)])
-        chain, measured = list[AttributionStep](), measure(study, run)
-        if over := measure_over(study, run, run.served_digest) if run.served_digest else []:
+        chain, measured = list[AttributionStep](), read_both_arms(study, run)
+        if over := read_arms_over(study, run, run.served_digest) if run.served_digest else []:
             served = {m.task.name: m.base for m in over}
             before = [m._replace(new=served[m.task.name]) for m in measured if m.task.name in served]
             chain.append(step("quantisation", served_as, "base", before))
@@ -247,7 +247,7 @@ def list_steps(
         init = recipes[recipes[run.candidate].weights_of or run.candidate].init_from
         parents = [r for r in answered_runs if r.candidate == init and r.state == "done"]
         if parent := next((r for r in parents if r.seed == run.seed), parents[0] if parents else None):
-            old = {m.task.name: m.new for m in measure(study, parent)}
+            old = {m.task.name: m.new for m in read_both_arms(study, parent)}
             shared = [m._replace(base=old[m.task.name]) for m in measured if m.task.name in old]
             change = "more training" if method.trains else "a change of the adapter"
             if run.training.n_pairs is not None:
@@ -284,7 +284,7 @@ def find_answers(
     gated = [run for run in runs if run.run_id in judged.results]
     gated.sort(key=lambda run: run.run_id in judged.study.settled)
     # The base's rows come from the first run that no interim analysis settled.
-    bases = {m.task.name: list(m.base) for run in gated[::-1] for m in measure(judged.study, run)}
+    bases = {m.task.name: list(m.base) for run in gated[::-1] for m in read_both_arms(judged.study, run)}
     for m in tasks:
         labels, by_rows, key = dict[str, list[str]](), dict[str, Run](), f"{m.task.name}/test"
         for label, run in ((label, run) for label, run in labelled_runs if key in run.rows):
@@ -306,7 +306,7 @@ def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[Answe
             continue
         old, new = answers_on_target(judged.study, run)
         diversities = [answer_diversity(new, old)]
-        for m in (m for m in measure(judged.study, run) if m.role != "regression"):
+        for m in (m for m in read_both_arms(judged.study, run) if m.role != "regression"):
             diversity = answer_diversity(m.new, m.base)
             if diversity and m.role == "safety":  # refusals use the same words, which is not a collapse
                 diversity = replace(diversity, collapsed=False)

@@ -14,7 +14,7 @@ import numpy as np
 from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.answers import RetrievalUse, list_each_answer, retrieval_use, several_answers
-from harness.analysis.candidate_facts import BaseSize, CandidateFacts, facts_of_run, judged_run
+from harness.analysis.candidate_facts import BaseSize, CandidateFacts, facts_without_rows, judged_run
 from harness.analysis.comparison import estimate
 from harness.analysis.economics import apply_budgets, index_usd_per_1k
 from harness.analysis.estimators import is_judge
@@ -54,7 +54,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     """Return the facts of one run before comparisons; raises CandidateFailed if all test rows are errors."""
     cached_run, facts = reader.facts.get(run.run_id, (None, None))
     if facts is None or cached_run is not run:
-        facts = facts_of_run(run) if run.state == "failed" else _Measured(session, reader, run).facts()
+        facts = facts_without_rows(run) if run.state == "failed" else _Measured(session, reader, run).facts()
         reader.facts[run.run_id] = run, facts
     return facts
 

@@ -23,7 +23,7 @@ from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.main_job import attempt, judge_pairs, report_stored
 from harness.experiment.rescue_trials import HalfVerdict, Rescue, RescueTrial, TrialResult, TrialSchedule
 from harness.experiment.run_candidate import answer_all_items
-from harness.experiment.run_verdicts import judge_stored_run, measure
+from harness.experiment.run_verdicts import judge_stored_run, read_both_arms
 from harness.experiment.stored_rows import Reader, refuse_folds
 from harness.experiment.study import (
     Study,
@@ -282,9 +282,9 @@ def run(prepared: PreparedRescue) -> Rescue:
 
 
 def _notes(context: _Context, run: Run) -> Iterator[str]:
-    everything = measure(context.study, run)
+    everything = read_both_arms(context.study, run)
     for half in HALVES:
-        judged_names = {m.task.name for m in measure(context.study, run, half)}
+        judged_names = {m.task.name for m in read_both_arms(context.study, run, half)}
         if absent_names := [m.task.name for m in everything if m.task.name not in judged_names]:
             yield f"too few clusters on the {half} half to judge {', '.join(absent_names)} there"
     gain_names = [target.name for target in context.others if target.gains]
@@ -343,5 +343,7 @@ def _judge_search(context: _Context, run: Run) -> HalfVerdict:
 
 def _judge_half(context: _Context, run: Run, half: Half, *, gains: bool) -> HalfVerdict:
     verdict = judge_stored_run(context.study, run, items=half).verdict
-    n_items, n_all = (sum(len(m.new) for m in measure(context.study, run, items)) for items in (half, None))
+    n_items, n_all = (
+        sum(len(m.new) for m in read_both_arms(context.study, run, items)) for items in (half, None)
+    )
     return HalfVerdict(half, n_items, n_all, verdict, gains)

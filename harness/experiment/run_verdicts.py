@@ -20,7 +20,7 @@ from harness.analysis.gate_rules_on_answers import cumulative_policy, cumulative
 from harness.analysis.gating import GateResult
 from harness.analysis.verdict import WORDS, Half, Rule, Verdict, may_decide
 from harness.errors import IncompatibleRuns
-from harness.experiment.study import ArmsOfPair, Study, SuiteTask, compare_on, target_facts
+from harness.experiment.study import ArmsOfPair, Study, SuiteTask, compare_on, gate_target
 from harness.formatting import count
 from harness.provenance import timestamp
 from harness.records import FEWER, RowsIdentity, Run, digest, load
@@ -32,7 +32,7 @@ from harness.store import Champion, DecisionRecord, Store, VerdictRecord
 FindIdentity = Callable[[RowsIdentity, str], RowsIdentity]
 
 
-def measure_over(study: Study, run: Run, weights: str) -> list[Measurement]:
+def read_arms_over(study: Study, run: Run, weights: str) -> list[Measurement]:
     """Pair a run's rows with rows of other weights computed in the same way; empty if any are not stored."""
 
     def find(identity: RowsIdentity, key: str = "") -> RowsIdentity:
@@ -41,10 +41,10 @@ def measure_over(study: Study, run: Run, weights: str) -> list[Measurement]:
     keys = (f"{suite_task.task.name}/test" for suite_task in study.suite_tasks())
     identities = [store.read_identity(study.store, run.rows[key]) for key in keys if key in run.rows]
     stored = all(study.store.parquet(find(identity).digest).exists() for identity in identities)
-    return measure_arms(study, run, find)[0] if stored else []
+    return read_arms(study, run, find)[0] if stored else []
 
 
-def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measurement], list[str]]:
+def read_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measurement], list[str]]:
     """Return both arms' rows of each task that the run answered, and notes on omitted items.
 
     Tasks that the policy only reports are skipped if the baseline has not answered them.
@@ -186,7 +186,9 @@ def judge_stored_run(
         policy = policy.model_copy(update={"target": goal})
     if items == "search":
         policy = policy.model_copy(update={"target": TargetPolicy()})
-    arms = find_arms(study, run, digest, partial(find_baseline_identity, study, run, champion), items)
+    arms = compare_with_baseline(
+        study, run, digest, partial(find_baseline_identity, study, run, champion), items
+    )
     unanswered = (t for t in study.suite_tasks() if f"{t.task.name}/test" not in run.rows)
     missing = [t.task.name for t in unanswered if may_decide(*t, experiment.gate)]
     # An artefact is judged on the target against the run that it was exported from.
@@ -200,7 +202,7 @@ def judge_stored_run(
     result = gating.judge(
         arms.measured,
         policy,
-        target=None if items == "search" else target_facts(study, run, policy),
+        target=None if items == "search" else gate_target(study, run, policy),
         identical=run.weights_digest == digest,
         confirmed=confirm_in_fp32(study, run, arms.measured),
         controls=study.rows.controls_of(run),
@@ -213,20 +215,20 @@ def judge_stored_run(
     return replace(result, notes=arms.notes)
 
 
-def measure(study: Study, run: Run, items: Half | None = None) -> list[Measurement]:
+def read_both_arms(study: Study, run: Run, items: Half | None = None) -> list[Measurement]:
     """Return the rows of a run and its base on each task that both answered, or on one half of it."""
     find = partial(find_baseline_identity, study, run, None)
-    return find_arms(study, run, run.base_digest, find, items).measured
+    return compare_with_baseline(study, run, run.base_digest, find, items).measured
 
 
-def find_arms(
+def compare_with_baseline(
     study: Study, run: Run, digest: str, find: FindIdentity, items: Half | None = None
 ) -> ArmsOfPair:
     """Compare a run with the baseline of these weights, or reuse the result of a run with the same rows."""
     names = [f"{suite_task.task.name}/test" for suite_task in study.suite_tasks()]
     key = (digest, run.base_digest, run.weights_digest, items or "", *(run.rows.get(n, "") for n in names))
     if key not in study.compared:
-        (measured, notes), gate, admitted = measure_arms(study, run, find), study.experiment.gate, None
+        (measured, notes), gate, admitted = read_arms(study, run, find), study.experiment.gate, None
         if items is not None:
             measured = cut_to_half(measured, cut_tasks(measured, study.seed), items)
         else:
@@ -259,7 +261,7 @@ def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | No
         return first_identity
 
     try:
-        arms = find_arms(study, run, first, find, items)
+        arms = compare_with_baseline(study, run, first, find, items)
     except IncompatibleRuns as error:
         return cumulative_rule(str(error).partition(";")[0], first)
     policy, identical = cumulative_policy(study.experiment.gate), run.weights_digest == first

@@ -25,7 +25,7 @@ from harness.analysis.candidate_facts import (
     UnderLoad,
     UnreadAnswers,
     alternative,
-    facts_of_run,
+    facts_without_rows,
 )
 from harness.analysis.comparison import compare_on_target, correct_estimate, estimate, labels_missing
 from harness.analysis.economics import apply_budgets
@@ -223,7 +223,7 @@ def count_missing(study: Study, *runs: Run) -> int:
     return labels_missing(metric, labels, *(study.rows.cut(run, study.target) for run in runs))
 
 
-def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | None:
+def gate_target(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | None:
     """Return the target's facts: score, and gain over the best untrained candidate if the policy needs it."""
     goal, task = policy.target, study.experiment.target
     limits = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
@@ -448,7 +448,7 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
     Raises CandidateFailed if every test row is an error.
     """
     refuse_unanswered(test)
-    busy_s, timed, facts = compute_s(run, test), run.latency, facts_of_run(run)
+    busy_s, timed, facts = compute_s(run, test), run.latency, facts_without_rows(run)
     disturbed, under_load, prompt = dict(facts.speed.disturbed), None, fmean(r.n_prompt_tokens for r in test)
     if timed.get("compute_contended") and timed.get("compute_s"):
         disturbed["requests_per_s"] = 1 / timed["compute_s"]
