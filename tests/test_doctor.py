@@ -18,7 +18,7 @@ from harness.evaluation.costs import DEVICE_HOUR_USD, Work, estimate_answering, 
 from harness.experiment import Estimates, Scope, find_stored_runs, first_line, in_order, prepare_session
 from harness.experiment.stored_rows import BASE_ARM as ARM
 from harness.formatting import seconds
-from harness.models.hardware import Machine, Memory
+from harness.models.hardware import STEP_TOKENS, Machine, Memory
 from harness.progress import SilentProgress
 from harness.records import Example, TokenCounts
 from harness.spec import TokenPrices
@@ -100,6 +100,9 @@ def test_estimates_grow_with_what_is_read_and_generated_and_are_priced_by_the_ho
     )
     assert read_s < generated_s
     assert read_s < trained_s
+    timed = Machine("cpu", "CPU", "bf16", 100.0, speeds={"bf16": [100.0, 100.0, 100.0, 100.0, 50.0]})
+    steps = [Work(trained=n, steps=1).seconds(10**8, timed) for n in STEP_TOKENS]
+    assert steps == pytest.approx([1.28, 0.64])  # 320 tokens at 100 GFLOP/s and 80 at 50
     assert tokens("") == 1
     assert tokens("x" * 400) == 100
 

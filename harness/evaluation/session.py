@@ -239,8 +239,8 @@ class Session:
 
     def _amount(self, kind: str, work: costs.Work, source: ModelSource) -> tuple[float, int]:
         tokens, n = {
-            "answering": (work._replace(trained=0), work.blocks),
-            "training": (costs.Work(trained=work.trained), work.steps),
+            "answering": (work._replace(trained=0, steps=0), work.blocks),
+            "training": (costs.Work(trained=work.trained, steps=work.steps), work.steps),
         }.get(kind, (costs.Work(), getattr(work, kind, 0)))
         shape = hub.shape(source)
         return tokens.seconds(shape.active if shape else source.n_parameters, self.machine), n
