@@ -227,8 +227,8 @@ def regularization_work(
 ) -> costs.Work:
     """Estimate the extra work of regularisers; `n_rows` are the training's rows in total and per step."""
     n_total, n_per_step = n_rows
-    more = regularizers.work_factor(recipe.regularize, n_per_step) - 1
-    total = costs.Work(trained=round(training_work.trained * more), steps=round(training_work.steps * more))
+    factor = regularizers.work_factor(recipe.regularize, n_per_step)
+    total = costs.Work(trained=round(training_work.trained * (factor - 1)))
     for name, mixture in regularizers.mixtures(recipe.regularize, context).items():
         share = mixture.n / max(1, n_total)
         n_steps = ceil(training_work.steps * share) if regularizers.mixes_rows(name) else 0

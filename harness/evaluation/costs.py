@@ -175,7 +175,7 @@ def _read(machine: Machine, n_parameters: int) -> dict[str, _Sums]:
 
 
 def _file(machine: Machine, n_parameters: int) -> Path:
-    key = digest(["steps", machine.name, machine.device, machine.precision, n_parameters, _Sums._fields])
+    key = digest(["passes", machine.name, machine.device, machine.precision, n_parameters, _Sums._fields])
     return cache_dir() / "pace" / f"{key}.json"
 
 
@@ -192,6 +192,7 @@ CHAT_TOKENS = 12
 # tokens are generated.
 _READ_SHARE, _GENERATE_SHARE, TRAIN_SHARE = 0.4, 0.08, 0.42
 # Operations per parameter and trained token: GPUs recompute activations.
+_LEAST_SLOPE = 0.25  # time of a further token, as a share of the mean in the long step
 _TRAIN_OPERATIONS = {"cpu": 4, "cuda": 6}
 
 # Prices of a device hour in USD, as of November 2026: two virtual CPU cores, and one
@@ -224,7 +225,8 @@ class Work(NamedTuple):
         token_s, step_s = operations / train, 0.0
         if short:  # a line through the times of the two steps
             (long_n, short_n), short_s = STEP_TOKENS, operations * STEP_TOKENS[1] / short[0]
-            token_s = max(0.0, (operations * long_n / train - short_s) / (long_n - short_n))
+            per_token_s = (operations * long_n / train - short_s) / (long_n - short_n)
+            token_s = max(_LEAST_SLOPE * token_s, per_token_s)  # both times are noisy
             step_s = max(0.0, short_s - short_n * token_s)
         answering_s = 2 * n_parameters / 1e9 * (self.read / read + self.generated / generate)
         return answering_s + token_s * self.trained + step_s * self.steps

@@ -1,4 +1,4 @@
-"""The judging stage: stored answers and pairs of answers are graded by their judges, and scored again.
+"""Scores of stored answers: judges grade them and pairs of them, and metrics score them again.
 
 Invariant: it runs while no candidate is open, so that a local judge can be the one model in memory; a
 failure keeps all answers and grades for the next run. Equal answers are not a pair, and a failed answer loses

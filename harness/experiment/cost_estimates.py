@@ -1,4 +1,4 @@
-"""Preflight check of machine, packages and experiment, with the costs of candidates.
+"""Cost estimates of candidates, and the checks of machine, packages and experiment before a run.
 
 Invariant: nothing is trained, and all problems are listed together.
 """

@@ -130,8 +130,9 @@ def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[
             context = PromptingContext(suite.task, suite.items.train, (), 0, dry_run=True)
             for note in describe_prompts(shots, context, suite.items.test):
                 names_by_note.setdefault(note, []).append(suite.task.name)
-        if suite.task.primary_metric in _OF_OPENINGS and suite.task.max_new_tokens < _OPENING_TOKENS:
-            ends = f"answers end after {suite.task.max_new_tokens} tokens"
+        is_generated, n_tokens = suite.task.kind == "generate", suite.task.max_new_tokens
+        if is_generated and suite.task.primary_metric in _OF_OPENINGS and n_tokens < _OPENING_TOKENS:
+            ends = f"answers end after {n_tokens} tokens"
             note = f"{ends}, and a refusal may be said later in their first {OPENING_CHARS} characters"
             step = f"; next: max_new_tokens: {_OPENING_TOKENS} in the task"
             names_by_note.setdefault(note + step, []).append(suite.task.name)
@@ -152,7 +153,7 @@ def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[
 
 
 _OF_OPENINGS = ("refusal", "no_refusal")  # metrics
-_OPENING_TOKENS = OPENING_CHARS // 5  # with 24 tokens 20 % of harmful requests seemed refused, 57 % were
+_OPENING_TOKENS = OPENING_CHARS // 5  # with 24 tokens 22 % of harmful requests seemed refused, 57 % were
 _BARE = (
     "asked without an instruction: neither a system text nor words that all prompts share say what to do; "
     "next: system: TEXT in the task"

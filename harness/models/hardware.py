@@ -305,7 +305,7 @@ def slow_bf16(machine: Machine) -> str:
     """Say how slow bf16 is on this CPU, by the mean over timed steps; empty if about as fast as fp32."""
     bf16, fp32 = (machine.speeds.get(name, ()) for name in ("bf16", "fp32"))
     pairs = list(zip(bf16, fp32, strict=False))
-    fast, plain = map(geometric_mean, zip(*(pairs[1:] or pairs), strict=True)) if pairs else (1.0, 1.0)
+    fast, plain = map(geometric_mean, zip(*(pairs[1:4] or pairs), strict=True)) if pairs else (1.0, 1.0)
     if fast >= _SLOW_BELOW * plain:
         return ""
     by = "in short steps" if pairs[1:] else "in a product"

@@ -5,7 +5,7 @@ Source: learning without forgetting, Li and Hoiem 2017 (arXiv:1606.09282).
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,7 +18,6 @@ from harness.models.later import torch
 from harness.spec import Spec
 
 _CHUNK = 64  # tokens whose logits are held at a time
-_BATCH = 8  # rows that are read together before training
 Head = Callable[["torch.Tensor"], "torch.Tensor"]  # hidden states (t, d) to logits (t, v) in fp32
 
 
@@ -61,7 +60,7 @@ def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
     finish = _finish_of(model.config)
     tuned: Head = lambda states: finish(product(states))  # noqa: E731
     with torch.no_grad():
-        start_states = _read_start(model, start.rows)
+        start_states = [_answer_states(model, row) for row in start.rows]
         is_trained = any(parameter.requires_grad for parameter in head.parameters())
         start_head = tuned
         if is_trained:  # what the head computes before training
@@ -72,15 +71,14 @@ def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
         ids = torch.tensor([start.rows[0].ids], device=model.device)
         with _eval_mode(model):
             model_logits = model(input_ids=ids, logits_to_keep=2, use_cache=False).logits[0, 0].float()
-        (states,) = _answer_states(model, start.rows[:1])
-        if not torch.allclose(model_logits, start_head(states[-1:])[0], rtol=0.05, atol=0.05):
+        if not torch.allclose(model_logits, start_head(start_states[0][-1:])[0], rtol=0.05, atol=0.05):
             found = "this model's logits are more than a product with its last hidden states"
             raise CandidateFailed(found, "regularize: ewc or l2_sp in place of kl")
     n = min(params.rows_per_step, len(start_states))
 
     def terms(step: int) -> "Iterator[torch.Tensor]":
         for i in random.Random(f"{start.seed}/kl/{step}").sample(range(len(start_states)), n):
-            (states,) = _answer_states(model, [start.rows[i]])
+            states = _answer_states(model, start.rows[i])
             yield params.strength / n * mean_kl((start_states[i], start_head), (states, tuned))
 
     return terms
@@ -125,32 +123,12 @@ def _eval_mode(module: Any) -> Iterator[None]:
     module.train(training)
 
 
-def _read_start(model: Any, rows: Sequence[regularizers.GeneralRow]) -> "list[torch.Tensor]":
-    """Return the states of all rows before training, read together with rows of similar length."""
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    batches = [by_length[i : i + _BATCH] for i in range(0, len(rows), _BATCH)]
-    states = {
-        i: row_states
-        for batch in batches
-        for i, row_states in zip(batch, _answer_states(model, [rows[i] for i in batch]), strict=True)
-    }
-    return [states[i] for i in range(len(rows))]
-
-
-def _answer_states(model: Any, rows: Sequence[regularizers.GeneralRow]) -> "list[torch.Tensor]":
-    """Return the last hidden states (t, d) that predict each row's answer, without dropout or noise."""
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.tensor([[*row.ids, *[row.ids[-1]] * (longest - len(row.ids))] for row in rows])
-    mask = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows])
-    # By index: a slice of one position takes 80 ms in bf16 on a CPU, forty times as long.
-    first = torch.zeros(1, dtype=torch.long, device=model.device)
+def _answer_states(model: Any, row: regularizers.GeneralRow) -> "torch.Tensor":
+    """Return the last hidden states (t, d) that predict a row's answer, without dropout or noise."""
+    ids = torch.tensor([row.ids], device=model.device)
+    # By index: in bf16 on a CPU the logits of a slice of one position take 80 ms, forty times as long.
+    kept = torch.zeros(1, dtype=torch.long, device=model.device)
     with _eval_mode(model):
-        output = model(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            output_hidden_states=True,
-            logits_to_keep=first,
-            use_cache=False,
-        )
-    ends = ((row.start - 1, len(row.ids) - 1) for row in rows)
-    return [states[start:end] for states, (start, end) in zip(output.hidden_states[-1], ends, strict=True)]
+        output = model(input_ids=ids, output_hidden_states=True, logits_to_keep=kept, use_cache=False)
+    states: torch.Tensor = output.hidden_states[-1][0, row.start - len(row.ids) - 1 : -1]
+    return states
