@@ -191,8 +191,8 @@ CHAT_TOKENS = 12
 # steps, as on a GPU: the usual values of models with 1 to 8 billion parameters. About half of the allowed
 # tokens are generated.
 _READ_SHARE, _GENERATE_SHARE, TRAIN_SHARE = 0.4, 0.08, 0.42
-# Operations per parameter and trained token: GPUs recompute activations.
 _LEAST_SLOPE = 0.25  # time of a further token, as a share of the mean in the long step
+# Operations per parameter and trained token: GPUs recompute activations.
 _TRAIN_OPERATIONS = {"cpu": 4, "cuda": 6}
 
 # Prices of a device hour in USD, as of November 2026: two virtual CPU cores, and one
