@@ -1,4 +1,4 @@
-"""Measurements of two arms with a known truth, for the error rates of `gating.judge`."""
+"""Measurements of two arms with a known truth, for the error rates of `gate_verdict.judge`."""
 
 from collections.abc import Sequence
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness import stats
 from harness.analysis.admission import cluster_name, cut_tasks, cut_to_half
-from harness.analysis.gating import apply_rules, judge
+from harness.analysis.gate_verdict import apply_rules, judge
 from harness.analysis.margins import DeltaPart, allocate_items, describe_more_items
 from harness.analysis.verdict import TaskComparison
 from harness.lifecycle import release

@@ -61,7 +61,7 @@ OFFERED = {
     # A group without a facade: each name is imported from the module that defines it.
     "analysis": (
         "ablation admission alignment answers arithmetic candidate_facts comparison decision economics estimators explain "
-        "gating human_preferences judge_correction people_labels macro margins next_step gate_rules_on_answers run_diff seeds "
+        "gate_verdict human_preferences judge_correction people_labels macro margins next_step gate_rules_on_answers run_diff seeds "
         "significance target_scores verdict"
     ),
     # Its `is_endpoint` is about a judge's settings; that of `models.openai_api` is about a run.
@@ -97,7 +97,7 @@ OFFERED = {
 FACADES = "experiment/preparation lifecycle/release"
 # Must work on a machine without torch.
 LIGHT = (
-    "config store stats analysis.comparison analysis.gating analysis.decision report lifecycle.release "
+    "config store stats analysis.comparison analysis.gate_verdict analysis.decision report lifecycle.release "
     "lifecycle.production experiment.rescue cli"
 ).split()
 

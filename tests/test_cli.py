@@ -17,7 +17,7 @@ from fake_facts import candidate, make_fine_tune, verdict
 
 from harness import store
 from harness.analysis.decision import Decision
-from harness.analysis.gating import GateResult
+from harness.analysis.gate_verdict import GateResult
 from harness.cache import cache_dir
 from harness.cli.compare import exit_code
 from harness.cli.options import ExperimentFile

@@ -17,7 +17,7 @@ from harness import stats
 from harness.analysis import comparison
 from harness.analysis.comparison import check_comparable, compare_rows, compare_validity, estimate
 from harness.analysis.estimators import orient, refuse_failed, regression_p
-from harness.analysis.gating import apply_rules
+from harness.analysis.gate_verdict import apply_rules
 from harness.analysis.verdict import TaskComparison
 from harness.errors import IncompatibleRuns, UserError
 from harness.lifecycle import release

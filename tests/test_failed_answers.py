@@ -9,11 +9,11 @@ import pytest
 from fake_rows import EXACT, LOWER, flips, rows
 
 from harness import config, formatting, store
-from harness.analysis import gating
+from harness.analysis import gate_verdict
 from harness.analysis.admission import Measurement
 from harness.analysis.comparison import compare_rows, estimate
 from harness.analysis.estimators import orient
-from harness.analysis.gating import exit_code
+from harness.analysis.gate_verdict import exit_code
 from harness.experiment.study import load_study
 from harness.lifecycle import release
 from harness.lifecycle.release import candidate_runs
@@ -33,7 +33,7 @@ def make_measurement(base, new, name="facts", metric=EXACT, **fields):
 
 
 def judge_tasks(*tasks, policy=POLICY, target=None):
-    return gating.judge(tasks, policy, target=target, identical=False).verdict
+    return gate_verdict.judge(tasks, policy, target=target, identical=False).verdict
 
 
 def outcomes(verdict):
@@ -95,7 +95,7 @@ def test_no_policy_lets_an_invalid_verdict_through():
 
 def test_what_the_base_did_not_answer_lies_between_two_bounds():
     base, new = [None] * 4 + [1.0] * 396, [1.0, 1.0, 0.0, 0.0] + [1.0] * 396
-    (task,) = gating.judge([make_measurement(base, new)], POLICY, target=None, identical=False).tasks
+    (task,) = gate_verdict.judge([make_measurement(base, new)], POLICY, target=None, identical=False).tasks
     comparison = task.comparison
     assert (comparison.n, comparison.delta, comparison.errors.base) == (396, 0.0, 4)
     assert (comparison.errors.delta_lost, comparison.errors.delta_kept) == pytest.approx((-2 / 400, 2 / 400))

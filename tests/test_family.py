@@ -11,13 +11,13 @@ from fake_rows import EXACT, compare_flips, rows
 from typer.testing import CliRunner
 
 from harness import config, store
-from harness.analysis import gate_rules_on_answers, gating
+from harness.analysis import gate_rules_on_answers, gate_verdict
 from harness.analysis.admission import Measurement, admit
 from harness.analysis.answers import AnswerCounts, answer_diversity, compare_commonest_answers
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate
 from harness.analysis.gate_rules_on_answers import cumulative_of, cumulative_policy, cumulative_rule
-from harness.analysis.gating import apply_rules
+from harness.analysis.gate_verdict import apply_rules
 from harness.analysis.seeds import Family, family_of, place_in_family
 from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app
@@ -146,7 +146,7 @@ def make_measurements(base_lost: float, new_lost: float) -> list[Measurement]:
 
 
 def judge_tasks(against, policy=POLICY, **options):
-    return gating.judge(against, policy, target=None, identical=False, **options).verdict
+    return gate_verdict.judge(against, policy, target=None, identical=False, **options).verdict
 
 
 def judge_cumulative(lost_share: float, policy=POLICY) -> Rule:
@@ -275,7 +275,7 @@ def test_the_gate_judges_capability_tasks_and_the_target_and_no_refusals():
     def judge(new, role="capability", target=None):
         arms = [[replace(row, parts={"score": (1.0,)}) for row in text_rows(texts)] for texts in (OPEN, new)]
         task_measurement = Measurement(task, role, "", {"score": SCORE}, *arms)
-        judgement = gating.judge([task_measurement], LIMITED, target=target, identical=False)
+        judgement = gate_verdict.judge([task_measurement], LIMITED, target=target, identical=False)
         return next(rule.outcome for rule in judgement.verdict.rules if rule.name == "mode collapse")
 
     assert judge(["yes"] * 100) == "fail"

@@ -13,7 +13,7 @@ import tiny_experiment
 from conftest import find_shared_data
 from hypothesis import given
 from hypothesis import strategies as st
-from test_gating import compare_task, verdict
+from test_gate_verdict import compare_task, verdict
 from test_judges import JUDGE, RUBRIC, Grader, N, desk, number  # noqa: F401 (the fixture)
 from test_measurements import RATING
 

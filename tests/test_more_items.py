@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.analysis.comparison import compare_rows
-from harness.analysis.gating import apply_rules
+from harness.analysis.gate_verdict import apply_rules
 from harness.analysis.significance import SpareItems, list_spare_items
 from harness.analysis.verdict import Rule, TaskComparison, Verdict, list_items_needed
 from harness.config import CommandLine

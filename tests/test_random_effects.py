@@ -15,7 +15,7 @@ from harness import stats
 from harness.analysis.comparison import compare_recipes, compare_rows
 from harness.analysis.economics import estimate_more_items, list_more_seeds
 from harness.analysis.estimators import difference_p, refuse, regression_p
-from harness.analysis.gating import apply_rules
+from harness.analysis.gate_verdict import apply_rules
 from harness.analysis.seeds import item_variances, mean_interval, mean_p, pool_seeds, summarize_seeds
 from harness.analysis.verdict import TaskComparison
 from harness.metrics import mean_metric

@@ -19,7 +19,7 @@ import pytest
 from conftest import find_shared_data
 
 from harness import config, gate, store
-from harness.analysis.gating import GateResult, worst_result
+from harness.analysis.gate_verdict import GateResult, worst_result
 from harness.analysis.verdict import Verdict
 from harness.data import load_task
 from harness.errors import IncompatibleRuns, UserError

@@ -294,7 +294,7 @@ def exit_code(experiment_report: "ExperimentReport", policy: "GatePolicy", *, by
 
     A smoke run is no evidence, so its verdict is always undecided.
     """
-    from harness.analysis import gating
+    from harness.analysis import gate_verdict
 
     if any(f.state == "failed" for f in experiment_report.facts):
         return 1
@@ -307,7 +307,7 @@ def exit_code(experiment_report: "ExperimentReport", policy: "GatePolicy", *, by
     if verdict is None:
         # A recommended classifier has no capability to lose; no recommendation at all is undecided.
         return 0 if chosen else 4
-    return gating.exit_code(verdict, policy)
+    return gate_verdict.exit_code(verdict, policy)
 
 
 @verb(app, "lora", "smollm2-135m -t piqa,arc_easy -L 300", name="eval", heading=EXPERIMENT)

@@ -48,7 +48,7 @@ from harness.formatting import UNKNOWN, change, size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.analysis.gating import GateResult
+    from harness.analysis.gate_verdict import GateResult
     from harness.records import Run
     from harness.store import TrialRun
 

@@ -27,7 +27,7 @@ from harness.analysis.comparison import RecipeDifference, compare_recipes
 from harness.analysis.decision import Decision, decide
 from harness.analysis.economics import index_sentences
 from harness.analysis.estimators import Comparison
-from harness.analysis.gating import GateResult
+from harness.analysis.gate_verdict import GateResult
 from harness.analysis.macro import macro_between
 from harness.analysis.margins import map_margins, scale_share
 from harness.analysis.people_labels import MetricCalibration, calibrate

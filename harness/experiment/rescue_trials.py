@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import formatting, plugins, report, stats
-from harness.analysis import gating
+from harness.analysis import gate_verdict
 from harness.analysis.candidate_facts import CandidateFacts, gain
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate
@@ -365,7 +365,7 @@ def exit_code(rescue: Rescue, policy: GatePolicy) -> int:
     if any(h.labels_missing and h.gains and not h.lost_on for h in judged):
         return 4
     undecided = [h.verdict for h in judged if h.keeps_gains and h.verdict.outcome in _UNDECIDED]
-    return gating.exit_code(undecided[0], policy) if undecided else 3
+    return gate_verdict.exit_code(undecided[0], policy) if undecided else 3
 
 
 def rows(rescue: Rescue) -> list[tuple[str, ...]]:

@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 from harness import __version__, store
-from harness.analysis import comparison, gating
+from harness.analysis import comparison
 from harness.analysis.admission import Measurement, admit_tasks, cut_tasks, cut_to_half
 from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.gate_rules_on_answers import cumulative_policy, cumulative_rule, export_rule
-from harness.analysis.gating import GateResult
+from harness.analysis.gate_verdict import GateResult, compare_arms, judge
 from harness.analysis.verdict import WORDS, Half, Rule, Verdict, may_decide
 from harness.errors import IncompatibleRuns
 from harness.experiment.study import ArmsOfPair, Study, SuiteTask, compare_on, gate_target
@@ -199,7 +199,7 @@ def judge_stored_run(
             against_origin = compare_on(study, run, origin)
         bounds = study.primary(study.target).range
         export = export_rule(against_origin, origin_id, study.target, policy, bounds)
-    result = gating.judge(
+    result = judge(
         arms.measured,
         policy,
         target=None if items == "search" else gate_target(study, run, policy),
@@ -238,7 +238,7 @@ def compare_with_baseline(
                 study.admitted[items_key] = admit_tasks(measured, study.seed, gate)
             admitted = study.admitted[items_key]
         identical, seed = run.weights_digest == digest, study.seed
-        compared = gating.compare_arms(measured, gate, identical=identical, seed=seed, admitted=admitted)
+        compared = compare_arms(measured, gate, identical=identical, seed=seed, admitted=admitted)
         study.compared[key] = ArmsOfPair(measured, compared, tuple(notes))
     return study.compared[key]
 
@@ -265,7 +265,7 @@ def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | No
     except IncompatibleRuns as error:
         return cumulative_rule(str(error).partition(";")[0], first)
     policy, identical = cumulative_policy(study.experiment.gate), run.weights_digest == first
-    result = gating.judge(arms.measured, policy, target=None, identical=identical, compared=arms.compared)
+    result = judge(arms.measured, policy, target=None, identical=identical, compared=arms.compared)
     return cumulative_rule(result.verdict, first)
 
 

@@ -30,7 +30,7 @@ from harness.analysis.candidate_facts import (
 from harness.analysis.comparison import compare_on_target, correct_estimate, estimate, labels_missing
 from harness.analysis.economics import apply_budgets
 from harness.analysis.estimators import Comparison, Estimate, is_judge
-from harness.analysis.gating import ComparedArms
+from harness.analysis.gate_verdict import ComparedArms
 from harness.analysis.human_preferences import (
     AnswerPairs,
     Wins,

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness.analysis import gating
-from harness.analysis.gating import GateResult
+from harness.analysis import gate_verdict
+from harness.analysis.gate_verdict import GateResult
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean, gather, refuse
 from harness.formatting import pluralize
 from harness.lifecycle import eval_logs, inspect_logs
@@ -75,7 +75,7 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     renamed = {key: tuple(names.get(n, n) for n in getattr(policy, key)) for key in ("tasks", "critical")}
     policy = policy.model_copy(update=renamed)
     absent_names = [names[name] for name in judged_names if name not in shared]
-    result = gating.judge(measured, policy, target=None, identical=False, missing=absent_names)
+    result = gate_verdict.judge(measured, policy, target=None, identical=False, missing=absent_names)
     left_out = [name for name in tasks if name not in judged_names and name not in not_compared]
     links = [link for path in (base, candidate) for link in _list_links(path)]
     notes = (

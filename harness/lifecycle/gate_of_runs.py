@@ -11,7 +11,7 @@ from typing import Any
 
 from harness import plugins, store
 from harness.analysis.candidate_facts import best
-from harness.analysis.gating import GateResult
+from harness.analysis.gate_verdict import GateResult
 from harness.analysis.seeds import family_of
 from harness.data import version_of_test
 from harness.errors import IncompatibleRuns, UserError, did_you_mean

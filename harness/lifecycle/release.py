@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from harness import config, data, experiment, report, store
 from harness.analysis.gate_rules_on_answers import cumulative_of
-from harness.analysis.gating import GateResult, combine_exit_codes, exit_code, worst_result
+from harness.analysis.gate_verdict import GateResult, combine_exit_codes, exit_code, worst_result
 from harness.analysis.margins import is_relative
 from harness.analysis.run_diff import differences
 from harness.analysis.significance import list_spare_items

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.analysis.gating import exit_code
+from harness.analysis.gate_verdict import exit_code
 from harness.analysis.verdict import WORDS
 from harness.cache import make_private_folder
 

@@ -10,11 +10,11 @@ from itertools import starmap
 from typing import Any
 
 from harness import formatting
-from harness.analysis import gating
+from harness.analysis import gate_verdict
 from harness.analysis.candidate_facts import CandidateFacts, is_fine_tuned
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate, is_judge
-from harness.analysis.gating import GateResult
+from harness.analysis.gate_verdict import GateResult
 from harness.analysis.judge_correction import MIN_LABELS
 from harness.analysis.people_labels import MetricCalibration, PairCalibration
 from harness.analysis.seeds import VARIANCE_UNKNOWN
@@ -306,7 +306,7 @@ def gate_json(judged: GateResult) -> dict[str, Any]:
     return {
         "candidate": judged.candidate,
         "baseline": judged.baseline,
-        "exit_code": gating.combine_exit_codes([judged]),
+        "exit_code": gate_verdict.combine_exit_codes([judged]),
         **plain,
         "comparisons": to_plain([t.comparison for t in judged.tasks]),
         "family": {

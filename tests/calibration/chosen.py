@@ -8,7 +8,7 @@ import numpy as np
 
 from harness.analysis.admission import HALVES, Measurement, cut_tasks, cut_to_half
 from harness.analysis.candidate_facts import CandidateFacts
-from harness.analysis.gating import ComparedArms, compare_arms, judge
+from harness.analysis.gate_verdict import ComparedArms, compare_arms, judge
 from harness.analysis.seeds import Family, place_in_family
 from harness.evaluation import sampling
 from harness.experiment.interim_analyses import _is_settled, is_settled

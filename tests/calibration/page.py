@@ -45,7 +45,7 @@ def page(cells: Sequence[Cell], figures: Mapping[str, CellFigures]) -> str:
     """Write the page as Markdown; cells without a simulation are left out and counted."""
     simulated = [c for c in cells if c.name in figures]
     functions = (
-        "`comparison.estimate`, `comparison.compare_rows`, `gating.judge`, `significance.power_warnings`, "
+        "`comparison.estimate`, `comparison.compare_rows`, `gate_verdict.judge`, `significance.power_warnings`, "
         "`decision.decide`, `nightly_alarm`, the plan of fewer items and the halves of a rescue"
     )
     lines = [

@@ -12,7 +12,7 @@ from scipy import special
 
 from harness import stats
 from harness.analysis.comparison import compare_rows
-from harness.analysis.gating import apply_rules
+from harness.analysis.gate_verdict import apply_rules
 from harness.analysis.verdict import TaskComparison
 from harness.spec import GatePolicy, Task
 from harness.stats import paired

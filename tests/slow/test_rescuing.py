@@ -4,7 +4,7 @@ import collapsing
 import pytest
 
 from harness import config, store
-from harness.analysis import gating
+from harness.analysis.gate_verdict import judge
 from harness.experiment import Scope, prepare_session, read_both_arms, rescue, rescue_trials, study_of_session
 from harness.experiment.stored_rows import Reader
 from harness.progress import SilentProgress
@@ -43,7 +43,7 @@ def outcome_on(experiment_file, rescue_result):
 
     def outcome(tried, half):
         half_study = read_both_arms(study, store.get_run(session.store, tried.facts.run_id), half)
-        return gating.judge(half_study, session.experiment.gate, target=None, identical=False).verdict.outcome
+        return judge(half_study, session.experiment.gate, target=None, identical=False).verdict.outcome
 
     return outcome
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from harness import formatting
-from harness.analysis import gating
+from harness.analysis import gate_verdict
 from harness.analysis.admission import Measurement, admit
 from harness.analysis.comparison import compare_rows, compare_validity
 from harness.analysis.estimators import Estimate
 from harness.analysis.gate_rules_on_answers import export_rule
-from harness.analysis.gating import apply_rules, exit_code
+from harness.analysis.gate_verdict import apply_rules, exit_code
 from harness.analysis.significance import power_warnings
 from harness.analysis.verdict import TargetFacts, TaskComparison
 from harness.formatting import RATE, Unit
@@ -356,7 +356,7 @@ def make_measurement(n, losses):
 
 
 def judge_measurements(*measurements, policy=POLICY):
-    return gating.judge(measurements, policy, target=None, identical=False).verdict
+    return gate_verdict.judge(measurements, policy, target=None, identical=False).verdict
 
 
 def test_a_graded_task_counts_by_its_share_of_the_range_or_not_at_all():
@@ -401,7 +401,7 @@ def judge_on_scale(lowest, span, skill, policy):
     gain = compare_rows(metric, base_rows, new_rows)
     score = Estimate(*(lowest + span * x for x in (0.6, 0.55, 0.65)), 300, metric.unit)
     facts = TargetFacts(score, gain)
-    return gating.judge([measured], policy, target=facts, identical=False).verdict
+    return gate_verdict.judge([measured], policy, target=facts, identical=False).verdict
 
 
 @pytest.mark.parametrize("skill", [0.0, 1.0])

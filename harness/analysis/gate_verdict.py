@@ -1,4 +1,4 @@
-"""Gate: from both arms' rows and a policy to one verdict: pass, fail, inconclusive or harness-drift.
+"""Verdict of the gate: from both arms' rows and a policy to pass, fail, inconclusive or harness-drift.
 
 Invariant: pass needs non-inferiority to be shown, fail a regression; everything else is inconclusive. Every
 output of a verdict, from the exit code to the dashboard, reads the `Verdict` that `judge` returns.
@@ -188,7 +188,7 @@ def apply_rules(
 
     With `level`, rules that must show something (non-inferiority, a gain) are judged at that level, and rules
     that veto keep the policy's alpha. `shared` are the items that tasks share, `commonest` the shares of each
-    task's commonest answer, the others as in `gating.judge`.
+    task's commonest answer, the others as in `gate_verdict.judge`.
     """
     used_alphas = {t.comparison.alpha for t in tasks} | ({validity.alpha} if validity else set())
     if other_alphas := used_alphas - {policy.alpha}:
