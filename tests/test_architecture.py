@@ -60,7 +60,7 @@ DERIVED = PACKAGE / "evaluation" / "lm_eval" / "harness_model.py"
 OFFERED = {
     # A group without a facade: each name is imported from the module that defines it.
     "analysis": (
-        "ablation admission alignment answers arithmetic candidate_facts comparison decision economics estimators explain "
+        "ablation admission alignment answers arithmetic candidate_facts comparison control_arm_drift decision economics estimators explain "
         "gate_verdict human_preferences judge_correction people_labels macro margins next_step gate_rules_on_answers run_diff seeds "
         "significance target_scores verdict"
     ),

@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 from tiny_experiment import fact_of, runs_of
 
 from harness import config, experiment, report, store
-from harness.analysis.gate_rules_on_answers import ControlFacts, control_rule, has_drifted
+from harness.analysis.control_arm_drift import ControlFacts, control_rule, has_drifted
 from harness.cli.compare import exit_code
 from harness.errors import UserError
 from harness.evaluation.control_arm import measure_control

@@ -14,8 +14,8 @@ from harness import formatting
 from harness.analysis import admission, comparison, estimators, gate_rules_on_answers
 from harness.analysis.alignment import name_pooled_cluster
 from harness.analysis.answers import compare_commonest_answers
+from harness.analysis.control_arm_drift import ControlFacts, control_rule
 from harness.analysis.estimators import Comparison
-from harness.analysis.gate_rules_on_answers import ControlFacts
 from harness.analysis.gate_rules_on_capabilities import critical_rule, judge_each, macro_estimate, macro_rule
 from harness.analysis.macro import NOTHING_SHARED, SharedItems, average_macro, find_shared_items
 from harness.analysis.significance import miss_rates
@@ -235,7 +235,7 @@ def apply_rules(
         gate_rules_on_answers.target_rule(target, policy),
         *([collapse] if collapse else []),
         gate_rules_on_answers.drift_rule(tasks, policy, identical),
-        gate_rules_on_answers.control_rule(controls),
+        control_rule(controls),
         *unanswered,
         *([cumulative] if cumulative else []),
         *([export] if export else []),

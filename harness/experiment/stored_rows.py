@@ -8,8 +8,8 @@ from harness import plugins, provenance, store
 from harness.analysis import comparison
 from harness.analysis.answers import add_samples, list_each_answer
 from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.control_arm_drift import AA_FLIPS, ControlFacts, has_drifted
 from harness.analysis.estimators import Estimate
-from harness.analysis.gate_rules_on_answers import AA_FLIPS, ControlFacts, has_drifted
 from harness.data import Split
 from harness.data.row_traits import reported_cases
 from harness.errors import UserError

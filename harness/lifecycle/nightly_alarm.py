@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from harness import formatting, report
-from harness.analysis.gate_rules_on_answers import aa_rate
+from harness.analysis.control_arm_drift import aa_rate
 from harness.config import CommandLine
 from harness.errors import UserError
 from harness.lifecycle import nightly_state

@@ -17,7 +17,7 @@ import numpy as np
 
 from harness import stats
 from harness.analysis import comparison
-from harness.analysis.gate_rules_on_answers import aa_rate
+from harness.analysis.control_arm_drift import aa_rate
 from harness.analysis.people_labels import Labels, answer_digest
 from harness.lifecycle.nightly_state import BaseNight, JudgedChange, SeriesNight
 from harness.lifecycle.nightly_watchlist import Cluster, Item

@@ -8,7 +8,7 @@ import numpy as np
 
 from harness.analysis.admission import Measurement
 from harness.analysis.comparison import compare_rows, estimate
-from harness.analysis.gate_rules_on_answers import ControlFacts, aa_rate, has_drifted
+from harness.analysis.control_arm_drift import ControlFacts, aa_rate, has_drifted
 from harness.analysis.gate_verdict import judge
 from harness.analysis.verdict import TargetFacts, Verdict
 from harness.records import SampleResult
