@@ -14,7 +14,7 @@ from tiny_experiment import fact_of
 from harness import config, store
 from harness.analysis.people_labels import answer_digest
 from harness.config.rubrics import digest_question
-from harness.evaluation.grading import ALPHA, is_drift, n_repeats
+from harness.evaluation.judge_calls import ALPHA, is_drift, n_repeats
 from harness.formatting import usd
 from harness.lifecycle.nightly import run_night
 from harness.records import AnchorCheck, AnswerLabel, Grade, LabelSet

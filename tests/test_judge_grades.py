@@ -23,7 +23,7 @@ from harness.analysis.human_preferences import Turn
 from harness.analysis.judge_correction import GradedArm, correct_difference, correct_score, count_more_labels
 from harness.config.rubrics import Rubric, read_rubric
 from harness.errors import IncompatibleRuns, UserError
-from harness.evaluation.grading import mean_grade, token_weights
+from harness.evaluation.judge_calls import mean_grade, token_weights
 from harness.evaluation.judges import answer_key, judge_messages
 from harness.experiment import rescore_run
 from harness.lifecycle import release

@@ -10,7 +10,7 @@ from openai_server import Fault, Rule, ServerAnswer, serve_model
 
 from harness import store
 from harness.errors import UserError
-from harness.evaluation.grading import cost_usd
+from harness.evaluation.judge_calls import cost_usd
 from harness.experiment import compare, plan_grades, rescore_run
 from harness.lifecycle.label_file import export_answers, import_labels
 from harness.store import Store

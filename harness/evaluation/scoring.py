@@ -17,7 +17,7 @@ from harness import store
 from harness.errors import CandidateFailed, SharedFailure
 from harness.evaluation import AnswerScore, EvaluationJob, answer_fields, score_output
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.grading import ask_endpoint, cost_usd, grade_by_likelihood, list_paid_grades
+from harness.evaluation.judge_calls import ask_endpoint, cost_usd, grade_by_likelihood, list_paid_grades
 from harness.evaluation.judges import GRADED_ROWS, GradeReader, Judge, JudgedMetric, Order, UngradedAnswer
 from harness.evaluation.row_sets import Chooser, RowSet, suite_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights

@@ -27,7 +27,7 @@ from harness.data.text_files import Row, display_path
 from harness.errors import Problem, Unscored, UserError, did_you_mean, refuse
 from harness.evaluation import seed_of
 from harness.evaluation.candidate_rows import row_files
-from harness.evaluation.grading import GradeAccount
+from harness.evaluation.judge_calls import GradeAccount
 from harness.evaluation.judges import GradeReader, key_problems
 from harness.evaluation.row_sets import prompting_digest
 from harness.evaluation.scoring import grade_answers

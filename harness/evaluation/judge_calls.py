@@ -1,4 +1,4 @@
-"""Grading of answers by one judge, an endpoint or a local model, and the drift of an endpoint.
+"""Calls of one judge, an endpoint or a local model, that grade answers; and the drift of an endpoint.
 
 Invariant: each grade is stored as soon as it arrives. Equal questions and answers are graded once, or until a
 grade is readable, as often as the rubric allows. An endpoint's text is parsed and never guessed. A judge that
