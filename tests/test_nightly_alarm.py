@@ -7,8 +7,8 @@ import pytest
 from years import find_first_alarm
 
 from harness.lifecycle.nightly_alarm import DRIFT_E, build_report, drift_e
-from harness.lifecycle.nightly_changes import NightChanges, Seeds, judge, pass_alpha
 from harness.lifecycle.nightly_state import Night, NightCandidate, SeriesNight, State
+from harness.lifecycle.nightly_verdicts import NightChanges, Seeds, judge, pass_alpha
 from harness.lifecycle.nightly_watchlist import build_pool, choose_next_items, ids_by_task
 from harness.records import Example
 from harness.spec import NightlyPolicy

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.lifecycle.nightly_changes import NightChanges, Seeds, judge
+from harness.lifecycle.nightly_verdicts import NightChanges, Seeds, judge
 
 SEED_SD = 0.01
 

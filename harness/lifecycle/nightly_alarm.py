@@ -1,4 +1,4 @@
-"""Verdicts over the nights so far, and the report of a night: document, webhook message, issue.
+"""Verdicts on candidates over the nights so far, and the report of a night: document, webhook message, issue.
 
 Invariant: nights with harness drift or too many failed answers are no evidence about a candidate. An alarm is
 sent once, and again the next night if sending failed. Source: the e-detector of Shin, Ramdas & Rinaldo 2022.
@@ -22,8 +22,8 @@ from harness.analysis.control_arm_drift import aa_rate
 from harness.config import CommandLine
 from harness.errors import UserError
 from harness.lifecycle import nightly_state
-from harness.lifecycle.nightly_changes import Evidence, NightChanges, Seeds, Verdict, judge
 from harness.lifecycle.nightly_state import Alarm, JudgedChange, Night, NightCandidate, State
+from harness.lifecycle.nightly_verdicts import Evidence, NightChanges, Seeds, Verdict, judge
 from harness.report import ResultDocument, Section
 from harness.report.escape import clean
 from harness.spec import NightlyPolicy

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from years import Year, alarm_rate, draw_year, find_first_alarm, median_night
 
-from harness.lifecycle.nightly_changes import Seeds
+from harness.lifecycle.nightly_verdicts import Seeds
 
 pytestmark = pytest.mark.slow
 
