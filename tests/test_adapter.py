@@ -12,8 +12,8 @@ from test_model_families import build
 from tiny_methods import CPU
 
 from harness.errors import CandidateFailed, UserError
-from harness.methods.lora_and_full import Lora
 from harness.methods.made_elsewhere import Adapter
+from harness.methods.supervised import Lora
 from harness.models.against_base import adapter_problems
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve

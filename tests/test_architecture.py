@@ -91,7 +91,7 @@ OFFERED = {
     "store": "frames",
     # A group: the training loop, its parts and the model families; each method needs a few. `job_worker` runs
     # as a program, so the package must not have loaded it.
-    "training": "context heads heldout job_worker live_trackers low_rank_adapters parallel peft_families reinforcement sft tokenized trainer",
+    "training": "context heads heldout job_worker live_trackers lora parallel peft_families policies reinforcement sft tokenized trainer",
 }
 # Modules that re-export what they import, as packages do.
 FACADES = "experiment/preparation lifecycle/release"

@@ -11,7 +11,7 @@ from tiny_methods import CPU
 from tiny_model import score_alone
 
 from harness.errors import CandidateFailed
-from harness.methods.lora_and_full import Full, Lora
+from harness.methods.supervised import Full, Lora
 from harness.models.cpu_kernels import chunk_attention, multiplies_bf16, prepack
 from harness.models.devices import load_base
 from harness.models.hf import ModelHost

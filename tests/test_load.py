@@ -23,7 +23,7 @@ from harness.evaluation.costs import Budget
 from harness.evaluation.timing import describe_timing, time_requests
 from harness.experiment import compare
 from harness.experiment.run_candidate import time_again
-from harness.methods.lora_and_full import Lora
+from harness.methods.supervised import Lora
 from harness.models.devices import load_base
 from harness.models.hardware import Load, Machine
 from harness.models.hf import HFCandidate, ModelHost, merge_adapter

@@ -14,7 +14,7 @@ from tiny_model import score_alone
 
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.bases import base_remarks
-from harness.methods.lora_and_full import Lora
+from harness.methods.supervised import Lora
 from harness.models.devices import load_base
 from harness.models.hf import ModelHost
 from harness.models.hub import expert_share, resolve

@@ -15,8 +15,8 @@ from harness import report as reporting
 from harness.errors import CandidateFailed
 from harness.methods import spectrum
 from harness.methods import spectrum as signal_to_noise
-from harness.methods.lora_and_full import Peft
 from harness.methods.spectrum import noise_bound, scan_model, sum_up_scan, top_share
+from harness.methods.supervised import Peft
 from harness.models.against_base import adapter_problems
 from harness.models.deltas import WEIGHTS, apply_delta
 from harness.models.devices import load_base

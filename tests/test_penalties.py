@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness import plugins
-from harness.methods.lora_and_full import Full, Lora
+from harness.methods.supervised import Full, Lora
 from harness.regularizers import GeneralRow, Start, distance, kl, parts, perturbed
 from harness.training import Reward
 from harness.training.peft_families import peft_config

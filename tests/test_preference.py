@@ -8,14 +8,14 @@ from tiny_methods import CPU
 
 from harness.errors import CandidateFailed
 from harness.methods import dpo
-from harness.methods.lora_and_full import Lora
+from harness.methods.supervised import Lora
 from harness.models.devices import load_base
 from harness.models.hub import resolve
 from harness.records import Example
 from harness.training import CHECKPOINTS, LoraParams, heldout, lora_config
 from harness.training import trainer as loop
 from harness.training.heldout import pairs_that_fit
-from harness.training.low_rank_adapters import Policy, load_policy, policy_options
+from harness.training.policies import Policy, load_policy, policy_options
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -11,7 +11,7 @@ import tiny_experiment
 from harness import plugins, provenance
 from harness.experiment.training_fit import Fit
 from harness.methods import dpo
-from harness.methods.lora_and_full import Lora, Peft
+from harness.methods.supervised import Lora, Peft
 from harness.provenance import TABLE, code_versions
 from harness.records import canonical_json
 from tests import pins

@@ -12,7 +12,7 @@ from tiny_model import logits
 
 from harness.errors import UserError
 from harness.experiment.bases import FitQuery, examine_base
-from harness.methods.lora_and_full import Qlora
+from harness.methods.supervised import Qlora
 from harness.models import hub, memory
 from harness.models.devices import load_base
 from harness.models.hardware import dtype

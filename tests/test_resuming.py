@@ -15,7 +15,7 @@ from harness.evaluation.runner import open_weights
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.training_fit import Fit, FitInputs
 from harness.methods import bottleneck, dpo, head, spectrum
-from harness.methods.lora_and_full import Full, Lora
+from harness.methods.supervised import Full, Lora
 from harness.models.weight_files import tensors_of
 from harness.progress import SilentProgress
 from harness.training import CHECKPOINTS, context

@@ -14,7 +14,7 @@ from tiny_model import ASKED
 from harness import plugins, store
 from harness.errors import CandidateFailed
 from harness.methods.derived import Merged, Scaled, unlike
-from harness.methods.lora_and_full import Lora
+from harness.methods.supervised import Lora
 from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.plugins import RescueSituation
 from harness.spec import RescuePolicy

@@ -15,7 +15,7 @@ from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.training_fit import Fit
 from harness.experiment.trials import estimate_tracking, read_kept_points
 from harness.methods.derived import Checkpoint
-from harness.methods.lora_and_full import Lora
+from harness.methods.supervised import Lora
 from harness.records import TrainingRecord, read_training_record
 from harness.spec import Recipe, Tracking
 from harness.training import CHECKPOINTS, TRACKED, map_tracked_folders

@@ -19,7 +19,7 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.training_fit import has_own_process
 from harness.formatting import RATE
-from harness.methods.lora_and_full import Lora
+from harness.methods.supervised import Lora
 from harness.methods.text_classifiers import Classifier
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.hardware import Machine, reset_peak

@@ -11,7 +11,7 @@ from tiny_model import ASKED
 
 from harness import regularizers
 from harness.errors import UserError
-from harness.methods.lora_and_full import Full, Lora
+from harness.methods.supervised import Full, Lora
 from harness.records import Example
 from harness.training import CHECKPOINTS
 from harness.training.sft import SupervisedParams, _rows

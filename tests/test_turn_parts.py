@@ -20,7 +20,7 @@ from harness.models.hub import resolve
 from harness.records import Example
 from harness.spec import Task
 from harness.training import LoraParams, lora_config
-from harness.training.low_rank_adapters import load_policy
+from harness.training.policies import load_policy
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

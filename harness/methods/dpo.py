@@ -19,7 +19,7 @@ from harness.models.weight_files import adapter_digest
 from harness.plugins import Situation
 from harness.provenance import describe_environment, versions_of
 from harness.records import TrainingRecord, digest
-from harness.training import heldout, low_rank_adapters, parallel
+from harness.training import heldout, lora, parallel, policies
 from harness.training import trainer as loop
 from harness.training.context import FitContext
 from harness.training.tokenized import cache_dataset
@@ -33,7 +33,7 @@ Inputs = dict[str, Any]
 _MEASURED, _PUBLISHED = 0.5, 20  # billions of parameters of bases
 
 
-class Params(heldout.HeldOutParams, low_rank_adapters.LoraParams):
+class Params(heldout.HeldOutParams, lora.LoraParams):
     """TRL's names, and PEFT's for the new adapter (without `init_from`).
 
     `beta` is the weight of the divergence from the reference. `loss_type` is one of TRL's losses; `robust`,
@@ -62,7 +62,7 @@ def train(context: FitContext, params: Params, config: "peft.PeftConfig", save_t
     With `context.init` the adapter keeps that shape, and `config` is not used. The reward margin of the
     record is in nats times beta.
     """
-    policy = low_rank_adapters.load_policy(context, config, save_to)
+    policy = policies.load_policy(context, config, save_to)
     rows, heldout_rows, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
     if 0 <= (n_seen := heldout.n_seen(params)) < len(rows):  # only rows that will be seen
         rows = random.Random(context.seed).sample(rows, n_seen)
@@ -70,7 +70,7 @@ def train(context: FitContext, params: Params, config: "peft.PeftConfig", save_t
     trainer = _trainer(policy, params, (rows, heldout_rows))
     longest = max(2 * row["length"] for row in rows + heldout_rows)  # both answers may be in one row
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
-    record = low_rank_adapters.train_policy(policy, trainer, n_dropped)
+    record = policies.train_policy(policy, trainer, n_dropped)
     sizes = len(rows), len(heldout_rows)
     return heldout.add_curves(record, trainer, sizes, accuracy="rewards/accuracies", margin="rewards/margins")
 
@@ -85,9 +85,7 @@ def _row(start: int, wholes: list[list[int]]) -> Row:
     }
 
 
-def _trainer(
-    policy: low_rank_adapters.Policy, params: Params, rows: tuple[list[Row], list[Row]]
-) -> "trl.DPOTrainer":
+def _trainer(policy: policies.Policy, params: Params, rows: tuple[list[Row], list[Row]]) -> "trl.DPOTrainer":
     context = policy.context
     reference = [  # everything besides the rows that the reference's log-probabilities depend on
         context.source.weights_digest,
@@ -107,7 +105,7 @@ def _trainer(
     arguments, options = heldout.trainer_options(params, rows)
     # `length` is read by the sampler.
     arguments |= {"precompute_ref_log_probs": True, "remove_unused_columns": False}
-    trainer = low_rank_adapters.make_policy_trainer(policy, kind, trl.DPOConfig, params, arguments, **options)
+    trainer = policies.make_policy_trainer(policy, kind, trl.DPOConfig, params, arguments, **options)
     return cast("trl.DPOTrainer", trainer)
 
 
@@ -239,7 +237,7 @@ def _propose(situation: Situation) -> dict[str, Any] | None:
     return start | {"params": {"learning_rate": 3e-5 if situation.billions <= _MEASURED else 5e-6}}
 
 
-METHOD = low_rank_adapters.low_rank_method(
+METHOD = lora.low_rank_method(
     Params,
     train,
     draws_from="pairs",

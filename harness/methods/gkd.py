@@ -18,13 +18,13 @@ from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, 
 from harness.models.later import datasets, peft, transformers
 from harness.records import Example, TrainingRecord
 from harness.spec import Recipe
-from harness.training import heldout, low_rank_adapters
+from harness.training import heldout, lora, policies
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
 from harness.training.tokenized import tokenized_rows
 
 
-class Params(loop.LoopParams, low_rank_adapters.LoraParams):
+class Params(loop.LoopParams, lora.LoraParams):
     """TRL's names, PEFT's for the new adapter (without `init_from`), and the `teacher`.
 
     The teacher is a folder, a hub id or the embedded model's name. `lmbda` is the share of batches whose
@@ -70,7 +70,7 @@ def distill(context: FitContext, params: Params, config: "peft.PeftConfig", save
     teacher = teacher_of(params)
     if problem := teacher_problem(teacher, context.source):
         raise CandidateFailed(f"params.teacher: {teacher.name}, {problem}", "another teacher")
-    policy = low_rank_adapters.load_policy(context, config, save_to)
+    policy = policies.load_policy(context, config, save_to)
     rows, n_dropped = tokenized_rows(context, context.train, policy.tokenizer, params.max_length, _row)
     heldout_rows, _ = tokenized_rows(context, context.validation, policy.tokenizer, params.max_length, _row)
     with loop.explain_out_of_memory():
@@ -92,10 +92,10 @@ def distill(context: FitContext, params: Params, config: "peft.PeftConfig", save
     arguments = loop.evaluations(params, best=False) | {"include_num_input_tokens_seen": "no"}
     train_set, heldout_set = map(datasets.Dataset.from_list, (rows, heldout_rows))
     options = {"teacher_model": teacher_model, "train_dataset": train_set, "eval_dataset": heldout_set}
-    trainer: transformers.Trainer = low_rank_adapters.make_policy_trainer(
+    trainer: transformers.Trainer = policies.make_policy_trainer(
         policy, DistillationTrainer, GKDConfig, params, arguments, **options
     )
-    record = low_rank_adapters.train_policy(policy, trainer, n_dropped)
+    record = policies.train_policy(policy, trainer, n_dropped)
     losses = curve(trainer.state.log_history, "eval_loss")
     return replace(record, validation_loss=losses).add(teacher=teacher.weights_digest)
 
@@ -106,7 +106,7 @@ def _row(_: Example, start: int, ids: list[int]) -> loop.Row:
 
 def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
     """Yield the problems of the adapter and of the teacher."""
-    yield from low_rank_adapters.low_rank_problems(recipe, source, where)
+    yield from lora.low_rank_problems(recipe, source, where)
     at = f"{where}: params.teacher"
     try:
         teacher = teacher_of(Params(**recipe.params), at)
@@ -126,7 +126,7 @@ def extra_tokens(params: Params, base: ModelSource, rows: int, tokens: int) -> t
     return round(tokens * ratio), round(params.lmbda * n_sampled + n_taught)
 
 
-METHOD = low_rank_adapters.low_rank_method(
+METHOD = lora.low_rank_method(
     Params,
     distill,
     draws_from="train",

@@ -15,7 +15,7 @@ from harness.plugins import Method
 from harness.training import heads
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, curve
-from harness.training.low_rank_adapters import LoraParams, adapter_parameters, lora_config, lower_rank
+from harness.training.lora import LoraParams, adapter_parameters, lora_config, lower_rank
 from harness.training.tokenized import rows_that_fit
 
 

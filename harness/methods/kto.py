@@ -15,14 +15,14 @@ from pydantic import Field
 
 from harness.models.later import peft, trl
 from harness.records import Example, TrainingRecord
-from harness.training import heldout, low_rank_adapters
+from harness.training import heldout, lora, policies
 from harness.training.context import FitContext, curve
-from harness.training.low_rank_adapters import Policy
+from harness.training.policies import Policy
 from harness.training.tokenized import rows_that_fit, tokenize
 from harness.training.trainer import Row
 
 
-class Params(heldout.HeldOutParams, low_rank_adapters.LoraParams):
+class Params(heldout.HeldOutParams, lora.LoraParams):
     """TRL's names, and PEFT's for the new adapter (without `init_from`).
 
     `beta` is the weight of the divergence from the reference; `desirable_weight` and `undesirable_weight`
@@ -42,12 +42,12 @@ def train(context: FitContext, params: Params, config: "peft.PeftConfig", save_t
 
     A pair counts as two answers, the chosen one with a thumb up and the rejected one with a thumb down.
     """
-    policy = low_rank_adapters.load_policy(context, config, save_to)
+    policy = policies.load_policy(context, config, save_to)
     train_pairs, heldout_pairs = heldout.split(context.pairs, context.pairs, params)
     rows, n_dropped = _rows(train_pairs, policy, params)
     random.Random(context.seed).shuffle(rows)
     trainer = _trainer(policy, params, (rows, _rows(heldout_pairs, policy, params)[0]))
-    record = low_rank_adapters.train_policy(policy, trainer, n_dropped)
+    record = policies.train_policy(policy, trainer, n_dropped)
     history = trainer.state.log_history
     return replace(
         record,
@@ -86,11 +86,11 @@ def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) 
 
     arguments, options = heldout.trainer_options(params, rows)
     arguments["train_sampling_strategy"] = "sequential"
-    build = low_rank_adapters.make_policy_trainer
+    build = policies.make_policy_trainer
     return cast("trl.KTOTrainer", build(policy, TokensTrainer, trl.KTOConfig, params, arguments, **options))
 
 
-METHOD = low_rank_adapters.low_rank_method(
+METHOD = lora.low_rank_method(
     Params,
     train,
     draws_from="pairs",

@@ -12,7 +12,7 @@ from harness.training import heldout
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, made_weights
 from harness.training.heads import load_with_head
-from harness.training.low_rank_adapters import LoraParams, adapter_parameters, lora_config
+from harness.training.lora import LoraParams, adapter_parameters, lora_config
 
 
 class Params(heldout.HeldOutParams, LoraParams):

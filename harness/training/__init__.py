@@ -12,11 +12,9 @@ from harness.training.heldout import HeldOutParams, add_curves, pairs_that_fit, 
 from harness.training.job import (
     TrainingJob, clean_up, code_of, remove_all_but, run_job, threads_of, write_job,
 )
-from harness.training.low_rank_adapters import (
-    LoraParams, LowRankParams, load_policy, lora_config, low_rank_method, make_policy_trainer, train_policy,
-    unknown_names,
-)
+from harness.training.lora import LoraParams, LowRankParams, lora_config, low_rank_method, unknown_names
 from harness.training.parallel import rows_of_each, write_launch
+from harness.training.policies import load_policy, make_policy_trainer, train_policy
 from harness.training.reinforcement import is_metric_file, reward_problems, rewards_of
 from harness.training.sft import SUPERVISED, SupervisedParams, fine_tune
 from harness.training.tokenized import tokenize

@@ -28,7 +28,7 @@ from harness.records import Example, Output, PromptText, TrainingRecord, Validat
 from harness.spec import Task, is_path, metric_name
 from harness.training.context import FitContext, Reward, curve
 from harness.training.heads import open_scorer
-from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
+from harness.training.policies import Policy, load_policy, make_policy_trainer, train_policy
 from harness.training.tokenized import rows_that_fit
 from harness.training.trainer import LoopParams, Row
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import peaks
 
-from harness.methods.lora_and_full import Lora
+from harness.methods.supervised import Lora
 from harness.models.devices import load_base
 from harness.training import FitContext, LowRankParams, lora_config
 from harness.training import trainer as loop

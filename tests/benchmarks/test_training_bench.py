@@ -23,7 +23,7 @@ from harness.models import hub, memory
 from harness.models.hardware import probe
 from harness.progress import SilentProgress
 from harness.training import FitContext, LowRankParams
-from harness.training.low_rank_adapters import adapter_parameters
+from harness.training.lora import adapter_parameters
 
 ROOT = Path(__file__).parents[2]
 N_ROWS = max(8, round(200 * float(os.environ.get("HARNESS_BENCH_SCALE", "1"))))

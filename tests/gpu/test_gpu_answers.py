@@ -13,7 +13,7 @@ from the_gpu import gpu
 from tiny_model import CHOICES, QUESTIONS, adapter_on
 
 from harness.methods import dpo
-from harness.methods.lora_and_full import Lora, Qlora
+from harness.methods.supervised import Lora, Qlora
 from harness.models.cpu_kernels import multiplies_bf16
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost

@@ -39,7 +39,7 @@ def size_of_checkpoint() -> ClaimResult:
     """Compare the sizes of an adapter and of the embedded model; compute the paper's."""
     from peft import get_peft_model
 
-    from harness.methods.lora_and_full import Lora
+    from harness.methods.supervised import Lora
     from harness.models.devices import load_base
     from harness.models.hardware import Machine
     from harness.training import lora_config

@@ -1,4 +1,4 @@
-"""Supervised trainings with TRL on the completions: of all parameters, of low-rank and of PEFT's adapters.
+"""Methods around supervised fine-tuning with TRL on the completions: `lora`, `qlora`, `full` and `peft`.
 
 Invariant: proposed learning rates are within `config/recipe_ranges.toml`, so `harness init` proposes nothing
 that the lint remarks.
