@@ -30,7 +30,7 @@ from harness.lifecycle import nightly_alarm as alarm
 from harness.lifecycle import release
 from harness.records import AnswerLabel, LabelSet
 from harness.spec import GatePolicy
-from harness.store.sql_schema import TABLES
+from harness.store.sql_views import TABLES
 
 FAILED = ("test behaviour 6",)
 FIRST_BASE = "f" * 16  # the digest of another base with the same answers

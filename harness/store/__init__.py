@@ -41,7 +41,7 @@ from harness.store.runs import (
     read_run, read_sampling, read_written_runs, remove_run, runs_on_disk, save_run, save_trial,
     split_trials, trials_by_run, verify_export, weights_folder,
 )
-from harness.store.sql_schema import TABLES
+from harness.store.sql_views import TABLES
 from harness.store.verdicts import (
     DecisionRecord, RuleRecord, VerdictRecord, newest_verdict, save_decision, save_verdict,
 )

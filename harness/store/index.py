@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.errors import HarnessError, UserError, did_you_mean
 from harness.store import ingest, parquet_files
 from harness.store.layout import ANEW, Store, clear_errors, first_line, hold_file, rename_when_whole
-from harness.store.sql_schema import TABLES
+from harness.store.sql_views import TABLES
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

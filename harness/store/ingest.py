@@ -17,7 +17,7 @@ from harness.records import Rating, Run, load
 from harness.store import parquet_files
 from harness.store.layout import Store, first_line, in_own_folder, is_no_room
 from harness.store.rows import read_identity
-from harness.store.sql_schema import TABLES
+from harness.store.sql_views import TABLES
 from harness.store.verdicts import DecisionRecord, VerdictRecord
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The tables that people query: each view of the index with its columns, units and meanings.
+"""SQL views: the tables that people query, each a view of the index with its columns, units and meanings.
 
 `harness sql --tables` and the docs are generated from it. Unknown values are NULL.
 """
