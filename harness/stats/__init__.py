@@ -14,10 +14,6 @@ from harness.stats.agreement import (
 from harness.stats.choosing import (
     MIN_SIZES, fit_power_law, hypervolume, pareto_front, perfect_information, sample_information,
 )
-from harness.stats.drift import (
-    Weights, category_distances, gaussian_kernel, kernel_distances, permutation_p, rank_distances,
-    split_weights, topic_power,
-)
 from harness.stats.intervals import (
     TIE, Array, Bootstrap, Interval, Statistic, bca_interval, binomial_p, bootstrap, clopper_pearson,
     t_quantile, wilson, z_quantile,
@@ -30,6 +26,10 @@ from harness.stats.means import (
 from harness.stats.paired import (
     StratumFlips, inclusion_weights, mcnemar, neyman_allocation, noninferiority_power, paired_se,
     stratified_flips_interval, tango_interval, tango_regression_p,
+)
+from harness.stats.permutation_tests import (
+    Weights, category_distances, gaussian_kernel, kernel_distances, permutation_p, rank_distances,
+    split_weights, topic_power,
 )
 from harness.stats.sequential import (
     benjamini_hochberg, betting_mixture, cusum, holm, interim_bounds, log_mean_wealth,
