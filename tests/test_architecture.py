@@ -77,7 +77,7 @@ OFFERED = {
     # Jobs other than a comparison, each loaded by its command; `plan` and `begin` are unclear as bare names.
     # `study` and `run_verdicts` judge stored runs, without a comparison.
     "experiment": (
-        "augmentation bases check_rows cost_estimates rescue rescue_trials run_candidate scaffold "
+        "augmentation bases check_rows checkup cost_estimates rescue rescue_trials run_candidate scaffold "
         "standalone step_worker run_verdicts study writers written_rows"
     ),
     # A group: engines, weights and devices; each package needs a few of them.

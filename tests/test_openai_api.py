@@ -17,7 +17,7 @@ from tiny_model import CHOICES, QUESTIONS
 from harness import config, report
 from harness.errors import CandidateFailed
 from harness.experiment import compare
-from harness.experiment.cost_estimates import examine
+from harness.experiment.checkup import examine
 from harness.experiment.study import load_study
 from harness.lifecycle import release
 from harness.methods.made_elsewhere import Endpoint

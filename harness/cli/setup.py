@@ -123,7 +123,7 @@ def doctor(
         _measure_noise(at, as_json)
         return
     from harness.cli.progress_bar import TerminalProgress
-    from harness.experiment.cost_estimates import examine
+    from harness.experiment.checkup import examine
     from harness.models.hardware import describe_speed, probe_notes
     from harness.report import ResultDocument, Section, to_plain
 
