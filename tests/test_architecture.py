@@ -84,7 +84,7 @@ OFFERED = {
     "models": "against_base artefacts batching chat_templates deltas devices hardware hf hub later loglikelihood memory openai_api out_of_memory pass_costs prefix_cache programs shapes vllm weight_files",
     # One module for each thing that happens to a run. A command loads `label_file` or `pair_file`; `write` of
     # `scheduler` writes files for cron and systemd.
-    "lifecycle": "corrections feedback label_file nightly nightly_alarm pair_file production promotion release scheduler",
+    "lifecycle": "corrections feedback label_file nightly nightly_alarm pair_file production promotion release removal scheduler",
     # `clean` cleans a text; few callers need findings or trackers.
     "report": "escape findings trackers",
     # The functions of `frames` form `harness.frames`, which is loaded on first access.

@@ -12,7 +12,7 @@ from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run, s
 from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.lifecycle import nightly_state as state
-from harness.lifecycle import promotion
+from harness.lifecycle import removal
 from harness.progress import SilentProgress
 
 HOSTILE_NAMES = ["../../../precious", "..", "", "a/b", "a\\b", "~root", "a\0b", "x" * 300]
@@ -163,7 +163,7 @@ SWEPT = """\
 
 
 def list_unused(store, **options):
-    listing = promotion.list_unreferenced(store, **options)
+    listing = removal.list_unreferenced(store, **options)
     return {str(entry.path.relative_to(store.folder)) for entry in listing.removable}
 
 
@@ -237,10 +237,10 @@ def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):
 def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_named(store):
     complete(store, OTHER, make_rows(3))
     stores.begin(store, "desk-lora-s0")
-    removal = promotion.remove_unreferenced(store)
-    assert (removal.removable, removal.wanted_by) == ((), ("desk-lora-s0",))
-    assert store.parquet(OTHER.digest) in {entry.path / "rows.parquet" for entry in removal.kept}
-    promotion.remove_unreferenced(store, unfinished=True)
+    files = removal.remove_unreferenced(store)
+    assert (files.removable, files.wanted_by) == ((), ("desk-lora-s0",))
+    assert store.parquet(OTHER.digest) in {entry.path / "rows.parquet" for entry in files.kept}
+    removal.remove_unreferenced(store, unfinished=True)
     assert not store.rows(OTHER.digest).exists()
     assert stores.list_begun(store) == []
 
@@ -248,13 +248,13 @@ def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_n
 def test_nothing_is_removed_while_a_run_cannot_be_read_and_weights_behind_another_outlive_theirs(run_store):
     write_fit(run_store, "lost", "l")
     stores.save_run(run_store, make_run("b", [], training={"fit_key": "lost"}))
-    promotion.remove_run(run_store, "b")
+    removal.remove_run(run_store, "b")
     assert run_store.weights("lost").exists()
 
     (run_store.folder / "torn").mkdir()
     (run_store.folder / "torn" / "run.json").write_text("{")
     with pytest.raises(HarnessError, match="readable run files"):
-        promotion.remove_unreferenced(run_store)
+        removal.remove_unreferenced(run_store)
 
 
 class InterruptAtStage(SilentProgress):
@@ -273,11 +273,11 @@ class InterruptAtStage(SilentProgress):
 def test_nothing_of_an_experiment_is_unused_and_all_is_once_its_runs_are_gone(tiny, store, tmp_path):
     tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, SWEPT), "suites=[]")
     assert len(list((store.folder / "weights").iterdir())) == 3
-    listing = promotion.list_unreferenced(store)
+    listing = removal.list_unreferenced(store)
     assert (listing.removable, listing.wanted_by) == ((), ())
     for run in stores.list_runs(store):
-        promotion.remove_run(store, run.run_id)
-    promotion.remove_unreferenced(store)
+        removal.remove_run(store, run.run_id)
+    removal.remove_unreferenced(store)
     assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
 
 
@@ -306,12 +306,12 @@ def test_the_champion_is_not_removed_and_its_rows_and_weights_stay_whatever_the_
     stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
     write_champion(store, "b")
     with pytest.raises(UserError, match=r"b, a champion of desk.*retire it first"):
-        promotion.remove_run(store, "b")
-    promotion.remove_run(store, "a")
+        removal.remove_run(store, "b")
+    removal.remove_run(store, "a")
     assert [run.run_id for run in stores.list_runs(store)] == ["b"]
     still_used = {"rows": {"facts/test": OTHER.digest}, "weights_digest": "weights of b"}
     write_champion(store, "a run of another folder", **still_used)
-    promotion.remove_run(store, "b")
+    removal.remove_run(store, "b")
     assert store.parquet(OTHER.digest).exists()
     assert (store.weights("fit-b") / "adapter.bin").exists()
 
@@ -320,7 +320,7 @@ def test_the_champion_is_not_removed_and_its_rows_and_weights_stay_whatever_the_
 def test_nothing_is_removed_while_a_compare_is_at_work(store):
     save_two_runs(store)
     complete(store, OTHER, make_rows(3))
-    for remove in (lambda: promotion.remove_run(store, "b"), lambda: promotion.remove_unreferenced(store)):
+    for remove in (lambda: removal.remove_run(store, "b"), lambda: removal.remove_unreferenced(store)):
         with stores.hold(store), pytest.raises(HarnessError, match="another harness compare at work"):
             remove()
     assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]

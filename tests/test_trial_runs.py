@@ -9,7 +9,7 @@ from tiny_experiment import fact_of
 
 from harness import store as stores
 from harness.errors import UserError
-from harness.lifecycle import promotion
+from harness.lifecycle import removal
 from harness.records import MetricRange, Trial
 from harness.store import Store, TrialRun
 from harness.store.garbage import size
@@ -122,7 +122,7 @@ def test_a_trial_of_no_run_is_unused_with_its_weights(store):
     save_chosen(store, "desk-lora-s0-1", keep_trial(store, "aa"))
     orphan = keep_trial(store, "bbb")
     stores.write_whole(store, store.weights("bbb") / "fit.json", json.dumps({"digest": "weights of bbb"}))
-    removed = promotion.remove_unreferenced(store).removable
+    removed = removal.remove_unreferenced(store).removable
     paths = {str(entry.path.relative_to(store.folder)) for entry in removed}
     assert paths == {"weights/bbb", f"trials/{orphan.run.run_id}.json"}
     assert (list_kept(store), weights(store)) == ({"aa"}, {"aa"})

@@ -320,7 +320,7 @@ def runs_rm(
     removed before --yes.
     """
     from harness import store
-    from harness.lifecycle import promotion
+    from harness.lifecycle import removal
 
     if (run_id is None) != unused or ((unfinished or yes) and not unused):
         arguments = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"
@@ -328,11 +328,11 @@ def runs_rm(
         raise UserError("harness runs rm", arguments, "a run, or --unused", step)
     run_store = store.Store(stored.folder)
     if run_id is not None:
-        promotion.remove_run(run_store, run_id)
+        removal.remove_run(run_store, run_id)
         say(f"removed {run_id}")
         return
     shared = store.base_rows_use()
-    list_or_remove = promotion.remove_unreferenced if yes else promotion.list_unreferenced
+    list_or_remove = removal.remove_unreferenced if yes else removal.list_unreferenced
     leftovers = list_or_remove(run_store, unfinished=unfinished)
     listed = {str(e.path.relative_to(run_store.folder)): size(e.n_bytes) for e in leftovers.removable}
     if shared.n_bytes:  # they are computed again when needed

@@ -1,12 +1,11 @@
-"""Promotion, rollback and retirement of a target's champions, and removal of unreferenced files.
+"""Promotion, rollback and retirement of a target's champions.
 
-Invariant: rows and weights of nights and kept champions stay, and these champions' exports; files of
-unfinished work too, unless their removal is requested.
+Invariant: each adds an entry to the target's history, and none changes an earlier one.
 """
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from harness import config, provenance, store
 from harness.analysis import comparison
@@ -16,9 +15,8 @@ from harness.analysis.verdict import Verdict
 from harness.errors import UserError
 from harness.experiment.study import Study, add_lm_eval, load_study, reached_on_target
 from harness.formatting import RATE
-from harness.lifecycle import nightly_state
 from harness.records import Run
-from harness.store import Champion, ChampionEntry, Leftover, Store
+from harness.store import Champion, ChampionEntry, Store
 
 _OF_RUN = ["run_id", "candidate", "seed", "experiment", "weights_digest", "base_digest", "created", "recipe"]
 
@@ -135,55 +133,3 @@ def missing_files(at: Store, champion: Champion) -> list[str]:
 def _hash_exports(at: Store, run_id: str) -> dict[str, dict[str, str]]:
     exports = store.exports_of(at, run_id).items()
     return {path.name: {name: f.sha256 for name, f in export.files.items()} for path, export in exports}
-
-
-class UnreferencedFiles(NamedTuple):
-    """Files that may be removed, files kept for unfinished work, and the names of that work."""
-
-    removable: tuple[Leftover, ...]
-    kept: tuple[Leftover, ...]
-    wanted_by: tuple[str, ...]
-
-
-def remove_run(at: Store, run_id: str) -> None:
-    """Delete a run with its rows and weights that no other run uses; refused for kept champions."""
-    store.get_run(at, run_id)
-    for champion in store.kept_champions(at.folder.parent):
-        if champion.run_id == run_id:
-            found = f"{run_id}, a champion of {champion.target}"
-            step = "retire it first: harness champions list shows its number for harness champions retire"
-            raise UserError("run", found, "a run that no gate or rollback needs", step)
-    with store.hold(at):
-        store.remove_run(at, run_id, keep=_kept_references(at))
-
-
-def list_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFiles:
-    """List files that no run, champion or night uses; unfinished work keeps all, unless requested."""
-    runs = store.all_runs(at)
-    behind, unneeded = store.split_trials(at, runs)
-    used_names = store.run_references(runs) | behind | _kept_references(at)
-    complete = [*store.list_unreferenced(at, used_names), *unneeded]
-    unfinished_files = store.list_unfinished(at)
-    wanted_by = store.list_begun(at)
-    if unfinished:
-        return UnreferencedFiles((*complete, *unfinished_files), (), ())
-    if wanted_by:
-        return UnreferencedFiles((), (*complete, *unfinished_files), tuple(wanted_by))
-    return UnreferencedFiles(tuple(complete), tuple(unfinished_files), ())
-
-
-def remove_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFiles:
-    """Delete the removable files of `list_unreferenced`; return them."""
-    with store.hold(at):
-        unreferenced = list_unreferenced(at, unfinished=unfinished)
-        store.remove(at.folder, (file.path for file in unreferenced.removable))
-        for name in store.list_begun(at) if unfinished else ():
-            store.end(at, name)
-    return unreferenced
-
-
-def _kept_references(at: Store) -> set[str]:
-    names = nightly_state.references(at)
-    for c in store.kept_champions(at.folder.parent):
-        names |= {c.run_id, c.fit_key, c.weights_digest, c.base_digest, *c.rows.values()}
-    return names - {""}
