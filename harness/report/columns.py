@@ -1,7 +1,8 @@
 """Columns of results: the values that all formats show of runs and comparisons.
 
-Invariant: columns and their tables are listed only here; those of `records.SERVING` are also in SQL and
-trackers.
+Invariant: the columns of runs and of comparisons, and the tables made of them, are listed only here; those of
+`records.SERVING` are also in SQL and trackers. Sections of other results (`sections.py`, `result_tables.py`)
+name their own columns, and `interchange.py` those that its CSV adds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
