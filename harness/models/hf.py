@@ -24,7 +24,7 @@ from harness.models.hardware import Machine, memory
 from harness.models.hub import ModelSource
 from harness.models.later import Cache, Model, Tokenizer, torch
 from harness.models.loglikelihood import Executor, find_copied_engine, layout_digest
-from harness.models.out_of_memory import OUT_OF_MEMORY, ran_out_of_memory
+from harness.models.out_of_memory import compute_in_halves, ran_out_of_memory
 from harness.models.pass_costs import costs_of
 from harness.models.prefix_cache import empty_cache, windows
 from harness.models.tokenization import answer, end_ids
@@ -72,10 +72,14 @@ class HFCandidate(Candidate):
         outputs: dict[int, Output] = {}
         lengths = [len(p) + limits.max_new_tokens for p in prompts]
         costs = self._executor.costs
-        for batch in plan(lengths, self._answering, costs.answering, costs.keys):
+
+        def answer_batch(batch: list[int]) -> dict[int, Output]:
             batch_seeds = [seeds[i] for i in batch] if seeds else ()
-            answered = self._answer([prompts[i] for i in batch], limits, batch_seeds)
-            outputs.update(zip(batch, answered, strict=True))
+            answered = self._answer_batch([prompts[i] for i in batch], limits, batch_seeds)
+            return dict(zip(batch, answered, strict=True))
+
+        for batch in plan(lengths, self._answering, costs.answering, costs.keys):
+            outputs |= compute_in_halves(batch, answer_batch, self._executor.prefixes.forget, "generating")
         return [outputs[i] for i in range(len(prompts))]
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
@@ -85,22 +89,6 @@ class HFCandidate(Candidate):
     def refuse_no_numbers(self) -> None:
         """Refuse a model whose logits are NaN or infinite (see `Executor`)."""
         self._executor.refuse_no_numbers()
-
-    def _answer(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]) -> list[Output]:
-        """Generate for one batch; if memory runs out, for its halves."""
-        try:
-            return self._answer_batch(prompts, limits, seeds)
-        except OUT_OF_MEMORY as error:
-            if not ran_out_of_memory(error):
-                raise
-            if not self._executor.prefixes.forget() and len(prompts) == 1:
-                found = "out of memory while generating one answer"
-                raise CandidateFailed(found, "a smaller base_model or shorter prompts") from None
-        # Outside the except clause, where the error would still hold the keys of the whole batch.
-        torch.cuda.empty_cache()
-        half = len(prompts) // 2
-        parts = ((prompts[:half], seeds[:half]), (prompts[half:], seeds[half:]))
-        return [output for p, s in parts if p for output in self._answer(p, limits, s)]
 
     def _answer_batch(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]) -> list[Output]:
         start = time.perf_counter()

@@ -18,7 +18,7 @@ from harness.errors import CandidateFailed, one_line
 from harness.models import batching, prefix_cache
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.later import Cache, Config, Model, torch, transformers
-from harness.models.out_of_memory import OUT_OF_MEMORY, explain_out_of_memory, ran_out_of_memory
+from harness.models.out_of_memory import SHORTER, compute_in_halves, explain_out_of_memory, ran_out_of_memory
 from harness.models.prefix_cache import windows
 from harness.progress import quiet_libraries
 from harness.provenance import versions_of
@@ -34,7 +34,6 @@ UNSUPPORTED = (ValueError, RuntimeError, TypeError, LookupError, AttributeError,
 _SLICE = {"cpu": 16, "cuda": 1024}
 
 _ANOTHER = "another base_model"
-_SHORTER = "a smaller base_model or shorter prompts"
 
 # Score of a pair: log-probabilities of its continuation's tokens in nats, and whether all are argmaxes.
 Scored = tuple[list[float], bool]
@@ -110,7 +109,7 @@ class Executor:
         with chunk_attention(self.model):
             shared = batching.count_shared_prefix([context for context, _ in pairs], len(virtual))
             found = "out of memory while reading what all prompts begin with"
-            with explain_out_of_memory(found, _SHORTER):
+            with explain_out_of_memory(found, SHORTER):
                 prefix = self.prefixes.read(pairs[0][0][:shared]) if shared else None
             return self._score_trees(pairs, shared, prefix)
 
@@ -136,20 +135,12 @@ class Executor:
     ) -> dict[int, Scored]:
         """Score trees; after memory ran out, half of the pairs at a time, without kept prefixes."""
         numbers = [number for tree in trees for number in tree.numbers]
-        try:
-            return self._score(trees, pairs, prefix)
-        except OUT_OF_MEMORY as error:
-            if not ran_out_of_memory(error):
-                raise
-            if not self.prefixes.forget() and len(numbers) == 1:
-                raise CandidateFailed("out of memory while scoring one answer", _SHORTER) from None
-        # Outside the except clause, where the error would still hold the computed tensors.
-        torch.cuda.empty_cache()
-        half, shared = len(numbers) // 2, _length(prefix)
-        scored: dict[int, Scored] = {}
-        for half_numbers in filter(None, (numbers[:half], numbers[half:])):
-            scored |= self._with_less_memory(self._trees(pairs, shared, half_numbers), pairs, prefix)
-        return scored
+
+        def score(part: list[int]) -> dict[int, Scored]:
+            grown = trees if len(part) == len(numbers) else self._trees(pairs, _length(prefix), part)
+            return self._score(grown, pairs, prefix)
+
+        return compute_in_halves(numbers, score, self.prefixes.forget, "scoring")
 
     def _score(
         self,
