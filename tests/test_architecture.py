@@ -78,7 +78,7 @@ OFFERED = {
     # `study` and `run_verdicts` judge stored runs, without a comparison.
     "experiment": (
         "augmentation bases check_rows checkup cost_estimates rescue rescue_trials run_candidate scaffold "
-        "standalone step_worker run_verdicts study writers written_rows"
+        "standalone step_worker run_verdicts study verdict_records writers written_rows"
     ),
     # A group: engines, weights and devices; each package needs a few of them.
     "models": "against_base artefacts batching chat_templates deltas devices hardware hf hub later loglikelihood memory openai_api out_of_memory pass_costs prefix_cache programs shapes vllm weight_files",

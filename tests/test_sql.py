@@ -19,7 +19,7 @@ from harness import store as stores
 from harness.analysis.comparison import compare_rows
 from harness.cli import app
 from harness.errors import UserError
-from harness.experiment.run_verdicts import record_verdict
+from harness.experiment.verdict_records import record_verdict
 from harness.records import MetricRange
 from harness.spec import DecidePolicy, GatePolicy
 from harness.store import TABLES, DecisionRecord, Store

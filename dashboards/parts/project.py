@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from harness.evaluation.session import Session
 from harness.experiment import Scope, SentPrompt, find_sent_prompts, prepare_session, rescue_trials
 from harness.experiment.rescue_trials import Rescue
-from harness.experiment.run_verdicts import renew_verdicts
+from harness.experiment.verdict_records import renew_verdicts
 from harness.metrics import Metric, load_metrics, mean_metric, metric_of_rows
 from harness.progress import SilentProgress
 from harness.records import Run, SampleResult

@@ -120,7 +120,7 @@ class CandidateFacts:
     """Measurements of one run of a candidate: everything that a decision and a report need.
 
     They are filled in stages: the run alone (`facts_of_runs`), compared with other runs
-    (`add_comparisons`), judged (`analyse.judge_runs`), and corrected for how many were judged (`seeds`).
+    (`add_comparisons`), judged (`run_verdicts.judge_runs`), and corrected for how many were judged (`seeds`).
     `trained` says that the weights differ from the base's own. `prompting` spells out the parameters.
     `target` is the primary metric's estimate on test, `validation` its value there. The comparisons are
     paired on test: `new` is this run, `base` the best untrained candidate or the prompt. `index_per_1k_usd`

@@ -8,17 +8,14 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from harness import plugins, store
-from harness.analysis import comparison
 from harness.analysis.ablation import ablations, training_sets
 from harness.analysis.admission import Measurement, compare_task
 from harness.analysis.answers import AnswerDiversity, answer_diversity
 from harness.analysis.candidate_facts import (
     CandidateFacts,
     Case,
-    ItemVariances,
     best_untrained,
     is_fine_tuned,
     target_unit,
@@ -27,16 +24,14 @@ from harness.analysis.comparison import RecipeDifference, compare_recipes
 from harness.analysis.decision import Decision, decide
 from harness.analysis.economics import index_sentences
 from harness.analysis.estimators import Comparison
-from harness.analysis.gate_verdict import GateResult
 from harness.analysis.macro import macro_between
 from harness.analysis.margins import map_margins, scale_share
 from harness.analysis.people_labels import MetricCalibration, calibrate
-from harness.analysis.seeds import average_pairs, family_of, item_variances, place_in_family, summarize_seeds
+from harness.analysis.seeds import average_pairs, family_of, summarize_seeds
 from harness.analysis.significance import list_spare_items
-from harness.analysis.target_scores import TargetScore, trivial_baseline
+from harness.analysis.target_scores import trivial_baseline
 from harness.analysis.verdict import (
     TaskComparison,
-    Verdict,
     is_in_macro,
     is_judged,
     is_named_critical,
@@ -58,94 +53,18 @@ from harness.experiment.run_remarks import (
     list_remarks,
 )
 from harness.experiment.run_verdicts import (
-    judge_stored_run,
-    list_verdict_records,
+    RunVerdicts,
+    compare_on,
+    judge_runs,
     read_arms_over,
     read_both_arms,
-    verdict_change,
 )
 from harness.experiment.stored_rows import Facts, Reader, Runs
-from harness.experiment.study import (
-    Study,
-    answers_on_target,
-    best_untrained_run,
-    compare_on,
-    correct_reached,
-    find_prompt,
-    is_answered,
-    is_target_only,
-    judge_labels,
-    wins_of,
-)
+from harness.experiment.study import Study, answers_on_target, best_untrained_run, judge_labels
+from harness.experiment.verdict_records import list_verdict_records, verdict_change
 from harness.records import Run, has_closed_labels
 from harness.report import AttributionStep, ExperimentReport, ShownItem, origin, show_items
-from harness.spec import DecidePolicy, GatePolicy, Task
-
-
-class InterimVerdict(NamedTuple):
-    """Verdict on a run at the interim analysis that settled it; `corrected` accounts for all fine-tunes.
-
-    `alpha` is the one-sided level of that analysis, `n` the number of suite items that it used.
-    """
-
-    result: GateResult
-    corrected: Verdict | None
-    alpha: float
-    n: int
-
-
-class RunVerdicts(NamedTuple):
-    """Facts of runs with verdicts, the gate's results by run, and the study."""
-
-    facts: tuple[CandidateFacts, ...]
-    results: dict[str, GateResult]
-    study: Study
-
-
-def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
-    """Judge the finished runs, alone and among all fine-tunes; verdicts of interim analyses are kept."""
-    reader.prepare(digest for run in runs for digest in run.rows.values())
-    reached, study = facts_of_runs(session, reader, runs), study_of_session(session, reader)
-    facts, settled = add_comparisons(study, runs, reached), study.settled
-    more_targets = dict[str, tuple[TargetScore, ...]]()
-    pairs = pair_with_best(runs, facts) if study.experiment.gate.target.win_rate is not None else ()
-    wins = {run.run_id: wins_of(study, run, best) for run, best in pairs}
-    for task in study.experiment.more_targets:
-        for run_id, score in _scores(study, runs, facts, task).items():
-            more_targets[run_id] = (*more_targets.get(run_id, ()), score)
-    # Baselines are only references to beat; their losses against the base are not judged.
-    results = {
-        run.run_id: settled[run.run_id].result if run.run_id in settled else judge_stored_run(study, run)
-        for run in runs
-        if run.state == "done" and not is_target_only(run.method, run.recipe)
-    }
-    # A candidate that answers no capability suite (a classifier) has no verdict.
-    verdicts = {run_id: result.verdict for run_id, result in results.items() if result.tasks}
-    judged = [
-        replace(
-            f,
-            wins=wins.get(f.run_id),
-            more_targets=more_targets.get(f.run_id, ()),
-            verdict=verdicts.get(f.run_id) if f.target else None,
-        )
-        for f in facts
-    ]
-    corrected = []
-    for f, run in zip(place_in_family(judged, family_of(session.experiment)), runs, strict=True):
-        if run.run_id in settled:
-            f = replace(f, corrected=settled[run.run_id].corrected)
-        elif f.standing and f.verdict and f.standing.level != f.standing.alpha:
-            f = replace(f, corrected=judge_stored_run(study, run, level=f.standing.level).verdict)
-        corrected.append(f)
-    return RunVerdicts(tuple(corrected), results, study)
-
-
-def pair_with_best(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:
-    """List the finished fine-tunes, each with the run of the best untrained candidate."""
-    base = best_untrained_run(runs, facts)
-    tuned = (run for f, run in zip(facts, runs, strict=True) if run.state == "done" and is_fine_tuned(f))
-    return [(run, base) for run in tuned] if base else []
-
+from harness.spec import DecidePolicy, GatePolicy
 
 _SHOWN, _SHOWN_OF_SUITE = 40, 8  # items with answers in the report
 
@@ -154,7 +73,7 @@ def _judge_and_decide(
     session: Session, reader: Reader, runs: Runs, header: dict[str, object], notes: list[str], *, smoke: bool
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment."""
-    verdicts = judge_runs(session, reader, runs)
+    verdicts = judge_runs(study_of_session(session, reader), runs, facts_of_runs(session, reader, runs))
     (judged, results, study), by_id = verdicts, {run.run_id: run for run in runs}
     experiment = session.experiment
     all_comparisons = [t for result in results.values() for t in result.tasks]
@@ -342,44 +261,6 @@ def _calibrate(
     return tuple(calibrations)
 
 
-def add_comparisons(
-    study: Study, runs: Runs, facts: Facts, target: Task | None = None
-) -> list[CandidateFacts]:
-    """Add the paired differences on a target from the best untrained candidate and from the plain prompt.
-
-    Recipes with several seeds also get the variances of their mean over the items, unless people's labels
-    correct a judge's grades: these vary from more than the items.
-    """
-    task = target or study.target
-    metric, best = study.primary(task), best_untrained_run(runs, facts)
-    labels = judge_labels(study.store, task, metric.name)
-    by_name, seeds = {run.candidate: run for run in runs if run.state == "done"}, dict[str, list[Run]]()
-
-    def against(run: Run, opponent: Run | None) -> Comparison | None:
-        if opponent is None or run.state == "failed" or run.run_id == opponent.run_id:
-            return None
-        return compare_on(study, run, opponent, task)
-
-    def over_items(seeds: Runs, *opponents: Run | None) -> ItemVariances | None:
-        rows_of_seeds = [study.rows.cut(run, task) for run in seeds]
-        rows = [study.rows.cut(opponent, task) if opponent else None for opponent in opponents]
-        return item_variances(metric, rows_of_seeds, *rows) if len(rows_of_seeds) > 1 and not labels else None
-
-    baselines = {r.run_id: (best, find_prompt(study, by_name.values(), r)) for r in runs}
-    for run in (run for run in runs if run.state == "done"):
-        seeds.setdefault(run.candidate, []).append(run)
-    variances = {name: over_items(group, *baselines[group[0].run_id]) for name, group in seeds.items()}
-    return [
-        replace(
-            f,
-            vs_untrained=against(run, baselines[run.run_id][0]),
-            vs_prompt=against(run, baselines[run.run_id][1]),
-            over_items=variances.get(run.candidate) if run.state == "done" else None,
-        )
-        for f, run in zip(facts, runs, strict=True)
-    ]
-
-
 def _step(
     study: Study,
     counting: Sequence[TaskComparison],
@@ -394,26 +275,6 @@ def _step(
     measured = [m for m in measured if m.task.name in compared]
     macro = macro_between(measured, compared, counting, study.seed)
     return AttributionStep(cause, new, base, macro, tuple(compared.values()), on_target)
-
-
-def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, TargetScore]:
-    metric, answered, answered_facts = study.primary(task), list[Run](), list[CandidateFacts]()
-    labels = judge_labels(study.store, task, metric.name)
-    for run, f in zip(runs, facts, strict=True):
-        if is_answered(study, run, task):
-            rows, validation = study.rows.with_drawn(run, task), None
-            if f"{task.name}/validation" in run.rows:
-                validation = comparison.estimate(metric, study.rows.cut(run, task, "validation")).score
-            scored = replace(f, target=comparison.estimate(metric, rows), validation=validation)
-            answered.append(run)
-            answered_facts.append(correct_reached(metric, scored, rows, labels))
-    compared = add_comparisons(study, answered, answered_facts, task)
-    best = best_untrained(compared)
-    return {
-        f.run_id: TargetScore(task.name, metric.name, f.target, best, f.vs_untrained, f.vs_prompt)
-        for f in compared
-        if f.target is not None
-    }
 
 
 def analyse(

@@ -303,6 +303,7 @@ def study_of_session(session: Session, reader: Reader) -> Study:
 
 def facts_of_runs(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
     """Return the facts of the runs, corrected by people's labels, from which validation chooses."""
+    reader.prepare(rows_digest for run in runs for rows_digest in run.rows.values())
     facts = apply_budgets((facts_of(session, reader, run) for run in runs), session.experiment.decide)
     study, metric, task = study_of_session(session, reader), session.target.primary, session.target.task
     if not is_judge(metric.name):

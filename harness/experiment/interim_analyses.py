@@ -17,7 +17,8 @@ from harness.analysis.verdict import Verdict, is_named_critical
 from harness.evaluation import sampling
 from harness.evaluation.row_sets import rows_version
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.analyse import InterimVerdict, judge_runs
+from harness.experiment.candidate_result import facts_of_runs, study_of_session
+from harness.experiment.run_verdicts import InterimVerdict, judge_runs
 from harness.experiment.stored_rows import Reader, Runs
 from harness.formatting import count
 from harness.progress import PrefixedProgress
@@ -140,7 +141,8 @@ def _counts(m: MeasuredTask) -> bool:
 
 def _keep_settled(session: Session, runs: Runs) -> tuple[CandidateFacts, ...]:
     """Judge the runs, and settle the verdicts on fine-tunes that more items cannot change."""
-    judged = judge_runs(session, Reader(session.store, session.tasks), runs)
+    reader = Reader(session.store, session.tasks)
+    judged = judge_runs(study_of_session(session, reader), runs, facts_of_runs(session, reader, runs))
     n, alpha = sum(m.size("test") for m in session.suites), session.experiment.gate.alpha
     for f in judged.facts:
         if f.trained and f.verdict and f.run_id not in session.settled and is_settled([f]):

@@ -31,7 +31,7 @@ from harness.evaluation.scoring import (
 )
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import interim_analyses
-from harness.experiment.analyse import analyse, judge_runs, pair_with_best
+from harness.experiment.analyse import analyse
 from harness.experiment.candidate_problems import key_problems
 from harness.experiment.candidate_result import (
     facts_of,
@@ -45,7 +45,7 @@ from harness.experiment.executors import make_on_workers
 from harness.experiment.preparation import Scope, prepare_session, train_judges
 from harness.experiment.run_candidate import find_stored_runs, make_run, time_again
 from harness.experiment.run_remarks import short_contexts
-from harness.experiment.run_verdicts import record_report
+from harness.experiment.run_verdicts import judge_runs, pair_with_best
 from harness.experiment.stored_rows import (
     FoundRuns,
     Reader,
@@ -55,6 +55,7 @@ from harness.experiment.stored_rows import (
     list_measured_bases,
 )
 from harness.experiment.study import refuse_unanswered
+from harness.experiment.verdict_records import record_report
 from harness.formatting import UNKNOWN, pluralize, quote, score
 from harness.metrics import extremes, item_scores
 from harness.models.hardware import load
@@ -127,7 +128,8 @@ def run_all(
         store.remove_merged_blocks(session.store)
         session, reader, runs, all_stored, notes = _execute(session, loaded, scope, requests, found)
         if learning_curve:
-            make_curve(session, runs, judge_runs(session, reader, runs).facts)
+            study, reached = study_of_session(session, reader), facts_of_runs(session, reader, runs)
+            make_curve(session, runs, judge_runs(study, runs, reached).facts)
         store.end(session.store, experiment_name)
     wall_s = None if all_stored else round(load().since(start).wall_s, 1)
     report = analyse(session, reader, runs, smoke=scope.smoke, notes=notes, wall_s=wall_s)

@@ -23,17 +23,9 @@ from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.main_job import attempt, judge_pairs, report_stored
 from harness.experiment.rescue_trials import HalfVerdict, Rescue, RescueTrial, TrialResult, TrialSchedule
 from harness.experiment.run_candidate import answer_all_items
-from harness.experiment.run_verdicts import judge_stored_run, read_both_arms
+from harness.experiment.run_verdicts import compare_on, judge_stored_run, read_both_arms, score_on
 from harness.experiment.stored_rows import Reader, refuse_folds
-from harness.experiment.study import (
-    Study,
-    compare_on,
-    count_missing,
-    find_prompt,
-    is_answered,
-    is_better_on_validation,
-    score_on,
-)
+from harness.experiment.study import Study, count_missing, find_prompt, is_answered, is_better_on_validation
 from harness.records import FEWER, Run
 from harness.report import ExperimentReport, live_line
 

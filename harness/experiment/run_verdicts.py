@@ -1,35 +1,193 @@
-"""Verdict on a stored run against a baseline: gathers the inputs of the gate's rules from a study.
+"""Verdicts on runs: gathers the inputs of the gate's rules from a study, for all runs or a stored one.
 
 Invariant: the same run, baseline and store give the same verdict in a comparison, the gate and a page.
 Logs of other programs are judged in `lifecycle.gate_of_logs`.
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
-from harness import __version__, store
+from harness import store
 from harness.analysis import comparison
 from harness.analysis.admission import Measurement, admit_tasks, cut_tasks, cut_to_half
-from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.answers import compare_commonest_answers
+from harness.analysis.candidate_facts import CandidateFacts, ItemVariances, best_untrained, is_fine_tuned
+from harness.analysis.comparison import compare_on_target, correct_estimate, labels_missing
+from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.gate_rules_on_answers import cumulative_policy, cumulative_rule, export_rule
 from harness.analysis.gate_verdict import GateResult, compare_arms, judge
-from harness.analysis.verdict import WORDS, Half, Rule, Verdict, may_decide
+from harness.analysis.seeds import family_of, item_variances, place_in_family
+from harness.analysis.target_scores import TargetScore
+from harness.analysis.verdict import Half, Rule, TargetFacts, Verdict, may_decide
 from harness.errors import IncompatibleRuns
-from harness.experiment.study import ArmsOfPair, Study, SuiteTask, compare_on, gate_target
+from harness.experiment.stored_rows import Facts, Runs
+from harness.experiment.study import (
+    ArmsOfPair,
+    Study,
+    SuiteTask,
+    answers_on_target,
+    best_untrained_run,
+    correct_reached,
+    find_best_untrained,
+    find_prompt,
+    is_answered,
+    is_target_only,
+    judge_labels,
+    wins_of,
+)
 from harness.formatting import count
-from harness.provenance import timestamp
-from harness.records import FEWER, RowsIdentity, Run, digest, load
-from harness.report import ExperimentReport, to_plain
-from harness.spec import Experiment, GatePolicy, TargetPolicy
-from harness.store import Champion, DecisionRecord, Store, VerdictRecord
+from harness.records import FEWER, RowsIdentity, Run
+from harness.spec import GatePolicy, TargetPolicy, Task
+from harness.store import Champion
 
 # Returns the identity of a baseline's rows of a task, given the run's rows and their key in the run.
 FindIdentity = Callable[[RowsIdentity, str], RowsIdentity]
+
+
+class InterimVerdict(NamedTuple):
+    """Verdict on a run at the interim analysis that settled it; `corrected` accounts for all fine-tunes.
+
+    `alpha` is the one-sided level of that analysis, `n` the number of suite items that it used.
+    """
+
+    result: GateResult
+    corrected: Verdict | None
+    alpha: float
+    n: int
+
+
+class RunVerdicts(NamedTuple):
+    """Facts of runs with verdicts, the gate's results by run, and the study."""
+
+    facts: tuple[CandidateFacts, ...]
+    results: dict[str, GateResult]
+    study: Study
+
+
+def judge_runs(study: Study, runs: Runs, reached: Facts) -> RunVerdicts:
+    """Judge the finished runs, alone and among all fine-tunes; verdicts of interim analyses are kept.
+
+    `reached` are the facts of each run alone (`facts_of_runs`).
+    """
+    facts, settled = add_comparisons(study, runs, reached), study.settled
+    more_targets = dict[str, tuple[TargetScore, ...]]()
+    pairs = pair_with_best(runs, facts) if study.experiment.gate.target.win_rate is not None else ()
+    wins = {run.run_id: wins_of(study, run, best) for run, best in pairs}
+    for task in study.experiment.more_targets:
+        for run_id, score in _scores(study, runs, facts, task).items():
+            more_targets[run_id] = (*more_targets.get(run_id, ()), score)
+    # Baselines are only references to beat; their losses against the base are not judged.
+    results = {
+        run.run_id: settled[run.run_id].result if run.run_id in settled else judge_stored_run(study, run)
+        for run in runs
+        if run.state == "done" and not is_target_only(run.method, run.recipe)
+    }
+    # A candidate that answers no capability suite (a classifier) has no verdict.
+    verdicts = {run_id: result.verdict for run_id, result in results.items() if result.tasks}
+    judged = [
+        replace(
+            f,
+            wins=wins.get(f.run_id),
+            more_targets=more_targets.get(f.run_id, ()),
+            verdict=verdicts.get(f.run_id) if f.target else None,
+        )
+        for f in facts
+    ]
+    corrected = []
+    for f, run in zip(place_in_family(judged, family_of(study.experiment)), runs, strict=True):
+        if run.run_id in settled:
+            f = replace(f, corrected=settled[run.run_id].corrected)
+        elif f.standing and f.verdict and f.standing.level != f.standing.alpha:
+            f = replace(f, corrected=judge_stored_run(study, run, level=f.standing.level).verdict)
+        corrected.append(f)
+    return RunVerdicts(tuple(corrected), results, study)
+
+
+def pair_with_best(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:
+    """List the finished fine-tunes, each with the run of the best untrained candidate."""
+    base = best_untrained_run(runs, facts)
+    tuned = (run for f, run in zip(facts, runs, strict=True) if run.state == "done" and is_fine_tuned(f))
+    return [(run, base) for run in tuned] if base else []
+
+
+def add_comparisons(
+    study: Study, runs: Runs, facts: Facts, target: Task | None = None
+) -> list[CandidateFacts]:
+    """Add the paired differences on a target from the best untrained candidate and from the plain prompt.
+
+    Recipes with several seeds also get the variances of their mean over the items, unless people's labels
+    correct a judge's grades: these vary from more than the items.
+    """
+    task = target or study.target
+    metric, best = study.primary(task), best_untrained_run(runs, facts)
+    labels = judge_labels(study.store, task, metric.name)
+    by_name, seeds = {run.candidate: run for run in runs if run.state == "done"}, dict[str, list[Run]]()
+
+    def against(run: Run, opponent: Run | None) -> Comparison | None:
+        if opponent is None or run.state == "failed" or run.run_id == opponent.run_id:
+            return None
+        return compare_on(study, run, opponent, task)
+
+    def over_items(seeds: Runs, *opponents: Run | None) -> ItemVariances | None:
+        rows_of_seeds = [study.rows.cut(run, task) for run in seeds]
+        rows = [study.rows.cut(opponent, task) if opponent else None for opponent in opponents]
+        return item_variances(metric, rows_of_seeds, *rows) if len(rows_of_seeds) > 1 and not labels else None
+
+    baselines = {r.run_id: (best, find_prompt(study, by_name.values(), r)) for r in runs}
+    for run in (run for run in runs if run.state == "done"):
+        seeds.setdefault(run.candidate, []).append(run)
+    variances = {name: over_items(group, *baselines[group[0].run_id]) for name, group in seeds.items()}
+    return [
+        replace(
+            f,
+            vs_untrained=against(run, baselines[run.run_id][0]),
+            vs_prompt=against(run, baselines[run.run_id][1]),
+            over_items=variances.get(run.candidate) if run.state == "done" else None,
+        )
+        for f, run in zip(facts, runs, strict=True)
+    ]
+
+
+def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, TargetScore]:
+    metric, answered, answered_facts = study.primary(task), list[Run](), list[CandidateFacts]()
+    labels = judge_labels(study.store, task, metric.name)
+    for run, f in zip(runs, facts, strict=True):
+        if is_answered(study, run, task):
+            rows, validation = study.rows.with_drawn(run, task), None
+            if f"{task.name}/validation" in run.rows:
+                validation = comparison.estimate(metric, study.rows.cut(run, task, "validation")).score
+            scored = replace(f, target=comparison.estimate(metric, rows), validation=validation)
+            answered.append(run)
+            answered_facts.append(correct_reached(metric, scored, rows, labels))
+    compared = add_comparisons(study, answered, answered_facts, task)
+    best = best_untrained(compared)
+    return {
+        f.run_id: TargetScore(task.name, metric.name, f.target, best, f.vs_untrained, f.vs_prompt)
+        for f in compared
+        if f.target is not None
+    }
+
+
+def compare_on(study: Study, run: Run, other_run: Run | None, task: Task | None = None) -> Comparison | None:
+    """Compare two runs on a target, by default the deciding one; None if there is nothing to compare."""
+    if other_run is None:
+        return None
+    task = task or study.target
+    metric = study.primary(task)
+    labels = judge_labels(study.store, task, metric.name)
+    read_rows = study.rows.with_drawn if labels else study.rows.cut
+    base, new = (read_rows(arm, task) for arm in (other_run, run))
+    return compare_on_target(metric, base, new, labels, study.experiment.gate.max_errors)
+
+
+def score_on(study: Study, run: Run, task: Task) -> Estimate:
+    """Estimate a run's score on a target, corrected by people's labels."""
+    metric, rows = study.primary(task), study.rows.with_drawn(run, task)
+    labels = judge_labels(study.store, task, metric.name)
+    return correct_estimate(metric, comparison.estimate(metric, rows), rows, labels)
 
 
 def read_arms_over(study: Study, run: Run, weights: str) -> list[Measurement]:
@@ -215,6 +373,29 @@ def judge_stored_run(
     return replace(result, notes=arms.notes)
 
 
+def gate_target(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | None:
+    """Return the target's facts: score, and gain over the best untrained candidate if the policy needs it."""
+    goal, task = policy.target, study.experiment.target
+    limits = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
+    if not any(limit is not None for limit in limits) or f"{task.name}/test" not in run.rows:
+        return None
+    metric, compared = study.primary(task), [study.rows.with_drawn(run, task)]
+    best = find_best_untrained(study, run) if (goal.gain, goal.win_rate) != (None, None) else None
+    gain = wins = None
+    if best and goal.gain is not None:
+        gain = compare_on(study, run, best)
+        compared.append(study.rows.with_drawn(best, task))
+    if best and goal.win_rate is not None:
+        wins = wins_of(study, run, best)
+    missing = labels_missing(metric.name, judge_labels(study.store, task, metric.name), *compared)
+    commonest: tuple[Comparison, ...] = ()
+    if policy.mode_collapse is not None:
+        alpha = study.experiment.gate.alpha
+        commonest = compare_commonest_answers(*answers_on_target(study, run), alpha=alpha)
+    missing = missing if policy.uncalibrated_judge == "refuse" else 0
+    return TargetFacts(score_on(study, run, task), gain, missing, wins, commonest)
+
+
 def read_both_arms(study: Study, run: Run, items: Half | None = None) -> list[Measurement]:
     """Return the rows of a run and its base on each task that both answered, or on one half of it."""
     find = partial(find_baseline_identity, study, run, None)
@@ -267,157 +448,3 @@ def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | No
     policy, identical = cumulative_policy(study.experiment.gate), run.weights_digest == first
     result = judge(arms.measured, policy, target=None, identical=identical, compared=arms.compared)
     return cumulative_rule(result.verdict, first)
-
-
-# Fields of a candidate's facts that are stored elsewhere; all others are recorded.
-_LARGE = ("verdict", "corrected", "training", "slices", "tokens", "vs_prompt")
-_SAME = "the rows, tasks and gate settings are the same; what else was measured or the rules changed"
-_OF_VERDICT = ("outcome", "sentence", "macro", "lost", "gained", "items_needed")
-_OF_GAIN = ("delta", "low", "high", "n")
-
-
-def record_verdict(
-    study: Study, run: Run, verdict: Verdict, baseline: str = "the base", baseline_digest: str = ""
-) -> VerdictRecord:
-    """Return the record of a verdict with its inputs: rows, policies, and the settings of judged tasks."""
-    settings: dict[str, dict[str, Any]] = {}
-    for task, role, _ in study.suite_tasks():
-        if study.is_judged(task):
-            primary = study.primary(task)
-            settings[task.name] = {
-                "chance": task.chance,
-                "margin": task.margin,
-                "metric": primary.name,
-                "higher_is_better": primary.higher_is_better,
-                "bounds": [primary.range.low, primary.range.high],
-                "kind": task.kind,
-                "role": role,
-            }
-    policy = _describe_rules(study.experiment)
-    plain: dict[str, Any] = to_plain(verdict)
-    return VerdictRecord(
-        run_id=run.run_id,
-        experiment=run.experiment,
-        candidate=run.candidate,
-        seed=run.seed,
-        baseline=baseline,
-        baseline_digest=baseline_digest or run.base_digest,
-        policy=policy,
-        policy_digest=digest(policy),
-        rows=dict(run.rows),
-        harness=__version__,
-        created=timestamp(),
-        tasks=settings,
-        rules=[store.RuleRecord(**rule) for rule in plain["rules"]],
-        **{name: plain[name] for name in _OF_VERDICT},
-    )
-
-
-def _describe_rules(experiment: Experiment) -> dict[str, Any]:
-    # The gate's settings, and the decision's settings that choose the candidate a gain is measured over.
-    policy, decide = experiment.gate, experiment.decide
-    chosen_by = {
-        "decide.max_latency_s": decide.max_latency_s,
-        "decide.min_requests_per_s": decide.min_requests_per_s,
-        "decide.needs": [need for need in decide.needs if need == "sensitive_data"],
-    }
-    measured = (policy.target.gain, policy.target.win_rate) != (None, None)
-    written: dict[str, Any] = to_plain(policy)
-    return written | {key: value for key, value in chosen_by.items() if measured and value}
-
-
-def renew_verdicts(
-    at: Store, report: ExperimentReport, runs: Iterable[Run], experiment: Experiment, since_s: float
-) -> ExperimentReport:
-    """Return a stored report with newer verdicts by the same settings, made after `since_s` (Unix time)."""
-    by_id = {run.run_id: run for run in runs}
-    settings = digest(_describe_rules(experiment))
-
-    def renew(f: CandidateFacts) -> CandidateFacts:
-        if f.verdict is None or (run := by_id.get(f.run_id)) is None:
-            return f
-        newest = store.newest_verdict(at, run.run_id, run.base_digest)
-        if newest is None or newest.policy_digest != settings:
-            return f
-        if datetime.fromisoformat(newest.created).timestamp() <= since_s:
-            return f
-        verdict_fields = to_plain(f.verdict) | {name: getattr(newest, name) for name in _OF_VERDICT}
-        verdict_fields["rules"] = to_plain(newest.rules)
-        return replace(f, verdict=load(Verdict, json.dumps(verdict_fields).encode()))
-
-    return replace(report, facts=tuple(map(renew, report.facts)))
-
-
-def verdict_change(at: Store, now: VerdictRecord) -> str:
-    """Describe how a stored verdict would change now, and its causes; empty if it stays the same."""
-    before = store.newest_verdict(at, now.run_id, now.baseline_digest)
-    if before is None:
-        return ""
-    on_errors = ([r.outcome for r in verdict.rules if r.name == "errors"] for verdict in (before, now))
-    was_invalid, is_invalid = ("inconclusive" in outcomes for outcomes in on_errors)
-    if (before.outcome, was_invalid) == (now.outcome, is_invalid):
-        return ""
-    changes = [*_changes(before, now)]
-    fallback, then = [_SAME], {r.name: r.outcome for r in before.rules}
-    if changed_rules := [r for r in now.rules if then.get(r.name, "skipped") != r.outcome]:
-        pairs = ((r.name, WORDS[then.get(r.name, "skipped")], WORDS[r.outcome]) for r in changed_rules)
-        fallback.append(", ".join(f"rule {name} {old} → {new}" for name, old, new in pairs))
-    label = f"{now.candidate} (seed {now.seed})" if now.seed else now.candidate
-    was = f"{label}: the verdict of {before.created} against {now.baseline} was {WORDS[before.outcome]}"
-    return f"{was} and would now be {now.sentence} (since then: {'; '.join(changes or fallback)})"
-
-
-def _changes(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
-    defaults = to_plain(GatePolicy())
-    for key in dict.fromkeys([*now.policy, *(key for key in before.policy if "." in key)]):
-        old_value, new_value = (verdict.policy.get(key, defaults.get(key)) for verdict in (before, now))
-        if old_value != new_value:
-            yield f"{key if '.' in key else f'gate.{key}'} {old_value} → {new_value}"
-    if keys := sorted(key for key in {*before.rows, *now.rows} if before.rows.get(key) != now.rows.get(key)):
-        yield f"other answers on {', '.join(keys)}"
-    if before.harness != now.harness:
-        yield f"harness {before.harness} → {now.harness}"
-    for name in sorted({*before.tasks, *now.tasks}):
-        old, new = before.tasks.get(name), now.tasks.get(name)
-        if old is None or new is None:
-            yield f"task {name} {'was not judged before' if old is None else 'is no longer judged'}"
-        else:
-            for key in sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
-                yield f"{key} of {name} {old.get(key)} → {new.get(key)}"
-
-
-def record_report(report: ExperimentReport, runs: Iterable[Run], study: Study) -> None:
-    """Store every verdict of a report, and the facts of each run that its decision used."""
-    if report.smoke:
-        return
-    for verdict in list_verdict_records(report, runs, study):
-        store.save_verdict(study.store, verdict)
-    if report.decision is None:
-        return
-    facts = []  # the figures that the decision weighs, without items and curves
-    for f in report.facts:
-        plain: dict[str, Any] = {name: value for name, value in to_plain(f).items() if name not in _LARGE}
-        gain = plain["vs_untrained"]
-        facts.append(plain | {"vs_untrained": gain and {name: gain[name] for name in _OF_GAIN}})
-    record = DecisionRecord(
-        experiment=report.experiment,
-        metric=report.metric,
-        action=report.decision.action,
-        sentence=report.decision.sentence,
-        facts=facts,
-        harness=__version__,
-        created=timestamp(),
-        higher_is_better=report.unit.higher_is_better,
-        scale=report.unit.scale,
-    )
-    store.save_decision(study.store, record)
-
-
-def list_verdict_records(
-    report: ExperimentReport, runs: Iterable[Run], study: Study
-) -> Iterator[VerdictRecord]:
-    """Yield a record of every verdict of a report."""
-    by_id = {run.run_id: run for run in runs}
-    for facts in report.facts:
-        if facts.verdict is not None and (run := by_id.get(facts.run_id)):
-            yield record_verdict(study, run, facts.verdict)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.admission import AdmittedTasks, Measurement
-from harness.analysis.answers import compare_commonest_answers, list_each_answer
+from harness.analysis.answers import list_each_answer
 from harness.analysis.candidate_facts import (
     AnswerFacts,
     CandidateFacts,
@@ -27,9 +27,9 @@ from harness.analysis.candidate_facts import (
     alternative,
     facts_without_rows,
 )
-from harness.analysis.comparison import compare_on_target, correct_estimate, estimate, labels_missing
+from harness.analysis.comparison import correct_estimate, estimate, labels_missing
 from harness.analysis.economics import apply_budgets
-from harness.analysis.estimators import Comparison, Estimate, is_judge
+from harness.analysis.estimators import is_judge
 from harness.analysis.gate_verdict import ComparedArms
 from harness.analysis.human_preferences import (
     AnswerPairs,
@@ -40,7 +40,7 @@ from harness.analysis.human_preferences import (
 )
 from harness.analysis.judge_correction import JudgedPair, bias_of
 from harness.analysis.people_labels import Labels, latest_labels
-from harness.analysis.verdict import TargetFacts, is_judged
+from harness.analysis.verdict import is_judged
 from harness.config import CommandLine, LoadedExperiment, current_labels
 from harness.data import Split
 from harness.errors import CandidateFailed, IncompatibleRuns
@@ -52,7 +52,7 @@ from harness.experiment.stored_rows import EdgeCases, Rows, StoredRows, rows_by_
 from harness.metrics import Metric, load_metrics, refuse_goals
 from harness.models.openai_api import WHO_ANSWERS, is_private
 from harness.records import Run, TokenCounts, canonical_json
-from harness.spec import PEOPLE, Experiment, GatePolicy, Recipe, Role, Task, metric_name
+from harness.spec import PEOPLE, Experiment, Recipe, Role, Task, metric_name
 from harness.store import Store
 
 _PLAIN, _NONE = CommandLine(), MappingProxyType[str, frozenset[str]]({})
@@ -221,48 +221,6 @@ def count_missing(study: Study, *runs: Run) -> int:
     metric = study.primary(study.target).name
     labels = judge_labels(study.store, study.target, metric)
     return labels_missing(metric, labels, *(study.rows.cut(run, study.target) for run in runs))
-
-
-def gate_target(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | None:
-    """Return the target's facts: score, and gain over the best untrained candidate if the policy needs it."""
-    goal, task = policy.target, study.experiment.target
-    limits = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
-    if not any(limit is not None for limit in limits) or f"{task.name}/test" not in run.rows:
-        return None
-    metric, compared = study.primary(task), [study.rows.with_drawn(run, task)]
-    best = find_best_untrained(study, run) if (goal.gain, goal.win_rate) != (None, None) else None
-    gain = wins = None
-    if best and goal.gain is not None:
-        gain = compare_on(study, run, best)
-        compared.append(study.rows.with_drawn(best, task))
-    if best and goal.win_rate is not None:
-        wins = wins_of(study, run, best)
-    missing = labels_missing(metric.name, judge_labels(study.store, task, metric.name), *compared)
-    commonest: tuple[Comparison, ...] = ()
-    if policy.mode_collapse is not None:
-        alpha = study.experiment.gate.alpha
-        commonest = compare_commonest_answers(*answers_on_target(study, run), alpha=alpha)
-    missing = missing if policy.uncalibrated_judge == "refuse" else 0
-    return TargetFacts(score_on(study, run, task), gain, missing, wins, commonest)
-
-
-def compare_on(study: Study, run: Run, other_run: Run | None, task: Task | None = None) -> Comparison | None:
-    """Compare two runs on a target, by default the deciding one; None if there is nothing to compare."""
-    if other_run is None:
-        return None
-    task = task or study.target
-    metric = study.primary(task)
-    labels = judge_labels(study.store, task, metric.name)
-    read_rows = study.rows.with_drawn if labels else study.rows.cut
-    base, new = (read_rows(arm, task) for arm in (other_run, run))
-    return compare_on_target(metric, base, new, labels, study.experiment.gate.max_errors)
-
-
-def score_on(study: Study, run: Run, task: Task) -> Estimate:
-    """Estimate a run's score on a target, corrected by people's labels."""
-    metric, rows = study.primary(task), study.rows.with_drawn(run, task)
-    labels = judge_labels(study.store, task, metric.name)
-    return correct_estimate(metric, comparison.estimate(metric, rows), rows, labels)
 
 
 def is_answered(study: Study, run: Run, task: Task, split: Split = "test") -> bool:

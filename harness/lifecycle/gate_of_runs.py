@@ -19,7 +19,7 @@ from harness.evaluation.candidates import phrase_silent
 from harness.evaluation.judges import list_stored_digests
 from harness.evaluation.lm_eval import bridge
 from harness.evaluation.row_sets import rows_version, scoring_digest
-from harness.experiment.run_verdicts import judge_stored_run, record_verdict, verdict_change
+from harness.experiment.run_verdicts import judge_stored_run
 from harness.experiment.study import (
     Study,
     add_lm_eval,
@@ -29,6 +29,7 @@ from harness.experiment.study import (
     reached_on_target,
     refuse_lost_folds,
 )
+from harness.experiment.verdict_records import record_verdict, verdict_change
 from harness.formatting import count
 from harness.records import FEWER, Run, SamplingRecord
 from harness.spec import JUDGE, Experiment, Role, Task
