@@ -23,8 +23,7 @@ from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, is
 from harness import config, experiment, plugins
 from harness.analysis.admission import split
 from harness.experiment import Scope, prepare_session, rescue
-from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.training_fit import Fit
+from harness.experiment.candidate_weights import Fit, find_stored_weights
 from harness.models.hub import ModelSource
 from harness.progress import SilentProgress
 from harness.records import Output, SampleResult

@@ -14,8 +14,7 @@ import fake_adapter
 from harness import config, experiment
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
-from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.training_fit import Fit
+from harness.experiment.candidate_weights import Fit, ensure_weights
 from harness.models import Candidate
 from harness.models.hub import ModelSource
 from harness.progress import SilentProgress

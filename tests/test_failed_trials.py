@@ -8,9 +8,9 @@ from harness import config, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, SharedFailure, UserError
 from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session, step_worker
-from harness.experiment.candidate_weights import fails_alone, phrase_no_trial
 from harness.experiment.executors import make_plan, write_assignment
 from harness.experiment.step_worker import TRIES, Step
+from harness.experiment.trial_search import fails_alone, phrase_no_trial
 from harness.progress import SilentProgress
 from harness.report.document import markdown
 from harness.report.sections import experiment_document

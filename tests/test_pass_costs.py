@@ -7,7 +7,7 @@ import tiny_methods
 from harness.cache import remember
 from harness.evaluation import costs
 from harness.evaluation.costs import Pace, read_pace, record_pace
-from harness.experiment.training_fit import fit_work
+from harness.experiment.trials import fit_work
 from harness.models import memory, pass_costs
 from harness.models.batching import CPU_COSTS, PassCosts, Size, plan
 from harness.models.hardware import Machine

@@ -9,7 +9,7 @@ import pytest
 import tiny_experiment
 
 from harness import plugins, provenance
-from harness.experiment.training_fit import Fit
+from harness.experiment.candidate_weights import Fit
 from harness.methods import dpo
 from harness.methods.supervised import Lora, Peft
 from harness.provenance import TABLE, code_versions

@@ -12,8 +12,7 @@ from tiny_methods import Interrupted, stop_at
 
 from harness.errors import CandidateFailed
 from harness.evaluation.runner import open_weights
-from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.training_fit import Fit, FitInputs
+from harness.experiment.candidate_weights import Fit, FitInputs, ensure_weights
 from harness.methods import bottleneck, dpo, head, spectrum
 from harness.methods.supervised import Full, Lora
 from harness.models.weight_files import tensors_of

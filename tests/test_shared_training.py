@@ -22,7 +22,7 @@ from harness import plugins, training
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import recipe_warnings
 from harness.experiment.candidate_problems import check_gpus, check_sharing
-from harness.experiment.training_fit import Fit, processes_of, shards_of
+from harness.experiment.candidate_weights import Fit, processes_of, shards_of
 from harness.models import memory
 from harness.models.hub import quantize, resolve, shape
 from harness.spec import AcceleratePolicy, TrainingPolicy

@@ -11,8 +11,7 @@ from harness import store
 from harness.analysis.admission import cluster_name, split
 from harness.evaluation.costs import Work
 from harness.experiment import Estimates, rescue
-from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.training_fit import Fit
+from harness.experiment.candidate_weights import Fit, find_stored_weights
 from harness.experiment.trials import estimate_tracking, read_kept_points
 from harness.methods.derived import Checkpoint
 from harness.methods.supervised import Lora

@@ -16,8 +16,7 @@ from tiny_methods import CPU, fit, ignore, read_fit
 
 from harness import plugins, training
 from harness.errors import CandidateFailed, Problem, UserError
-from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.training_fit import has_own_process
+from harness.experiment.candidate_weights import ensure_weights, has_own_process
 from harness.formatting import RATE
 from harness.methods.supervised import Lora
 from harness.methods.text_classifiers import Classifier

@@ -16,8 +16,8 @@ from harness import config, experiment, plugins
 from harness.analysis.admission import Measurement, cluster_name, cut_to_half, split
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session
-from harness.experiment.candidate_weights import rank_trial
 from harness.experiment.rescue_trials import schedule_trials
+from harness.experiment.trial_search import rank_trial
 from harness.experiment.trials import general_items, proposals
 from harness.models.hub import resolve
 from harness.plugins import RescueSituation

@@ -19,7 +19,7 @@ from harness.data import part_of
 from harness.evaluation.session import join_items
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_result import SHARES
-from harness.experiment.training_fit import Fit
+from harness.experiment.candidate_weights import Fit
 from harness.models import Candidate
 from harness.models.hub import ModelSource
 from harness.progress import SilentProgress

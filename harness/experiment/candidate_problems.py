@@ -21,7 +21,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.runner import sensitive_problems
 from harness.evaluation.session import MeasuredTask
 from harness.experiment.bases import quantization_problems
-from harness.experiment.training_fit import processes_of, shards_of
+from harness.experiment.candidate_weights import processes_of, shards_of
 from harness.models import find_left_out, hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
 from harness.models.hub import ModelSource, architecture_difference, chat_template, is_packed, load_tokenizer

@@ -40,8 +40,7 @@ from harness.experiment.study import (
     judge_labels,
     mark_recipe,
 )
-from harness.experiment.training_fit import fit_work
-from harness.experiment.trials import digest_prompts
+from harness.experiment.trials import digest_prompts, fit_work
 from harness.metrics import item_scores
 from harness.models.artefacts import count_bytes
 from harness.models.hub import shape

@@ -1,44 +1,66 @@
-"""Weights of a candidate and seed: stored, or made by one fit or the best trial; also prompt selection.
+"""Weights of a candidate and seed: stored, or made by one fit or the best of its trials.
 
-    runs/weights/<key>/pruned.json      of a pruned trial: its points, the digest of the last one, and the log
-
-Invariant: a candidate answers only with its selected prompt, so no other prompt sees a test item. A folder
-of weights is named by the digest of all their inputs, and exists only when complete. Each trial is stored as
-a run.
+Invariant: a folder of weights is named by the digest of all their inputs, and exists only when complete.
+However a training ends, the next call resumes from its checkpoints.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from harness import provenance, store, training
-from harness.errors import (
-    CandidateFailed,
-    Diverged,
-    HarnessError,
-    NotStored,
-    SharedFailure,
-    UserError,
-    one_line,
+from harness import plugins, training
+from harness.data import TaskItems
+from harness.errors import CandidateFailed, Diverged, NotStored
+from harness.evaluation.candidate_rows import find_shipped
+from harness.evaluation.candidates import (
+    DIVERGED,
+    ResolvedCandidate,
+    base_weights,
+    merge_weights,
+    read_weights,
+    refuse_damaged,
 )
-from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
-from harness.evaluation.row_sets import describe_run, metric_ranges, target_sets
-from harness.evaluation.session import Session
+from harness.evaluation.row_sets import prompting_digest, suite_sets
+from harness.evaluation.runner import answer
+from harness.evaluation.scoring import rescore_stored
+from harness.evaluation.session import Session, join_items
 from harness.experiment import trials
-from harness.experiment.training_fit import PRUNED, Fit, FitInputs, show_point
-from harness.experiment.trials import measure_point, read_kept_points, score_forgetting, validate
+from harness.experiment.trial_search import (
+    PRUNED,
+    TrialFit,
+    TrialSearch,
+    Tried,
+    is_whole,
+    phrase_no_trial,
+    rank_trial,
+    read_points_so_far,
+)
+from harness.experiment.trials import fit_work, measure_point
+from harness.masking import mask_values
+from harness.metrics import version as metric_version
+from harness.models.artefacts import artefact_files
+from harness.models.hardware import MOST_WAITED, ignores_load
+from harness.models.weight_files import content_digest
 from harness.plugins import OR
-from harness.records import Curve, TrackedPoint, TrainingRecord, Trial, read_training_record
-from harness.store import TrialRun, write_whole
+from harness.provenance import digest_code, versions_of
+from harness.records import Example, TrackedPoint, digest, drop_defaults, is_unspaced, parse_json
+from harness.regularizers import Answered, Mixture, general_rows, has_hook, regularizers_digest
+from harness.spec import AcceleratePolicy, Recipe, Task, TaskData, TrainingPolicy, is_path, metric_name
+from harness.store import AGAIN, clear_errors, remove, write_whole
 from harness.training import Weights
+from harness.training.job_worker import launch
+from harness.training.live_trackers import LiveRun, make_live_id, open_trackers
 
-_KEY_DIGITS = 8
+_ALIKE = 0.6  # an estimate teaches only if the steps made are within this ratio
+
+
+# Rows mixed into the training rows, and general rows by regulariser.
+RegularizerRows = tuple[Sequence[Example], dict[str, tuple[Example, ...]]]
 
 
 def ensure_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
@@ -57,12 +79,13 @@ def find_stored_weights(session: Session, candidate: ResolvedCandidate, seed: in
         return None
 
 
-class Tried(NamedTuple):
-    """A trial with its weights, or the error by which it failed, now or earlier."""
+class FitInputs(NamedTuple):
+    """Weights that a fit starts from, is rewarded by or merges, and the folder of the result."""
 
-    trial: Trial
-    weights: Weights | None = None
-    error: Exception | None = None
+    init: Weights | None
+    reward: Weights | None
+    merges: Sequence[Weights]
+    folder: Path
 
 
 class _Maker(NamedTuple):
@@ -72,8 +95,12 @@ class _Maker(NamedTuple):
     seed: int
 
     @property
-    def fit(self) -> Fit:
+    def fit(self) -> "Fit":
         return Fit(*self)
+
+    @property
+    def search(self) -> TrialSearch:
+        return TrialSearch(self.session, self.candidate, self.begin_trial)
 
     def weights(self) -> Weights:
         if self.candidate.prompt_trials:
@@ -89,16 +116,16 @@ class _Maker(NamedTuple):
         tried: list[Tried] = []
         if not self.session.reads_only:
             with suppress(NotStored):
-                stored = self._replace(session=self.session.reading()).try_all()
+                stored = self._replace(session=self.session.reading()).search.try_all()
                 is_searched = self.candidate.source_name in self.session.searched
-                tried = stored if is_searched or any(_is_whole(attempt.trial) for attempt in stored) else []
+                tried = stored if is_searched or any(is_whole(attempt.trial) for attempt in stored) else []
         if not tried:
-            tried = self.try_all()
+            tried = self.search.try_all()
             if not self.session.reads_only:
                 self.session.searched.add(self.candidate.source_name)
         sign = self.session.target.primary.unit.sign
         best = max((attempt.trial for attempt in tried), key=partial(rank_trial, sign=sign))
-        if not _is_whole(best):
+        if not is_whole(best):
             self.session.refuse_if_reading(f"finished trial of {self.candidate.source_name}")
             raise phrase_no_trial([(t.trial.params, t.error) for t in tried if t.error])
         chosen = self._replace(candidate=self.candidate.at(best.params))
@@ -127,6 +154,13 @@ class _Maker(NamedTuple):
                     found = f"{key}: weights that turned out to be of the kind {kind}"
                     raise CandidateFailed(f"{found}; expected {expected_kinds[key]}", "another candidate")
         return FitInputs(init, reward, merges, self.fit.folder(init, reward, merges))
+
+    def begin_trial(self, candidate: ResolvedCandidate) -> TrialFit:
+        trial = self._replace(candidate=candidate, seed=self.session.first_seed)
+        inputs = trial.begin()
+        finish, train_to = partial(trial.find_or_fit, inputs), partial(trial.fit.make_weights, inputs)
+        live = trial.fit.live_run(inputs.folder)
+        return TrialFit(inputs.folder, finish, train_to, partial(show_point, live))
 
     def find_or_fit(self, inputs: FitInputs, *, shows_points: bool = False) -> Weights:
         stored_weights = read_weights(self.candidate, inputs.folder)
@@ -171,183 +205,6 @@ class _Maker(NamedTuple):
         record = replace(record, init_wall_s=round(before_s, 3), stands_on=digests)
         return weights._replace(training=record, choosers=tuple(made.items()))
 
-    def try_all(self) -> list[Tried]:
-        tried, finished_trials = list[Tried](), list[Trial]()
-        for proposal in self.propose(finished_trials):
-            attempt = self.attempt(proposal)
-            is_again = any(attempt.trial.params == before.params for before in finished_trials)
-            # A training is counted once.
-            counted = replace(attempt.trial, wall_s=0.0) if is_again else attempt.trial
-            tried.append(attempt._replace(trial=counted))
-            finished_trials.append(attempt.trial)
-        return tried
-
-    def propose(self, finished_trials: Sequence[Trial]) -> Iterator[trials.TrialProposal]:
-        sign = self.session.target.primary.unit.sign
-        return trials.proposals(self.candidate, self.session.first_seed, sign, finished_trials)
-
-    def at(self, params: Mapping[str, Any]) -> "_Maker":
-        return self._replace(candidate=self.candidate.at(params), seed=self.session.first_seed)
-
-    def attempt(self, proposal: trials.TrialProposal) -> Tried:
-        session, trial = self.session, self.at(proposal.params)
-        inputs = trial.begin()
-        key = inputs.folder.name
-        is_again = not session.reads_only and self.candidate.source_name in session.searched
-        if is_again and (stored_failure := trial.recall(key, proposal)):
-            return stored_failure
-        try:
-            points, pruned = trial.train_until_pruned(inputs, proposal.should_prune)
-            weights, bound = pruned or trial.find_or_fit(inputs), self.candidate.source.subject_to
-            record = weights.training
-            made = Trial(
-                params=proposal.params,
-                validation=None,
-                best_validation_loss=record.best_validation_loss,
-                wall_s=record.wall_s or 0.0,
-                loss=record.loss,
-                validation_loss=record.validation_loss,
-                points=points,
-                most_forgetting=bound.forgetting if bound else None,
-                fit_key=record.fit_key,
-            )
-            if pruned:
-                made = replace(made, validation=points[-1][1], pruned_at=record.n_steps)
-            else:
-                score, prompts_digest = validate(session, trial.candidate, weights)
-                forgetting = score_forgetting(session, trial.candidate, weights, bound) if bound else None
-                made = replace(made, validation=score, asked=prompts_digest, forgetting=forgetting)
-        except NotStored:
-            if stored_outcome := trial.recall(key, proposal):
-                return stored_outcome
-            raise
-        except Exception as error:
-            if not fails_alone(error):
-                raise
-            # The folder of the weights records a divergence.
-            reason = "" if isinstance(error, Diverged) else one_line(error)
-            failed = Trial(params=dict(proposal.params), validation=None, fit_key=key, error=reason)
-            if not session.reads_only:
-                trial.save(failed, key, weights_digest="", state="failed", rows={}, error=one_line(error))
-            return Tried(failed, error=error)
-        if not session.reads_only:
-            trial.record(made, weights)
-        return Tried(made, weights)
-
-    def recall(self, key: str, proposal: trials.TrialProposal) -> Tried | None:
-        stored = store.find_trial(self.session.store, self.name_trial(key))
-        if not stored or not stored.trial.error or stored.trial.fit_key != key:
-            return None
-        reason, _, knob = stored.trial.error.partition("; try: ")
-        return Tried(replace(stored.trial, params=proposal.params), error=CandidateFailed(reason, knob))
-
-    def record(self, trial: Trial, weights: Weights) -> None:
-        # Stores a complete or pruned trial with its answers on validation.
-        session = self.session
-        rows = target_sets(session, self.candidate.source, weights, session.first_seed)[0]
-        self.save(
-            trial,
-            trial.fit_key or rows.identity.digest,
-            weights_digest=weights.digest,
-            state="done",
-            rows={rows.name: rows.identity.digest},
-            training=weights.training,
-            provenance=provenance.collect(session.machine.name) | {"precision": session.machine.precision},
-            metrics=metric_ranges([rows]),
-        )
-
-    def save(self, trial: Trial, key: str, **run_fields: Any) -> None:
-        # The candidate that makes the weights, also if another candidate uses them.
-        maker = replace(self.candidate, name=self.candidate.source_name, recipe=self.candidate.source)
-        name, seed, run_id = self.session.experiment.name, self.session.first_seed, self.name_trial(key)
-        run = describe_run(name, maker, seed, run_id=run_id, **run_fields)
-        curveless = replace(trial, loss=(), validation_loss=())  # the run's training record has them
-        store.save_trial(self.session.store, TrialRun(run, curveless, self.session.target.primary.name))
-
-    def name_trial(self, fit_key: str) -> str:
-        run_name = self.session.name_begun(self.candidate.source_name, self.session.first_seed)
-        return f"{run_name}-trial-{fit_key[:_KEY_DIGITS]}"
-
-    def train_until_pruned(
-        self, inputs: FitInputs, should_prune: trials.ShouldPrune | None
-    ) -> tuple[Curve, Weights | None]:
-        # Scores validation at each point. Returns the scores by step, and the last weights if pruned.
-        session, candidate, folder = self.session, self.candidate, inputs.folder
-        scores, track = list[tuple[float, float | None]](), candidate.source.track
-        if track is None or should_prune is None:
-            return (), None
-        for point_number in range(1, track.points + 1):
-            weights_by_step = read_points_so_far(candidate, folder)
-            if len(weights_by_step) < point_number and read_weights(candidate, folder) is None:
-                session.refuse_if_reading(f"point {point_number} of {folder.name}")
-                with session.claim(folder.name):
-                    if read_weights(candidate, folder) is None:
-                        self.fit.make_weights(inputs, point_number)
-                weights_by_step = read_points_so_far(candidate, folder)
-            if len(weights_by_step) < point_number:  # fewer checkpoints than requested points
-                return tuple(scores), None
-            step, weights = list(weights_by_step.items())[point_number - 1]
-            score, _ = validate(session, candidate, weights)
-            scores.append((step, score))
-            if not session.reads_only:
-                show_point(self.fit.live_run(folder), TrackedPoint(step=step, target=score))
-            if should_prune(point_number, score) and point_number < track.points:
-                break
-        else:
-            return tuple(scores), None
-        partial_folder = _part(folder)
-        if partial_folder.exists() and not (partial_folder / PRUNED).exists():
-            elapsed_s, *curves = training.read_log_until(partial_folder / training.CHECKPOINTS, step)
-            logged = TrainingRecord(wall_s=elapsed_s, n_steps=step, fit_key=folder.name)
-            logged = replace(logged, loss=curves[0], validation_loss=curves[1])
-            content = json.dumps({"digest": weights.digest, "training": logged.to_plain()})
-            write_whole(session.store, partial_folder / PRUNED, content)
-        if partial_folder.exists():
-            training.remove_all_but(partial_folder, (training.TRACKED, PRUNED))
-            partial_folder.rename(folder)
-        if (folder / PRUNED).exists():
-            history = read_training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
-        else:  # trained completely before its search had this pruner
-            whole = read_weights(candidate, folder)
-            assert whole is not None
-            history = whole.training
-        whole_curves = history.loss, history.validation_loss
-        loss, validation_loss = (tuple(at for at in curve if at[0] <= step) for curve in whole_curves)
-        record = TrainingRecord(wall_s=history.wall_s, n_steps=step, fit_key=folder.name)
-        record = replace(record, loss=loss, validation_loss=validation_loss)
-        return tuple(scores), weights._replace(training=record)
-
-
-def read_points_so_far(trial: ResolvedCandidate, folder: Path) -> dict[int, Weights]:
-    """Read the weights at the points of a finished, pruned or running training, by step."""
-    return read_kept_points(trial, folder if folder.exists() else _part(folder))
-
-
-def _part(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.part")
-
-
-def fails_alone(error: Exception) -> bool:
-    """Tell whether an error fails only one trial, so that other points may succeed."""
-    if isinstance(error, HarnessError):
-        return isinstance(error, CandidateFailed) and not isinstance(error, SharedFailure)
-    return not isinstance(error, OSError)
-
-
-def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> CandidateFailed:
-    """Return the error of a candidate without a complete trial, with each reason once."""
-    if all(isinstance(error, Diverged) for _, error in failed):
-        return Diverged("the training loss is not a number in any trial", "lower learning rates to try")
-    points: dict[str, list[str]] = {}
-    for params, error in failed:
-        reason = error.reason if isinstance(error, CandidateFailed) else one_line(error)
-        points.setdefault(reason, []).append(", ".join(f"{name} {value}" for name, value in params.items()))
-    knobs = dict.fromkeys(error.knob for _, error in failed if isinstance(error, CandidateFailed))
-    if len(points) == 1:
-        return CandidateFailed(f"every trial failed: {next(iter(points))}", ", or ".join(filter(None, knobs)))
-    reasons = "; ".join(f"{settings[0]}: {reason}" for reason, settings in points.items())
-    return CandidateFailed(f"every trial failed: {reasons}", ", or ".join(filter(None, knobs)))
-
 
 def stands_on(*weights: Weights) -> dict[str, str]:
     """Map the keys of weights, and of all weights they were made from, to digests."""
@@ -360,27 +217,8 @@ def stands_on(*weights: Weights) -> dict[str, str]:
 
 def make_trial(session: Session, candidate: ResolvedCandidate, point: int) -> Weights | None:
     """Make and validate the trial at one point of its sweep; None if it failed, which is recorded."""
-    maker = _Maker(session, candidate, session.first_seed)
-    return maker.attempt(trials.TrialProposal(candidate.points[point])).weights
-
-
-def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:
-    """Return the sort key of a trial: its validation score, then its validation loss if scores are equal.
-
-    Complete trials rank first, then those within their forgetting limit; if none is, the least forgetting
-    ranks best.
-    """
-    score, loss, forgetting = trial.validation, trial.best_validation_loss, trial.forgetting
-    forgetting_limit = trial.most_forgetting
-    keeps = forgetting_limit is None or forgetting is None or forgetting <= forgetting_limit
-    value = -np.inf if score is None else sign * score
-    if not keeps and forgetting is not None:
-        value = -forgetting
-    return _is_whole(trial), keeps, value, -np.inf if loss is None else -loss
-
-
-def _is_whole(trial: Trial) -> bool:
-    return trial.validation is not None and not trial.is_pruned
+    search = _Maker(session, candidate, session.first_seed).search
+    return search.attempt(trials.TrialProposal(candidate.points[point])).weights
 
 
 def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, ResolvedCandidate]:
@@ -388,40 +226,240 @@ def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, Resolved
 
     Failed searches are left out, as are searches with missing answers on a read-only session.
     """
-    candidates, sign = dict[str, ResolvedCandidate](), session.target.primary.unit.sign
+    chosen, make = dict[str, ResolvedCandidate](), partial(ensure_weights, session, seed=session.first_seed)
     for candidate in (session.candidates[name] for name in names):
-        if not candidate.searches_prompts:
-            continue
-        maker, tried = _Maker(session, candidate, session.first_seed), list[Trial]()
+        if candidate.searches_prompts:
+            search = _Maker(session, candidate, session.first_seed).search
+            if with_prompt := search.choose_prompt(make):
+                chosen[candidate.name] = with_prompt
+    return chosen
+
+
+class Fit(NamedTuple):
+    """The training of a candidate and seed in a session, or its method's substitute for training."""
+
+    session: Session
+    candidate: ResolvedCandidate
+    seed: int
+
+    def live_run(self, folder: Path, show_at: int = 0) -> LiveRun | None:
+        """Return the trackers' run for the training in a folder; None if no tracker follows it."""
+        session, candidate, seed = self
+        names, source, name = session.experiment.report_to, candidate.source, candidate.source_name
+        if not (names and session.trackers and candidate.method.trains):
+            return None
+        params = {"method": source.method, "seed": seed, "base_model": session.experiment.base_model}
+        return LiveRun(
+            make_live_id(name, seed, folder.name),
+            name,
+            session.experiment.name + ("-smoke" if session.store.folder.name == "smoke" else ""),
+            session.trackers.absolute(),
+            names,
+            {key: str(value) for key, value in mask_values(params | source.params).items()},
+            show_at,
+        )
+
+    def folder(
+        self,
+        init: Weights | None,
+        reward: Weights | None = None,
+        merges: Sequence[Weights] = (),
+    ) -> Path:
+        """Return the folder of weights, named by a digest of exactly their inputs."""
+        session, candidate, seed = self
+        source, method, base = candidate.source, candidate.method, candidate.trained_base
+        if source.reward is None or reward:
+            rewarded_by = reward.digest if reward else ""
+        elif is_path(source.reward) and not training.is_metric_file(Path(source.reward)):
+            rewarded_by = digest_code(Path(source.reward))
+        else:
+            unread = {"data", "limit"}
+            task = session.target.task.model_dump(mode="json", exclude=unread, exclude_defaults=True)
+            unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
+            rewarded_by = digest([metric_name(source.reward), metric_version(source.reward, unspaced), task])
+        if not method.draws_from:
+            trained_on = ""
+        else:
+            target = session.training_data(source)
+            of_pairs = target.items.pairs if method.draws_from == "pairs" else ()
+            pairs = list(map(drop_defaults, of_pairs))
+            rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
+            seeds = [seed] if method.seeded else []
+            computed = [session.machine.precision, session.machine.device]
+            inputs: list[Any] = [pairs, rows, prompting_digest(session.target, source, seed), seeds, computed]
+            if pairs:  # the task's part of the prompts, not covered by the pairs' version
+                fields = {"chat_template"} | ({"system"} if source.system is None else set())
+                part = session.target.task.model_dump(include=fields, exclude_defaults=True)
+                inputs += [part] if part else []
+            trained_on = digest(inputs)
+        policy = session.experiment.training.accelerate
+        n_processes, files = processes_of(policy, source), list[Path]()
+        if source.path:
+            path = Path(source.path)
+            files = artefact_files(path) if method.makes == "artefact" else sorted(path.glob("adapter_*"))
+        identity = {
+            "method": source.method,
+            "code": [plugins.version("methods", source.method), versions_of(*method.loops)],
+            "params": method.params(**source.params).identity(),
+            "base": [base.weights_digest, base.template_digest],
+            "init": init.digest if init else "",
+            "reward": rewarded_by,
+            "reads": method.reads(method.params(**source.params)),
+            "merges": [merged.digest for merged in merges],
+            "path": content_digest(files) if source.path else "",
+            "training": trained_on,
+            "track": source.track.points if source.track else 0,
+            "processes": n_processes if n_processes > 1 else 0,
+            "shards": shards_of(policy, source),
+            "regularize": regularizers_digest(source.regularize, session.mix_context(source, seed)),
+        }
+        return session.store.weights(digest({name: value for name, value in identity.items() if value}))
+
+    def _find_regularizer_rows(self) -> RegularizerRows:
+        session, candidate, seed = self
+
+        def answer_as_base(name: str, mixture: Mixture) -> Iterable[Answered]:
+            if shipped := find_shipped(session.target.task, candidate.base, mixture):
+                return shipped
+            task = Task(
+                name=name,
+                data=TaskData(),
+                metrics=("no_refusal",),
+                max_new_tokens=mixture.max_new_tokens,
+                chat_template=session.target.task.chat_template,
+            )
+            items, weights = TaskItems((), (), mixture.rows, (), (), ()), base_weights(candidate.base)
+            (row_set,) = suite_sets(session, weights, [join_items(task, "capability", name, items)])
+            if lacking := rescore_stored(session, [row_set]):
+                answer(session, weights, lacking, "base")
+            return row_set.read(session.store)
+
+        context = session.mix_context(candidate.source, seed)
+        return general_rows(candidate.source.regularize, context, answer_as_base)
+
+    def make_weights(self, inputs: FitInputs, pause_at: int = 0, show_at: int = 0) -> None:
+        """Make weights in a temporary folder, which is renamed when they are complete.
+
+        The training pauses after `pause_at` kept points, or `show_at` points for trackers, and keeps the
+        folder. Raises CandidateFailed if the weights cannot be made; a divergence is recorded.
+        """
+        session, candidate, seed = self
+        rows = self._find_regularizer_rows()
+        if session.experiment.engine == "vllm" or session.machine.device == "cuda":
+            session.unload()  # training loads its own base, and two rarely fit a GPU
+        for weights in filter(None, (inputs.init, inputs.reward, *inputs.merges)):
+            refuse_damaged(weights)
+        source, method, folder = candidate.source, candidate.method, inputs.folder
+        partial_folder, policy = folder.with_name(folder.name + ".part"), session.experiment.training
+        processes, device = processes_of(policy.accelerate, source), session.machine.device
+        own_process = method.trains and (processes > 1 or has_own_process(policy, device))
+        if (folder / PRUNED).exists():
+            (folder / PRUNED).unlink()
+            folder.rename(partial_folder)
+        work, is_resumed, began = fit_work(session, source, seed), partial_folder.exists(), time.monotonic()
+        shared = f", {processes} processes" if processes > 1 else ""
+        label = f"training {candidate.source_name}, seed {seed}{shared}"
+        stage = session.progress.stage(label, session.seconds(work, candidate.trained_base))
         try:
-            for proposal in maker.propose(tried):
-                trial_maker = maker.at(proposal.params)
-                weights = ensure_weights(*trial_maker)
-                score, prompts_digest = validate(session, trial_maker.candidate, weights)
-                tried.append(Trial(params=proposal.params, validation=score, asked=prompts_digest))
-                if not session.reads_only:
-                    trial_maker.record(tried[-1], weights)
-        except UserError:
+            if not (partial_folder / training.FIT).exists():  # written last
+                with clear_errors(session.store, str(partial_folder), AGAIN), stage as advance:
+                    self._write_job(partial_folder, inputs, rows, pause_at, show_at)
+                    if processes > 1:
+                        training.write_launch(partial_folder, policy.accelerate, device)
+                    (launch if own_process else training.run_job)(partial_folder, advance)
+        except Diverged as error:
+            remove(session.store.folder, [partial_folder])
+            write_whole(session.store, folder / DIVERGED, json.dumps([error.reason, error.knob]))
             raise
-        except Exception as error:
-            if not session.reads_only:  # a failure must not stop the other candidates
-                session.failures[candidate.name, session.first_seed] = error
-            elif not isinstance(error, HarnessError):
-                raise
-            continue
-        prompts: list[Trial] = []
-        for trial in tried:
-            # Trials that sent the same prompts count as one, however their recipes are written; the first
-            # is kept.
-            key = "asked" if trial.asked else "params"
-            index = next((i for i, k in enumerate(prompts) if getattr(k, key) == getattr(trial, key)), None)
-            if index is None:
-                prompts.append(trial)
-            elif trial.params not in ((same_prompt := prompts[index]).params, *same_prompt.alike):
-                prompts[index] = replace(same_prompt, alike=(*same_prompt.alike, trial.params))
-        best = max(prompts, key=partial(rank_trial, sign=sign))
-        chosen = tuple(replace(trial, chosen=trial is best) for trial in prompts)
-        by = trials.searcher(candidate.source) if candidate.source.search else ""
-        with_prompt = replace(candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=by)
-        candidates[candidate.name] = with_prompt
-    return candidates
+        except Exception:
+            training.clean_up(partial_folder, complete=False)
+            raise
+        if not (partial_folder / training.FIT).exists():
+            return
+        training.clean_up(partial_folder, complete=True)
+        partial_folder.rename(folder)
+        if method.trains:
+            alone = processes == 1 and not (is_resumed or session.is_worker)
+            took_s = time.monotonic() - began
+            # Trainings that stopped early or generate answers deviate from the estimate. The time outside
+            # steps is learned only from trainings that did not resume.
+            record = parse_json((folder / training.FIT).read_text("utf-8"))["training"]
+            steps_s = min(record.get("train_loop_s", 0.0), took_s)
+            as_estimated = _ALIKE * work.steps < record.get("n_steps", 0) < work.steps / _ALIKE
+            waited = 0.0 if ignores_load() else record.get("waited_share") or 0.0
+            undisturbed = alone and waited <= MOST_WAITED
+            generates = bool({"reward", "teacher"} & record.keys())
+            base, teaches_steps = candidate.trained_base, undisturbed and as_estimated and not generates
+            session.learn_pace("training", work, steps_s, base, teaches=teaches_steps)
+            teaches_rest = undisturbed and not (work.read or work.generated)
+            session.learn_pace("fits", work, took_s - steps_s, base, teaches=teaches_rest)
+
+    def _write_job(
+        self, partial_folder: Path, inputs: FitInputs, rows: RegularizerRows, pause_at: int, show_at: int
+    ) -> None:
+        (session, candidate, seed), (mixed, general) = self, rows
+        source, step = candidate.source, session.prompting_step(candidate.source, seed)
+        items, policy = session.training_data(source).items, session.experiment.training.accelerate
+        reward = training.Reward(written=source.reward, task=session.target.task) if source.reward else None
+        if inputs.reward and inputs.reward.folder and candidate.reward:
+            model = inputs.reward.folder / inputs.reward.kind
+            reward = training.Reward(model=model, source=candidate.reward.trained_base)
+        job = training.TrainingJob(
+            method=source.method,
+            params=source.params,
+            source=candidate.trained_base,
+            machine=session.machine,
+            seed=seed,
+            chat_template=session.target.task.chat_template,
+            regularize=source.regularize,
+            n_mixed=len(mixed),
+            init=_init_path(inputs.init),
+            merges=tuple(filter(None, map(_init_path, inputs.merges))),
+            path=Path(source.path) if source.path else None,
+            reward=reward,
+            threads=training.threads_of(source.method),
+            processes=processes_of(policy, source),
+            shards=shards_of(policy, source),
+            track=source.track.points if source.track else 0,
+            pause_at=pause_at,
+            live=self.live_run(inputs.folder, show_at),
+            code=training.code_of(source.method, source.regularize),
+        )
+        training.write_job(
+            partial_folder,
+            job,
+            train=(*map(step, items.train), *mixed),
+            validation=map(step, items.validation),
+            pairs=map(step, items.pairs) if candidate.method.draws_from == "pairs" else (),
+            general=general,
+        )
+
+
+def show_point(run: LiveRun | None, point: TrackedPoint) -> None:
+    """Send the target's validation score at a point along a training to its trackers."""
+    if run and point.target is not None:
+        with open_trackers(run, point.step) as send:
+            send({"training/target": point.target}, point.step)
+
+
+def has_own_process(policy: TrainingPolicy, device: str) -> bool:
+    """Tell whether each training has its own process: on a GPU, unless harness.yaml says otherwise."""
+    return policy.process == "own" or (policy.process == "auto" and device == "cuda")
+
+
+def _init_path(init: Weights | None) -> Path | None:
+    """Return the folder of the weights to start from: one that a method made, or an external model's."""
+    if init is None or init.folder:
+        return init.folder / init.kind if init and init.folder else None
+    return init.source.path if init.source else None
+
+
+def processes_of(policy: AcceleratePolicy, source: Recipe) -> int:
+    """Return the number of processes that share a training: one if a method or regulariser cannot share."""
+    changes_steps = has_hook(source.regularize, "prepare", "penalty", "step", "select")
+    return policy.num_processes if plugins.method(source.method).data_parallel and not changes_steps else 1
+
+
+def shards_of(policy: AcceleratePolicy, source: Recipe) -> str:
+    """Return the sharding of a training's weights among processes; empty if each has all of them."""
+    return policy.shards if processes_of(policy, source) > 1 else ""

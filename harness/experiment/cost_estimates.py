@@ -18,12 +18,11 @@ from harness.evaluation.scoring import is_measured
 from harness.evaluation.session import Session
 from harness.evaluation.timing import n_timed
 from harness.experiment import rescue_trials
-from harness.experiment.candidate_weights import find_stored_weights
+from harness.experiment.candidate_weights import find_stored_weights, processes_of
 from harness.experiment.rescue_trials import RescueTrial, TrialCost, TrialSchedule
 from harness.experiment.run_candidate import find_stored_runs
 from harness.experiment.stored_rows import arm_label, is_cross_validated, list_measured_bases
-from harness.experiment.training_fit import fit_work, processes_of
-from harness.experiment.trials import estimate_tracking
+from harness.experiment.trials import estimate_tracking, fit_work
 from harness.formatting import count, pluralize
 from harness.models import hub, memory
 from harness.models.hardware import Memory

@@ -23,9 +23,9 @@ from harness.evaluation.judges import LIMITS, judge_messages, orders
 from harness.evaluation.languages import describe_unspoken
 from harness.evaluation.session import MeasuredTask, Session
 from harness.evaluation.timing import describe_timing
+from harness.experiment.candidate_weights import processes_of
 from harness.experiment.stored_rows import FoundRuns, Reader, Runs
 from harness.experiment.study import Study
-from harness.experiment.training_fit import processes_of
 from harness.formatting import count, interval, percent, plain, pluralize, seconds
 from harness.models import artefacts, encode_all
 from harness.models.hardware import Machine, describe_speed, probe_notes

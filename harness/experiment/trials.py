@@ -1,4 +1,4 @@
-"""Trials of a sweep or search: the points to try, and their validation scores and forgetting.
+"""Trials of a sweep or search: the points to try, their validation scores and forgetting, and their work.
 
     runs/weights/<key>/forgetting.json      forgetting of the weights, by digest of the answers it is based on
 
@@ -17,19 +17,21 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from math import log10
+from math import ceil, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from harness import store
+from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.admission import Measurement, cluster_name, cut_to_half, name_admitted_tasks, split
 from harness.analysis.estimators import Comparison, mean_change, rescale
 from harness.data import load_task, task_version
 from harness.data.contamination import key as question_of
 from harness.errors import CandidateFailed, Problem, SharedFailure
+from harness.evaluation import costs
+from harness.evaluation.candidate_rows import find_shipped, regularization_work
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
@@ -38,9 +40,11 @@ from harness.evaluation.session import MeasuredTask, Session
 from harness.metrics import Metric, extremes
 from harness.plugins import methods
 from harness.records import Example, SampleResult, TrackedPoint, Trial, digest
+from harness.regularizers import has_hook
 from harness.spec import Recipe, SubjectTo, is_span, span_of
 from harness.store import write_whole
 from harness.training import TRACKED, Weights, map_tracked_folders
+from harness.training.sft import joins_rows_of
 
 if TYPE_CHECKING:
     import optuna
@@ -336,6 +340,43 @@ def measure_points(
         sampled.append((m._replace(items=items, versions=versions, weights=None), base))
     points = weights_by_step.items()
     return tuple(measure_point(session, candidate, step, at, seed, sampled) for step, at in points)
+
+
+def fit_work(session: Session, source: Recipe, seed: int) -> Work:
+    """Estimate the tokens and steps of one fit; zero for methods that do not train."""
+    method = plugins.method(source.method)
+    if not method.trains:
+        return Work()
+    params = method.params(**source.params)
+    step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    items, step = session.training_data(source).items, session.prompting_step(source, seed)
+    base = session.sources.get(source.base_model or "", session.source)
+    n_answers = getattr(params, "num_generations", 1)  # sampled per row; each is a training row
+    n_rows = len(items.pairs if method.draws_from == "pairs" else items.train) * n_answers
+    epochs = params.num_train_epochs
+    if params.max_steps > 0:
+        epochs = params.max_steps * step_rows / max(n_rows, 1)
+    if method.draws_from == "pairs":
+        plain = costs.preference(list(map(step, items.pairs)), epochs)
+    else:
+        prompted = list(map(step, items.train))
+        apart = (
+            session.machine.device != "cpu"
+            or getattr(params, "packing", False)
+            or getattr(params, "lora_dropout", 0.0)
+            or getattr(params, "peft_type", "LORA") != "LORA"
+            or has_hook(source.regularize, "DRAWS")
+        )
+        joins = "sft" in method.loops and not apart and any(e.has_system for e in prompted)
+        batch_size = params.per_device_train_batch_size if joins and joins_rows_of(base) else 1
+        plain = costs.training(prompted, epochs * n_answers, batch_size)
+    read, generated = method.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
+    extra = Work(read=read, generated=generated)
+    plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))
+    is_shipped = partial(find_shipped, session.target.task, base)
+    context, sizes = session.mix_context(source, seed), (n_rows, step_rows)
+    whole = plain + extra + regularization_work(source, context, is_shipped, plain, sizes)
+    return whole._replace(steps=params.max_steps if params.max_steps > 0 else whole.steps, fits=1)
 
 
 def estimate_tracking(session: Session, source: Recipe) -> Work:

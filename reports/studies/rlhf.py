@@ -24,7 +24,7 @@ from harness.cli.progress_bar import TerminalProgress
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.run_remarks import measure_reward_gain
-from harness.experiment.training_fit import fit_work
+from harness.experiment.trials import fit_work
 from harness.progress import SilentProgress
 from harness.records import TrainingRecord
 from harness.report import ExperimentReport
