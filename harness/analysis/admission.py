@@ -1,4 +1,4 @@
-"""Admission of tasks to the gate by two halves of their items, and the comparisons of both arms on them.
+"""Admission of tasks to the gate by two halves of their items, and the comparison of both arms of a task.
 
 Invariant: admission looks only at the base, and never at the items that it admits: each task is split once
 into two halves, and the base's answers to one half admit the other. The split depends on items and seed
@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import inf, isfinite, sqrt
+from math import isfinite, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from harness.spec import GatePolicy, Role, Task
 
 _LM_EVAL_DOCUMENT = re.compile(r"-([0-9a-f]{64})$")  # suffix of an lm-eval item's id
 HALVES: tuple[verdict.Half, verdict.Half] = ("search", "confirm")
-_OTHER_HALF: Mapping[verdict.Half, verdict.Half] = {"search": "confirm", "confirm": "search"}
+OTHER_HALF: Mapping[verdict.Half, verdict.Half] = {"search": "confirm", "confirm": "search"}
 _SIGNAL_TO_NOISE = 3.0
 
 
@@ -180,7 +180,7 @@ def cut_to_half(measured: Sequence[Measurement], cut: HalfSplit, half: verdict.H
     parts = []
     for m in measured:
         if m.role != "regression":
-            m = select_half(m, cut, half)._replace(admitting=cut.rows(m.base, _OTHER_HALF[half]))
+            m = select_half(m, cut, half)._replace(admitting=cut.rows(m.base, OTHER_HALF[half]))
         if m.role == "regression" or len({cluster_name(row) for row in m.base}) > 1:
             parts.append(m)
     return parts
@@ -237,7 +237,7 @@ def admit_tasks(
             admitted_tasks[name] = (), f"{prefix}: its items form one cluster, which has no halves"
         else:
             by_half = {half: admit(m.task, metric, rows, m.flip_rate) for half, rows in parts.items()}
-            halves = tuple(h for h in HALVES if by_half[_OTHER_HALF[h]][0] and _is_scored(metric, parts[h]))
+            halves = tuple(h for h in HALVES if by_half[OTHER_HALF[h]][0] and _is_scored(metric, parts[h]))
             texts = zip(HALVES, ("one half of its items", "the other half"), strict=True)
             why = " and ".join(f"on {text} {by_half[h][1]}" for h, text in texts if not by_half[h][0])
             admitted_tasks[name] = halves, why if halves else f"{prefix}: {why}"
@@ -248,37 +248,6 @@ def name_admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[s
     """List the capability tasks that count in the macro average, by the base's rows."""
     admitted = admit_tasks(measured, seed)
     return {m.task.name for m in measured if m.role == "capability" and admitted.of[m.task.name][0]}
-
-
-def compare_metrics(
-    m: Measurement, admitted: AdmittedTasks, alpha: float, *, identical: bool
-) -> list[verdict.TaskComparison]:
-    """Compare both arms on every metric of a task that scored an item of the base, the primary first."""
-    primary = m.task.primary_metric
-    metrics = (m.metrics[name] for name in sorted(m.metrics, key=lambda n: n != primary))
-    differences = (compare_task(m, alpha, identical=identical, metric=metric) for metric in metrics)
-    comparisons = [verdict.TaskComparison(m.task, m.role, c, False, "", m.suite) for c in differences if c]
-    if not comparisons or comparisons[0].comparison.metric != primary:
-        return comparisons
-    # Safety tasks count whole: no half selects the items that the base happened to refuse.
-    halves, why_not = ((), "") if m.role == "safety" else admitted.of[m.task.name]
-    only_half = halves[0] if len(halves) == 1 else None
-    metric, half = m.metrics[primary], None
-    if only_half and (c := compare_task(select_half(m, admitted.cut, only_half), alpha, identical=identical)):
-        rest = admitted.cut.rows(m.base, _OTHER_HALF[only_half])
-        half = verdict.AdmittedHalf(only_half, c, comparison.estimate(metric, rest).score, why_not)
-    may_be_admitted = not explain_reported(m.task, metric)
-    n_unused = round(sum(row.weight for row in m.base)) - len(m.base)
-    comparisons[0] = comparisons[0]._replace(
-        base_rows_admitted=bool(halves),
-        why_not="" if halves else why_not,
-        half=half,
-        room=n_unused if n_unused > 0 else inf,
-        span=metric.range.span if halves or (m.role == "safety" and may_be_admitted) else 1.0,
-        may_be_admitted=may_be_admitted,
-        floor=metric.range.floor(m.task.chance),
-    )
-    return comparisons
 
 
 def explain_reported(task: Task, metric: Metric) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
 from harness import formatting
@@ -22,6 +23,7 @@ from harness.analysis.significance import miss_rates
 from harness.analysis.verdict import (
     NAMED,
     WORDS,
+    AdmittedHalf,
     Rule,
     TargetFacts,
     TaskComparison,
@@ -86,7 +88,7 @@ def compare_arms(
             "next: rename them"
         )
     admitted = admitted or admission.admit_tasks(measured, seed, policy)
-    compare = partial(admission.compare_metrics, admitted=admitted, alpha=policy.alpha, identical=identical)
+    compare = partial(_compare_metrics, admitted=admitted, alpha=policy.alpha, identical=identical)
     tasks = [t for m in measured for t in compare(m)]
     judged = [m for m in measured if is_judged(m.task.name, policy)]
     counted = [t for t in _keep_primary(tasks, judged) if is_in_macro(t)]
@@ -100,6 +102,39 @@ def compare_arms(
             base, new, clusters=clusters, alpha=policy.alpha, identical=identical, base_errors="bounds"
         )
     return ComparedArms(tasks, validity, find_shared_items(measured, counted, admitted.cut))
+
+
+def _compare_metrics(
+    m: admission.Measurement, admitted: admission.AdmittedTasks, alpha: float, *, identical: bool
+) -> list[TaskComparison]:
+    """Compare both arms on every metric of a task that scored an item of the base, the primary first."""
+    primary = m.task.primary_metric
+    metrics = (m.metrics[name] for name in sorted(m.metrics, key=lambda n: n != primary))
+    differences = (admission.compare_task(m, alpha, identical=identical, metric=metric) for metric in metrics)
+    comparisons = [TaskComparison(m.task, m.role, c, False, "", m.suite) for c in differences if c]
+    if not comparisons or comparisons[0].comparison.metric != primary:
+        return comparisons
+    # Safety tasks count whole: no half selects the items that the base happened to refuse.
+    halves, why_not = ((), "") if m.role == "safety" else admitted.of[m.task.name]
+    only_half = halves[0] if len(halves) == 1 else None
+    metric, half = m.metrics[primary], None
+    if only_half:
+        of_half = admission.select_half(m, admitted.cut, only_half)
+        if c := admission.compare_task(of_half, alpha, identical=identical):
+            rest = admitted.cut.rows(m.base, admission.OTHER_HALF[only_half])
+            half = AdmittedHalf(only_half, c, comparison.estimate(metric, rest).score, why_not)
+    may_be_admitted = not admission.explain_reported(m.task, metric)
+    n_unused = round(sum(row.weight for row in m.base)) - len(m.base)
+    comparisons[0] = comparisons[0]._replace(
+        base_rows_admitted=bool(halves),
+        why_not="" if halves else why_not,
+        half=half,
+        room=n_unused if n_unused > 0 else inf,
+        span=metric.range.span if halves or (m.role == "safety" and may_be_admitted) else 1.0,
+        may_be_admitted=may_be_admitted,
+        floor=metric.range.floor(m.task.chance),
+    )
+    return comparisons
 
 
 def _keep_primary(
