@@ -70,6 +70,7 @@ def fill(
                 with session.progress.stage(f"{name}: {rows.name}", session.seconds(work)) as advance:
                     start = fill_start = load()
                     for index, encoded in encode_blocks(encode, missing_blocks, ahead=encode_ahead):
+                        # `evaluate_block` of `evaluation/__init__.py`, or lm-eval's: answers and scores
                         block = rows.measured.evaluate(candidate, job, index, encoded)
                         loads.append(load().since(start))
                         # A worker's times count as disturbed by the other workers.
@@ -128,23 +129,13 @@ def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
         yield candidate
 
 
-@contextmanager
-def open_and_fill(
+def answer(
     session: Session, weights: Weights, sets: Sequence[RowSet], name: str, base: ModelSource | None = None
-) -> Iterator[Candidate]:
+) -> None:
     """Open weights and let them answer sets, after measuring the control arm of `base`."""
     control = measure_control(session, base) if base and sets and weights.is_language_model else ""
     with open_weights(session, weights) as candidate:
         fill(session, candidate, sets, name, control=control)
-        yield candidate
-
-
-def answer(
-    session: Session, weights: Weights, sets: Sequence[RowSet], name: str, base: ModelSource | None = None
-) -> None:
-    """Let weights answer sets (see `open_and_fill`)."""
-    with open_and_fill(session, weights, sets, name, base):
-        pass
 
 
 def count_shared_tokens(candidate: Candidate, job: EvaluationJob) -> int:

@@ -23,6 +23,7 @@ from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation import prompt_text, timing
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, refuse_silent
+from harness.evaluation.control_arm import measure_control
 from harness.evaluation.row_sets import (
     RowSet,
     RunIdentity,
@@ -35,7 +36,7 @@ from harness.evaluation.row_sets import (
     suite_sets,
     target_sets,
 )
-from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights, refuse_other_prompts
+from harness.evaluation.runner import count_shared_tokens, fill, open_weights, refuse_other_prompts
 from harness.evaluation.scoring import (
     answer_and_score,
     base_arm,
@@ -170,26 +171,39 @@ class _RunParts:
         return run
 
     def find_or_make(self) -> Run:
-        session, candidate, weights, sets = self.session, self.candidate, self.weights, self.sets
+        session, sets = self.session, self.sets
         if (finished_run := self.find_done()) is not None:
             return self.add_points(finished_run)
-        if candidate.method.makes == "artefact":
-            refuse_other_prompts(open_weights(session, weights), candidate, sets)
+        if self.candidate.method.makes == "artefact":
+            refuse_other_prompts(open_weights(session, self.weights), self.candidate, sets)
         lacking = score_answered(session, sets)
+        if not lacking and (before := self.find_same_answers()):  # with other scores
+            return self.add_points(self.save_again(before))
+        latency = self.answer_and_time(lacking)
+        score_answered(session, lacking)
+        return self.save(latency)
+
+    def find_same_answers(self) -> Run | None:
+        # Finds the newest finished run with the same answers.
+        at, wanted_answers = self.session.store, {s.name: s.identity.answers for s in self.sets}
+        answers_by_digest = {identity.digest: identity.answers for identity in store.identities(at)}
+        run_key = (self.candidate.name, self.seed, self.weights.digest, "done")
+        for before in reversed(store.list_runs(at, self.session.experiment.name)):
+            answers = {key: answers_by_digest.get(rows) for key, rows in before.rows.items()}
+            stored_key = (before.candidate, before.seed, before.weights_digest, before.state)
+            if stored_key == run_key and answers == wanted_answers:
+                return before
+        return None
+
+    def answer_and_time(self, lacking: Sequence[RowSet]) -> dict[str, float]:
+        # Answers the missing items. Times single requests for validation items, and answers in a batch.
+        session, candidate, weights = self.session, self.candidate, self.weights
         at, device, n = session.store, session.machine.device, timing.FEW_REQUESTS
-        if not lacking:  # the newest finished run with the same answers and other scores
-            wanted_answers = {s.name: s.identity.answers for s in sets}
-            answers_by_digest = {identity.digest: identity.answers for identity in store.identities(at)}
-            run_key = (candidate.name, self.seed, weights.digest, "done")
-            for before in reversed(store.list_runs(at, session.experiment.name)):
-                answers = {key: answers_by_digest.get(rows) for key, rows in before.rows.items()}
-                stored_key = (before.candidate, before.seed, before.weights_digest, before.state)
-                if stored_key == run_key and answers == wanted_answers:
-                    return self.add_points(self.save_again(before))
-        with open_and_fill(session, weights, lacking, candidate.name, candidate.base) as model:
-            # Times single requests for validation items, and answers in a batch. Ungraded answers are read
-            # as they were stored.
-            validation, test = (rows if rows.is_there(at) else rows.answers for rows in sets[:2])
+        control = measure_control(session, candidate.base) if lacking and weights.is_language_model else ""
+        with open_weights(session, weights) as model:
+            fill(session, model, lacking, candidate.name, control=control)
+            # Ungraded answers are read as they were stored.
+            validation, test = (rows if rows.is_there(at) else rows.answers for rows in self.sets[:2])
             n_timed = timing.n_timed(len(validation.ids))
             with timing.learn_requests(session.learn_load, model, n_timed) as latency:
                 latency |= timing.latency_figures(timing.request_latency(device, model, validation, n))
@@ -197,20 +211,23 @@ class _RunParts:
                 latency |= {"compute_s": compute_s, "compute_contended": float(contended)}
                 latency["prompting_s"] = timing.measure_prompting(validation, n)
                 latency["shared_prompt_tokens"] = float(count_shared_tokens(model, validation.job()))
-        score_answered(session, lacking)
+        return latency
+
+    def save(self, latency: dict[str, float]) -> Run:
+        session, candidate = self.session, self.candidate
         training_rows = describe_rows(session.training_data(candidate.source), candidate.source)
         run = describe_run(
             session.experiment.name,
             candidate,
             self.seed,
-            weights_digest=weights.digest,
+            weights_digest=self.weights.digest,
             state="done",
-            training=replace(weights.training, tracked=self.measure_points()),
+            training=replace(self.weights.training, tracked=self.measure_points()),
             latency=latency,
             provenance=provenance.collect(session.machine.name)
             | {"precision": session.machine.precision}
             | ({"training_rows": training_rows} if training_rows else {}),
-            metrics=metric_ranges(sets),
+            metrics=metric_ranges(self.sets),
             parity=self.measure_parity() if candidate.method.makes == "artefact" else {},
             **self.identity._asdict(),
         )
@@ -285,7 +302,8 @@ class _RunParts:
         origin_test = target_sets(in_fp32, recipe, origin_weights, origin.seed)[1]
         try:
             label = f"{origin.candidate} in fp32"
-            with open_and_fill(in_fp32, origin_weights, [origin_test], label) as model:
+            with open_weights(in_fp32, origin_weights) as model:
+                fill(in_fp32, model, [origin_test], label)
                 prompts = [prompt_text(test.measured.task, e) for e in origin_test.examples()[:_N_PROMPTS]]
                 contexts = [encoded.context for encoded in model.encode_all(prompts)]
                 texts = [ids for ids in contexts if len(ids) >= _N_TOKENS]
