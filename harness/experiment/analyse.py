@@ -3,7 +3,7 @@
 Invariant: reads rows from the store and never needs a model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -69,11 +69,74 @@ from harness.spec import DecidePolicy, GatePolicy
 _SHOWN, _SHOWN_OF_SUITE = 40, 8  # items with answers in the report
 
 
-def _judge_and_decide(
-    session: Session, reader: Reader, runs: Runs, header: dict[str, object], notes: list[str], *, smoke: bool
+def analyse(
+    session: Session,
+    reader: Reader,
+    runs: Runs,
+    *,
+    smoke: bool = False,
+    notes: Sequence[str] = (),
+    wall_s: float | None = None,
 ) -> ExperimentReport:
-    """Compare, judge and decide over the runs of one experiment."""
-    verdicts = judge_runs(study_of_session(session, reader), runs, facts_of_runs(session, reader, runs))
+    """Report finished runs: verdicts, the decision, notes on how they were made, and changed verdicts."""
+    header: dict[str, object] = {"device": session.machine.name, "precision": session.machine.precision}
+    with suppress(CandidateFailed):
+        header["engine"] = session.engine(session.source)[0]
+    if wall_s is not None:
+        header["wall_s"] = wall_s
+    study = study_of_session(session, reader)
+    remarks = [*notes, *_list_notes(session, study, runs)]
+    verdicts = judge_runs(study, runs, facts_of_runs(session, reader, runs))
+    remarks += count_rows(study, session.tasks, reader, runs)
+    report = _collect(session, reader, runs, verdicts)
+    report = replace(report, header=header, smoke=smoke)
+    decision = decide_by(report, report.facts, session.experiment.decide)
+    about_index = index_sentences(report.facts, session.experiment.decide)
+    report = replace(report, decision=replace(decision, reasons=(*decision.reasons, *about_index)))
+    records = list_verdict_records(report, runs, study)
+    remarks += filter(None, (verdict_change(study.store, record) for record in records))
+    return replace(report, notes=tuple(remarks))
+
+
+def _list_notes(session: Session, study: Study, runs: Runs) -> Iterator[str]:
+    # Yields notes on what was run, on what, and how it went.
+    names = dict.fromkeys(run.candidate for run in runs)
+    if left_out := [n for n, c in session.candidates.items() if n not in names and c.method.answers]:
+        yield f"not in this report, of the candidates that are written: {', '.join(left_out)}"
+    yield from describe_rows_and_prompts(session, names)
+    yield from base_remarks(session.sources)
+    yield from dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
+    yield from list_remarks(session, runs)
+    max_errors = session.experiment.gate.max_errors
+    yield from judge_remarks(session.tasks, session.open_judge_of_pairs(), runs, max_errors)
+
+
+def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy) -> Decision:
+    """Decide between the candidates of a report with the given facts and policy."""
+    goal = report.declared.min if report.declared else None
+    case = Case(
+        facts,
+        policy,
+        report.metric,
+        curve=report.curve,
+        win_rate=report.declared.win_rate if report.declared else None,
+        trivial=report.trivial,
+        can_fold=report.can_fold,
+        spare=report.spare,
+        relative=report.macro_margin is None,
+        base=Path(report.base_model).name,
+    )
+    return decide(
+        case,
+        closed_labels=report.closed_labels,
+        has_documents=report.has_documents,
+        family=report.family,
+        goal=None if goal is None else target_unit(facts).value_at(goal),
+    )
+
+
+def _collect(session: Session, reader: Reader, runs: Runs, verdicts: RunVerdicts) -> ExperimentReport:
+    # Fills in all of a report except its decision, its notes, and how it was made.
     (judged, results, study), by_id = verdicts, {run.run_id: run for run in runs}
     experiment = session.experiment
     all_comparisons = [t for result in results.values() for t in result.tasks]
@@ -99,7 +162,7 @@ def _judge_and_decide(
         return compare_recipes(primary, *arms)
 
     test, held = session.target.items.test, {m.task.name: m.held for m in session.suites}
-    report = ExperimentReport(
+    return ExperimentReport(
         experiment=experiment.name,
         base_model=experiment.base_model,
         metric=primary.name,
@@ -109,9 +172,6 @@ def _judge_and_decide(
             for f in judged
             if f.run_id in results and f.trained
         },
-        header=header,
-        smoke=smoke,
-        notes=(*notes, *count_rows(study, session.tasks, reader, runs)),
         not_admitted=_explain_not_admitted(all_comparisons, policy),
         one_half={t.task.name: t.half.why for t in all_comparisons if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
@@ -138,9 +198,6 @@ def _judge_and_decide(
         spare=list_spare_items(experiment, all_comparisons, lambda task: held.get(task.name, 0)),
         can_fold=experiment.can_fold,
     )
-    decision = decide_by(report, judged, experiment.decide)
-    about_index = index_sentences(judged, experiment.decide)
-    return replace(report, decision=replace(decision, reasons=(*decision.reasons, *about_index)))
 
 
 def list_steps(
@@ -275,56 +332,3 @@ def _step(
     measured = [m for m in measured if m.task.name in compared]
     macro = macro_between(measured, compared, counting, study.seed)
     return AttributionStep(cause, new, base, macro, tuple(compared.values()), on_target)
-
-
-def analyse(
-    session: Session,
-    reader: Reader,
-    runs: Runs,
-    *,
-    smoke: bool = False,
-    notes: Sequence[str] = (),
-    wall_s: float | None = None,
-) -> ExperimentReport:
-    """Report finished runs: verdicts, the decision, notes on how they were made, and changed verdicts."""
-    header: dict[str, object] = {"device": session.machine.name, "precision": session.machine.precision}
-    with suppress(CandidateFailed):
-        header["engine"] = session.engine(session.source)[0]
-    if wall_s is not None:
-        header["wall_s"] = wall_s
-    study, remarks = study_of_session(session, reader), [*notes]
-    names = dict.fromkeys(run.candidate for run in runs)
-    if left_out := [n for n, c in session.candidates.items() if n not in names and c.method.answers]:
-        remarks.append(f"not in this report, of the candidates that are written: {', '.join(left_out)}")
-    remarks += [*describe_rows_and_prompts(session, names), *base_remarks(session.sources)]
-    remarks += dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
-    remarks += [*list_remarks(session, runs)]
-    max_errors = session.experiment.gate.max_errors
-    remarks += judge_remarks(session.tasks, session.open_judge_of_pairs(), runs, max_errors)
-    report = _judge_and_decide(session, reader, runs, header, remarks, smoke=smoke)
-    changes = (verdict_change(study.store, record) for record in list_verdict_records(report, runs, study))
-    return replace(report, notes=(*report.notes, *filter(None, changes)))
-
-
-def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy) -> Decision:
-    """Decide between the candidates of a report with the given facts and policy."""
-    goal = report.declared.min if report.declared else None
-    case = Case(
-        facts,
-        policy,
-        report.metric,
-        curve=report.curve,
-        win_rate=report.declared.win_rate if report.declared else None,
-        trivial=report.trivial,
-        can_fold=report.can_fold,
-        spare=report.spare,
-        relative=report.macro_margin is None,
-        base=Path(report.base_model).name,
-    )
-    return decide(
-        case,
-        closed_labels=report.closed_labels,
-        has_documents=report.has_documents,
-        family=report.family,
-        goal=None if goal is None else target_unit(facts).value_at(goal),
-    )
