@@ -71,8 +71,8 @@ OFFERED = {
     "data": "check check.personal_data column_roles contamination edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns near_duplicates readers row_forms row_traits splits text_files turns unused",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
-        "candidate_rows candidates control_arm costs judge_calls judges scoring languages lm_eval.bridge lm_eval.tasks "
-        "row_sets runner sampling session timing"
+        "candidate_rows candidates control_arm costs judge_calls judges languages lm_eval.bridge lm_eval.tasks "
+        "row_sets runner sampling session stored_scores timing"
     ),
     # Jobs other than a comparison, each loaded by its command; `plan` and `begin` are unclear as bare names.
     # `study` and `run_verdicts` judge stored runs, without a comparison.

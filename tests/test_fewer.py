@@ -14,7 +14,7 @@ from harness.analysis.verdict import Rule, Verdict
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import sampling
-from harness.evaluation.scoring import base_arm
+from harness.evaluation.stored_scores import base_arm
 from harness.experiment import Scope, interim_analyses, prepare_session, rescue
 from harness.lifecycle import release
 from harness.progress import SilentProgress

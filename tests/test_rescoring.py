@@ -18,7 +18,7 @@ from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import suite_sets, target_sets
 from harness.evaluation.runner import fill
-from harness.evaluation.scoring import rescore_stored
+from harness.evaluation.stored_scores import rescore_stored
 from harness.experiment import Scope, prepare_session, rescore_run
 from harness.progress import SilentProgress
 from harness.spec import Task

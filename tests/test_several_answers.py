@@ -14,7 +14,7 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import target_sets
 from harness.evaluation.runner import fill
 from harness.evaluation.sampled_answers import seed_of, settle
-from harness.evaluation.scoring import rescore_stored
+from harness.evaluation.stored_scores import rescore_stored
 from harness.metrics import load_metrics, normalize
 from harness.models.candidate import TextCandidate
 from harness.records import Example, Output, RowsIdentity, Sample

@@ -5,7 +5,7 @@ Invariant: a second call computes nothing, and a failed candidate does not stop 
 
 # fmt: off
 # isort: off
-from harness.evaluation.scoring import suite_arm
+from harness.evaluation.stored_scores import suite_arm
 from harness.experiment.analyse import decide_by
 from harness.experiment.candidate_problems import sensitive_endpoints
 from harness.experiment.candidate_result import plan_curve, study_of_session

@@ -42,8 +42,8 @@ from harness.config import current_labels
 from harness.errors import CandidateFailed
 from harness.evaluation.candidate_rows import n_rows
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.scoring import judge_remarks
 from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.stored_scores import judge_remarks
 from harness.experiment.bases import base_remarks
 from harness.experiment.candidate_result import facts_of_runs, fit_stored_curve, study_of_session
 from harness.experiment.run_remarks import (

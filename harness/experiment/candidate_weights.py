@@ -27,8 +27,8 @@ from harness.evaluation.candidates import (
 )
 from harness.evaluation.row_sets import prompting_digest, suite_sets
 from harness.evaluation.runner import answer
-from harness.evaluation.scoring import rescore_stored
 from harness.evaluation.session import Session, join_items
+from harness.evaluation.stored_scores import rescore_stored
 from harness.experiment import trials
 from harness.experiment.trial_search import (
     PRUNED,

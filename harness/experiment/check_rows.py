@@ -283,7 +283,7 @@ class RowJudge:
     def grade(self, rows: Sequence[QuestionAndAnswers]) -> tuple[list[float | None], list[str]]:
         """Return the grades of the first answers in [0, 1], None where there is none, and why."""
         from harness.evaluation.judges import GRADED_ROWS, GradeReader
-        from harness.evaluation.scoring import grade_answers
+        from harness.evaluation.stored_scores import grade_answers
 
         items = []
         for n, row in enumerate(rows):

@@ -14,8 +14,8 @@ from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.row_sets import RowSet, RunRequest, list_answered_sets
-from harness.evaluation.scoring import is_measured
 from harness.evaluation.session import Session
+from harness.evaluation.stored_scores import is_measured
 from harness.evaluation.timing import n_timed
 from harness.experiment import rescue_trials
 from harness.experiment.candidate_weights import find_stored_weights, processes_of

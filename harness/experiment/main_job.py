@@ -22,14 +22,14 @@ from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RunRequest, describe_run, list_open, make_failure_id, target_sets
 from harness.evaluation.runner import answer
-from harness.evaluation.scoring import (
+from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.stored_scores import (
     base_arm,
     grade_answers,
     is_measured,
     list_ungraded_pairs,
     score_answered,
 )
-from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import interim_analyses
 from harness.experiment.analyse import analyse
 from harness.experiment.candidate_problems import key_problems

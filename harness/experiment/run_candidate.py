@@ -37,14 +37,14 @@ from harness.evaluation.row_sets import (
     target_sets,
 )
 from harness.evaluation.runner import count_shared_tokens, fill, open_weights, refuse_other_prompts
-from harness.evaluation.scoring import (
+from harness.evaluation.session import Session
+from harness.evaluation.stored_scores import (
     answer_and_score,
     base_arm,
     rescore_stored,
     score_answered,
     suite_arm,
 )
-from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
 from harness.experiment.stored_rows import Reader, is_cross_validated, list_measured_bases
 from harness.experiment.trials import measure_points, read_kept_points

@@ -17,8 +17,8 @@ from harness.evaluation.candidates import base_weights, resolve_candidates
 from harness.evaluation.costs import Work
 from harness.evaluation.lm_eval import bridge
 from harness.evaluation.row_sets import suite_sets, work_of
-from harness.evaluation.scoring import suite_arm
 from harness.evaluation.session import Session
+from harness.evaluation.stored_scores import suite_arm
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.preparation import Scope, join_lm_eval_task, prepare_session
 from harness.formatting import pluralize, seconds

@@ -27,8 +27,8 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import measure_control
 from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
-from harness.evaluation.scoring import rescore_stored
 from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.stored_scores import rescore_stored
 from harness.experiment.candidate_weights import ensure_weights, make_trial
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.run_candidate import row_sets

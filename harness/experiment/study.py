@@ -46,7 +46,7 @@ from harness.data import Split
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation.judges import read_stored_grades
 from harness.evaluation.lm_eval.bridge import LmEvalTask
-from harness.evaluation.scoring import answers_differ, map_shown_pairs, pair_rows, preferences
+from harness.evaluation.stored_scores import answers_differ, map_shown_pairs, pair_rows, preferences
 from harness.experiment.preparation import find_lm_eval_tasks
 from harness.experiment.stored_rows import EdgeCases, Rows, StoredRows, rows_by_slice
 from harness.metrics import Metric, load_metrics, refuse_goals

@@ -35,8 +35,8 @@ from harness.evaluation.candidate_rows import find_shipped, regularization_work
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
-from harness.evaluation.scoring import answer_and_score
 from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.stored_scores import answer_and_score
 from harness.metrics import Metric, extremes
 from harness.plugins import methods
 from harness.records import Example, SampleResult, TrackedPoint, Trial, digest

@@ -30,8 +30,8 @@ from harness.evaluation.candidate_rows import row_files
 from harness.evaluation.judge_calls import GradeAccount
 from harness.evaluation.judges import GradeReader, key_problems
 from harness.evaluation.row_sets import prompting_digest
-from harness.evaluation.scoring import grade_answers
 from harness.evaluation.session import Session
+from harness.evaluation.stored_scores import grade_answers
 from harness.experiment import writers
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.stored_rows import refuse_folds

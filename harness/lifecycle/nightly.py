@@ -20,8 +20,8 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges import UngradedAnswer
 from harness.evaluation.row_sets import RowSet, list_further_sets, suite_sets, target_sets
 from harness.evaluation.runner import open_weights
-from harness.evaluation.scoring import grade_answers, score_by_grades
 from harness.evaluation.session import EngineSlot, Session
+from harness.evaluation.stored_scores import grade_answers, score_by_grades
 from harness.experiment import Scope, ensure_weights, prepare_session, refuse_folds, stands_on
 from harness.experiment.study import judge_labels
 from harness.formatting import p_value, pluralize

@@ -16,7 +16,7 @@ from harness.analysis import human_preferences
 from harness.analysis.candidate_facts import alternative, is_fine_tuned, strongest_run
 from harness.analysis.human_preferences import Turn
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
-from harness.evaluation.scoring import map_shown_pairs
+from harness.evaluation.stored_scores import map_shown_pairs
 from harness.experiment import StoredRows
 from harness.experiment.study import load_study
 from harness.lifecycle import label_file

@@ -1,5 +1,7 @@
 """Scores of stored answers: judges grade them and pairs of them, and metrics score them again.
 
+Answers are scored first while they are made (`evaluate_block`, by `score_output`); this is what comes later.
+
 Invariant: it runs while no candidate is open, so that a local judge can be the one model in memory; a
 failure keeps all answers and grades for the next run. Equal answers are not a pair, and a failed answer loses
 without a judge. An unreadable preference counts as half a win for each side. A reward depends only on the
