@@ -527,6 +527,7 @@ def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_p
 def test_on_a_gpu_and_if_it_is_long_a_training_has_a_process_of_its_own_unless_told_otherwise():
     for device, expected_s, auto in (("cpu", 5.0, False), ("cpu", 60.0, True), ("cuda", 5.0, True)):
         own = [
-            has_own_process(TrainingPolicy(process=name), device, expected_s) for name in ("auto", "same", "own")
+            has_own_process(TrainingPolicy(process=name), device, expected_s)
+            for name in ("auto", "same", "own")
         ]
         assert own == [auto, False, True]

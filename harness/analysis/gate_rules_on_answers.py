@@ -1,5 +1,7 @@
 """Rules of the gate on answers, pinned items, texts, the target's goals and exports.
 
+The others are in `gate_rules_on_capabilities`; `gate_verdict.apply_rules` joins all.
+
 Invariant: comparisons are oriented so that a negative delta is a loss; bounds are one-sided at
 `policy.alpha`; the base's own weights pass without a test. Too many failed answers make a verdict
 inconclusive whatever the other rules say. A goal passes if the whole 95 % interval reaches it, and fails if

@@ -1,5 +1,7 @@
 """Rules of the gate on losses of other abilities: over all tasks, of each task, of critical tasks.
 
+The others are in `gate_rules_on_answers`; `gate_verdict.apply_rules` joins all.
+
 Invariant: comparisons are oriented so that a negative delta is a loss; bounds are one-sided at
 `policy.alpha`. `identical` weights pass the rules about weights without a test. Source: Berger 1982 for a
 veto next to a pass; Clopper & Pearson 1934 for exact one-sided bounds.

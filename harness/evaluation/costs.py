@@ -1,4 +1,4 @@
-"""Cost estimates: tokens that an experiment reads, generates and trains on, the machine's pace, and a budget.
+"""Work and pace: tokens that an experiment reads, generates and trains on, seconds for them, and a budget.
 
 Invariant: a request starts only if past costs, the highest cost of running requests and its own highest cost
 are within the budget. As prompt tokens are estimated until an answer reports them, the first request is sent

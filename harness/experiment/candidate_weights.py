@@ -57,7 +57,7 @@ from harness.training.job_worker import launch
 from harness.training.live_trackers import LiveRun, make_live_id, open_trackers
 
 _ALIKE = 0.6  # an estimate teaches only if the steps made are within this ratio
-_OWN_FROM_S = 30.0  # a process of its own starts in some 10 s
+_OWN_FROM_S = 15.0  # a process of its own starts in some 10 s
 
 
 # Rows mixed into the training rows, and general rows by regulariser.
@@ -445,10 +445,10 @@ def show_point(run: LiveRun | None, point: TrackedPoint) -> None:
 
 
 def has_own_process(policy: TrainingPolicy, device: str, expected_s: float) -> bool:
-    """Tell whether a training has its own process: on a GPU, or if it is long, unless harness.yaml says otherwise.
+    """Tell whether a training has its own process: on a GPU or if it is long, unless harness.yaml sets it.
 
-    On a CPU batches of many lengths leave the process's memory in pieces, and later steps in it take 1.4 times
-    as long (smollm2-135m in bf16, two cores with AMX, glibc's allocator).
+    On a CPU a training leaves glibc's heap in pieces, and what is computed later in that process takes up to
+    1.4 times as long (smollm2-135m in bf16, two cores with AMX).
     """
     is_auto = policy.process == "auto"
     return policy.process == "own" or (is_auto and (device == "cuda" or expected_s > _OWN_FROM_S))

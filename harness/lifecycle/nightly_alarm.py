@@ -1,4 +1,4 @@
-"""Verdicts on candidates over the nights so far, and the report of a night: document, webhook message, issue.
+"""Alarms and report of a night: verdicts on candidates, document, webhook message, issue.
 
 Invariant: nights with harness drift or too many failed answers are no evidence about a candidate. An alarm is
 sent once, and again the next night if sending failed. Source: the e-detector of Shin, Ramdas & Rinaldo 2022.

@@ -253,7 +253,7 @@ class TrainingPolicy(Spec):
 
     `process` is the `same` as the command's, or each training's `own`: then its peak memory is measured
     separately, all its memory is freed at the end, and if the system kills it only that candidate fails.
-    `auto` is `own` on a GPU, and on a CPU for trainings of more than 30 s. Weights and their folder do not
+    `auto` is `own` on a GPU, and on a CPU for trainings of more than 15 s. Weights and their folder do not
     depend on `process`; they depend on the number of processes that share a training, and how they shard it.
     """
 
