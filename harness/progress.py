@@ -142,7 +142,10 @@ def quiet_libraries() -> None:
     muted = ("transformers", "trl", "peft", "datasets", "accelerate", "torch", "bitsandbytes")
     for name in (*muted, "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    from huggingface_hub import constants
     from transformers.utils import logging as transformers_logging
 
+    if os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1":  # not yet known if it was imported before
+        constants.HF_HUB_DISABLE_TELEMETRY = True
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -25,6 +25,7 @@ from harness.evaluation.candidates import (
     read_weights,
     refuse_damaged,
 )
+from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import prompting_digest, suite_sets
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session, join_items
@@ -358,7 +359,10 @@ class Fit(NamedTuple):
             folder.rename(partial_folder)
         work, is_resumed, began = fit_work(session, source, seed), partial_folder.exists(), time.monotonic()
         expected_s = session.seconds(work, candidate.trained_base)
-        own_process = method.trains and (processes > 1 or has_own_process(policy, device, expected_s))
+        # Steps alone, as the rest of a fit includes a start; a training with pauses would start many times.
+        steps = Work() if pause_at or show_at else work._replace(fits=0)
+        is_own = has_own_process(policy, device, session.seconds(steps, candidate.trained_base))
+        own_process = method.trains and (processes > 1 or is_own)
         shared = f", {processes} processes" if processes > 1 else ""
         label = f"training {candidate.source_name}, seed {seed}{shared}"
         stage = session.progress.stage(label, expected_s)
@@ -444,14 +448,14 @@ def show_point(run: LiveRun | None, point: TrackedPoint) -> None:
             send({"training/target": point.target}, point.step)
 
 
-def has_own_process(policy: TrainingPolicy, device: str, expected_s: float) -> bool:
+def has_own_process(policy: TrainingPolicy, device: str, steps_s: float) -> bool:
     """Tell whether a training has its own process: on a GPU or if it is long, unless harness.yaml sets it.
 
     On a CPU a training leaves glibc's heap in pieces, and what is computed later in that process takes up to
     1.4 times as long (smollm2-135m in bf16, two cores with AMX).
     """
     is_auto = policy.process == "auto"
-    return policy.process == "own" or (is_auto and (device == "cuda" or expected_s > _OWN_FROM_S))
+    return policy.process == "own" or (is_auto and (device == "cuda" or steps_s > _OWN_FROM_S))
 
 
 def _init_path(init: Weights | None) -> Path | None:

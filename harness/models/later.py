@@ -4,6 +4,8 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from harness.progress import quiet_environment
+
 if TYPE_CHECKING:
     import datasets as datasets
     import peft as peft
@@ -28,6 +30,7 @@ else:
 
         @cached_property
         def _module(self) -> Any:
+            quiet_environment()
             return import_module(self._name)
 
         def __getattr__(self, name: str) -> Any:

@@ -4,6 +4,7 @@ Invariant: standard output has one JSON array per line, `["advance", done, total
 `["error", …]` on failure; everything else is printed to standard error.
 """
 
+import ctypes
 import json
 import os
 import re
@@ -25,11 +26,13 @@ from harness.training.trainer import MEMORY_KNOBS
 
 COMMAND = (sys.executable, "-P", "-m", "harness.training.job_worker")
 _INTERRUPTED = 130
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def main() -> None:
     """Run the job in the folder given on the command line."""
     quiet_environment()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # ends even if the command is killed
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
         os.dup2(2, 1)  # what libraries print is not part of the protocol
 
@@ -62,7 +65,7 @@ def main() -> None:
 
 def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
     """Run a folder's job in new processes, which end with this call; raise what `run_job` raised."""
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(map(os.path.abspath, sys.path))  # a user's file imports what it imports here
     if not command and (folder / LAUNCH).exists():  # several processes share the job
         launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")
         command = *launcher, str(folder / LAUNCH), "-m", COMMAND[-1]
