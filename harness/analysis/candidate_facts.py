@@ -262,7 +262,7 @@ def n_settings(facts: Iterable[CandidateFacts]) -> int:
     return len(settings)
 
 
-def alternative(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
+def best_untrained_facts(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Return the best untrained candidate within the budgets; if there is none, the best of all."""
     runs = [f for f in facts if not is_fine_tuned(f)]
     return best(f for f in runs if not f.over_budget) or best(runs)
@@ -321,7 +321,7 @@ def passes_alone(f: CandidateFacts) -> bool:
 
 def best_untrained(facts: Iterable[CandidateFacts]) -> str | None:
     """Name the candidate without fine-tuning that is best on validation, within the budgets if any is."""
-    run = alternative(facts)
+    run = best_untrained_facts(facts)
     return run.name if run else None
 
 

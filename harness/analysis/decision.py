@@ -16,8 +16,8 @@ from harness.analysis.candidate_facts import (
     Case,
     action_of,
     advise_on_missing,
-    alternative,
     best,
+    best_untrained_facts,
     find_stopping_seed,
     gain,
     gain_text,
@@ -88,7 +88,7 @@ def decide(
     facts = place_in_family(pool_seeds(with_gain), family)
     case = case._replace(
         facts=facts,
-        alternative=alternative(facts),
+        alternative=best_untrained_facts(facts),
         winner=best(list_passing_runs(facts)),
         strongest=strongest_run(facts),
         missing=list_missing_alternatives(facts, closed_labels, has_documents),

@@ -20,8 +20,8 @@ from harness.analysis.candidate_facts import (
     BaseSize,
     CandidateFacts,
     Case,
-    alternative,
     best,
+    best_untrained_facts,
     find_stopping_seed,
     gain,
     gain_text,
@@ -78,7 +78,7 @@ def size_sentences(case: Case, goal: float | None, shipped: str | None) -> list[
 
 def judge_by_wins(facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
     """Replace the gain of each recipe whose seeds' win rates may all decide by the win rates of its seeds."""
-    rival = alternative(facts)
+    rival = best_untrained_facts(facts)
     wins = {f.run_id: f.wins for f in facts if f.wins and rival and f.wins.counts_as_gain_over(rival.name)}
     finished = [f for f in facts if f.state == "done" and is_fine_tuned(f)]
     open_names = {f.name for f in finished if f.run_id not in wins}

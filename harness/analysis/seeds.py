@@ -259,7 +259,7 @@ def family_members(facts: Sequence[CandidateFacts], family: Family) -> tuple[Fam
 
 
 def place_in_family(facts: Sequence[CandidateFacts], family: Family) -> list[CandidateFacts]:
-    """Set the `standing` of every fine-tune in a family with more than one candidate."""
+    """Set each fine-tune's `standing` (p, Holm's level) among the others, if there is more than one."""
     if len(family.members) < 2:
         return list(facts)
     members = {member.name: member for member in family_members(facts, family)}

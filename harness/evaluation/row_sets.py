@@ -72,7 +72,7 @@ class RowSet(NamedTuple):
         return store.read_rows(at, self.identity.digest, len(self.ids))
 
     @property
-    def answers(self) -> "RowSet":
+    def ungraded(self) -> "RowSet":
         """The same rows before a judge or a reward model has graded them."""
         if not (self.measured.judged or self.chooser):
             return self

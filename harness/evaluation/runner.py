@@ -58,7 +58,7 @@ def fill(
 ) -> None:
     """Compute the missing blocks of sets; with `shared` complete sets are cached for other experiments."""
     for row_set in sets:
-        rows = row_set.answers
+        rows = row_set.ungraded  # `score_answered` grades them later
         with session.claim(rows.identity.digest):
             if not rows.is_there(session.store):
                 job, block_origin = rows.job(), origin(session.store, session.machine.name, control)

@@ -50,7 +50,10 @@ from harness.spec import Recipe, TokenPrices
 
 
 def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
-    """Return the facts of one run before comparisons; raises CandidateFailed if all test rows are errors."""
+    """Return the facts of one run before comparisons: scores on validation and test, cost, speed.
+
+    Raises CandidateFailed if all test rows are errors.
+    """
     cached_run, facts = reader.facts.get(run.run_id, (None, None))
     if facts is None or cached_run is not run:
         facts = facts_without_rows(run) if run.state == "failed" else _Measured(session, reader, run).facts()

@@ -76,7 +76,7 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
         message: Message = {"role": "user", "content": text}
         rows, example = sets[1], Example(_QUESTION, (message,), choices[:1], choices)
     prompted = _prompting(session, candidate.recipe, seed, rows)(example)
-    job = rows.answers.job(examples=(prompted,))
+    job = rows.ungraded.job(examples=(prompted,))
     if not item:
         job = replace(job, metrics={})
     with open_weights(session, weights) as model:

@@ -87,7 +87,7 @@ def _case(
 ) -> RescueCase:
     for found, expected, step in _reasons(facts):
         _refuse(facts.label, found, expected, step)
-    reference = candidate_facts.alternative(report.facts)
+    reference = candidate_facts.best_untrained_facts(report.facts)
     assert reference is not None, "a gain over an untrained candidate was measured"
     finished_runs = {f.name: runs[f.run_id] for f in report.facts if f.state == "done"}
     return RescueCase(facts, runs[facts.run_id], reference, finished_runs)

@@ -203,7 +203,7 @@ class _RunParts:
         with open_weights(session, weights) as model:
             fill(session, model, lacking, candidate.name, control=control)
             # Ungraded answers are read as they were stored.
-            validation, test = (rows if rows.is_there(at) else rows.answers for rows in self.sets[:2])
+            validation, test = (rows if rows.is_there(at) else rows.ungraded for rows in self.sets[:2])
             n_timed = timing.n_timed(len(validation.ids))
             with timing.learn_requests(session.learn_load, model, n_timed) as latency:
                 latency |= timing.latency_figures(timing.request_latency(device, model, validation, n))

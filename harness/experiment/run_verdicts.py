@@ -1,4 +1,4 @@
-"""Verdicts on runs: gathers the inputs of the gate's rules from a study, for all runs or a stored one.
+"""Verdicts on runs: gathers the inputs of the gate's rules from a study (the stored rows of an experiment).
 
 Invariant: the same run, baseline and store give the same verdict in a comparison, the gate and a page.
 Logs of other programs are judged in `lifecycle.gate_of_logs`.

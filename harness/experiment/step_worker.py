@@ -331,7 +331,7 @@ class _Worker(NamedTuple):
             sets = sets[step.part :: step.parts]
             if lacking := self.find_unanswered(sets):
                 answer(session, weights, lacking, "", candidate.base)
-        digests = [rows.answers.identity.digest for rows in sets]
+        digests = [rows.ungraded.identity.digest for rows in sets]
         for rows_digest in digests:  # remove blocks of a worker killed at completion
             if (at.rows(rows_digest) / "blocks").exists():
                 with session.claim(rows_digest):
@@ -346,7 +346,7 @@ class _Worker(NamedTuple):
     def find_unanswered(self, sets: Sequence[RowSet]) -> list[RowSet]:
         # Ungraded answers do not count, as the command grades them.
         lacking = rescore_stored(self.session, sets)
-        return [rows for rows in lacking if not rows.answers.is_there(self.session.store)]
+        return [rows for rows in lacking if not rows.ungraded.is_there(self.session.store)]
 
 
 def _read_assignment(file: Path) -> Assignment:

@@ -24,7 +24,7 @@ from harness.analysis.candidate_facts import (
     CandidateFacts,
     UnderLoad,
     UnreadAnswers,
-    alternative,
+    best_untrained_facts,
     facts_without_rows,
 )
 from harness.analysis.comparison import correct_estimate, estimate, labels_missing
@@ -276,7 +276,7 @@ def is_prompt(run: Run) -> bool:
 
 def best_untrained_run(runs: Iterable[Run], facts: Iterable[CandidateFacts]) -> Run | None:
     """Return the run of the best untrained candidate; of several seeds the best on validation."""
-    best = alternative(facts)
+    best = best_untrained_facts(facts)
     return next((run for run in runs if best and run.run_id == best.run_id), None)
 
 

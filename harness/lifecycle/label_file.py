@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import config, report, store
-from harness.analysis.candidate_facts import CandidateFacts, alternative, strongest_run
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained_facts, strongest_run
 from harness.analysis.economics import apply_budgets
 from harness.analysis.people_labels import Labels, answer_digest, draw_items, is_correctable, select_scored
 from harness.config import digest_question, rubric_of
@@ -145,7 +145,7 @@ def export_answers(
     else:
         measured_runs = list_measured_runs(stored)
         facts = [f for _, f in measured_runs]
-        chosen = [f for f in (strongest_run(facts), alternative(facts)) if f is not None]
+        chosen = [f for f in (strongest_run(facts), best_untrained_facts(facts)) if f is not None]
         measured_runs.sort(key=lambda run_facts: run_facts[1] not in chosen)
         chosen_runs = [[run for run, f in measured_runs if f.name == choice.name] for choice in chosen]
     seeds = [[_arm(measured.name, run, drawn(run, task), labels) for run in runs] for runs in chosen_runs]

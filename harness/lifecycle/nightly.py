@@ -293,7 +293,7 @@ class _NightRun:
             with open_weights(session, weights) as candidate, stage as advance:
                 for n_done, i in enumerate(missing, 1):
                     rows, _, ids = batches[i]
-                    whole, evaluate = rows.answers.job(), rows.measured.evaluate
+                    whole, evaluate = rows.ungraded.job(), rows.measured.evaluate
                     by_id = {e.id: e for e in whole.examples}
                     job = replace(whole, examples=tuple(by_id[id_] for id_ in ids if id_ in by_id))
                     stored_rows[i] = [row for n in range(job.n_blocks) for row in evaluate(candidate, job, n)]

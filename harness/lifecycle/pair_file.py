@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from harness import config, store
 from harness.analysis import human_preferences
-from harness.analysis.candidate_facts import alternative, is_fine_tuned, strongest_run
+from harness.analysis.candidate_facts import best_untrained_facts, is_fine_tuned, strongest_run
 from harness.analysis.human_preferences import Turn
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.stored_scores import map_shown_pairs
@@ -75,7 +75,7 @@ def export_pairs(
     else:
         measured = label_file.list_measured_runs(stored)
         facts = [f for _, f in measured]
-        best, untrained = strongest_run(facts), alternative(facts)
+        best, untrained = strongest_run(facts), best_untrained_facts(facts)
         labels = [f.label for f in (best or untrained,) if f is not None]
         if best and untrained and best.name != untrained.name:
             untrained_run = next(run for run, f in measured if f is untrained)
