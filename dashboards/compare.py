@@ -40,7 +40,7 @@ def page() -> None:
     series: dict[str, list[charts.Bar]] = {}
     margins, undrawn = report.margins if report else {}, dict[str, None]()
     for name, tasks in comparisons.items():
-        for task, (_, c) in tasks.items():
+        for task, c in tasks.items():
             if isinstance(c, str):
                 continue
             rows.append(_row(name, c))
@@ -60,7 +60,7 @@ def page() -> None:
     if rows:
         wide = {name: st.column_config.TextColumn(width=150) for name in ("reference", "new", "change")}
         controls.show_rows(rows, "compare", 560, column_config=wide)
-    compared = [c for tasks in comparisons.values() for _, c in tasks.values()]
+    compared = [c for tasks in comparisons.values() for c in tasks.values()]
     safe_text.say_all(dict.fromkeys(c for c in compared if isinstance(c, str)))
     controls.offer_answers(chosen[: _MOST + 1])
 

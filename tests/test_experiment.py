@@ -291,6 +291,7 @@ def test_the_same_answers_elsewhere_are_no_drift_and_their_flips_make_the_rate_o
     (second_control,) = StoredRows(open_store(path)).controls_of(run)
     assert (second_control.aa_flips, second_control.aa_n) == (0.5, 120.0 + first_control.n_other)
     task_noise = (TaskNoise("facts", 100, {"layout": 7}, None),)
-    store.save_noise(open_store(path), Noise("1", "1", "m", "base", "fp32", "cpu", "e", "l", task_noise))
-    (noise_control,) = StoredRows(open_store(path)).controls_of(run)
-    assert (noise_control.aa_flips, noise_control.aa_n) == (7.0, 100.0 + first_control.n_other)
+    for device, rate in (("another card", (0.5, 120.0)), (session.machine.name, (7.0, 100.0))):
+        store.save_noise(open_store(path), Noise(device, "1", "m", "b", "fp32", device, "e", "l", task_noise))
+        (noise_control,) = StoredRows(open_store(path)).controls_of(run)
+        assert (noise_control.aa_flips, noise_control.aa_n) == (rate[0], rate[1] + first_control.n_other)

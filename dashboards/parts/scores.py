@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import streamlit as st
 
@@ -71,37 +71,38 @@ def _compare(pair: Pair, changed: tuple[int, ...]) -> Comparison:
             arms = [add_samples(rows[d], store.read_drawn(runs_store, d)) for d in (pair.base, pair.new)]
         if corrected := comparison.compare_on_target(metric, arms[0], arms[1], labels, policy.max_errors):
             return corrected
-    identical, errors = pair.base == pair.new, pair.base_errors
-    return comparison.compare_rows(
-        metric, arms[0], arms[1], alpha=pair.alpha, identical=identical, base_errors=errors
-    )
+    n, identical = min(map(len, arms)), pair.base == pair.new  # both have the same order, as in the gate
+    base_rows, new_rows = (list(rows)[:n] for rows in arms)
+    options: dict[str, Any] = {"alpha": pair.alpha, "identical": identical, "base_errors": pair.base_errors}
+    return comparison.compare_rows(metric, base_rows, new_rows, **options)
 
 
 def compare_on_every_task(
     base: Run, new: Run, report: ExperimentReport | None
-) -> dict[str, tuple[Pair, Comparison | str]]:
-    """Compare two runs on every task that both answered, the target first."""
+) -> dict[str, Comparison | str]:
+    """Compare two runs on every task that both answered, the target first; by the gate, if it did."""
     loaded = project.experiment()
     alpha = loaded.experiment.gate.alpha if loaded else ALPHA
     target = report.task if report else loaded.experiment.target.name if loaded else ""
-    out: dict[str, tuple[Pair, Comparison | str]] = {}
+    label = next((f.label for f in report.facts if f.run_id == new.run_id), "") if report else ""
+    is_on_base = report is not None and base.weights_digest == new.base_digest
+    judged = report.comparisons.get(label, ()) if report and is_on_base else ()
+    by_task: dict[str, Comparison | str] = {
+        c.task: c for c in reversed(judged)
+    }  # the deciding metric is first
+    out: dict[str, Comparison | str] = {}
     for key in sorted((k for k in new.rows if k.endswith("/test")), key=lambda k: k != f"{target}/test"):
-        if key in base.rows:
-            task = key.removesuffix("/test")
-            metric = primary_metric(task, new.rows[key], report)
+        task = key.removesuffix("/test")
+        if key in base.rows and (base.may_be_drawn(task) or new.may_be_drawn(task)):
+            reason = "sampled items count by weights, which the report keeps only for candidate against base"
+            out[task] = by_task.get(task, f"{task}: {reason}. Next: harness compare --all-items")
+        elif key in base.rows:
             # As in the report: on the target errors score worst in both arms, elsewhere as in the gate.
             rules: tuple[float, BaseErrors] = (ALPHA, "worst") if task == target else (alpha, "bounds")
-            pair = Pair(task, metric, base.rows[key], new.rows[key], *rules)
-            if not (base.may_be_drawn(task) or new.may_be_drawn(task)):
-                out[task] = (pair, compare(pair))
-                continue
-            # Sampled items count by weights, so that the stored rows do not suffice.
-            reported = {f.run_id: f.label for f in report.facts} if report else {}
-            known = report.comparisons.get(reported.get(new.run_id, ""), ()) if report else ()
-            kept = next((c for c in known if c.task == task), None)
-            reason = "sampled items count by weights, which the report keeps only for candidate against base"
-            refusal = f"{task}: {reason}. Next: harness compare --all-items"
-            out[task] = (pair, kept if kept and base.weights_digest == new.base_digest else refusal)
+            pair = Pair(
+                task, primary_metric(task, new.rows[key], report), base.rows[key], new.rows[key], *rules
+            )
+            out[task] = by_task.get(task) or compare(pair)
     return out
 
 

@@ -83,11 +83,12 @@ class StoredRows:
         origins = [store.origins(self.at, rows_digest).values() for rows_digest in set(run.rows.values())]
         control_ids = {origin.control for of_rows in origins for origin in of_rows if origin.control}
         if control_ids and len(store.controls(self.at)) != len(self._controls):  # a new one is stored
-            rates, facts_by_id = AA_FLIPS | store.noise_rates(self.at), dict[str, ControlFacts]()
+            rates, facts_by_id = store.noise_rates(self.at), dict[str, ControlFacts]()
             environment = cache(lambda key: store.read_environment(self.at, key))
             for control in store.controls(self.at):
-                flips, n = rates.get(control.precision, AA_FLIPS["bf16"])
                 now = environment(control.environment)
+                key = (control.precision, now.get("device", ""))  # a card's rate is not that of a CPU
+                flips, n = rates.get(key) or AA_FLIPS.get(control.precision, AA_FLIPS["bf16"])
                 same = [b for b in control.blocks if b.environment == control.environment]
                 other_blocks = [b for b in control.blocks if b.environment != control.environment]
                 other_environments = dict.fromkeys(b.environment for b in other_blocks)
@@ -106,7 +107,7 @@ class StoredRows:
                 )
                 facts_by_id[control.id] = facts
                 if not has_drifted(facts):
-                    rates[control.precision] = (flips + len(facts.flipped), n + facts.n_other)
+                    rates[key] = (flips + len(facts.flipped), n + facts.n_other)
             self._controls = facts_by_id
         return [self._controls[key] for key in sorted(control_ids) if key in self._controls]
 

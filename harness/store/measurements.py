@@ -117,9 +117,10 @@ def noises(store: Store) -> list[Noise]:
     return load_files(Noise, sorted((store.folder / "noise").glob("*.json")))
 
 
-def noise_rates(store: Store) -> dict[str, tuple[float, float]]:
-    """Map each precision to the flips (half a flip for none) and items of its newest measurement."""
-    return {m.precision: (max(float(m.flips), _LEAST), float(m.n)) for m in noises(store) if m.n}
+def noise_rates(store: Store) -> dict[tuple[str, str], tuple[float, float]]:
+    """Map precisions with devices to the flips (half a flip for none) and items last measured there."""
+    measured = [noise for noise in noises(store) if noise.n]
+    return {(m.precision, m.device): (max(float(m.flips), _LEAST), float(m.n)) for m in measured}
 
 
 def flip_rates(store: Store, base_digest: str, precision: str) -> dict[str, float]:
