@@ -344,12 +344,12 @@ def penalties(method: Method, params: Mapping[str, Any]) -> list[str]:
     return [name for name in with_penalty if takes(method, name, params)]
 
 
-def list_mending_methods(step: str) -> list[str]:
+def list_rescue_methods(step: str) -> list[str]:
     """List the methods that repair weights without training, in a step of a rescue."""
     return [name for name in names("methods") if (step_of := method(name).rescue) and step_of.name == step]
 
 
-def map_mending_regularizers(step: str) -> dict[str, RescueStep]:
+def map_rescue_regularizers(step: str) -> dict[str, RescueStep]:
     """Map the regularisers that declare this step of a rescue to their declarations."""
     declared = {name: getattr(load("regularizers", name), "RESCUE", None) for name in names("regularizers")}
     return {name: rescue for name, rescue in declared.items() if rescue and rescue.name == step}

@@ -100,7 +100,7 @@ def test_what_is_added_after_a_line_that_was_cut_short_takes_its_number(tmp_path
     [
         (lambda lines: lines[1:], "entry 2 of desk about promotion 2; expected entry 1 of desk"),
         (lambda lines: [lines[0], lines[0]], "entry 1 of desk about promotion 1; expected entry 2"),
-        (lambda lines: [lines[0], b"{}\n"], "line 2, which is no entry"),
+        (lambda lines: [lines[0], b"{}\n"], "line 2, not a valid entry"),
         (lambda lines: [lines[0], lines[1].replace(b'"promoted":2', b'"promoted":9')], "about promotion 9"),
         (lambda lines: [b"[" * 500 + b"\n", lines[0], lines[1]], None),
     ],

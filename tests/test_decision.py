@@ -110,7 +110,7 @@ def test_a_gain_over_prompts_that_say_nothing_of_what_to_do_is_no_evidence_for_a
     assert decision.action == "undecided"
     assert decision.sentence.endswith(
         "but the comparison that decides this is missing; add a prompt that says what to do (system: TEXT), "
-        "without which a gain is no evidence for a fine-tune."
+        "without which a gain is not evidence for a fine-tune."
     )
     instructed_facts = [*bare_facts, candidate("told", 0.70)]
     assert make_decision([*instructed_facts, LORA]).action == "fine-tune"
@@ -590,7 +590,7 @@ def test_every_need_has_advice_that_is_held_against_what_is_chosen():
 
     large = candidate("large", 0.95, trained=True, baseline=True, prompting="zero_shot")
     said_of = find_reason(decide_on(large, needs=("little_data",)), "(little data)")
-    assert said_of.endswith(" large, which is chosen, is a baseline: how it was made is not said.")
+    assert said_of.endswith(" large, which is chosen, is a baseline: its training is unknown.")
     for gate, words in (
         (None, "what lora forgot was not measured"),
         (verdict("fail"), "the gate of lora fails"),

@@ -189,7 +189,7 @@ def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, mis
         shutil.rmtree(folder)
     session, loaded = ExperimentFile(config=copy).open_session()
     stored = find_stored_runs(session, in_order(session.candidates, loaded.selected))
-    whole, work = (Estimates(session).work(loaded.selected, found=runs) for runs in (None, stored))
+    whole, work = (Estimates(session).work(loaded.selected, stored_runs=runs) for runs in (None, stored))
     assert set(work) == missing
     assert bool(sum(item.trained for item in work.values())) is trains
     whole_s, missing_s = (sum(Estimates(session).seconds(plan).values()) for plan in (whole, work))

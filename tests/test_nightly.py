@@ -126,7 +126,7 @@ def test_a_base_that_moves_is_the_harness_and_no_candidate_is_blamed(path):
     assert calendar.night(2).new == (), "the night of an acknowledged drift is not alarmed about again"
     night = calendar.night(3, STILL)
     assert night.verdict == "ok"
-    assert line(night).series["general"].n_nights == 2, "drift is no evidence"
+    assert line(night).series["general"].n_nights == 2, "drift is not evidence"
 
 
 METRIC = mean_metric("exact_match", lambda output, example: None)

@@ -117,7 +117,7 @@ def test_a_night_in_which_too_many_answers_failed_is_no_evidence_and_says_so():
     assert (night_line.verdict, night_line.anchors) == ("error", {})
     assert night_line.sentence == (
         "lora: error: target: 3 of 31 answers failed tonight (9.7 %), more than gate.max_errors allows: "
-        "the night is no evidence"
+        "the night is not evidence"
     )
     assert (
         report_line(make_night(LOST), make_night(replace(LOST, errors=3, valid=False), 2)).verdict

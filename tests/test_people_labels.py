@@ -489,6 +489,6 @@ def test_raters_who_disagree_on_one_answer_leave_the_agreement_on_the_others(lon
     assert (before.n_split, after.n_split) == (0, 1)
     assert sum(after.confusion) == sum(before.confusion) - 1
     assert after.rogan_gladen is not None
-    assert "1 answer on which as many raters said yes as no is left out" in " ".join(label_sentences(facts))
+    assert "1 answer with equally many yes and no is left out" in " ".join(label_sentences(facts))
     stars = replace(bob, labels=tuple(replace(x, label=0.5) for x in bob.labels))
     assert calibrate(JUDGE, {"short": short}, [], [stars]).arms[0].agreement is None

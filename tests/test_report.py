@@ -205,7 +205,7 @@ def test_a_smoke_report_is_marked_at_every_title_and_table():
     assert len(titles) > 5
     assert lines[0] == "support: smoke, not evidence"
     assert lines[-2].endswith("(smoke, not evidence)")
-    assert lines[-1] == "next: harness compare measures it; a smoke run (--quick, --limit) is no evidence"
+    assert lines[-1] == "next: harness compare measures it; a smoke run (--quick, --limit) is not evidence"
     assert reports.to_json(document)["evidence"] == "smoke, not evidence"
     assert live_line(LORA, "exact_match", smoke=True).endswith("smoke, not evidence")
 

@@ -250,7 +250,7 @@ def test_the_heat_map_holds_every_task_in_its_unit_and_marks_what_is_shown():
     (chat,), (code,), (safe,) = (cells for _, cells in heat_map.rows)
     assert (chat.change, chat.strength, chat.shown) == ("−35.3", -1.0, True)
     assert (safe.change, safe.shown) == ("−10.0", False)
-    assert chat.said == "exact_match −35.3 [−45, −25] points, n = 200"
+    assert chat.tooltip == "exact_match −35.3 [−45, −25] points, n = 200"
     assert (code.change, code.interval, code.strength < 0) == ("+0.042", "[+0.032, +0.052]", True)
 
 

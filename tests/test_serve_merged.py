@@ -243,7 +243,7 @@ def test_what_has_no_scale_is_refused_and_left_out_of_a_rescue(tiny, tuned_weigh
     with pytest.raises(CandidateFailed, match="scaled without init_from"):
         tiny_methods.fit(tiny, tmp_path / "none", Scaled, {})
     situation = RescueSituation(RescuePolicy(), {"r": 2, "use_dora": True})
-    (scaling,) = [m for m in plugins.list_mending_methods("scale") if plugins.method(m).makes == "adapter"]
+    (scaling,) = [m for m in plugins.list_rescue_methods("scale") if plugins.method(m).makes == "adapter"]
     reason = plugins.method(scaling).rescue.settings(situation)
     assert reason == "it is an adapter with use_dora, whose magnitudes do not follow its scale"
 

@@ -82,7 +82,7 @@ def heat(changes: Heat) -> None:
             colour = f"background:rgb({red_green_blue}/{0.5 * abs(cell.strength):.2f})"
             weight = "font-weight:700" if cell.shown else ""
             text = escape(f"{cell.change} {cell.interval}")
-            shown.append(f'<td style="{colour};{weight}" title="{escape(clean(cell.said))}">{text}</td>')
+            shown.append(f'<td style="{colour};{weight}" title="{escape(clean(cell.tooltip))}">{text}</td>')
         rows.append(f"<tr>{''.join(shown)}</tr>")
     table = f'<table class="cells heat">{"".join(rows)}</table>'
     st.html(f'<div style="overflow-x:auto">{table}</div>')

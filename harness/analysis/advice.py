@@ -149,7 +149,7 @@ def need_sentences(case: Case, shipped: str | None) -> list[str]:
         if chosen is None or not advice.actions:
             pass
         elif chosen.baseline:
-            agreement = f" {chosen.name}, which is chosen, is a baseline: how it was made is not said."
+            agreement = f" {chosen.name}, which is chosen, is a baseline: its training is unknown."
         elif action_of(chosen) in advice.actions:
             agreement = f" {chosen.name}, which is chosen, is of that kind."
         elif advised is None:

@@ -39,7 +39,7 @@ RIGHT = 0.5  # an answer counts as right from this score on, for metrics in [0, 
 _SUPPORTED = 0.75  # share of a sentence's words that the passages must contain, plus all of its numbers
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？｡])|\n+")
 _WORD = re.compile(WORD)
-_SHORT = 3  # letters; words this short are no evidence, except in scripts without spaces
+_SHORT = 3  # letters; words this short are not evidence, except in scripts without spaces
 _VALUE = mean_metric("value", lambda output, example: None)
 ALPHA = 0.05
 COMMONEST = mean_metric("commonest answer", lambda output, example: None, higher_is_better=False)

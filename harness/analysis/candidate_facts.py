@@ -26,7 +26,7 @@ Action = Literal[
 ]
 _ALTERNATIVES = {  # with the recipe keys for it
     "prompt": "prompt only (prompting: zero_shot)",
-    "instruction": "a prompt that says what to do (system: TEXT), without which a gain is no evidence for a"
+    "instruction": "a prompt that says what to do (system: TEXT), without which a gain is not evidence for a"
     " fine-tune",
     "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
     "rank": "the labels ranked by log-likelihood (answer: rank)",

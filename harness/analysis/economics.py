@@ -211,7 +211,7 @@ def index_usd_per_1k(policy: DecidePolicy) -> float:
 
 
 def index_sentences(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list[str]:
-    """Say whose requests pay for an index, and how much of their cost that is."""
+    """Name the candidates that pay for an index, and its share of their cost."""
     paying = [f for f in facts if f.index_per_1k_usd or "rag" in f.prompting]
     if not paying or not policy.index_usd_per_month:
         return []

@@ -59,7 +59,7 @@ def macro_rule(
     facts: dict[str, Number] = {"margin": margin, "n_tasks": len(admitted), "left_out": left_out}
     halves = [f"{t.task.name}: {t.half.why}" for t in admitted if t.half]
     facts |= {"one_half": halves} if halves else {}
-    facts |= {"shared_items": list(shared.said)} if shared.said else {}
+    facts |= {"shared_items": list(shared.descriptions)} if shared.descriptions else {}
     if identical:
         return Rule(
             "macro", "pass", "macro: the weights are the base's own, nothing is lost by identity", facts
@@ -73,7 +73,7 @@ def macro_rule(
     tails = [f"left out, {whys[may]}: {', '.join(names)}" for may, names in unadmitted.items() if names]
     tails += [f"only half of the items of {of_halves} count, with half the weight"] if of_halves else []
     tails += [f"{t.task.name}: {t.counted.refused}" for t in admitted if t.counted.refused]
-    tail = "".join(f"; {text}" for text in (*tails, *shared.said))
+    tail = "".join(f"; {text}" for text in (*tails, *shared.descriptions))
     if macro is None:
         sentence = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
         return Rule("macro", "inconclusive", sentence + tail, facts)

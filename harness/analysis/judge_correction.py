@@ -252,15 +252,15 @@ def bias_of(pairs: Mapping[str, JudgedPair]) -> PairBias:
     errors = np.array([pair.won - (pair.vote or 0.0) for pair in rated], float)
     lengths = [[pair.lengths[arm] for pair in rated] for arm in (0, 1)]
     longer_won = [pair.won if pair.lengths[1] > pair.lengths[0] else 1 - pair.won for pair in unequal]
-    first, longer, favour, beside_people = None, None, None, None
+    first, longer, favour, favour_over_people = None, None, None, None
     if len(every) >= MIN_LABELS:
         first = estimate_share(np.array([pair.first for pair in every], float), _codes(every))
     if len(unequal) >= MIN_LABELS:
         longer = estimate_share(np.array(longer_won, float), _codes(unequal))
     if len(rated) >= MIN_LABELS:
         favour = estimate_error(errors, _codes(rated))
-        beside_people = estimate_length_favour(errors, lengths, _codes(rated), RATE)
-    return PairBias(first, longer, favour, beside_people)
+        favour_over_people = estimate_length_favour(errors, lengths, _codes(rated), RATE)
+    return PairBias(first, longer, favour, favour_over_people)
 
 
 def _codes(pairs: list[JudgedPair]) -> NDArray[np.intp]:

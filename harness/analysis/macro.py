@@ -30,13 +30,13 @@ _COPY = 0.9  # two tasks are copies if they share at least this part of the larg
 class SharedItems(NamedTuple):
     """Items that tasks share: `copies` maps a task to all tasks with nearly all of its items and itself.
 
-    `correlations` are those of the deltas of two tasks, `said` describes the sharing for readers.
+    `correlations` are those of the deltas of two tasks, `descriptions` describe the sharing for readers.
     `n_repeated` and `n_repeated_clusters` count items and clusters that an earlier task also has.
     """
 
     copies: Mapping[str, tuple[str, ...]]
     correlations: Mapping[frozenset[str], float]
-    said: tuple[str, ...]
+    descriptions: tuple[str, ...]
     n_repeated: int = 0
     n_repeated_clusters: int = 0
 

@@ -64,7 +64,7 @@ def compare(
     limit: Annotated[
         int | None, Option("Test items a task; a smoke run.", short="-L", env=True, min=1)
     ] = None,
-    quick: Annotated[bool, Option("A smoke run in minutes; its numbers are no evidence.", env=True)] = False,
+    quick: Annotated[bool, Option("A smoke run in minutes; its numbers are not evidence.", env=True)] = False,
     dry_run: Annotated[bool, Option("Print what would run, its tokens and its time, and stop.")] = False,
     gate: Annotated[bool, Option("Exit by the verdict of the recommended candidate.", env=True)] = False,
     seeds: Annotated[list[str] | None, Option("Train once for each of these seeds: 0,1,2.", env=True)] = None,
@@ -123,8 +123,8 @@ def compare(
     if rescue:
         extra_work["rescue, at most"] = estimates.largest_rescue(loaded.selected)
     work, missing = (
-        estimates.work(loaded.selected, smoke=scope.smoke, found=known_runs) | extra_work if computes else {}
-        for known_runs in (None, stored)
+        estimates.work(loaded.selected, smoke=scope.smoke, stored_runs=runs) | extra_work if computes else {}
+        for runs in (None, stored)
     )
     plan, missing_plan = (estimates.seconds(amounts) for amounts in (work, missing))
     missing_s = sum(missing_plan.values())
@@ -139,7 +139,7 @@ def compare(
             " from, the base answers the sampled items again"
         )
     notes = experiment.list_plan_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
-    if note and not scope.smoke:  # the numbers of a smoke run are no evidence
+    if note and not scope.smoke:  # the numbers of a smoke run are not evidence
         notes = [note, *notes]
     if dry_run:
         from harness.evaluation.costs import price_usd
@@ -158,7 +158,7 @@ def compare(
     say(experiment.first_line(session.experiment, session.machine, len(loaded.selected), whole_s, missing_s))
     say(*notes)
     with progress.follow(missing_plan):
-        result = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)
+        result = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, stored_runs=stored)
     result = write_report(result, at, candidates or [], session)
     if rescue and not scope.smoke:
         from harness.experiment.rescue import prepare_from_report
@@ -168,9 +168,9 @@ def compare(
     else:
         print_report(result, as_json, verbose)
     if rescue and scope.smoke:
-        say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
+        say("a smoke run is not evidence of what was forgotten, so nothing is rescued")
     if gate and scope.smoke:
-        say("a smoke run is no evidence, so --gate ends as undecided (4); leave out --quick and --limit")
+        say("a smoke run is not evidence, so --gate ends as undecided (4); leave out --quick and --limit")
     raise typer.Exit(exit_code(result, session.experiment.gate, by_verdict=gate))
 
 
@@ -292,7 +292,7 @@ def _print_plan(
 def exit_code(experiment_report: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
     """Return 1 if a candidate failed, else with `by_verdict` the code of the recommended one's verdict.
 
-    A smoke run is no evidence, so its verdict is always undecided.
+    A smoke run is not evidence, so its verdict is always undecided.
     """
     from harness.analysis import gate_verdict
 

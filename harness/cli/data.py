@@ -112,7 +112,7 @@ def data_clean(
     rows = readers.stream(file, "train")
     ids = RowIds(readers.stream(file, "train")) if new_ids else None
     cleaning = CleaningOptions(leading_spaces, spelling_map, ids, special, low_answers)
-    outcomes = clean(rows, roles, line_decisions, layout=layout, drop_lost=drop_lost, mending=cleaning)
+    outcomes = clean(rows, roles, line_decisions, layout=layout, drop_lost=drop_lost, options=cleaning)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 

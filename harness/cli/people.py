@@ -36,7 +36,7 @@ def rate_export(
 ) -> None:
     """Write answers to a CSV file, for people to label.
 
-    Test items are drawn at random, and nothing in the file says whose an answer is.
+    Test items are drawn at random, and the file does not name the candidate.
     """
     from harness.lifecycle import label_file, pair_file
 

@@ -49,7 +49,7 @@ _ENTRY = ("event", "promoted", "when", "who", "why")
 def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
     """List the promotions, rollbacks and retirements of the target.
 
-    The oldest comes first. Beside a promotion stands whether its files are kept, and what of them is gone.
+    The oldest comes first. For each promotion: whether its files are kept, and which are missing.
     """
     from harness.lifecycle import promotion
     from harness.store import Store
@@ -282,7 +282,7 @@ def serve(
 ) -> None:
     """Serve a run at one address of OpenAI's protocol.
 
-    It runs until Ctrl-C. The export is made first where there is none, and its files are hashed again. It is
+    It runs until Ctrl-C. If there is no export yet, it is created first. Its files are hashed again. It is
     ready once the server gives the stored answers to 20 items of the target; else it ends with exit code 1
     and the first differences.
     """
@@ -327,7 +327,7 @@ def nightly_run(
     webhook: Annotated[str, Option("Send new alarms there, as Slack takes them.", env=True)] = "",
     as_json: Json = False,
 ) -> None:
-    """Evaluate tonight, and exit by what it shows.
+    """Run tonight's evaluation; the exit code is the worst verdict.
 
     Nothing is evaluated twice. Exit codes: 0 ok, 1 error, 3 regression, 4 suspect or harness-drift.
     """

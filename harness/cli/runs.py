@@ -212,7 +212,7 @@ def app_file() -> Path:
 def runs_list(stored: StoredRuns, as_json: Json = False) -> None:
     """List stored runs and their trials, with their disk use.
 
-    Beside each stands what removing it would free.
+    Each line shows how much space removal would free.
     """
     from harness import store
     from harness.report import trial_line

@@ -105,8 +105,8 @@ def doctor(
 ) -> None:
     """Check machine, packages, model and data; estimate the cost.
 
-    With `--base` and `--gpu` it says instead what of a base fits a card, by which method, how long a training
-    takes and what it costs; no weights are read.
+    With `--base` and `--gpu` it reports which ways to train and serve the base fit the card, how long a
+    training takes and what it costs; no weights are read.
     """
     if base or gpu:
         from harness.experiment.bases import FitQuery, examine_base

@@ -89,7 +89,7 @@ def data_augment(
 ) -> None:
     """Add training rows that a model wrote.
 
-    They are rows in other words or new questions; each stands beside the row it was made from.
+    They are rows in other words or new questions; each is written after its source row.
     """
     from harness.cli.progress_bar import TerminalProgress
     from harness.data.column_roles import column_options

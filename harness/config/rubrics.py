@@ -25,11 +25,11 @@ _MOST_GRADES = 100  # steps of a scale
 
 
 class JudgingCandidate(Spec):
-    """Candidate whose weights grade, asked by the rubric and not by a prompting of its own.
+    """Candidate used as a judge; prompted by the rubric, not by its own prompting.
 
-    `candidate` is its name in the experiment that reads the rubric, or in another `experiment`, whose
-    harness.yaml that is. The weights of its first seed count; where `weights` says how their digest begins,
-    those alone.
+    `candidate` is its name in the experiment that reads the rubric, or in `experiment`, the path of another
+    harness.yaml. The weights of its first seed grade; with `weights`, only weights whose digest starts with
+    it.
     """
 
     candidate: str = Field(min_length=1)

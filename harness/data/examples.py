@@ -216,7 +216,7 @@ def _example(task: Task, row: text_files.Row, name: str) -> Example:
     choices = () if is_text else _texts(row, "choices")
     if repeats := [t for t, n in Counter(map(compose_letters, map(str.strip, choices))).items() if n > 1]:
         found, expected = f"the choice {repeats[0]!r} twice", "choices that differ"
-        raise UserError(row.where, found, expected, turns.MEND_ROW)
+        raise UserError(row.where, found, expected, turns.FIX_ROW)
     ident = _fill_own(row, task.fields.id, "id") or name
     if task.kind == "choice" and not choices and not task.labels:
         expected = "the field 'choices', or labels: of the task"

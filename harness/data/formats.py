@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from harness.data import row_forms, text_files
 from harness.data.text_files import Row, Rows, find_known_fields, is_object, read_flag, write_json
 from harness.data.turns import (
-    MEND_ROW,
+    FIX_ROW,
     TAG_NAMES,
     TOOL_FIELDS,
     add_system,
@@ -88,7 +88,7 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
     if not layout.fits(find_known_fields(row)):
         found = f"fields {', '.join(sorted(find_known_fields(row))) or 'without a value'}"
         expected = f"{layout.name} rows ({layout.form}), as most rows of the file are"
-        raise UserError(row.where, found, expected, f"{MEND_ROW}, or name its fields under fields:")
+        raise UserError(row.where, found, expected, f"{FIX_ROW}, or name its fields under fields:")
     return row._replace(fields={**row.fields, **layout.reads(row, context_apart)})
 
 
@@ -241,15 +241,15 @@ def _questions_in_turn(row: Row, context_apart: bool) -> dict[str, Any]:
         counts = f"{len(questions)} questions and {len(answer_sets)} answers"
         raise row_forms.misfit(row, counts, "an answer for each question")
     pairs = zip(questions, answer_sets, strict=True)
-    said = [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer[0]))]
-    turns = [{"role": role, "content": text} for role, text in said]
+    spoken_turns = [turn for ask, answer in pairs for turn in (("user", ask), ("assistant", answer[0]))]
+    turns = [{"role": role, "content": text} for role, text in spoken_turns]
     intro = [text_of(row.fields[name]) for name in ("background", "context", "story") if row.fields.get(name)]
     turns[0] = {"role": "user", "content": "\n\n".join([*intro, questions[0]])}
     return {"messages": turns[:-1], "references": answer_sets[-1]}
 
 
 def _calls(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Read xLAM's query, whose answers are calls of the row's tools; an empty list is no call."""
+    """Read xLAM's query and its calls of the row's tools; an empty list means that no tool is called."""
     calls = spell_calls(row.fields["answers"])
     if not isinstance(calls, str) or not calls.strip():
         expected = "a list of calls with name and arguments, also as JSON within a text"

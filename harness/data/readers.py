@@ -98,7 +98,7 @@ def _refuse_half_signs(text: str, value: Any) -> None:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 _LONGEST_REASON = 300

@@ -18,7 +18,7 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from harness.data.text_files import Row, find_known_fields, is_plain
-from harness.data.turns import MEND_ROW, Turns, add_system, read_turns, user_turns
+from harness.data.turns import FIX_ROW, Turns, add_system, read_turns, user_turns
 from harness.errors import Problem, UserError
 from harness.records import Message, normalize, parse_json
 
@@ -117,7 +117,7 @@ def read_choices(row: Row, forms: AnswerForms) -> tuple[object, list[str], objec
     right_choice = next((answer.choices[form] for form in tried_forms if form in answer.choices), None)
     if right_choice is None:
         expected = f"one of the {len(texts)} choices, as {' or '.join(tried_forms)}"
-        raise UserError(row.where, f"{fields[column]!r} in {column!r}", expected, MEND_ROW)
+        raise UserError(row.where, f"{fields[column]!r} in {column!r}", expected, FIX_ROW)
     for name in _SURE:
         if name == column or fields.get(name) is None:
             continue
@@ -125,7 +125,7 @@ def read_choices(row: Row, forms: AnswerForms) -> tuple[object, list[str], objec
         if other_answer.choices and right_choice not in other_answer.choices.values():
             written = f"{fields[column]!r} in {column!r}, which is {right_choice!r}"
             found = f"{other_answer.written!r} in {name!r}, and {written}"
-            raise UserError(row.where, found, "columns that name one right choice", MEND_ROW)
+            raise UserError(row.where, found, "columns that name one right choice", FIX_ROW)
     return question, texts, right_choice
 
 
@@ -175,7 +175,7 @@ def _texts(row: Row) -> list[str]:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         name = next((name for name in CHOICES if row.fields.get(name) is not None), "A")
         expected = "a list of texts, {label: text}, or {text: [...], label: [...]}, also as JSON in a text"
-        raise UserError(row.where, f"{name!r} of another form", expected, MEND_ROW)
+        raise UserError(row.where, f"{name!r} of another form", expected, FIX_ROW)
     return [text.strip() for text in texts]
 
 
@@ -269,7 +269,7 @@ def _best_first(row: Row, answers: Sequence[tuple[str, float]]) -> list[tuple[st
 
 def misfit(row: Row, found: str, expected: str) -> UserError:
     """Return the error of a row that does not have the expected content."""
-    return UserError(row.where, found, expected, MEND_ROW)
+    return UserError(row.where, found, expected, FIX_ROW)
 
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")

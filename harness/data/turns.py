@@ -22,7 +22,7 @@ ONLY_TEXT = "turns of text alone, for only text is read"
 WITHOUT_PARTS = "write what such a part shows as text, or leave the rows out, as harness data clean does"
 # Kinds of parts, by their `type`, or by the one key that Gemini's parts have in its place.
 _TEXTS = ("text", "input_text", "output_text", "refusal")
-MEND_ROW = "fix the row, or set invalid_rows: drop in data: of the task"
+FIX_ROW = "fix the row, or set invalid_rows: drop in data: of the task"
 _CALLS = ("tool_use", "tool_call", "function_call", "functionCall")
 _RESULTS = ("tool_result", "tool_response", "function_call_output", "functionResponse", "function_response")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "thought")
@@ -69,7 +69,7 @@ def read_calls(value: Any, key: str, place: Place) -> Content:
     calls = [_read_call(call) for call in _list_calls(value)]
     if not all(calls):
         expected = "calls of tools with a name and arguments, also as JSON within a text"
-        raise UserError(place.where, f"{key!r} of another form", expected, MEND_ROW)
+        raise UserError(place.where, f"{key!r} of another form", expected, FIX_ROW)
     content = _join([call for call in calls if call])
     return Content(content.texts, [f"{key}.{name}" for name in content.unused])
 
@@ -117,7 +117,7 @@ def _read_part(part: Any, place: Place) -> Content:
     if not kind:
         expected = "texts, calls of tools, and what these returned"
         found = f"a turn of {place.speaker!r} with a part of another form"
-        raise UserError(place.where, found, expected, MEND_ROW)
+        raise UserError(place.where, found, expected, FIX_ROW)
     if kind in _THOUGHTS or filled.get("thought") is True:
         return Content([], [kind if kind in _THOUGHTS else "thought"])
     inner_value = filled.get(kind)
@@ -217,7 +217,7 @@ def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
 
 
 def _misfit(where: str, found: str) -> UserError:
-    return UserError(where, found, "turns of system, user and assistant, with text", MEND_ROW)
+    return UserError(where, found, "turns of system, user and assistant, with text", FIX_ROW)
 
 
 def read_leniently(entry: Any) -> Turn | None:
@@ -256,7 +256,7 @@ def count_unused_keys(fields: Mapping[str, Any]) -> Counter[str]:
 def user_turns(text: str, row: Row) -> Turns:
     """Return a question, if not empty, as the user's turn after the row's system prompt and history."""
     if not text.strip():
-        raise UserError(row.where, "an empty question", "a text", MEND_ROW)
+        raise UserError(row.where, "an empty question", "a text", FIX_ROW)
     return add_system([*list_history(row), {"role": "user", "content": text}], row)
 
 
@@ -298,7 +298,7 @@ def read_text(row: Row, field: str) -> str:
     if value is None or not value.strip():
         kind = type(row.fields[field]).__name__
         found = f"an empty {field!r}" if value is not None else f"a {kind} in {field!r}"
-        raise UserError(row.where, found, "a text", MEND_ROW)
+        raise UserError(row.where, found, "a text", FIX_ROW)
     return value.strip()
 
 
@@ -310,7 +310,7 @@ def read_turns(row: Row, field: str) -> Turns:
         step = "write the rows as JSON Lines, with the list itself in the field"
         raise UserError(row.where, f"a list within a text in {field!r}", expected, step)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(row.where, f"{field!r} of another form", expected, MEND_ROW)
+        raise UserError(row.where, f"{field!r} of another form", expected, FIX_ROW)
     turns: Turns = []
     previous = ""
     for i, entry in enumerate(entries, start=1):
@@ -349,7 +349,7 @@ TOOL_USE = (
     '{"name": the name of the tool, "arguments": {the name of an argument: its value}}.'
 )
 _EXPECTED = 'tools as {"type": "function", "function": {name, description, parameters}}, or its function'
-_FIX_TOOLS = f"{MEND_ROW}, or rename the column"
+_FIX_TOOLS = f"{FIX_ROW}, or rename the column"
 _SCHEMAS = ("parameters", "input_schema", "inputSchema")  # of OpenAI, Anthropic and MCP
 _LISTED = ("functionDeclarations", "function_declarations")  # Gemini's
 _DEFINES = re.compile(rf"\s*[\[{{].*[\"'](?:function|{'|'.join((*_SCHEMAS, *_LISTED))})[\"']", re.DOTALL)

@@ -21,7 +21,7 @@ from harness.experiment import rescue_trials
 from harness.experiment.candidate_weights import find_stored_weights, processes_of
 from harness.experiment.rescue_trials import RescueTrial, TrialCost, TrialSchedule
 from harness.experiment.run_candidate import find_stored_runs
-from harness.experiment.stored_rows import arm_label, is_cross_validated, list_measured_bases
+from harness.experiment.stored_rows import FoundRuns, arm_label, is_cross_validated, list_measured_bases
 from harness.experiment.trials import estimate_tracking, fit_work
 from harness.formatting import count, pluralize
 from harness.models import hub, memory
@@ -29,7 +29,7 @@ from harness.models.hardware import Memory
 from harness.models.hf import ANSWERING, READING
 from harness.models.shapes import Shape
 from harness.models.weight_files import weights_bytes
-from harness.records import BLOCK, Run
+from harness.records import BLOCK
 from harness.training import MEMORY_KNOBS
 
 
@@ -134,21 +134,21 @@ class Estimates:
         return total
 
     def work(
-        self, selected: Collection[str], *, smoke: bool = False, found: Sequence[Run | None] | None = None
+        self, selected: Collection[str], *, smoke: bool = False, stored_runs: FoundRuns | None = None
     ) -> dict[str, Work]:
         """Estimate the work of each selected candidate from nothing.
 
-        With stored runs in `found`, only missing work counts. In a `smoke` run nothing is timed again.
+        With `stored_runs`, only missing work counts. In a `smoke` run nothing is timed again.
         """
         session, suites = self.session, self._suites.work
-        finished_runs = {(run.candidate, run.seed) for run in found or () if run and run.state == "done"}
+        finished_runs = {(r.candidate, r.seed) for r in stored_runs or () if r and r.state == "done"}
         candidates = [session.candidates[name] for name in selected]
         n_control = min(session.experiment.gate.control_blocks, suites.blocks)
         share = n_control / max(1, suites.blocks)
         read, generated = round(share * suites.read), round(share * suites.generated)
         arm = suites + Work(read=read, generated=generated, blocks=n_control, opened=1)
         bases = list_measured_bases(candidates) if session.suites else ()
-        missing = [source for source in bases if found is None or not is_measured(session, source)]
+        missing = [source for source in bases if stored_runs is None or not is_measured(session, source)]
         work_by_name = {arm_label(session.experiment.base_model, source): arm for source in missing}
         counted_names, judged = set[str](), set[tuple[str, str]]()
         n_validation = len(session.target.items.validation)
@@ -166,7 +166,7 @@ class Estimates:
                 n_opened = 1 + len(session.folds) * is_cross_validated(session.folds, candidate)
                 once += self._answering(candidate.name).work
                 once += Work(opened=n_opened, requests=n_timed(n_validation))
-            making = self._sum_making(makes, seeds, from_nothing=found is None)
+            making = self._sum_making(makes, seeds, from_nothing=stored_runs is None)
             work_by_name[candidate.name] = times(once, len(seeds)) + making
         if not smoke and any(candidate.name in work_by_name for candidate in candidates):
             # The best untrained candidate and the best fine-tune are timed again.

@@ -195,7 +195,7 @@ def _start_here(
                 return None
             process.communicate()
             lines = log.read_text("utf-8", "replace").strip().splitlines() if code else []
-            return f"exit code {code}: {(lines or ['it said nothing'])[-1]}" if code else ""
+            return f"exit code {code}: {(lines or ['no output'])[-1]}" if code else ""
 
         def stop() -> None:
             process.kill()

@@ -104,16 +104,16 @@ def run_all(
     scope: Scope = _WHOLE,
     *,
     learning_curve: bool = False,
-    found: FoundRuns | None = None,
+    stored_runs: FoundRuns | None = None,
 ) -> ExperimentReport:
-    """Make all selected runs on a prepared session, and report them; `found` are the stored runs."""
+    """Make and report all selected runs on a prepared session; `stored_runs` are those in the store."""
     if learning_curve:
         plan_curve(session, loaded.selected)  # refused if no candidate can have one
     start, before = load(), sum(session.timed.values())
     requests = in_order(session.candidates, loaded.selected)
-    found = find_stored_runs(session, requests) if found is None else found
-    from_nothing = not (any(found) or scope.fewer or learning_curve)
-    placed = place_open(loaded, requests, found)
+    stored_runs = find_stored_runs(session, requests) if stored_runs is None else stored_runs
+    from_nothing = not (any(stored_runs) or scope.fewer or learning_curve)
+    placed = place_open(loaded, requests, stored_runs)
     judged, forbidden = [*filter(None, [session.open_judge_of_pairs()])], list[Problem]()
     if placed:
         judged += [judged_metric for m in session.tasks for judged_metric in m.judged.values()]
@@ -126,7 +126,7 @@ def run_all(
     with store.hold(session.store), noted:
         store.begin(session.store, experiment_name)
         store.remove_merged_blocks(session.store)
-        session, reader, runs, all_stored, notes = _execute(session, loaded, scope, requests, found)
+        session, reader, runs, all_stored, notes = _execute(session, loaded, scope, requests, stored_runs)
         if learning_curve:
             study, reached = study_of_session(session, reader), facts_of_runs(session, reader, runs)
             make_curve(session, runs, judge_runs(study, runs, reached).facts)

@@ -96,9 +96,9 @@ def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSitua
 
 def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[RescueTrial] | str:
     method = plugins.method(source.method)
-    if mending_methods := plugins.list_mending_methods(step):
+    if rescue_methods := plugins.list_rescue_methods(step):
         kind = case.makes or method.makes
-        able_methods = [m for m in mending_methods if kind in plugins.method(m).makes.split(plugins.OR)]
+        able_methods = [m for m in rescue_methods if kind in plugins.method(m).makes.split(plugins.OR)]
         declared = plugins.method(able_methods[0]).rescue if able_methods else None
         if declared is None:
             return "it fixes weights of another kind"
@@ -126,7 +126,7 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
         changed = {"learning_rate": rate}
         return [_change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", changed)]
     why = f"the training of {source.method} does not take it"
-    for name, declared in plugins.map_mending_regularizers(step).items():
+    for name, declared in plugins.map_rescue_regularizers(step).items():
         takes = plugins.takes(method, name, source.params)
         if takes and (refused := plugins.refuses(name, source.params)):
             return f"not with {refused}"

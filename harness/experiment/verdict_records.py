@@ -108,9 +108,9 @@ def verdict_change(at: Store, now: VerdictRecord) -> str:
     if (before.outcome, was_invalid) == (now.outcome, is_invalid):
         return ""
     changes = [*_changes(before, now)]
-    fallback, then = [_SAME], {r.name: r.outcome for r in before.rules}
-    if changed_rules := [r for r in now.rules if then.get(r.name, "skipped") != r.outcome]:
-        pairs = ((r.name, WORDS[then.get(r.name, "skipped")], WORDS[r.outcome]) for r in changed_rules)
+    fallback, old_outcomes = [_SAME], {r.name: r.outcome for r in before.rules}
+    if changed := [r for r in now.rules if old_outcomes.get(r.name, "skipped") != r.outcome]:
+        pairs = ((r.name, WORDS[old_outcomes.get(r.name, "skipped")], WORDS[r.outcome]) for r in changed)
         fallback.append(", ".join(f"rule {name} {old} → {new}" for name, old, new in pairs))
     label = f"{now.candidate} (seed {now.seed})" if now.seed else now.candidate
     was = f"{label}: the verdict of {before.created} against {now.baseline} was {WORDS[before.outcome]}"

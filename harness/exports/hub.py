@@ -101,7 +101,7 @@ def _prompts(job: ExportJob) -> Section:
         ("template", recipe.template or "none"),
         ("chat template", "that of the tokenizer" if task.chat_template else "none: plain text"),
     ]
-    where = "What is said below holds for prompts and items like those of these tasks, and for no others."
+    where = "The results below apply only to prompts and items like those of these tasks."
     return Section("prompts", "Prompts and limits", ("prompt", ""), rows, notes=[limit, where])
 
 

@@ -162,13 +162,13 @@ def _refuse_unfit(
     for task in experiment.tasks if run.experiment == experiment.name else ():
         if (key := f"{task.name}/test") in run.rows:
             stored_version = store.read_identity(study.store, run.rows[key]).task_version
-            then = sampling.versions.get(task.name, stored_version) if sampling else stored_version
+            stored_version = sampling.versions.get(task.name, stored_version) if sampling else stored_version
             if task.lm_eval:
-                now = rows_version(catalogue[task.name].task, catalogue[task.name].version)
+                current_version = rows_version(catalogue[task.name].task, catalogue[task.name].version)
             else:
-                now = rows_version(task, version_of_test(task, experiment.seeds[0]))
-            if then != now:
-                changed.append(f"{key} (task_version {then!r} then, {now!r} now)")
+                current_version = rows_version(task, version_of_test(task, experiment.seeds[0]))
+            if stored_version != current_version:
+                changed.append(f"{key} (task_version {stored_version!r} then, {current_version!r} now)")
     if changed:
         found = f"other items, definitions or evaluation code than it answered: {'; '.join(changed)}"
         step = f"{study.typed.command('compare')}, which computes what changed"

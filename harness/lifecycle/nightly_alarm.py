@@ -1,6 +1,6 @@
 """Alarms and report of a night: verdicts on candidates, document, webhook message, issue.
 
-Invariant: nights with harness drift or too many failed answers are no evidence about a candidate. An alarm is
+Invariant: nights with harness drift or too many failed answers are not evidence on a candidate. An alarm is
 sent once, and again the next night if sending failed. Source: the e-detector of Shin, Ramdas & Rinaldo 2022.
 """
 
@@ -212,7 +212,7 @@ def _judge_candidate(
     verdict: Verdict = "harness-drift" if harness else max(judged, key=ORDER.index, default="ok")
     texts = {key: "; ".join(_describe_series(key, e, candidate)) for key, e in series.items()}
     descriptions = (text or f"{key}: no new items were evaluated" for key, text in texts.items())
-    reason = f"{harness}; nothing is said of {candidate.name}" if harness else "; ".join(descriptions)
+    reason = f"{harness}; {candidate.name} is not judged" if harness else "; ".join(descriptions)
     sentence = typed.complete(f"{candidate.name}: {verdict}: {reason}")
     if candidate.judged and (judged_text := describe_judged_change(candidate.judged)):
         sentence += f"; {judged_text}"
@@ -230,7 +230,7 @@ def _describe_series(key: str, e: Evidence, candidate: NightCandidate) -> Iterat
         share = formatting.percent(series.errors / series.n_asked)
         failed = f"{formatting.count(series.errors)} of {formatting.count(series.n_asked)} answers failed"
         counted = ": the candidate's count as the worst there is, the base's are left out"
-        invalid = ", more than gate.max_errors allows: the night is no evidence"
+        invalid = ", more than gate.max_errors allows: the night is not evidence"
         yield f"{key}: {failed} tonight ({share} %){counted if series.valid else invalid}"
     if series.unbounded:
         yield (

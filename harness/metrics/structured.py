@@ -243,7 +243,7 @@ def _span_f1(parts: Array, weights: Array) -> Array:
 
 
 class SpanF1:
-    """Micro-F1 of the spans that an answer names, such as entities: everything said of a span has to agree.
+    """Micro-F1 of the spans that an answer names, such as entities: all fields of a span must match.
 
     The order of spans never counts, their number does; without any span on either side it is 1. Spans are the
     elements of a JSON list, the values of a JSON object's lists with their key, or the lines of a text

@@ -252,7 +252,7 @@ def _count_by_tensor(path: Path) -> dict[str, int]:
 
 
 def count_by_tensor(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, int]:
-    """Count the parameters of a model's tensors; a stored head that is tied to the embeddings is no other."""
+    """Count a model's parameters by tensor; a stored head tied to the embeddings is not counted twice."""
     counted = parameters_of(tensors, shapes.find_packed_bits(config))
     if config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in counted):
         counted.pop("lm_head.weight", None)

@@ -56,7 +56,7 @@ def first_page(report: ExperimentReport) -> FirstPage:
 
 
 def labels_note(report: ExperimentReport) -> str:
-    """Describe whose scores labels correct; empty if the metric is not a judge's."""
+    """Name the candidates whose scores are corrected by labels; empty if the metric is not a judge's."""
     if not is_judge(report.metric):
         return ""
     match = next((c for c in report.labels if c.metric == report.metric), None)
@@ -217,7 +217,7 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     if report.smoke:
         names = report.typed.candidates
         selected = ["--candidates", ",".join(names)] if names else []
-        text = "measures it; a smoke run (--quick, --limit) is no evidence"
+        text = "measures it; a smoke run (--quick, --limit) is not evidence"
         yield Command(report.typed.command("compare", *selected), text)
         return
     has_goal = report.declared is not None and report.declared.win_rate is not None

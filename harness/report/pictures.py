@@ -129,7 +129,7 @@ class Cell(NamedTuple):
 
     change: str
     interval: str
-    said: str
+    tooltip: str
     strength: float
     shown: bool
 

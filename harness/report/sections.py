@@ -391,7 +391,7 @@ def label_sentences(c: MetricCalibration) -> Iterator[str]:
         errors = f"sensitivity {score_text(arm.sensitivity)}, specificity {score_text(arm.specificity)}"
         rate = f", by Rogan–Gladen {score_text(arm.rogan_gladen)}" if arm.rogan_gladen else ""
         left_out = "is left out" if arm.n_split == 1 else "are left out"
-        split = f"; {pluralize(arm.n_split, 'answer')} on which as many raters said yes as no {left_out}"
+        split = f"; {pluralize(arm.n_split, 'answer')} with equally many yes and no {left_out}"
         yield (
             f"{arm.name}: passed by both {n_both}, by {c.metric} alone {judge_alone}, by people alone"
             f" {people_alone}, by neither {neither} ({errors}{rate}){split if arm.n_split else ''}"

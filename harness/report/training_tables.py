@@ -131,7 +131,7 @@ def compare_rates(trials: Sequence[Trial]) -> str:
     trained = [t for t in trials if "learning_rate" in t.params and smooth(t) and not t.is_pruned]
     smoothings = {str(trial.params.get("label_smoothing_factor")) for trial in trained}
     if len({trial.params["learning_rate"] for trial in trained}) < 2 or len(smoothings) > 1:
-        return ""  # losses with other smoothing are no measure of each other
+        return ""  # losses with other smoothing cannot be compared
     half = min(smooth(trial)[-1][0] for trial in trained) / 2
     losses = [min(point for point in smooth(trial) if point[0] >= half)[1] for trial in trained]
     lowest = min(losses)

@@ -161,7 +161,7 @@ def read_history(folder: Path, target: str) -> History:
             entries.append(load(ChampionEntry, line))
         except ValueError:
             if not rest and line_no == len(whole_lines):
-                found = f"line {line_no}, which is no entry"
+                found = f"line {line_no}, not a valid entry"
                 raise UserError(str(path), found, "what harness promote wrote", next_step) from None
             notes.append(f"{path}: line {line_no} was cut short when a command was killed, and is left out")
     for number, entry in enumerate(entries, 1):

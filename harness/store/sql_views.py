@@ -189,7 +189,7 @@ _DELTAS = Table(
 )
 _VERDICTS = _view(
     "verdicts",
-    "what the gate said of one run against one baseline under one policy",
+    "the gate's verdict on one run against one baseline under one policy",
     (
         *(*_RUN, _SEED),
         Column("baseline", "VARCHAR", "", "the base, or the champion by its run"),
@@ -349,7 +349,7 @@ _RATINGS = _view(
 )
 _FEEDBACK = _view(
     "feedback",
-    "one request that a model served in production, with masked texts and what its users said",
+    "one request that a model served in production, with masked texts and its users' feedback",
     (
         Column("row_id", "VARCHAR", "", "the row, a keyed digest"),
         Column("time", "VARCHAR", "ISO 8601", "when it was served, in UTC; empty: not known"),

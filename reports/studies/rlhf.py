@@ -93,7 +93,7 @@ FOUND = """\
   messages, its start 3 %. `grpo-f1` learned the form and half of the answer: it calls 43 of 52 validation messages
   calm, and names no existing queue. `grpo-judge` and `rloo-judge` raised their reward most and sort none: they answer
   `queue: KYRUMPPYLAYERRYLA` or `queue: CRASH_2023_08`. The reward model ranks 87 % of real pairs correctly, but it never saw
-  such answers, and rates them high. A rising reward is no evidence of a better model; the target is.
+  such answers, and rates them high. A rising reward is not evidence of a better model; the target is.
 - **No forgetting is shown** by these few general items.
 - **DPO is the cheaper use of the same pairs**: a minute and a half, against 17 to 24 of the time on a processor. Its target does not differ from
   that of `lora` beyond noise, though, and the rule needs no pairs."""

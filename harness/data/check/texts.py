@@ -16,7 +16,7 @@ from harness.data.check import DECIDE, DECIDE_BY_SENSE, CheckContext, Finding, R
 from harness.data.check.personal_data import excerpt, find_personal_data, mask_text, mask_value
 from harness.data.contamination import EMBEDDINGS, Overlap, find_contaminated_rows, overlaps, repeats_by_sense
 from harness.data.edit.changes import commonest_spellings, several_spellings
-from harness.data.edit.clean import mend_encoding, mend_signs
+from harness.data.edit.clean import fix_encoding, fix_signs
 from harness.data.edit.dedup import NormalizedRow, fold_row, near_repeats, stand_on_same
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import THRESHOLD
@@ -88,8 +88,8 @@ def check_encoding_damage(table: RowTable, context: CheckContext) -> Iterator[Fi
     False alarms: none in 14,189 rows of Banking77, Dolly and XQuAD, but texts about chat templates.
     """
     tests: tuple[Callable[[str], bool], ...] = (
-        lambda text: mend_encoding(text) != text,
-        lambda text: mend_signs(text) != text,
+        lambda text: fix_encoding(text) != text,
+        lambda text: fix_signs(text) != text,
         lambda text: _LOST in text,
     )
     damage, controls, losses = groups = dict[str, str](), dict[str, str](), dict[str, str]()  # texts by place
@@ -108,11 +108,11 @@ def check_encoding_damage(table: RowTable, context: CheckContext) -> Iterator[Fi
     if damage:
         damaged_text = next(iter(damage.values()))
         meaning = "the model learns to write such signs, and the same word in two spellings"
-        example = f"{cut_around(damaged_text)} → {cut_around(mend_encoding(damaged_text))}"
+        example = f"{cut_around(damaged_text)} → {cut_around(fix_encoding(damaged_text))}"
         yield Finding("error", "damaged encoding", meaning, tuple(damage), example, clean_command)
     if controls:
         sample = next(iter(controls.values()))
-        sign = next(i for i, (a, b) in enumerate(zip_longest(sample, mend_signs(sample))) if a != b)
+        sign = next(i for i, (a, b) in enumerate(zip_longest(sample, fix_signs(sample))) if a != b)
         title = "control characters, or line ends other than a line feed"
         meaning = "they are invisible, and the tokenizer turns them into tokens that other rows do not have"
         example = repr(mask_text(sample)[max(0, sign - 20) : sign + 20])
@@ -269,7 +269,7 @@ def check_test_leaks(table: RowTable, context: CheckContext) -> Iterator[Finding
         return
     if augmented_places := tuple(entry.where for entry in context.test.entries if entry.is_augmented):
         title = "augmented rows in the test, which a comparison refuses"
-        meaning = "a row made from another one is no evidence of its own, and it may repeat a training row"
+        meaning = "a row made from another one is not evidence of its own, and it may repeat a training row"
         step = "test on the rows without a text in augmented_from, and train on the others"
         n_test = len(context.test.entries)
         yield Finding("error", title, meaning, augmented_places, augmented_places[0], step, of=n_test)

@@ -55,7 +55,7 @@ def clean(
     *,
     layout: Layout | None = None,
     drop_lost: bool = False,
-    mending: CleaningOptions = _NOTHING_MORE,
+    options: CleaningOptions = _NOTHING_MORE,
 ) -> Iterator[changes.EditedRow]:
     """Clean row by row; `decisions` are applied first: they drop a row or replace its answer."""
     objects, rows = find_objects(() if layout else roles.answers, rows, _FIRST)
@@ -65,17 +65,17 @@ def clean(
             yield changes.drop(row, "decided")
             continue
         reasons: dict[str, None] = {}
-        fields = {name: _clean_value(v, name, reasons, mending.special) for name, v in row.fields.items()}
+        fields = {name: _clean_value(v, name, reasons, options.special) for name, v in row.fields.items()}
         if decision and decision.decision == "relabel":
             places = (label.keys for label in changes.label_places(fields, roles) if label.text.strip())
             keys = next(places, (roles.answers[0],))
             fields = _relabel(row, fields, keys, decision.label, reasons)
-        for text, keys in changes.list_written_answers(fields, roles) if mending.leading_spaces else ():
+        for text, keys in changes.list_written_answers(fields, roles) if options.leading_spaces else ():
             if text[:1].isspace():
                 reasons[f"leading spaces cut in {keys[0]!r}"] = None
                 fields = changes.put_text(fields, keys, text.lstrip())
-        for text, keys in changes.label_places(fields, roles) if mending.spellings else ():
-            if label := mending.spellings.get(text.strip()):
+        for text, keys in changes.label_places(fields, roles) if options.spellings else ():
+            if label := options.spellings.get(text.strip()):
                 fields = _relabel(row, fields, keys, label, reasons)
         cleaned = Row(row.where, fields)
         empty_columns = [name for name in roles.answers if cleaned.fields.get(name) == [] and layout is None]
@@ -83,11 +83,11 @@ def clean(
         if reason := _unusable(cleaned, roles, layout, drop_lost=drop_lost, may_be_empty=may_be_empty):
             yield changes.drop(row, reason)
             continue
-        if low_reason := mending.low.get(changes.line_of(row)):
+        if low_reason := options.low.get(changes.line_of(row)):
             yield changes.drop(row, low_reason)
             continue
         ident = cleaned.fields.get("id")
-        if mending.ids and isinstance(ident, str | int) and (new_id := mending.ids.give(ident)) != ident:
+        if options.ids and isinstance(ident, str | int) and (new_id := options.ids.give(ident)) != ident:
             reasons[NEW_ID] = None
             cleaned = cleaned._replace(fields={**cleaned.fields, "id": new_id})
         change = changes.Change(row.where, "changed", tuple(reasons))
@@ -188,14 +188,14 @@ def clean_text(text: str) -> tuple[str, list[str]]:
     return text, list(fixes)
 
 
-def mend_encoding(text: str) -> str:
+def fix_encoding(text: str) -> str:
     """Fix UTF-8 that was decoded as another encoding."""
     import ftfy
 
     return text if text.isascii() else ftfy.fix_encoding(text)
 
 
-def mend_signs(text: str) -> str:
+def fix_signs(text: str) -> str:
     """Remove control characters and terminal sequences, and write line ends as a line feed."""
     return text if text.translate(_PRINTED).isprintable() else str(_steps()[_SIGNS](text))
 
@@ -207,7 +207,7 @@ def _steps() -> dict[str, Any]:
     off = ("unescape_html", "fix_encoding", "fix_latin_ligatures", "fix_character_width", "uncurl_quotes")
     signs = ftfy.TextFixerConfig(**dict.fromkeys(off, False), normalization=None)
     return {
-        "encoding fixed": mend_encoding,
+        "encoding fixed": fix_encoding,
         _SIGNS: lambda text: ftfy.fix_text(text, signs),
         "composed as NFC": lambda text: unicodedata.normalize("NFC", text),
         "trailing spaces cut": str.rstrip,
