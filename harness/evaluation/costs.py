@@ -108,14 +108,14 @@ class Rate(NamedTuple):
 class Pace(NamedTuple):
     """Rates of answering in blocks, of training in steps, and of work without tokens.
 
-    Seconds per unit are assumed until measured: those of 135 million parameters on two CPU cores, and on an
-    H200. `fits` are trainings without their steps, `opened` weights made ready to answer, `requests` single
+    Rates are assumed until measured: those of 135 million parameters on two CPU cores with AMX (an adapter
+    answers more slowly than its base), and on an H200. `fits` are trainings without their steps, `opened` weights made ready to answer, `requests` single
     timed requests, `runs` the rest of a comparison.
     """
 
-    answering: Rate = Rate(each_s=0.1)
-    training: Rate = Rate(each_s=0.03)
-    fits: Rate = Rate(each_s=3.0)
+    answering: Rate = Rate(1.25, 0.1)
+    training: Rate = Rate(1.25, 0.1)
+    fits: Rate = Rate(each_s=12.0)
     opened: Rate = Rate(each_s=0.3)
     requests: Rate = Rate(each_s=0.3)
     runs: Rate = Rate(each_s=0.5)
@@ -136,7 +136,7 @@ class _Sums(NamedTuple):
     def rate(self, prior: Rate, gflops: float) -> Rate:
         """Solve for the rate by least squares, with the assumption as one more measurement of each part."""
         n_n, n_took = self.n_n + 1 / prior.each_s, self.n_took + 1.0
-        s_s, s_took = self.s_s / gflops**2 + _PRIOR_S, self.s_took / gflops + _PRIOR_S
+        s_s, s_took = self.s_s / gflops**2 + _PRIOR_S, self.s_took / gflops + prior.ratio * _PRIOR_S
         s_n, most_s = self.s_n / gflops, _MOST_EACH * prior.each_s
         each_s = (s_s * n_took - s_n * s_took) / (s_s * n_n - s_n**2)
         ratio = min(max((s_took - s_n * min(max(each_s, 0.0), most_s)) / s_s, _LEAST), _MOST)
