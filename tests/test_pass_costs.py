@@ -18,11 +18,7 @@ from harness.records import Limits
 from harness.spec import Recipe
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
-
-
-CARD = Machine("cuda", "a card", "bf16", 1.0)
-
-GB = 1e9
+CARD, GB = Machine("cuda", "a card", "bf16", 1.0), 1e9
 
 
 def make_timings(*, one=0.016, token=2e-5, pair=1e-9, key=1e-8):
@@ -124,7 +120,7 @@ def test_a_session_estimates_by_the_pace_that_it_found_when_it_was_opened(tiny_s
     tiny_session.learn_pace("training", work, 3 * trained, tiny_session.source)
     assert tiny_session.seconds(work) == at_first
     tiny_session.paces.clear()
-    assert tiny_session.seconds(work) == pytest.approx(at_first + (3 - Pace().training.ratio) * trained, rel=0.02)
+    assert tiny_session.seconds(work) == pytest.approx(at_first + (3 - 1.25) * trained, rel=0.02)
 
 
 def test_a_training_is_estimated_by_its_steps_as_its_trainer_makes_them(tiny_session):

@@ -3,6 +3,7 @@
 import errno
 import json
 import pickle
+import re
 import subprocess
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +26,7 @@ from harness.models.hardware import Machine, reset_peak
 from harness.models.hf import ModelHost
 from harness.models.hub import ModelSource
 from harness.records import Example, PromptText, TrackedPoint, TrainingRecord, Trial
-from harness.report.training_tables import describe_forgetting, diagnose, trials_section
+from harness.report.training_tables import curves, describe_forgetting, diagnose, trials_section
 from harness.spec import TrainingPolicy
 from harness.training import CHECKPOINTS, job_worker, sft, trainer
 from harness.training import job as jobs
@@ -246,6 +247,12 @@ def test_losses_say_whether_a_training_fits_overfits_or_underfits_and_from_which
     diagnosis, sentence = diagnose(training)
     assert diagnosis == kind
     assert said in sentence
+
+
+def test_losses_below_zero_are_drawn_within_the_axis():
+    drawn = curves("grpo", TrainingRecord(loss=((1, -5e-9), (2, 0.0))), "grpo")
+    ((first, second),) = re.findall(r'0,([\d.]+) [\d.]+,([\d.]+)" class="batch"', drawn)
+    assert float(first) > float(second)  # further down
 
 
 def test_of_a_sweep_of_rates_a_sentence_says_which_falls_fastest_and_which_is_best_without_overfitting():

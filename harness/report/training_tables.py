@@ -327,7 +327,9 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
         return ""
     all_points = [*train, *validation]
     x = AxisScale(0, max(step for step, _ in all_points), _LEFT, _RIGHT)
-    y = AxisScale(0, 1.05 * max(loss for _, loss in all_points) or 1.0, _BOTTOM, _TOP)
+    losses = [loss for _, loss in all_points]  # below 0 in GRPO
+    low, high = 1.05 * min(0.0, *losses), 1.05 * max(0.0, *losses)
+    y = AxisScale(low, high if high > low else 1.0, _BOTTOM, _TOP)
     name = "preference loss" if is_of_preferences(training) else "loss"
     body = [text(0, 14, title, "strong")]
     body += [line(150, 10, 170, 10, "train"), text(175, 14, "training, mean of a round", "small")]
