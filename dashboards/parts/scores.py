@@ -62,17 +62,18 @@ def _compare(pair: Pair, changed: tuple[int, ...]) -> Comparison:
     base, new = (store.read_identity(runs_store, digest) for digest in (pair.base, pair.new))
     comparison.check_comparable(base, new)
     arms = [project.read_scored_rows(digest) for digest in (pair.base, pair.new)]
-    if pair.base_errors == "worst" and pair.base != pair.new:
-        # On the target verdicts use people's labels.
-        loaded, task = project.experiment(), project.task(pair.task)
+    n, identical = min(map(len, arms)), pair.base == pair.new
+    loaded, task = project.experiment(), project.task(pair.task)
+    is_on_target = pair.base_errors == "worst" and not identical
+    labels = judge_labels(runs_store, task, metric.name) if is_on_target and task else {}
+    if labels:
+        rows = store.read_many(runs_store, (pair.base, pair.new))
+        arms = [add_samples(rows[d], store.read_drawn(runs_store, d)) for d in (pair.base, pair.new)]
+    base_rows, new_rows = (list(arm)[:n] for arm in arms)  # in the same order, as in the gate
+    if is_on_target:  # verdicts on it use people's labels
         policy = loaded.experiment.gate if loaded else GatePolicy()
-        if labels := judge_labels(runs_store, task, metric.name) if task else {}:
-            rows = store.read_many(runs_store, (pair.base, pair.new))
-            arms = [add_samples(rows[d], store.read_drawn(runs_store, d)) for d in (pair.base, pair.new)]
-        if corrected := comparison.compare_on_target(metric, arms[0], arms[1], labels, policy.max_errors):
-            return corrected
-    n, identical = min(map(len, arms)), pair.base == pair.new  # both have the same order, as in the gate
-    base_rows, new_rows = (list(rows)[:n] for rows in arms)
+        if on_target := comparison.compare_on_target(metric, base_rows, new_rows, labels, policy.max_errors):
+            return on_target
     options: dict[str, Any] = {"alpha": pair.alpha, "identical": identical, "base_errors": pair.base_errors}
     return comparison.compare_rows(metric, base_rows, new_rows, **options)
 
@@ -84,9 +85,10 @@ def compare_on_every_task(
     loaded = project.experiment()
     alpha = loaded.experiment.gate.alpha if loaded else ALPHA
     target = report.task if report else loaded.experiment.target.name if loaded else ""
-    label = next((f.label for f in report.facts if f.run_id == new.run_id), "") if report else ""
-    is_on_base = report is not None and base.weights_digest == new.base_digest
-    judged = report.comparisons.get(label, ()) if report and is_on_base else ()
+    labels = {f.run_id: f.label for f in report.facts} if report else {}
+    # The gate compares a run with the base's rows, which the reported runs on its weights share.
+    is_on_base = base.run_id in labels and base.weights_digest == new.base_digest
+    judged = report.comparisons.get(labels.get(new.run_id, ""), ()) if report and is_on_base else ()
     by_task: dict[str, Comparison | str] = {
         c.task: c for c in reversed(judged)
     }  # the deciding metric is first

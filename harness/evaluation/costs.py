@@ -109,8 +109,8 @@ class Pace(NamedTuple):
     """Rates of answering in blocks, of training in steps, and of work without tokens.
 
     Rates are assumed until measured: those of 135 million parameters on two CPU cores with AMX (an adapter
-    answers more slowly than its base), and on an H200. `fits` are trainings without their steps, `opened` weights made ready to answer, `requests` single
-    timed requests, `runs` the rest of a comparison.
+    answers more slowly than its base), and on an H200. `fits` are trainings without their steps, `opened`
+    weights made ready to answer, `requests` single timed requests, `runs` the rest of a comparison.
     """
 
     answering: Rate = Rate(1.25, 0.1)

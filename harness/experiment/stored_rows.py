@@ -106,7 +106,7 @@ class StoredRows:
                     changed="; ".join(dict.fromkeys(changed)),
                 )
                 facts_by_id[control.id] = facts
-                if not has_drifted(facts):
+                if key[1] and not has_drifted(facts):  # the device is unknown without its environment
                     rates[key] = (flips + len(facts.flipped), n + facts.n_other)
             self._controls = facts_by_id
         return [self._controls[key] for key in sorted(control_ids) if key in self._controls]
