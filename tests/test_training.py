@@ -250,7 +250,7 @@ def test_losses_say_whether_a_training_fits_overfits_or_underfits_and_from_which
 
 
 def test_losses_below_zero_are_drawn_within_the_axis():
-    drawn = curves("grpo", TrainingRecord(loss=((1, -5e-9), (2, 0.0))), "grpo")
+    drawn = curves("grpo", TrainingRecord(loss=((1, -0.5), (2, -0.4))), "grpo")
     ((first, second),) = re.findall(r'0,([\d.]+) [\d.]+,([\d.]+)" class="batch"', drawn)
     assert float(first) > float(second)  # further down
 

@@ -49,6 +49,7 @@ PREFERENCES = (
 _ROUNDS, _LONGEST_ROUND = 4, 50  # at least so many rounds per epoch, at most so many steps per round
 _WIDTH, _HEIGHT = 430.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
+_LEAST_LOSS = 1e-3  # a smaller range is drawn as 0
 LONGEST = 20  # cells of a title, which the legend follows
 
 
@@ -329,7 +330,7 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
     x = AxisScale(0, max(step for step, _ in all_points), _LEFT, _RIGHT)
     losses = [loss for _, loss in all_points]  # below 0 in GRPO
     low, high = 1.05 * min(0.0, *losses), 1.05 * max(0.0, *losses)
-    y = AxisScale(low, high if high > low else 1.0, _BOTTOM, _TOP)
+    y = AxisScale(low, high if high - low > _LEAST_LOSS else 1.0, _BOTTOM, _TOP)
     name = "preference loss" if is_of_preferences(training) else "loss"
     body = [text(0, 14, title, "strong")]
     body += [line(150, 10, 170, 10, "train"), text(175, 14, "training, mean of a round", "small")]
