@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import streamlit as st
 
@@ -63,19 +63,21 @@ def _compare(pair: Pair, changed: tuple[int, ...]) -> Comparison:
     comparison.check_comparable(base, new)
     arms = [project.read_scored_rows(digest) for digest in (pair.base, pair.new)]
     n, identical = min(map(len, arms)), pair.base == pair.new
-    loaded, task = project.experiment(), project.task(pair.task)
     is_on_target = pair.base_errors == "worst" and not identical
-    labels = judge_labels(runs_store, task, metric.name) if is_on_target and task else {}
+    task = project.task(pair.task) if is_on_target else None
+    labels = judge_labels(runs_store, task, metric.name) if task else {}
     if labels:
         rows = store.read_many(runs_store, (pair.base, pair.new))
         arms = [add_samples(rows[d], store.read_drawn(runs_store, d)) for d in (pair.base, pair.new)]
     base_rows, new_rows = (list(arm)[:n] for arm in arms)  # in the same order, as in the gate
     if is_on_target:  # verdicts on it use people's labels
+        loaded = project.experiment()
         policy = loaded.experiment.gate if loaded else GatePolicy()
         if on_target := comparison.compare_on_target(metric, base_rows, new_rows, labels, policy.max_errors):
             return on_target
-    options: dict[str, Any] = {"alpha": pair.alpha, "identical": identical, "base_errors": pair.base_errors}
-    return comparison.compare_rows(metric, base_rows, new_rows, **options)
+    return comparison.compare_rows(
+        metric, base_rows, new_rows, alpha=pair.alpha, identical=identical, base_errors=pair.base_errors
+    )
 
 
 def compare_on_every_task(
@@ -85,26 +87,24 @@ def compare_on_every_task(
     loaded = project.experiment()
     alpha = loaded.experiment.gate.alpha if loaded else ALPHA
     target = report.task if report else loaded.experiment.target.name if loaded else ""
-    labels = {f.run_id: f.label for f in report.facts} if report else {}
+    labels, judged = {f.run_id: f.label for f in report.facts} if report else {}, dict[str, Comparison]()
     # The gate compares a run with the base's rows, which the reported runs on its weights share.
-    is_on_base = base.run_id in labels and base.weights_digest == new.base_digest
-    judged = report.comparisons.get(labels.get(new.run_id, ""), ()) if report and is_on_base else ()
-    by_task: dict[str, Comparison | str] = {
-        c.task: c for c in reversed(judged)
-    }  # the deciding metric is first
+    if report and base.run_id in labels and base.weights_digest == new.base_digest:
+        judged = report.task_comparisons(labels.get(new.run_id, ""))
     out: dict[str, Comparison | str] = {}
-    for key in sorted((k for k in new.rows if k.endswith("/test")), key=lambda k: k != f"{target}/test"):
+    keys = (key for key in new.rows if key.endswith("/test") and key in base.rows)
+    for key in sorted(keys, key=lambda k: k != f"{target}/test"):
         task = key.removesuffix("/test")
-        if key in base.rows and (base.may_be_drawn(task) or new.may_be_drawn(task)):
+        if task in judged:
+            out[task] = judged[task]
+        elif base.may_be_drawn(task) or new.may_be_drawn(task):
             reason = "sampled items count by weights, which the report keeps only for candidate against base"
-            out[task] = by_task.get(task, f"{task}: {reason}. Next: harness compare --all-items")
-        elif key in base.rows:
+            out[task] = f"{task}: {reason}. Next: harness compare --all-items"
+        else:
             # As in the report: on the target errors score worst in both arms, elsewhere as in the gate.
             rules: tuple[float, BaseErrors] = (ALPHA, "worst") if task == target else (alpha, "bounds")
-            pair = Pair(
-                task, primary_metric(task, new.rows[key], report), base.rows[key], new.rows[key], *rules
-            )
-            out[task] = by_task.get(task) or compare(pair)
+            metric = primary_metric(task, new.rows[key], report)
+            out[task] = compare(Pair(task, metric, base.rows[key], new.rows[key], *rules))
     return out
 
 
