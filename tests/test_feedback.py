@@ -157,7 +157,7 @@ def test_what_is_left_out_and_not_read_is_named(tmp_path, desk):
 REFUSED = [
     ({"thumb": "maybe ann.lee@example.org"}, "log.jsonl:2: found another value in 'thumb'"),
     ({"preference": 1}, "log.jsonl:2: found a number, and one answer in 'preference'"),
-    ({"model": "of ann.lee@example.org"}, "log.jsonl:2: found not a name, or text that looks like personal"),
+    ({"model": "of ann.lee@example.org"}, "log.jsonl:2: found an invalid name, or one like personal data"),
     ({"time": "0001-01-01T00:00:00+05:00"}, "log.jsonl:2: found another value in 'time'"),
 ]
 

@@ -208,7 +208,7 @@ def _read_time(value: Any, where: str) -> str:
 def _check_name(name: str, column: str, where: str) -> str:
     """Refuse a model or assignment name that may be personal data; masking could merge two names."""
     if name and not _is_name(name):
-        found = "not a name, or text that looks like personal data or a key"
+        found = "an invalid name, or one like personal data or a key"
         raise UserError(_misread(where, column, found, "a short name"))
     return name
 
