@@ -13,19 +13,22 @@ compare: $(STAMP)
 	@$(if $(FULL)$(ARGS),,printf 'QLoRA, DPO and more prompts: make compare ARGS="-c full.yaml"; ' && \
 		.venv/bin/harness compare -c full.yaml --dry-run 2>&1 | grep 'stored already')
 
+# A test of e2e or slow that takes 15 minutes hangs: its traceback is printed, and the tier ends with its name.
+HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
+
 # A file is one worker's; a thread each, as threads of two processes on two cores wait for each other.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 e2e: $(STAMP)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile \
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile $(HANGS) \
 		-m "(e2e or browser) and not slow and not weekly and not gpu and not quickstart" $(ARGS)
 
 test-all: test e2e
 
 # As they are listed: the files that take longest come first, and the short ones fill up both processes at the end.
 slow: $(STAMP)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(HANGS) \
 		-m "slow and not weekly" --durations=0 --durations-min=1 $(ARGS)
 
 weekly: $(STAMP)

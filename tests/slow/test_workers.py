@@ -134,7 +134,7 @@ def run_beside(path, *overrides):
         except BaseException as error:  # noqa: BLE001 (the test looks at it)
             outcomes.append(error)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread, outcomes
 
@@ -159,7 +159,7 @@ def test_a_command_that_is_killed_takes_its_workers_along_and_the_next_one_goes_
     command.wait()
     before = map_complete_files(path)
     wait_until(lambda: not processes(f"--until-input-ends {path.parent}"))
-    result = subprocess.run(words, cwd=path.parent, capture_output=True, text=True, check=False)
+    result = subprocess.run(words, cwd=path.parent, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 1, result.stderr  # one candidate fails
     assert_same(path, reference_run)
     assert changed_since(before, path) == []
