@@ -188,11 +188,12 @@ def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, mis
     for folder in [path for pattern in removed for path in (copy.parent / "runs").glob(pattern)]:
         shutil.rmtree(folder)
     session, loaded = ExperimentFile(config=copy).open_session()
-    stored = find_stored_runs(session, in_order(session.candidates, loaded.selected))
-    whole, work = (Estimates(session).work(loaded.selected, stored_runs=runs) for runs in (None, stored))
+    stored = find_stored_runs(session, ordered := in_order(session.candidates, loaded.selected))
+    plan = experiment.make_plan(session, ordered, stored)
+    whole, work = (Estimates(session).work(plan, missing=is_missing) for is_missing in (False, True))
     assert set(work) == missing
     assert bool(sum(item.trained for item in work.values())) is trains
-    whole_s, missing_s = (sum(Estimates(session).seconds(plan).values()) for plan in (whole, work))
+    whole_s, missing_s = (sum(Estimates(session).seconds(amounts).values()) for amounts in (whole, work))
     n_done = 6 - len(missing - {ARM})
     summary = experiment.describe_stored(session.unknown_bases(), stored, missing_s)
     rest = f"; the others take about {seconds(missing_s)}" if n_done else ""

@@ -17,9 +17,10 @@ from harness import config, store
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import RunRequest, target_sets
-from harness.experiment import Scope, executors, prepare_session, step_worker
-from harness.experiment.executors import StartedWorker, Starter, make_plan, open_starter
-from harness.experiment.step_worker import TRIES, Journal, Outcome, Step, append
+from harness.experiment import Estimates, Scope, executors, in_order, make_plan, prepare_session, step_worker
+from harness.experiment.executors import StartedWorker, Starter, open_starter, plan_for_workers
+from harness.experiment.plan import Step
+from harness.experiment.step_worker import TRIES, Journal, Outcome, append
 from harness.progress import SilentProgress
 from harness.spec import ExecutionPolicy
 from harness.store import Store
@@ -56,28 +57,25 @@ def finished_session(copy, monkeypatch):
 
 def plan_session(session, n_workers, names=(), **options):
     requests = [RunRequest(session.candidates[name], 0) for name in names or session.candidates]
-    return make_plan(session, requests, n_workers, **options)
-
-
-def list_needed_jobs(plan, job):
-    """List all jobs that must finish before the given one."""
-    return {needed_job for need in plan.needs[job] for needed_job in (need, *list_needed_jobs(plan, need))}
-
-
-def find_answer(plan, name):
-    (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", name))
-    return answer
+    return plan_for_workers(session, requests, n_workers, **options)
 
 
 def test_steps_wait_for_what_they_need_and_trials_are_steps_of_their_own(session):
     plan = plan_session(session, 1)
-    assert {Step("fit", "next"), Step("fit", "lora")} < list_needed_jobs(plan, find_answer(plan, "next"))
-    needed_jobs = list_needed_jobs(plan, find_answer(plan, "prompt"))
-    assert {job.kind for job in needed_jobs} == {"base", "control"}
+    needed = {job.name: set(needs) for job, needs in plan.needs.items() if job.kind == "answer"}
+    assert {Step("fit", "next"), Step("fit", "lora")} < needed["next"]
+    assert {job.kind for job in needed["prompt"]} == {"base", "control"}
     assert plan.needs[Step("fit", "lora")] == ()
     trials = {job for job in plan.needs if job.kind == "trial"}
     assert trials == {Step("trial", "swept", 0, i, 2) for i in range(2)}
-    assert trials < list_needed_jobs(plan, find_answer(plan, "swept"))
+    assert trials < needed["swept"]
+
+
+def test_trials_are_priced_once_and_shared_weights_with_the_run_that_makes_them(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra="seeds: [0, 1]\n")
+    session, names = tiny_experiment.session(path), ("hybrid", "lora", "swept")
+    work = Estimates(session).work(make_plan(session, in_order(session.candidates, names)))
+    assert [work[name].fits for name in names] == [0, 2, 3]  # another seed of a sweep trains the best point
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from harness import config, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, SharedFailure, UserError
 from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session, step_worker
-from harness.experiment.executors import make_plan, write_assignment
-from harness.experiment.step_worker import TRIES, Step
+from harness.experiment.executors import plan_for_workers, write_assignment
+from harness.experiment.plan import Step
+from harness.experiment.step_worker import TRIES
 from harness.experiment.trial_search import fails_alone, phrase_no_trial
 from harness.progress import SilentProgress
 from harness.report.document import markdown
@@ -69,7 +70,7 @@ class OpenedPlan:
         self.loaded = loaded
         self.session = prepare_session(loaded, Scope(), SilentProgress())
         candidate = self.session.candidates["found"]
-        self.plan = make_plan(self.session, [RunRequest(candidate, seed) for seed in (0, 1)], 1)
+        self.plan = plan_for_workers(self.session, [RunRequest(candidate, seed) for seed in (0, 1)], 1)
         self.file = step_worker.name_assignment(self.session.store)
         self.journal = write_assignment(self.file, self.session, loaded, Scope(), self.plan, 1)
 

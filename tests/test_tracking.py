@@ -10,7 +10,7 @@ from worlds import Sizes
 from harness import store
 from harness.analysis.admission import cluster_name, split
 from harness.evaluation.costs import Work
-from harness.experiment import Estimates, rescue
+from harness.experiment import Estimates, in_order, make_plan, rescue
 from harness.experiment.candidate_weights import Fit, find_stored_weights
 from harness.experiment.trials import estimate_tracking, read_kept_points
 from harness.methods.derived import Checkpoint
@@ -112,7 +112,7 @@ def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_th
     twice = held.source.model_copy(update={"track": Tracking(points=4, items=160)})
     assert 0 < work.read < estimate_tracking(session, twice).read == 2 * work.read
     assert estimate_tracking(session, session.candidates["lora"].source) == Work()
-    works = Estimates(session).work(["lora", "held"])
+    works = Estimates(session).work(make_plan(session, in_order(session.candidates, ["lora", "held"])))
     assert works["held"].read == works["lora"].read + work.read
     plain, tracked = (Fit(session, session.candidates[name], 0).folder(None) for name in ("lora", "held"))
     alike = session.with_candidates({"held": Recipe(method="lora", track=Tracking(points=2, items=9))})

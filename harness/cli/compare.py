@@ -122,12 +122,12 @@ def compare(
         extra_work["learning curve"] = experiment.plan_curve(session, loaded.selected)
     if rescue:
         extra_work["rescue, at most"] = estimates.largest_rescue(loaded.selected)
-    work, missing = (
-        estimates.work(loaded.selected, smoke=scope.smoke, stored_runs=runs) | extra_work if computes else {}
-        for runs in (None, stored)
-    )
-    plan, missing_plan = (estimates.seconds(amounts) for amounts in (work, missing))
-    missing_s = sum(missing_plan.values())
+    work, missing = extra_work, extra_work
+    if computes:
+        plan = experiment.make_plan(session, ordered, stored, timed_again=not scope.smoke)
+        work, missing = (estimates.work(plan, missing=part) | extra_work for part in (False, True))
+    time_by_name, missing_by_name = (estimates.seconds(amounts) for amounts in (work, missing))
+    missing_s = sum(missing_by_name.values())
     typed = at.command_line(candidates or [])
     warnings, advice, note = experiment.estimate_power(session.experiment, session.suites, typed)
     if strict and warnings:
@@ -148,16 +148,16 @@ def compare(
         grades = [*experiment.plan_grades(session, [cost.candidate for cost in costs])]
         hour_usd = session.experiment.decide.device_hour_usd
         usd_of = partial(price_usd, device=session.machine.device, device_hour_usd=hour_usd)
-        _print_plan(costs, work, plan, grades, usd_of, as_json)
+        _print_plan(costs, work, time_by_name, grades, usd_of, as_json)
         jobs = experiment.describe_workers(session, ordered, stored, scope)
         stored_note = experiment.describe_stored(session.unknown_bases(), stored, missing_s)
         say(*notes, stored_note, *filter(None, [jobs]))
         say("next: the same command without --dry-run runs it")
         return
-    whole_s = sum(plan.values()) if computes else None
+    whole_s = sum(time_by_name.values()) if computes else None
     say(experiment.first_line(session.experiment, session.machine, len(loaded.selected), whole_s, missing_s))
     say(*notes)
-    with progress.follow(missing_plan):
+    with progress.follow(missing_by_name):
         result = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, stored_runs=stored)
     result = write_report(result, at, candidates or [], session)
     if rescue and not scope.smoke:
@@ -276,7 +276,7 @@ def _print_plan(
     total = row("all, from nothing", sum(work.values(), Work()), sum(plan.values()))
     lead = (
         "device time; what several candidates share (the same weights and their suites) is counted once, with"
-        " the first of them; memory estimated / measured"
+        " the one that is made first; memory estimated / measured"
     )
     knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in costs if cost.knob]
     columns = ("candidate", "trained", "read", "generated", "about", "cost USD", "memory GiB", "fits")

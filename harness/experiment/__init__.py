@@ -13,10 +13,11 @@ from harness.experiment.candidate_weights import ensure_weights, stands_on
 from harness.experiment.executors import describe_workers
 from harness.experiment.run_verdicts import read_both_arms
 from harness.experiment.main_job import (
-    are_all_done, attempt, compare, in_order, judge_pairs, place_open, refuse_many, report_stored, run_all,
+    are_all_done, attempt, compare, judge_pairs, place_open, refuse_many, report_stored, run_all,
 )
 from harness.experiment.one_answer import SentPrompt, add_prompts, ask, find_sent_prompts
 from harness.experiment.cost_estimates import Estimates
+from harness.experiment.plan import in_order, make_plan
 from harness.experiment.preparation import Scope, find_lm_eval_tasks, prepare_session
 from harness.experiment.run_candidate import answer_all_items, find_stored_runs, rescore_run
 from harness.experiment.run_remarks import (

@@ -3,7 +3,7 @@
 Invariant: nothing is trained.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import ceil
@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 from harness.evaluation import costs, row_sets
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.costs import Work, times
+from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, RunRequest, list_answered_sets
 from harness.evaluation.session import Session
-from harness.evaluation.stored_scores import is_measured
 from harness.evaluation.timing import n_timed
 from harness.experiment import rescue_trials
-from harness.experiment.candidate_weights import find_stored_weights, processes_of
+from harness.experiment.candidate_weights import processes_of
+from harness.experiment.plan import TIMED_AGAIN, Plan, Step, make_plan
 from harness.experiment.rescue_trials import RescueTrial, TrialCost, TrialSchedule
 from harness.experiment.run_candidate import find_stored_runs
-from harness.experiment.stored_rows import FoundRuns, arm_label, is_cross_validated, list_measured_bases
+from harness.experiment.stored_rows import arm_label, is_cross_validated, list_measured_bases
 from harness.experiment.trials import estimate_tracking, fit_work
 from harness.formatting import count, pluralize
 from harness.models import hub, memory
@@ -57,7 +57,6 @@ class _EvalTokens(NamedTuple):
     scored: int
 
 
-TIMED_AGAIN = "single requests of the best"
 _GIB = 2**30 / 1e9  # GB
 
 
@@ -70,7 +69,7 @@ class Estimates:
     def __post_init__(self) -> None:
         session = self.session
         self._folds = [session, *session.in_folds()]
-        self._making = cache(self._estimate_making)
+        self._trial = cache(self._estimate_trial)
         self._answering = cache(
             lambda name: self._evaluation(list_answered_sets(session, session.candidates[name].recipe))
         )
@@ -114,67 +113,60 @@ class Estimates:
         cached = min(token_limit, BLOCK * max((n or token_limit for n in longest), default=1))
         return _EvalTokens(sum(map(row_sets.work_of, jobs), Work()), cached, scored)
 
-    def _estimate_making(self, fold_index: int, name: str) -> Work:
-        session = self._folds[fold_index]
-        candidate = session.candidates[name]
-        fits = [fit_work(session, trial.source, session.first_seed) for trial in candidate.trials]
-        if candidate.source.tried:
-            validation = row_sets.target_sets(session, candidate.source, base_weights(session.source), 0)[0]
-            fits += [row_sets.work_of(validation.job()) + Work(opened=1)] * (len(candidate.trials) - 1)
-        return sum(fits, estimate_tracking(session, candidate.source))
+    def work(self, plan: Plan, *, missing: bool = False) -> dict[str, Work]:
+        """Estimate the work of a plan, or of its `missing` steps: of each base, then of each candidate.
 
-    def _sum_making(self, makes: Collection[str], seeds: Sequence[int], *, from_nothing: bool) -> Work:
-        total = Work()
-        for fold_index, session in enumerate(self._folds):
-            for name in makes:
-                candidate, n = session.candidates[name], len(seeds)
-                if candidate.method.trains and not from_nothing:
-                    n = sum(find_stored_weights(session, candidate, seed) is None for seed in seeds)
-                total += times(self._making(fold_index, name), n) if n else Work()
-        return total
-
-    def work(
-        self, selected: Collection[str], *, smoke: bool = False, stored_runs: FoundRuns | None = None
-    ) -> dict[str, Work]:
-        """Estimate the work of each selected candidate from nothing.
-
-        With `stored_runs`, only missing work counts. In a `smoke` run nothing is timed again.
+        A step counts with the first run that needs it.
         """
-        session, suites = self.session, self._suites.work
-        finished_runs = {(r.candidate, r.seed) for r in stored_runs or () if r and r.state == "done"}
-        candidates = [session.candidates[name] for name in selected]
-        n_control = min(session.experiment.gate.control_blocks, suites.blocks)
-        share = n_control / max(1, suites.blocks)
-        read, generated = round(share * suites.read), round(share * suites.generated)
-        arm = suites + Work(read=read, generated=generated, blocks=n_control, opened=1)
-        bases = list_measured_bases(candidates) if session.suites else ()
-        missing = [source for source in bases if stored_runs is None or not is_measured(session, source)]
-        work_by_name = {arm_label(session.experiment.base_model, source): arm for source in missing}
-        counted_names, judged = set[str](), set[tuple[str, str]]()
-        n_validation = len(session.target.items.validation)
-        for candidate in candidates:
-            makes = [name for name in candidate.lineage if name not in counted_names]
-            counted_names.update(makes)
-            seeds = [seed for seed in candidate.seeds if (candidate.name, seed) not in finished_runs]
-            weights = (candidate.source_name, candidate.served_base.weights_digest)
-            gated = candidate.method.tunes and not candidate.is_target_only and weights not in judged
-            judged.add(weights)
-            if not seeds:
-                continue
-            once = Work(runs=1) + (suites if gated else Work())
-            if candidate.method.makes_language_model:
-                n_opened = 1 + len(session.folds) * is_cross_validated(session.folds, candidate)
-                once += self._answering(candidate.name).work
-                once += Work(opened=n_opened, requests=n_timed(n_validation))
-            making = self._sum_making(makes, seeds, from_nothing=stored_runs is None)
-            work_by_name[candidate.name] = times(once, len(seeds)) + making
-        if not smoke and any(candidate.name in work_by_name for candidate in candidates):
-            # The best untrained candidate and the best fine-tune are timed again.
-            local = (c for c in candidates if c.method.makes_language_model and not c.is_remote)
-            n_best = len({c.method.tunes for c in local})
-            if n_requests := n_best * n_timed(n_validation, best=True):
-                work_by_name[TIMED_AGAIN] = Work(opened=n_best, requests=n_requests)
-        return work_by_name
+        session, base_model = self.session, self.session.experiment.base_model
+        owner_of = {step: name for (name, _), steps in reversed(plan.runs.items()) for step in steps}
+        sources = list_measured_bases(session.candidates.values())
+        arms = {source.weights_digest: arm_label(base_model, source) for source in sources}
+        work = dict.fromkeys([*arms.values(), *session.candidates, TIMED_AGAIN], Work())
+        for step in plan.needs:
+            if not (missing and step in plan.stored):
+                work[arms.get(step.name) or owner_of.get(step, TIMED_AGAIN)] += self._price(step)
+        return {label: total for label, total in work.items() if any(total)}
+
+    def _price(self, step: Step) -> Work:
+        # The work of a step, from nothing.
+        suites, n_validation = self._suites.work, len(self.session.target.items.validation)
+        if step.kind == "time":
+            n_requests = n_timed(n_validation, best=True)
+            return Work(opened=bool(n_requests), requests=n_requests)
+        if step.kind == "base":  # with its control arm
+            n_control = min(self.session.experiment.gate.control_blocks, suites.blocks)
+            share = n_control / max(1, suites.blocks)
+            read, generated = round(share * suites.read), round(share * suites.generated)
+            return suites + Work(read=read, generated=generated, blocks=n_control, opened=1)
+        if step.kind == "control":
+            return Work()
+        if step.kind == "trial":
+            return self._trial(step.fold, step.name, step.part)
+        candidate, work = self.session.candidates[step.name], Work()
+        if step.kind == "fit":
+            work += estimate_tracking(self.session, candidate.source)
+            if not candidate.source.tried or step.seed != self.session.first_seed:
+                return work + self._trial(step.fold, step.name, 0)
+            return work + (self._search(step.fold, step.name) if candidate.source.search else Work())
+        work += Work(runs=1) + (suites if step.suites else Work())
+        if candidate.method.makes_language_model:
+            n_opened = len(self._folds) if is_cross_validated(self.session.folds, candidate) else 1
+            work += self._answering(step.name).work + Work(opened=n_opened, requests=n_timed(n_validation))
+        return work + (self._search(0, step.name) if candidate.searches_prompts else Work())
+
+    def _search(self, fold: int, name: str) -> Work:
+        points = range(len(self.session.candidates[name].points))
+        return sum((self._trial(fold, name, point) for point in points), Work())
+
+    def _estimate_trial(self, fold: int, name: str, point: int) -> Work:
+        # A fit, and its answers to validation rows; those of the first point count with the run's.
+        session, candidate = self._folds[fold], self.session.candidates[name]
+        work = fit_work(session, candidate.trials[point].source, session.first_seed)
+        if point:
+            rows = row_sets.target_sets(session, candidate.source, base_weights(session.source), 0)[0]
+            work += row_sets.work_of(rows.job()) + Work(opened=1)
+        return work
 
     def seconds(self, work: Mapping[str, Work]) -> dict[str, float]:
         """Estimate the seconds of planned work on this machine; endpoints take none."""
@@ -223,7 +215,10 @@ class Estimates:
                 every.append(Cost(name, None, None, 0.0, None, fits=True))
                 continue
             borrows = candidate.recipe.weights_of  # another candidate makes these
-            training = self._sum_making([] if borrows else [name], [session.first_seed], from_nothing=True)
+            steps = make_plan(session, [RunRequest(candidate, session.first_seed)]).needs
+            making = (step for step in steps if step.name == name and step.kind != "answer")
+            training = sum(map(self._price, making), Work())
+            training += self._search(0, name) if candidate.searches_prompts else Work()
             if not method.makes_language_model:
                 time_s = session.seconds(training, candidate.base)
                 every.append(Cost(name, None, time_s, 0.0, costs.price_usd(time_s, device, hour), fits=True))

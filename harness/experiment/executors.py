@@ -21,16 +21,15 @@ from typing import Any, NamedTuple
 
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, UserError
-from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.row_sets import RunRequest, list_open
 from harness.evaluation.session import Session
 from harness.experiment import step_worker
+from harness.experiment.plan import Plan, make_plan
 from harness.experiment.preparation import Scope
-from harness.experiment.step_worker import PATIENCE_S, TRIES, Assignment, Journal, Plan, Step
-from harness.experiment.stored_rows import FoundRuns, is_cross_validated, list_measured_bases
+from harness.experiment.step_worker import PATIENCE_S, TRIES, Assignment, Journal
+from harness.experiment.stored_rows import FoundRuns, is_cross_validated
 from harness.formatting import count, pluralize
 from harness.models.hardware import cpu_name, torch_threads, visible_gpus
-from harness.models.hub import ModelSource
 from harness.models.pass_costs import list_known_costs
 from harness.progress import Advance
 from harness.spec import ExecutionPolicy
@@ -38,7 +37,7 @@ from harness.store import CLAIMS, remove
 from harness.training import MEMORY_KNOBS
 
 
-def make_plan(
+def plan_for_workers(
     session: Session, requests: Sequence[RunRequest], n_workers: int, *, answers: bool = True
 ) -> Plan:
     """Plan the steps of the requested runs that workers carry out.
@@ -54,83 +53,7 @@ def make_plan(
         apart = apart or is_cross_validated(session.folds, request.candidate)
         if not (apart or (chooses and (needs_judge or not answers))):
             shared.append(request)
-    plan = Plan({}, {})
-    planner = _Planner(session, plan.needs, n_workers)
-    if answers:
-        compared = [request.candidate for request in shared if request.candidate.method.makes_language_model]
-        for source in list_measured_bases(compared):
-            planner.base_steps(source)
-    for request in shared:
-        weights_step = planner.weights_step(request.candidate, request.seed)
-        plan.rests_on[request.candidate.name, request.seed] = (weights_step,) if weights_step else ()
-    if not answers:
-        return plan
-    # Answers are split so that no worker is idle; suites are answered once per weights.
-    parts = -(-n_workers // max(1, len(shared)))
-    answered: dict[tuple[str, int, str], tuple[Step, ...]] = {}
-    for candidate, seed in shared:
-        run = (candidate.name, seed)
-        weights = (candidate.source_name, seed, candidate.served_base.weights_digest)
-        gated = candidate.method.makes_language_model and not candidate.is_target_only
-        suites = gated and candidate.given != candidate.base and weights not in answered
-        n = min(parts, 2 + suites * len(session.suites))
-        steps = tuple(Step("answer", *run, part, n, suites) for part in range(n))
-        plan.needs.update(dict.fromkeys(steps, (*plan.rests_on[run], *planner.control_steps(candidate))))
-        plan.rests_on[run] += (*steps, *(answered.get(weights, ()) if gated else ()))
-        if suites:
-            answered[weights] = steps
-    return plan
-
-
-class _Planner(NamedTuple):
-    # Adds a session's steps to `needs`, split for `n_workers`.
-    session: Session
-    needs: dict[Step, tuple[Step, ...]]
-    n_workers: int
-
-    def base_steps(self, source: ModelSource) -> tuple[Step, ...]:
-        parts = min(self.n_workers, len(self.session.suites))
-        steps = tuple(Step("base", source.weights_digest, part=part, parts=parts) for part in range(parts))
-        self.needs.update(dict.fromkeys(steps, ()))
-        return steps
-
-    def control_steps(self, candidate: ResolvedCandidate) -> tuple[Step, ...]:
-        # The control arm answers some of the base's stored items again.
-        if not self.session.suites or not candidate.method.makes_language_model:
-            return ()
-        step = Step("control", candidate.base.weights_digest)
-        if step not in self.needs:
-            self.needs[step] = self.base_steps(candidate.base)
-        return (step,)
-
-    def weights_step(self, candidate: ResolvedCandidate, seed: int) -> Step | None:
-        # None if the weights are given; else a step after those of the weights that it starts from.
-        if candidate.given:
-            return None
-        step = Step("fit", candidate.source_name, seed)
-        if step in self.needs:
-            return step
-        needs = self.steps_before(candidate, seed)
-        if candidate.source.tried and candidate.method.trains:
-            # The trials of a sweep are steps before the choice; a search is one step with all its trials.
-            first = self.session.first_seed
-            before = (*self.steps_before(candidate, first), *self.control_steps(candidate))
-            if candidate.source.search:
-                needs += before
-                if seed != first:  # the step of the first seed is the search
-                    needs += tuple(filter(None, [self.weights_step(candidate, first)]))
-            else:
-                n = len(candidate.points)
-                trials = tuple(Step("trial", candidate.source_name, first, part, n) for part in range(n))
-                self.needs.update(dict.fromkeys(trials, before))
-                needs += trials
-        self.needs[step] = needs
-        return step
-
-    def steps_before(self, candidate: ResolvedCandidate, seed: int) -> tuple[Step, ...]:
-        # Steps of the weights that a training starts from, is rewarded by, or merges.
-        makers = filter(None, (candidate.init, candidate.reward, *candidate.merges))
-        return tuple(filter(None, (self.weights_step(maker, seed) for maker in makers)))
+    return make_plan(session, shared, n_workers=n_workers, answers=answers, timed_again=False)
 
 
 COMMAND = (sys.executable, "-P", "-m", "harness", "worker", "--until-input-ends")
@@ -311,7 +234,7 @@ def describe_workers(session: Session, requests: Sequence[RunRequest], runs: Fou
     policy = session.experiment.execution
     if policy.executor == "in_process":
         return ""
-    plan = make_plan(session, list_open(requests, runs), policy.workers or 1, answers=not scope.fewer)
+    plan = plan_for_workers(session, list_open(requests, runs), policy.workers or 1, answers=not scope.fewer)
     worker_limit = f", at most {count(policy.workers)} at once" if policy.workers else ""
     return f"workers ({policy.executor}{worker_limit}) would get {plan}"
 
@@ -332,7 +255,7 @@ def make_on_workers(
     try:
         with open_starter(file, policy, threads, session.machine.device) as starter:
             # With interim analyses, workers only make weights: each analysis decides the next items.
-            plan = make_plan(session, open_, starter.size, answers=not scope.fewer)
+            plan = plan_for_workers(session, open_, starter.size, answers=not scope.fewer)
             if not plan.needs:
                 return
             journal = write_assignment(file, session, loaded, scope, plan, threads)
@@ -346,7 +269,7 @@ def make_on_workers(
                     except CandidateFailed as failed:
                         journal.failed.setdefault(step, failed)
             session.controls.update(journal.controls)
-            for run, steps in plan.rests_on.items():
+            for run, steps in plan.runs.items():
                 if errors := [journal.failed[step] for step in steps if step in journal.failed]:
                     session.failures[run] = errors[0]
     finally:

@@ -4,7 +4,7 @@ Invariant: a second call computes only what failed or is missing. An error in on
 failure; others go on. `run_all` makes the runs, `analyse` judges them, and docs/internals.md names the files.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from harness.analysis.economics import apply_budgets
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, one_line, refuse
 from harness.evaluation import judges
-from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
+from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RunRequest, describe_run, list_open, make_failure_id, target_sets
 from harness.evaluation.runner import answer
@@ -42,6 +42,7 @@ from harness.experiment.candidate_result import (
 )
 from harness.experiment.candidate_weights import choose_prompts, ensure_weights
 from harness.experiment.executors import make_on_workers
+from harness.experiment.plan import in_order
 from harness.experiment.preparation import Scope, prepare_session, train_judges
 from harness.experiment.run_candidate import find_stored_runs, make_run, time_again
 from harness.experiment.run_remarks import short_contexts
@@ -400,22 +401,3 @@ def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
 def are_all_done(runs: Iterable[Run | None]) -> bool:
     """Tell whether all runs are finished, so that nothing will be computed."""
     return all(run and run.state == "done" for run in runs)
-
-
-def in_order(by_name: Mapping[str, ResolvedCandidate], selected: Iterable[str]) -> list[RunRequest]:
-    """List candidates and seeds: untrained ones first, then trainings, then candidates that borrow weights.
-
-    A candidate comes after the one that it starts from; candidates of one base are consecutive, as only one
-    base is in memory.
-    """
-    candidates = [by_name[name] for name in selected]
-    for candidate in candidates:
-        refuse_silent(candidate)
-    base_indices: dict[str, int] = {}
-
-    def key(candidate: ResolvedCandidate) -> tuple[bool, bool, int, int]:
-        base_index = base_indices.setdefault(candidate.served_base.weights_digest, len(base_indices))
-        borrows = candidate.recipe.weights_of is not None
-        return candidate.method.seeded, borrows, len(candidate.lineage), base_index
-
-    return [RunRequest(c, seed) for c in sorted(candidates, key=key) for seed in c.seeds]

@@ -30,9 +30,9 @@ from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import MeasuredTask, Session
 from harness.evaluation.stored_scores import rescore_stored
 from harness.experiment.candidate_weights import ensure_weights, make_trial
+from harness.experiment.plan import Plan, Step
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.run_candidate import row_sets
-from harness.formatting import count
 from harness.models.hardware import Machine, cpu_kernels, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
 from harness.models.pass_costs import learn_costs
@@ -43,33 +43,6 @@ from harness.training.job_worker import decode_error, encode_error
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
-
-
-class Step(NamedTuple):
-    """Work for one worker: a base's answers, its control arm, a trial or fit of weights, or a run's answers.
-
-    `name` is a candidate's name or a base's weights digest. A step answers every `parts`-th row set from
-    `part` on; `part` of a trial is the index of its point in the sweep.
-    """
-
-    kind: Literal["base", "control", "trial", "fit", "answer"]
-    name: str
-    seed: int = 0
-    part: int = 0
-    parts: int = 1
-    suites: bool = False
-
-
-class Plan(NamedTuple):
-    """Steps with their prerequisites, and the steps of each run by candidate and seed."""
-
-    needs: dict[Step, tuple[Step, ...]]
-    rests_on: dict[tuple[str, int], tuple[Step, ...]]
-
-    def __str__(self) -> str:
-        kinds = Counter(step.kind for step in self.needs)
-        counts = ", ".join(f"{kind} {count(n)}" for kind, n in kinds.items())
-        return f"{count(len(self.needs))} steps ({counts})"
 
 
 TRIES = 3  # attempts of a step whose workers are killed
@@ -90,7 +63,7 @@ class Journal:
 
     `ready` are the steps that can start, in the plan's order. `failed` includes steps that needed a failed
     one. `n_begun` counts starts of each step. `refusal` is an input error that stops every step. `files` maps
-    ended steps to their files and those of their prerequisites.
+    ended steps to their files.
     """
 
     def __init__(self, file: Path, plan: Plan) -> None:
@@ -150,8 +123,7 @@ class Journal:
                     self.failed[step] = decode_error(*outcome.error)
                 elif error := next((self.failed[need] for need in needs if need in self.failed), None):
                     self.failed[step] = error
-                before = (name for need in needs for name in self.files[need])
-                self.files[step] = tuple(dict.fromkeys((*before, *outcome.files)))
+                self.files[step] = outcome.files
             fresh = self._order.get_ready() if self._order.is_active() else ()
             self.ready.update(dict.fromkeys(fresh))
             cannot_start = {step for step in fresh if self.failed.keys() & self.plan.needs[step]}

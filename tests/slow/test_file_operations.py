@@ -14,7 +14,7 @@ from tiny_experiment import read_all_rows
 from harness import config
 from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session, step_worker
-from harness.experiment.executors import make_plan, write_assignment
+from harness.experiment.executors import plan_for_workers, write_assignment
 from harness.experiment.step_worker import Outcome
 from harness.progress import SilentProgress
 
@@ -55,7 +55,7 @@ def worker(command_driver, folder):
     """Return a worker that does all steps of a plan except the control arm, which would measure its time."""
     loaded = config.load(folder / "harness.yaml")
     session = prepare_session(loaded, Scope(), SilentProgress())
-    plan = make_plan(session, [RunRequest(session.candidates[name], 0) for name in loaded.selected], 1)
+    plan = plan_for_workers(session, [RunRequest(session.candidates[name], 0) for name in loaded.selected], 1)
     file = step_worker.name_assignment(session.store)
 
     def begin():

@@ -28,6 +28,7 @@ from harness.evaluation.languages import SPOKEN, find_language
 from harness.evaluation.lm_eval import tasks as lm_eval_tasks
 from harness.evaluation.session import join_items
 from harness.experiment.cost_estimates import Estimates
+from harness.experiment.plan import in_order, make_plan
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.scaffold.recognition import Request
 from harness.formatting import pluralize
@@ -220,8 +221,10 @@ def bound_time(
         # Evenly spaced rows are as long as sampled ones.
         rows = {split: getattr(whole, split)[:: -(-sizes[split] // n)] for split, n in limits.items()}
         target = join_items(narrow, "target", narrow.name, replace(whole, **rows))
-        estimates = Estimates(replace(session, experiment=experiment, target=target).with_candidates(recipes))
-        time_s = sum(estimates.seconds(estimates.work(recipes)).values())
+        bounded_session = replace(session, experiment=experiment, target=target).with_candidates(recipes)
+        plan = make_plan(bounded_session, in_order(bounded_session.candidates, recipes))
+        estimates = Estimates(bounded_session)
+        time_s = sum(estimates.seconds(estimates.work(plan)).values())
         bounded = BoundedSetup(narrow, bounded_candidates, time_s, tuple(cuts))
         if time_s <= 60 * minutes:
             return bounded
