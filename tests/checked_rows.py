@@ -13,7 +13,6 @@ from harness.experiment.check_rows import recognise
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"]
 
-
 LABELS = ("refund", "delivery", "account", "invoice")
 
 

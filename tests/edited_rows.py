@@ -12,7 +12,6 @@ from harness.data.text_files import Row, Rows
 
 ASKED = Roles(("text",), ("label",))
 
-
 WORDS = st.text(st.sampled_from("ab é\u0301Ã¼\x07“ "), max_size=5)
 
 

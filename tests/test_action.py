@@ -22,7 +22,6 @@ ACTION = YAML(typ="safe").load(ROOT / ".github" / "actions" / "gate" / "action.y
 WORKFLOW = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "gate.yml")
 INPUT = re.compile(r"\$\{\{ inputs\.([a-z]+) \}\}")
 
-
 HARNESS = f'exec {sys.executable} -c "from harness.cli import main; main()" "$@"'
 
 

@@ -27,7 +27,6 @@ KERNELS = {"capability": "AVX2", "flags": "avx avx2"}
 SHIPPED = Path(__file__).parents[1] / "suites" / "general"
 IDS = [row.example_id for row in make_rows(3)]
 
-
 SUITE = f"""\
 name: general
 role: capability

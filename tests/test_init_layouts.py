@@ -108,7 +108,6 @@ LAYOUTS = {
     ),
 }  # fmt: skip
 
-
 METRICS = {
     "SQL with a schema": ("sql_match", "token_f1"),
     "reviews": ("exact_match", "mean_absolute_error", "within_one", "weighted_kappa"),

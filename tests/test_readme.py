@@ -508,7 +508,6 @@ def test_contributing_lists_every_slow_file_and_the_order_of_the_modules():
 
 NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 
-
 CELLS = [cell for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
 
 

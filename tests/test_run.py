@@ -99,7 +99,6 @@ def changed(path, *overrides, name="prompt"):
 TARGET = {"letters/validation", "letters/test"}
 SUITES = {"sums/test", "facts/test", "prose/test"}
 
-
 SETTINGS = {
     "gate.macro=0.01": set(), "decide.tau=1": set(), "name=other": set(), "candidates.lora.params.r=4": set(),
     "candidates.prompt.system=Be brief.": TARGET, "candidates.prompt.template=Q {prompt}": TARGET,

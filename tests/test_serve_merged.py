@@ -250,7 +250,6 @@ def test_what_has_no_scale_is_refused_and_left_out_of_a_rescue(tiny, tuned_weigh
 
 SMALL_LORA = "{method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}"
 
-
 ALWAYS = """\
 from harness.metrics import mean_metric
 

@@ -19,7 +19,6 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     for name in FILES
 }
 
-
 SPLITS = {name: ROWS[name] for name in ("train", "validation", "test")}
 
 

@@ -41,7 +41,7 @@ def html(report: ExperimentReport) -> str:
         body=[c for c in chapters if not c["section"].appendix],
         appendix=[c for c in chapters if c["section"].appendix],
         caption=CAPTION,
-        curves=list(filter(None, _curves(wording.best_first(report)))),
+        curves=_curves(wording.best_first(report)),
         heat=pictures.heat(report),
         answers=[(task, list(group)) for task, group in groupby(report.answers, key=lambda item: item.task)],
         marks={RIGHT: "right", WRONG: "wrong"},
@@ -52,7 +52,8 @@ def html(report: ExperimentReport) -> str:
     )
 
 
-def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
+def _curves(facts: Iterable[CandidateFacts]) -> list[tuple[str, str]]:
+    # Draws each training's losses, with what its sweep says of learning rates.
     trainings: list[TrainingRecord] = []
     labels: list[str] = []
     for f in facts:
@@ -62,7 +63,9 @@ def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
             trainings.append(f.training)
             labels.append(f.label)
     titles = shorten_for_picture(labels, training_tables.LONGEST)
-    return list(map(training_tables.curves, labels, trainings, titles))
+    pictures_of = map(training_tables.curves, labels, trainings, titles)
+    about_rates = map(training_tables.compare_rates, trainings)
+    return [pair for pair in zip(pictures_of, about_rates, strict=True) if pair[0]]
 
 
 def page_environment(folder: Path) -> "Environment":
