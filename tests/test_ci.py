@@ -68,6 +68,8 @@ def test_the_limits_of_all_steps_are_printed_and_fit_into_less_than_88_minutes(p
     assert minutes.pop("all") == sum(minutes.values()) < 88
 
 
+STACK, HUNG = '  File "/x/tests/test_a.py", line 3 in test_a', "FAILED tests/test_a.py::test_a - crashed"
+HANGS = {"slow": f"..Timeout (0:15:00)!\n{STACK}\n[gw0] node down: x\n{HUNG}\n3 passed in 5.00s\n{STACK}"}
 OUTCOMES = {
     "limits that do not fit": ({"minutes": "80"}, 1, ["must be less than 80"], "== tests-fast"),
     "a skipped test": (
@@ -82,6 +84,7 @@ OUTCOMES = {
         ["FAILED: quickstart", "== tests-quickstart took"],  # the later ones still run
         "slow machine",
     ),
+    "a test that hangs": (HANGS, 0, [f"GFLOP/s\n{STACK}\n{HUNG}\n16 passed"], "slow machine"),
     "a usual machine": ({"gflops": 276}, 0, ["slow tests \n", "compare \n"], "slow machine"),
     "a slow machine": (
         {"slow": "3 passed, 80 not run in 5.00s", "gflops": 68},

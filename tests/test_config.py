@@ -22,7 +22,6 @@ MEMBERS = [f"shots[select={s},shots={n}]" for s in ("fixed", "knn") for n in (1,
 LORA = "candidates.l={{method: lora, params: {{{}}}}}"
 RANKS = LORA.format("r: [8, 16], learning_rate: 1e-3")
 
-
 OVERRIDES = ["target.limit=4", "target=suites/tiny.yaml", "gate.macro=0.03", "gate={each: 0.06}", "seeds=[3]"]
 OVERRIDES += [f"{SHOTS}.shots=[1, 3]", "candidates.rag=few-shot"]
 

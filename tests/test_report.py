@@ -47,7 +47,6 @@ LORA = make_fine_tune(
     ),
 )  # fmt: skip
 
-
 COLUMNS = ["candidate", "target", "vs best", "other", "lost/", "$/1k", "p50", "verdict"]
 
 

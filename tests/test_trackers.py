@@ -30,7 +30,6 @@ REPORT = ExperimentReport(
     decision=make_decision(FACTS[:2], closed_labels=False),
 )  # fmt: skip
 
-
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 

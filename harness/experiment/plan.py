@@ -109,8 +109,10 @@ def _list_stored(session: Session, plan: Plan, open_requests: Sequence[RunReques
             is_stored = is_measured(session, sources[step.name])
         elif step.kind in ("trial", "fit"):
             is_stored = step not in needed or bool(find_weights(step.name, step.seed, step.fold))
+        elif step.kind == "time":
+            is_stored = not open_runs
         else:
-            is_stored = not open_runs if step.kind == "time" else (step.name, step.seed) not in open_runs
+            is_stored = (step.name, step.seed) not in open_runs
         if is_stored:
             yield step
 
@@ -137,7 +139,7 @@ class _Planner(NamedTuple):
         return (*self.needs[step], step)
 
     def weights_steps(self, candidate: ResolvedCandidate, seed: int, fold: int) -> tuple[Step, ...]:
-        # None if the weights are given.
+        # Empty if the weights are given.
         if candidate.given:
             return ()
         first, step = self.session.first_seed, Step("fit", candidate.source_name, seed, fold=fold)

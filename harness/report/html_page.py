@@ -63,9 +63,9 @@ def _curves(facts: Iterable[CandidateFacts]) -> list[tuple[str, str]]:
             trainings.append(f.training)
             labels.append(f.label)
     titles = shorten_for_picture(labels, training_tables.LONGEST)
-    pictures_of = map(training_tables.curves, labels, trainings, titles)
+    drawn_curves = map(training_tables.curves, labels, trainings, titles)
     about_rates = map(training_tables.compare_rates, trainings)
-    return [pair for pair in zip(pictures_of, about_rates, strict=True) if pair[0]]
+    return [(drawn, rates) for drawn, rates in zip(drawn_curves, about_rates, strict=True) if drawn]
 
 
 def page_environment(folder: Path) -> "Environment":

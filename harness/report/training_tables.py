@@ -118,7 +118,8 @@ def trials_section(training: TrainingRecord, metric: str, unit: Unit, label: str
             sentences.append(f"The best was chosen among those that forgot at most {bound}.")
         else:
             sentences.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
-    sentences += filter(None, [compare_rates(training)])
+    if about_rates := compare_rates(training):
+        sentences.append(about_rates)
     title = f"{'Search' if searched_by else 'Sweep'}: {label}"
     return Section("sweep", title, columns, rows, " ".join(sentences), label=label)
 
@@ -127,8 +128,8 @@ def compare_rates(training: TrainingRecord) -> str:
     """Describe at which rate of a sweep the loss fell fastest, and which was best without overfitting.
 
     Fastest: the lowest training loss, as mean of a round, halfway through the shortest training. Best: the
-    lowest final validation loss of those that do not overfit. Empty for fewer than two whole
-    rates, and for losses of preferences or rewards.
+    lowest final validation loss of those that do not overfit. Empty for fewer than two whole rates, and for
+    losses of preferences or rewards.
     """
     trials = () if is_of_preferences(training) else training.sweep
     trained = [t for t in trials if "learning_rate" in t.params and smooth(t) and not t.is_pruned]
