@@ -9,6 +9,7 @@ from harness.formatting import RATE, UNKNOWN, plain, usd
 from harness.records import Run, TrainingRecord, Trial
 from harness.report import (
     ExperimentReport,
+    compare_rates,
     describe_forgetting,
     diagnose,
     figure_text,
@@ -65,6 +66,8 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     for name, record in records.items():
         if diagnosis := diagnose(record):
             st.text(f"{name} {diagnosis[1]}.")
+        if sentence := compare_rates(record):
+            st.text(f"{name}: {sentence}")
     _draw_points({name: record for name, record in records.items() if record.tracked})
     sign = report.unit.sign if report else 1
     safe_text.say_all(
@@ -100,7 +103,8 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
                 if record.sweep:
                     metric, unit = (report.metric, report.unit) if report else ("score", RATE)
                     section = trials_section(record, metric, unit, name)
-                    st.text(section.lead)
+                    if section.lead:
+                        st.text(section.lead)
                     st.dataframe(controls.map_to_cells(section), hide_index=True)
 
 

@@ -436,7 +436,8 @@ def test_hostile_names_are_text(open_page, tmp_path):
     training = json.loads((tmp_path / "runs" / run_id / "run.json").read_text())["training"]
     trial = {"loss": [[1, 2.0], [2, 1.0]], "validation_loss": [], "validation": 0.5}
     trial |= {"params": {"learning_rate": 0.1}, "chosen": True}
-    rewrite_run(tmp_path, run_id, training=training | {"sweep": [trial]})
+    rates = [trial, trial | {"params": {"learning_rate": 0.01}, "chosen": False}]
+    rewrite_run(tmp_path, run_id, training=training | {"sweep": rates})
     shown_texts = []
     for name in PAGES:
         page = open_page(
@@ -444,6 +445,7 @@ def test_hostile_names_are_text(open_page, tmp_path):
         )
         assert "<b>x" not in html(page)
         assert all("<b>x" not in json.dumps(picture["data"]) for picture in pictures(page))
+        assert name != "training" or any("loss fell fastest with" in text.value for text in page.text)
         texts = [(getattr(node.proto, "label", ""), getattr(node.proto, "body", "")) for node in page.main
                  if getattr(node, "proto", None) is not None and node.type not in ("html", "text")]  # fmt: skip
         shown_texts += [text for pair in texts for text in pair if text]

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import tiny_experiment
 import tiny_methods
+from fake_facts import make_fine_tune
 from forking import terminal_signals
 from pydantic import ValidationError
 from tiny_methods import CPU, fit, ignore, read_fit
@@ -18,7 +19,6 @@ from tiny_methods import CPU, fit, ignore, read_fit
 from harness import plugins, training
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.experiment.candidate_weights import ensure_weights, has_own_process
-from harness.formatting import RATE
 from harness.methods.supervised import Lora
 from harness.methods.text_classifiers import Classifier
 from harness.models.cpu_kernels import chunk_attention
@@ -26,7 +26,8 @@ from harness.models.hardware import Machine, reset_peak
 from harness.models.hf import ModelHost
 from harness.models.hub import ModelSource
 from harness.records import Example, PromptText, TrackedPoint, TrainingRecord, Trial
-from harness.report.training_tables import curves, describe_forgetting, diagnose, trials_section
+from harness.report import ExperimentReport, html
+from harness.report.training_tables import compare_rates, curves, describe_forgetting, diagnose
 from harness.spec import TrainingPolicy
 from harness.training import CHECKPOINTS, job_worker, sft, trainer
 from harness.training import job as jobs
@@ -204,45 +205,24 @@ def record(loss, validation=(), **more):
     return TrainingRecord(loss=loss, validation_loss=validation, **more)
 
 
+SLOW = make_falling_loss(0.2, n=4 * EPOCH, level_from=1.0)
 OVERFITTING = tuple((EPOCH * (i + 1), value) for i, value in enumerate((1.2, 0.9, 1.1, 1.4)))
 
 
 @pytest.mark.parametrize(
     ("training", "kind", "said"),
     [
-        (
-            record(make_falling_loss(0.5), ((EPOCH, 0.6),)),
-            "fits",
-            "levelled off at 0.500, validation loss 0.600",
-        ),
-        (
-            record(make_falling_loss(0.2, n=4 * EPOCH, level_from=1.0), OVERFITTING),
-            "overfits",
-            "from 1.162 to 0.262; fewer epochs, more rows or, of LoRA, a lower r and lora_alpha or lora_dropout may help",
-        ),
-        (
-            record(make_falling_loss(0.2, n=4 * EPOCH, level_from=1.0), ((4 * EPOCH, 0.8),)),
-            "fits",
-            "in the last round, far below a validation loss of 0.800; more epochs may overfit",
-        ),
-        (
-            record(make_falling_loss(0.2, n=4 * EPOCH, level_from=1.0), ((4 * EPOCH, 0.3),)),
-            "underfits",
-            "in the last round; more epochs may help",
-        ),
-        (
-            record([(i, 0.5 + 0.1 * i) for i in range(1, 41)], ((EPOCH, 1.0),)),
-            "rises",
-            "; a lower learning rate may help",
-        ),
+        (record(make_falling_loss(0.5), ((EPOCH, 0.6),)), "fits", "levelled off at 0.500, validation loss 0.600"),
+        (record(SLOW, OVERFITTING), "overfits",
+         "from 1.162 to 0.262; fewer epochs, more rows or, of LoRA, a lower r and lora_alpha or lora_dropout may help"),
+        (record(SLOW, ((4 * EPOCH, 0.8),)), "fits",
+         "in the last round, far below a validation loss of 0.800; more epochs may overfit"),
+        (record(SLOW, ((4 * EPOCH, 0.3),)), "underfits", "in the last round; more epochs may help"),
+        (record([(i, 0.5 + 0.1 * i) for i in range(1, 41)], ((EPOCH, 1.0),)), "rises", "; a lower learning rate may help"),
         (record([(i, 0.02) for i in range(1, 41)], ((EPOCH, 0.02),)), "fits", "does not underfit"),
-        (
-            record([(i, 2.0 - 0.001 * i) for i in range(1, 41)], ((EPOCH, 1.0),)),
-            "underfits",
-            "a higher learning rate",
-        ),
+        (record([(i, 2.0 - 0.001 * i) for i in range(1, 41)], ((EPOCH, 1.0),)), "underfits", "a higher learning rate"),
     ],
-)
+)  # fmt: skip
 def test_losses_say_whether_a_training_fits_overfits_or_underfits_and_from_which_step(training, kind, said):
     diagnosis, sentence = diagnose(training)
     assert diagnosis == kind
@@ -255,7 +235,7 @@ def test_losses_below_zero_are_drawn_within_the_axis():
     assert float(first) > float(second)  # further down
 
 
-def test_of_a_sweep_of_rates_a_sentence_says_which_falls_fastest_and_which_is_best_without_overfitting():
+def test_of_a_sweep_of_rates_a_sentence_beside_the_curves_says_which_falls_fastest_and_which_is_best():
     rates = {3e-5: (0.8, 1.4, 1.35), 3e-4: (0.4, 1.1, 0.9), 3e-3: (0.1, 0.9, 1.4)}
     trials = [
         Trial(
@@ -266,12 +246,13 @@ def test_of_a_sweep_of_rates_a_sentence_says_which_falls_fastest_and_which_is_be
         )
         for rate, (low, start, end) in rates.items()
     ]
-    lead = trials_section(TrainingRecord(sweep=tuple(trials)), "exact_match", RATE, "lora").lead
-    assert lead == (
-        "By step 40 training loss fell fastest with learning_rate 0.003, to 1.110; best without overfitting is "
-        "learning_rate 0.0003, validation loss 0.900; 1 of 3 overfit."
-    )
-    assert trials_section(TrainingRecord(sweep=tuple(trials[:1])), "exact_match", RATE, "lora").lead == ""
+    lora = make_fine_tune("lora", 0.8, 0.1, training=record(trials[1].loss, sweep=tuple(trials)))
+    page = html(ExperimentReport("desk", "tiny", "exact_match", (lora,)))
+    (inside,) = re.findall(r"<h2>Training</h2>(.*?)</section>", page, re.DOTALL)
+    sentence = "<li>lora: By step 40 training loss fell fastest with learning_rate 0.003, to 1.110; best "
+    sentence += "without overfitting is learning_rate 0.0003, validation loss 0.900; 1 of 3 overfit.</li>"
+    assert inside.index("</svg>") < inside.index(sentence)
+    assert compare_rates(TrainingRecord(sweep=tuple(trials[:1]))) == ""
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ from harness.report.sections import (
 )
 from harness.report.terminal import print_last, terminal, terminal_table
 from harness.report.training_tables import (
-    describe_forgetting, diagnose, figure_title, front_sentence, print_tried_value, sets_section,
-    trial_line, trials_section,
+    compare_rates, describe_forgetting, diagnose, figure_title, front_sentence, print_tried_value,
+    sets_section, trial_line, trials_section,
 )
 from harness.report.wording import (
     SMOKE, best_first, describe_unread, family_text, figure_text, first_result_line, last_line, live_line,

@@ -75,6 +75,7 @@ def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
     kinds = {is_of_preferences(f.training) for f in trained if smooth(f.training)}
     diagnoses = ((f.label, diagnose(f.training)) for f in trained)
     notes = [f"{label} {diagnosis[1]}." for label, diagnosis in diagnoses if diagnosis]
+    notes += [f"{f.label}: {sentence}" for f in trained if (sentence := compare_rates(f.training))]
     notes += [f"{f.label} {sentence}." for f in trained if (sentence := describe_forgetting(f.training))]
     notes += [LIKELIHOOD] * (False in kinds) + [PREFERENCES] * (True in kinds)
     return Section("training", "Training", columns, rows, notes=notes)
@@ -118,8 +119,6 @@ def trials_section(training: TrainingRecord, metric: str, unit: Unit, label: str
             sentences.append(f"The best was chosen among those that forgot at most {bound}.")
         else:
             sentences.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
-    if about_rates := compare_rates(training):
-        sentences.append(about_rates)
     title = f"{'Search' if searched_by else 'Sweep'}: {label}"
     return Section("sweep", title, columns, rows, " ".join(sentences), label=label)
 
@@ -128,13 +127,13 @@ def compare_rates(training: TrainingRecord) -> str:
     """Describe at which rate of a sweep the loss fell fastest, and which was best without overfitting.
 
     Fastest: the lowest training loss, as mean of a round, halfway through the shortest training. Best: the
-    lowest final validation loss of those that do not overfit. Empty for fewer than two whole rates, and for
-    losses of preferences or rewards.
+    lowest final validation loss of those that do not overfit. Empty for preferences and for fewer than two
+    whole rates.
     """
-    trials = () if is_of_preferences(training) else training.sweep
-    trained = [t for t in trials if "learning_rate" in t.params and smooth(t) and not t.is_pruned]
+    trained = [t for t in training.sweep if "learning_rate" in t.params and smooth(t) and not t.is_pruned]
     smoothings = {str(trial.params.get("label_smoothing_factor")) for trial in trained}
-    if len({trial.params["learning_rate"] for trial in trained}) < 2 or len(smoothings) > 1:
+    rates = {trial.params["learning_rate"] for trial in trained}
+    if len(rates) < 2 or len(smoothings) > 1 or is_of_preferences(training):
         return ""  # losses with other smoothing cannot be compared
     half = min(smooth(trial)[-1][0] for trial in trained) / 2
     losses = [min(point for point in smooth(trial) if point[0] >= half)[1] for trial in trained]
