@@ -274,58 +274,42 @@ CELLS = (
     make_rescue_cell(make_graded_law(LOST), make_single_items(100), in_tests=150),
     make_looks_cell(
         "1 task of 640 binary items with margins, lost its margin of 5 points",
-        [LargeTask("t0", 640, -WIDE.macro)],
-        claim_at_margin(),
-        in_tests=60,
+        [LargeTask("t0", 640, -WIDE.macro)], claim_at_margin(), in_tests=60,
     ),
     make_looks_cell(
         "1 task of 1,600 binary items without margins, lost its margin of 5 points",
-        make_tasks(1, make_binary_law(-WIDE.macro), make_single_items(1600)),
-        claim_at_margin(),
+        make_tasks(1, make_binary_law(-WIDE.macro), make_single_items(1600)), claim_at_margin(),
     ),
     make_looks_cell(
         "4 tasks of 150 binary items, all lost their margin of 5 points",
-        make_tasks(4, make_binary_law(-WIDE.macro), make_single_items(150)),
-        claim_at_margin(),
-        in_tests=60,
+        make_tasks(4, make_binary_law(-WIDE.macro), make_single_items(150)), claim_at_margin(), in_tests=60,
     ),
     make_looks_cell(
         "4 tasks of 300 binary items in 60 clusters of 5, all lost their margin of 5 points",
-        make_tasks(4, make_binary_law(-WIDE.macro), make_equal_clusters(60, 5)),
-        claim_at_margin(0.065),
+        make_tasks(4, make_binary_law(-WIDE.macro), make_equal_clusters(60, 5)), claim_at_margin(0.065),
     ),
     make_looks_cell(
         "3 tasks of binary items in clusters of log-normal sizes, all lost their margin of 5 points",
-        make_tasks(3, make_binary_law(-WIDE.macro), lognormal()),
-        claim_at_margin(0.075),
+        make_tasks(3, make_binary_law(-WIDE.macro), lognormal()), claim_at_margin(0.075),
     ),
     make_looks_cell(
         "4 tasks of 150 graded items, all lost their margin of 5 points",
-        make_tasks(4, make_graded_law(-WIDE.macro), make_single_items(150)),
-        claim_at_margin(),
+        make_tasks(4, make_graded_law(-WIDE.macro), make_single_items(150)), claim_at_margin(),
     ),
     make_looks_cell(
         "4 tasks of 150 graded items of which few fall far, all lost their margin of 5 points",
-        make_tasks(4, make_skewed_law(-WIDE.macro), make_single_items(150)),
-        claim_at_margin(0.075),
+        make_tasks(4, make_skewed_law(-WIDE.macro), make_single_items(150)), claim_at_margin(0.075),
     ),
     make_looks_cell(
         "4 tasks of 300 binary items in 60 clusters of 5 and 4 of 150, equal model",
-        [
-            *make_tasks(4, make_binary_law(), make_equal_clusters(60, 5)),
-            *(PlainTask(f"g{i}", make_binary_law(), make_single_items(150)) for i in range(4)),
-        ],
-        {"fail": claim_at_most(0.05, "macro fails an equal model at any look (α = 5 %)")},
-        POLICY,
+        [*make_tasks(4, make_binary_law(), make_equal_clusters(60, 5)),
+         *(PlainTask(f"g{i}", make_binary_law(), make_single_items(150)) for i in range(4))],
+        {"fail": claim_at_most(0.05, "macro fails an equal model at any look (α = 5 %)")}, POLICY,
     ),
     make_looks_cell(
         "4 tasks of 300 binary items in 60 clusters of 5 and 4 of 150, all lost 20 points",
-        [
-            *make_tasks(4, make_binary_law(FELL, 0.3), make_equal_clusters(60, 5)),
-            *(PlainTask(f"g{i}", make_binary_law(FELL, 0.3), make_single_items(150)) for i in range(4)),
-        ],
-        COLLAPSED,
-        POLICY,
-        in_tests=30,
+        [*make_tasks(4, make_binary_law(FELL, 0.3), make_equal_clusters(60, 5)),
+         *(PlainTask(f"g{i}", make_binary_law(FELL, 0.3), make_single_items(150)) for i in range(4))],
+        COLLAPSED, POLICY, in_tests=30,
     ),
-)
+)  # fmt: skip

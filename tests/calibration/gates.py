@@ -247,24 +247,20 @@ _LARGE_AND_SMALL = [
 CELLS = (
     macro_at_margin(
         "1 task of 50 binary items, all lost 2 points",
-        repeat_task(1, make_binary_law(LOST, 0.1), make_single_items(50)),
-        0.06,
+        repeat_task(1, make_binary_law(LOST, 0.1), make_single_items(50)), 0.06,
     ),
     macro_at_margin(
         "8 tasks of 100 binary items, all lost 2 points",
-        repeat_task(8, make_binary_law(LOST, 0.1), make_single_items(100)),
-        in_tests=300,
+        repeat_task(8, make_binary_law(LOST, 0.1), make_single_items(100)), in_tests=300,
     ),
     macro_at_margin("1 task of 1,200 and 4 of 50 binary items, all lost 2 points", _LARGE_AND_SMALL),
     macro_at_margin(
         "4 tasks of 100 binary items in 20 clusters of 5, all lost 2 points",
-        repeat_task(4, make_binary_law(LOST), make_equal_clusters(20, 5)),
-        0.065,
+        repeat_task(4, make_binary_law(LOST), make_equal_clusters(20, 5)), 0.065,
     ),
     macro_at_margin(
         "3 tasks of binary items in clusters of log-normal sizes, all lost 2 points",
-        repeat_task(3, make_binary_law(LOST), lognormal()),
-        0.075,
+        repeat_task(3, make_binary_law(LOST), lognormal()), 0.075,
     ),
     macro_at_margin(
         "4 tasks of 100 graded items, all lost 2 points",
@@ -272,13 +268,11 @@ CELLS = (
     ),
     macro_at_margin(
         "4 tasks of 100 graded items of which few fall far, all lost 2 points",
-        repeat_task(4, make_skewed_law(LOST), make_single_items(100)),
-        0.075,
+        repeat_task(4, make_skewed_law(LOST), make_single_items(100)), 0.075,
     ),
     macro_at_margin(
         "2 tasks that ask the same 200 documents, both lost 2 points",
-        repeat_task(2, make_binary_law(LOST), make_single_items(200), n_shared=200),
-        in_tests=300,
+        repeat_task(2, make_binary_law(LOST), make_single_items(200), n_shared=200), in_tests=300,
     ),
     macro_at_margin(
         "4 tasks that share 100 of 150 documents, all lost 2 points",
@@ -290,15 +284,12 @@ CELLS = (
     ),
     macro_at_margin(
         "4 tasks that share 60 of 200 documents, on which the answers change, all lost 2 points",
-        [
-            t._replace(shared_law=make_binary_law(LOST / 0.3, 0.4))
-            for t in repeat_task(4, make_binary_law(0.0, 0.02), make_single_items(200), n_shared=60)
-        ],
+        [t._replace(shared_law=make_binary_law(LOST / 0.3, 0.4))
+         for t in repeat_task(4, make_binary_law(0.0, 0.02), make_single_items(200), n_shared=60)],
     ),
     macro_at_margin(
         "4 tasks of 5 questions on each of the same 40 passages, all lost 2 points",
-        repeat_task(4, make_binary_law(LOST), make_equal_clusters(40, 5), passages=True),
-        0.065,
+        repeat_task(4, make_binary_law(LOST), make_equal_clusters(40, 5), passages=True), 0.065,
     ),
     macro_at_margin(
         "16 tasks of 60 binary items near chance, of which 30 % differ, all lost 2 points",
@@ -307,8 +298,7 @@ CELLS = (
     make_gate_cell(
         "16 tasks of 60 binary items near chance, of which 30 % differ, equal model",
         repeat_task(16, make_binary_law(0.0, 0.3, 0.30), make_single_items(60), chance=0.25),
-        {"macro fail": claim_at_most(0.05, "macro fails an equal model (α = 5 %)")},
-        in_tests=300,
+        {"macro fail": claim_at_most(0.05, "macro fails an equal model (α = 5 %)")}, in_tests=300,
     ),
     make_gate_cell(
         "57 tasks of 100 binary items near chance, of which 30 % differ, equal model",
@@ -317,18 +307,15 @@ CELLS = (
     ),
     make_gate_cell(
         "8 tasks of 100 binary items, equal model",
-        repeat_task(8, make_binary_law(), make_single_items(100)),
-        _EQUAL,
+        repeat_task(8, make_binary_law(), make_single_items(100)), _EQUAL,
     ),
     make_gate_cell(
         "4 tasks of 100 binary items in 20 clusters of 5, equal model",
-        repeat_task(4, make_binary_law(), make_equal_clusters(20, 5)),
-        _EQUAL,
+        repeat_task(4, make_binary_law(), make_equal_clusters(20, 5)), _EQUAL,
     ),
     make_gate_cell(
         "4 tasks of 100 graded items of which few fall far, equal model",
-        repeat_task(4, make_skewed_law(), make_single_items(100)),
-        _EQUAL,
+        repeat_task(4, make_skewed_law(), make_single_items(100)), _EQUAL,
     ),
     make_gate_cell(
         "8 tasks of 100 binary items, all lost 5 points",
@@ -341,36 +328,25 @@ CELLS = (
         {"verdict pass": claim_at_most(0.05, "a loss beyond the margin passes the whole policy")},
     ),
     make_critical_cell(
-        "critical task, 5 % of 160 passed items lost",
-        make_losing_law(0.05),
-        make_single_items(200),
-        "fail",
+        "critical task, 5 % of 160 passed items lost", make_losing_law(0.05), make_single_items(200), "fail",
         "critical fails at its margin (α = 5 %)",
     ),
     make_critical_cell(
-        "critical task, 10 % of 160 passed items lost",
-        make_losing_law(0.10),
-        make_single_items(200),
-        "pass",
-        "critical passes at twice its margin (α = 5 %)",
+        "critical task, 10 % of 160 passed items lost", make_losing_law(0.10), make_single_items(200),
+        "pass", "critical passes at twice its margin (α = 5 %)",
     ),
     make_critical_cell(
         "critical task where lower is better, 10 % of 160 passed items lost",
-        invert_direction(make_binary_law(disagreement=0.16, base=0.2)),
-        make_single_items(200),
-        "pass",
+        invert_direction(make_binary_law(disagreement=0.16, base=0.2)), make_single_items(200), "pass",
         "critical passes at twice its margin (α = 5 %)",
     ),
     make_critical_cell(
-        "critical task in 40 clusters of 5, 10 % of the passed items lost",
-        make_losing_law(0.10),
-        make_equal_clusters(40, 5),
-        "pass",
-        "critical passes at twice its margin (α = 5 %)",
+        "critical task in 40 clusters of 5, 10 % of the passed items lost", make_losing_law(0.10),
+        make_equal_clusters(40, 5), "pass", "critical passes at twice its margin (α = 5 %)",
     ),
     make_validity_cell(0.02, "pass", "validity passes a true rise of its margin (α = 5 %)"),
     make_validity_cell(0.0, "fail", "validity fails an equal model"),
     make_target_cell(make_binary_law(0.05), 200),
     make_target_cell(make_graded_law(0.05), 100),
     make_control_cell(),
-)
+)  # fmt: skip
