@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 import tiny_methods
+import tracked_runs
 from fake_facts import candidate, comparison, make_decision, make_fine_tune
 from tiny_methods import ignore
 from tracked_runs import open_board, read_mlflow, read_tensorboard, read_wandb
 
+from harness import experiment
 from harness.analysis.estimators import Estimate
 from harness.records import TrainingRecord
 from harness.records.run_records import TrackedPoint
@@ -121,13 +123,12 @@ def offline(monkeypatch):
 def test_three_trackers_see_a_training_and_then_its_scores_verdict_and_files_under_one_id(
     tiny, tmp_path, command
 ):
-    lora = f"{{method: lora, track: {{points: 2}}, params: {json.dumps(PARAMS)}}}"
-    candidates = f"  prompt: {{method: base}}\n  lora: {lora}\n"
-    files = {}
+    recipe = f"{{method: lora, track: {{points: 2}}, params: {json.dumps(PARAMS)}}}"
+    candidates = f"  prompt: {{method: base}}\n  lora: {recipe}\n"
     for name, extra in (("plain", ""), ("tracked", "report_to: [tensorboard, mlflow, wandb]\n")):
         (tmp_path / name).mkdir()
-        files[name] = tiny_experiment.write(tmp_path / name, tiny, candidates, extra=extra)
-        assert command("compare", "-c", files[name])[0] == 0
+        path = tiny_experiment.write(tmp_path / name, tiny, candidates, extra=extra)
+        lora = next(f for f in experiment.compare(path).facts if f.name == "lora")
     (fit,) = (tmp_path / "plain" / "runs" / "weights").glob("*/fit.json")
     (same,) = (tmp_path / "tracked" / "runs" / "weights").glob("*/fit.json")
     assert fit.parent.name == same.parent.name, "the key of weights depends on no tracker"
@@ -137,24 +138,10 @@ def test_three_trackers_see_a_training_and_then_its_scores_verdict_and_files_und
         assert plain_fit["training"][curve] == tracked_fit["training"][curve]
 
     folder, run_id = tmp_path / "tracked" / "reports" / "trackers", f"lora-0-{fit.parent.name[:8]}"
-    loss, validation = plain_fit["training"]["loss"], plain_fit["training"]["validation_loss"]
     assert {name: sink.error for name, sink in read_seen(folder, run_id).items()} == dict.fromkeys(ALL, "")
-    in_board = read_tensorboard(folder / "tensorboard" / "tiny" / run_id)
-    run, history = read_mlflow(folder / "mlflow", run_id)
-    in_wandb, figures = read_wandb(folder / "wandb", run_id)
-    for read_curve in (in_board.get, history, in_wandb.get):
-        assert read_curve("train/loss") == [(step, pytest.approx(value)) for step, value in loss]
-        assert read_curve("eval/loss") == [(step, pytest.approx(value)) for step, value in validation]
-        assert len(read_curve("train/learning_rate")) == len(loss)
-        assert [step for step, _ in read_curve("training/target")] == [15, 30]
-    score = figures["target/exact_match"]
-    assert run.data.metrics["target/exact_match"] == score
-    assert in_board["target/exact_match"] == [(0, pytest.approx(score))]
-    assert run.data.tags["verdict"] == figures["verdict"] != ""
-    assert run.info.status == "FINISHED"
-    assert run.data.params["learning_rate"] == "0.01"
-    names = {path.name for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
-    assert {"fit.json", "adapter_model.safetensors"} <= names
+    tracked_runs.check_live(folder, "tiny", run_id, lora.training, same)
+    assert command("report", "-c", path)[0] == 0
+    tracked_runs.check_sent(folder, "tiny", run_id, "exact_match", lora, same.parent)
 
 
 @pytest.mark.parametrize(
@@ -188,9 +175,8 @@ def test_a_training_that_goes_on_from_a_checkpoint_goes_on_under_its_id(tmp_path
                 send({"train/loss": 1 / step}, step)
     once = [(step, pytest.approx(1 / step)) for step in range(1, 9)]
     assert read_tensorboard(tmp_path / "tensorboard" / "tiny" / run.run_id)["train/loss"] == once
-    _, history = read_mlflow(tmp_path / "mlflow", run.run_id)  # of one run
-    assert sorted({*history("train/loss")}) == once
+    assert sorted({*read_mlflow(tmp_path / "mlflow", run.run_id, "train/loss")}) == once  # of one run
     with open_trackers(run, None) as send:  # trained anew, from nothing
         send({"train/loss": 3.0}, 1)
     assert read_tensorboard(tmp_path / "tensorboard" / "tiny" / run.run_id)["train/loss"] == [(1, 3.0)]
-    assert read_mlflow(tmp_path / "mlflow", run.run_id)[1]("train/loss") == [(1, 3.0)]
+    assert read_mlflow(tmp_path / "mlflow", run.run_id, "train/loss") == [(1, 3.0)]

@@ -248,8 +248,10 @@ def send_to_wandb(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> 
     """Send runs; return the project's address, or with WANDB_MODE=offline the command that sends them."""
     url = None
     for run in runs:
-        for earlier in folder.glob(f"wandb/offline-run-????????_??????-{glob.escape(run.run_id)}"):
-            shutil.rmtree(earlier)
+        later_parts = ["-?"] * bool(run.seen)  # of a training that paused, begun in the same second
+        for end in ("", *later_parts):
+            for earlier in folder.glob(f"wandb/offline-run-????????_??????-{glob.escape(run.run_id)}{end}"):
+                shutil.rmtree(earlier)
         with live_trackers.begin_wandb_run(run.run_id, run.label, experiment, run.params, folder) as sent:
             by_step: defaultdict[int, dict[str, float]] = defaultdict(dict)
             for name, points in (run.curves if sent.offline else run.points("wandb")).items():

@@ -92,25 +92,6 @@ def facts(report):
     return {fact.name: fact for fact in report.facts}
 
 
-def check_trackers(folder: Path, run_id: str, facts):
-    """Check that each tracker has the training's losses and rates, score, verdict and files, under one id."""
-    board = tracked_runs.read_tensorboard(folder / "tensorboard" / "trainings" / run_id)
-    run, history = tracked_runs.read_mlflow(folder / "mlflow", run_id)
-    curves, figures = tracked_runs.read_wandb(folder / "wandb", run_id)
-    for curve in (board.get, history, curves.get):
-        assert curve("train/loss") == [(step, pytest.approx(value)) for step, value in facts.training.loss]
-        assert len(curve("train/learning_rate")) == len(facts.training.loss)
-        if measured := facts.training.validation_loss:
-            assert curve("eval/loss") == [(step, pytest.approx(value)) for step, value in measured]
-        if tracked := facts.training.tracked:
-            assert [step for step, _ in curve("training/target")] == [point.step for point in tracked]
-    score = pytest.approx(facts.target.score)
-    assert board["target/token_f1"] == [(0, score)]
-    assert run.data.metrics["target/token_f1"] == figures["target/token_f1"] == score
-    assert run.data.tags["verdict"] == figures["verdict"] != ""
-    assert "fit.json" in {path.name for path in folder.rglob("*")}
-
-
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_on_the_embedded_model_is_tracked_opened_again_and_answers(
     name, tmp_path, monkeypatch, command
@@ -132,11 +113,17 @@ def test_a_training_on_the_embedded_model_is_tracked_opened_again_and_answers(
             "no prompt whose answers differ in reward"
         )
 
+    run_id = f"own-0-{training.fit_key[:8]}"
+    tracked = (tmp_path / "reports" / "trackers", "trainings", run_id)
+    weights = tmp_path / "runs" / "weights" / training.fit_key
+    if loss:
+        tracked_runs.check_live(*tracked, training, weights / "fit.json")
+
     compared = facts(harness.compare(path))  # on more items, by the weights that lie in the folder
     again, base = compared["own"], compared["prompt"]
     if loss:
         assert command("report", "-c", path)[0] == 0  # sends the scores
-        check_trackers(tmp_path / "reports" / "trackers", f"own-0-{training.fit_key[:8]}", again)
+        tracked_runs.check_sent(*tracked, "token_f1", again, weights)
     (run,) = [run for run in store.list_runs(store.Store(tmp_path / "runs")) if run.run_id == again.run_id]
     answers = store.read_rows(store.Store(tmp_path / "runs"), run.rows["desk/test"])
     assert again.training.fit_key == training.fit_key
