@@ -157,30 +157,18 @@ CELLS = (
     make_chance_cell("4 tasks of 50 binary items", _FOUR, lose_binary, "equal", 0.0),
     make_chance_cell("1 task of 600 and 3 of 80 binary items", _UNEVEN, lose_binary, "macro", -0.02),
     make_chance_cell("1 task of 600 and 3 of 80 binary items", _UNEVEN, lose_binary, "each", -0.10),
-    make_chance_cell(
-        "4 tasks of 100 binary items in 20 clusters of 5",
-        repeat_task(4, make_binary_law(), make_equal_clusters(20, 5)), lose_binary, "equal", 0.0,
-    ),
-    make_chance_cell(
-        "4 tasks of 100 graded items", repeat_task(4, make_graded_law(), make_single_items(100)),
-        make_graded_law, "macro", -0.01,
-    ),
-    make_chance_cell(
-        "4 tasks of 100 graded items", repeat_task(4, make_graded_law(), make_single_items(100)),
-        make_graded_law, "each", -0.05,
-    ),
+    make_chance_cell("4 tasks of 100 binary items in 20 clusters of 5",
+                     repeat_task(4, make_binary_law(), make_equal_clusters(20, 5)), lose_binary, "equal", 0.0),
+    make_chance_cell("4 tasks of 100 graded items", repeat_task(4, make_graded_law(), make_single_items(100)),
+                     make_graded_law, "macro", -0.01),
+    make_chance_cell("4 tasks of 100 graded items", repeat_task(4, make_graded_law(), make_single_items(100)),
+                     make_graded_law, "each", -0.05),
     make_warning_cell(100),
-    make_items_cell(
-        "4 tasks of 150 binary items, equal model",
-        repeat_task(4, make_binary_law(), make_single_items(150)), lose_binary, 8,
-    ),
-    make_items_cell(
-        "3 tasks of 100 graded items, equal model",
-        repeat_task(3, make_graded_law(), make_single_items(100)), make_graded_law, 8,
-    ),
-    make_items_cell(
-        "1 task of 400 and 4 of 80 binary items, equal model",
-        [SuiteTask(make_binary_law(), make_single_items(400)),
-         *repeat_task(4, make_binary_law(), make_single_items(80))], lose_binary, 6,
-    ),
+    make_items_cell("4 tasks of 150 binary items, equal model",
+                    repeat_task(4, make_binary_law(), make_single_items(150)), lose_binary, 8),
+    make_items_cell("3 tasks of 100 graded items, equal model",
+                    repeat_task(3, make_graded_law(), make_single_items(100)), make_graded_law, 8),
+    make_items_cell("1 task of 400 and 4 of 80 binary items, equal model",
+                    [SuiteTask(make_binary_law(), make_single_items(400)),
+                     *repeat_task(4, make_binary_law(), make_single_items(80))], lose_binary, 6),
 )  # fmt: skip

@@ -86,30 +86,18 @@ _FAILS = "a collapse that does not exceed the limit is failed (α = 5 %)"
 _AT_LIMIT = {"pass": claim_at_most(0.055, _PASSES), "fail": claim_at_most(0.055, _FAILS)}
 
 CELLS = (
-    make_collapse_cell(
-        "mode collapse, 200 answers, the commonest rose from 5 to 15 %",
-        [RepetitionTask((0.15,), (0.05,), make_single_items(200))], _AT_LIMIT,
-    ),
-    make_collapse_cell(
-        "mode collapse, 200 answers, two alike in share rose from 5 to 15 %",
-        [RepetitionTask((0.15, 0.15), (0.05,), make_single_items(200))], _AT_LIMIT,
-    ),
-    make_collapse_cell(
-        "mode collapse, 200 answers in 40 clusters of 5, the commonest rose from 5 to 15 %",
-        [RepetitionTask((0.15,), (0.05,), make_equal_clusters(40, 5))],
-        {"pass": claim_at_most(0.065, _PASSES), "fail": claim_at_most(0.065, _FAILS)},
-    ),
-    make_collapse_cell(
-        "mode collapse, 200 answers, 15 % where base and references have 5",
-        [RepetitionTask((0.15,), (0.05,), make_single_items(200), reference=0.05)], _AT_LIMIT,
-    ),
-    make_collapse_cell(
-        "mode collapse, 4 tasks of 100 answers, the commonest rose from 5 to 15 % on each",
-        [RepetitionTask((0.15,), (0.05,), make_single_items(100))] * 4, _AT_LIMIT,
-    ),
-    make_collapse_cell(
-        "mode collapse, 200 answers, four labels in their right shares where the base repeats nothing",
-        [RepetitionTask((0.25,) * 4, (), make_single_items(200), reference=0.25)],
-        {"fail": claim_at_most(0.05, "right labels are called a collapse")},
-    ),
+    make_collapse_cell("mode collapse, 200 answers, the commonest rose from 5 to 15 %",
+                       [RepetitionTask((0.15,), (0.05,), make_single_items(200))], _AT_LIMIT),
+    make_collapse_cell("mode collapse, 200 answers, two alike in share rose from 5 to 15 %",
+                       [RepetitionTask((0.15, 0.15), (0.05,), make_single_items(200))], _AT_LIMIT),
+    make_collapse_cell("mode collapse, 200 answers in 40 clusters of 5, the commonest rose from 5 to 15 %",
+                       [RepetitionTask((0.15,), (0.05,), make_equal_clusters(40, 5))],
+                       {"pass": claim_at_most(0.065, _PASSES), "fail": claim_at_most(0.065, _FAILS)}),
+    make_collapse_cell("mode collapse, 200 answers, 15 % where base and references have 5",
+                       [RepetitionTask((0.15,), (0.05,), make_single_items(200), reference=0.05)], _AT_LIMIT),
+    make_collapse_cell("mode collapse, 4 tasks of 100 answers, the commonest rose from 5 to 15 % on each",
+                       [RepetitionTask((0.15,), (0.05,), make_single_items(100))] * 4, _AT_LIMIT),
+    make_collapse_cell("mode collapse, 200 answers, four labels in their right shares where the base repeats nothing",
+                       [RepetitionTask((0.25,) * 4, (), make_single_items(200), reference=0.25)],
+                       {"fail": claim_at_most(0.05, "right labels are called a collapse")}),
 )  # fmt: skip
