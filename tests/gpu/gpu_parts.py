@@ -17,10 +17,11 @@ from xml.etree import ElementTree
 _HERE = Path(__file__).parent
 sys.path[:0] = [str(_HERE.parent / "benchmarks"), str(_HERE)]
 
+from bench_page import Row, Table, make_record  # noqa: E402
 from bench_page import stem as stem_of  # noqa: E402
 from gpu_page import LIMIT_S, Part, PartEnd, keep, read_parts, render_page, state  # noqa: E402
 
-from harness.models.hardware import current_device  # noqa: E402
+from harness.models.hardware import Machine, current_device  # noqa: E402
 
 FIGURES = "HARNESS_GPU_FIGURES"  # the file into which tests of a part write their figures
 ALL = "all"
@@ -75,6 +76,14 @@ PARTS = (
     Part(
         "sharing", (f"{_COMPARE}::test_two_gpus_share_each_training",),
         "QLoRA, Spectrum, bottleneck adapters and DPO by two GPUs, with whole weights and by FSDP2; needs two",
+    ),
+    Part(
+        "rewards", (f"{_COMPARE}::test_grpo_and_rloo_raise_the_reward_of_a_rule_beyond_its_noise",),
+        "RLOO and GRPO on the embedded model, by a rule and by a reward model: their reward on validation before and after",
+    ),
+    Part(
+        "drift", (f"{_COMPARE}::test_a_base_gives_its_stored_rows_again_beside_a_busy_process",),
+        "the base answers all its stored rows again while another process uses the card; and the card's A/A rate",
     ),
     Part("choices", _section(0), "zero-shot multiple choice of a large model beside lm-eval's own model"),
     Part("shots", _section(1), "multiple choice behind 25 shots beside lm-eval's own model"),
@@ -132,6 +141,12 @@ def run(part: Part, limit_s: float) -> PartEnd:
         outcome = _outcome(process.returncode, [o for _, o in tests], stopped=not report.exists())
         recorded = json.loads(figures.read_text("utf-8")) if figures.exists() else None
         return PartEnd(outcome, seconds, tests, recorded, current_device("cuda"))
+
+
+def leave(title: str, rows: Sequence[Row], machine: Machine, tables: Sequence[Table] = ()) -> None:
+    """Write a test's figures for the page if a part of `make gpu` runs the test."""
+    if file := os.environ.get(FIGURES):
+        Path(file).write_text(json.dumps(make_record(title, rows, machine, tables)), encoding="utf-8")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import bench_page
 import beside_lm_eval
+import gpu_parts
 import pytest
 import random_llama
 import training_speed
 from bench_page import Row, Table
 from beside_lm_eval import CHOICES, QUESTIONS, Section
-from gpu_parts import FIGURES
 from random_llama import RandomModel
 from the_gpu import gpu
 from training_speed import Recipe
@@ -82,10 +82,7 @@ class Figures(NamedTuple):
     gap: float = 0.0
 
     def leave(self, machine: Machine) -> None:
-        """Write them for the page if a part of `make gpu` runs this test."""
-        if file := os.environ.get(FIGURES):
-            content = bench_page.make_record(self.title, self.rows, machine, self.tables)
-            Path(file).write_text(json.dumps(content), encoding="utf-8")
+        gpu_parts.leave(self.title, self.rows, machine, self.tables)
 
 
 def measure_answers(section: Section, plan: Plan, model: RandomModel) -> Figures:
@@ -132,7 +129,7 @@ def n_rows(section: Section) -> int:
 @pytest.mark.e2e
 def test_a_tiny_model_on_the_cpu_is_measured_the_same_way(tiny, tmp_path, monkeypatch):
     model, plan = random_llama.build(tmp_path / "model", "tiny", tiny, CPU, spread=0.3), make_small_plan()
-    monkeypatch.setenv(FIGURES, str(tmp_path / "figures.json"))
+    monkeypatch.setenv(gpu_parts.FIGURES, str(tmp_path / "figures.json"))
     for section in plan.sections:
         figures = measure_answers(section, plan, model)
         assert_whole(figures, n_rows(section), nats=1e-4)
