@@ -105,14 +105,22 @@ def test_the_embedded_model_words_rows_anew_and_writes_new_questions(tmp_path, c
 
 
 @pytest.mark.slow
-def test_trainings_of_the_embedded_model_are_proposed_with_their_reasons(command):
-    words = ("doctor", "--base", "smollm2-135m", "--json", "--gpu")
-    reasons = dict(
-        line.split(": ", 1) for line in json.loads(command(*words, "24GB", check=0).stdout)["proposed"]
-    )
-    assert {*reasons} == {"LoRA", "peft IA3", "spectrum"}
-    assert "merged it answers as fast as the base" in reasons["LoRA"]
-    assert all(" GB" in reason for reason in reasons.values())
+@pytest.mark.parametrize(
+    ("card", "gpus", "proposed", "reason"),
+    [
+        ("24GB", "1", ["LoRA", "peft IA3", "spectrum"], "merged it answers as fast as the base"),
+        ("4GB", "1", ["QLoRA", "peft IA3"], "LoRA on the base in 16 bits takes 4.1 GB of 4, on NF4 3.9"),
+        ("4GB", "2", ["LoRA", "peft IA3", "spectrum by FSDP or ZeRO 3"], "LoRA: from 3.8 GB"),
+    ],
+)
+def test_trainings_of_the_embedded_model_are_proposed_by_the_cards_with_their_reasons(
+    command, card, gpus, proposed, reason
+):
+    words = ("doctor", "--base", "smollm2-135m", "--json", "--gpu", card, "--gpus", gpus)
+    lines = json.loads(command(*words, check=0).stdout)["proposed"]
+    assert [line.partition(": ")[0] for line in lines] == proposed
+    assert reason in lines[0]
+    assert all(" GB" in line for line in lines)
 
 
 @pytest.mark.slow
