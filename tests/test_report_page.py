@@ -20,7 +20,7 @@ from harness.analysis.estimators import Estimate
 from harness.analysis.seeds import Family
 from harness.analysis.verdict import MissRate, Rule
 from harness.metrics import mean_metric
-from harness.records import SampleResult, TrainingRecord, Trial
+from harness.records import SampleResult, TrainingRecord
 from harness.report import ExperimentReport, ShownItem, html, markdown, show_items, terminal, to_json, write
 from harness.report.escape import clean, clean_lines
 from harness.report.experiment_report import ShownAnswer
@@ -111,15 +111,6 @@ def test_the_page_needs_nothing_but_itself_and_its_links_lead_to_its_sections():
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(set(ids)) == len(ids)
     assert {value[1:] for _, name, value in page.attributes if name == "href"} <= set(ids)
-
-
-def test_what_a_sweep_shows_of_learning_rates_stands_below_its_curves():
-    losses = {1e-4: ((1, 2.0), (2, 1.5)), 1e-3: ((1, 2.0), (2, 1.0))}
-    trials = tuple(
-        Trial(params={"learning_rate": r}, validation=0.5, loss=loss) for r, loss in losses.items()
-    )
-    page = html(report(facts=(lora(training=replace(lora().training, sweep=trials)),)))
-    assert "</svg><p>By step 1 training loss fell fastest with learning_rate" in page
 
 
 def test_the_page_prints_the_numbers_of_the_json():

@@ -52,8 +52,7 @@ def html(report: ExperimentReport) -> str:
     )
 
 
-def _curves(facts: Iterable[CandidateFacts]) -> list[tuple[str, str]]:
-    # Draws each training's losses, with what its sweep says of learning rates.
+def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
     trainings: list[TrainingRecord] = []
     labels: list[str] = []
     for f in facts:
@@ -63,9 +62,7 @@ def _curves(facts: Iterable[CandidateFacts]) -> list[tuple[str, str]]:
             trainings.append(f.training)
             labels.append(f.label)
     titles = shorten_for_picture(labels, training_tables.LONGEST)
-    drawn_curves = map(training_tables.curves, labels, trainings, titles)
-    about_rates = map(training_tables.compare_rates, trainings)
-    return [(drawn, rates) for drawn, rates in zip(drawn_curves, about_rates, strict=True) if drawn]
+    return list(filter(None, map(training_tables.curves, labels, trainings, titles)))
 
 
 def page_environment(folder: Path) -> "Environment":
