@@ -67,8 +67,7 @@ def test_the_weights_of_llama_take_the_known_bytes():
     state_gb = n_bytes * LLAMA_7B.n_parameters / 1e9
     assert state_gb == pytest.approx(expected["adamw_mixed16_GB"])
     assert state_gb + memory.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["adamw_mixed18_GB"])
-    no_embeddings = LLAMA_7B._replace(vocabulary=0)
-    nf4_gb = memory.weights_gb(no_embeddings, "bf16", quantization="nf4")
+    nf4_gb = memory.weights_gb(LLAMA_7B._replace(vocabulary=0), "bf16", quantization="nf4")
     assert nf4_gb == pytest.approx(expected["nf4_w_GB_4p127"])
 
 
@@ -132,6 +131,8 @@ def test_a_shape_is_read_from_a_configuration_and_unknown_where_that_does_not_sa
     assert (shape.head_dim, shape.n_kv_heads, shape.in_embeddings) == (64, 3, 49152 * 576)
     assert shape_of({"hidden_size": 576}, 1) is None
     assert shape_of({"text_config": config}, 1).n_layers == 30
+    fused = shape_of({**config, "model_type": "phi3", "pad_token_id": 0}, 1)  # q, k and v in one matrix
+    assert memory.lora_parameters(fused, 2) == 2 * 30 * (576 + 960 + 2 * 576 + 576 + 3072 + 1536 + 576)
 
 
 @pytest.mark.parametrize(
@@ -269,8 +270,7 @@ def mixture_shape(name, **changes):
     total, _, (hidden, inner, layers, experts, n_chosen), extra = MIXTURES[name]
     rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 151936, **extra, **changes}
     sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
-    mixture = {"num_experts": experts, "num_experts_per_tok": n_chosen}
-    return shape_of({**sizes, **mixture, **rest}, total * 1e9)
+    return shape_of({**sizes, "num_experts": experts, "num_experts_per_tok": n_chosen, **rest}, total * 1e9)
 
 
 @pytest.mark.parametrize("name", MIXTURES)

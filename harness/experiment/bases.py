@@ -137,10 +137,10 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         raise UserError(f"--base {name}", found, "the experts that config.json names", step)
     quantized = shapes.quantization_method(config)
     notes, uses = list[str](), ways(shape, query, quantized)
-    if shapes.has_other_layers(config, shapes.complete_config(config)) and not shape.adapted:
+    if not shape.adapted:
         notes.append(
-            "some of its layers are experts or not attention, and PEFT could not count its adapters: figures"
-            " of LoRA and QLoRA are rough here: up to three times as many parameters may be trained"
+            "PEFT could not count its adapters: figures of LoRA and QLoRA are those of Llama's layers; with"
+            " experts, or layers other than attention, up to three times as many parameters may be trained"
         )
     if quantized:
         notes.append(

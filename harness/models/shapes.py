@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
-from warnings import catch_warnings
 
 from harness.cache import memo
 from harness.errors import Problem
 from harness.models.later import peft, torch, transformers
+from harness.progress import quiet_libraries
 from harness.records import digest
 
 # Keys of a configuration by Llama's names, with the names that other families use.
@@ -145,23 +145,21 @@ def shape_of(
             latent + rotated if latent else 0,
             stored_bytes if quantization_method(config) else 0.0,
             keeping,
-            count_adapted(config, values),
+            count_adapted(config),
         )
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def count_adapted(config: Mapping[str, Any], values: Mapping[str, Any]) -> float:
-    """Count the parameters of a LoRA of rank 1 on all linear layers, as PEFT makes it on unusual layers.
-
-    0 if all layers are plain attention with one network, whose widths suffice, or if PEFT refuses the family.
-    """
+def count_adapted(config: Mapping[str, Any]) -> float:
+    """Count the parameters of a LoRA of rank 1 on all linear layers, as PEFT makes it; 0 if it cannot."""
 
     def count() -> int:
+        quiet_libraries()
         kind: Any = transformers.AutoModelForCausalLM
         try:
             full_config = transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(dict(config))
-            with torch.device("meta"), catch_warnings(action="ignore"):
+            with torch.device("meta"):
                 adapted = peft.get_peft_model(
                     kind.from_config(full_config), peft.LoraConfig(r=1, target_modules="all-linear")
                 )
@@ -169,19 +167,8 @@ def count_adapted(config: Mapping[str, Any], values: Mapping[str, Any]) -> float
             return 0
         return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
 
-    if not has_other_layers(config, values):
-        return 0.0
     versions = [_version(name) for name in ("transformers", "peft")]
     return float(memo("adapted", digest([json.dumps(config, sort_keys=True), versions]), count))
-
-
-def has_other_layers(config: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    """Tell whether some layers are experts or no attention; `values` is the completed `config`."""
-    kinds = values.get("layer_types")
-    is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
-    names = (*config, *_section(config, "text_config"))
-    has_states = any(name.startswith(("mamba_", "ssm_")) for name in names)
-    return is_other or has_states or values.get("num_attention_heads") == 0 or bool(values.get("num_experts"))
 
 
 def _list_each(value: Any, n_layers: int) -> list[Any]:
