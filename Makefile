@@ -26,7 +26,7 @@ e2e: $(STAMP)
 
 test-all: test e2e
 
-# As they are listed: the files that take longest come first, and the short ones fill up both processes at the end.
+# Folders in alphabetical order: the many short tests of tests/data/ come first, and no file of minutes comes last.
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(HANGS) \
 		-m "slow and not weekly" --durations=0 --durations-min=1 $(ARGS)

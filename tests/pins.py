@@ -21,7 +21,7 @@ from harness.records import digest
 
 PACKAGE = Path(__file__).parents[1] / "harness"
 DEFAULTS = Path(__file__).with_name("golden_defaults.json")
-GOLDEN_TESTS = "tests/test_golden_model.py"
+GOLDEN_TESTS = "tests/models/test_golden_model.py"
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

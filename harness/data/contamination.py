@@ -118,7 +118,7 @@ def phrase_only_evaluated(shown_path: str, kind: str) -> Problem:
 Measure = Literal["words in common", "8-grams", "words in a part", "embeddings"]
 
 # The lowest thresholds that raise alarms for at most 5 % of the odd hard negatives of
-# reports/studies/paraphrases.jsonl; embeddings of all-MiniLM-L6-v2. tests/test_overlap.py repeats the choice.
+# reports/studies/paraphrases.jsonl; embeddings of all-MiniLM-L6-v2. tests/data/test_overlap.py repeats it.
 WORDS_IN_COMMON, EMBEDDINGS = 0.78, 0.92
 EIGHT_GRAMS = 0.7
 

@@ -3,7 +3,7 @@
 SmolLM2-135M-Instruct grades three answers to each of thirty questions of Dolly from 1 to 5: Dolly's own, the answer to
 another question, and one of thirty texts that ask for the best grade (`tests/injections.py`). A judge that follows its
 rubric grades such a text like an answer to another question. A scripted judge that obeys everything outside the marks
-and nothing inside gives these texts no advantage (`tests/test_judges.py`).
+and nothing inside gives these texts no advantage (`tests/evaluation/test_judges.py`).
 
 `HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m reports.studies.injected_answers` writes
 `reports/injected_answers.md` and `.json`.
