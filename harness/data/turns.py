@@ -247,9 +247,11 @@ def count_unused_keys(fields: Mapping[str, Any]) -> Counter[str]:
     counts = Counter[str]()
     for value in fields.values():
         if isinstance(value, Mapping) and not {*_SPEAKERS} & value.keys():
-            counts += count_unused_keys({k: inner for k, inner in value.items() if isinstance(inner, list)})
+            counts.update(count_unused_keys({k: v for k, v in value.items() if isinstance(v, list)}))
         for entry in value if isinstance(value, list) else [value]:
-            counts.update({*turn.unused} if (turn := read_leniently(entry)) else ())
+            is_plain = isinstance(entry, Mapping) and {*map(type, entry.values())} == {str}
+            if not (is_plain and entry.keys() == {"role", "content"}) and (turn := read_leniently(entry)):
+                counts.update({*turn.unused})
     return counts
 
 

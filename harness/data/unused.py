@@ -9,6 +9,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import median
 from typing import NamedTuple
 
@@ -107,16 +108,25 @@ class UnusedCounter:
     shown: Counter[str] = field(default_factory=Counter)
     keys: Counter[str] = field(default_factory=Counter)
     first: list[_Read] = field(default_factory=list)
+    read_by_form: dict[tuple[object, ...], set[str]] = field(default_factory=dict)
 
     def add(self, row: Row, example: Example | None) -> None:
         """Add a row, with its example if it can be used."""
         self.n += 1
         augmented_columns = {SOURCE, ORIGIN} if is_augmented(row) else ()
         self.filled.update(name for name in turns.drop_empty(row.fields) if name not in augmented_columns)
-        self.keys += turns.count_unused_keys(row.fields)
+        self.keys.update(turns.count_unused_keys(row.fields))
         if example and len(self.first) < _FIRST:
             question = "\n".join(turn["content"] for turn in example.messages if turn["role"] == "user")
             self.first.append(_Read(row.fields, question, "".join(example.references[:1])))
+        form = tuple((name, type(value), bool(value)) for name, value in row.fields.items())
+        is_settled = turns.HISTORY not in row.fields and not isinstance(row.fields.get("messages"), str)
+        if form not in self.read_by_form or not is_settled:
+            self.read_by_form[form] = self._list_read_columns(row)
+        self.shown.update(self.read_by_form[form])
+
+    def _list_read_columns(self, row: Row) -> set[str]:
+        # Depends on the names, types and emptiness of values, but for a history and messages as text.
         names, fields, layout, task = row.fields, self.task.fields, self.layout, self.task
         roles = column_roles.find_reading_roles(task, layout, names)
         read_columns = {*roles.questions}
@@ -144,7 +154,7 @@ class UnusedCounter:
             read_columns |= {*list_choice_columns(names)}
         if names.keys() >= {*FEEDBACK_ORIGIN}:
             read_columns |= {*FEEDBACK_ORIGIN, "marked_by"}
-        self.shown.update(read_columns | ({"documents"} if task.data.documents else set()))
+        return read_columns | ({"documents"} if task.data.documents else set())
 
     def find(self) -> Unused:
         """Return the parts of the rows that are not read."""
@@ -309,5 +319,6 @@ def _find_contexts(
             yield ContextColumn(name, filled[name], ", ".join(reasons), explains)
 
 
+@lru_cache(maxsize=4 * _FIRST)
 def _fold(text: str) -> str:
     return " ".join(text.casefold().split())
