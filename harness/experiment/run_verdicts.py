@@ -220,6 +220,9 @@ def read_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measurem
             if study.is_judged(suite_task.task):
                 raise
     rows.prepare((i.digest for _, *pair in arms for i in pair), texts=rows.texts)
+    # lm-eval tasks identify their documents themselves.
+    own_tasks = ((t, new) for t, new, _ in arms if t.role == "capability" and not t.task.lm_eval)
+    documents = store.document_digests(at, (new.digest for _, new in own_tasks))
     measured, notes = list[Measurement](), list[str]()
     for (task, role, suite), new, base in arms:
         metrics, command = study.metrics[task.name], study.typed.command
@@ -251,10 +254,8 @@ def read_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measurem
             new_rows, base_rows = new_rows[:n], base_rows[:n]
         precision = new.precision if base.computes_apart else base.precision
         noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
-        # lm-eval tasks identify their documents themselves.
-        is_known = role == "capability" and not task.lm_eval
-        documents = store.document_digests(at, new.digest) if is_known else {}
-        measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, documents))
+        item_documents = documents.get(new.digest, {})
+        measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, item_documents))
     return measured, notes
 
 

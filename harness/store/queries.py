@@ -3,9 +3,7 @@
 Invariant: reads only Parquet files, never the index, so no writer is blocked.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.records import SampleResult, Status
@@ -16,7 +14,6 @@ from harness.store.parquet_files import (
     OF_ERRORS,
     READ_NAMED,
     READ_PARQUET,
-    file_version,
     memory,
     rows_from,
     whole_file,
@@ -51,20 +48,15 @@ def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[s
     return {row.example_id: row for row in rows}
 
 
-def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
-    """Map the items of a row set to a digest of question and references, independent of the prompt."""
-    path = store.parquet(rows_digest)
-    if not path.exists():
-        return {}
-    with clear_errors(store, f"rows {rows_digest}", ANEW):
-        return dict(_read_documents(path, *file_version(path)))
-
-
-@lru_cache(maxsize=1024)
-def _read_documents(path: Path, *_version: int) -> Mapping[str, str]:
-    query = f'SELECT example_id, md5(list_prepend(prompt, "references")::VARCHAR) FROM {READ_PARQUET}'
-    with memory() as db:
-        return dict(db.execute(query, [whole_file(path)]).fetchall())
+def document_digests(store: Store, rows_digests: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Map the items of row sets to a digest of question and references, independent of the prompt."""
+    documents = {digest: dict[str, str]() for digest in rows_digests if store.parquet(digest).exists()}
+    query = f'SELECT {DIGEST}, example_id, md5(list_prepend(prompt, "references")::VARCHAR) FROM {READ_NAMED}'
+    with clear_errors(store, f"rows {', '.join(documents)}", ANEW), memory() as db:
+        files = [whole_file(store.parquet(digest)) for digest in documents]
+        for rows_digest, example_id, document in db.execute(query, [files]).fetchall() if files else ():
+            documents[rows_digest][example_id] = document
+    return documents
 
 
 class ItemFilter(NamedTuple):
