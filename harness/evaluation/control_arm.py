@@ -24,6 +24,7 @@ from harness.models.hardware import load
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import Executor
+from harness.models.out_of_memory import halvings
 from harness.progress import Progress
 from harness.records import BLOCK, Control, ControlBlock, Noise, Origin, SampleResult, TaskNoise
 
@@ -56,6 +57,8 @@ def measure_control(session: Session, source: ModelSource) -> str:
         queues.append([*turns[offset:], *turns[:offset]])
     chosen_blocks = []
     for row_set, index in _interleave(queues):
+        if store.origins(at, row_set.identity.digest).get(index, Origin()).halved:
+            continue  # memory ran out: its batches, and so its rounding, were others
         span = slice(index * BLOCK, (index + 1) * BLOCK)
         stored_rows = store.read_rows(at, row_set.identity.digest)[span]
         # A block cut by a limit now but not then had another layout and is left out.
@@ -68,8 +71,11 @@ def measure_control(session: Session, source: ModelSource) -> str:
     start, base = load(), session.host(source).base
     blocks, label = [(row_set, index) for row_set, index, _ in chosen_blocks], "control arm: the base again"
     repeated_rows = reevaluate(session.progress, session.seconds, blocks, [base], label)
-    compared_blocks = []
+    compared_blocks, n_halvings = [], len(halvings)
     for (row_set, index, stored_rows), (new_rows,) in zip(chosen_blocks, repeated_rows, strict=True):
+        if len(halvings) > n_halvings:
+            n_halvings = len(halvings)
+            continue
         identity, primary = row_set.identity.digest, row_set.measured.primary
         block_origin = store.origins(at, identity).get(index, Origin())
         pairs = list(zip(stored_rows, new_rows, strict=True))

@@ -27,6 +27,7 @@ from harness.evaluation.control_arm import measure_control, origin
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, work_of
 from harness.evaluation.session import MeasuredTask, Session
+from harness.formatting import count, pluralize
 from harness.models import (
     Candidate,
     artefacts,
@@ -42,6 +43,7 @@ from harness.models.deltas import apply_delta
 from harness.models.hardware import Load, cpu_kernels, load
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import ModelSource, refuse_changed_files
+from harness.models.out_of_memory import HALVED, halvings
 from harness.records import PromptText, Run
 from harness.spec import DATA_FILES, Experiment, Fields
 from harness.training import EMBEDDING, HEAD, Weights, open_embedding, open_head
@@ -69,23 +71,32 @@ def fill(
                 encode_ahead = session.machine.device != "cpu" or openai_api.is_endpoint(candidate.engine)
                 with session.progress.stage(f"{name}: {rows.name}", session.seconds(work)) as advance:
                     start = fill_start = load()
+                    n_halved = 0
                     for index, encoded in encode_blocks(encode, missing_blocks, ahead=encode_ahead):
+                        n_earlier = len(halvings)
                         # `evaluate_block` of `evaluation/__init__.py`, or lm-eval's: answers and scores
                         block = rows.measured.evaluate(candidate, job, index, encoded)
                         loads.append(load().since(start))
                         # A worker's times count as disturbed by the other workers.
                         is_disturbed = session.is_worker or loads[-1].is_contended()
-                        timed_origin = block_origin._replace(contended=is_disturbed)
+                        is_halved = len(halvings) > n_earlier
+                        n_halved += is_halved
+                        timed_origin = block_origin._replace(contended=is_disturbed, halved=is_halved)
                         store.keep_origin(session.store, job.identity.digest, index, timed_origin)
                         store.append_block(session.store, job.identity, index, block)
                         advance(index + 1, job.n_blocks)
                         start = load()
                 store.complete_rows(session.store, job.identity, len(rows.ids))
+                if n_halved:
+                    blocks = f"{count(n_halved)} of {pluralize(job.n_blocks, 'block')}"
+                    session.progress.show(name, f"{name}: {rows.name}: {HALVED} ({blocks})")
                 if source := session.base_in_memory(job.identity.engine):
                     teaches = not (done_blocks or session.is_worker or any(t.is_contended() for t in loads))
                     took_s = load().since(fill_start).wall_s
                     session.learn_pace("answering", work, took_s, source, teaches=teaches)
-        if shared and _is_shared(row_set.measured, (session.target, *session.training.values())):
+        is_halved = any(o.halved for o in store.origins(session.store, row_set.identity.digest).values())
+        targets = session.target, *session.training.values()
+        if shared and not is_halved and _is_shared(row_set.measured, targets):
             environment = provenance.describe_environment(session.machine.name)
             store.keep_base_rows(session.store, row_set.identity, environment, cpu_kernels())
 

@@ -39,6 +39,7 @@ from harness.experiment.study import (
     wins_of,
 )
 from harness.formatting import count
+from harness.models.out_of_memory import HALVED
 from harness.records import FEWER, RowsIdentity, Run
 from harness.spec import GatePolicy, TargetPolicy, Task
 from harness.store import Champion
@@ -252,8 +253,10 @@ def read_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measurem
             if n < min(n_base, item_limit):
                 notes.append(f"{task.name}: judged on {n} of {n_base} items, as many as the run answered")
             new_rows, base_rows = new_rows[:n], base_rows[:n]
-        precision = new.precision if base.computes_apart else base.precision
-        noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
+        if any(origin.halved for arm in (new, base) for origin in store.origins(at, arm.digest).values()):
+            notes.append(f"{task.name}: {HALVED}")
+        rates = store.flip_rates(at, run.base_digest, new if base.computes_apart else base)
+        noise = rates.get(task.name)
         item_documents = documents.get(new.digest, {})
         measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, item_documents))
     return measured, notes

@@ -39,6 +39,7 @@ from harness.lifecycle.nightly_state import Night, NightCandidate
 from harness.lifecycle.nightly_watchlist import Watched
 from harness.models.hub import ModelSource
 from harness.models.openai_api import PROTOCOLS, Settings
+from harness.models.out_of_memory import halvings
 from harness.progress import Progress, SilentProgress
 from harness.records import SampleResult, digest, drop_defaults
 from harness.spec import Recipe
@@ -155,6 +156,8 @@ class _NightRun:
                 except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
                     candidates.append(NightCandidate(label, "", "", (), error=one_line(error)))
                 session.progress.finish(label, f"{label}: {candidates[-1].error or 'evaluated'}")
+        device = session.machine.precision, session.machine.name
+        flips, n = store.noise_rates(self.at).get(device, (0.0, 0.0))
         return Night(
             night=self.day,
             started=self.started,
@@ -167,6 +170,7 @@ class _NightRun:
             candidates=tuple(candidates),
             taken={key: items.taken for key, items in self.plan.items()},
             left={key: items.left for key, items in self.plan.items()},
+            aa_rate=flips / n if n else None,
         )
 
     def compare(self, target: Watched | HarnessError) -> NightCandidate:
@@ -246,9 +250,12 @@ class _NightRun:
             nights = nightly_state.nights_since_ack(self.state, *HARNESS_DRIFT, self.nights)
             first = next((self.home / n.night for n in nights if n.environment == self.environment), None)
             arm = f"base {base.name}", base_weights(base), self.list_base_sets(base)
+            n_halvings = len(halvings)
             now, (then,), last = self.answer(*arm, [reference], first)
             self.base_rows[base.name] = now, then
             compared = nightly_changes.compare_base(now, then, self.fresh, last, self.metrics)
+            if len(halvings) > n_halvings:  # memory ran out, and other batches explain other answers
+                compared = replace(compared, differing=())
             self.bases[base.name] = compared
         return self.base_rows[base.name]
 

@@ -137,7 +137,7 @@ def _find_drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
     flips: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for night in nights:
         n_acks = sum(ack < night.night for ack in acks)
-        rate = aa_rate(night.precision)
+        rate = night.aa_rate or aa_rate(night.precision)
         for base, control in night.bases.items():
             source = (base, night.environment)
             fresh = {i: flip for i, flip in control.flips.items() if (*source, i) not in counted}
@@ -154,7 +154,8 @@ def _find_drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
                 if items
             ]
             if (e_value := drift_e(base_flips, rate)) >= DRIFT_E:
-                allowed = f"the A/A rate of {formatting.percent(rate)} % allows"
+                origin = "measured on this device" if night.aa_rate else f"expected in {night.precision}"
+                allowed = f"the A/A rate of {formatting.percent(rate)} %, {origin}, allows"
                 strength = f"evidence {_strength(e_value)}"
                 signs.append(f"the base's scores move more often than {allowed} ({strength})")
             if signs:

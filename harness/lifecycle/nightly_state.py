@@ -92,7 +92,10 @@ class BaseNight:
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """One finished night; `taken` and `left` count clusters of each pool, `production` describes drift."""
+    """One finished night; `taken` and `left` count clusters of each pool, `production` describes drift.
+
+    `aa_rate` is the A/A rate that was measured on the night's device, None if none was.
+    """
 
     night: str
     started: str
@@ -105,6 +108,7 @@ class Night:
     taken: dict[str, int]
     left: dict[str, int]
     production: tuple[str, ...] = ()
+    aa_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ _WORDS = (
 )
 _T = TypeVar("_T")
 
+halvings: list[str] = []  # what this process was doing each time that it halved a batch
+HALVED = "memory ran out and batches were halved, so scores may move by rounding, as often as by the A/A rate"
+
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out."""
@@ -55,6 +58,7 @@ def compute_in_halves(
             raise CandidateFailed(f"out of memory while {doing} one answer", SHORTER) from None
     # Outside the except clause, where the error would still hold the computed tensors.
     release_gpu_memory()
+    halvings.append(doing)
     half = len(numbers) // 2
     parts = filter(None, (numbers[:half], numbers[half:]))
     return {i: v for part in parts for i, v in compute_in_halves(part, compute, forget, doing).items()}

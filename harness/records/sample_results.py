@@ -229,11 +229,15 @@ class RowsIdentity:
 
 
 class Origin(NamedTuple):
-    """Origin of a block of rows: its environment, its control arm, and whether times were disturbed."""
+    """Origin of a block of rows: its environment and control arm, and what disturbed it.
+
+    `contended`: other work disturbed its times. `halved`: memory ran out, and batches were halved.
+    """
 
     environment: str = ""
     control: str = ""
     contended: bool = False
+    halved: bool = False
 
 
 FEEDBACK_ORIGIN = ("source", "model", "time")  # of a row that is made of feedback, by the same columns

@@ -32,6 +32,7 @@ from harness.records import (
     Noise,
     Origin,
     Rating,
+    RowsIdentity,
     SampleResult,
     digest,
     load,
@@ -123,10 +124,13 @@ def noise_rates(store: Store) -> dict[tuple[str, str], tuple[float, float]]:
     return {(m.precision, m.device): (max(float(m.flips), _LEAST), float(m.n)) for m in measured}
 
 
-def flip_rates(store: Store, base_digest: str, precision: str) -> dict[str, float]:
-    """Map each task to the share of its items that flipped in a base's newest measurement in a precision."""
-    key = (base_digest, precision)
-    matching = [noise for noise in noises(store) if (noise.base_digest, noise.precision) == key]
+def flip_rates(store: Store, base_digest: str, rows: RowsIdentity) -> dict[str, float]:
+    """Map each task to the share of its items that flipped in a base's newest measurement in a layout.
+
+    The precision and layout are those of `rows`; a GPU's pass costs are part of the layout.
+    """
+    key = (base_digest, rows.precision, rows.layout_digest)
+    matching = [m for m in noises(store) if (m.base_digest, m.precision, m.layout_digest) == key]
     return {task.task: task.rate for noise in matching for task in noise.tasks}
 
 

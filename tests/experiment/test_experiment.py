@@ -17,7 +17,8 @@ from harness.evaluation.control_arm import measure_control
 from harness.experiment import Scope, prepare_session, report_stored
 from harness.experiment.stored_rows import StoredRows
 from harness.lifecycle import release
-from harness.models.hf import ModelHost
+from harness.models.hf import HFCandidate, ModelHost
+from harness.models.out_of_memory import HALVED
 from harness.progress import SilentProgress
 from harness.records import Noise, Origin, TaskNoise
 from harness.spec import GatePolicy
@@ -249,6 +250,35 @@ def test_other_answers_in_the_same_environment_are_drift_and_exit_with_4(path):
     assert code == release.combine_exit_codes(gate_results) == 4
     assert gate_results[0].verdict.sentence == verdict(result, "shots").sentence
     assert release.gate_document(gate_results[0]).last_line.startswith("shots: DRIFT")
+
+
+@pytest.mark.e2e
+def test_where_memory_runs_out_halved_batches_are_named_and_the_control_arm_leaves_their_blocks_out(
+    path, monkeypatch
+):
+    answer_batch, n_tokens = HFCandidate._answer_batch, []
+
+    def run_out(self, prompts, *rest):
+        n_tokens.append(len(prompts))
+        if len(prompts) > 1:
+            raise MemoryError
+        return answer_batch(self, prompts, *rest)
+
+    monkeypatch.setattr(HFCandidate, "_answer_batch", run_out)
+    result = run_further(path)
+    assert max(n_tokens) > 1
+    (block,) = store.controls(open_store(path))[-1].blocks  # of two, the one that is not generated
+    assert block.task == "sums"
+    run = runs_of(path)["shots"]
+    assert store.origins(open_store(path), run.rows["letters/test"])[0].halved
+    session = tiny_experiment.session(path)
+    for rows_digest in run.rows.values():
+        origin = store.origins(open_store(path), rows_digest)[0]
+        store.keep_origin(open_store(path), rows_digest, 0, origin._replace(halved=True))
+    (judged,) = release.gate(path, "shots", [])
+    assert f"facts: {HALVED}" in judged.notes
+    assert verdict(result, "shots").outcome == "pass"
+    assert measure_control(session, session.source) == ""  # all blocks of the base were halved
 
 
 def mark_from_elsewhere(path):

@@ -7,7 +7,7 @@ import pytest
 from years import find_first_alarm
 
 from harness.lifecycle.nightly_alarm import DRIFT_E, build_report, drift_e
-from harness.lifecycle.nightly_state import Night, NightCandidate, SeriesNight, State
+from harness.lifecycle.nightly_state import BaseNight, Night, NightCandidate, SeriesNight, State
 from harness.lifecycle.nightly_verdicts import NightChanges, Seeds, judge, pass_alpha
 from harness.lifecycle.nightly_watchlist import build_pool, choose_next_items, ids_by_task
 from harness.records import Example
@@ -140,6 +140,21 @@ def test_the_base_moves_at_the_a_a_rate_without_an_alarm_and_more_often_with_one
     quiet_nights = [(2, 120)] * 200
     assert drift_e(quiet_nights, 0.022) < DRIFT_E
     assert drift_e([*quiet_nights, (20, 120), (20, 120)], 0.022) >= DRIFT_E
+
+
+@pytest.mark.parametrize(
+    ("aa_rate", "drifted"),
+    [(None, "2.2 %, expected in bf16"), (0.15, "answers as in the reference"), (0.01, "1.0 %, measured")],
+)
+def test_the_a_a_rate_measured_on_the_device_says_which_nights_drifted(aa_rate, drifted):
+    def night(day):
+        flips = {f"facts/{day}-{i}": i < 20 for i in range(120)}
+        return Night(
+            f"2026-03-{day:02d}", "", "", "", "bf16", "e", {"base": BaseNight(flips)}, (), {}, {}, (), aa_rate
+        )
+
+    report = build_report("desk", NightlyPolicy(), [night(1), night(2)], State())
+    assert drifted in report.harness
 
 
 # The choice of items
