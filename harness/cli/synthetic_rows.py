@@ -34,9 +34,9 @@ from harness.cli.options import (
 from harness.errors import Problem, UserError, as_operand, refuse
 
 if TYPE_CHECKING:
-    from harness.evaluation.session import Session
     from harness.experiment.augmentation import Rewriting
     from harness.experiment.writers import Writer, WriterPlan
+    from harness.spec import Experiment
 
 _ADDRESS = re.compile(r"https?://")
 
@@ -96,18 +96,27 @@ def data_augment(
     from harness.data.edit.row_files import row_suffix
     from harness.experiment import Scope, prepare_session
     from harness.experiment.augmentation import choose_rows, find_evaluated, prepare_rows, read_evaluated
+    from harness.experiment.writers import candidate_writer
 
     tests = against or []
     written_to = require_out(out, [file, *tests], dry_run=dry_run)
     rewriting = _write_prompts(wording)
     content = read_all(file)
     roles = roles_of(content, columns)
-    at, session = ExperimentFile(config=config), None
+    at, session, experiment = ExperimentFile(config=config), None, None
     if not _ADDRESS.match(by_whom):
         session = at.open_candidate(by_whom, "--with", dry_run=dry_run)[0]
-    elif config.is_file():
-        session = prepare_session(at.load(None), Scope(dry_run=True), TerminalProgress())
-    writer = _writer(session, by_whom, endpoint, rewriting)
+        experiment = session.experiment
+        if any(value is not None for value in endpoint):
+            names = [f"--{n.replace('_', '-')}" for n, v in endpoint._asdict().items() if v is not None]
+            found = f"{', '.join(names)} and the candidate {by_whom}, whose recipe says that already"
+            raise UserError("--with", found, "options of an address, http://…/v1", "leave them out")
+        writer = candidate_writer(session, by_whom, rewriting.max_cost)
+    else:
+        if config.is_file():
+            session = prepare_session(at.load(None), Scope(dry_run=True), TerminalProgress())
+        experiment = session.experiment if session else None
+        writer = _address_writer(by_whom, endpoint, rewriting.max_cost, experiment)
     tasks = session.tasks if session else ()
     evaluated_sets = [find_evaluated(tasks)] if tasks else []
     for test_file in tests:
@@ -128,12 +137,12 @@ def data_augment(
     edit = remarks.edit("augment", settings, [file], rows.edit.cost_usd)
     save_made(rows._replace(edit=edit), written_to, as_json)
     command = shlex.join(["harness", "data", "check", as_operand(str(written_to)), *column_options(*columns)])
-    say(f"next: {command}, then {_training(at, session, written_to)}; its test items stay as they are")
+    say(f"next: {command}, then {_training(at, experiment, written_to)}; its test items stay as they are")
 
 
-def _training(at: ExperimentFile, session: "Session | None", file: Path, method: str = "") -> str:
+def _training(at: ExperimentFile, experiment: "Experiment | None", file: Path, method: str = "") -> str:
     """Return the command that trains on a written file, or the key that makes a candidate do so."""
-    recipes = session.experiment.candidates.values() if session else ()
+    recipes = experiment.candidates.values() if experiment else ()
     if any(str(file.resolve()) in recipe.row_paths for recipe in recipes):
         return at.command_line().command("compare")
     return f"train: {name_beside(at.config, file)} on a candidate{method} in {at.config}"
@@ -180,29 +189,24 @@ def _write_prompts(wording: Wording) -> "Rewriting":
     return rewriting._replace(seed=seed, max_cost=max_cost)
 
 
-def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, rewriting: "Rewriting") -> "Writer":
+def _address_writer(
+    address: str, endpoint: Endpoint, max_cost: float | None, experiment: "Experiment | None"
+) -> "Writer":
     from pydantic import ValidationError
 
     from harness.evaluation.runner import sensitive_problems
-    from harness.experiment.writers import candidate_writer, endpoint_writer
+    from harness.experiment.writers import endpoint_writer
     from harness.models.openai_api import Settings, problems
 
-    address_options = {f"--{name.replace('_', '-')}": value for name, value in endpoint._asdict().items()}
-    if not _ADDRESS.match(by_whom):
-        assert session is not None, "a candidate is one of an experiment"
-        if given_options := [name for name, value in address_options.items() if value is not None]:
-            found = f"{', '.join(given_options)} and the candidate {by_whom}, whose recipe says that already"
-            raise UserError("--with", found, "options of an address, http://…/v1", "leave them out")
-        return candidate_writer(session, by_whom, rewriting.max_cost)
     model, api_key_env, prices = endpoint
     if model is None:
-        raise UserError("--with", f"{by_whom} without --model", "the model to ask there", "--model NAME")
+        raise UserError("--with", f"{address} without --model", "the model to ask there", "--model NAME")
     written = None if prices is None else prices.split(",")
     if written is not None and len(written) != 2:
         expected = "USD for a million tokens read and written"
         raise UserError("--prices", repr(prices), expected, "such as 0.15,0.6")
     rates = written and dict(zip(("input", "output"), written, strict=True))
-    server = {"base_url": by_whom, "model": model, "protocol": "chat", "api_key_env": api_key_env}
+    server = {"base_url": address, "model": model, "protocol": "chat", "api_key_env": api_key_env}
     try:
         settings = Settings.model_validate({**server, "usd_per_million_tokens": rates})
     except ValidationError as error:
@@ -212,8 +216,8 @@ def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, rewriti
     refuse(problems(settings, "--with"))
     step = "--with an address of your network, a candidate that answers here, or remove sensitive_data"
     arguments = (settings, "a writer", "--with", step)
-    refuse(sensitive_problems(session.experiment, *arguments) if session else None)
-    if rewriting.max_cost is not None and settings.usd_per_million_tokens is None:
+    refuse(sensitive_problems(experiment, *arguments) if experiment else None)
+    if max_cost is not None and settings.usd_per_million_tokens is None:
         step = "--prices READ,WRITTEN"
         raise UserError("--max-cost", "no prices to count it by", "prices of the endpoint", step)
     return endpoint_writer(settings)
@@ -251,7 +255,7 @@ def data_distill(
     if not _announce(prepared.plan, dry_run=dry_run, as_json=as_json):
         return
     save_made(prepared.send(), written_to, as_json)
-    say(f"next: {_training(at, session, written_to)}")
+    say(f"next: {_training(at, session.experiment, written_to)}")
 
 
 @verb(
@@ -290,7 +294,7 @@ def pairs_make(
     session = at.open_candidate(candidate, "candidate")[0]
     drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed, max_cost)
     save_made(make_pairs(session, candidate, drawing, str(out)), out, as_json)
-    train = _training(at, session, out, " with method: dpo")
+    train = _training(at, session.experiment, out, " with method: dpo")
     say(f"next: {train}, or the file as pairs: in data: of the target")
 
 

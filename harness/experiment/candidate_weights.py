@@ -228,11 +228,11 @@ def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, Resolved
 
     Failed searches are left out, as are searches with missing answers on a read-only session.
     """
-    chosen, make = dict[str, ResolvedCandidate](), partial(ensure_weights, session, seed=session.first_seed)
+    chosen, ensure = dict[str, ResolvedCandidate](), partial(ensure_weights, session, seed=session.first_seed)
     for candidate in (session.candidates[name] for name in names):
         if candidate.searches_prompts:
             search = _Maker(session, candidate, session.first_seed).search
-            if with_prompt := search.choose_prompt(make):
+            if with_prompt := search.choose_prompt(ensure):
                 chosen[candidate.name] = with_prompt
     return chosen
 

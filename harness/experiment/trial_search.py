@@ -214,13 +214,13 @@ class TrialSearch(NamedTuple):
         record = replace(record, loss=loss, validation_loss=validation_loss)
         return tuple(scores), weights._replace(training=record)
 
-    def choose_prompt(self, make: Callable[[ResolvedCandidate], Weights]) -> ResolvedCandidate | None:
+    def choose_prompt(self, ensure: Callable[[ResolvedCandidate], Weights]) -> ResolvedCandidate | None:
         """Return the candidate with the prompt that validation selects; None if the search failed."""
         session, tried = self.session, list[Trial]()
         try:
             for proposal in self.propose(tried):
                 trial = self.at(proposal.params)
-                weights = make(trial.candidate)
+                weights = ensure(trial.candidate)
                 score, prompts_digest = validate(session, trial.candidate, weights)
                 tried.append(Trial(params=proposal.params, validation=score, asked=prompts_digest))
                 if not session.reads_only:
