@@ -5,6 +5,7 @@ experiment is complete, with absolute paths and no grid left in it. Settings `a.
 give the same experiment in any order; of two with the same key the later wins.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -109,6 +110,9 @@ def load(
         raise UserError(str(file), "a folder", "an experiment file", f"-c {file / 'harness.yaml'}")
     if not file.is_file():
         step = "write one: harness init DIR --data FILE; or name another with -c"
+        for kept in sorted(file.parent.glob(f"runs/inputs/*/{file.name}")):
+            copy = join(["cp", "-rn", f"{os.path.relpath(kept.parent)}/.", os.path.relpath(file.parent)])
+            step = f"{copy}, which brings back what was compared as {kept.parent.name}"
         raise UserError(files.describe_missing_file(file, str(file), "an experiment file", step))
     folder = file.parent.resolve()
     tree = files.read_file(folder / file.name, folder, "name:, target: and candidates:")

@@ -42,6 +42,7 @@ from harness.experiment.candidate_result import (
 )
 from harness.experiment.candidate_weights import choose_prompts, ensure_weights
 from harness.experiment.executors import make_on_workers
+from harness.experiment.kept_inputs import keep_inputs
 from harness.experiment.plan import in_order
 from harness.experiment.preparation import Scope, prepare_session, train_judges
 from harness.experiment.run_candidate import find_stored_runs, make_run, time_again
@@ -127,6 +128,8 @@ def run_all(
     with store.hold(session.store), noted:
         store.begin(session.store, experiment_name)
         store.remove_merged_blocks(session.store)
+        if not scope.smoke:
+            keep_inputs(session.store, loaded, session.sources.values())
         session, reader, runs, all_stored, notes = _execute(session, loaded, scope, requests, stored_runs)
         if learning_curve:
             study, reached = study_of_session(session, reader), facts_of_runs(session, reader, runs)

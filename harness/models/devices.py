@@ -21,7 +21,7 @@ from harness.models.hardware import memory as device_memory
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.later import Model, Tokenizer, torch, transformers
 from harness.models.loglikelihood import UNSUPPORTED
-from harness.models.weight_files import read_config
+from harness.models.weight_files import read_config, weights_files
 from harness.progress import quiet_libraries
 
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -73,6 +73,8 @@ def is_spread(model: Any) -> bool:
 def _load_weights(source: ModelSource, machine: Machine, attention: str | None, placed: Placement) -> Model:
     from transformers.integrations.fsdp import is_fsdp_enabled
 
+    if (source.path / hub.WITHOUT_WEIGHTS).exists() and not weights_files(source.path):
+        raise CandidateFailed(f"{source.path}: a model without its weights", "a copy of its weights there")
     precision = dtype(machine.precision)
     arguments = dict(placed)
     is_sharded = is_fsdp_enabled()  # FSDP shards floats only: four bits stay

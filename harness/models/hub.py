@@ -145,6 +145,8 @@ _TOKENIZER_FILES = (
     *("tokenizer*", "chat_template*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json"),
 )
 
+WITHOUT_WEIGHTS = "without_weights.json"  # in a copy of a model's small files: digest and size of its weights
+
 # Values that two models share if their weights are interchangeable; the vocabulary may have grown.
 _ARCHITECTURE = (
     *("model_type", "hidden_size", "intermediate_size"),
@@ -193,6 +195,9 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
         with _refuse_unknown(hub_id, where):
             path = Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=[*_OTHER_FORMS]))
     weights, configs = weights_files(path), find_matching(path, _CONFIG_FILES)
+    if not weights and (kept := read_object(path / WITHOUT_WEIGHTS)):
+        template = content_digest(tokenizer_files(path))
+        return ModelSource(name, path, kept["weights_digest"], template, kept["n_parameters"])
     if not weights and any(path.glob("*.bin")):
         found = f"{path} with pickled weights, which can run code when they are opened"
         step = (
@@ -213,7 +218,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
 def refuse_changed_files(source: ModelSource) -> None:
     """Hash a model's files again and refuse those whose content differs from the remembered digest."""
     path = source.path
-    files = [*weights_files(path), *find_matching(path, _CONFIG_FILES), *tokenizer_files(path)]
+    files = [*weights_files(path), *small_files(path)]
     expected, step = "the content that it was judged with", "download it again, then harness compare"
     changed_files = (file for file in files if checksum(file) != file_checksum(file))
     refuse(Problem(str(file), "another content than before", expected, step) for file in changed_files)
@@ -272,6 +277,11 @@ def quantize(source: ModelSource, quantization: str) -> ModelSource:
 def is_packed(source: ModelSource) -> bool:
     """Tell whether a model is not unpacked yet, so that its files are unknown."""
     return not source.weights_digest
+
+
+def small_files(path: Path) -> list[Path]:
+    """List a model's configuration and tokenizer."""
+    return [*find_matching(path, _CONFIG_FILES), *tokenizer_files(path)]
 
 
 def tokenizer_files(path: Path) -> list[Path]:

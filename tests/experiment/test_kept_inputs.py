@@ -1,0 +1,38 @@
+"""A folder of runs alone: what was compared is brought back, reported as before and judged anew."""
+
+import shlex
+import shutil
+import subprocess
+
+import pytest
+import tiny_experiment
+
+from harness.models.hf import ModelHost
+
+
+@pytest.mark.e2e
+def test_runs_copied_alone_give_the_same_report_and_a_new_margin_judges_anew(
+    tmp_path, tiny, own_cache, command, monkeypatch
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(tiny, first / "model")
+    path = tiny_experiment.write(first, "model", tiny_experiment.TUNED, extra="gate: {macro: 0.9}\n")
+    tiny_experiment.run(path)
+    command("report", cwd=first, check=0)
+    shutil.copytree(first / "runs", second / "runs")
+    place, first = first, first.rename(tmp_path / "away")
+    step = command("report", cwd=second, check=2).stderr.partition("next: ")[2].partition(", which brings")[0]
+    subprocess.run(shlex.split(step), cwd=second, check=True)
+    assert not list(second.glob("model/*.safetensors"))
+    monkeypatch.setattr(ModelHost, "__init__", None)  # no model can be opened
+    command("report", check=0)
+    reports = [file for file in (first / "reports").rglob("*") if file.is_file()]
+    assert len(reports) > 3
+    for file in reports:
+        again = (second / file.relative_to(first)).read_text("utf-8").replace(str(second), str(place))
+        assert again == file.read_text("utf-8"), file.name  # but for the place of the base
+    assert "margin 90.0 pp" in command("gate", "--candidate", "lora").stdout
+    assert "margin 1.0 pp: not shown" in command("gate", "--candidate", "lora", "gate.macro=0.01").stdout
+    monkeypatch.undo()
+    result = command("train", "lora", "candidates.lora.params.r=4", cwd=second)
+    assert (result.returncode, "a model without its weights" in result.stderr) == (1, True), result.stderr
