@@ -132,12 +132,12 @@ def test_where_no_data_can_be_had_init_names_the_public_tasks_and_the_setting_th
 ):
     monkeypatch.delenv("HARNESS_DATASETS_DIR", raising=False)
     sentence, path = write_experiment(tmp_path, GERMAN, GPU)
-    assert "5 tasks of lm-eval in German, suites/public.yaml; not listed" in sentence
+    assert "5 tasks of lm-eval in German: belebele_deu_Latn, " in sentence
     assert "harness compare 'suites=[general,safety,public]' asks them too" in sentence
     assert [*list_suites(path)] == ["general", "safety"]
     assert len(list_suites(path, "suites=[general,safety,public]")["public"]) == 5
     unclear = write_experiment(tmp_path, ROMANISED_HINDI, GPU)[0]
-    assert "of lm-eval in English, suites/standard.yaml (the language of the rows is not clear)" in unclear
+    assert "; suites/standard.yaml (the language of the rows is not clear)" in unclear
 
 
 @pytest.mark.e2e
@@ -146,15 +146,14 @@ def test_where_a_mirror_has_their_data_a_gpu_lists_public_tasks_beside_ours_and_
 ):
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(find_shared_data("hub")))
     sentence, path = write_experiment(tmp_path, ENGLISH, GPU)
-    assert "10 tasks of lm-eval in English, suites/public.yaml; listed, with data from the copies" in sentence
+    assert "; suites/public.yaml; listed, with data from the copies" in sentence
     suites = list_suites(path)
     assert [*suites] == ["general", "safety", "public"]
     assert {"piqa", "arc_easy", "winogrande"} <= {*suites["public"]}
+    assert "mmlu" not in suites["public"], "the copies lack some of its subjects, so compare would refuse it"
     sentence, path = write_experiment(tmp_path, ENGLISH, CPU)
-    assert (
-        "not listed, for on a CPU they take long; harness compare 'suites=[general,safety,public]'"
-        in sentence
-    )
+    assert "tasks of lm-eval in English: arc_challenge, arc_easy, " in sentence
+    assert "harness compare 'suites=[general,safety,public]' asks them too; --dry-run" in sentence
     assert [*list_suites(path)] == ["general", "safety"]
 
 

@@ -266,23 +266,24 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> tuple[str, str, str]:
     standard = next(suite for suite in shipped if suite.name == "standard")
     usual = [task.model_dump(include=_KEYS, exclude_defaults=True, mode="json") for task in standard.tasks]
     spoken = [{"lm_eval": n, "limit": _LIMIT, "chance": round(c, 3)} for n, c in language.tasks.items()]
-    wanted_tasks = spoken or usual
+    wanted_tasks: list[dict[str, Any]] = spoken or usual
     source, available = _find_data([str(task["lm_eval"]) for task in wanted_tasks])
     kept_tasks = [task for task in wanted_tasks if task["lm_eval"] in available] or wanted_tasks
     name = standard.name if kept_tasks == usual else PUBLIC
     lines = ["name: public", "role: capability", "tasks:", *(f"  - {flow(task)}" for task in kept_tasks)]
     text = "" if name == standard.name else "\n".join(lines) + "\n"
-    tasks = f"{pluralize(len(kept_tasks), 'task')} of lm-eval in {language.name}, suites/{name}.yaml"
+    names, n_items = ", ".join(t["lm_eval"] for t in kept_tasks), sum(t["limit"] for t in kept_tasks)
+    tasks = f"{pluralize(len(kept_tasks), 'task')} of lm-eval in {language.name}: {names}; suites/{name}.yaml"
     tasks += "" if code else " (the language of the rows is not clear)"
-    setting = f"'suites=[general,safety,{name}]'"
+    setting = f"harness compare 'suites=[general,safety,{name}]' asks them too; --dry-run prices them"
     if source and on_gpu:
         reason = f"listed, with data from {source}; they are not in the margins and the time above"
     elif source:
-        reason = f"not listed, for on a CPU they take long; harness compare {setting} asks them too"
+        reason = f"not listed, for on a CPU they take long ({n_items:,} items at most); {setting}"
     else:
         reason = (
             "not listed, for no hub, cache or mirror (HARNESS_DATASETS_DIR) of their data is reached, or"
-            f" lm-eval is not installed; where they are, harness compare {setting} asks them too"
+            f" lm-eval is not installed; where they are, {setting}"
         )
     return name if source and on_gpu else "", text, f"public tasks: {tasks}; {reason}"
 
@@ -312,7 +313,9 @@ def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
         with suppress(UserError):
             for member in lm_eval_tasks.members(task, "init"):
                 cached = cache / f"datasets--{member.dataset_path.replace('/', '--')}" / "snapshots"
-                if not lm_eval_tasks.local_copy(member, mirror) and not cached.is_dir():
+                if lm_eval_tasks.local_copy(member, mirror):  # a copy may lack some of a group's subjects
+                    lm_eval_tasks.load(member, None, mirror, trusted=False, where="init")
+                elif not cached.is_dir():
                     return False
             return True
         return False
