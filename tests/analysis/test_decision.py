@@ -303,10 +303,6 @@ def test_where_lower_is_better_a_falling_metric_is_a_gain():
     assert "+0.200 [+0.150, +0.250] bits per byte over prompt" in decision.sentence
 
 
-def lora_seeds(*outcomes):
-    return [make_fine_tune("lora", 0.95, 0.21, outcome, seed=seed) for seed, outcome in enumerate(outcomes)]
-
-
 def test_a_recipe_is_chosen_by_all_of_its_seeds():
     bag = candidate("bag", 0.9, method="classifier", trained=True, verdict=verdict("pass"))
     assert (best_untrained([bag]), judged_run([bag])) == ("bag", None)
@@ -330,7 +326,7 @@ OPEN = "UNDECIDED; some 240 more items would settle it, but the tasks hold no un
     ],
 )  # fmt: skip
 def test_the_sentence_names_the_seeds_that_keep_a_recipe_back(outcomes, action, words):
-    decision = decide_on(*lora_seeds(*outcomes))
+    decision = decide_on(*(make_fine_tune("lora", 0.95, 0.21, o, seed=i) for i, o in enumerate(outcomes)))
     assert (decision.action, words in decision.sentence) == (action, True)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from harness.analysis.significance import power_warnings
-from harness.analysis.verdict import MissRate, Verdict
+from harness.analysis.verdict import Verdict
 from harness.spec import Suite as SuiteSpec
 from harness.spec import Task
 from tests.calibration.cell import Cell, Claim, claim_printed
@@ -56,11 +56,8 @@ def _laws(rng: np.random.Generator, suite: Suite, lose: Lose, kind: str, delta: 
 
 def chance(verdict: Verdict, kind: str, delta: float) -> float | None:
     """Find a printed chance in a verdict."""
-    return next((m.probability for m in verdict.missed if _is(m, kind, delta)), None)
-
-
-def _is(m: MissRate, kind: str, delta: float) -> bool:
-    return m.what.startswith(kind) and abs(m.delta - delta) < 1e-9
+    missed = (m for m in verdict.missed if m.what.startswith(kind) and abs(m.delta - delta) < 1e-9)
+    return next((m.probability for m in missed), None)
 
 
 def _missed(verdict: Verdict, kind: str) -> bool:

@@ -173,7 +173,7 @@ def make_validity_cell(rise: float, wrong_outcome: str, says: str, n: int = 300)
             measured = [
                 m._replace(
                     base=_mix_rows(*base, rng.random(n // 2) < 0.05),
-                    new=_mix_rows(*new, _draw_rising(rng, n, rise)),
+                    new=_mix_rows(*new, rng.random(n // 2) < 0.05 + rise),
                 )
                 for m, (base, new) in zip(suite.measured, invalid, strict=True)
             ]
@@ -182,10 +182,6 @@ def make_validity_cell(rise: float, wrong_outcome: str, says: str, n: int = 300)
 
     claims = {"validity": claim_at_most(0.055, says)}
     return Cell("gate", f"invalid answers rise by {100 * rise:g} points, {n} items", simulate, claims)
-
-
-def _draw_rising(rng: np.random.Generator, n: int, rise: float) -> np.ndarray:
-    return rng.random(n // 2) < 0.05 + rise
 
 
 def _mark_unparsable(rows: Sequence[SampleResult]) -> list[SampleResult]:

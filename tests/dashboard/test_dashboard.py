@@ -113,10 +113,6 @@ def arithmetic(page) -> dict[str, str]:
     return dict(page.dataframe[0].value.itertuples(index=False))
 
 
-def drawn_names(page) -> list[list[str]]:
-    return [[trace["name"] for trace in picture["data"]] for picture in pictures(page)]
-
-
 def decisions_on_rows(folder) -> dict:
     return json.loads((folder / "rows.jsonl.decisions.json").read_text())
 
@@ -300,7 +296,7 @@ def test_pareto_says_what_is_on_the_front(open_page, made):
 
 def test_training_overlays_losses_and_names_the_gap(open_page, made):
     page = open_page("training")
-    assert drawn_names(page)[0] == ["lora: training", "lora: validation"]
+    assert [trace["name"] for trace in pictures(page)[0]["data"]] == ["lora: training", "lora: validation"]
     row = page.dataframe[0].value.iloc[0]
     last_round = fmean(2 / step for step in range(19, 25))
     assert row["last training loss"] == formatting.plain(last_round)

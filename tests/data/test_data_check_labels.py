@@ -93,8 +93,7 @@ def banking_rows(n_rows, n_labels=77, seed=None):
     return [row for label in labels for row in rng.sample(rows_by_label[label], n_rows)]
 
 
-def make_parity_rows():
-    return [(f"Is the number {i} even or odd?", ("even", "odd")[i % 2]) for i in range(1000, 1200)]
+PARITY = [(f"Is the number {i} even or odd?", ("even", "odd")[i % 2]) for i in range(1000, 1200)]
 
 
 def sums():
@@ -102,7 +101,7 @@ def sums():
     return [(f"What is the sum of the numbers {a} and {b}?", str(a + b)) for a, b in pairs]
 
 
-@pytest.mark.parametrize("rows", [make_parity_rows(), sums()], ids=["parity", "sums"])
+@pytest.mark.parametrize("rows", [PARITY, sums()], ids=["parity", "sums"])
 def test_labels_that_words_do_not_tell_are_not_judged(find, rows):
     findings = find([{"prompt": text, "reference": label} for text, label in rows], "suspect_labels")
     assert [f.severity for f in findings] == ["note"]

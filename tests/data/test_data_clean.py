@@ -344,10 +344,6 @@ def list_dropped_rows(path, **columns):
     return [i for i, outcome in enumerate(outcomes, start=1) if outcome.row is None]
 
 
-def list_repeated_rows(find, rows, **columns):
-    return sorted(line for f in alarms(find(rows, "repeated_rows", **columns)) for line in lines(f))
-
-
 @pytest.mark.parametrize("layout", NESTED)
 def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
     """Equal and nearly equal rows are repeats; the same question with another answer is not."""
@@ -359,7 +355,8 @@ def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
     n = len(OTHERS)
     # A rarer answer to a question with choices comes with other choices, which makes it another question.
     repeats = [n + 5] if has_choices({*LAYOUT_ROWS[layout]}) else [n + 4, n + 5, n + 8]
-    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == repeats
+    found = sorted(line for f in alarms(find(rows, "repeated_rows")) for line in lines(f))
+    assert found == list_dropped_rows(str(tmp_path / "rows.jsonl")) == repeats
 
 
 EQUAL = {

@@ -110,10 +110,6 @@ def test_an_unchanged_judge_is_suspected_no_more_often_than_stated(rate):
 NIGHTLY = "nightly: {candidates: [plain], items: 10, anchors: 5}\n"
 
 
-def grade_by_length(question, answer):
-    return "5" if len(answer) > 12 else "1"
-
-
 def reply_shorter(messages):
     return reply(messages)[:5]
 
@@ -121,7 +117,8 @@ def reply_shorter(messages):
 @pytest.fixture
 def judged_desk(desk):  # noqa: F811
     """Compare once with a judge, so that nights have a reference."""
-    setup = desk(reply, judge=Grader(grade_by_length), rubric=RUBRIC, extra=NIGHTLY)
+    by_length = Grader(lambda question, answer: "5" if len(answer) > 12 else "1")
+    setup = desk(reply, judge=by_length, rubric=RUBRIC, extra=NIGHTLY)
     setup.compare()
     return setup
 

@@ -147,12 +147,8 @@ GRID = """\
 """
 
 
-def load_grid(tiny, folder, candidates):
-    return config.load(tiny_experiment.write(folder, tiny, candidates)).experiment.candidates
-
-
 def test_lists_of_texts_make_a_candidate_each(tiny, tmp_path):
-    grid = load_grid(tiny, tmp_path, GRID)
+    grid = config.load(tiny_experiment.write(tmp_path, tiny, GRID)).experiment.candidates
     assert list(grid) == [
         "prompt[system=1-none,template=1-prompt]",
         "prompt[system=1-none,template=2-prompt-think]",

@@ -73,10 +73,6 @@ def texts(pairs):
     return [{"prompt": list(pair.messages), **answers, "length": 1} for pair, answers in answered]
 
 
-def tokens_of(context, tokenizer):
-    return pairs_that_fit(context, dpo.Params(heldout=0), tokenizer, dpo._row)[0]
-
-
 def make_both_trainers(tiny, folder, init, read_logprobs):
     """Make TRL's own trainer and ours on the same pairs, their adapters moved off the reference alike."""
     import torch
@@ -89,7 +85,8 @@ def make_both_trainers(tiny, folder, init, read_logprobs):
     for kind in (DPOTrainer, ours):
         torch.manual_seed(0)
         model, tokenizer = load_base(resolve(str(tiny)), CPU)
-        rows = texts(context.pairs) if kind is DPOTrainer else tokens_of(context, tokenizer)
+        fitting = pairs_that_fit(context, dpo.Params(heldout=0), tokenizer, dpo._row)[0]
+        rows = texts(context.pairs) if kind is DPOTrainer else fitting
         config = DPOConfig(
             output_dir=str(folder), precompute_ref_log_probs=True, remove_unused_columns=False,
             **loop.settings(context, dpo.Params()), beta=0.3,

@@ -77,10 +77,6 @@ def turns(text):
     return [{"role": "user", "content": text}]
 
 
-def encode_questions(candidate):
-    return [candidate.encode(turns(text)).context for text in QUESTIONS]
-
-
 def pairs(candidate):
     encoded = [candidate.encode(turns(text), choice) for text in QUESTIONS for choice in CHOICES]
     text_pair = candidate.encode((), " ".join(QUESTIONS), chat_template=False)
@@ -89,7 +85,7 @@ def pairs(candidate):
 
 def answers(candidate, limits, n=None):
     """Ask the first n questions; returns the text, finish reason and prompt tokens of each answer."""
-    outputs = candidate.generate(encode_questions(candidate)[:n], limits)
+    outputs = candidate.generate([candidate.encode(turns(text)).context for text in QUESTIONS[:n]], limits)
     return [(output.text, output.finish_reason, output.n_prompt_tokens) for output in outputs]
 
 

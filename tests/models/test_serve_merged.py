@@ -205,10 +205,6 @@ def tuned_weights(tiny, tmp_path_factory, own_cache):
     return tiny_methods.fit(tiny, tmp_path_factory.mktemp("tuned"), Lora, params)
 
 
-def fit_scale(tiny, tuned, folder, scale):
-    return tiny_methods.fit(tiny, folder, Scaled, {"scale": scale}, init=tuned.folder / "adapter")
-
-
 def logprob(tiny, weights):
     host = host_of(tiny)
     encoded = [host.base.encode(ASKED, "late")[:2]]
@@ -224,7 +220,7 @@ def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned_weights, tmp_pat
     from peft.helpers import rescale_adapter_scale
     from transformers import AutoModelForCausalLM
 
-    scaled = fit_scale(tiny, tuned_weights, tmp_path, 0.25)
+    scaled = tiny_methods.fit(tiny, tmp_path, Scaled, {"scale": 0.25}, init=tuned_weights.folder / "adapter")
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, str(tuned_weights.folder / "adapter")).eval()
     context, continuation, _ = host_of(tiny).base.encode(ASKED, "late")

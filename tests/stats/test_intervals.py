@@ -56,14 +56,10 @@ def test_the_published_front_of_learning_and_forgetting_is_found_with_its_areas(
         assert stats.hypervolume(method_points, (0.0, 0.40)) == pytest.approx(area, abs=1e-6)
 
 
-def is_dominated(p, points):
-    return any(q[0] >= p[0] and q[1] >= p[1] and tuple(q) != tuple(p) for q in points)
-
-
 @given(points)
 def test_the_front_is_what_nothing_dominates_the_first_goal_rising_and_the_second_falling(p):
     front = [p[i] for i in stats.pareto_front(p)]
-    assert {*front} == {q for q in p if not is_dominated(q, p)}
+    assert {*front} == {q for q in p if not any(x >= q[0] and y >= q[1] and (x, y) != q for x, y in p)}
     assert front == sorted(front)
     assert [y for _, y in front] == sorted((y for _, y in front), reverse=True)
 
