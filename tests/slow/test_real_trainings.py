@@ -20,8 +20,10 @@ import tracked_runs
 
 import harness
 from harness import store
+from harness.data.row_traits import RULES
 from harness.models import hub
 from reports.studies import rlhf
+from tests import ten_kinds
 
 pytestmark = pytest.mark.weekly
 
@@ -159,6 +161,27 @@ def test_a_sweep_of_rates_says_which_falls_fastest_and_which_overfits(tmp_path, 
     assert re.search(r"own: By step \d+ training loss fell fastest with learning_rate 0\.005,", page), page
     assert re.search(r"own overfits after step \d+: .*more rows.* a lower r and lora_alpha", page), page
     assert re.search(r"best without overfitting is learning_rate 0\.0003, .*; 1 of 2 overfit\.", page), page
+
+
+def test_edge_cases_that_data_check_finds_in_test_are_slices_of_the_comparison(tmp_path, command):
+    own = f"{{method: lora, params: {{r: 8, learning_rate: 1.0e-3, {OF_STEP}}}}}"
+    path, test = write(tmp_path, own, train=96, test=80), tmp_path / "test.jsonl"
+    path.write_text(path.read_text().replace("name: trainings", "name: edge_cases"))
+    rows = [json.loads(line) for line in test.read_text("utf-8").splitlines()]
+    for i, thing in enumerate(ten_kinds.THINGS):
+        asked = {"id": f"e{i}", "cluster": f"e{i}", "prompt": f"The page of my {thing} says error 50{i}."}
+        rows.append(rows[0] | asked | {"reference": "queue: repairs | tone: calm"})
+    tiny_experiment.rows(test, rows)
+    checked = command("data", "check", tmp_path / "train.jsonl", "--test", test, "--json", check=0)
+    found = [f for f in json.loads(checked.stdout)["findings"] if f["check"] == "edge_cases"]
+    texts = [f"{f['title']} {f['count']} of {f['of']} {f['example']}" for f in found]
+    n_test = {re.search("edge: [a-z ]+", text)[0]: re.search(r"(\d+) of 88\b", text)[1] for text in texts}
+    assert {*n_test} == {*RULES}
+    assert any("no training row is of a case that test has: edge: error handling" in text for text in texts)
+    assert command("compare", "-c", path, "report_to=[]")[0] in (0, 1)
+    keep_examples(tmp_path, "edge_cases", "edge_cases")
+    page = (tmp_path / "reports" / "edge_cases.md").read_text("utf-8")
+    assert all(f"{case} (n = {n})" in page for case, n in n_test.items()), page
 
 
 TAUGHT = """\
