@@ -111,19 +111,20 @@ def judge_pairs(folder: Path, pairs: Sequence[dict[str, Any]], n_labels: int) ->
     with serve_model(Rule(lambda messages: answers.get(messages[-1]["content"], "0"))) as server:
         path.write_text(PAIRS.format(url=server.url))
         compare(path)
-        _label(path, folder / "labels.csv", {row["input"]: 2 - row["label"] for row in pairs}, n_labels)
+        labels = {row["input"]: 2 - row["label"] for row in pairs}
+        label(path, folder / "labels.csv", "first", labels, n_labels)
         return compare(path)
 
 
-def _label(path: Path, file: Path, wins: dict[str, int], n: int) -> None:
-    """Label as a person would: fill in the exported file and import it."""
+def label(path: Path, file: Path, candidate: str, labels: Mapping[str, int], n: int) -> None:
+    """Label a candidate's answers by their questions as a person would: fill in the exported file and import it."""
     file.unlink(missing_ok=True)
-    export_answers(path, file, n_items=n, candidates=["first"])
+    export_answers(path, file, n_items=n, candidates=[candidate])
     with file.open(newline="") as lines:
         head, *rows = list(csv.reader(lines))
-    question, label = head.index("question"), head.index("label")
+    question, given = head.index("question"), head.index("label")
     for row in rows:
-        row[label] = str(wins[row[question]])
+        row[given] = str(labels[row[question]])
     with file.open("w", newline="") as lines:
         csv.writer(lines).writerows([head, *rows])
     import_labels(path, file, rater="llmbar")
