@@ -15,9 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import harness
 from harness import config, formatting, stats, store
-from harness.analysis.comparison import compare_rows, estimate
-from harness.analysis.estimators import Comparison, Estimate, mean_change, orient, rescale
-from harness.analysis.comparison import compare_recipes
+from harness.analysis.comparison import compare_recipes, compare_rows, estimate
+from harness.analysis.estimators import Comparison, Estimate, orient, rescale
 from harness.analysis.seeds import mean_interval
 from harness.cli.progress_bar import TerminalProgress
 from harness.evaluation.session import MeasuredTask as Task
@@ -119,19 +118,17 @@ def _measure_curve(names: Sequence[str]) -> ClaimResult:
         judge_all(*verdicts),
         scores,
         f"{', '.join(names)}, {len(SEEDS)} seeds, 320 rows, one epoch, {worst.n} items of the target, trainings of "
-        f"{', '.join(f'{_mean_training_s(runs[name]):.0f}' for name in names)} s",
+        f"{', '.join(f'{mean_training_s(runs[name]):.0f}' for name in names)} s",
     )
 
 
-def run_recipes(
-    path: Path, names: Sequence[str], seeds: Sequence[int] = SEEDS
-) -> tuple[Session, dict[str, list[Run]]]:
+def run_recipes(path: Path, names: Sequence[str]) -> tuple[Session, dict[str, list[Run]]]:
     """Train and evaluate recipes of an experiment; return its session, and each recipe's runs by seed."""
-    settings = [f"seeds={list(seeds)}"]
+    settings = [f"seeds={list(SEEDS)}"]
     harness.compare(path, settings, candidates=list(names), progress=TerminalProgress())
     session = prepare_session(config.load(path, settings, list(names)), Scope(), SilentProgress())
     newest = {(run.candidate, run.seed): run for run in store.list_runs(session.store, session.experiment.name)}
-    return session, {name: [newest[name, seed] for seed in seeds] for name in names}
+    return session, {name: [newest[name, seed] for seed in SEEDS] for name in names}
 
 
 def _measure(pair: Pair) -> ClaimResult:
@@ -155,7 +152,7 @@ def _measure(pair: Pair) -> ClaimResult:
         f"{pair.new} against {pair.base}, {len(new)} seeds (target {', '.join(formatting.points(x) for x in each)}), "
         f"{pair.trained}, {target.n} items of the target"
         + (f", {change.n} general ones" if change is not target else "")
-        + f", trainings of {_mean_training_s(new):.0f} and {_mean_training_s(base):.0f} s",
+        + f", trainings of {mean_training_s(new):.0f} and {mean_training_s(base):.0f} s",
     )
 
 
@@ -166,13 +163,9 @@ def judge_pair(pair: Pair, change: Estimate, target: Estimate) -> Verdict:
     return compared if pair.outcome == "target" else judge_all(compared, gain)
 
 
-def read_training_s(run: Run) -> float:
-    """Return the seconds of a run's training, made by any call."""
-    return (run.training and run.training.wall_s) or 0.0
-
-
-def _mean_training_s(runs: Sequence[Run]) -> float:
-    return fmean(map(read_training_s, runs))
+def mean_training_s(runs: Sequence[Run]) -> float:
+    """Return the mean seconds of the runs' trainings, made by any call."""
+    return fmean((run.training and run.training.wall_s) or 0.0 for run in runs)
 
 
 def prepare(folder: Path, *, suites: bool) -> Path:
@@ -223,13 +216,10 @@ def change_over_seeds(
 ) -> Estimate:
     """Return the difference of two recipes, as a share of the range and the mean over tasks.
 
-    With several seeds the variances over items and between the seeds of each recipe are added; with one seed
-    it is the difference of two checkpoints.
+    The variances over items and between the seeds of each recipe are added.
     """
     rows = [(task.primary, _read_rows(session, task, base), _read_rows(session, task, new)) for task in tasks]
     changes = [[_compare(metric, b[i], n[i]) for metric, b, n in rows] for i in range(len(new))]
-    if len(new) == 1:
-        return mean_change(changes[0])
     differences = [compare_recipes(metric, b, n) for metric, b, n in rows]
     items = [
         stats.Variance(d.change.variance / (task.primary.range.span * len(tasks)) ** 2, d.change.df)

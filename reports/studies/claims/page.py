@@ -12,9 +12,8 @@ What papers claim, held against what is computed or measured here, on the embedd
 a GPU. A verdict is about this
 model and these rows alone: **holds** where the whole 95 % interval bears the claim out, **does not hold here** where none of it
 does, **not decided** where it reaches over both. An exact figure has no interval. The interval of a fine-tune holds the variance
-between its seeds, where it has three; one seed judges a checkpoint and not the recipe. A difference of less than five points of
-the target counts as none where equality is claimed. A call takes up what an ended one had trained and answered, so its time may be
-less than the whole."""
+between its three seeds. A difference of less than five points of the target counts as none where equality is claimed. A call
+takes up what an ended one had trained and answered, so its time may be less than the whole."""
 
 
 def page(
@@ -38,7 +37,7 @@ def page(
         f"| {c.says} | {c.source} | {c.needs} | {pluralize(round(c.hours), 'hour')} |"
         for c in open_claims
     ]
-    again = "A claim of one seed needs three: `make claims ARGS='NAME --again'`, ten minutes to an hour on two cores."
+    again = "`make claims ARGS='NAME --again'` repeats one: ten minutes to an hour on two cores."
     return "\n".join([*lines, "", f"`make claims` measures what is missing and makes this page again. {again}", ""])
 
 

@@ -1,6 +1,7 @@
 """Claims about preferences: DPO against a reward model and RLOO, from one adapter and the same pairs."""
 
 from functools import cache
+from statistics import fmean
 from typing import NamedTuple
 
 from harness import formatting
@@ -10,16 +11,17 @@ from reports.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
 from reports.studies.claims.fine_tunes import (
     FOLDER,
     MARGIN,
+    SEEDS,
     change_over_seeds,
     list_target_figures,
+    mean_training_s,
     prepare,
-    read_training_s,
     run_recipes,
 )
 
 
 class _Ways(NamedTuple):
-    """DPO's target minus RLOO's, and the training seconds of both; RLOO's include its reward model."""
+    """DPO's target minus RLOO's, and the mean training seconds of each; RLOO's include its reward model."""
 
     change: Estimate
     dpo_s: float
@@ -49,18 +51,19 @@ def rloo_against_dpo() -> ClaimResult:
 
 @cache
 def _train() -> _Ways:
-    session, runs = run_recipes(prepare(FOLDER, suites=False), ("plain", "dpo", "rloo"), (0,))
-    reward = find_stored_weights(session, session.candidates["reward"], session.first_seed)
-    assert reward is not None
-    (dpo,), (rloo,) = runs["dpo"], runs["rloo"]
+    session, runs = run_recipes(prepare(FOLDER, suites=False), ("plain", "dpo", "rloo"))
+    dpo, rloo = runs["dpo"], runs["rloo"]
+    rewards = [find_stored_weights(session, session.candidates["reward"], run.seed) for run in rloo]
+    reward_s = fmean(reward.training.wall_s or 0.0 for reward in rewards if reward)
     return _Ways(
-        change_over_seeds(session, [session.target], [dpo], [rloo]),
-        read_training_s(dpo),
-        read_training_s(rloo) + (reward.training.wall_s or 0.0),
+        change_over_seeds(session, [session.target], dpo, rloo),
+        mean_training_s(dpo),
+        mean_training_s(rloo) + reward_s,
     )
 
 
 def _result(ways: _Ways, verdict: Verdict) -> ClaimResult:
     figures = list_target_figures(ways.change) | {"dpo_s": ways.dpo_s, "rloo_s": ways.rloo_s}
-    note = f"dpo against rloo, both from plain, one seed, rate 3e-5, the pairs of the target, {ways.change.n} items"
+    note = f"dpo against rloo, both from plain, {len(SEEDS)} seeds, rate 3e-5, the pairs of the target, "
+    note += f"{ways.change.n} items"
     return ClaimResult(ways.shown, verdict, figures, note)
