@@ -231,10 +231,13 @@ def test_the_reward_of_served_answers_rises_beyond_its_noise_on_validation(tmp_p
     judge = harness("train", "judge", cwd=tmp_path, check=0).stderr
     (low,) = re.findall(r"rates the chosen answer higher in [\d.]+ \[(\d+), \d+\] % of", judge)
     assert int(low) > 50, judge
-    message = harness(
-        "train", "grpo-f1", "candidates.grpo-f1.params.max_steps=12", cwd=tmp_path, check=0
-    ).stderr
-    assert re.search(r"grpo-f1: reward on 52 validation prompts .* training, \+0\.\d+ \[\+", message), message
+    for name in ("grpo-f1", "rloo-f1"):
+        message = harness(
+            "train", name, f"candidates.{name}.params.max_steps=12", cwd=tmp_path, check=0
+        ).stderr
+        assert re.search(rf"{name}: reward on 52 validation prompts .* training, \+0\.\d+ \[\+", message), (
+            message
+        )
 
 
 def test_the_second_of_two_nights_compares_with_the_same_reference_and_adds_to_the_trend(tmp_path, command):
