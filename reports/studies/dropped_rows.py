@@ -1,8 +1,8 @@
-"""Study of dropping low-quality answers: one LoRA on all 64 rows, one on the rows that are kept.
+"""Study of dropping low-quality answers: LoRAs on all 64 rows, and on the rows that are kept, with three seeds.
 
 A seeded rule damages a quarter of the rows, taken from the quickstart. `harness data check` proposes the
-score, `harness data clean` drops the rows below it, and both LoRAs answer the same test items. About 15 minutes
-on two slow cores: `python -m reports.studies.dropped_rows FOLDER`.
+score, `harness data clean` drops the rows below it, and all LoRAs answer the same test items. 8 minutes on
+a thread of a processor with AMX: `python -m reports.studies.dropped_rows FOLDER`.
 """
 
 import json
@@ -11,6 +11,9 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+
+from harness import formatting
+from reports.studies.claims.fine_tunes import change_over_seeds, run_recipes
 
 _N, _N_TEST, _SHARE = 64, 60, 0.25
 _SUITE = Path(__file__).parents[2] / "suites" / "support"
@@ -25,6 +28,7 @@ target:
   name: support
   data: {train: all.jsonl, test: test.jsonl}
   metrics: [exact_match, token_f1]
+  primary: METRIC
   system: "Sort messages by what is unsolved: 'queue: returns, delivery, billing or repairs | tone: calm or \
 upset'. Answer questions with the fact only."
   max_new_tokens: 16
@@ -86,8 +90,17 @@ def main(folder: Path) -> None:
     low = {int(place.rpartition(":")[2]) for place in finding["rows"]}
     for kind, n in Counter(kinds.get(line, "undamaged") for line in range(1, _N + 1)).items():
         print(f"{kind}: {sum(kinds.get(line, 'undamaged') == kind for line in low)} of {n} dropped")
-    (folder / "harness.yaml").write_text(_EXPERIMENT, "utf-8")
-    run(folder, "harness compare")
+    compare(folder / "harness.yaml")
+
+
+def compare(path: Path) -> None:
+    """Train both with three seeds, and print each metric's change from all rows to the kept ones."""
+    for metric in ("exact_match", "token_f1"):
+        path.write_text(_EXPERIMENT.replace("METRIC", metric), "utf-8")
+        session, runs = run_recipes(path, ("all", "kept"))
+        run(path.parent, "harness compare --seeds 0,1,2")  # prints the table of the stored results
+        change = change_over_seeds(session, [session.target], runs["kept"], runs["all"])
+        print(f"{metric}, kept − all: {formatting.points(change.score, change.low, change.high)}")
 
 
 if __name__ == "__main__":
