@@ -131,11 +131,6 @@ def encoders(request, tiny, tmp_path_factory):
     return HFCandidate(base, tokenizer, "w", "packed"), HFLM(pretrained=base, tokenizer=tokenizer)
 
 
-def encode_pair(candidate, context, continuation):
-    pair = SimpleNamespace(request_type="loglikelihood", args=(context, continuation))
-    return requests.encode_requests(candidate, [pair])[0]
-
-
 PART = st.text(st.sampled_from("aeb \n\t.Zé"), max_size=6)
 TEXT = st.tuples(PART, st.sampled_from("aeb.Zé"), PART).map("".join)
 
@@ -147,7 +142,8 @@ def test_a_pair_becomes_the_token_ids_of_lm_eval_and_is_flagged_where_they_merge
     encoders, context, continuation
 ):
     ours, theirs = encoders
-    encoded = encode_pair(ours, context, continuation)
+    pair = SimpleNamespace(request_type="loglikelihood", args=(context, continuation))
+    encoded = requests.encode_requests(ours, [pair])[0]
     assert (list(encoded.context), list(encoded.continuation)) == theirs._encode_pair(context, continuation)
     context_ids, all_ids = theirs.tok_encode(context.rstrip()), theirs.tok_encode(context + continuation)
     assert encoded.merged == (all_ids[: len(context_ids)] != context_ids)
@@ -337,14 +333,10 @@ def test_written_samples_are_those_that_lm_eval_logs(log_folder, their_results, 
         assert arguments == json.loads(json.dumps(sample["arguments"], default=str))
 
 
-def rates_alone(source, folder):
-    """Copy the written results except wikitext, which has no rate for the gate to judge."""
-    return shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*wikitext*"))
-
-
 @pytest.mark.e2e
 def test_the_gate_reads_what_eval_wrote_and_refuses_a_copy_of_it_and_another_precision(log_folder, tmp_path):
-    base, new = (rates_alone(log_folder, tmp_path / name) for name in ("base", "new"))
+    rates = shutil.ignore_patterns("*wikitext*")  # which has no rate for the gate to judge
+    base, new = (shutil.copytree(log_folder, tmp_path / name, ignore=rates) for name in ("base", "new"))
     n = 6 * len(TASKS[:-1])
     with pytest.raises(UserError, match=f"the answers of --base .* again, the same in all of {n} items"):
         gate_folders(base, new, GatePolicy())

@@ -234,19 +234,14 @@ def file_and_report(tiny, tmp_path_factory):
     return path, tiny_experiment.run(path, *OVERRIDES)
 
 
-def read_drawn_answers(path, name):
-    at, run = Store(path.parent / "runs"), tiny_experiment.runs_of(path)[name]
-    rows = run.rows["letters/test"]
-    return store.read_rows(at, rows), store.read_drawn(at, rows)
-
-
 @pytest.mark.e2e
 def test_the_reward_model_is_made_first_and_its_choice_counts(file_and_report):
     path, report = file_and_report
     assert {facts.name for facts in report.facts} == {"first", "best"}
     session = tiny_experiment.session(path, *OVERRIDES)
     weights = find_stored_weights(session, session.candidates["judge"], 0)
-    rows, answers = read_drawn_answers(path, "best")
+    at, digest = Store(path.parent / "runs"), tiny_experiment.runs_of(path)["best"].rows["letters/test"]
+    rows, answers = store.read_rows(at, digest), store.read_drawn(at, digest)
     items = {example.id: example for example in session.target.items.test}
     for row in rows:
         texts = [answer.text for answer in answers[row.example_id]]

@@ -225,12 +225,6 @@ def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths_and_pad
     assert host.base.loglikelihood([]) == []
 
 
-def _tensor(rows):
-    import torch
-
-    return torch.tensor(rows)
-
-
 def test_an_answer_ends_at_the_models_own_end_token_also_at_the_limit(host, tiny, own_cache):
     output = host.base.generate(prompts(host.base)[:1], Limits(3))[0]
     assert (output.finish_reason, output.n_output_tokens) == ("length", 3)
@@ -252,7 +246,9 @@ def set_end_token(host, token_id):
 
 
 def find_second_token(host, prompt):
-    answer = host.model.generate(input_ids=_tensor([prompt]), max_new_tokens=2, do_sample=False)
+    import torch
+
+    answer = host.model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=2, do_sample=False)
     return answer[0, -1].item()
 
 

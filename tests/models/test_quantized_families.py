@@ -251,15 +251,11 @@ QUANTISED = {
 }
 
 
-def write_quantised_llama(folder, name):
-    layer, settings, _ = QUANTISED[name]
-    config = {**LLAMA_3_8B, "quantization_config": settings}
-    return write_headers(folder, config, decoder(**LLAMA_3_SIZES, quantised=layer))
-
-
 @pytest.mark.parametrize("name", QUANTISED)
 def test_files_that_are_quantised_take_the_memory_of_their_headers(tmp_path, name):
-    folder = str(write_quantised_llama(tmp_path / "base", name))
+    layer, settings, _ = QUANTISED[name]
+    config = {**LLAMA_3_8B, "quantization_config": settings}
+    folder = str(write_headers(tmp_path / "base", config, decoder(**LLAMA_3_SIZES, quantised=layer)))
     result = examine_base(folder, FitQuery(12.0))
     assert result.n_parameters == 8_030_261_248
     stored = (IN_LAYERS * QUANTISED[name][2] / 8 + BESIDE) / 1e9

@@ -131,7 +131,9 @@ ENDS = {
 def test_an_end_that_the_model_alone_names_is_trained_where_the_tokenizer_has_none(tmp_path, named):
     generation, config = ENDS[named]
     base = tiny_model.copy(tiny_model.build(tmp_path / "whole"), tmp_path / "base", **config)
-    forget_tokens(base, "eos_token", "bos_token", "pad_token")
+    file, forgotten = base / "tokenizer_config.json", ("eos_token", "bos_token", "pad_token")
+    kept = {name: value for name, value in json.loads(file.read_text()).items() if name not in forgotten}
+    file.write_text(json.dumps(kept))
     (base / "generation_config.json").unlink()
     if generation is not None:
         (base / "generation_config.json").write_text(json.dumps(generation))
@@ -139,12 +141,6 @@ def test_an_end_that_the_model_alone_names_is_trained_where_the_tokenizer_has_no
     for chat in (True, False):
         (row,) = tokenize([Example("row", (_USER,))], [("late",)], chat, load_tokenizer(source), source)
         assert load_tokenizer(source).decode(row.wholes[0][row.start :]).strip() == "late<|im_end|>"
-
-
-def forget_tokens(base, *names):
-    file = base / "tokenizer_config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({name: value for name, value in config.items() if name not in names}))
 
 
 @pytest.mark.parametrize("chat", [True, False])
