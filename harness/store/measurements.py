@@ -125,12 +125,15 @@ def noise_rates(store: Store) -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def flip_rates(store: Store, base_digest: str, rows: RowsIdentity) -> dict[str, float]:
-    """Map each task to the share of its items that flipped in a base's newest measurement in a layout.
+    """Map each task to the share of its items that flipped in a base's newest noise on the device of `rows`.
 
-    The precision and layout are those of `rows`; a GPU's pass costs are part of the layout.
+    Precision and layout are those of `rows`, too: two cards can have the same layout.
     """
+    environments = {origin.environment for origin in origins(store, rows.digest).values()}
+    devices = {read_environment(store, name).get("device", "") for name in environments}
     key = (base_digest, rows.precision, rows.layout_digest)
-    matching = [m for m in noises(store) if (m.base_digest, m.precision, m.layout_digest) == key]
+    alike = [m for m in noises(store) if (m.base_digest, m.precision, m.layout_digest) == key]
+    matching = [m for m in alike if m.device in devices]
     return {task.task: task.rate for noise in matching for task in noise.tasks}
 
 

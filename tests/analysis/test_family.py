@@ -298,20 +298,22 @@ def test_a_task_whose_score_is_within_its_noise_is_not_admitted(rate, admitted):
     assert ("its layout alone" in reason) is not admitted
 
 
-def test_a_comparison_judges_with_the_noise_of_its_base_in_the_layout_of_its_rows(copy):
+def test_a_comparison_judges_with_the_noise_of_its_base_on_the_device_of_its_rows(copy):
     session = tiny_experiment.session(copy)
     run = tiny_experiment.runs_of(copy)["lora"]
     task_noise = (TaskNoise("facts", 6, {"layout": 3}, None),)
     noise = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=task_noise)
     layout = store.read_identity(session.store, run.rows["facts/test"]).layout_digest
-    for digest, rate in (("another card's", None), (layout, 0.5)):
-        store.save_noise(session.store, replace(noise, layout_digest=digest))
+    name = session.machine.name
+    for digest, device, rate in (
+        ("another", name, None),
+        (layout, "another card", None),
+        (layout, name, 0.5),
+    ):
+        store.save_noise(session.store, replace(noise, layout_digest=digest, device=device))
         measurements = measure_run(study_of_session(session, Reader(session.store, session.tasks)), run)
-        assert {m.task.name: m.flip_rate for m in measurements} == {
-            "sums": None,
-            "facts": rate,
-            "prose": None,
-        }
+        rates = {m.task.name: m.flip_rate for m in measurements}
+        assert rates == {"sums": None, "facts": rate, "prose": None}
 
 
 @pytest.mark.e2e
