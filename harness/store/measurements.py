@@ -129,10 +129,10 @@ def flip_rates(store: Store, base_digest: str, rows: RowsIdentity) -> dict[str, 
 
     Precision and layout are those of `rows`, too: two cards can have the same layout.
     """
-    environments = {origin.environment for origin in origins(store, rows.digest).values()}
-    devices = {read_environment(store, name).get("device", "") for name in environments}
     key = (base_digest, rows.precision, rows.layout_digest)
     alike = [m for m in noises(store) if (m.base_digest, m.precision, m.layout_digest) == key]
+    environments = {origin.environment for origin in origins(store, rows.digest).values()} if alike else ()
+    devices = {read_environment(store, name).get("device", "") for name in environments}
     matching = [m for m in alike if m.device in devices]
     return {task.task: task.rate for noise in matching for task in noise.tasks}
 
