@@ -88,7 +88,8 @@ class LoadedExperiment(NamedTuple):
     """An experiment and the folder of its file.
 
     `selected` names the candidates to show, in the order of the file; the others stay in the experiment,
-    because a selected one may take their weights. `places` maps every candidate to its file and line.
+    because a selected one may take their weights. `places` maps every candidate to its file and line; `files`
+    are the experiment's file and the suites and recipes that it names.
     """
 
     experiment: Experiment
@@ -96,6 +97,7 @@ class LoadedExperiment(NamedTuple):
     selected: tuple[str, ...]
     places: Mapping[str, str]
     typed: CommandLine = CommandLine()
+    files: tuple[Path, ...] = ()
 
 
 def load(
@@ -152,7 +154,7 @@ def load(
         changed_by = (mark for mark in inner_marks if mark.startswith(_OVERRIDE))
         places[name] = ", ".join(dict.fromkeys([tree.where(keys), *changed_by]))
     typed = CommandLine.from_options(path, overrides)
-    return LoadedExperiment(experiment, tree.folder, selected, places, typed)
+    return LoadedExperiment(experiment, tree.folder, selected, places, typed, tuple(tree.files))
 
 
 class _GateAlone(Spec):

@@ -50,7 +50,7 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
         _resolve(mapping(task), path.parent)
     if "method" in data:
         _resolve_recipe(data, path.parent)
-    return Tree(data, marks, folder)
+    return Tree(data, marks, folder, files=[path])
 
 
 def suite_files(folder: Path) -> list[Path]:
@@ -178,6 +178,7 @@ def _inline_file(tree: Tree, keys: Keys, relative: str, kind: str) -> None:
         tree.failed.add(keys)
         tree.problems += error.problems
         return
+    tree.files.append(path)
     is_own = path.is_relative_to(tree.folder)
     marks = loaded.marks if kind == "suite" else {k: mark for k, mark in loaded.marks.items() if k and is_own}
     tree.put(keys, loaded.data, marks)

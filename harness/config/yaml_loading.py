@@ -58,6 +58,7 @@ class Tree:
     """Values of all files of one experiment, their positions, and the problems so far.
 
     `failed` holds the keys whose values could not be read; no further problems are reported for them.
+    `files` are the files that were read.
     """
 
     data: dict[str, Any]
@@ -65,6 +66,7 @@ class Tree:
     folder: Path
     problems: list[Problem] = field(default_factory=list)
     failed: set[Keys] = field(default_factory=set)
+    files: list[Path] = field(default_factory=list)
 
     def where(self, keys: Keys) -> str:
         """Return `file:line` of the value at these keys, or of the nearest enclosing value."""

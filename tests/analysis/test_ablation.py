@@ -73,13 +73,10 @@ def test_the_winner_of_a_grid_is_that_of_validation_and_one_seed_leaves_its_vari
     assert "training-seed variance unknown (fewer than 3 seeds)" in print_report(report(grid(0)))
 
 
-def make_seeds(*names, scores):
-    arms = [(name, seed, score) for name in names for seed, score in enumerate(scores)]
-    return [make_fine_tune(n, score, 0.05, run_id=f"{n}-{seed}", seed=seed) for n, seed, score in arms]
-
-
 def test_from_three_seeds_on_what_varies_between_the_seeds_of_both_is_added():
-    factor = table(make_seeds("lora[r=4]", "lora[r=16]", scores=(0.70, 0.72, 0.74))).factors[1]
+    arms = [(n, *seed) for n in ("lora[r=4]", "lora[r=16]") for seed in enumerate((0.70, 0.72, 0.74))]
+    fine_tunes = [make_fine_tune(n, score, 0.05, run_id=f"{n}-{seed}", seed=seed) for n, seed, score in arms]
+    factor = table(fine_tunes).factors[1]
     items, seeds = 0.05 / 1.959964, 0.02 / 3**0.5
     se = (items**2 + 2 * seeds**2) ** 0.5
     df = se**4 / (2 * seeds**4 / 2)

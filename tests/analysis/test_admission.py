@@ -96,11 +96,6 @@ def copies(rng, n_copies, n=1000, loss=0.02, together=1.0, disagreement=0.1):
     return measurements
 
 
-def judge_apart(measured):
-    """Judge without the information that the tasks share items."""
-    return verdict([m._replace(documents={}) for m in measured])
-
-
 def test_an_item_that_several_tasks_hold_is_counted_once():
     a, b = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
     half = measurement("z", *flips(200, 12, 12), documents=[*list(a.documents.values())[:100], *range(100)])
@@ -150,7 +145,7 @@ def test_tasks_that_share_some_items_are_correlated_named_and_gain_no_width():
     shared_items = macro_of(verdict([a, b._replace(documents=half)])).numbers["shared_items"]
     assert shared_items == ["c0 and c1 share 200 items"]
     a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0, together=0.0)
-    apart_, joint = judge_apart([a, b]).macro, verdict([a, b]).macro
+    apart_, joint = verdict([m._replace(documents={}) for m in (a, b)]).macro, verdict([a, b]).macro
     assert joint.high - joint.low >= apart_.high - apart_.low - 1e-12
     twice = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
     single, double = (macro_of(verdict(measured)).numbers for measured in (twice[:1], twice))
@@ -187,7 +182,8 @@ def test_more_items_are_asked_of_the_small_tasks_and_what_none_of_them_settle_is
     by_task = dict(entry.rsplit(" ", 1) for entry in macro.numbers["items_needed_by_task"])
     assert "t0" not in by_task
     assert judgement.items_needed == sum(map(int, by_task.values())) < 1_500
-    alike = [DeltaPart("all", macro_se(judgement), 14_400)]
+    se = (judgement.macro.high - judgement.macro.low) / (2 * 1.96)
+    alike = [DeltaPart("all", se, 14_400)]
     assert describe_more_items(0.0, alike, 0.02, 0.05, 0.0).items > 20_000
     assert "(t1 " in macro.sentence
 
@@ -195,11 +191,6 @@ def test_more_items_are_asked_of_the_small_tasks_and_what_none_of_them_settle_is
         parts = [DeltaPart("a", 0.03, 50, room=20), DeltaPart("b", 0.0, 50, room=room)]
         unsettled = None, f"the {n} items that the tasks still hold would not settle it"
         assert describe_more_items(0.0, parts, 0.02, 0.05, 0.03)[:2] == unsettled
-
-
-def macro_se(judgement):
-    """Return the standard error that the 95 % interval of the macro implies."""
-    return (judgement.macro.high - judgement.macro.low) / (2 * 1.96)
 
 
 @given(

@@ -104,11 +104,6 @@ def pictures(page) -> list[dict]:
     return [json.loads(element.proto.spec) for element in page.get("plotly_chart")]
 
 
-def board_of(page):
-    """Return the values of the leaderboard by candidate."""
-    return page.dataframe[0].value.set_index("candidate")
-
-
 def arithmetic(page) -> dict[str, str]:
     return dict(page.dataframe[0].value.itertuples(index=False))
 
@@ -149,7 +144,7 @@ def test_the_leaderboard_shows_the_score_of_each_candidate(open_page, tmp_path, 
     written = fake_project.write(tmp_path, with_report=with_report)
     fake_project.experiment(tmp_path)
     page = open_page("leaderboard")
-    board, printed = board_of(page), read_cells(page.dataframe[0])
+    board, printed = page.dataframe[0].value.set_index("candidate"), read_cells(page.dataframe[0])
     assert dict(zip(printed["candidate"], printed["target"], strict=True)) == {
         f.label: formatting.interval(*f.target[:3]) for f in written.facts
     }

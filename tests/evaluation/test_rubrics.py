@@ -44,12 +44,10 @@ def test_a_rubric_has_its_defaults_and_all_that_is_wrong_with_one_is_said_at_onc
     assert {re.match(r"helpful.yaml:(\d)", p)[1] for p in problems(tmp_path, text)} == {"1", "2", "3", "4"}
 
 
-def read_refused():
-    lines = Path(__file__).parents[1].joinpath("refused_rubrics.txt").read_text("utf-8").splitlines()
-    return [tuple(line.split(" => ")) for line in lines if " => " in line]
+LINES = Path(__file__).parents[1].joinpath("refused_rubrics.txt").read_text("utf-8").splitlines()
 
 
-@pytest.mark.parametrize(("text", "said"), read_refused())
+@pytest.mark.parametrize(("text", "said"), [line.split(" => ") for line in LINES if " => " in line])
 def test_what_is_wrong_with_a_rubric_is_said_with_its_line(tmp_path, text, said):
     listed = "\n".join(problems(tmp_path, text.replace("GOOD ", GOOD).replace("\\n", "\n")))
     assert [phrase for phrase in said.split(" ‥ ") if phrase not in listed] == [], listed

@@ -73,7 +73,8 @@ def test_a_second_compare_computes_nothing_and_says_the_same_as_the_stored_repor
     files_before = files(copy.parent / "runs")
     rerun = tiny_experiment.run(copy)
     assert files(copy.parent / "runs") == files_before
-    first_json, *other_jsons = (report.to_json(r) for r in (finished_run[1], rerun, report_experiment(copy)))
+    stored = report_stored(tiny_experiment.session(copy), NAMES)
+    first_json, *other_jsons = (report.to_json(r) for r in (finished_run[1], rerun, stored))
     for other_json in other_jsons:
         assert {k for k in first_json if first_json[k] != other_json[k]} <= {"header"}
 
@@ -98,11 +99,6 @@ def test_a_failed_candidate_is_reported_with_its_knob_leaves_no_weights_and_may_
     assert runs_of(path)["bag"].state == "failed"
     assert list((tmp_path / "runs").glob("weights/*")) == []
     assert fact_of(tiny_experiment.run(path, candidates=("bag",)), "bag").state == "done"
-
-
-def report_experiment(path, *overrides, candidates=()):
-    loaded = config.load(path, overrides, candidates)
-    return report_stored(prepare_session(loaded, Scope(), SilentProgress()), loaded.selected)
 
 
 def refusal(path, *overrides, **options):

@@ -161,10 +161,6 @@ def label_rows(column, values):
     return [{"text": say(i), column: value} for i, value in enumerate(values)]
 
 
-def answer_rows(values):
-    return [{"question": f"Which is {say(i, 4)}?", "answer": value} for i, value in enumerate(values)]
-
-
 # Few rows and the task's description on screen.
 SMALL = {
     "stars": (label_rows("stars", (5, 4, 5, 3, 1, 5, 4, 2, 5, 1, 4, 3)), "ratings in 5 steps"),
@@ -174,7 +170,9 @@ SMALL = {
     "tags that are joined": (
         label_rows("tags", ("a", "b", "a; b", "c", "a", "b; c", "b", "c")), "several of 3 labels",
     ),
-    "persons": (answer_rows(NAMES), "short free text"),
+    "persons": (
+        [{"question": f"Which is {say(i, 4)}?", "answer": name} for i, name in enumerate(NAMES)], "short free text",
+    ),
     "prices": (label_rows("price", (10, 20, 10, 30, 20, 30) * 2), "numbers; scored by exact_match"),
 }  # fmt: skip
 

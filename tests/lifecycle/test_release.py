@@ -359,11 +359,6 @@ def test_of_one_output_folder_for_two_models_the_printed_step_judges_the_right_o
     assert re.search(r"800 +85\.0 .* 65\.0 .* 160/0", judged.stdout)
 
 
-def drop_results(folder):
-    for file in folder.rglob("results_*"):
-        file.unlink()
-
-
 SECOND = {"piqa": [1.0] * 30}
 # A second evaluation in the folder, how it differs, the rearrangement, and the message.
 FOLDERS_THAT_ARE_REFUSED = {
@@ -374,7 +369,8 @@ FOLDERS_THAT_ARE_REFUSED = {
         *(SECOND, {"model_dtype": "torch.float32"}, None),
         "org/m in .*org/m in .*; they differ in model_dtype",
     ),
-    "no results": (SECOND, {}, drop_results, "2 models .*differ in nothing that names their model"),
+    "no results": (SECOND, {}, lambda folder: [file.unlink() for file in folder.rglob("results_*")],
+                   "2 models .*differ in nothing that names their model"),
 }  # fmt: skip
 
 
@@ -509,15 +505,11 @@ def test_rows_without_hashes_are_compared_by_what_they_hold(tmp_path, kept):
             judge(old, new)
 
 
-def write_corpus_metric(folder):
-    pair = {"metrics": ["bleu"], "bleu": ["a reference", "an answer"]}
-    rewrite(folder, lambda lines: [line | pair for line in lines], "samples_wmt_*")
-
-
 def test_a_task_without_a_number_of_each_item_is_named_and_the_others_are_judged(tmp_path):
-    lost = np.arange(400) >= 80
+    lost, pair = np.arange(400) >= 80, {"metrics": ["bleu"], "bleu": ["a reference", "an answer"]}
     for arm, scores in (("a", np.ones(400)), ("b", lost.astype(float))):
-        write_corpus_metric(lmeval_folder.write(tmp_path / arm, {"arc": scores, "wmt": np.ones(9)}))
+        folder = lmeval_folder.write(tmp_path / arm, {"arc": scores, "wmt": np.ones(9)})
+        rewrite(folder, lambda lines: [line | pair for line in lines], "samples_wmt_*")
     judged = judge(tmp_path / "a", tmp_path / "b")
     assert ([t.task.name for t in judged.tasks], judged.verdict.outcome) == (["arc"], "fail")
     assert "wmt is not compared: metrics without one number an item (bleu)" in judged.notes
