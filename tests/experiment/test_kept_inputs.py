@@ -17,10 +17,14 @@ def test_runs_copied_alone_give_the_same_report_and_a_new_margin_judges_anew(
     first, second = tmp_path / "first", tmp_path / "second"
     shutil.copytree(tiny, first / "model")
     path = tiny_experiment.write(first, "model", tiny_experiment.TUNED, extra="gate: {macro: 0.9}\n")
+    (first / "suites" / "letters" / "test.jsonl").rename(tmp_path / "own.jsonl")
+    suite = first / "suites" / "letters.yaml"
+    suite.write_text(suite.read_text().replace("letters/test.jsonl", "../../own.jsonl"))
     tiny_experiment.run(path)
     command("report", cwd=first, check=0)
     shutil.copytree(first / "runs", second / "runs")
     place, first = first, first.rename(tmp_path / "away")
+    (tmp_path / "own.jsonl").unlink()
     step = command("report", cwd=second, check=2).stderr.partition("next: ")[2].partition(", which brings")[0]
     subprocess.run(shlex.split(step), cwd=second, check=True)
     assert not list(second.glob("model/*.safetensors"))
