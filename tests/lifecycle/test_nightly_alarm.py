@@ -147,14 +147,10 @@ def test_the_base_moves_at_the_a_a_rate_without_an_alarm_and_more_often_with_one
     [(None, "2.2 %, expected in bf16"), (0.15, "answers as in the reference"), (0.01, "1.0 %, measured")],
 )
 def test_the_a_a_rate_measured_on_the_device_says_which_nights_drifted(aa_rate, drifted):
-    def night(day):
-        flips = {f"facts/{day}-{i}": i < 20 for i in range(120)}
-        return Night(
-            f"2026-03-{day:02d}", "", "", "", "bf16", "e", {"base": BaseNight(flips)}, (), {}, {}, (), aa_rate
-        )
-
-    report = build_report("desk", NightlyPolicy(), [night(1), night(2)], State())
-    assert drifted in report.harness
+    bases = ({"base": BaseNight({f"{day}/{i}": i < 20 for i in range(120)})} for day in (1, 2))
+    head = "", "", "", "bf16", "e"
+    nights = [Night(f"2026-03-0{n}", *head, b, (), {}, {}, (), aa_rate) for n, b in enumerate(bases, 1)]
+    assert drifted in build_report("desk", NightlyPolicy(), nights, State()).harness
 
 
 # The choice of items
