@@ -21,7 +21,7 @@ from harness.config import LoadedExperiment, load_yaml, plain
 from harness.masking import mask_secrets, mask_values
 from harness.models.hub import WITHOUT_WEIGHTS, ModelSource, small_files
 from harness.records import digest
-from harness.store import Store
+from harness.store import AGAIN, Store, clear_errors
 
 
 def keep_inputs(at: Store, loaded: LoadedExperiment, sources: Iterable[ModelSource]) -> None:
@@ -37,9 +37,10 @@ def keep_inputs(at: Store, loaded: LoadedExperiment, sources: Iterable[ModelSour
             return
         kept = home / place.relative_to(loaded.folder)
         if text is not None or not kept.exists() or _version(kept) != _version(path):
-            kept.parent.mkdir(parents=True, exist_ok=True)
             write = partial(shutil.copy2, path) if text is None else partial(_write, text)
-            fill_cache_file(kept, write)
+            with clear_errors(at, str(kept), AGAIN):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                fill_cache_file(kept, write)
 
     def bring_in(value: Any, folder: Path) -> Any:
         if isinstance(value, dict):
