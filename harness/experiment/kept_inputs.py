@@ -2,6 +2,7 @@
 
     runs/inputs/<experiment>/…           its file and those that it names, laid out as in its folder
     runs/inputs/<experiment>/outside/    rows that it names outside its folder
+    runs/inputs/<experiment>/baselines/  the histories of champions, which each promotion updates
 
 Of a base in that folder, configuration and tokenizer are kept, without weights. Settings with a secret, or
 with rows outside, are kept as JSON with neither. Code, and files among a candidate's params are not kept.
@@ -61,7 +62,7 @@ def keep_inputs(at: Store, loaded: LoadedExperiment, sources: Iterable[ModelSour
         kept_settings = mask_values(bring_in(settings, file.parent))
         is_whole = kept_settings == settings and mask_secrets(text) == text
         keep(file, text=None if is_whole else json.dumps(kept_settings, ensure_ascii=False))
-    for file in files:
+    for file in (*files, *loaded.folder.glob("baselines/champions/*.history.jsonl")):
         keep(file)
     for source in sources:
         sizes = {"weights_digest": source.weights_digest, "n_parameters": source.n_parameters}

@@ -7,13 +7,15 @@ so after a kill that file is at most one entry behind and is written again; a fi
 that lines were lost.
 """
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.cache import make_private_folder, sync
+from harness.cache import fill_cache_file, make_private_folder, sync
 from harness.errors import UserError, as_argument, refuse_unreadable
 from harness.formatting import Unit
 from harness.records import StoredName, checksum, is_bare_name, load, read_object
@@ -226,6 +228,10 @@ def record_champion(store: Store, entry: ChampionEntry) -> Path:
     else:
         write_records(store, path, [entry])
     _follow(store, target)
+    for inputs in store.folder.glob("inputs/*"):  # so that a copy of the runs is judged against this champion
+        kept = inputs / path.relative_to(folder)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        fill_cache_file(kept, partial(shutil.copy2, path))
     return champion_file(folder, target)
 
 
